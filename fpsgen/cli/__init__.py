@@ -1,0 +1,44 @@
+"""The command line. Importing it imports no torch: each command fetches what it needs when it runs."""
+
+from __future__ import annotations
+
+import signal
+from typing import Annotated
+
+import typer
+
+from fpsgen import __version__
+from fpsgen.cli import errors, generate
+
+app = typer.Typer(
+    name="fpsgen",
+    help="Wan2.1 videos from a prompt: fast, and true to the model.",
+    epilog='Start with:  [bold]fpsgen generate "a cat surfing"[/bold]',
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("generate", epilog=generate.EXAMPLES, no_args_is_help=True)(generate.generate)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"fpsgen {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")] = False,
+) -> None:
+    errors.show_tracebacks = debug
+
+
+def main() -> None:
+    """Entry point of the `fpsgen` script. A polite kill cleans up like Ctrl-C."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    app()

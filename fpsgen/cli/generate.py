@@ -1,0 +1,205 @@
+"""`fpsgen generate`: a prompt becomes a video."""
+
+from __future__ import annotations
+
+import math
+import re
+import secrets
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fpsgen.cli.errors import explained
+from fpsgen.cli.options import Dtype, Json, Verbose, choose_dtype, parse_device
+from fpsgen.cli.output import Output
+from fpsgen.errors import UsageError
+from fpsgen.timing import Timings
+from fpsgen.wan import sizes
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from fpsgen.pipeline import Event, Request
+    from fpsgen.wan.hub import Model
+
+EXAMPLES = """[bold]Examples[/bold]
+
+fpsgen generate "a cat surfing"
+
+fpsgen generate "a cat surfing" --res 720p --seed 7 -o cat.mp4
+
+fpsgen generate "a lighthouse in a storm" --model 14b --res 1280x720 --frames 49 --steps 30
+
+echo "a dog in the city" | fpsgen generate - --json
+"""
+
+MAX_SEED = 2**63 - 1
+
+
+@explained
+def generate(
+    prompt: Annotated[str, typer.Argument(help="What the video shows; - reads it from standard input.")],
+    res: Annotated[str | None, typer.Option(help="480p, 720p or WIDTHxHEIGHT.", show_default="the model's own")] = None,
+    frames: Annotated[int | None, typer.Option(help="Frames, 4n + 1.", show_default="81; pocket 25")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="pocket, 1.3b, 14b or a Diffusers folder.", show_default="by size and what is on disk"),
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps.", show_default="50; pocket fewer")] = None,
+    guidance: Annotated[
+        float | None, typer.Option(help="Guidance scale; 1 switches it off.", show_default="5; 1.3b 6")
+    ] = None,
+    shift: Annotated[
+        float | None, typer.Option(help="Flow shift: above 1, more steps at high noise.", show_default="5; 1.3b 8")
+    ] = None,
+    negative: Annotated[
+        str | None, typer.Option(help="What the video should not show.", show_default="Wan2.1's own")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Same seed, same video.", show_default="random")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="FILE.mp4, .webm or .gif.", show_default="from the prompt")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.", show_default="cuda if there")] = None,
+    dtype: Annotated[
+        Dtype | None, typer.Option(help="Precision of matrix products.", show_default="bf16 on cuda, else fp32")
+    ] = None,
+    json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Make a video from a prompt."""
+    timings = Timings()
+    out = Output(json, verbose)
+    if prompt == "-":
+        prompt = sys.stdin.read()
+    if not prompt.strip():
+        raise UsageError("the prompt is empty", hint='fpsgen generate "a cat surfing"')
+    size = sizes.parse_resolution(res) if res is not None else None
+    check_numbers(frames, steps, guidance, shift, seed)
+    seed = secrets.randbelow(2**31) if seed is None else seed
+    output = output or Path(default_name(prompt, seed))
+    with timings.phase("load"):  # importing torch and the libraries around it is part of the wait
+        from fpsgen import pipeline
+        from fpsgen.video import check_path
+        from fpsgen.wan import hub
+
+        check_path(output)
+        target = parse_device(device)
+        if model is None:
+            chosen, surprise = hub.choose(size, cuda=target.type == "cuda")
+        else:
+            chosen, surprise = hub.find(model), None
+    if surprise:
+        out.note(surprise)
+    defaults = chosen.defaults
+    width, height, scale_to = fit(chosen, size, out)
+    request = pipeline.Request(
+        prompt=prompt.strip(),
+        negative=defaults.negative if negative is None else negative,
+        width=width,
+        height=height,
+        frames=frames or defaults.frames,
+        fps=defaults.fps,
+        steps=steps or defaults.steps,
+        guidance=defaults.guidance if guidance is None else guidance,
+        shift=defaults.shift if shift is None else shift,
+        seed=seed,
+        output=output,
+        scale_to=scale_to,
+    )
+    if chosen.pocket and request.frames > defaults.frames:
+        out.note(f"the pocket model was trained on clips of {defaults.frames} frames; longer ones wander")
+    precision = choose_dtype(dtype, target)
+    out.detail(f"model {chosen.name} from {chosen.folder}; {target}, {str(precision).removeprefix('torch.')}")
+    out.detail(f"{request.steps} UniPC steps on Wan's grid, shift {request.shift:g}, guidance {request.guidance:g}")
+    draw(pipeline.generate(request, chosen, target, precision, timings), out)
+    out.table(timing_table(timings))
+    out.detail("seconds per step: " + " ".join(f"{seconds:.2f}" for seconds in timings.steps))
+    out.result(str(output), summary(request, chosen, str(target), timings))
+
+
+def check_numbers(
+    frames: int | None, steps: int | None, guidance: float | None, shift: float | None, seed: int | None
+) -> None:
+    """Refuse numbers that mean nothing, before torch is even imported."""
+    if frames is not None:
+        sizes.check_frames(frames)
+    if steps is not None and not 1 <= steps <= 1000:
+        raise UsageError(f"--steps {steps}: must be 1 to 1000", hint="try --steps 30")
+    if guidance is not None and not (math.isfinite(guidance) and guidance >= 0):
+        raise UsageError(f"--guidance {guidance:g}: must be 0 or more", hint="try --guidance 5")
+    if shift is not None and not (math.isfinite(shift) and shift > 0):
+        raise UsageError(f"--shift {shift:g}: must be above 0", hint="try --shift 5")
+    if seed is not None and not 0 <= seed <= MAX_SEED:
+        raise UsageError(f"--seed {seed}: must be 0 to {MAX_SEED}", hint="leave --seed out for a random one")
+
+
+def fit(model: Model, size: tuple[int, int] | None, out: Output) -> tuple[int, int, tuple[int, int] | None]:
+    """Width and height to render, and the size to scale to where the model cannot render what was asked for."""
+    own = (model.defaults.width, model.defaults.height)
+    if size is None or size == own:
+        return *own, None
+    if model.pocket is None:
+        sizes.check_model_size(*size)
+        return *size, None
+    sizes.check_scaled_size(*size)
+    out.note(f"the pocket model renders {own[0]}x{own[1]}; its pixels are scaled up to {size[0]}x{size[1]}")
+    return *own, size
+
+
+def default_name(prompt: str, seed: int) -> str:
+    """A file name that says what is inside."""
+    words = re.sub(r"\W+", "-", prompt.lower()).strip("-")[:60].rstrip("-")
+    return f"{words or 'video'}-{seed}.mp4"
+
+
+def draw(events: Iterator[Event], out: Output) -> None:
+    """Show the pipeline's events as they come."""
+    from fpsgen import pipeline
+
+    names = {"load": "loading", "text": "text", "denoise": "denoise", "decode": "decode"}
+    with out.progress() as progress:
+        task = progress.add_task("loading", total=None, rate="")
+        for event in events:
+            if isinstance(event, pipeline.Phase):
+                progress.remove_task(task)
+                task = progress.add_task(names[event.name], total=None, rate="")
+            elif isinstance(event, pipeline.Step):
+                progress.update(task, completed=event.done, total=event.total, rate=f"{event.seconds:.2f} s/step")
+            elif isinstance(event, pipeline.Frames):
+                progress.update(task, completed=event.done, total=event.total, rate="frames")
+            elif event.detail:
+                out.detail(event.text)
+            else:
+                out.note(event.text)
+
+
+def timing_table(timings: Timings) -> Table:
+    from rich.table import Table
+
+    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    table.add_column(style="dim")
+    count = len(timings.steps)
+    remarks = {"denoise": f"{count} steps, {sum(timings.steps) / count:.2f} s each" if count else ""}
+    for name, seconds in timings.seconds.items():
+        table.add_row(name, f"{seconds:.2f} s", remarks.get(name, ""))
+    table.add_row("[bold]total[/]", f"[bold]{timings.total:.2f} s[/]", "")
+    if timings.peak_memory is not None:
+        table.add_row("memory", f"{timings.peak_memory / 2**30:.2f} GiB", "peak")
+    return table
+
+
+def summary(request: Request, model: Model, device: str, timings: Timings) -> dict:
+    """The JSON face of a finished run."""
+    from fpsgen import pipeline
+
+    return {
+        "output": str(request.output),
+        "device": device,
+        **pipeline.describe(request, model),
+        "timings": timings.as_dict(),
+    }

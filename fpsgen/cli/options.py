@@ -1,0 +1,55 @@
+"""Option types that commands share."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fpsgen.errors import UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Dtype(StrEnum):
+    BF16 = "bf16"
+    FP32 = "fp32"
+
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say what was chosen, and why.")]
+
+
+def parse_device(name: str | None) -> torch.device:
+    """The device called `name`, or the best one here; UsageError where it cannot be had."""
+    import torch
+
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UsageError(f"--device {name} is no device", hint="use cpu, cuda or cuda:N") from None
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            why = "this torch was built without CUDA" if torch.version.cuda is None else "torch sees no CUDA GPU"
+            raise UsageError(f"--device {name}: {why}", hint="leave --device out, or use --device cpu")
+        if (device.index or 0) >= torch.cuda.device_count():
+            raise UsageError(f"--device {name}: there are {torch.cuda.device_count()} GPUs here, counted from 0")
+    elif device.type == "mps":
+        if not torch.backends.mps.is_available():
+            raise UsageError(f"--device {name}: there is no Apple GPU here", hint="leave --device out")
+    elif device.type != "cpu":
+        raise UsageError(f"--device {name}: fpsgen runs on cpu, cuda and mps")
+    return device
+
+
+def choose_dtype(dtype: Dtype | None, device: torch.device) -> torch.dtype:
+    """What was asked for, or bf16 on a GPU and fp32 on a CPU, where bf16 is seldom faster."""
+    import torch
+
+    if dtype is None:
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return {Dtype.BF16: torch.bfloat16, Dtype.FP32: torch.float32}[dtype]

@@ -1,0 +1,222 @@
+"""Text to video: what is loaded when, what runs, and what is told to whoever watches.
+
+`generate` is an iterator of events. It owns the order of things and the memory policy: a component is
+loaded when its turn comes and freed before the next one, because the text encoder alone is as large as
+the rest.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fpsgen import __version__, memory, sampling
+from fpsgen.attention.plan import AttentionPlan
+from fpsgen.attention.tiles import TileGrid
+from fpsgen.errors import RenderError
+from fpsgen.timing import Timings
+from fpsgen.video import VideoWriter
+from fpsgen.wan import vae as wan_vae
+from fpsgen.wan.checkpoint import load_transformer
+from fpsgen.wan.hub import Model
+from fpsgen.wan.text_encoder import TextEncoder
+from fpsgen.wan.transformer import KeyValue, WanTransformer
+
+
+@dataclass(frozen=True)
+class Request:
+    """One video. Width and height are rendered; `scale_to` is the file's size where it differs."""
+
+    prompt: str
+    negative: str
+    width: int
+    height: int
+    frames: int
+    fps: int
+    steps: int
+    guidance: float
+    shift: float
+    seed: int
+    output: Path
+    scale_to: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A phase begins: load, text, denoise or decode."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Step:
+    """`done` of `total` denoising steps are behind us; the last took `seconds`."""
+
+    done: int
+    total: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Frames:
+    """`done` of `total` frames are decoded and with the encoder."""
+
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Notice:
+    """Something the user should know; `detail` ones only if asked for."""
+
+    text: str
+    detail: bool = False
+
+
+Event = Phase | Step | Frames | Notice
+
+
+def generate(
+    request: Request, model: Model, device: torch.device, dtype: torch.dtype, timings: Timings
+) -> Iterator[Event]:
+    """Make the video of `request`, yielding events on the way; `timings` is filled in.
+
+    Raises RenderError when the result would not be a video of the prompt: no frame is written then.
+    """
+    memory.reset_peak(device)
+    yield Phase("load")
+    prompts = [request.prompt, request.negative] if request.guidance != 1 else [request.prompt]
+    texts = yield from encode_prompts(prompts, model, device, dtype, timings)
+    yield Phase("load")
+    with timings.phase("load"):
+        transformer = load_transformer(model.folder / "transformer", device, dtype)
+    latents = yield from denoise(request, model, transformer, texts, device, timings)
+    with timings.phase("load"):
+        del transformer
+        memory.release()
+    yield Phase("decode")
+    yield from decode(request, model, latents, device, timings)
+    timings.peak_memory = memory.peak_bytes(device)
+    timings.stop()
+
+
+def encode_prompts(
+    prompts: list[str], model: Model, device: torch.device, dtype: torch.dtype, timings: Timings
+) -> Generator[Event, None, list[Tensor]]:
+    """The text embedding of each prompt, the generator's return value; the encoder is gone afterwards."""
+    texts = []
+    with timings.phase("load"):
+        encoder = TextEncoder(model.folder, device, dtype)
+    yield Phase("text")
+    for index, prompt in enumerate(prompts):
+        with timings.phase("text"):
+            encoded = encoder.encode(prompt, drop_unknown=model.pocket is not None)
+        if encoded.unknown and model.pocket and index == 0:
+            words = ", ".join(encoded.unknown)
+            yield Notice(f"the pocket model does not know: {words}. It knows {model.pocket['knows']}")
+        if encoded.cut:
+            which = "prompt" if index == 0 else "negative prompt"
+            yield Notice(f"the {which} is longer than {encoder.length} tokens; its end was left out")
+        texts.append(encoded.text)
+    with timings.phase("load"):
+        del encoder
+        memory.release()
+    return texts
+
+
+def denoise(
+    request: Request,
+    model: Model,
+    transformer: WanTransformer,
+    texts: list[Tensor],
+    device: torch.device,
+    timings: Timings,
+) -> Generator[Event, None, Tensor]:
+    """From noise to latents [1, 16, T, h, w], the generator's return value."""
+    yield Phase("denoise")
+    shape = wan_vae.latent_shape(request.frames, request.height, request.width)
+    grid = transformer.config.grid(shape)
+    plans = [AttentionPlan(TileGrid(grid, model.tile(grid)))] * transformer.config.num_layers
+    with torch.inference_mode():
+        with timings.phase("denoise"):
+            solver = sampling.Solver(request.steps, request.shift)
+            latents = sampling.noise(transformer.config.in_channels, shape, request.seed).to(device)
+            together = both_fit(transformer, plans[0].tiles.tokens, device)
+            batches = [torch.cat(texts)] if together else texts
+            contexts = [transformer.embed_text(batch) for batch in batches]
+        if len(texts) > 1:
+            how = "in one batch" if together else "one after the other"
+            yield Notice(f"guidance branches run {how}", detail=True)
+        for index, timestep in enumerate(solver.timesteps):
+            begin = time.perf_counter()
+            with timings.phase("denoise"):
+                velocity = predict(transformer, latents, timestep.to(device), contexts, plans, request.guidance)
+                latents = solver.step(velocity, index, latents)
+                memory.synchronise(device)
+            timings.steps.append(time.perf_counter() - begin)
+            yield Step(index + 1, request.steps, timings.steps[-1])
+    if not latents.isfinite().all():
+        raise RenderError("the model gave values that are not finite", hint="try --dtype fp32")
+    return latents
+
+
+def predict(
+    transformer: WanTransformer,
+    latents: Tensor,
+    timestep: Tensor,
+    contexts: list[list[KeyValue]],
+    plans: list[AttentionPlan],
+    guidance: float,
+) -> Tensor:
+    """Guided velocity. Contexts are one per branch, or one that holds both branches as a batch."""
+    branches: list[Tensor] = []
+    for context in contexts:
+        batch = len(context[0][0])
+        velocity = transformer(latents.expand(batch, -1, -1, -1, -1), timestep.expand(batch), context, plans)
+        branches += velocity.chunk(batch)
+    if len(branches) == 1:
+        return branches[0]
+    conditional, unconditional = branches
+    return sampling.guide(conditional, unconditional, guidance)
+
+
+def both_fit(transformer: WanTransformer, tokens: int, device: torch.device) -> bool:
+    """Whether a batch of two guidance branches fits in the memory that is free.
+
+    A block's widest moment holds, per token: the float32 residual stream, its normed and modulated copies,
+    q, k, v and the FFN's hidden layer twice.
+    """
+    config = transformer.config
+    per_token = 16 * config.dim + transformer.dtype.itemsize * (4 * config.dim + 2 * config.ffn_dim)
+    return 2 * tokens * per_token < 0.8 * memory.free_bytes(device)
+
+
+def decode(request: Request, model: Model, latents: Tensor, device: torch.device, timings: Timings) -> Iterator[Event]:
+    """Latents to the finished file; each piece goes to the encoder as soon as it is decoded."""
+    with timings.phase("load"):
+        vae = wan_vae.load_vae(model.folder, device)
+    pieces = wan_vae.stream(vae, wan_vae.denormalise(vae, latents))
+    size = (request.width, request.height)
+    with VideoWriter(request.output, size, request.fps, request.scale_to, describe(request, model)) as writer:
+        while True:
+            with timings.phase("decode"):
+                if (piece := next(pieces, None)) is None:
+                    break
+                frames = wan_vae.to_uint8(piece)
+            with timings.phase("encode"):
+                writer.write(frames)
+            yield Frames(writer.frames, request.frames)
+        with timings.phase("encode"):
+            writer.finish()
+
+
+def describe(request: Request, model: Model) -> dict:
+    """What it takes to make the same video again; stored in the file."""
+    settings = asdict(request)
+    del settings["output"]
+    return {"fpsgen": __version__, "model": model.name, **settings}

@@ -1,0 +1,77 @@
+"""Legal video sizes, and Wan2.1's defaults per model and size: the one table of them."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from fpsgen.errors import UsageError
+
+NAMED = {"480p": (832, 480), "720p": (1280, 720)}
+MULTIPLE = 16  # pixels: 8 by the VAE, 2 by the patch
+LARGEST = 4096
+
+# Wan2.1 `wan/configs/shared_config.py`, `sample_neg_prompt` (Apache-2.0); the model was tuned with it.
+WAN_NEGATIVE = (
+    "色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，整体发灰，最差质量，低质量，JPEG压缩残留，"  # noqa: RUF001
+    "丑陋的，残缺的，多余的手指，画得不好的手部，画得不好的脸部，畸形的，毁容的，形态畸形的肢体，手指融合，静止不动的画面，"  # noqa: RUF001
+    "杂乱的背景，三条腿，背景人很多，倒着走"  # noqa: RUF001
+)
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """What `generate` takes where the user says nothing."""
+
+    width: int
+    height: int
+    frames: int
+    fps: int
+    steps: int
+    guidance: float
+    shift: float
+    negative: str
+
+
+# Wan2.1 `generate.py` and README: 50 steps, 81 frames, shift 5 and guidance 5; for 1.3B the README
+# advises guidance 6 and shift 8.
+DEFAULTS = {
+    "1.3b": Defaults(832, 480, 81, 16, 50, guidance=6.0, shift=8.0, negative=WAN_NEGATIVE),
+    "14b": Defaults(1280, 720, 81, 16, 50, guidance=5.0, shift=5.0, negative=WAN_NEGATIVE),
+}
+
+
+def parse_resolution(text: str) -> tuple[int, int]:
+    """Width and height of "480p", "720p" or "WxH"."""
+    if text.lower() in NAMED:
+        return NAMED[text.lower()]
+    match = re.fullmatch(r"(\d+)\s*[xX*×]\s*(\d+)", text.strip())  # noqa: RUF001
+    if not match:
+        raise UsageError(f"--res {text} is not a size", hint="use 480p, 720p or WIDTHxHEIGHT such as 832x480")
+    width, height = int(match[1]), int(match[2])
+    if not (MULTIPLE <= width <= LARGEST and MULTIPLE <= height <= LARGEST):
+        raise UsageError(f"--res {text}: each side must be {MULTIPLE} to {LARGEST} pixels", hint="try --res 832x480")
+    return width, height
+
+
+def check_model_size(width: int, height: int) -> None:
+    """Refuse what the model cannot render, and name the nearest size that it can."""
+    if width % MULTIPLE or height % MULTIPLE:
+        near = "x".join(str(max(MULTIPLE, round(side / MULTIPLE) * MULTIPLE)) for side in (width, height))
+        raise UsageError(f"{width}x{height}: both sides must be multiples of {MULTIPLE}", hint=f"try --res {near}")
+
+
+def check_scaled_size(width: int, height: int) -> None:
+    """Refuse an output size that video encoders cannot take."""
+    if width % 2 or height % 2:
+        raise UsageError(
+            f"{width}x{height}: both sides must be even", hint=f"try --res {width + width % 2}x{height + height % 2}"
+        )
+
+
+def check_frames(frames: int) -> None:
+    """Refuse frame counts that the VAE cannot make; it makes 1 frame, then 4 at a time."""
+    if frames < 1 or frames % 4 != 1:
+        low = max(1, (frames - 1) // 4 * 4 + 1)
+        near = "1" if frames < 1 else f"{low} or {low + 4}"
+        raise UsageError(f"--frames {frames}: the count must be 4n + 1", hint=f"try --frames {near}")

@@ -1,0 +1,206 @@
+"""The Wan2.1 diffusion transformer.
+
+Module and parameter names are the original's (Wan2.1 `wan/modules/model.py`). Its precision is kept, too:
+the residual stream, norms, modulation and the time path are float32; matrix products run in the dtype of
+the weights. What is ours: tokens are put in tile order once, at patchify, and stay so through all blocks;
+cross-attention keys and values are computed once per prompt; self-attention goes through
+`fpsgen.attention.attend`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fpsgen.attention import QKTransform, attend, dense
+from fpsgen.attention.plan import AttentionPlan
+from fpsgen.attention.tiles import Shape3, TileGrid, default_tile
+from fpsgen.wan.config import WanConfig
+
+# Keys and values of one layer's cross-attention: [batch, text tokens, heads, head_dim] each.
+KeyValue = tuple[Tensor, Tensor]
+
+# Parameters that stay float32 whatever the dtype of the matrix products.
+FLOAT32_PARAMETERS = ("modulation", "norm", "time_embedding", "time_projection", "head")
+
+
+class WanTransformer(nn.Module):
+    """Predicts the velocity of latents at a timestep, given a prompt."""
+
+    def __init__(self, config: WanConfig):
+        super().__init__()
+        dim = config.dim
+        self.config = config
+        self.patch_embedding = nn.Conv3d(config.in_channels, dim, config.PATCH, config.PATCH)
+        self.text_embedding = nn.Sequential(nn.Linear(config.text_dim, dim), nn.GELU("tanh"), nn.Linear(dim, dim))
+        self.time_embedding = nn.Sequential(nn.Linear(config.freq_dim, dim), nn.SiLU(), nn.Linear(dim, dim))
+        self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        self.head = Head(config)
+        self._rope: tuple[TileGrid, Tensor] | None = None
+
+    def layers(self) -> Iterator[Block]:
+        """The blocks in order, with their type."""
+        return cast("Iterator[Block]", iter(self.blocks))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the matrix products."""
+        return self.patch_embedding.weight.dtype
+
+    def embed_text(self, text: Tensor) -> list[KeyValue]:
+        """Cross-attention keys and values per layer, from text [batch, length, text_dim].
+
+        They depend on nothing but the prompt. Padding rows take part, unmasked, as in the original.
+        """
+        embedded = self.text_embedding(text.to(self.dtype))
+        return [block.cross_attn.key_value(embedded) for block in self.layers()]
+
+    def forward(
+        self,
+        latents: Tensor,
+        timestep: Tensor,
+        context: Sequence[KeyValue],
+        plans: Sequence[AttentionPlan] | None = None,
+    ) -> Tensor:
+        """Velocity of `latents` [batch, channels, frames, height, width], in float32.
+
+        timestep: [batch], 0 to 1000. context: from `embed_text`, batch 1 or that of the latents.
+        plans: one per layer, all over one TileGrid; dense attention when left out.
+        """
+        frames, height, width = latents.shape[2:]
+        grid = self.config.grid((frames, height, width))
+        if plans is None:
+            plans = [AttentionPlan(TileGrid(grid, default_tile(grid)))] * len(self.blocks)
+        tiles = plans[0].tiles
+        time = self.time_embedding(sinusoid(timestep, self.config.freq_dim))  # [batch, dim]
+        modulation = self.time_projection(time).unflatten(1, (6, -1))
+        x = self.patchify(latents, tiles)
+        rope = self.rope(tiles, latents.device)
+        for block, key_value, plan in zip(self.layers(), context, plans, strict=True):
+            x = block(x, modulation, key_value, rope, plan)
+        return self.unpatchify(self.head(x, time), tiles)
+
+    def patchify(self, latents: Tensor, tiles: TileGrid) -> Tensor:
+        """Latents to float32 tokens [batch, tokens, dim], in tile order."""
+        _, ph, pw = self.config.PATCH
+        patches = latents.unfold(3, ph, ph).unfold(4, pw, pw)  # [batch, C, T, H, W, ph, pw]
+        patches = patches.permute(0, 2, 3, 4, 1, 5, 6).flatten(4).flatten(1, 3)
+        patches = patches[:, tiles.inverse.to(latents.device)]
+        weight = self.patch_embedding.weight.flatten(1)
+        return F.linear(patches.to(self.dtype), weight, self.patch_embedding.bias).float()
+
+    def unpatchify(self, tokens: Tensor, tiles: TileGrid) -> Tensor:
+        """Tokens [batch, tokens, ph * pw * channels] in tile order, back to latents."""
+        _, ph, pw = self.config.PATCH
+        tokens = tokens[:, tiles.order.to(tokens.device)].unflatten(1, tiles.grid)
+        tokens = tokens.unflatten(4, (ph, pw, self.config.out_channels))
+        return tokens.permute(0, 6, 1, 2, 4, 3, 5).flatten(5, 6).flatten(3, 4)
+
+    def rope(self, tiles: TileGrid, device: torch.device) -> Tensor:
+        """The RoPE table of `tiles`, kept from one step to the next."""
+        if self._rope is None or self._rope[0] != tiles or self._rope[1].device != device:
+            table = rope_table(tiles.grid, self.config.head_dim, self.config.ROPE_THETA)
+            self._rope = tiles, table[tiles.inverse].to(device)
+        return self._rope[1]
+
+
+class Block(nn.Module):
+    """Self-attention and FFN, both modulated by time, with cross-attention to the prompt between them."""
+
+    def __init__(self, config: WanConfig):
+        super().__init__()
+        dim, eps = config.dim, config.eps
+        self.norm1 = nn.LayerNorm(dim, eps, elementwise_affine=False)
+        self.self_attn = SelfAttention(config)
+        self.norm3 = nn.LayerNorm(dim, eps)  # the original counts it third, though it runs second
+        self.cross_attn = CrossAttention(config)
+        self.norm2 = nn.LayerNorm(dim, eps, elementwise_affine=False)
+        self.ffn = nn.Sequential(nn.Linear(dim, config.ffn_dim), nn.GELU("tanh"), nn.Linear(config.ffn_dim, dim))
+        self.modulation = nn.Parameter(torch.randn(1, 6, dim) / dim**0.5)
+
+    def forward(self, x: Tensor, time: Tensor, key_value: KeyValue, rope: Tensor, plan: AttentionPlan) -> Tensor:
+        """x: float32 [batch, tokens, dim]; time: float32 [batch, 6, dim]."""
+        dtype = self.ffn[0].weight.dtype
+        shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = (self.modulation + time).chunk(6, dim=1)
+        x = x + gate * self.self_attn((self.norm1(x) * (1 + scale) + shift).to(dtype), rope, plan)
+        x = x + self.cross_attn(self.norm3(x).to(dtype), key_value)
+        return x + ffn_gate * self.ffn((self.norm2(x) * (1 + ffn_scale) + ffn_shift).to(dtype))
+
+
+class Attention(nn.Module):
+    """Projections and qk-norm weights that self- and cross-attention have in common."""
+
+    def __init__(self, config: WanConfig):
+        super().__init__()
+        dim = config.dim
+        self.heads, self.eps = config.num_heads, config.eps
+        self.q, self.k, self.v, self.o = (nn.Linear(dim, dim) for _ in range(4))
+        self.norm_q, self.norm_k = (nn.RMSNorm(dim, config.eps) for _ in range(2))
+
+    def split(self, x: Tensor) -> Tensor:
+        return x.unflatten(2, (self.heads, -1))
+
+
+class SelfAttention(Attention):
+    def forward(self, x: Tensor, rope: Tensor, plan: AttentionPlan) -> Tensor:
+        transform = QKTransform(self.norm_q.weight, self.norm_k.weight, self.eps, rope)
+        out = attend(self.split(self.q(x)), self.split(self.k(x)), self.split(self.v(x)), transform, plan)
+        return self.o(out.flatten(2))
+
+
+class CrossAttention(Attention):
+    def key_value(self, text: Tensor) -> KeyValue:
+        key, value = self.k(text), self.v(text)
+        return self.split(self.norm_k(key.float()).to(value.dtype)), self.split(value)
+
+    def forward(self, x: Tensor, key_value: KeyValue) -> Tensor:
+        key, value = (t.expand(len(x), -1, -1, -1) for t in key_value)
+        query = self.split(self.norm_q(self.q(x).float()).to(value.dtype))
+        return self.o(dense.attention(query, key, value).flatten(2))
+
+
+class Head(nn.Module):
+    """Last norm, modulated by the un-projected time embedding, and the projection to patches."""
+
+    def __init__(self, config: WanConfig):
+        super().__init__()
+        _, ph, pw = config.PATCH
+        self.norm = nn.LayerNorm(config.dim, config.eps, elementwise_affine=False)
+        self.head = nn.Linear(config.dim, ph * pw * config.out_channels)
+        self.modulation = nn.Parameter(torch.randn(1, 2, config.dim) / config.dim**0.5)
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        shift, scale = (self.modulation + time[:, None]).chunk(2, dim=1)
+        return self.head(self.norm(x) * (1 + scale) + shift).float()
+
+
+def sinusoid(timestep: Tensor, dim: int) -> Tensor:
+    """float32 [batch, dim] embedding of timesteps, cosines first (`sinusoidal_embedding_1d`, in float64)."""
+    half = dim // 2
+    rates = 10_000.0 ** (-torch.arange(half, dtype=torch.float64, device=timestep.device) / half)
+    angles = timestep.double()[:, None] * rates
+    return torch.cat([angles.cos(), angles.sin()], dim=1).float()
+
+
+def rope_table(grid: Shape3, head_dim: int, theta: float) -> Tensor:
+    """float32 [tokens, head_dim / 2, 2]: cosine and sine per token in raster order (`rope_params`).
+
+    A head's pairs are shared out over time, height and width: 22 + 21 + 21 for head_dim 128. Angles are
+    computed in float64, as in the original.
+    """
+    pairs = head_dim // 2
+    spatial = head_dim // 6
+    angles = []
+    for axis, count in enumerate((pairs - 2 * spatial, spatial, spatial)):
+        rates = theta ** (-torch.arange(count, dtype=torch.float64) / count)
+        shape = [1, 1, 1, count]
+        shape[axis] = grid[axis]
+        along = torch.arange(grid[axis], dtype=torch.float64)[:, None] * rates
+        angles.append(along.view(shape).expand(*grid, count))
+    table = torch.cat(angles, dim=-1).flatten(0, 2)
+    return torch.stack([table.cos(), table.sin()], dim=-1).float()

@@ -1,0 +1,55 @@
+"""Latents to frames: diffusers' AutoencoderKLWan, decoded one latent frame at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKLWan
+from torch import Tensor
+
+TEMPORAL, SPATIAL = 4, 8  # pixels per latent along time, and along height and width
+
+
+def load_vae(folder: Path, device: torch.device) -> AutoencoderKLWan:
+    """The VAE of a Diffusers model folder, in float32 as the original runs it."""
+    return AutoencoderKLWan.from_pretrained(folder / "vae", torch_dtype=torch.float32).to(device).eval()
+
+
+def latent_shape(frames: int, height: int, width: int) -> tuple[int, int, int]:
+    """Latent frames, rows and columns of a video; frames are 4n + 1."""
+    return (frames - 1) // TEMPORAL + 1, height // SPATIAL, width // SPATIAL
+
+
+def denormalise(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
+    """The model's latents (zero mean, unit variance) to the VAE's own."""
+    shape = (1, -1, 1, 1, 1)
+    mean = torch.tensor(vae.config.latents_mean, dtype=torch.float32, device=latents.device).view(shape)
+    std = torch.tensor(vae.config.latents_std, dtype=torch.float32, device=latents.device).view(shape)
+    return latents * std + mean
+
+
+@torch.inference_mode()
+def stream(vae: AutoencoderKLWan, latents: Tensor) -> Iterator[Tensor]:
+    """Decode the VAE's own latents [1, 16, T, h, w] piece by piece: 1 frame first, then 4 for each latent frame.
+
+    Yields [1, 3, frames, height, width] in [-1, 1], together bit-identical to `vae.decode`, which holds the
+    whole clip instead. This is diffusers' own loop over its private cache (`AutoencoderKLWan._decode`); the
+    dependency's version range and a test against `decode` keep it so.
+    """
+    vae.clear_cache()
+    hidden = vae.post_quant_conv(latents.to(vae.dtype))
+    for index in range(hidden.shape[2]):
+        frames = vae.decoder(
+            hidden[:, :, index : index + 1], feat_cache=vae._feat_map, feat_idx=[0], first_chunk=index == 0
+        )
+        yield frames.clamp(-1, 1)
+    vae.clear_cache()
+
+
+def to_uint8(frames: Tensor) -> np.ndarray:
+    """[1, 3, n, height, width] in [-1, 1] to uint8 [n, height, width, 3]."""
+    scaled = (frames[0].float() + 1) * 127.5
+    return scaled.round().to(torch.uint8).permute(1, 2, 3, 0).contiguous().cpu().numpy()

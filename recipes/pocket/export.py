@@ -1,0 +1,141 @@
+"""Write the trained pocket model as a Diffusers folder that `WanPipeline.from_pretrained` loads.
+
+    python -m recipes.pocket.export --vae build/pocket/vae.pt --latents build/pocket/latents.pt \\
+        --dit build/pocket/dit.pt --out build/pocket/model --version 1
+
+Weights are bfloat16. `pocket.json` beside them says what the model is made for, and pins its files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+from diffusers import UniPCMultistepScheduler, WanTransformer3DModel
+from safetensors.torch import save_file
+from torch import Tensor
+
+from fpsgen.wan.checkpoint import from_diffusers
+from recipes.pocket import prompts, text_encoder, tokenizer
+from recipes.pocket import vae as pocket_vae
+from recipes.pocket.cache import load_vae
+from recipes.pocket.train_dit import CONFIG
+from recipes.pocket.train_vae import LOG_VARIANCE_BIAS
+from recipes.pocket.world import FRAMES, HEIGHT, WIDTH
+
+FPS = 16
+STEPS, GUIDANCE, SHIFT = 20, 4.0, 3.0
+TILE = (1, 3, 5)  # 28 tiles of 15 tokens cover the 7 x 6 x 10 grid exactly
+LARGEST = 24_000_000  # bytes of weights: what a wheel can carry
+
+def export_transformer(state: dict[str, Tensor], folder: Path) -> None:
+    """Through diffusers' own class, so that a name or a shape it does not know is an error here."""
+    model = WanTransformer3DModel(
+        patch_size=CONFIG.PATCH,
+        num_attention_heads=CONFIG.num_heads,
+        attention_head_dim=CONFIG.head_dim,
+        in_channels=CONFIG.in_channels,
+        out_channels=CONFIG.out_channels,
+        text_dim=CONFIG.text_dim,
+        freq_dim=CONFIG.freq_dim,
+        ffn_dim=CONFIG.ffn_dim,
+        num_layers=CONFIG.num_layers,
+        cross_attn_norm=True,
+        qk_norm="rms_norm_across_heads",
+        eps=CONFIG.eps,
+        rope_max_seq_len=1024,
+    )
+    ours = {name: from_diffusers(name) for name in model.state_dict()}
+    model.load_state_dict({name: state[ours[name]] for name in ours})
+    # Not `model.to(bfloat16).save_pretrained`: it would leave what diffusers keeps in float32 as it is.
+    model.save_config(folder)
+    save_file(as_bfloat16(model.state_dict()), folder / "diffusion_pytorch_model.safetensors", {"format": "pt"})
+
+
+def export_vae(path: Path, mean: Tensor, std: Tensor, folder: Path) -> None:
+    vae = load_vae(path)
+    vae.quant_conv.bias[pocket_vae.Z_DIM :] += LOG_VARIANCE_BIAS
+    vae.register_to_config(latents_mean=mean.tolist(), latents_std=std.tolist())
+    vae.save_config(folder)
+    save_file(as_bfloat16(vae.state_dict()), folder / "diffusion_pytorch_model.safetensors", {"format": "pt"})
+
+
+def as_bfloat16(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.bfloat16().contiguous() for name, tensor in state.items()}
+
+
+def part_of(state: dict[str, Tensor], part: str) -> dict[str, Tensor]:
+    return {name.removeprefix(f"{part}."): tensor for name, tensor in state.items() if name.startswith(f"{part}.")}
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def describe(folder: Path, version: int) -> dict:
+    weights = sorted(folder.glob("*/*.safetensors"))
+    return {
+        "version": version,
+        "size": [WIDTH, HEIGHT],
+        "frames": FRAMES,
+        "fps": FPS,
+        "tile": TILE,
+        "steps": STEPS,
+        "guidance": GUIDANCE,
+        "shift": SHIFT,
+        "negative": "",
+        "knows": prompts.knows(),
+        "sha256": {str(path.relative_to(folder)): sha256(path) for path in weights},
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--vae", type=Path, default=Path("build/pocket/vae.pt"))
+    parser.add_argument("--latents", type=Path, default=Path("build/pocket/latents.pt"))
+    parser.add_argument("--dit", type=Path, default=Path("build/pocket/dit.pt"))
+    parser.add_argument("--out", type=Path, default=Path("build/pocket/model"))
+    parser.add_argument("--version", type=int, default=1)
+    args = parser.parse_args()
+
+    state = torch.load(args.dit, weights_only=True)["average"]
+    latents = torch.load(args.latents, weights_only=True, mmap=True)
+    args.out.mkdir(parents=True, exist_ok=True)
+    export_transformer(part_of(state, "transformer"), args.out / "transformer")
+    export_vae(args.vae, latents["mean"], latents["std"], args.out / "vae")
+    words = tokenizer.build()
+    words.save_pretrained(args.out / "tokenizer")
+    encoder = text_encoder.build(words)
+    encoder.load_state_dict(part_of(state, "text_encoder"))
+    encoder.bfloat16().save_pretrained(args.out / "text_encoder")
+    scheduler = UniPCMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=SHIFT, num_train_timesteps=1000
+    )
+    scheduler.save_pretrained(args.out / "scheduler")
+    index = {
+        "_class_name": "WanPipeline",
+        "_diffusers_version": "0.35.0",
+        "scheduler": ["diffusers", "UniPCMultistepScheduler"],
+        "text_encoder": ["transformers", "UMT5EncoderModel"],
+        "tokenizer": ["transformers", "PreTrainedTokenizerFast"],
+        "transformer": ["diffusers", "WanTransformer3DModel"],
+        "transformer_2": [None, None],
+        "vae": ["diffusers", "AutoencoderKLWan"],
+    }
+    _write(args.out / "model_index.json", index)
+    _write(args.out / "pocket.json", describe(args.out, args.version))
+    size = sum(path.stat().st_size for path in args.out.glob("*/*.safetensors"))
+    print(f"{args.out}: {size:,} bytes of weights")
+    if size > LARGEST:
+        raise SystemExit(f"that is more than {LARGEST:,}")
+
+
+def _write(path: Path, value: dict) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+"""The noise levels, by the formula of the original."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from fpsgen.sampling import Solver, guide, noise, sigma_grid
+
+
+@pytest.mark.parametrize("shift", [3.0, 5.0, 8.0])
+@pytest.mark.parametrize("steps", range(10, 51))
+def test_original_grid(steps: int, shift: float) -> None:
+    points = [0.999 * (1 - i / steps) for i in range(steps)]  # steps + 1 points from 0.999 to 0, the last dropped
+    expected = np.array([shift * s / (1 + (shift - 1) * s) for s in points] + [0.0])
+    solver = Solver(steps, shift)
+    np.testing.assert_allclose(sigma_grid(steps, shift), expected, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(solver.sigmas.numpy(), expected, rtol=0, atol=1e-6)  # the solver keeps float32
+    # A timestep is cut, not rounded; where 1000 sigma is a whole number but for rounding, either side is right.
+    exact = 1000 * expected[:-1]
+    assert len(solver.timesteps) == steps
+    assert (
+        (solver.timesteps.numpy() == np.floor(exact + 1e-6)) | (solver.timesteps.numpy() == np.floor(exact - 1e-6))
+    ).all()
+
+
+def test_known_values_of_both_grids() -> None:
+    """50 steps, shift 5: computed from the original's and diffusers' own code."""
+    original, other = Solver(50, 5.0), Solver(50, 5.0, grid="diffusers")
+    assert original.timesteps[[0, 1, -1]].tolist() == [999, 995, 92]
+    assert other.timesteps[[0, 1, -1]].tolist() == [999, 995, 96]
+    np.testing.assert_allclose(original.sigmas[[0, 1, 49]], [0.99980, 0.99573, 0.09251], atol=1e-5)
+    np.testing.assert_allclose(other.sigmas[[0, 1, 49]], [1.0, 0.99594, 0.09678], atol=1e-5)
+
+
+def test_solver_reaches_the_data_along_a_straight_flow() -> None:
+    """With the true velocity of a single data point, any consistent solver ends on it."""
+    generator = torch.Generator().manual_seed(1)
+    data, start = torch.randn(2, 1, 4, 1, 2, 2, generator=generator)
+    solver = Solver(12, 5.0)
+    sigma = solver.sigmas[0]
+    latents = (1 - sigma) * data + sigma * start
+    for index in range(12):
+        latents = solver.step((latents - data) / solver.sigmas[index], index, latents)
+    torch.testing.assert_close(latents, data, rtol=0, atol=1e-4)
+
+
+def test_noise_follows_the_seed() -> None:
+    assert torch.equal(noise(16, (2, 4, 6), 5), noise(16, (2, 4, 6), 5))
+    assert not torch.equal(noise(16, (2, 4, 6), 5), noise(16, (2, 4, 6), 6))
+    assert noise(16, (2, 4, 6), 5).shape == (1, 16, 2, 4, 6)
+
+
+def test_guidance_extrapolates() -> None:
+    assert guide(torch.tensor(3.0), torch.tensor(1.0), 5.0) == 11
+    assert guide(torch.tensor(3.0), torch.tensor(1.0), 1.0) == 3

@@ -1,0 +1,61 @@
+"""Cleaning, true length, zero padding."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import WanPipeline
+
+from fpsgen.wan.text_encoder import TextEncoder, clean
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def encoder(wan_folder: Path) -> TextEncoder:
+    return TextEncoder(wan_folder, CPU, torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("dirty", "cleaned"),
+    [
+        ("  a   cat\n\tsurfing ", "a cat surfing"),
+        ("cat &amp;amp; dog", "cat & dog"),
+        ("caf&eacute;", "café"),
+        ("schÃ¶n", "schön"),
+        ("", ""),
+    ],
+)
+def test_clean(dirty: str, cleaned: str) -> None:
+    assert clean(dirty) == cleaned
+
+
+@pytest.mark.parametrize("prompt", ["a cat surfing on the sea", "dog", ""])
+def test_equals_diffusers(wan_pipeline: WanPipeline, encoder: TextEncoder, prompt: str) -> None:
+    expected = wan_pipeline._get_t5_prompt_embeds(prompt, max_sequence_length=512)
+    got = encoder.encode(prompt).text
+    assert got.shape == expected.shape == (1, 512, 24)
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)  # they attend with a mask, we at true length
+
+
+def test_rows_beyond_the_prompt_are_zero(encoder: TextEncoder) -> None:
+    text = encoder.encode("a cat").text[0]
+    assert (text[:3].abs().sum(1) > 0).all()  # two words and the end token
+    assert text[3:].abs().max() == 0
+
+
+def test_a_long_prompt_is_cut_and_keeps_its_end_token(encoder: TextEncoder) -> None:
+    encoded = encoder.encode("cat " * 600)
+    assert encoded.cut
+    assert encoded.text.shape == (1, 512, 24)
+    assert (encoded.text[0].abs().sum(1) > 0).all()
+    assert not encoder.encode("cat " * 511).cut
+
+
+def test_unknown_words_are_dropped_on_request(encoder: TextEncoder) -> None:
+    encoded = encoder.encode("a purple cat juggling, purple", drop_unknown=True)
+    assert encoded.unknown == ("purple", "juggling")
+    torch.testing.assert_close(encoded.text, encoder.encode("a cat").text)
+    assert encoder.encode("a purple cat").unknown == ()

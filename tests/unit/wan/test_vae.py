@@ -1,0 +1,39 @@
+"""Streamed decoding is diffusers' decoding, bit for bit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import WanPipeline
+
+from fpsgen.wan import vae as wan_vae
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 12), (2, 4, 4), (4, 6, 10)], ids=str)
+def test_stream_equals_decode(wan_pipeline: WanPipeline, wan_folder: Path, shape: tuple[int, int, int]) -> None:
+    vae = wan_vae.load_vae(wan_folder, torch.device("cpu"))
+    latents = torch.randn(1, 16, *shape, generator=torch.Generator().manual_seed(2))
+    pieces = list(wan_vae.stream(vae, latents))
+    assert [piece.shape[2] for piece in pieces] == [1] + [4] * (shape[0] - 1)
+    with torch.inference_mode():
+        assert torch.equal(torch.cat(pieces, 2), wan_pipeline.vae.decode(latents).sample)
+
+
+def test_two_streams_in_a_row_do_not_mix(wan_folder: Path) -> None:
+    vae = wan_vae.load_vae(wan_folder, torch.device("cpu"))
+    latents = torch.randn(1, 16, 2, 4, 4, generator=torch.Generator().manual_seed(2))
+    first = next(wan_vae.stream(vae, latents))  # abandoned after one piece
+    again = list(wan_vae.stream(vae, latents))
+    assert torch.equal(first, again[0])
+
+
+def test_latent_shape_and_bytes() -> None:
+    assert wan_vae.latent_shape(81, 720, 1280) == (21, 90, 160)
+    assert wan_vae.latent_shape(1, 16, 16) == (1, 2, 2)
+    frames = torch.tensor([-1.0, 0.0, 1.0]).view(1, 1, 1, 1, 3).expand(1, 3, 2, 4, 3)
+    out = wan_vae.to_uint8(frames)
+    assert out.shape == (2, 4, 3, 3)
+    assert np.unique(out[0, 0], axis=0).tolist() == [[0] * 3, [128] * 3, [255] * 3]
