@@ -155,7 +155,7 @@ def denoise(
         for index, timestep in enumerate(solver.timesteps):
             begin = time.perf_counter()
             with timings.phase("denoise"):
-                velocity = predict(transformer, latents, timestep.to(device), contexts, plans, request.guidance)
+                velocity = predict(transformer, latents, timestep, contexts, plans, request.guidance)
                 latents = solver.step(velocity, index, latents)
                 memory.synchronise(device)
             timings.steps.append(time.perf_counter() - begin)

@@ -37,12 +37,10 @@ def parse_device(name: str | None) -> torch.device:
             why = "this torch was built without CUDA" if torch.version.cuda is None else "torch sees no CUDA GPU"
             raise UsageError(f"--device {name}: {why}", hint="leave --device out, or use --device cpu")
         if (device.index or 0) >= torch.cuda.device_count():
-            raise UsageError(f"--device {name}: there are {torch.cuda.device_count()} GPUs here, counted from 0")
-    elif device.type == "mps":
-        if not torch.backends.mps.is_available():
-            raise UsageError(f"--device {name}: there is no Apple GPU here", hint="leave --device out")
+            count = torch.cuda.device_count()
+            raise UsageError(f"--device {name}: GPUs here are counted 0 to {count - 1}", hint="try --device cuda:0")
     elif device.type != "cpu":
-        raise UsageError(f"--device {name}: fpsgen runs on cpu, cuda and mps")
+        raise UsageError(f"--device {name}: fpsgen runs on cpu and cuda", hint="leave --device out")
     return device
 
 

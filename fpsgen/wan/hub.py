@@ -85,16 +85,17 @@ def choose(size: tuple[int, int] | None, cuda: bool) -> tuple[Model, str | None]
 
 
 def on_disk(key: str) -> Path | None:
-    """The downloaded snapshot of a known model, or None."""
+    """The downloaded snapshot of a known model, or None where it is absent or not whole."""
     try:
-        return Path(snapshot_download(REPOSITORIES[key], local_files_only=True))
+        folder = Path(snapshot_download(REPOSITORIES[key], local_files_only=True))
     except LocalEntryNotFoundError:
         return None
+    return None if _absent(folder) else folder
 
 
 def open_folder(folder: Path, name: str) -> Model:
     """Read a Diffusers folder's configuration; ModelError that says what is wrong with it."""
-    if absent := [part for part in COMPONENTS if not (folder / part).is_dir()]:
+    if absent := _absent(folder):
         raise ModelError(
             f"{folder} is no complete Wan2.1 Diffusers folder: it lacks {', '.join(absent)}",
             hint=f"a complete one holds {', '.join(COMPONENTS)}",
@@ -112,6 +113,10 @@ def open_folder(folder: Path, name: str) -> Model:
     else:
         defaults = DEFAULTS["1.3b" if config.dim <= WAN_1_3B.dim else "14b"]
     return Model(name, folder, config, defaults, pocket)
+
+
+def _absent(folder: Path) -> list[str]:
+    return [part for part in COMPONENTS if not (folder / part).is_dir()]
 
 
 def _read_json(path: Path) -> dict:

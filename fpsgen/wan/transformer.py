@@ -69,7 +69,7 @@ class WanTransformer(nn.Module):
     ) -> Tensor:
         """Velocity of `latents` [batch, channels, frames, height, width], in float32.
 
-        timestep: [batch], 0 to 1000. context: from `embed_text`, batch 1 or that of the latents.
+        timestep: [batch], 0 to 1000, on any device. context: from `embed_text`, batch 1 or that of the latents.
         plans: one per layer, all over one TileGrid; dense attention when left out.
         """
         frames, height, width = latents.shape[2:]
@@ -77,7 +77,7 @@ class WanTransformer(nn.Module):
         if plans is None:
             plans = [AttentionPlan(TileGrid(grid, default_tile(grid)))] * len(self.blocks)
         tiles = plans[0].tiles
-        time = self.time_embedding(sinusoid(timestep, self.config.freq_dim))  # [batch, dim]
+        time = self.time_embedding(sinusoid(timestep, self.config.freq_dim).to(latents.device))  # [batch, dim]
         modulation = self.time_projection(time).unflatten(1, (6, -1))
         x = self.patchify(latents, tiles)
         rope = self.rope(tiles, latents.device)

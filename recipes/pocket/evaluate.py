@@ -27,8 +27,16 @@ from fpsgen.wan.hub import Model, open_folder
 from fpsgen.wan.text_encoder import TextEncoder
 from recipes.pocket import vae as pocket_vae
 from recipes.pocket.prompts import Combination, caption, combinations, plain
-from recipes.pocket.scorer import ASPECTS, CEILING_SEED, WEIGHTS, accuracy, labelled, load_network, make_templates
-from recipes.pocket.scorer import through_vae
+from recipes.pocket.scorer import (
+    ASPECTS,
+    CEILING_SEED,
+    WEIGHTS,
+    accuracy,
+    labelled,
+    load_network,
+    make_templates,
+    through_vae,
+)
 from recipes.pocket.world import contact_sheet
 
 PROMPT_SEED, NOISE_SEED = 700_000, 800_000
@@ -138,7 +146,13 @@ def main() -> None:
     }
     args.out.mkdir(parents=True, exist_ok=True)
     card = generator.model.pocket or {}
-    record = {"version": card.get("version"), "sha256": card.get("sha256"), "clips": args.clips, **settings, "results": results}
+    record = {
+        "version": card.get("version"),
+        "sha256": card.get("sha256"),
+        "clips": args.clips,
+        **settings,
+        "results": results,
+    }
     (args.out / "evaluation.json").write_text(json.dumps(record, indent=2) + "\n")
     (args.out / "evaluation.md").write_text(table(results))
     contact_sheet(videos[:16], sentences[:16]).save(args.out / "clips.png")

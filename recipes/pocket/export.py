@@ -28,8 +28,9 @@ from recipes.pocket.world import FRAMES, HEIGHT, WIDTH
 
 FPS = 16
 STEPS, GUIDANCE, SHIFT = 20, 4.0, 3.0
-TILE = (1, 3, 5)  # 28 tiles of 15 tokens cover the 7 x 6 x 10 grid exactly
+TILE = (2, 2, 2)  # 4 x 3 x 5 = 60 tiles of the 7 x 6 x 10 grid, the last in time half as deep
 LARGEST = 24_000_000  # bytes of weights: what a wheel can carry
+
 
 def export_transformer(state: dict[str, Tensor], folder: Path) -> None:
     """Through diffusers' own class, so that a name or a shape it does not know is an error here."""

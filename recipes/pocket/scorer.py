@@ -1,6 +1,6 @@
 """Does a clip show what its prompt says? Two judges of different kinds, neither pretrained.
 
-    python -m recipes.pocket.scorer --out recipes/pocket/scorer.safetensors --minutes 5 [--vae build/pocket/vae.pt]
+    python -m recipes.pocket.scorer --out recipes/pocket/scorer.safetensors [--vae build/pocket/vae.pt]
 
 `Network` is a small CNN with a head each for subject, motion and scene, trained on rendered clips (and the
 VAE's reconstructions of some), with blur, noise and colour changes so strong that colour alone does not
@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import random
-import time
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
@@ -39,20 +38,17 @@ WEIGHTS = Path(__file__).with_name("scorer.safetensors")
 # --- the network ------------------------------------------------------------------------------------
 
 
+def _halve(inputs: int, outputs: int, kernel: int = 3) -> nn.Sequential:
+    convolution = nn.Conv2d(inputs, outputs, kernel, stride=2, padding=kernel // 2, bias=False)
+    return nn.Sequential(convolution, nn.BatchNorm2d(outputs), nn.ReLU())
+
+
 class Network(nn.Module):
     """Every third frame through a shared 2-D trunk; heads for appearance pool, the one for motion does not."""
 
     def __init__(self) -> None:
         super().__init__()
-        widths = (3, 16, 32, 64, 96)
-        self.trunk = nn.Sequential(
-            *(
-                nn.Sequential(
-                    nn.Conv2d(i, o, 3 + 2 * (i == 3), 2, 1 + (i == 3), bias=False), nn.BatchNorm2d(o), nn.ReLU()
-                )
-                for i, o in zip(widths, widths[1:], strict=False)
-            )
-        )
+        self.trunk = nn.Sequential(_halve(3, 16, 5), _halve(16, 32), _halve(32, 64), _halve(64, 96))
         self.appearance = nn.Linear(2 * 96, len(SUBJECTS) + len(SCENES))
         self.squeeze = nn.Conv2d(96, 8, 1)
         frames = len(range(0, FRAMES, 3))
@@ -113,7 +109,7 @@ def disturb(clips: Tensor, rng: random.Random) -> Tensor:
     return clips
 
 
-def train(videos: list[np.ndarray], labels: list[Combination], minutes: float, seed: int, batch: int = 24) -> Network:
+def train(videos: list[np.ndarray], labels: list[Combination], steps: int, seed: int, batch: int = 24) -> Network:
     torch.manual_seed(seed)
     rng = random.Random(seed)
     targets = torch.tensor(
@@ -121,10 +117,10 @@ def train(videos: list[np.ndarray], labels: list[Combination], minutes: float, s
     )
     network = Network().train()
     optimizer = torch.optim.AdamW(network.parameters(), 2e-3, weight_decay=0.02)
-    started, step, average = time.monotonic(), 0, 0.0
-    while (done := (time.monotonic() - started) / 60 / minutes) < 1:
+    average = 0.0
+    for step in range(steps):
         for group in optimizer.param_groups:
-            group["lr"] = 2e-3 * min(1, (step + 1) / 20) * max(1 - done, 0.01)
+            group["lr"] = 2e-3 * min(1, (step + 1) / 20) * (1 - step / steps)
         picked = [rng.randrange(len(videos)) for _ in range(batch)]
         clips = disturb(as_input([videos[i] for i in picked]), rng).flatten(0, 1)
         clips = clips.contiguous(memory_format=torch.channels_last).unflatten(0, (batch, -1))
@@ -133,10 +129,9 @@ def train(videos: list[np.ndarray], labels: list[Combination], minutes: float, s
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        step += 1
-        average = loss.item() if step == 1 else 0.95 * average + 0.05 * loss.item()
-        if step % 50 == 0:
-            print(f"step {step}  loss {average:.3f}", flush=True)
+        average = 0.95 * average + 0.05 * loss.item() if step else loss.item()
+        if step % 50 == 49:
+            print(f"step {step + 1}  loss {average:.3f}", flush=True)
     return network.eval()
 
 
@@ -146,9 +141,9 @@ def train(videos: list[np.ndarray], labels: list[Combination], minutes: float, s
 class Templates:
     """Normalised cross-correlation with the sprites, at half resolution.
 
-    Subject: linear discriminants over each sprite's best correlation, mean over five frames. Motion: linear discriminants over the slope and
-    unrest of the best match's track, and over the colours at the bottom (a wave hides the ground).
-    Scene: linear discriminants over median colours of a coarse grid.
+    Subject: linear discriminants over each sprite's best correlation, mean over five frames. Motion: the
+    same over the slope and unrest of the best match's track, and over the colours at the bottom (a wave
+    hides the ground). Scene: the same over median colours of a coarse grid.
     """
 
     SIZES = (0.47, 0.53, 0.58)  # of the height
@@ -298,7 +293,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=WEIGHTS)
     parser.add_argument("--vae", type=Path, help="mix in, and measure on, this VAE's reconstructions")
-    parser.add_argument("--minutes", type=float, default=5)
+    parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--clips", type=int, default=1600)
     parser.add_argument("--reconstructions", type=int, default=320, help="how many clips to reconstruct as well")
     parser.add_argument("--test", type=int, default=160)
@@ -317,7 +312,7 @@ def main() -> None:
         if vae is not None:
             videos += through_vae(vae, clips[: args.reconstructions])
             labels += labels[: args.reconstructions]
-        network = train(videos, labels, args.minutes, args.seed)
+        network = train(videos, labels, args.steps, args.seed)
         save_network(network, args.out)
         network = load_network(args.out)
 

@@ -1,10 +1,13 @@
 """Train the pocket DiT and its text encoder on cached latents, by rectified flow.
 
-    python -m recipes.pocket.train_dit --latents build/pocket/latents.pt --out build/pocket/dit.pt --minutes 75
+    python -m recipes.pocket.train_dit --out build/pocket/dit.pt --frames 4 --until 1500
+    python -m recipes.pocket.train_dit --out build/pocket/dit.pt --since 1500 --until 3500 --last-lr 1e-4
 
-x = (1 - s) x0 + s noise; the model predicts noise - x0 at timestep 1000 s, as Wan2.1 does. The run starts on
-the beginnings of the clips, which are clips themselves (see `world.py`) and cost half as much. Runs are
-resumable: started again with the same --out, training goes on where it stopped (with --minutes more).
+x = (1 - s) x0 + s noise; the model predicts noise - x0 at timestep 1000 s, as Wan2.1 does. Training goes in
+sittings, as the VAE's does. The first ones may use the beginnings of the clips alone: those are clips
+themselves (see `world.py`) and cost half as much. A sitting that was interrupted goes on where it was last
+saved, and each step draws its randomness from the seed and its own number, so that the interruption changes
+nothing.
 """
 
 from __future__ import annotations
@@ -14,7 +17,6 @@ import copy
 import math
 import random
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -27,7 +29,6 @@ from recipes.pocket.muon import Optimizers
 from recipes.pocket.prompts import caption
 
 CONFIG = WanConfig(dim=384, num_heads=3, num_layers=6, ffn_dim=256, text_dim=text_encoder.TEXT_DIM)
-SHORT_FRAMES = 4  # latent frames, i.e. the first 13 of 25
 EMPTY_PROMPTS = 0.1  # so that guidance has something to guide away from
 SHIFT = 2.5  # of the training noise levels, towards noise
 EMA_DECAY = 0.998
@@ -67,12 +68,12 @@ def noise_levels(count: int, generator: torch.Generator) -> Tensor:
     return SHIFT * s / (1 + (SHIFT - 1) * s)
 
 
-def batches(count: int, size: int, rng: random.Random) -> Iterator[list[int]]:
-    """Indices, every clip once per round."""
-    while True:
-        order = rng.sample(range(count), count)
-        for first in range(0, count - size + 1, size):
-            yield order[first : first + size]
+def batch_of(count: int, size: int, seed: int, step: int) -> list[int]:
+    """The clips of a step: every clip once per round, in an order that changes from round to round."""
+    per_round = count // size
+    order = random.Random(f"{seed} round {step // per_round}").sample(range(count), count)
+    first = step % per_round * size
+    return order[first : first + size]
 
 
 def loss_of(velocity: Tensor, target: Tensor, mask: Tensor, mask_weight: float) -> Tensor:
@@ -90,69 +91,60 @@ def update_average(average: nn.Module, model: nn.Module, step: int) -> None:
 def train(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
-    rng = random.Random(args.seed)
     data = torch.load(args.latents, weights_only=True)
-    latents, masks, labels = data["latents"], data["masks"], data["labels"]
+    latents, masks, labels = data["latents"][:, :, : args.frames], data["masks"][:, :, : args.frames], data["labels"]
 
     model = Pocket()
     average = copy.deepcopy(model).requires_grad_(False)
-    optimizers = Optimizers(model, is_hidden, lr=args.lr, adam_lr=args.adam_lr, weight_decay=0.02)
-    step = 0
+    optimizers = Optimizers(model, is_hidden, lr=args.lr, adam_lr=args.lr / 2, weight_decay=0.02)
+    first = 0
     if args.out.exists():
         saved = torch.load(args.out, weights_only=True)
         model.load_state_dict(saved["model"])
         average.load_state_dict(saved["average"])
         optimizers.load_state_dict(saved["optimizers"])
-        step = saved["step"]
-        rng.seed(args.seed + step)
-    generator = torch.Generator().manual_seed(args.seed + step)
-    counts = {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}
-    print(f"{len(labels)} clips; weights: {counts}", flush=True)
-    transformer = model.transformer
-    if args.compile:
-        model.transformer.compile(dynamic=False)
+        first = saved["step"]
+    if not args.since <= first < args.until:
+        raise SystemExit(f"{args.out} stands at step {first}, outside this sitting")
+    weights = {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}
+    print(f"{len(labels)} clips, weights {weights}, from step {first}", flush=True)
+    # Fused element-wise passes take a fifth off a step, for 80 s of compiling.
+    model.transformer.compile(dynamic=False)
 
-    indices = batches(len(labels), args.batch, rng)
-    started = reported = saved_at = time.monotonic()
-    reported_step, total, count = step, 0.0, 0
-    while (done := (time.monotonic() - started) / 60 / args.minutes) < 1 and step < args.steps:
-        frames = SHORT_FRAMES if done < args.short else latents.shape[2]
-        picked = next(indices)
-        clean = latents[picked, :, :frames].float()
-        mask = masks[picked, :, :frames].float() / 255
+    started, reported, losses = time.monotonic(), time.monotonic(), []
+    for step in range(first, args.until):
+        rng = random.Random(f"{args.seed} {step}")
+        generator = torch.Generator().manual_seed(rng.getrandbits(63))
+        picked = batch_of(len(labels), args.batch, args.seed, step)
+        clean, mask = latents[picked].float(), masks[picked].float() / 255
         captions = ["" if rng.random() < EMPTY_PROMPTS else caption(*labels[i], rng) for i in picked]
         level = noise_levels(len(picked), generator)
         noise = torch.randn(clean.shape, generator=generator)
         s = level.view(-1, 1, 1, 1, 1)
-        with torch.autocast("cpu", torch.bfloat16, enabled=args.bf16):
+        with torch.autocast("cpu", torch.bfloat16):
             velocity = model((1 - s) * clean + s * noise, 1000 * level, captions)
         loss = loss_of(velocity, noise - clean, mask, args.mask_weight)
         loss.backward()
-        optimizers.step(rate(done, step, args))
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizers.step(rate(step, args))
         update_average(average, model, step)
-        step += 1
-        total, count = total + loss.item(), count + 1
+        losses.append(loss.item())
         now = time.monotonic()
-        if now - reported > args.report or count == 1 == step:
-            speed = (now - reported) / (step - reported_step)
+        if step + 1 == args.until or now - reported > args.report * 60:
             print(
-                f"{(now - started) / 60:5.1f} min  step {step:6d}  loss {total / count:.4f}  {speed:.3f} s/step",
+                f"{(now - started) / 60:5.1f} min  step {step + 1:6d} of {args.until}  "
+                f"loss {sum(losses) / len(losses):.4f}  {(now - reported) / len(losses):.3f} s/step",
                 flush=True,
             )
-            reported, reported_step, total, count = now, step, 0.0, 0
-        if now - saved_at > 240:
-            save(args.out, model, average, optimizers, step)
-            saved_at = now
-    save(args.out, model, average, optimizers, step)
+            save(args.out, model, average, optimizers, step + 1)
+            reported, losses = time.monotonic(), []
 
 
-def rate(done: float, step: int, args: argparse.Namespace) -> float:
-    """Learning-rate factor: warm-up, hold, cosine down to the floor."""
-    warm = min(1.0, (step + 1) / 50)
-    if done < args.hold:
-        return warm
-    decay = 0.5 + 0.5 * math.cos(math.pi * (done - args.hold) / (1 - args.hold))
-    return warm * max(decay, args.floor)
+def rate(step: int, args: argparse.Namespace) -> float:
+    """Learning-rate factor: a warm-up at the very start, and a cosine from --lr to --last-lr over the sitting."""
+    cosine = 0.5 + 0.5 * math.cos(math.pi * (step - args.since) / (args.until - args.since))
+    last = args.last_lr / args.lr
+    return min(1.0, (step + 1) / 50) * (last + (1 - last) * cosine)
 
 
 def save(path: Path, model: nn.Module, average: nn.Module, optimizers: Optimizers, step: int) -> None:
@@ -172,20 +164,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--latents", type=Path, default=Path("build/pocket/latents.pt"))
     parser.add_argument("--out", type=Path, default=Path("build/pocket/dit.pt"))
-    parser.add_argument("--minutes", type=float, default=75)
-    parser.add_argument("--steps", type=int, default=10**9, help="stop at this step even if there is time left")
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--lr", type=float, default=4e-3, help="Muon's")
-    parser.add_argument("--adam-lr", type=float, default=2e-3)
-    parser.add_argument("--hold", type=float, default=0.4, help="fraction of the run at the full rate")
-    parser.add_argument("--floor", type=float, default=0.02, help="least learning-rate factor")
-    parser.add_argument("--short", type=float, default=0.35, help="fraction of the run on 13 frames")
+    parser.add_argument("--since", type=int, default=0, help="the step at which this sitting begins")
+    parser.add_argument("--until", type=int, required=True, help="the step at which it ends")
+    parser.add_argument("--frames", type=int, default=7, help="latent frames: the first so many of every clip")
+    parser.add_argument("--batch", type=int, default=10)
+    parser.add_argument("--lr", type=float, default=3e-3, help="Muon's; AdamW has half of it")
+    parser.add_argument("--last-lr", type=float, default=3e-3, help="at the end of the sitting, down a cosine")
     parser.add_argument("--mask-weight", type=float, default=1.0, help="a sprite cell counts 1 + this")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--report", type=float, default=60, help="seconds between reports")
+    parser.add_argument("--report", type=float, default=2, help="minutes between reports, each with a checkpoint")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True)
-    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
     train(parser.parse_args())
 
 

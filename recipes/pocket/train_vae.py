@@ -1,10 +1,12 @@
-"""Train the pocket VAE on the sprite world.
+"""Train the pocket VAE on the sprite world, one sitting at a time.
 
-    python -m recipes.pocket.train_vae --minutes 60 --out build/pocket/vae.pt
+    python -m recipes.pocket.train_vae --until 3000 --batch 4 --frames 5 --height 48 --width 80
+    python -m recipes.pocket.train_vae --since 3000 --until 7000 --frames 9 --lr 5e-3 --last-lr 1e-3
 
-Runs are resumable: started again with the same --out, training goes on where it stopped (with --minutes
-more). Loss: L1, edges, a small KL; the sprite counts more than the background, because it is a seventh
-of the picture and all of the story.
+A sitting has one batch shape, since each shape costs a compilation, and goes on from what --out holds.
+Every step draws its clips and its noise from the seed and the step's number alone, so a sitting that was
+interrupted and is called again sees what a whole one would. Loss: L1, edges, a small KL; the sprite counts more than
+the background, because it is a seventh of the picture and all of the story.
 """
 
 from __future__ import annotations
@@ -14,7 +16,6 @@ import math
 import random
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,21 +34,6 @@ EDGE_WEIGHT = 0.5
 SPRITE_WEIGHT = 3.0  # a sprite pixel counts 1 + this
 LOG_VARIANCE_BIAS = -4.0  # start nearly deterministic; folded into quant_conv's bias when exported
 VALIDATION_SEED, TRAINING_SEED = 0, 10_000
-
-
-@dataclass(frozen=True)
-class Stage:
-    """What a batch is, up to a fraction of the run."""
-
-    until: float
-    batch: int
-    frames: int
-    height: int = HEIGHT
-    width: int = WIDTH
-
-
-# Many small, varied steps first. A batch of one clip is too uniform to start with: it swings with the scene.
-STAGES = (Stage(0.40, 4, 5, 48, 80), Stage(0.85, 2, 9), Stage(1.0, 1, 17))
 
 
 def random_clip(rng: random.Random, seed: int) -> Clip:
@@ -91,14 +77,16 @@ def loss_of(encode: Coder, decode: Coder, video: Tensor, mask: Tensor) -> tuple[
     return l1 + EDGE_WEIGHT * edges + KL_WEIGHT * kl, l1
 
 
-def batch_of(pool: list[Clip], rng: random.Random, stage: Stage) -> tuple[Tensor, Tensor]:
-    """Random excerpts; time runs backwards now and then, since a motion is none of the VAE's business."""
+def batch_of(pool: list[Clip], rng: random.Random, batch: int, shape: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
+    """Random excerpts [frames, height, width]; time runs backwards now and then: a motion is not the VAE's business."""
     clips = []
-    for _ in range(stage.batch):
+    for _ in range(batch):
         clip = rng.choice(pool)
-        t, y, x = (rng.randrange(0, have - want + 1, step) for have, want, step in zip(
-            clip.mask.shape, (stage.frames, stage.height, stage.width), (1, 8, 8), strict=True))  # fmt: skip
-        window = np.s_[t : t + stage.frames, y : y + stage.height, x : x + stage.width]
+        starts = [
+            rng.randrange(0, have - want + 1, step)
+            for have, want, step in zip(clip.mask.shape, shape, (1, 8, 8), strict=True)
+        ]
+        window = tuple(slice(start, start + want) for start, want in zip(starts, shape, strict=True))
         video, mask = clip.video[window], clip.mask[window]
         if rng.random() < 0.3:
             video, mask = video[::-1], mask[::-1]
@@ -107,50 +95,48 @@ def batch_of(pool: list[Clip], rng: random.Random, stage: Stage) -> tuple[Tensor
 
 
 def train(args: argparse.Namespace) -> None:
-    rng = random.Random(args.seed)
-    torch.manual_seed(args.seed)
     vae = pocket_vae.build()
     optimizers = Optimizers(
         vae, lambda name, p: p.ndim >= 3 and min(p.shape[0], p[0].numel()) >= 8 and "quant" not in name,
         lr=args.lr, adam_lr=args.lr / 2, weight_decay=0.01,
     )  # fmt: skip
-    step = 0
+    first = 0
     if args.out.exists():
         saved = torch.load(args.out, weights_only=True)
         vae.load_state_dict(saved["model"])
         optimizers.load_state_dict(saved["optimizers"])
-        step = saved["step"]
-        rng.seed(args.seed + step)
+        first = saved["step"]
+    if not args.since <= first < args.until:
+        raise SystemExit(f"{args.out} stands at step {first}, outside this sitting")
     if args.decoder_only:
         vae.encoder.requires_grad_(False)
         vae.quant_conv.requires_grad_(False)
-    pool = [random_clip(rng, TRAINING_SEED + i) for i in range(args.pool)]
-    validation = [random_clip(random.Random(i), VALIDATION_SEED + i) for i in range(16)]
-    # Fused element-wise passes make a step 1.6 times as fast; each batch shape costs 90 s of compiling.
+    pool = [random_clip(random.Random(f"pool {i}"), TRAINING_SEED + i) for i in range(args.pool)]
+    validation = [random_clip(random.Random(f"validation {i}"), VALIDATION_SEED + i) for i in range(16)]
+    # Fused element-wise passes make a step 1.6 times as fast, for 90 s of compiling.
     encode = torch.compile(lambda video: pocket_vae.encode(vae, video), dynamic=False)
     decode = torch.compile(lambda latents: pocket_vae.decode(vae, latents), dynamic=False)
-    started, reported, average = time.monotonic(), 0, 0.0
-    while (done := (time.monotonic() - started) / 60 / args.minutes) < 1:
-        stage = next(stage for stage in STAGES if done < stage.until)
-        video, mask = batch_of(pool, rng, stage)
+    shape = (args.frames, args.height, args.width)
+    reported, average = time.monotonic(), 0.0
+    for step in range(first, args.until):
+        rng = random.Random(f"{args.seed} {step}")
+        torch.manual_seed(rng.getrandbits(63))
+        video, mask = batch_of(pool, rng, args.batch, shape)
         with pocket_vae.whole_clip():
             loss, l1 = loss_of(encode, decode, video, mask)
             loss.backward()
-        warm = min(1.0, (step + 1) / 50) if args.warmup else 1.0
-        decay = 1.0 if done < args.hold else 0.5 + 0.5 * math.cos(math.pi * (done - args.hold) / (1 - args.hold))
-        optimizers.step(warm * max(decay, args.floor))
-        step += 1
+        cosine = 0.5 + 0.5 * math.cos(math.pi * (step - args.since) / (args.until - args.since))
+        decay = args.last_lr / args.lr
+        optimizers.step(min(1.0, (step - args.since + 1) / 50) * (decay + (1 - decay) * cosine))
         average = 0.98 * average + 0.02 * l1.item() if average else l1.item()
-        if (minutes := int((time.monotonic() - started) / 60)) >= reported:
-            reported = minutes + args.report
+        if step + 1 == args.until or time.monotonic() - reported > args.report * 60:
+            reported = time.monotonic()
             whole, sprite = psnr(vae, validation)
             print(
-                f"{minutes:4d} min  step {step:6d}  {stage.frames:2d} frames  L1 {average:.4f}  PSNR {whole:.2f}  sprite {sprite:.2f} dB",
+                f"step {step + 1:6d} of {args.until}  L1 {average:.4f}  PSNR {whole:.2f}  sprite {sprite:.2f} dB",
                 flush=True,
             )
-            save(args.out, vae, optimizers, step)
-    save(args.out, vae, optimizers, step)
-    print("final: PSNR %.2f, sprite %.2f dB" % psnr(vae, validation))
+            save(args.out, vae, optimizers, step + 1)
 
 
 def save(path: Path, vae: torch.nn.Module, optimizers: Optimizers, step: int) -> None:
@@ -163,14 +149,17 @@ def save(path: Path, vae: torch.nn.Module, optimizers: Optimizers, step: int) ->
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("build/pocket/vae.pt"))
-    parser.add_argument("--minutes", type=float, default=60)
-    parser.add_argument("--lr", type=float, default=6e-3)
-    parser.add_argument("--floor", type=float, default=0.02, help="least learning-rate factor")
-    parser.add_argument("--hold", type=float, default=0.3, help="fraction of the run at the full rate")
+    parser.add_argument("--since", type=int, default=0, help="the step at which this sitting begins")
+    parser.add_argument("--until", type=int, required=True, help="the step at which it ends")
+    parser.add_argument("--batch", type=int, default=2, help="one clip is too uniform: training swings with it")
+    parser.add_argument("--frames", type=int, default=9, help="4n + 1")
+    parser.add_argument("--height", type=int, default=HEIGHT)
+    parser.add_argument("--width", type=int, default=WIDTH)
+    parser.add_argument("--lr", type=float, default=5e-3)
+    parser.add_argument("--last-lr", type=float, default=5e-3, help="at the end of the sitting, down a cosine")
     parser.add_argument("--pool", type=int, default=1200, help="clips rendered beforehand")
-    parser.add_argument("--report", type=int, default=3, help="minutes between reports")
+    parser.add_argument("--report", type=float, default=3, help="minutes between reports")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--warmup", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--decoder-only", action="store_true", help="latents stay as they are")
     train(parser.parse_args())
 

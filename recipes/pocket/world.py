@@ -11,7 +11,7 @@ longer one: training can start short.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -68,7 +68,7 @@ def render(
 # --- sprites ---------------------------------------------------------------------------------------
 
 
-@lru_cache(maxsize=None)
+@cache
 def _sprite(subject: str) -> Image.Image:
     """The emoji, centred in a transparent square."""
     font = ImageFont.truetype(str(FONT), FONT_STRIKE)

@@ -1,0 +1,188 @@
+"""The pocket model's recipe: what can go wrong in it without anybody noticing for an hour."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import WanTransformer3DModel
+from transformers import AutoTokenizer
+
+from fpsgen.wan.checkpoint import from_diffusers
+from recipes.pocket import prompts, text_encoder, tokenizer, world
+from recipes.pocket import vae as pocket_vae
+from recipes.pocket.cache import latent_mask
+from recipes.pocket.scorer import Discriminant, Network, as_input, load_network, save_network
+from recipes.pocket.train_dit import CONFIG, Pocket, is_hidden, noise_levels
+
+needs_font = pytest.mark.skipif(not world.FONT.exists(), reason="needs Debian's fonts-noto-color-emoji")
+
+
+# --- the world ---------------------------------------------------------------------------------------
+
+
+@needs_font
+def test_render_is_deterministic_in_its_seed() -> None:
+    first, again, other = (world.render("cat", "surf", "sea", seed, frames=3) for seed in (1, 1, 2))
+    assert np.array_equal(first.video, again.video)
+    assert not np.array_equal(first.video, other.video)
+    assert first.video.shape == (3, world.HEIGHT, world.WIDTH, 3)
+
+
+@needs_font
+@pytest.mark.parametrize("motion", world.MOTIONS)
+def test_a_shorter_clip_is_the_beginning_of_a_longer_one(motion: str) -> None:
+    short = world.render("frog", motion, "night", 3, frames=5)
+    long = world.render("frog", motion, "night", 3, frames=9)
+    assert np.array_equal(short.video, long.video[:5])
+
+
+def test_latent_mask_pools_one_frame_then_four() -> None:
+    mask = torch.zeros(1, 1, 9, 16, 16)
+    mask[:, :, 0, :8, :8] = 1
+    mask[:, :, 5:7, 8:, 8:] = 1
+    cells = latent_mask(mask)[0, 0]
+    assert cells.shape == (3, 2, 2)
+    assert cells[0].tolist() == [[255, 0], [0, 0]]
+    assert cells[1].eq(0).all()
+    assert cells[2, 1, 1] == 128  # two frames of four
+
+
+# --- the sentences -----------------------------------------------------------------------------------
+
+
+def test_every_caption_is_in_the_vocabulary() -> None:
+    tokens, rng = tokenizer.build(), random.Random(0)
+    for label in prompts.combinations() + prompts.combinations(held_out=True):
+        for sentence in [prompts.plain(*label)] + [prompts.caption(*label, rng) for _ in range(20)]:
+            ids = tokens(sentence)["input_ids"]
+            assert tokens.unk_token_id not in ids, sentence
+            assert len(ids) <= tokenizer.TEXT_LENGTH, sentence
+
+
+def test_captions_name_the_subject_and_leave_out_defaults_only() -> None:
+    rng = random.Random(0)
+    for subject, motion, scene in prompts.combinations():
+        for _ in range(20):
+            sentence = prompts.caption(subject, motion, scene, rng)
+            assert any(noun in sentence for noun in prompts.NOUNS[subject])
+            if scene != prompts.default_scene(subject, motion):
+                assert any(place in sentence for place in prompts.PLACES[scene]), sentence
+
+
+def test_held_out_combinations_are_balanced_and_never_trained() -> None:
+    training, held_out = prompts.combinations(), prompts.combinations(held_out=True)
+    assert len(training) == 144
+    assert len(held_out) == len(prompts.HELD_OUT) == 16
+    assert not set(training) & set(held_out)
+    assert ("cat", "surf", "sea") in training
+    subjects, motions, scenes = (Counter(label[i] for label in held_out) for i in range(3))
+    assert set(subjects.values()) == {2}
+    assert set(scenes.values()) == {4}
+    assert set(motions.values()) == {3, 4}
+    assert all(scene != prompts.default_scene(subject, motion) for subject, motion, scene in held_out)
+
+
+# --- text --------------------------------------------------------------------------------------------
+
+
+def test_tokenizer_survives_the_disk_and_behaves_like_umt5s(tmp_path: Path) -> None:
+    tokenizer.save(tmp_path)
+    tokens = AutoTokenizer.from_pretrained(tmp_path)
+    assert (tokens.pad_token_id, tokens.eos_token_id, tokens.unk_token_id) == (0, 1, 2)
+    assert tokens.model_max_length == tokenizer.TEXT_LENGTH
+    encoded = tokens("A cat, SURFING on Mars!", padding="max_length", max_length=12, truncation=True)
+    assert tokens.decode(encoded["input_ids"]).split()[:8] == [
+        "a",
+        "cat",
+        ",",
+        "surfing",
+        "on",
+        "<unk>",
+        "</s>",
+        "<pad>",
+    ]
+    assert encoded["attention_mask"] == [1] * 7 + [0] * 5
+
+
+def test_text_beyond_the_prompt_is_zero() -> None:
+    tokens = tokenizer.build()
+    text = text_encoder.encode(text_encoder.build(tokens), tokens, ["a cat surfing", ""])
+    assert text.shape == (2, tokenizer.TEXT_LENGTH, text_encoder.TEXT_DIM)
+    assert text[0, :4].abs().sum(1).gt(0).all()
+    assert text[0, 4:].eq(0).all()
+    assert text[1, 1:].eq(0).all()
+
+
+# --- the models --------------------------------------------------------------------------------------
+
+
+def test_whole_clip_vae_equals_the_chunked_one() -> None:
+    torch.manual_seed(0)
+    vae = pocket_vae.build().eval()
+    video = torch.rand(1, 3, 9, 32, 48) * 2 - 1
+    with torch.no_grad():
+        chunked = vae.encode(video).latent_dist.mean
+        decoded = vae.decode(chunked).sample
+        with pocket_vae.whole_clip():
+            latents, _ = pocket_vae.encode(vae, video)
+            whole = pocket_vae.decode(vae, chunked).clamp(-1, 1)
+    torch.testing.assert_close(latents, chunked, atol=2e-5, rtol=1e-4)
+    torch.testing.assert_close(whole, decoded, atol=2e-5, rtol=1e-4)
+
+
+def test_all_weights_fit_in_the_wheel() -> None:
+    weights = sum(p.numel() for model in (Pocket(), pocket_vae.build()) for p in model.parameters())
+    assert 2 * weights < 24_000_000
+
+
+def test_diffusers_has_a_name_for_every_weight() -> None:
+    with torch.device("meta"):
+        theirs = WanTransformer3DModel(
+            num_attention_heads=CONFIG.num_heads, attention_head_dim=CONFIG.head_dim, text_dim=CONFIG.text_dim,
+            ffn_dim=CONFIG.ffn_dim, num_layers=CONFIG.num_layers,
+        )  # fmt: skip
+    ours = {name: tensor.shape for name, tensor in Pocket().transformer.state_dict().items()}
+    assert {from_diffusers(name): tensor.shape for name, tensor in theirs.state_dict().items()} == ours
+
+
+def test_muon_takes_the_matrices_inside_blocks() -> None:
+    hidden = [name for name, p in Pocket().named_parameters() if is_hidden(name, p)]
+    assert "transformer.blocks.5.ffn.2.weight" in hidden
+    assert any(name.startswith("text_encoder.encoder.block.1") for name in hidden)
+    assert not any("norm" in name or "modulation" in name or "shared" in name or "relative" in name for name in hidden)
+    assert "transformer.time_projection.1.weight" not in hidden
+
+
+def test_noise_levels_lean_towards_noise() -> None:
+    levels = noise_levels(4000, torch.Generator().manual_seed(0))
+    assert levels.min() > 0
+    assert levels.max() < 1
+    assert 0.6 < levels.median() < 0.8
+
+
+# --- the judges --------------------------------------------------------------------------------------
+
+
+def test_scorer_survives_the_disk(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = Network().eval()
+    save_network(network, tmp_path / "scorer.safetensors")
+    assert (tmp_path / "scorer.safetensors").stat().st_size < 1_000_000
+    again = load_network(tmp_path / "scorer.safetensors")
+    video = as_input([np.random.default_rng(0).integers(0, 256, (25, 96, 160, 3), np.uint8)])
+    with torch.no_grad():
+        for one, other in zip(network(video), again(video), strict=True):
+            torch.testing.assert_close(one, other, atol=2e-2, rtol=2e-2)
+
+
+def test_discriminant_separates_shifted_clouds() -> None:
+    rng = np.random.default_rng(0)
+    labels = [0, 1, 2] * 50
+    features = rng.normal(size=(150, 4)) + 6 * np.eye(4)[labels]
+    discriminant = Discriminant(features, labels)
+    assert np.mean([discriminant(f) == label for f, label in zip(features, labels, strict=True)]) > 0.98

@@ -1,0 +1,86 @@
+"""Which model a name means, and which one is taken where nothing was said."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from fpsgen.errors import ModelError
+from fpsgen.wan import hub
+from fpsgen.wan.sizes import DEFAULTS
+
+SIZE_480P, SIZE_720P = (832, 480), (1280, 720)
+
+
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch, wan_folder: Path) -> set[str]:
+    """Names of the known models that are on disk; tests fill it."""
+    names: set[str] = set()
+    monkeypatch.setattr(hub, "on_disk", lambda key: wan_folder if key in names else None)
+    return names
+
+
+@pytest.mark.parametrize(
+    ("present", "size", "name"),
+    [
+        ({"1.3b", "14b"}, None, "1.3b"),
+        ({"1.3b", "14b"}, SIZE_480P, "1.3b"),
+        ({"1.3b", "14b"}, SIZE_720P, "14b"),
+        ({"1.3b"}, SIZE_720P, "1.3b"),
+        ({"14b"}, SIZE_480P, "14b"),
+    ],
+)
+def test_choice_with_cuda(disk: set[str], present: set[str], size: tuple[int, int] | None, name: str) -> None:
+    disk |= present
+    model, note = hub.choose(size, cuda=True)
+    assert model.name == name
+    assert (note is not None) == (len(present) == 1)  # the second-best is said aloud
+
+
+def test_cuda_without_weights_names_the_download(disk: set[str]) -> None:
+    with pytest.raises(ModelError) as caught:
+        hub.choose(SIZE_720P, cuda=True)
+    assert "80 GB" in caught.value.hint
+    assert "hf download Wan-AI/Wan2.1-T2V-14B-Diffusers" in caught.value.hint
+    assert caught.value.exit_code == 2
+
+
+def test_without_cuda_it_is_the_pocket(disk: set[str], pocket_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk.add("14b")
+    monkeypatch.setattr("fpsgen.assets.folder", lambda name: pocket_folder)
+    model, note = hub.choose(SIZE_720P, cuda=False)
+    assert model.name == "pocket"
+    assert "--model" in note
+
+
+def test_defaults_come_from_the_card_or_by_size(wan_folder: Path, pocket_folder: Path) -> None:
+    assert hub.open_folder(wan_folder, "x").defaults == DEFAULTS["1.3b"]  # small models are treated as the small one
+    pocket = hub.open_folder(pocket_folder, "pocket")
+    assert (pocket.defaults.width, pocket.defaults.frames, pocket.defaults.guidance) == (96, 9, 3.0)
+    assert pocket.tile((7, 6, 10)) == (2, 2, 2)
+    assert hub.open_folder(wan_folder, "x").tile((21, 45, 80)) == (3, 5, 8)
+
+
+def test_broken_folders_are_explained(wan_folder: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(wan_folder, tmp_path / "m"))
+    config = folder / "transformer" / "config.json"
+    config.write_text("{")
+    with pytest.raises(ModelError, match="not valid JSON"):
+        hub.open_folder(folder, "m")
+    config.write_text(json.dumps({"_class_name": "WanTransformer3DModel"}))
+    with pytest.raises(ModelError, match="num_attention_heads"):
+        hub.open_folder(folder, "m")
+    config.unlink()
+    with pytest.raises(ModelError, match=r"config\.json is missing"):
+        hub.open_folder(folder, "m")
+
+
+def test_half_downloaded_snapshots_do_not_count(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(hub, "snapshot_download", lambda *_, **__: str(tmp_path))
+    assert hub.on_disk("14b") is None
+    for part in hub.COMPONENTS:
+        (tmp_path / part).mkdir()
+    assert hub.on_disk("14b") == tmp_path
