@@ -31,6 +31,7 @@ def synchronise(device: torch.device) -> None:
 
 def reset_peak(device: torch.device) -> None:
     if device.type == "cuda":
+        torch.cuda.init()  # with an explicit index, torch does not do it here by itself
         torch.cuda.reset_peak_memory_stats(device)
 
 

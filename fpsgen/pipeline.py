@@ -83,7 +83,7 @@ Event = Phase | Step | Frames | Notice
 
 def generate(
     request: Request, model: Model, device: torch.device, dtype: torch.dtype, timings: Timings
-) -> Iterator[Event]:
+) -> Generator[Event, None, None]:
     """Make the video of `request`, yielding events on the way; `timings` is filled in.
 
     Raises RenderError when the result would not be a video of the prompt: no frame is written then.
@@ -100,7 +100,8 @@ def generate(
         del transformer
         memory.release()
     yield Phase("decode")
-    yield from decode(request, model, latents, device, timings)
+    told = {**describe(request, model, device, dtype), "timings": timings.as_dict()}
+    yield from decode(request, model, latents, device, timings, told)
     timings.peak_memory = memory.peak_bytes(device)
     timings.stop()
 
@@ -116,11 +117,12 @@ def encode_prompts(
     for index, prompt in enumerate(prompts):
         with timings.phase("text"):
             encoded = encoder.encode(prompt, drop_unknown=model.pocket is not None)
-        if encoded.unknown and model.pocket and index == 0:
+            memory.synchronise(device)
+        which = "negative prompt" if index else "prompt"
+        if encoded.unknown and model.pocket:
             words = ", ".join(encoded.unknown)
-            yield Notice(f"the pocket model does not know: {words}. It knows {model.pocket['knows']}")
+            yield Notice(f"words of the {which} left out: {words}. The pocket model knows {model.pocket['knows']}")
         if encoded.cut:
-            which = "prompt" if index == 0 else "negative prompt"
             yield Notice(f"the {which} is longer than {encoder.length} tokens; its end was left out")
         texts.append(encoded.text)
     with timings.phase("load"):
@@ -129,6 +131,7 @@ def encode_prompts(
     return texts
 
 
+@torch.inference_mode()
 def denoise(
     request: Request,
     model: Model,
@@ -142,26 +145,26 @@ def denoise(
     shape = wan_vae.latent_shape(request.frames, request.height, request.width)
     grid = transformer.config.grid(shape)
     plans = [AttentionPlan(TileGrid(grid, model.tile(grid)))] * transformer.config.num_layers
-    with torch.inference_mode():
+    with timings.phase("denoise"):
+        solver = sampling.Solver(request.steps, request.shift)
+        latents = sampling.noise(transformer.config.in_channels, shape, request.seed).to(device)
+        together = both_fit(transformer, plans[0].tiles.tokens, device)
+        batches = [torch.cat(texts)] if together else texts
+        contexts = [transformer.embed_text(batch) for batch in batches]
+    if len(texts) > 1:
+        how = "in one batch" if together else "one after the other"
+        yield Notice(f"guidance branches run {how}", detail=True)
+    for index, timestep in enumerate(solver.timesteps):
+        begin = time.perf_counter()
         with timings.phase("denoise"):
-            solver = sampling.Solver(request.steps, request.shift)
-            latents = sampling.noise(transformer.config.in_channels, shape, request.seed).to(device)
-            together = both_fit(transformer, plans[0].tiles.tokens, device)
-            batches = [torch.cat(texts)] if together else texts
-            contexts = [transformer.embed_text(batch) for batch in batches]
-        if len(texts) > 1:
-            how = "in one batch" if together else "one after the other"
-            yield Notice(f"guidance branches run {how}", detail=True)
-        for index, timestep in enumerate(solver.timesteps):
-            begin = time.perf_counter()
-            with timings.phase("denoise"):
-                velocity = predict(transformer, latents, timestep, contexts, plans, request.guidance)
-                latents = solver.step(velocity, index, latents)
-                memory.synchronise(device)
-            timings.steps.append(time.perf_counter() - begin)
-            yield Step(index + 1, request.steps, timings.steps[-1])
-    if not latents.isfinite().all():
-        raise RenderError("the model gave values that are not finite", hint="try --dtype fp32")
+            velocity = predict(transformer, latents, timestep, contexts, plans, request.guidance)
+            latents = solver.step(velocity, index, latents)
+            finite = bool(latents.isfinite().all())  # waits for the device, too
+        timings.steps.append(time.perf_counter() - begin)
+        if not finite:
+            hint = None if transformer.dtype == torch.float32 else "try --dtype fp32"
+            raise RenderError(f"the model gave values that are not finite at step {index + 1}", hint)
+        yield Step(index + 1, request.steps, timings.steps[-1])
     return latents
 
 
@@ -196,13 +199,15 @@ def both_fit(transformer: WanTransformer, tokens: int, device: torch.device) -> 
     return 2 * tokens * per_token < 0.8 * memory.free_bytes(device)
 
 
-def decode(request: Request, model: Model, latents: Tensor, device: torch.device, timings: Timings) -> Iterator[Event]:
+def decode(
+    request: Request, model: Model, latents: Tensor, device: torch.device, timings: Timings, metadata: dict
+) -> Iterator[Event]:
     """Latents to the finished file; each piece goes to the encoder as soon as it is decoded."""
     with timings.phase("load"):
         vae = wan_vae.load_vae(model.folder, device)
     pieces = wan_vae.stream(vae, wan_vae.denormalise(vae, latents))
     size = (request.width, request.height)
-    with VideoWriter(request.output, size, request.fps, request.scale_to, describe(request, model)) as writer:
+    with VideoWriter(request.output, size, request.fps, request.scale_to, metadata) as writer:
         while True:
             with timings.phase("decode"):
                 if (piece := next(pieces, None)) is None:
@@ -215,8 +220,15 @@ def decode(request: Request, model: Model, latents: Tensor, device: torch.device
             writer.finish()
 
 
-def describe(request: Request, model: Model) -> dict:
-    """What it takes to make the same video again; stored in the file."""
+def describe(request: Request, model: Model, device: torch.device, dtype: torch.dtype) -> dict:
+    """What was made, by what and with which settings; stored in the file, printed by --json."""
     settings = asdict(request)
     del settings["output"]
-    return {"fpsgen": __version__, "model": model.name, **settings}
+    name = f"pocket v{model.pocket['version']}" if model.pocket else model.name
+    return {
+        "fpsgen": __version__,
+        "model": name,
+        "device": str(device),
+        "dtype": str(dtype).removeprefix("torch."),
+        **settings,
+    }

@@ -17,17 +17,11 @@ Grid = Literal["original", "diffusers"]
 TRAIN_TIMESTEPS = 1000
 
 
-def sigma_grid(steps: int, shift: float) -> np.ndarray:
-    """The original's noise levels, float64 [steps + 1] from nearly 1 to 0 (`wan/utils/fm_solvers_unipc.py`).
+def original_grid(steps: int) -> np.ndarray:
+    """The original's noise levels before the shift, float64 [steps] (`wan/utils/fm_solvers_unipc.py`).
 
-    steps + 1 points from 0.999 to 0, the last dropped, each shifted as s' = shift s / (1 + (shift - 1) s);
-    then a final 0.
+    steps + 1 points from 0.999 to 0, the last dropped. Shifted they are s' = shift s / (1 + (shift - 1) s).
     """
-    s = _unshifted(steps)
-    return np.append(shift * s / (1 + (shift - 1) * s), 0.0)
-
-
-def _unshifted(steps: int) -> np.ndarray:
     return np.linspace(1 - 1 / TRAIN_TIMESTEPS, 0, steps + 1)[:-1]
 
 
@@ -45,9 +39,11 @@ class Solver:
             flow_shift=shift,
         )
         if grid == "original":
-            self._scheduler.set_timesteps(sigmas=_unshifted(steps))
+            self._scheduler.set_timesteps(sigmas=original_grid(steps))
         else:
             self._scheduler.set_timesteps(steps)
+        # Else the first step is looked up by its timestep, and cut to integers two steps may share one.
+        self._scheduler.set_begin_index(0)
 
     @property
     def sigmas(self) -> Tensor:
@@ -71,5 +67,5 @@ def noise(channels: int, latents: tuple[int, int, int], seed: int) -> Tensor:
 
 
 def guide(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
-    """Classifier-free guidance: unconditional + scale (conditional - unconditional)."""
+    """Classifier-free guidance of two velocities of one shape: unconditional + scale (conditional - unconditional)."""
     return unconditional + scale * (conditional - unconditional)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -60,7 +61,8 @@ class VideoWriter:
         metadata: dict | None = None,
     ):
         self.path, self.frames = path, 0
-        self._partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
+        # Short, because names are limited; absolute, because ffmpeg takes "take:1.mp4" for a protocol.
+        self._partial = path.absolute().with_name(f".fpsgen-{os.getpid()}{path.suffix}")
         options = dict(_FORMATS[path.suffix.lower()])
         filters = [cover(*size, scale_to)] if scale_to and scale_to != size else []
         gif = path.suffix.lower() == ".gif"
@@ -83,7 +85,8 @@ class VideoWriter:
     def __exit__(self, *_: object) -> None:
         """Leaves nothing behind unless `finish` was reached."""
         self._writer.close()
-        self._partial.unlink(missing_ok=True)
+        with contextlib.suppress(PermissionError):  # Windows, while a killed ffmpeg is still letting go
+            self._partial.unlink(missing_ok=True)
 
     def write(self, frames: np.ndarray) -> None:
         """Append uint8 frames [n, height, width, 3]."""
@@ -94,7 +97,9 @@ class VideoWriter:
                 self._writer.send(np.ascontiguousarray(frame))
                 self.frames += 1
         except OSError as failure:
-            raise RenderError(f"the video encoder stopped: {str(failure).splitlines()[0]}") from None
+            reason = str(failure).splitlines()[0]
+            message = f"the video encoder stopped before {self.path} was written: {reason}"
+            raise RenderError(message, hint="is the disk full? Else try another name with -o") from None
 
     def finish(self) -> None:
         """Wait for the encoder, check what it wrote and give the file its name."""

@@ -24,8 +24,12 @@ def explain(error: BaseException) -> tuple[str, str | None, int]:
         return str(error), error.hint, error.exit_code
     if isinstance(error, KeyboardInterrupt):
         return "stopped; nothing was written", None, INTERRUPTED
-    # torch may not have been imported, so its out-of-memory error is known by name.
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+    # torch may not have been imported, so its errors are known by name; on a CPU it raises a bare RuntimeError.
+    if (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "DefaultCPUAllocator" in str(error)
+    ):
         return "not enough memory", "try a smaller --res, fewer --frames or a smaller --model", 1
     return (
         f"something went wrong inside fpsgen: {type(error).__name__}: {error}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 import secrets
@@ -22,7 +23,7 @@ from fpsgen.wan import sizes
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from fpsgen.pipeline import Event, Request
+    from fpsgen.pipeline import Event
     from fpsgen.wan.hub import Model
 
 EXAMPLES = """[bold]Examples[/bold]
@@ -37,6 +38,7 @@ echo "a dog in the city" | fpsgen generate - --json
 """
 
 MAX_SEED = 2**63 - 1
+MAX_PROMPT = 5000  # characters
 
 
 @explained
@@ -74,8 +76,7 @@ def generate(
     out = Output(json, verbose)
     if prompt == "-":
         prompt = sys.stdin.read()
-    if not prompt.strip():
-        raise UsageError("the prompt is empty", hint='fpsgen generate "a cat surfing"')
+    check_prompts(prompt, negative)
     size = sizes.parse_resolution(res) if res is not None else None
     check_numbers(frames, steps, guidance, shift, seed)
     seed = secrets.randbelow(2**31) if seed is None else seed
@@ -114,10 +115,25 @@ def generate(
     precision = choose_dtype(dtype, target)
     out.detail(f"model {chosen.name} from {chosen.folder}; {target}, {str(precision).removeprefix('torch.')}")
     out.detail(f"{request.steps} UniPC steps on Wan's grid, shift {request.shift:g}, guidance {request.guidance:g}")
-    draw(pipeline.generate(request, chosen, target, precision, timings), out)
+    # Closed here, not whenever it is collected: a failure while drawing must not leave an encoder running.
+    with contextlib.closing(pipeline.generate(request, chosen, target, precision, timings)) as events:
+        draw(events, out)
     out.table(timing_table(timings))
     out.detail("seconds per step: " + " ".join(f"{seconds:.2f}" for seconds in timings.steps))
-    out.result(str(output), summary(request, chosen, str(target), timings))
+    told = pipeline.describe(request, chosen, target, precision)
+    out.result(str(output), {"output": str(output), **told, "timings": timings.as_dict()})
+
+
+def check_prompts(prompt: str, negative: str | None) -> None:
+    """Refuse an empty prompt, and texts far beyond what the model reads and the file's comment can hold."""
+    if not prompt.strip():
+        raise UsageError("the prompt is empty", hint='fpsgen generate "a cat surfing"')
+    for name, text in (("prompt", prompt), ("negative prompt", negative or "")):
+        if len(text) > MAX_PROMPT:
+            raise UsageError(
+                f"the {name} has {len(text)} characters; at most {MAX_PROMPT} are taken",
+                hint="shorten it: the model reads its first 512 tokens",
+            )
 
 
 def check_numbers(
@@ -130,8 +146,8 @@ def check_numbers(
         raise UsageError(f"--steps {steps}: must be 1 to 1000", hint="try --steps 30")
     if guidance is not None and not (math.isfinite(guidance) and guidance >= 0):
         raise UsageError(f"--guidance {guidance:g}: must be 0 or more", hint="try --guidance 5")
-    if shift is not None and not (math.isfinite(shift) and shift > 0):
-        raise UsageError(f"--shift {shift:g}: must be above 0", hint="try --shift 5")
+    if shift is not None and not 0 < shift <= 100:
+        raise UsageError(f"--shift {shift:g}: must be above 0 and at most 100", hint="try --shift 5")
     if seed is not None and not 0 <= seed <= MAX_SEED:
         raise UsageError(f"--seed {seed}: must be 0 to {MAX_SEED}", hint="leave --seed out for a random one")
 
@@ -145,13 +161,14 @@ def fit(model: Model, size: tuple[int, int] | None, out: Output) -> tuple[int, i
         sizes.check_model_size(*size)
         return *size, None
     sizes.check_scaled_size(*size)
-    out.note(f"the pocket model renders {own[0]}x{own[1]}; its pixels are scaled up to {size[0]}x{size[1]}")
+    out.note(f"the pocket model renders {own[0]}x{own[1]}; its pixels are scaled to {size[0]}x{size[1]}")
     return *own, size
 
 
 def default_name(prompt: str, seed: int) -> str:
     """A file name that says what is inside."""
-    words = re.sub(r"\W+", "-", prompt.lower()).strip("-")[:60].rstrip("-")
+    words = re.sub(r"\W+", "-", prompt.lower()).strip("-")
+    words = words.encode()[:60].decode(errors="ignore").rstrip("-")  # file systems count bytes
     return f"{words or 'video'}-{seed}.mp4"
 
 
@@ -159,15 +176,17 @@ def draw(events: Iterator[Event], out: Output) -> None:
     """Show the pipeline's events as they come."""
     from fpsgen import pipeline
 
-    names = {"load": "loading", "text": "text", "denoise": "denoise", "decode": "decode"}
     with out.progress() as progress:
-        task = progress.add_task("loading", total=None, rate="")
+        task = progress.add_task("load", total=None, rate="")
         for event in events:
             if isinstance(event, pipeline.Phase):
                 progress.remove_task(task)
-                task = progress.add_task(names[event.name], total=None, rate="")
+                task = progress.add_task(event.name, total=None, rate="")
             elif isinstance(event, pipeline.Step):
                 progress.update(task, completed=event.done, total=event.total, rate=f"{event.seconds:.2f} s/step")
+                if event.done * 10 // event.total > (event.done - 1) * 10 // event.total:  # every tenth of the way
+                    left = (event.total - event.done) * event.seconds
+                    out.milestone(f"step {event.done} of {event.total}, {event.seconds:.2f} s each, {left:.0f} s left")
             elif isinstance(event, pipeline.Frames):
                 progress.update(task, completed=event.done, total=event.total, rate="frames")
             elif event.detail:
@@ -191,15 +210,3 @@ def timing_table(timings: Timings) -> Table:
     if timings.peak_memory is not None:
         table.add_row("memory", f"{timings.peak_memory / 2**30:.2f} GiB", "peak")
     return table
-
-
-def summary(request: Request, model: Model, device: str, timings: Timings) -> dict:
-    """The JSON face of a finished run."""
-    from fpsgen import pipeline
-
-    return {
-        "output": str(request.output),
-        "device": device,
-        **pipeline.describe(request, model),
-        "timings": timings.as_dict(),
-    }

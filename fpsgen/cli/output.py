@@ -8,6 +8,7 @@ import sys
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 
 class Output:
@@ -20,18 +21,18 @@ class Output:
 
     def note(self, text: str) -> None:
         """One line the user should read. Shown with --json, too: it goes to stderr."""
-        self.console.print(f"[yellow]note:[/] {_plain(text)}", soft_wrap=True)
+        self._say("note: ", "yellow", text)
 
     def detail(self, text: str) -> None:
         if self.verbose:
-            self.console.print(f"[dim]{_plain(text)}[/]", soft_wrap=True)
+            self._say("", "", text, "dim")
 
     def error(self, message: str, hint: str | None) -> None:
-        self.console.print(f"[bold red]error:[/] {_plain(message)}", soft_wrap=True)
+        self._say("error: ", "bold red", message)
         if hint:
-            self.console.print(f"[bold]try:[/]   {_plain(hint)}", soft_wrap=True)
+            self._say("try:   ", "bold", hint)
         if self.json:
-            print(jsonlib.dumps({"error": message, "hint": hint}, ensure_ascii=False))
+            print(jsonlib.dumps({"error": message, "hint": hint}))
 
     def table(self, table: Table) -> None:
         if not self.json:
@@ -39,11 +40,21 @@ class Output:
 
     def result(self, text: str, data: dict) -> None:
         """What the command was run for: a line, or an object with --json."""
-        print(jsonlib.dumps(data, ensure_ascii=False) if self.json else text)
+        # Escaped to ASCII: a console may not be able to print what a prompt holds.
+        print(jsonlib.dumps(data) if self.json else text)
         sys.stdout.flush()
 
+    @property
+    def shows_progress(self) -> bool:
+        return not self.json and self.console.is_terminal
+
+    def milestone(self, text: str) -> None:
+        """What a log keeps of progress, where no bar is drawn."""
+        if not self.json and not self.shows_progress:
+            self._say("", "", text, "dim")
+
     def progress(self) -> Progress:
-        """A bar with steps done and time left; nothing where nobody is watching."""
+        """A bar with steps done and time left, on a terminal."""
         return Progress(
             TextColumn("{task.description:8}"),
             BarColumn(),
@@ -51,11 +62,10 @@ class Output:
             TextColumn("{task.fields[rate]}"),
             TimeRemainingColumn(compact=True),
             console=self.console,
-            disable=self.json or not self.console.is_terminal,
+            disable=not self.shows_progress,
             transient=True,
         )
 
-
-def _plain(text: str) -> str:
-    """Text that rich prints as it is: a prompt may hold brackets."""
-    return text.replace("[", r"\[")
+    def _say(self, label: str, label_style: str, text: str, style: str = "") -> None:
+        """One line in styles, never as markup: a prompt or a path may hold brackets."""
+        self.console.print(Text.assemble((label, label_style), (text, style)), soft_wrap=True)

@@ -19,7 +19,7 @@ from fpsgen.errors import ModelError
 from fpsgen.wan.config import WanConfig
 from fpsgen.wan.transformer import FLOAT32_PARAMETERS, WanTransformer
 
-WEIGHTS = "diffusion_pytorch_model.safetensors"
+WEIGHTS = "diffusion_pytorch_model"  # stem of the weight files of transformer and VAE
 
 # Diffusers pattern -> original name (diffusers `scripts/convert_wan_to_diffusers.py`).
 KEY_MAP = tuple(
@@ -55,17 +55,33 @@ def from_diffusers(key: str) -> str:
     return key
 
 
-def shards(folder: Path) -> list[Path]:
+def read_json(path: Path) -> dict:
+    """The JSON object in a file; ModelError that says what is wrong with it."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelError(f"{path.parent} holds no {path.name}") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as damage:
+        raise ModelError(f"{path} is not valid JSON: {damage}", hint="fetch the file again") from None
+    if not isinstance(value, dict):
+        raise ModelError(f"{path} holds no JSON object", hint="fetch the file again")
+    return value
+
+
+def shards(folder: Path, stem: str = WEIGHTS) -> list[Path]:
     """The weight files of a component folder, by its index where there is one. Their number is never assumed."""
-    index = folder / f"{WEIGHTS}.index.json"
+    index = folder / f"{stem}.safetensors.index.json"
     if index.exists():
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    elif (folder / WEIGHTS).exists():
-        names = [WEIGHTS]
+        table = read_json(index).get("weight_map")
+        if not isinstance(table, dict):
+            raise ModelError(f"{index} holds no weight_map", hint="fetch the file again")
+        names = sorted(set(table.values()))
+    elif (folder / f"{stem}.safetensors").exists():
+        names = [f"{stem}.safetensors"]
     else:
-        names = sorted(path.name for path in folder.glob("diffusion_pytorch_model*.safetensors"))
+        names = sorted(path.name for path in folder.glob(f"{stem}*.safetensors"))
     if not names:
-        raise ModelError(f"{folder} holds no {WEIGHTS}")
+        raise ModelError(f"{folder} holds no {stem}.safetensors")
     if missing := [name for name in names if not (folder / name).exists()]:
         raise ModelError(f"{folder} lacks {len(missing)} of {len(names)} weight files: {_some(missing)}")
     return [folder / name for name in names]
@@ -88,28 +104,29 @@ def load_transformer(folder: Path, device: torch.device, dtype: torch.dtype) -> 
     Nothing is allocated twice: the module is built on the meta device and given the tensors it shall keep.
     Raises ModelError that counts and names whatever is missing, unexpected or of another shape.
     """
-    path = folder / "config.json"
-    if not path.exists():
-        raise ModelError(f"{folder} holds no config.json")
+    config = WanConfig.from_diffusers(read_json(folder / "config.json"))
     files = shards(folder)
     with torch.device("meta"):
-        model = WanTransformer(WanConfig.from_diffusers(json.loads(path.read_text())))
+        model = WanTransformer(config)
     wanted = {name: parameter.shape for name, parameter in model.named_parameters()}
     state: dict[str, Tensor] = {}
-    unexpected, misshaped = [], []
+    unexpected: list[str] = []
+    misshaped: dict[str, str] = {}
     for name, tensor in read(files):
         if name not in wanted:
             unexpected.append(name)
         elif tensor.shape != wanted[name]:
-            misshaped.append(f"{name} {list(tensor.shape)}, not {list(wanted[name])}")
+            misshaped[name] = f"{name} {list(tensor.shape)}, not {list(wanted[name])}"
         else:
             state[name] = tensor.to(device, torch.float32 if stays_float32(name) else dtype, copy=True)
-    missing = [name for name in wanted if name not in state]
-    if misshaped:
-        missing = [name for name in missing if not any(line.startswith(f"{name} ") for line in misshaped)]
+    missing = [name for name in wanted if name not in state and name not in misshaped]
     faults = [
         f"{len(names)} {kind}: {_some(names)}"
-        for kind, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", misshaped))
+        for kind, names in (
+            ("missing", missing),
+            ("unexpected", unexpected),
+            ("of another shape", [*misshaped.values()]),
+        )
         if names
     ]
     if faults:
@@ -119,7 +136,8 @@ def load_transformer(folder: Path, device: torch.device, dtype: torch.dtype) -> 
 
 
 def stays_float32(name: str) -> bool:
-    return any(part.startswith(FLOAT32_PARAMETERS) for part in name.split("."))
+    """Whether a parameter keeps float32 whatever dtype is asked for."""
+    return not FLOAT32_PARAMETERS.isdisjoint(name.split("."))
 
 
 def _some(names: list[str], most: int = 5) -> str:

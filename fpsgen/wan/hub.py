@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from fpsgen import assets
 from fpsgen.attention.tiles import Shape3, default_tile
 from fpsgen.errors import ModelError
+from fpsgen.wan.checkpoint import WEIGHTS, read_json, shards
 from fpsgen.wan.config import WAN_1_3B, WanConfig
 from fpsgen.wan.sizes import DEFAULTS, Defaults
 
@@ -22,7 +22,8 @@ REPOSITORIES = {
 # By parameter count: transformer and VAE in float32, text encoder in float32 as the Diffusers folders hold it.
 DOWNLOAD_GB = {"1.3b": 29, "14b": 80}
 POCKET = "pocket"
-COMPONENTS = ("transformer", "vae", "text_encoder", "tokenizer")
+# The components that have weights, and how their files' names begin.
+WEIGHT_STEMS = {"transformer": WEIGHTS, "vae": WEIGHTS, "text_encoder": "model"}
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,7 @@ def find(name: str) -> Model:
     if key in REPOSITORIES:
         folder = on_disk(key)
         if folder is None:
-            repository = REPOSITORIES[key]
-            raise ModelError(f"Wan2.1 {name} is not on this machine", hint=f"fetch it: hf download {repository}")
+            raise ModelError(f"Wan2.1 {name} is not on this machine", hint=download_hint(key))
         return open_folder(folder, key)
     if not Path(name).is_dir():
         known = ", ".join((POCKET, *REPOSITORIES))
@@ -79,9 +79,12 @@ def choose(size: tuple[int, int] | None, cuda: bool) -> tuple[Model, str | None]
         return open_folder(folder, other), f"Wan2.1 {wanted} is not on this machine; using {other}"
     raise ModelError(
         "there are no Wan2.1 weights on this machine",
-        hint=f"fetch them (about {DOWNLOAD_GB[wanted]} GB): hf download {REPOSITORIES[wanted]}\n"
-        "or try the built-in toy: --model pocket",
+        hint=f"{download_hint(wanted)}, or try the built-in toy: --model pocket",
     )
+
+
+def download_hint(key: str) -> str:
+    return f"hf download {REPOSITORIES[key]} (about {DOWNLOAD_GB[key]} GB)"
 
 
 def on_disk(key: str) -> Path | None:
@@ -90,39 +93,41 @@ def on_disk(key: str) -> Path | None:
         folder = Path(snapshot_download(REPOSITORIES[key], local_files_only=True))
     except LocalEntryNotFoundError:
         return None
-    return None if _absent(folder) else folder
+    try:
+        check_files(folder)
+    except ModelError:  # an interrupted download
+        return None
+    return folder
 
 
 def open_folder(folder: Path, name: str) -> Model:
     """Read a Diffusers folder's configuration; ModelError that says what is wrong with it."""
-    if absent := _absent(folder):
-        raise ModelError(
-            f"{folder} is no complete Wan2.1 Diffusers folder: it lacks {', '.join(absent)}",
-            hint=f"a complete one holds {', '.join(COMPONENTS)}",
-        )
     try:
-        config = WanConfig.from_diffusers(_read_json(folder / "transformer" / "config.json"))
-        card = folder / "pocket.json"
-        pocket = _read_json(card) if card.exists() else None
+        check_files(folder)
+        config = WanConfig.from_diffusers(read_json(folder / "transformer" / "config.json"))
+        pocket = read_json(folder / "pocket.json") if (folder / "pocket.json").exists() else None
+        defaults = DEFAULTS["1.3b" if config.dim <= WAN_1_3B.dim else "14b"] if pocket is None else _from_card(pocket)
     except ModelError as error:
-        raise ModelError(f"{folder} cannot be used: {error}", hint=error.hint) from None
-    if pocket:
-        width, height = pocket["size"]
-        keys = ("frames", "fps", "steps", "guidance", "shift", "negative")
-        defaults = Defaults(width, height, **{key: pocket[key] for key in keys})
-    else:
-        defaults = DEFAULTS["1.3b" if config.dim <= WAN_1_3B.dim else "14b"]
+        raise ModelError(f"model {name} cannot be used: {error}", hint=error.hint) from None
     return Model(name, folder, config, defaults, pocket)
 
 
-def _absent(folder: Path) -> list[str]:
-    return [part for part in COMPONENTS if not (folder / part).is_dir()]
+def check_files(folder: Path) -> None:
+    """Refuse a folder that lacks a file, before the first of its many gigabytes is read."""
+    if absent := [part for part in (*WEIGHT_STEMS, "tokenizer") if not (folder / part).is_dir()]:
+        parts = ", ".join((*WEIGHT_STEMS, "tokenizer"))
+        raise ModelError(f"{folder} lacks {', '.join(absent)}", hint=f"a Wan2.1 Diffusers folder holds {parts}")
+    for part, stem in WEIGHT_STEMS.items():
+        read_json(folder / part / "config.json")
+        shards(folder / part, stem)
+    if not any((folder / "tokenizer" / file).exists() for file in ("tokenizer.json", "spiece.model")):
+        raise ModelError(f"{folder / 'tokenizer'} holds no tokenizer.json")
 
 
-def _read_json(path: Path) -> dict:
+def _from_card(card: dict) -> Defaults:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ModelError(f"{path.name} is missing from {path.parent.name}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as damage:
-        raise ModelError(f"{path.name} is not valid JSON: {damage}") from None
+        width, height = card["size"]
+        keys = ("frames", "fps", "steps", "guidance", "shift", "negative")
+        return Defaults(width, height, **{key: card[key] for key in keys})
+    except (KeyError, TypeError, ValueError) as fault:
+        raise ModelError(f"its pocket.json is not one: {fault!r}") from None

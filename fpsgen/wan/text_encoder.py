@@ -13,6 +13,8 @@ from torch import Tensor
 from transformers import AutoTokenizer, UMT5EncoderModel
 from transformers.utils.logging import disable_progress_bar
 
+from fpsgen.errors import ModelError
+
 disable_progress_bar()  # ours shows the phases
 
 TEXT_LENGTH = 512  # tokens that Wan2.1 attends to, padding included
@@ -42,6 +44,9 @@ class TextEncoder:
     def __init__(self, folder: Path, device: torch.device, dtype: torch.dtype):
         self._tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
         self._encoder = UMT5EncoderModel.from_pretrained(folder / "text_encoder", dtype=dtype).to(device).eval()
+        # A release of transformers loaded these as zeros (its pull request 43880): a video of nothing in particular.
+        if not self._encoder.get_input_embeddings().weight[:1000].any():
+            raise ModelError(f"the text encoder in {folder} has embeddings of zero", hint="try another transformers")
         self.length = min(TEXT_LENGTH, self._tokenizer.model_max_length)
 
     @torch.inference_mode()
@@ -55,7 +60,8 @@ class TextEncoder:
         tokens = self._tokenizer(text)["input_ids"]
         unknown: tuple[str, ...] = ()
         if drop_unknown:
-            unknown = tuple(w for w in dict.fromkeys(re.findall(r"\w+", text)) if self._is_unknown(w))
+            words = dict.fromkeys(re.findall(r"[\w']+", text))
+            unknown = tuple(word for word in words if self._is_unknown(word))
             tokens = [token for token in tokens if token != self._tokenizer.unk_token_id]
         kept = tokens if len(tokens) <= self.length else [*tokens[: self.length - 1], tokens[-1]]
         ids = torch.tensor([kept], device=self._encoder.device)

@@ -24,8 +24,8 @@ from fpsgen.wan.config import WanConfig
 # Keys and values of one layer's cross-attention: [batch, text tokens, heads, head_dim] each.
 KeyValue = tuple[Tensor, Tensor]
 
-# Parameters that stay float32 whatever the dtype of the matrix products.
-FLOAT32_PARAMETERS = ("modulation", "norm", "time_embedding", "time_projection", "head")
+# Parts of a parameter's name that keep it float32 whatever the dtype of the matrix products.
+FLOAT32_PARAMETERS = frozenset({"modulation", "norm3", "norm_q", "norm_k", "time_embedding", "time_projection", "head"})
 
 
 class WanTransformer(nn.Module):
@@ -123,10 +123,10 @@ class Block(nn.Module):
         self.ffn = nn.Sequential(nn.Linear(dim, config.ffn_dim), nn.GELU("tanh"), nn.Linear(config.ffn_dim, dim))
         self.modulation = nn.Parameter(torch.randn(1, 6, dim) / dim**0.5)
 
-    def forward(self, x: Tensor, time: Tensor, key_value: KeyValue, rope: Tensor, plan: AttentionPlan) -> Tensor:
-        """x: float32 [batch, tokens, dim]; time: float32 [batch, 6, dim]."""
+    def forward(self, x: Tensor, modulation: Tensor, key_value: KeyValue, rope: Tensor, plan: AttentionPlan) -> Tensor:
+        """x: float32 [batch, tokens, dim]; modulation, by time: float32 [batch, 6, dim]."""
         dtype = self.ffn[0].weight.dtype
-        shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = (self.modulation + time).chunk(6, dim=1)
+        shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = (self.modulation + modulation).chunk(6, dim=1)
         x = x + gate * self.self_attn((self.norm1(x) * (1 + scale) + shift).to(dtype), rope, plan)
         x = x + self.cross_attn(self.norm3(x).to(dtype), key_value)
         return x + ffn_gate * self.ffn((self.norm2(x) * (1 + ffn_scale) + ffn_shift).to(dtype))
@@ -143,6 +143,7 @@ class Attention(nn.Module):
         self.norm_q, self.norm_k = (nn.RMSNorm(dim, config.eps) for _ in range(2))
 
     def split(self, x: Tensor) -> Tensor:
+        """[batch, tokens, dim] to [batch, tokens, heads, head_dim]."""
         return x.unflatten(2, (self.heads, -1))
 
 
@@ -155,10 +156,12 @@ class SelfAttention(Attention):
 
 class CrossAttention(Attention):
     def key_value(self, text: Tensor) -> KeyValue:
+        """Keys, normed over all heads, and values of embedded text [batch, length, dim]."""
         key, value = self.k(text), self.v(text)
         return self.split(self.norm_k(key.float()).to(value.dtype)), self.split(value)
 
     def forward(self, x: Tensor, key_value: KeyValue) -> Tensor:
+        """x: [batch, tokens, dim]; keys and values of batch 1 serve all of them."""
         key, value = (t.expand(len(x), -1, -1, -1) for t in key_value)
         query = self.split(self.norm_q(self.q(x).float()).to(value.dtype))
         return self.o(dense.attention(query, key, value).flatten(2))
@@ -175,6 +178,7 @@ class Head(nn.Module):
         self.modulation = nn.Parameter(torch.randn(1, 2, config.dim) / config.dim**0.5)
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        """x: float32 [batch, tokens, dim]; time: float32 [batch, dim]."""
         shift, scale = (self.modulation + time[:, None]).chunk(2, dim=1)
         return self.head(self.norm(x) * (1 + scale) + shift).float()
 

@@ -95,6 +95,7 @@ def batch_of(pool: list[Clip], rng: random.Random, batch: int, shape: tuple[int,
 
 
 def train(args: argparse.Namespace) -> None:
+    torch.manual_seed(args.seed)
     vae = pocket_vae.build()
     optimizers = Optimizers(
         vae, lambda name, p: p.ndim >= 3 and min(p.shape[0], p[0].numel()) >= 8 and "quant" not in name,

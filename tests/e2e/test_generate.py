@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
 from pathlib import Path
+from typing import Any
 
 import imageio_ffmpeg
 import numpy as np
 import pytest
 import torch
-from click.testing import Result
 from typer.testing import CliRunner
 
 from fpsgen import pipeline
 from fpsgen.cli import app
 
 
-def invoke(*args: object, input: str | None = None) -> Result:
+def invoke(*args: object, input: str | None = None) -> Any:
     return CliRunner().invoke(app, ["generate", *map(str, args)], input=input)
 
 
@@ -170,19 +171,25 @@ def test_pocket_renders_its_own_size_and_scales_up(pocket: Path) -> None:
     result = invoke("a cat surfing", "--res", "720p", "--model", "pocket", "-o", "cat.mp4")
     assert result.exit_code == 0, result.output
     assert "renders 96x64" in result.stderr
-    assert "scaled up to 1280x720" in result.stderr
+    assert "scaled to 1280x720" in result.stderr
     assert read("cat.mp4")[0]["size"] == (1280, 720)
 
 
 def test_pocket_names_the_words_it_does_not_know(pocket: Path) -> None:
     result = invoke("a purple cat surfing [bold]", "--model", "pocket", "-o", "a.gif")
     assert result.exit_code == 0, result.output
-    assert "does not know: purple, bold. It knows a, cat, dog, surfing" in " ".join(result.stderr.split())
+    assert "prompt left out: purple, bold. The pocket model knows a, cat, dog, surfing" in " ".join(
+        result.stderr.split()
+    )
+    result = invoke("a cat", "--negative", "ugly cat's", "--model", "pocket", "-o", "a.gif")
+    assert "negative prompt left out: ugly, cat's." in " ".join(result.stderr.split())
 
 
-def test_brackets_in_a_prompt_are_no_markup(pocket: Path) -> None:
-    result = invoke("[/] cat", "--model", "pocket", "-o", "a.mp4", "--verbose")
-    assert result.exit_code == 0, result.output
+@pytest.mark.parametrize("text", ["[/]", r"\[/]", "[bold]", r"C:\[a] b"])
+def test_what_users_type_is_no_markup(text: str) -> None:
+    result = invoke("cat", "--model", text)
+    assert result.exit_code == 2
+    assert f"there is no model {text}" in " ".join(result.stderr.split())
 
 
 def test_values_that_are_not_finite_make_no_video(run: Runner, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -237,11 +244,13 @@ def test_bad_input_is_one_sentence_and_a_fix(run: Runner, args: list[str], says:
     assert "Traceback" not in result.output
 
 
-@pytest.mark.parametrize("prompt", ["", "  \n "])
-def test_empty_prompts_are_refused(prompt: str) -> None:
+@pytest.mark.parametrize(
+    ("prompt", "says"), [("", "prompt is empty"), ("  \n ", "prompt is empty"), ("a" * 5001, "5001")]
+)
+def test_empty_and_endless_prompts_are_refused(prompt: str, says: str) -> None:
     result = invoke(prompt)
     assert result.exit_code == 2
-    assert "prompt is empty" in result.stderr
+    assert says in result.stderr
 
 
 def test_models_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -256,6 +265,41 @@ def test_models_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     result = invoke("cat", "--model", tmp_path)
     assert result.exit_code == 2
     assert "lacks vae, text_encoder, tokenizer" in " ".join(result.stderr.split())
+
+
+@pytest.mark.parametrize("name", ["take:1.mp4", "x" * 240 + ".mp4", "-dash.mp4", "ünï 猫.mp4", "100%d.mp4"])
+def test_odd_file_names(run: Runner, tmp_path: Path, name: str) -> None:
+    run(output=tmp_path / name, res="32x32", frames=1, steps=1)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_the_file_remembers_how_it_was_made(run: Runner) -> None:
+    report = run(seed=5, steps=2)
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-i", report["output"], "-f", "ffmetadata", "-"]
+    told = subprocess.run(command, capture_output=True, check=True).stdout.decode().replace("\\", "")
+    for part in ('"prompt": "a cat surfing"', '"seed": 5', '"steps": 2', '"dtype": "float32"', '"denoise":'):
+        assert part in told
+
+
+def test_a_failure_while_drawing_leaves_nothing(run: Runner, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def fail(self: object, task: int, **fields: object) -> None:
+        if fields.get("rate") == "frames":
+            raise OSError("the terminal is gone")
+
+    monkeypatch.setattr("rich.progress.Progress.update", fail)
+    result = invoke(
+        "cat", "--model", run.folder, "--res", "32x32", "--frames", 5, "--steps", 1, "-o", tmp_path / "a.mp4"
+    )
+    assert result.exit_code == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_progress_is_logged_where_no_bar_is_drawn(wan_folder: Path, tmp_path: Path) -> None:
+    args = ("cat", "--model", wan_folder, "--res", "32x32", "--frames", 1, "--steps", 20, "-o", tmp_path / "a.mp4")
+    lines = [line for line in invoke(*args).stderr.splitlines() if line.startswith("step ")]
+    assert len(lines) == 10
+    assert lines[-1].startswith("step 20 of 20")
+    assert "step" not in invoke(*args, "--json").stderr
 
 
 def test_errors_in_json(run: Runner) -> None:

@@ -74,13 +74,39 @@ def test_broken_folders_are_explained(wan_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="num_attention_heads"):
         hub.open_folder(folder, "m")
     config.unlink()
-    with pytest.raises(ModelError, match=r"config\.json is missing"):
+    with pytest.raises(ModelError, match=r"holds no config\.json"):
         hub.open_folder(folder, "m")
 
 
-def test_half_downloaded_snapshots_do_not_count(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("lost", "says"),
+    [
+        ("vae/diffusion_pytorch_model.safetensors", "vae holds no"),
+        ("text_encoder/model.safetensors", "text_encoder holds no"),
+        ("tokenizer/tokenizer.json", "tokenizer holds no"),
+        ("vae/config.json", "vae holds no config"),
+    ],
+)
+def test_lost_files_are_noticed_before_anything_loads(wan_folder: Path, tmp_path: Path, lost: str, says: str) -> None:
+    folder = Path(shutil.copytree(wan_folder, tmp_path / "m"))
+    (folder / lost).unlink()
+    with pytest.raises(ModelError, match=says):
+        hub.open_folder(folder, "m")
+
+
+def test_a_card_that_is_none_is_explained(wan_folder: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(wan_folder, tmp_path / "m"))
+    (folder / "pocket.json").write_text('{"size": [96, 64]}')
+    with pytest.raises(ModelError, match="frames"):
+        hub.open_folder(folder, "m")
+
+
+def test_half_downloaded_snapshots_do_not_count(
+    wan_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(hub, "snapshot_download", lambda *_, **__: str(tmp_path))
     assert hub.on_disk("14b") is None
-    for part in hub.COMPONENTS:
-        (tmp_path / part).mkdir()
+    shutil.copytree(wan_folder, tmp_path, dirs_exist_ok=True)
     assert hub.on_disk("14b") == tmp_path
+    (tmp_path / "text_encoder" / "model.safetensors").unlink()
+    assert hub.on_disk("14b") is None
