@@ -1,4 +1,4 @@
-"""Reading a Wan2.1 transformer from disk: key names, streaming load, and the report of what does not fit.
+"""Reading Wan2.1 weights from disk: key names, streaming load, and the report of what does not fit.
 
 Our modules carry the original's parameter names. A Diffusers folder names them otherwise; `KEY_MAP` holds
 the pairs as anchored patterns, so no name can be caught by a part of another.
@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from fpsgen.errors import ModelError
 from fpsgen.wan.config import WanConfig
@@ -88,37 +88,32 @@ def shards(folder: Path, stem: str = WEIGHTS) -> list[Path]:
 
 
 def read(files: list[Path]) -> Iterator[tuple[str, Tensor]]:
-    """Every (original name, tensor) of Diffusers weight files, memory-mapped, one at a time."""
+    """Every (name, tensor) of weight files, memory-mapped, one at a time."""
     for file in files:
         try:
             with safe_open(file, framework="pt") as weights:
                 for key in weights.keys():  # noqa: SIM118 (safe_open is no mapping)
-                    yield from_diffusers(key), weights.get_tensor(key)
+                    yield key, weights.get_tensor(key)
         except SafetensorError as damage:
             raise ModelError(f"{file} is damaged: {damage}", hint="fetch the file again") from None
 
 
-def load_transformer(folder: Path, device: torch.device, dtype: torch.dtype) -> WanTransformer:
-    """The transformer in `folder`, each parameter cast and moved as it is read.
+def fill(model: nn.Module, tensors: Iterable[tuple[str, Tensor]], device: torch.device, folder: Path) -> None:
+    """Give a module built on the meta device the tensors it shall keep, on `device`.
 
-    Nothing is allocated twice: the module is built on the meta device and given the tensors it shall keep.
-    Raises ModelError that counts and names whatever is missing, unexpected or of another shape.
+    Raises ModelError that counts and names whatever is missing, unexpected or of another shape in `folder`.
     """
-    config = WanConfig.from_diffusers(read_json(folder / "config.json"))
-    files = shards(folder)
-    with torch.device("meta"):
-        model = WanTransformer(config)
-    wanted = {name: parameter.shape for name, parameter in model.named_parameters()}
+    wanted = {name: parameter.shape for name, parameter in model.state_dict().items()}
     state: dict[str, Tensor] = {}
     unexpected: list[str] = []
     misshaped: dict[str, str] = {}
-    for name, tensor in read(files):
+    for name, tensor in tensors:
         if name not in wanted:
             unexpected.append(name)
         elif tensor.shape != wanted[name]:
             misshaped[name] = f"{name} {list(tensor.shape)}, not {list(wanted[name])}"
         else:
-            state[name] = tensor.to(device, torch.float32 if stays_float32(name) else dtype, copy=True)
+            state[name] = tensor.to(device, copy=True)  # off the memory map
     missing = [name for name in wanted if name not in state and name not in misshaped]
     faults = [
         f"{len(names)} {kind}: {_some(names)}"
@@ -132,7 +127,18 @@ def load_transformer(folder: Path, device: torch.device, dtype: torch.dtype) -> 
     if faults:
         raise ModelError(f"{folder} does not fit Wan2.1; parameters " + "; ".join(faults))
     model.load_state_dict(state, assign=True)
-    return model.eval().requires_grad_(False)
+    model.eval().requires_grad_(False)
+
+
+def load_transformer(folder: Path, device: torch.device, dtype: torch.dtype) -> WanTransformer:
+    """The transformer of a Diffusers component folder, each parameter cast as it is read; see `fill`."""
+    config = WanConfig.from_diffusers(read_json(folder / "config.json"))
+    with torch.device("meta"):
+        model = WanTransformer(config)
+    renamed = ((from_diffusers(key), tensor) for key, tensor in read(shards(folder)))
+    cast = ((name, tensor.to(torch.float32 if stays_float32(name) else dtype)) for name, tensor in renamed)
+    fill(model, cast, device, folder)
+    return model
 
 
 def stays_float32(name: str) -> bool:
