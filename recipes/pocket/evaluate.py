@@ -122,7 +122,10 @@ def main() -> None:
 
     generator = Generator(args.model)
     defaults = generator.model.defaults
-    settings = {key: getattr(args, key) or getattr(defaults, key) for key in ("steps", "guidance", "shift")}
+    settings = {
+        key: getattr(defaults, key) if getattr(args, key) is None else getattr(args, key)
+        for key in ("steps", "guidance", "shift")
+    }
     sentences, labels, held_out = prompts_for(args.clips, not args.plain)
     started = time.monotonic()
     videos = []

@@ -13,6 +13,7 @@ import hashlib
 import json
 from pathlib import Path
 
+import diffusers
 import torch
 from diffusers import UniPCMultistepScheduler, WanTransformer3DModel
 from safetensors.torch import save_file
@@ -89,7 +90,7 @@ def describe(folder: Path, version: int) -> dict:
         "shift": SHIFT,
         "negative": "",
         "knows": prompts.knows(),
-        "sha256": {str(path.relative_to(folder)): sha256(path) for path in weights},
+        "sha256": {path.relative_to(folder).as_posix(): sha256(path) for path in weights},
     }
 
 
@@ -118,7 +119,7 @@ def main() -> None:
     scheduler.save_pretrained(args.out / "scheduler")
     index = {
         "_class_name": "WanPipeline",
-        "_diffusers_version": "0.35.0",
+        "_diffusers_version": diffusers.__version__,
         "scheduler": ["diffusers", "UniPCMultistepScheduler"],
         "text_encoder": ["transformers", "UMT5EncoderModel"],
         "tokenizer": ["transformers", "PreTrainedTokenizerFast"],
@@ -135,7 +136,7 @@ def main() -> None:
 
 
 def _write(path: Path, value: dict) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

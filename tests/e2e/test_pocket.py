@@ -19,6 +19,9 @@ from fpsgen.wan import hub
 from fpsgen.wan.vae import latent_shape
 from recipes.pocket.scorer import load_network
 
+# Of the weight files' digests, per version. A line is added for a new version, never changed.
+FROZEN = {0: "697f80ee1a434c4e8df4916a765b3da630d9131ee40af5c1ccacd38ed55ef919"}
+
 
 @pytest.fixture(scope="module")
 def pocket() -> hub.Model:
@@ -32,6 +35,8 @@ def test_it_is_frozen(pocket: hub.Model) -> None:
         path.relative_to(pocket.folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in weights
     }
     assert pocket.pocket["sha256"] == hashes
+    lines = "".join(f"{name} {digest}\n" for name, digest in sorted(hashes.items()))
+    assert hashlib.sha256(lines.encode()).hexdigest() == FROZEN[pocket.pocket["version"]]
     assert sum(path.stat().st_size for path in weights) <= 24_000_000
 
 

@@ -1,0 +1,49 @@
+"""Every way a command can end becomes a sentence, a fix and an exit code."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import typer
+from typer.testing import CliRunner
+
+from fpsgen.cli import errors
+from fpsgen.errors import RenderError, UsageError
+
+
+@pytest.mark.parametrize(
+    ("error", "says", "code"),
+    [
+        (UsageError("no such size", hint="try 480p"), "no such size", 2),
+        (RenderError("not finite"), "not finite", 1),
+        (KeyboardInterrupt(), "nothing was written", 130),
+        (MemoryError(), "not enough memory", 1),
+        (torch.OutOfMemoryError("CUDA out of memory"), "not enough memory", 1),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), "not enough memory", 1),
+        (ZeroDivisionError("division by zero"), "ZeroDivisionError: division by zero", 1),
+    ],
+)
+def test_explained(error: BaseException, says: str, code: int) -> None:
+    app = typer.Typer()
+
+    @app.command()
+    @errors.explained
+    def fail() -> None:
+        raise error
+
+    result = CliRunner().invoke(app)
+    assert result.exit_code == code
+    assert says in " ".join(result.stderr.split())
+    assert "Traceback" not in result.output
+
+
+def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    app = typer.Typer(pretty_exceptions_enable=False)
+
+    @app.command()
+    @errors.explained
+    def fail() -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(errors, "show_tracebacks", True)
+    assert isinstance(CliRunner().invoke(app).exception, ZeroDivisionError)
