@@ -16,17 +16,11 @@ from typer.testing import CliRunner
 
 from fpsgen import pipeline
 from fpsgen.cli import app
+from tests.videos import read
 
 
 def invoke(*args: object, input: str | None = None) -> Any:
     return CliRunner().invoke(app, ["generate", *map(str, args)], input=input)
-
-
-def read(path: Path | str) -> tuple[dict, np.ndarray]:
-    reader = imageio_ffmpeg.read_frames(str(path))
-    meta = next(reader)
-    width, height = meta["size"]
-    return meta, np.stack([np.frombuffer(frame, np.uint8).reshape(height, width, 3) for frame in reader])
 
 
 class Runner:

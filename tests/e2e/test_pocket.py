@@ -6,8 +6,6 @@ import hashlib
 import json
 from pathlib import Path
 
-import imageio_ffmpeg
-import numpy as np
 import pytest
 from diffusers import WanPipeline
 from typer.testing import CliRunner
@@ -18,6 +16,7 @@ from fpsgen.cli import app
 from fpsgen.wan import hub
 from fpsgen.wan.vae import latent_shape
 from recipes.pocket.scorer import load_network
+from tests.videos import read
 
 # Of the weight files' digests, per version. A line is added for a new version, never changed.
 FROZEN = {0: "697f80ee1a434c4e8df4916a765b3da630d9131ee40af5c1ccacd38ed55ef919"}
@@ -66,9 +65,6 @@ def test_a_cat_surfing_shows_a_cat_surfing(tmp_path: Path) -> None:
         result = CliRunner().invoke(app, ["generate", "a cat surfing", "--seed", str(seed), "-o", str(path), "--json"])
         assert result.exit_code == 0, result.output
         assert json.loads(result.stdout)["model"].startswith("pocket v")
-        reader = imageio_ffmpeg.read_frames(str(path))
-        width, height = next(reader)["size"]
-        video = np.stack([np.frombuffer(frame, np.uint8).reshape(height, width, 3) for frame in reader])
-        seen.append(load_network().classify(video))
+        seen.append(load_network().classify(read(path)[1]))
     # One of three may miss: adherence is below 1, and its table says by how much.
     assert sum(clip == ("cat", "surf", "sea") for clip in seen) >= 2, seen

@@ -12,6 +12,7 @@ import pytest
 
 from fpsgen.errors import RenderError, UsageError
 from fpsgen.video import VideoWriter, check_path
+from tests.videos import read
 
 
 def frames(count: int = 9, height: int = 64, width: int = 96) -> np.ndarray:
@@ -19,13 +20,6 @@ def frames(count: int = 9, height: int = 64, width: int = 96) -> np.ndarray:
     x = np.arange(width)
     bars = [((x + 4 * t) // 8 % 2 * 200 + 20).astype(np.uint8) for t in range(count)]
     return np.stack([np.broadcast_to(bar[None, :, None], (height, width, 3)) for bar in bars]).copy()
-
-
-def read(path: Path) -> tuple[dict, np.ndarray]:
-    reader = imageio_ffmpeg.read_frames(str(path))
-    meta = next(reader)
-    width, height = meta["size"]
-    return meta, np.stack([np.frombuffer(frame, np.uint8).reshape(height, width, 3) for frame in reader])
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".webm", ".gif"])
