@@ -78,7 +78,9 @@ def as_input(videos: list[np.ndarray]) -> Tensor:
 
 def load_network(path: Path = WEIGHTS) -> Network:
     network = Network()
-    network.load_state_dict({name: tensor.float() for name, tensor in load_file(path).items()}, strict=False)
+    absent, unexpected = network.load_state_dict({n: t.float() for n, t in load_file(path).items()}, strict=False)
+    if unexpected or any(not name.endswith("num_batches_tracked") for name in absent):
+        raise ValueError(f"{path} is not this network's: {absent + unexpected}")
     return network.eval()
 
 

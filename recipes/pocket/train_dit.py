@@ -1,18 +1,19 @@
-"""Train the pocket DiT and its text encoder on cached latents, by rectified flow.
+"""Train the pocket DiT and its text encoder on cached latents, by rectified flow, one sitting at a time.
 
-    python -m recipes.pocket.train_dit --latents build/pocket/latents.pt --out build/pocket/dit.pt --minutes 60
+    python -m recipes.pocket.train_dit --until 1800 --frames 4
+    python -m recipes.pocket.train_dit --since 1800 --until 6000 --batch 12
 
-x = (1 - s) x0 + s noise; the model predicts noise - x0 at timestep 1000 s, as Wan2.1 does. The run starts on
-the beginnings of the clips, which are clips themselves (see `world.py`) and cost half as much. It is planned
-by the clock, since time is what a laptop runs out of. Runs are resumable: started again with the same --out,
-training goes on where it was last saved, with a plan of its own.
+x = (1 - s) x0 + s noise; the model predicts noise - x0 at timestep 1000 s, as Wan2.1 does. A sitting has one
+batch shape and one plan of the learning rate, and goes on from what --out holds. The first one can run on the
+beginnings of the clips, which are clips themselves (see `world.py`) and cost half as much. Every step draws
+its clips, captions and noise from the seed and the step's number alone, so an interrupted sitting that is
+called again sees what a whole one would.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
-import itertools
 import math
 import random
 import time
@@ -27,7 +28,6 @@ from recipes.pocket import text_encoder, tokenizer
 from recipes.pocket.muon import Optimizers
 from recipes.pocket.prompts import caption
 
-SHORT_FRAMES = 4  # latent frames, i.e. the first 13 of 25
 CONFIG = WanConfig(dim=384, num_heads=3, num_layers=6, ffn_dim=256, text_dim=text_encoder.TEXT_DIM)
 EMPTY_PROMPTS = 0.1  # so that guidance has something to guide away from
 SHIFT = 2.5  # of the training noise levels, towards noise
@@ -104,20 +104,20 @@ def train(args: argparse.Namespace) -> None:
         average.load_state_dict(saved["average"])
         optimizers.load_state_dict(saved["optimizers"])
         first = saved["step"]
+    if not args.since <= first < args.until:
+        raise SystemExit(f"{args.out} stands at step {first}, outside this sitting")
     weights = {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}
     print(f"{len(labels)} clips, weights {weights}, from step {first}", flush=True)
     # Fused element-wise passes take a fifth off a step, for 80 s of compiling.
     model.transformer.compile(dynamic=False)
 
-    started = reported = time.monotonic()
+    reported = time.monotonic()
     losses: list[float] = []
-    for step in itertools.count(first):
-        done = (time.monotonic() - started) / 60 / args.minutes
+    for step in range(first, args.until):
         rng = random.Random(f"{args.seed} {step}")
         generator = torch.Generator().manual_seed(rng.getrandbits(63))
         picked = batch_of(len(labels), args.batch, args.seed, step)
-        frames = SHORT_FRAMES if done < args.short else latents.shape[2]
-        clean, mask = latents[picked, :, :frames].float(), masks[picked, :, :frames].float() / 255
+        clean, mask = latents[picked, :, : args.frames].float(), masks[picked, :, : args.frames].float() / 255
         captions = ["" if rng.random() < EMPTY_PROMPTS else caption(*labels[i], rng) for i in picked]
         level = noise_levels(len(picked), generator)
         noise = torch.randn(clean.shape, generator=generator)
@@ -127,29 +127,25 @@ def train(args: argparse.Namespace) -> None:
         loss = loss_of(velocity, noise - clean, mask, args.mask_weight)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizers.step(rate(done, step, args))
+        optimizers.step(rate(step, args))
         update_average(average, model, step)
         losses.append(loss.item())
-        now = time.monotonic()
-        if done >= 1 or now - reported > args.report * 60:
+        if step + 1 == args.until or time.monotonic() - reported > args.report * 60:
+            each = (time.monotonic() - reported) / len(losses)
             print(
-                f"{(now - started) / 60:5.1f} min  step {step + 1:6d}  {frames} frames  "
-                f"loss {sum(losses) / len(losses):.4f}  {(now - reported) / len(losses):.3f} s/step",
+                f"step {step + 1:6d} of {args.until}  loss {sum(losses) / len(losses):.4f}  {each:.3f} s/step",
                 flush=True,
             )
             save(args.out, model, average, optimizers, step + 1)
             reported, losses = time.monotonic(), []
-        if done >= 1:
-            break
 
 
-def rate(done: float, step: int, args: argparse.Namespace) -> float:
-    """Learning-rate factor: a warm-up at the very start, hold, then a cosine down to the floor."""
-    warm = min(1.0, (step + 1) / 50)
-    if done < args.hold:
-        return warm
-    cosine = 0.5 + 0.5 * math.cos(math.pi * min(1.0, (done - args.hold) / (1 - args.hold)))
-    return warm * max(cosine, args.floor)
+def rate(step: int, args: argparse.Namespace) -> float:
+    """Learning-rate factor: a warm-up, hold, then a cosine down to the floor."""
+    warm = min(1.0, (step - args.since + 1) / 50)
+    done = (step - args.since) / (args.until - args.since)
+    cosine = 0.5 + 0.5 * math.cos(math.pi * max(0.0, (done - args.hold) / (1 - args.hold)))
+    return warm * (args.floor + (1 - args.floor) * cosine)
 
 
 def save(path: Path, model: nn.Module, average: nn.Module, optimizers: Optimizers, step: int) -> None:
@@ -169,9 +165,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--latents", type=Path, default=Path("build/pocket/latents.pt"))
     parser.add_argument("--out", type=Path, default=Path("build/pocket/dit.pt"))
-    parser.add_argument("--minutes", type=float, default=60)
-    parser.add_argument("--short", type=float, default=0.3, help="fraction of the run on 13 frames, then 25")
-    parser.add_argument("--hold", type=float, default=0.5, help="fraction of the run at the full rate")
+    parser.add_argument("--since", type=int, default=0, help="the step at which this sitting begins")
+    parser.add_argument("--until", type=int, required=True, help="the step at which it ends")
+    parser.add_argument("--frames", type=int, default=7, help="latent frames: 4 are 13 of the clip, 7 all 25")
+    parser.add_argument("--hold", type=float, default=0.5, help="fraction of the sitting at the full rate")
     parser.add_argument("--floor", type=float, default=0.02, help="least learning-rate factor")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--lr", type=float, default=3e-3, help="Muon's; AdamW has half of it")

@@ -1,12 +1,12 @@
 """Train the pocket VAE on the sprite world, one sitting at a time.
 
     python -m recipes.pocket.train_vae --until 3000 --batch 4 --frames 5 --height 48 --width 80
-    python -m recipes.pocket.train_vae --since 3000 --until 7000 --frames 9 --lr 5e-3 --last-lr 1e-3
+    python -m recipes.pocket.train_vae --since 3000 --until 7000 --batch 4 --frames 25 --height 48 --width 80 --lr 2e-3
 
 A sitting has one batch shape, since each shape costs a compilation, and goes on from what --out holds.
 Every step draws its clips and its noise from the seed and the step's number alone, so a sitting that was
-interrupted and is called again sees what a whole one would. Loss: L1, edges, a small KL; the sprite counts more than
-the background, because it is a seventh of the picture and all of the story.
+interrupted and is called again sees what a whole one would. Loss: L1, squares, edges, a small KL; the sprite counts
+more than the background, because it is a seventh of the picture and all of the story.
 """
 
 from __future__ import annotations
@@ -31,7 +31,6 @@ Coder = Callable[..., Any]
 
 KL_WEIGHT = 1e-4
 EDGE_WEIGHT = 0.5
-SPRITE_WEIGHT = 3.0  # a sprite pixel counts 1 + this
 LOG_VARIANCE_BIAS = -4.0  # start nearly deterministic; folded into quant_conv's bias when exported
 VALIDATION_SEED, TRAINING_SEED = 0, 10_000
 
@@ -63,29 +62,42 @@ def psnr(vae: torch.nn.Module, clips: list[Clip]) -> tuple[float, float]:
     return sum(whole) / len(whole), sum(sprite) / len(sprite)
 
 
-def loss_of(encode: Coder, decode: Coder, video: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+def loss_of(
+    encode: Coder, decode: Coder, video: Tensor, mask: Tensor, args: argparse.Namespace
+) -> tuple[Tensor, Tensor]:
     with torch.autocast("cpu", torch.bfloat16):
         mean, log_variance = encode(video)
         mean, log_variance = mean.float(), (log_variance.float() + LOG_VARIANCE_BIAS).clamp(-20, 5)
         decoded = decode(mean + torch.randn_like(mean) * (0.5 * log_variance).exp())
     error = decoded.float() - video
-    weight = 1 + SPRITE_WEIGHT * mask
+    weight = 1 + args.sprite_weight * mask
     l1 = (error.abs() * weight).mean()
+    squares = (error.square() * weight).mean()
     edges = ((error[..., 1:] - error[..., :-1]).abs() * weight[..., 1:]).mean()
     edges = edges + ((error[..., 1:, :] - error[..., :-1, :]).abs() * weight[..., 1:, :]).mean()
     kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
-    return l1 + EDGE_WEIGHT * edges + KL_WEIGHT * kl, l1
+    return l1 + args.square_weight * squares + EDGE_WEIGHT * edges + KL_WEIGHT * kl, l1
 
 
-def batch_of(pool: list[Clip], rng: random.Random, batch: int, shape: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
+def window_of(clip: Clip, rng: random.Random, shape: tuple[int, int, int], on_sprite: float) -> list[int]:
+    """First frame, row and column of an excerpt, rows and columns in eighths: the latent grid stays where it is."""
+    last = [have - want for have, want in zip(clip.mask.shape, shape, strict=True)]
+    starts = [rng.randrange(0, room + 1, step) for room, step in zip(last, (1, 8, 8), strict=True)]
+    places = np.argwhere(clip.mask[starts[0] + rng.randrange(shape[0])] > 127)
+    if rng.random() < on_sprite and len(places):
+        for axis, place in enumerate(places[rng.randrange(len(places))], start=1):
+            starts[axis] = min(max(int(place) - shape[axis] // 2, 0), last[axis]) // 8 * 8
+    return starts
+
+
+def batch_of(
+    pool: list[Clip], rng: random.Random, batch: int, shape: tuple[int, int, int], on_sprite: float
+) -> tuple[Tensor, Tensor]:
     """Random excerpts [frames, height, width]; time runs backwards now and then: a motion is not the VAE's business."""
     clips = []
     for _ in range(batch):
         clip = rng.choice(pool)
-        starts = [
-            rng.randrange(0, have - want + 1, step)
-            for have, want, step in zip(clip.mask.shape, shape, (1, 8, 8), strict=True)
-        ]
+        starts = window_of(clip, rng, shape, on_sprite)
         window = tuple(slice(start, start + want) for start, want in zip(starts, shape, strict=True))
         video, mask = clip.video[window], clip.mask[window]
         if rng.random() < 0.3:
@@ -122,9 +134,9 @@ def train(args: argparse.Namespace) -> None:
     for step in range(first, args.until):
         rng = random.Random(f"{args.seed} {step}")
         torch.manual_seed(rng.getrandbits(63))
-        video, mask = batch_of(pool, rng, args.batch, shape)
+        video, mask = batch_of(pool, rng, args.batch, shape, args.on_sprite)
         with pocket_vae.whole_clip():
-            loss, l1 = loss_of(encode, decode, video, mask)
+            loss, l1 = loss_of(encode, decode, video, mask, args)
             loss.backward()
         cosine = 0.5 + 0.5 * math.cos(math.pi * (step - args.since) / (args.until - args.since))
         decay = args.last_lr / args.lr
@@ -158,6 +170,9 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=WIDTH)
     parser.add_argument("--lr", type=float, default=5e-3)
     parser.add_argument("--last-lr", type=float, default=5e-3, help="at the end of the sitting, down a cosine")
+    parser.add_argument("--sprite-weight", type=float, default=8.0, help="a sprite pixel counts 1 + this")
+    parser.add_argument("--square-weight", type=float, default=3.0, help="of squared errors, beside absolute ones")
+    parser.add_argument("--on-sprite", type=float, default=0.75, help="share of excerpts laid around the sprite")
     parser.add_argument("--pool", type=int, default=1200, help="clips rendered beforehand")
     parser.add_argument("--report", type=float, default=3, help="minutes between reports")
     parser.add_argument("--seed", type=int, default=0)
