@@ -17,7 +17,7 @@ class Timings:
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
     steps: list[float] = field(default_factory=list)
     total: float = 0.0
-    peak_memory: int | None = None  # bytes: allocated on the GPU, or resident on a CPU
+    peak_memory: int | None = None  # bytes: allocated on the GPU; on a CPU resident, mapped weights included
     _started: float = field(default_factory=time.perf_counter)
 
     @contextmanager

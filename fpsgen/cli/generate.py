@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import re
 import secrets
@@ -21,6 +22,7 @@ from fpsgen.timing import Timings
 from fpsgen.wan import sizes
 
 if TYPE_CHECKING:
+    import torch
     from rich.table import Table
 
     from fpsgen.pipeline import Event
@@ -94,31 +96,22 @@ def generate(
             chosen, surprise = hub.find(model), None
     if surprise:
         out.note(surprise)
-    defaults = chosen.defaults
     width, height, scale_to = fit(chosen, size, out)
-    request = pipeline.Request(
-        prompt=prompt.strip(),
-        negative=defaults.negative if negative is None else negative,
-        width=width,
-        height=height,
-        frames=frames or defaults.frames,
-        fps=defaults.fps,
-        steps=steps or defaults.steps,
-        guidance=defaults.guidance if guidance is None else guidance,
-        shift=defaults.shift if shift is None else shift,
-        seed=seed,
-        output=output,
-        scale_to=scale_to,
+    settings = chosen.defaults.override(
+        width=width, height=height, frames=frames, steps=steps, guidance=guidance, shift=shift, negative=negative
     )
-    if chosen.pocket and request.frames > defaults.frames:
-        out.note(f"the pocket model was trained on clips of {defaults.frames} frames; longer ones wander")
+    request = pipeline.Request(
+        prompt=prompt.strip(), seed=seed, output=output, scale_to=scale_to, **dataclasses.asdict(settings)
+    )
+    if chosen.pocket and request.frames > chosen.defaults.frames:
+        out.note(f"the pocket model was trained on clips of {chosen.defaults.frames} frames; longer ones wander")
     precision = choose_dtype(dtype, target)
     out.detail(f"model {chosen.name} from {chosen.folder}; {target}, {str(precision).removeprefix('torch.')}")
     out.detail(f"{request.steps} UniPC steps on Wan's grid, shift {request.shift:g}, guidance {request.guidance:g}")
     # Closed here, not whenever it is collected: a failure while drawing must not leave an encoder running.
     with contextlib.closing(pipeline.generate(request, chosen, target, precision, timings)) as events:
         draw(events, out)
-    out.table(timing_table(timings))
+    out.table(timing_table(timings, target))
     out.detail("seconds per step: " + " ".join(f"{seconds:.2f}" for seconds in timings.steps))
     told = pipeline.describe(request, chosen, target, precision)
     out.result(str(output), {"output": str(output), **told, "timings": timings.as_dict()})
@@ -195,7 +188,7 @@ def draw(events: Iterator[Event], out: Output) -> None:
                 out.note(event.text)
 
 
-def timing_table(timings: Timings) -> Table:
+def timing_table(timings: Timings, device: torch.device) -> Table:
     from rich.table import Table
 
     table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
@@ -208,5 +201,6 @@ def timing_table(timings: Timings) -> Table:
         table.add_row(name, f"{seconds:.2f} s", remarks.get(name, ""))
     table.add_row("[bold]total[/]", f"[bold]{timings.total:.2f} s[/]", "")
     if timings.peak_memory is not None:
-        table.add_row("memory", f"{timings.peak_memory / 2**30:.2f} GiB", "peak")
+        remark = f"peak, allocated on {device}" if device.type == "cuda" else "peak, resident, mapped weights included"
+        table.add_row("memory", f"{timings.peak_memory / 2**30:.2f} GiB", remark)
     return table

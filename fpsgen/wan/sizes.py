@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from fpsgen.errors import UsageError
 
@@ -31,6 +32,10 @@ class Defaults:
     guidance: float
     shift: float
     negative: str
+
+    def override(self, **given: Any) -> Defaults:
+        """These, but for every keyword that is not None."""
+        return replace(self, **{name: value for name, value in given.items() if value is not None})
 
 
 # Wan2.1 `generate.py` and README: 50 steps, 81 frames, shift 5 and guidance 5; for 1.3B the README

@@ -15,7 +15,6 @@ import random
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -141,8 +140,7 @@ def main() -> None:
     args = parser.parse_args()
 
     model = open_folder(args.model, "pocket")
-    asked = {key: getattr(args, key) for key in ("steps", "guidance", "shift") if getattr(args, key) is not None}
-    settings = replace(model.defaults, **asked)
+    settings = model.defaults.override(steps=args.steps, guidance=args.guidance, shift=args.shift)
     held_out, truth = prompts_for(args.held_out, True, not args.plain)
     trained, trained_truth = prompts_for(args.trained, False, not args.plain)
     started = time.monotonic()

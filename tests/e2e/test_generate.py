@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from fpsgen import pipeline
 from fpsgen.cli import app
+from fpsgen.cli.options import Dtype, choose_dtype, parse_device
 from tests.videos import read
 
 
@@ -131,12 +132,39 @@ def test_verbose_says_what_was_chosen(wan_folder: Path, tmp_path: Path) -> None:
         assert word in quiet.stderr
 
 
-def test_device_is_checked(run: Runner) -> None:
+def test_device_is_checked(run: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
     assert run(device="cpu")["device"] == "cpu"
-    if not torch.cuda.is_available():
-        result = invoke("cat", "--device", "cuda", "--model", run.folder)
+
+    def refused(device: str) -> str:
+        result = invoke("cat", "--device", device, "--model", run.folder)
         assert result.exit_code == 2
-        assert "--device cpu" in result.stderr
+        return " ".join(result.stderr.split())
+
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert "--device cpu" in refused("cuda")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert "counted 0 to 1" in refused("cuda:3")
+    assert "fpsgen runs on cpu and cuda" in refused("meta")
+
+
+def test_a_gpu_is_taken_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    for there, device, dtype in ((False, "cpu", torch.float32), (True, "cuda", torch.bfloat16)):
+        monkeypatch.setattr("torch.cuda.is_available", lambda there=there: there)
+        chosen = parse_device(None)
+        assert str(chosen) == device
+        assert choose_dtype(None, chosen) == dtype
+        assert choose_dtype(Dtype.FP32, chosen) == torch.float32
+
+
+def test_without_weights_a_gpu_owner_is_told_how_to_get_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("fpsgen.wan.hub.on_disk", lambda key: None)
+    for res, repository in (("480p", "Wan2.1-T2V-1.3B"), ("720p", "Wan2.1-T2V-14B")):
+        result = invoke("cat", "--res", res)
+        assert result.exit_code == 2
+        assert f"hf download Wan-AI/{repository}-Diffusers" in result.stderr
+        assert "--model pocket" in result.stderr
 
 
 def test_prompt_from_standard_input(wan_folder: Path, tmp_path: Path) -> None:
@@ -294,6 +322,16 @@ def test_progress_is_logged_where_no_bar_is_drawn(wan_folder: Path, tmp_path: Pa
     assert len(lines) == 10
     assert lines[-1].startswith("step 20 of 20")
     assert "step" not in invoke(*args, "--json").stderr
+
+
+def test_progress_is_drawn_on_a_terminal(wan_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "100")
+    args = ("cat", "--model", wan_folder, "--res", "32x32", "--frames", 5, "--steps", 3, "-o", tmp_path / "a.mp4")
+    drawn = invoke(*args).stderr
+    for part in ("denoise", "3/3", "s/step", "decode", "5/5", "frames"):
+        assert part in drawn
+    assert "step 3 of 3" not in drawn
 
 
 def test_errors_in_json(run: Runner) -> None:
