@@ -78,13 +78,17 @@ def encode_clips(vae: Path, labels: list[Combination], workers: int) -> tuple[Te
     return torch.stack(latents), torch.stack(masks)
 
 
-def main() -> None:
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vae", type=Path, default=Path("build/pocket/vae.pt"))
     parser.add_argument("--out", type=Path, default=Path("build/pocket/latents.pt"))
     parser.add_argument("--clips", type=int, default=3000)
     parser.add_argument("--workers", type=int, default=2, help="processes, one core each")
-    args = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    args = parser().parse_args()
 
     training = combinations()
     labels = [training[i % len(training)] for i in range(args.clips)]

@@ -19,7 +19,7 @@ from diffusers import UniPCMultistepScheduler, WanTransformer3DModel
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fpsgen.wan.checkpoint import from_diffusers
+from fpsgen.wan.keys import TRANSFORMER
 from recipes.pocket import prompts, text_encoder, tokenizer
 from recipes.pocket import vae as pocket_vae
 from recipes.pocket.cache import load_vae
@@ -50,7 +50,7 @@ def export_transformer(state: dict[str, Tensor], folder: Path) -> None:
         eps=CONFIG.eps,
         rope_max_seq_len=1024,
     )
-    ours = {name: from_diffusers(name) for name in model.state_dict()}
+    ours = {name: TRANSFORMER.to_original(name) for name in model.state_dict()}
     model.load_state_dict({name: state[ours[name]] for name in ours})
     # Not `model.to(bfloat16).save_pretrained`: it would leave what diffusers keeps in float32 as it is.
     model.save_config(folder)
@@ -94,29 +94,22 @@ def describe(folder: Path, version: int) -> dict:
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--vae", type=Path, default=Path("build/pocket/vae.pt"))
-    parser.add_argument("--latents", type=Path, default=Path("build/pocket/latents.pt"))
-    parser.add_argument("--dit", type=Path, default=Path("build/pocket/dit.pt"))
-    parser.add_argument("--out", type=Path, default=Path("build/pocket/model"))
-    parser.add_argument("--version", type=int, default=1)
-    args = parser.parse_args()
-
-    state = torch.load(args.dit, weights_only=True)["average"]
-    latents = torch.load(args.latents, weights_only=True, mmap=True)
-    args.out.mkdir(parents=True, exist_ok=True)
-    export_transformer(part_of(state, "transformer"), args.out / "transformer")
-    export_vae(args.vae, latents["mean"], latents["std"], args.out / "vae")
+def write(vae: Path, latents_file: Path, dit: Path, out: Path, version: int) -> None:
+    """The folder `out`, of what the trainers and `cache` wrote."""
+    state = torch.load(dit, weights_only=True)["average"]
+    latents = torch.load(latents_file, weights_only=True, mmap=True)
+    out.mkdir(parents=True, exist_ok=True)
+    export_transformer(part_of(state, "transformer"), out / "transformer")
+    export_vae(vae, latents["mean"], latents["std"], out / "vae")
     words = tokenizer.build()
-    words.save_pretrained(args.out / "tokenizer")
+    words.save_pretrained(out / "tokenizer")
     encoder = text_encoder.build(words)
     encoder.load_state_dict(part_of(state, "text_encoder"))
-    encoder.bfloat16().save_pretrained(args.out / "text_encoder")
+    encoder.bfloat16().save_pretrained(out / "text_encoder")
     scheduler = UniPCMultistepScheduler(
         prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=SHIFT, num_train_timesteps=1000
     )
-    scheduler.save_pretrained(args.out / "scheduler")
+    scheduler.save_pretrained(out / "scheduler")
     index = {
         "_class_name": "WanPipeline",
         "_diffusers_version": diffusers.__version__,
@@ -127,12 +120,27 @@ def main() -> None:
         "transformer_2": [None, None],
         "vae": ["diffusers", "AutoencoderKLWan"],
     }
-    _write(args.out / "model_index.json", index)
-    _write(args.out / "pocket.json", describe(args.out, args.version))
-    size = sum(path.stat().st_size for path in args.out.glob("*/*.safetensors"))
-    print(f"{args.out}: {size:,} bytes of weights")
+    _write(out / "model_index.json", index)
+    _write(out / "pocket.json", describe(out, version))
+    size = sum(path.stat().st_size for path in out.glob("*/*.safetensors"))
+    print(f"{out}: {size:,} bytes of weights")
     if size > LARGEST:
         raise SystemExit(f"that is more than {LARGEST:,}")
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--vae", type=Path, default=Path("build/pocket/vae.pt"))
+    parser.add_argument("--latents", type=Path, default=Path("build/pocket/latents.pt"))
+    parser.add_argument("--dit", type=Path, default=Path("build/pocket/dit.pt"))
+    parser.add_argument("--out", type=Path, default=Path("build/pocket/model"))
+    parser.add_argument("--version", type=int, default=1)
+    return parser
+
+
+def main() -> None:
+    args = parser().parse_args()
+    write(args.vae, args.latents, args.dit, args.out, args.version)
 
 
 def _write(path: Path, value: dict) -> None:

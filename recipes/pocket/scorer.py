@@ -291,7 +291,7 @@ def make_templates(count: int = 160) -> Templates:
     return Templates([clip.video for clip in clips], labels)
 
 
-def main() -> None:
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=WEIGHTS)
     parser.add_argument("--vae", type=Path, help="mix in, and measure on, this VAE's reconstructions")
@@ -302,7 +302,11 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--evaluate-only", action="store_true", help="ceilings of the network at --out")
     parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    args = parser().parse_args()
     torch.set_num_threads(args.threads)
     vae = load_vae(args.vae) if args.vae else None
 

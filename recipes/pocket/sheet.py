@@ -32,12 +32,16 @@ PROMPTS = (
 )
 
 
-def main() -> None:
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, default=Path("build/pocket/model"))
     parser.add_argument("--out", type=Path, default=Path("docs/pocket.png"))
     parser.add_argument("--threads", type=int, default=2)
-    args = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    args = parser().parse_args()
     torch.set_num_threads(args.threads)
     generator = Generator(args.model)
     videos = [generator.videos([prompt], [SEED], generator.model.defaults)[0] for prompt in PROMPTS]

@@ -6,8 +6,6 @@ become `<unk>`, which the product drops and reports, since the text encoder was 
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers, processors
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
@@ -36,7 +34,3 @@ def build() -> PreTrainedTokenizerFast:
         padding_side="right",
         model_input_names=["input_ids", "attention_mask"],
     )
-
-
-def save(folder: Path) -> None:
-    build().save_pretrained(folder)

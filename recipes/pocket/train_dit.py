@@ -161,7 +161,7 @@ def save(path: Path, model: nn.Module, average: nn.Module, optimizers: Optimizer
     partial.replace(path)
 
 
-def main() -> None:
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--latents", type=Path, default=Path("build/pocket/latents.pt"))
     parser.add_argument("--out", type=Path, default=Path("build/pocket/dit.pt"))
@@ -176,8 +176,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--report", type=float, default=2, help="minutes between reports, each with a checkpoint")
     parser.add_argument("--seed", type=int, default=0)
-    train(parser.parse_args())
+    return parser
 
 
 if __name__ == "__main__":
-    main()
+    train(parser().parse_args())

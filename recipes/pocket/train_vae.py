@@ -159,7 +159,7 @@ def save(path: Path, vae: torch.nn.Module, optimizers: Optimizers, step: int) ->
     partial.replace(path)
 
 
-def main() -> None:
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("build/pocket/vae.pt"))
     parser.add_argument("--since", type=int, default=0, help="the step at which this sitting begins")
@@ -177,8 +177,8 @@ def main() -> None:
     parser.add_argument("--report", type=float, default=3, help="minutes between reports")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--decoder-only", action="store_true", help="latents stay as they are")
-    train(parser.parse_args())
+    return parser
 
 
 if __name__ == "__main__":
-    main()
+    train(parser().parse_args())

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import random
+import re
+import shlex
 from collections import Counter
 from pathlib import Path
 
@@ -12,11 +15,20 @@ import torch
 from diffusers import WanTransformer3DModel
 from transformers import AutoTokenizer
 
-from fpsgen.wan.checkpoint import from_diffusers
-from recipes.pocket import prompts, text_encoder, tokenizer, world
+from fpsgen.wan import load, models
+from fpsgen.wan.keys import TRANSFORMER
+from recipes.pocket import export, prompts, text_encoder, tokenizer, world
 from recipes.pocket import vae as pocket_vae
 from recipes.pocket.cache import latent_mask
-from recipes.pocket.scorer import Discriminant, Network, as_input, load_network, save_network
+from recipes.pocket.scorer import (
+    Discriminant,
+    Network,
+    as_input,
+    labelled,
+    load_network,
+    make_templates,
+    save_network,
+)
 from recipes.pocket.train_dit import CONFIG, Pocket, is_hidden, noise_levels
 
 needs_font = pytest.mark.skipif(not world.FONT.exists(), reason="needs Debian's fonts-noto-color-emoji")
@@ -91,7 +103,7 @@ def test_held_out_combinations_are_balanced_and_never_trained() -> None:
 
 
 def test_tokenizer_survives_the_disk_and_behaves_like_umt5s(tmp_path: Path) -> None:
-    tokenizer.save(tmp_path)
+    tokenizer.build().save_pretrained(tmp_path)
     tokens = AutoTokenizer.from_pretrained(tmp_path)
     assert (tokens.pad_token_id, tokens.eos_token_id, tokens.unk_token_id) == (0, 1, 2)
     assert tokens.model_max_length == tokenizer.TEXT_LENGTH
@@ -147,7 +159,7 @@ def test_diffusers_has_a_name_for_every_weight() -> None:
             ffn_dim=CONFIG.ffn_dim, num_layers=CONFIG.num_layers,
         )  # fmt: skip
     ours = {name: tensor.shape for name, tensor in Pocket().transformer.state_dict().items()}
-    assert {from_diffusers(name): tensor.shape for name, tensor in theirs.state_dict().items()} == ours
+    assert {TRANSFORMER.to_original(name): tensor.shape for name, tensor in theirs.state_dict().items()} == ours
 
 
 def test_muon_takes_the_matrices_inside_blocks() -> None:
@@ -186,3 +198,50 @@ def test_discriminant_separates_shifted_clouds() -> None:
     features = rng.normal(size=(150, 4)) + 6 * np.eye(4)[labels]
     discriminant = Discriminant(features, labels)
     assert np.mean([discriminant(f) == label for f, label in zip(features, labels, strict=True)]) > 0.98
+
+
+@needs_font
+def test_templates_name_what_they_see() -> None:
+    """The second judge, fitted on few clips: it must be right about most of what it has not seen."""
+    templates = make_templates(48)
+    clips, labels = labelled(8, seed=77)
+    seen = [templates.classify(clip.video) for clip in clips]
+    right = [[a == b for a, b in zip(one, other, strict=True)] for one, other in zip(seen, labels, strict=True)]
+    subject, _, scene = np.mean(right, axis=0)
+    assert subject >= 0.75
+    assert scene >= 0.75
+
+
+# --- the programs ------------------------------------------------------------------------------------
+
+
+def test_what_is_exported_is_a_model_that_fpsgen_opens(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    vae, model = pocket_vae.build(), Pocket()
+    torch.save({"model": vae.state_dict()}, tmp_path / "vae.pt")
+    torch.save({"average": model.state_dict()}, tmp_path / "dit.pt")
+    mean, std = torch.linspace(-1, 1, 16), torch.linspace(0.5, 2, 16)
+    torch.save({"mean": mean, "std": std}, tmp_path / "latents.pt")
+    files = {name: str(tmp_path / f"{name}.pt") for name in ("vae", "dit", "latents")}
+    out = tmp_path / "model"
+    export.write(Path(files["vae"]), Path(files["latents"]), Path(files["dit"]), out, version=7)
+
+    opened = models.open_folder(out, "pocket")
+    assert opened.card["version"] == 7
+    load.check(opened.checkpoint)
+    transformer = load.load_transformer(opened.checkpoint, torch.device("cpu"), torch.float32)
+    wanted = model.transformer.blocks[3].ffn[0].weight
+    assert torch.equal(transformer.blocks[3].ffn[0].weight, wanted.bfloat16().float())
+    assert load.load_vae(opened.checkpoint, torch.device("cpu")).config.latents_std == std.tolist()
+
+
+def test_the_recipes_commands_are_ones_its_programs_take() -> None:
+    """Every command in the recipe's README, held against the program's own parser."""
+    text = (Path(__file__).parents[3] / "recipes" / "pocket" / "README.md").read_text(encoding="utf-8")
+    commands = re.findall(r"python -m recipes\.pocket\.([a-z_]+)((?:[^\n\\]|\\\n)*)", text)
+    commands += re.findall(r"^\| \d+ \| `([a-z_]+)([^`]*)` \|", text, flags=re.MULTILINE)
+    programs = {name for name, _ in commands}
+    assert {"train_vae", "train_dit", "cache", "export", "scorer", "evaluate", "sheet"} <= programs
+    for name, arguments in commands:
+        parser = importlib.import_module(f"recipes.pocket.{name}").parser()
+        parser.parse_args(shlex.split(arguments.replace("\\\n", " ")))
