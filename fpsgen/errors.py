@@ -27,5 +27,9 @@ class ModelError(UsageError):
     """A model is missing, incomplete or not one that fpsgen runs."""
 
 
+class DownloadError(FpsgenError):
+    """The hub, or the way to it, failed; what has arrived is kept."""
+
+
 class RenderError(FpsgenError):
-    """Work that should have succeeded did not: the encoder failed, values were not finite, memory ran out."""
+    """Work that should have succeeded did not: the encoder failed, values were not finite."""

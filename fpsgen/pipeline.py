@@ -1,8 +1,8 @@
 """Text to video: what is loaded when, what runs, and what is told to whoever watches.
 
 `generate` is an iterator of events. It owns the order of things and the memory policy: a component is
-loaded when its turn comes and freed before the next one, because the text encoder alone is as large as
-the rest.
+loaded when its turn comes and freed before the next one, because each of the two large ones may need
+all the memory there is.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from fpsgen.errors import RenderError
 from fpsgen.timing import Timings
 from fpsgen.video import VideoWriter
 from fpsgen.wan import vae as wan_vae
-from fpsgen.wan.checkpoint import load_transformer
-from fpsgen.wan.hub import Model
+from fpsgen.wan.load import load_transformer, load_vae
+from fpsgen.wan.models import Model
 from fpsgen.wan.text_encoder import TextEncoder
 from fpsgen.wan.transformer import KeyValue, WanTransformer
 
@@ -44,6 +44,8 @@ class Request:
     seed: int
     output: Path
     scale_to: tuple[int, int] | None = None
+    solver: sampling.SolverName = "unipc"
+    grid: sampling.SigmaGrid = "original"
 
 
 @dataclass(frozen=True)
@@ -82,28 +84,32 @@ Event = Phase | Step | Frames | Notice
 
 
 def generate(
-    request: Request, model: Model, device: torch.device, dtype: torch.dtype, timings: Timings
+    request: Request,
+    model: Model,
+    device: torch.device,
+    dtype: torch.dtype,
+    text_dtype: torch.dtype,
+    timings: Timings,
 ) -> Generator[Event, None, None]:
     """Make the video of `request`, yielding events on the way; `timings` is filled in.
+
+    dtype: of the transformer's matrix products; text_dtype: of the text encoder.
 
     Raises RenderError when the result would not be a video of the prompt: no frame is written then.
     """
     memory.reset_peak(device)
     yield Phase("load")
     prompts = [request.prompt, request.negative] if request.guidance != 1 else [request.prompt]
-    texts = yield from encode_prompts(prompts, model, device, dtype, timings)
+    texts = yield from encode_prompts(prompts, model, device, text_dtype, timings)
     yield Phase("load")
     with timings.phase("load"):
-        transformer = load_transformer(model.folder / "transformer", device, dtype)
+        transformer = load_transformer(model.checkpoint, device, dtype)
     latents = yield from denoise(request, model, transformer, texts, device, timings)
     with timings.phase("load"):
         del transformer
         memory.release()
     yield Phase("decode")
-    told = {**describe(request, model, device, dtype), "timings": timings.as_dict()}
-    yield from decode(request, model, latents, device, timings, told)
-    timings.peak_memory = memory.peak_bytes(device)
-    timings.stop()
+    yield from decode(request, model, latents, device, timings, describe(request, model, device, dtype, text_dtype))
 
 
 def encode_prompts(
@@ -112,16 +118,16 @@ def encode_prompts(
     """The text embedding of each prompt, the generator's return value; the encoder is gone afterwards."""
     texts = []
     with timings.phase("load"):
-        encoder = TextEncoder(model.folder, device, dtype)
+        encoder = TextEncoder(model.checkpoint, device, dtype)
     yield Phase("text")
     for index, prompt in enumerate(prompts):
         with timings.phase("text"):
-            encoded = encoder.encode(prompt, drop_unknown=model.pocket is not None)
+            encoded = encoder.encode(prompt, drop_unknown=model.card is not None)
             memory.synchronise(device)
         which = "negative prompt" if index else "prompt"
-        if encoded.unknown and model.pocket:
+        if encoded.unknown and model.card:
             words = ", ".join(encoded.unknown)
-            yield Notice(f"words of the {which} left out: {words}. The pocket model knows {model.pocket['knows']}")
+            yield Notice(f"words of the {which} left out: {words}. The pocket model knows {model.card['knows']}")
         if encoded.cut:
             yield Notice(f"the {which} is longer than {encoder.length} tokens; its end was left out")
         texts.append(encoded.text)
@@ -146,7 +152,7 @@ def denoise(
     grid = transformer.config.grid(shape)
     plans = [AttentionPlan(TileGrid(grid, model.tile(grid)))] * transformer.config.num_layers
     with timings.phase("denoise"):
-        solver = sampling.Solver(request.steps, request.shift)
+        solver = sampling.Solver(request.steps, request.shift, request.solver, request.grid)
         latents = sampling.noise(transformer.config.in_channels, shape, request.seed).to(device)
         together = both_fit(transformer, plans[0].tiles.tokens, device)
         batches = [torch.cat(texts)] if together else texts
@@ -158,7 +164,7 @@ def denoise(
         begin = time.perf_counter()
         with timings.phase("denoise"):
             velocity = predict(transformer, latents, timestep, contexts, plans, request.guidance)
-            latents = solver.step(velocity, index, latents)
+            latents = solver.step(velocity, latents)
             finite = bool(latents.isfinite().all())  # waits for the device, too
         timings.steps.append(time.perf_counter() - begin)
         if not finite:
@@ -200,35 +206,45 @@ def both_fit(transformer: WanTransformer, tokens: int, device: torch.device) -> 
 
 
 def decode(
-    request: Request, model: Model, latents: Tensor, device: torch.device, timings: Timings, metadata: dict
+    request: Request, model: Model, latents: Tensor, device: torch.device, timings: Timings, told: dict
 ) -> Iterator[Event]:
-    """Latents to the finished file; each piece goes to the encoder as soon as it is decoded."""
+    """Latents to the finished file; each piece goes to the encoder as soon as it is decoded.
+
+    The file's metadata are `told` and the timings, which end here.
+    """
     with timings.phase("load"):
-        vae = wan_vae.load_vae(model.folder, device)
+        vae = load_vae(model.checkpoint, device)
     pieces = wan_vae.stream(vae, wan_vae.denormalise(vae, latents))
     size = (request.width, request.height)
-    with VideoWriter(request.output, size, request.fps, request.scale_to, metadata) as writer:
+    with VideoWriter(request.output, size, request.fps, request.scale_to) as writer:
         while True:
             with timings.phase("decode"):
                 if (piece := next(pieces, None)) is None:
                     break
+                if not piece.isfinite().all():
+                    raise RenderError("the VAE gave values that are not finite: its weights are damaged")
                 frames = wan_vae.to_uint8(piece)
             with timings.phase("encode"):
                 writer.write(frames)
             yield Frames(writer.frames, request.frames)
         with timings.phase("encode"):
-            writer.finish()
+            writer.close()
+        timings.peak_memory = memory.peak_bytes(device)
+        timings.stop()
+        if not writer.finish({**told, "timings": timings.as_dict()}):
+            yield Notice("the file does not tell how it was made: there was no room to write that into it")
 
 
-def describe(request: Request, model: Model, device: torch.device, dtype: torch.dtype) -> dict:
+def describe(request: Request, model: Model, device: torch.device, dtype: torch.dtype, text_dtype: torch.dtype) -> dict:
     """What was made, by what and with which settings; stored in the file, printed by --json."""
     settings = asdict(request)
     del settings["output"]
-    name = f"pocket v{model.pocket['version']}" if model.pocket else model.name
+    name = f"pocket v{model.card['version']}" if model.card else model.name
     return {
         "fpsgen": __version__,
         "model": name,
         "device": str(device),
         "dtype": str(dtype).removeprefix("torch."),
+        "text_dtype": str(text_dtype).removeprefix("torch."),
         **settings,
     }

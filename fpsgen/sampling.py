@@ -1,47 +1,64 @@
 """The solver: which noise levels are visited, and how one step moves the latents.
 
-diffusers' UniPC does the arithmetic. Two facts about it are kept here and nowhere else: it applies the
-flow shift to sigmas that it is given, and it needs the *unshifted* grid for that reason.
+diffusers' schedulers do the arithmetic. What is odd about each is kept here and nowhere else.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
-from diffusers import UniPCMultistepScheduler
+from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 from torch import Tensor
 
-Grid = Literal["original", "diffusers"]
+SolverName = Literal["unipc", "dpm++", "euler"]
+SigmaGrid = Literal["original", "diffusers"]
+SOLVERS: tuple[SolverName, ...] = get_args(SolverName)
+GRIDS: tuple[SigmaGrid, ...] = get_args(SigmaGrid)
 TRAIN_TIMESTEPS = 1000
 
 
-def original_grid(steps: int) -> np.ndarray:
-    """The original's noise levels before the shift, float64 [steps] (`wan/utils/fm_solvers_unipc.py`).
+def original_sigmas(solver: SolverName, steps: int) -> np.ndarray:
+    """The original's noise levels before the shift, float64 [steps].
 
-    steps + 1 points from 0.999 to 0, the last dropped. Shifted they are s' = shift s / (1 + (shift - 1) s).
+    steps + 1 evenly spaced points down to 0, the last dropped: from 0.999 for UniPC
+    (`wan/utils/fm_solvers_unipc.py`), from 1 for DPM++ (`wan/utils/fm_solvers.py`, `get_sampling_sigmas`). The
+    original has no Euler; here it visits what UniPC does.
     """
-    return np.linspace(1 - 1 / TRAIN_TIMESTEPS, 0, steps + 1)[:-1]
+    first = 1.0 if solver == "dpm++" else 1 - 1 / TRAIN_TIMESTEPS
+    return np.linspace(first, 0, steps + 1)[:-1]
+
+
+def shifted(levels: np.ndarray, shift: float) -> np.ndarray:
+    """Noise levels moved by the flow shift: s' = shift s / (1 + (shift - 1) s)."""
+    return shift * levels / (1 + (shift - 1) * levels)
 
 
 class Solver:
-    """UniPC of order 2 over a flow, as Wan2.1 runs it: bh2, predicting x0, lower order at the end.
+    """One of diffusers' solvers over a flow. UniPC and DPM++ are of order 2, predicting x0, of lower order at the
+    end, as Wan2.1 runs them; Euler is of order 1.
 
-    grid "original" is Wan2.1's own; "diffusers" is what `WanPipeline` visits. They differ by up to 0.006.
+    grid "original" is Wan2.1's own; "diffusers" is what `WanPipeline` visits with that solver.
     """
 
-    def __init__(self, steps: int, shift: float, grid: Grid = "original"):
-        self._scheduler = UniPCMultistepScheduler(
-            num_train_timesteps=TRAIN_TIMESTEPS,
-            prediction_type="flow_prediction",
-            use_flow_sigmas=True,
-            flow_shift=shift,
-        )
-        if grid == "original":
-            self._scheduler.set_timesteps(sigmas=original_grid(steps))
+    def __init__(self, steps: int, shift: float, solver: SolverName = "unipc", grid: SigmaGrid = "original"):
+        if solver == "euler":
+            self._scheduler = FlowMatchEulerDiscreteScheduler(num_train_timesteps=TRAIN_TIMESTEPS, shift=shift)
         else:
-            self._scheduler.set_timesteps(steps)
+            kind = UniPCMultistepScheduler if solver == "unipc" else DPMSolverMultistepScheduler
+            self._scheduler = kind(
+                num_train_timesteps=TRAIN_TIMESTEPS,
+                prediction_type="flow_prediction",
+                use_flow_sigmas=True,
+                flow_shift=shift,
+            )
+        self._scheduler.set_timesteps(steps)
+        if grid == "original":
+            # Set, not handed over: DPM++ takes no noise levels, and UniPC would shift them once more.
+            levels = shifted(original_sigmas(solver, steps), shift)
+            self._scheduler.sigmas = torch.from_numpy(np.append(levels, 0.0)).float()
+            self._scheduler.timesteps = torch.from_numpy(TRAIN_TIMESTEPS * levels).long()
         # Else the first step is looked up by its timestep, and cut to integers two steps may share one.
         self._scheduler.set_begin_index(0)
 
@@ -52,18 +69,19 @@ class Solver:
 
     @property
     def timesteps(self) -> Tensor:
-        """int64 [steps]: 1000 sigma, cut to integers, which is what the model is told."""
+        """[steps]: 1000 sigma, which is what the model is told; cut to integers as int64, but for diffusers' Euler."""
         return self._scheduler.timesteps
 
-    def step(self, velocity: Tensor, index: int, latents: Tensor) -> Tensor:
-        """Latents at sigmas[index + 1], from the velocity at sigmas[index]. Steps must come in order."""
-        return self._scheduler.step(velocity, self.timesteps[index], latents, return_dict=False)[0]
+    def step(self, velocity: Tensor, latents: Tensor) -> Tensor:
+        """Latents at the next noise level, from the velocity at this one; the solver counts its steps itself."""
+        # Any timestep, as a float: Euler refuses integers, and none of the three looks at it, counting as they do.
+        return self._scheduler.step(velocity, self.timesteps[0].float(), latents, return_dict=False)[0]
 
 
-def noise(channels: int, latents: tuple[int, int, int], seed: int) -> Tensor:
+def noise(channels: int, shape: tuple[int, int, int], seed: int) -> Tensor:
     """float32 [1, channels, frames, height, width], drawn on the CPU: the same on every device."""
     generator = torch.Generator("cpu").manual_seed(seed)
-    return torch.randn(1, channels, *latents, generator=generator, dtype=torch.float32)
+    return torch.randn(1, channels, *shape, generator=generator, dtype=torch.float32)
 
 
 def guide(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:

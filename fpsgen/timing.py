@@ -19,18 +19,28 @@ class Timings:
     total: float = 0.0
     peak_memory: int | None = None  # bytes: allocated on the GPU; on a CPU resident, mapped weights included
     _started: float = field(default_factory=time.perf_counter)
+    _paused: float = 0.0
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Add what runs inside to a phase; one phase may be entered many times."""
+        begin, paused = time.perf_counter(), self._paused
+        try:
+            yield
+        finally:
+            self.seconds[name] += time.perf_counter() - begin - (self._paused - paused)
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """What runs inside is nobody's time: neither the total's nor a surrounding phase's."""
         begin = time.perf_counter()
         try:
             yield
         finally:
-            self.seconds[name] += time.perf_counter() - begin
+            self._paused += time.perf_counter() - begin
 
     def stop(self) -> None:
-        self.total = time.perf_counter() - self._started
+        self.total = time.perf_counter() - self._started - self._paused
 
     def as_dict(self) -> dict:
         """Rounded to milliseconds, for JSON."""

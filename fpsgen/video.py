@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
+import secrets
+import shlex
+import shutil
+import subprocess
 from pathlib import Path
 
 import imageio_ffmpeg
@@ -14,7 +19,7 @@ from fpsgen.errors import RenderError, UsageError
 
 # Per suffix: what imageio-ffmpeg's write_frames takes. crf 10 for x264 is what Wan2.1's "quality 8" comes to.
 _FORMATS: dict[str, dict] = {
-    ".mp4": {"codec": "libx264", "quality": None, "output_params": ["-crf", "10", "-movflags", "use_metadata_tags"]},
+    ".mp4": {"codec": "libx264", "quality": None, "output_params": ["-crf", "10"]},
     ".webm": {"codec": "libvpx-vp9", "quality": None, "output_params": ["-crf", "18", "-b:v", "0", "-row-mt", "1"]},
     ".gif": {"codec": "gif", "quality": None, "pix_fmt_out": "pal8", "output_params": []},
 }
@@ -25,12 +30,49 @@ def check_path(path: Path) -> None:
     """Refuse an output that could not be written, before any work is done for it."""
     if path.suffix.lower() not in _FORMATS:
         raise UsageError(f"{path} is no video name that fpsgen writes", hint=f"end it in {', '.join(_FORMATS)}")
-    if path.is_dir():
-        raise UsageError(f"{path} is a folder", hint=f"name a file, such as {path / 'video.mp4'}")
-    if not path.parent.is_dir():
-        raise UsageError(f"the folder {path.parent} does not exist", hint=f"make it: mkdir -p {path.parent}")
-    if not os.access(path.parent, os.W_OK):
-        raise UsageError(f"the folder {path.parent} cannot be written to", hint="choose another with -o")
+    check_encoder()
+    try:
+        if path.is_dir():
+            raise UsageError(f"{path} is a folder", hint=f"name a file, such as {path / 'video.mp4'}")
+        if path.parent.exists() and not path.parent.is_dir():
+            raise UsageError(f"{path.parent} is no folder", hint="choose another with -o")
+        if not path.parent.exists():
+            hint = f"mkdir -p {shlex.quote(str(path.parent))}"
+            raise UsageError(f"the folder {path.parent} does not exist", hint)
+        if path.exists():  # which also tells of a name too long
+            if not path.is_file():
+                raise UsageError(f"{path} is no regular file", hint="choose another name with -o")
+            if not os.access(path, os.W_OK):
+                raise UsageError(f"{path} is write-protected", hint="choose another name with -o")
+        probe = _beside(path)
+        probe.touch()  # permissions, read-only and special file systems: only trying tells
+        probe.unlink()
+    except OSError as fault:
+        message = f"{_short(path)} cannot be written: {fault.strerror or fault}"
+        raise UsageError(message, hint="choose another place or name with -o") from None
+
+
+def check_encoder() -> None:
+    """Refuse to go on where there is no ffmpeg."""
+    try:
+        found = shutil.which(imageio_ffmpeg.get_ffmpeg_exe())
+    except RuntimeError:
+        found = None
+    if found is None:
+        raise UsageError(
+            "there is no ffmpeg to write videos with",
+            hint="pip install --force-reinstall imageio-ffmpeg, or let IMAGEIO_FFMPEG_EXE name one",
+        )
+
+
+def _beside(path: Path) -> Path:
+    """A free hidden name next to `path`, or to what it links to; short because names are limited, absolute because
+    ffmpeg takes "take:1.mp4" for a protocol."""
+    return path.resolve().with_name(f".fpsgen-{secrets.token_hex(6)}{path.suffix}")
+
+
+def _short(path: Path) -> str:
+    return str(path) if len(str(path)) <= 100 else f"{str(path)[:100]}…"
 
 
 def cover(width: int, height: int, target: tuple[int, int]) -> str:
@@ -49,7 +91,6 @@ class VideoWriter:
     """Writes frames to `path`, which appears only when complete.
 
     size: width and height of the frames. scale_to: width and height of the video, where they differ.
-    metadata: stored as JSON in the file's comment (gif has no place for it).
     """
 
     def __init__(
@@ -58,11 +99,9 @@ class VideoWriter:
         size: tuple[int, int],
         fps: int,
         scale_to: tuple[int, int] | None = None,
-        metadata: dict | None = None,
     ):
-        self.path, self.frames = path, 0
-        # Short, because names are limited; absolute, because ffmpeg takes "take:1.mp4" for a protocol.
-        self._partial = path.absolute().with_name(f".fpsgen-{os.getpid()}{path.suffix}")
+        self.path, self.frames, self._complete = path, 0, False
+        self._partial = _beside(path)
         options = dict(_FORMATS[path.suffix.lower()])
         filters = [cover(*size, scale_to)] if scale_to and scale_to != size else []
         gif = path.suffix.lower() == ".gif"
@@ -71,8 +110,6 @@ class VideoWriter:
         params = [*options.pop("output_params")]
         if filters:
             params += ["-filter_complex" if gif else "-vf", ",".join(filters)]
-        if metadata is not None and not gif:
-            params += ["-metadata", "comment=" + json.dumps(metadata, ensure_ascii=False)]
         # Any size goes through unpadded: the caller has checked that the encoder takes it.
         self._writer = imageio_ffmpeg.write_frames(
             str(self._partial), size, fps=fps, macro_block_size=1, ffmpeg_log_level="error",
@@ -84,9 +121,11 @@ class VideoWriter:
 
     def __exit__(self, *_: object) -> None:
         """Leaves nothing behind unless `finish` was reached."""
-        self._writer.close()
-        with contextlib.suppress(PermissionError):  # Windows, while a killed ffmpeg is still letting go
-            self._partial.unlink(missing_ok=True)
+        try:
+            self._writer.close()
+        finally:
+            with contextlib.suppress(PermissionError):  # Windows, while a killed ffmpeg is still letting go
+                self._partial.unlink(missing_ok=True)
 
     def write(self, frames: np.ndarray) -> None:
         """Append uint8 frames [n, height, width, 3]."""
@@ -98,11 +137,14 @@ class VideoWriter:
                 self.frames += 1
         except OSError as failure:
             reason = str(failure).splitlines()[0]
-            message = f"the video encoder stopped before {self.path} was written: {reason}"
-            raise RenderError(message, hint="is the disk full? Else try another name with -o") from None
+            full = failure.errno == errno.ENOSPC or "No space left" in str(failure)
+            hint = "make room on the disk" if full else "try another name or format with -o"
+            raise RenderError(f"the video encoder stopped before {self.path} was written: {reason}", hint) from None
 
-    def finish(self) -> None:
-        """Wait for the encoder, check what it wrote and give the file its name."""
+    def close(self) -> None:
+        """Wait for the encoder and check what it wrote."""
+        if self._complete:
+            return
         self._writer.close()
         # imageio-ffmpeg does not report ffmpeg's exit code: a full disk shows only in the file itself.
         try:
@@ -111,5 +153,39 @@ class VideoWriter:
             written = 0
         if written != self.frames:
             message = f"{self.path} could not be written: {written} of {self.frames} frames arrived"
-            raise RenderError(message, hint="is the disk full?")
-        self._partial.replace(self.path)
+            raise RenderError(message, hint="is there room on the disk?")
+        self._complete = True
+
+    def finish(self, metadata: dict | None = None) -> bool:
+        """`close`, and give the file its name. metadata: stored as JSON in its comment; gif has no place for one.
+
+        The comment is added to the finished file, so that it can tell how long everything took. Returns whether that
+        went well: a video without a comment is worth more than none.
+        """
+        self.close()
+        tagged = True
+        if metadata is not None and self.path.suffix.lower() != ".gif":
+            tagged = self._tag("comment=" + json.dumps(metadata, ensure_ascii=False))
+        try:
+            self._partial.replace(self.path.resolve())  # a link stays one
+        except OSError as fault:
+            kept = self.path.with_name(f"{self.path.stem[:60]}-{secrets.token_hex(4)}{self.path.suffix}")
+            self._partial.rename(kept)
+            message = f"the video is in {kept}: {self.path} cannot be replaced: {fault.strerror or fault}"
+            raise RenderError(message) from None
+        return tagged
+
+    def _tag(self, entry: str) -> bool:
+        tagged = _beside(self.path)
+        command = [
+            imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-i", str(self._partial), "-map", "0", "-c", "copy",
+            "-movflags", "use_metadata_tags", "-metadata", entry, str(tagged),
+        ]  # fmt: skip
+        try:
+            subprocess.run(command, check=True, capture_output=True, stdin=subprocess.DEVNULL)
+            tagged.replace(self._partial)
+            return True
+        except (OSError, subprocess.CalledProcessError):
+            return False
+        finally:
+            tagged.unlink(missing_ok=True)

@@ -8,22 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
+from safetensors.torch import save_file
+from transformers import UMT5Config, UMT5EncoderModel
 
-WORDS = ["a", "cat", "dog", "surfing", "sleeping", "on", "the", "sea", "red", "blurry"]
+from fpsgen.wan import keys
+from tests.tools import original_t5
+from tests.tools.tokenizer import WORDS, make_tokenizer
+
 TEXT_DIM = 24
-
-
-def make_tokenizer() -> PreTrainedTokenizerFast:
-    vocabulary = {"<pad>": 0, "</s>": 1, "<unk>": 2} | {word: index + 3 for index, word in enumerate(WORDS)}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.normalizer = normalizers.Lowercase()
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=10**30
-    )
 
 
 def make_wan_pipeline(seed: int = 0) -> WanPipeline:
@@ -66,6 +58,36 @@ def wan_folder(wan_pipeline: WanPipeline, tmp_path_factory: pytest.TempPathFacto
     folder = tmp_path_factory.mktemp("wan")
     wan_pipeline.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def both_formats(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """One small checkpoint as a Diffusers folder, and by hand in the original's files and names.
+
+    Of Wan2.1's own structure, which is all that the original format can say: heads 128 wide, the VAE's blocks.
+    """
+    torch.manual_seed(1)
+    vae = AutoencoderKLWan(base_dim=4)
+    transformer = WanTransformer3DModel(
+        num_attention_heads=1, attention_head_dim=128, text_dim=TEXT_DIM, freq_dim=32, ffn_dim=96, num_layers=2
+    )
+    pipeline = make_wan_pipeline(seed=2)
+    pipeline.register_modules(vae=vae, transformer=transformer)
+    for parameter in transformer.parameters():
+        parameter.data.add_(0.1 * torch.randn_like(parameter))
+    theirs, ours = tmp_path_factory.mktemp("diffusers"), tmp_path_factory.mktemp("original")
+    pipeline.save_pretrained(theirs)
+
+    state = {keys.TRANSFORMER.to_original(name): value for name, value in transformer.state_dict().items()}
+    save_file(state, ours / "diffusion_pytorch_model.safetensors", {"format": "pt"})
+    text = pipeline.text_encoder.state_dict()
+    named = {original: text[name] for original, name in original_t5.names(layers=2).items()}
+    torch.save(named, ours / "models_t5_umt5-xxl-enc-bf16.pth")
+    torch.save({keys.VAE.to_original(name): value for name, value in vae.state_dict().items()}, ours / "Wan2.1_VAE.pth")
+    pipeline.tokenizer.save_pretrained(ours / "google" / "umt5-xxl")
+    config = {"model_type": "t2v", "dim": 128, "ffn_dim": 96, "num_heads": 1, "num_layers": 2, "in_dim": 16}
+    (ours / "config.json").write_text(json.dumps(config))
+    return {"diffusers": theirs, "original": ours}
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from fpsgen import __version__
-from fpsgen.cli import errors, generate
+from fpsgen.cli import errors, generate, models
 
 app = typer.Typer(
     name="fpsgen",
@@ -20,6 +20,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("generate", epilog=generate.EXAMPLES, no_args_is_help=True)(generate.generate)
+app.add_typer(models.app, name="models")
 
 
 def _version(wanted: bool) -> None:
@@ -39,6 +40,9 @@ def root(
 
 
 def main() -> None:
-    """Entry point of the `fpsgen` script. A polite kill cleans up like Ctrl-C."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    """Entry point of the `fpsgen` script. A polite kill and a closed terminal clean up like Ctrl-C."""
+    for name in ("SIGTERM", "SIGHUP"):  # Windows has no SIGHUP; nohup has it ignored, and so it stays
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler)
     app()

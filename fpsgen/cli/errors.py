@@ -22,7 +22,7 @@ def explain(error: BaseException) -> tuple[str, str | None, int]:
     """Sentence, hint and exit code of anything that can end a command."""
     if isinstance(error, FpsgenError):
         return str(error), error.hint, error.exit_code
-    if isinstance(error, KeyboardInterrupt):
+    if isinstance(error, (KeyboardInterrupt, typer.Abort)):  # an answer to a question may be Ctrl-C, too
         return "stopped; nothing was written", None, INTERRUPTED
     # torch may not have been imported, so its errors are known by name; on a CPU it raises a bare RuntimeError.
     if (
@@ -32,7 +32,7 @@ def explain(error: BaseException) -> tuple[str, str | None, int]:
     ):
         return "not enough memory", "try a smaller --res, fewer --frames or a smaller --model", 1
     return (
-        f"something went wrong inside fpsgen: {type(error).__name__}: {error}",
+        f"something went wrong inside fpsgen: {type(error).__name__}: {str(error).partition(chr(10))[0]}",
         "fpsgen --debug … shows where; please report it with that output",
         1,
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
 import re
 import secrets
 import sys
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fpsgen.cli.errors import explained
-from fpsgen.cli.options import Dtype, Json, Verbose, choose_dtype, parse_device
+from fpsgen.cli.options import Dtype, GridName, Json, SolverName, Verbose, choose_dtype, choose_text_dtype, parse_device
 from fpsgen.cli.output import Output
 from fpsgen.errors import UsageError
 from fpsgen.timing import Timings
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from fpsgen.pipeline import Event
-    from fpsgen.wan.hub import Model
+    from fpsgen.wan.models import Model
 
 EXAMPLES = """[bold]Examples[/bold]
 
@@ -43,24 +42,37 @@ MAX_SEED = 2**63 - 1
 MAX_PROMPT = 5000  # characters
 
 
+def per_model(setting: str) -> str:
+    """A default for the help screen, as the table has it."""
+    values = {name: f"{getattr(defaults, setting):g}" for name, defaults in sizes.DEFAULTS.items()}
+    told = values["14b"] if values["1.3b"] == values["14b"] else f"{values['14b']}; 1.3b {values['1.3b']}"
+    return f"{told}; pocket its own"
+
+
 @explained
 def generate(
     prompt: Annotated[str, typer.Argument(help="What the video shows; - reads it from standard input.")],
     res: Annotated[str | None, typer.Option(help="480p, 720p or WIDTHxHEIGHT.", show_default="the model's own")] = None,
-    frames: Annotated[int | None, typer.Option(help="Frames, 4n + 1.", show_default="81; pocket 25")] = None,
+    frames: Annotated[int | None, typer.Option(help="Frames, 4n + 1.", show_default=per_model("frames"))] = None,
     model: Annotated[
         str | None,
-        typer.Option(help="pocket, 1.3b, 14b or a Diffusers folder.", show_default="by size and what is on disk"),
+        typer.Option(
+            help="pocket, 1.3b, 14b, a folder, a .safetensors file or a hub id.",
+            show_default="by size and what is on disk",
+        ),
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="Denoising steps.", show_default="50; pocket fewer")] = None,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps.", show_default=per_model("steps"))] = None,
     guidance: Annotated[
-        float | None, typer.Option(help="Guidance scale; 1 switches it off.", show_default="5; 1.3b 6")
+        float | None, typer.Option(help="Guidance scale; 1 switches it off.", show_default=per_model("guidance"))
     ] = None,
     shift: Annotated[
-        float | None, typer.Option(help="Flow shift: above 1, more steps at high noise.", show_default="5; 1.3b 8")
+        float | None,
+        typer.Option(help="Above 1, more steps at high noise.", show_default=per_model("shift")),
     ] = None,
+    solver: Annotated[SolverName, typer.Option(help="How a step moves the latents.")] = SolverName.UNIPC,
+    grid: Annotated[GridName, typer.Option(help="Which noise levels: Wan2.1's, or diffusers'.")] = GridName.ORIGINAL,
     negative: Annotated[
-        str | None, typer.Option(help="What the video should not show.", show_default="Wan2.1's own")
+        str | None, typer.Option(help="What the video should not show.", show_default="Wan2.1's own; pocket none")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Same seed, same video.", show_default="random")] = None,
     output: Annotated[
@@ -68,7 +80,8 @@ def generate(
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.", show_default="cuda if there")] = None,
     dtype: Annotated[
-        Dtype | None, typer.Option(help="Precision of matrix products.", show_default="bf16 on cuda, else fp32")
+        Dtype | None,
+        typer.Option(help="Precision of matrix products.", show_default="bf16; DiT on CPU fp32"),
     ] = None,
     json: Json = False,
     verbose: Verbose = False,
@@ -77,44 +90,82 @@ def generate(
     timings = Timings()
     out = Output(json, verbose)
     if prompt == "-":
-        prompt = sys.stdin.read()
+        prompt = read_prompt()
     check_prompts(prompt, negative)
     size = sizes.parse_resolution(res) if res is not None else None
-    check_numbers(frames, steps, guidance, shift, seed)
+    sizes.check_settings(frames, steps, guidance, shift)  # before torch is even imported
+    if seed is not None and not 0 <= seed <= MAX_SEED:
+        raise UsageError(f"--seed {seed}: must be 0 to {MAX_SEED}", hint="leave --seed out for a random one")
     seed = secrets.randbelow(2**31) if seed is None else seed
-    output = output or Path(default_name(prompt, seed))
+    output = Path(default_name(prompt, seed)) if output is None else expand(output)
     with timings.phase("load"):  # importing torch and the libraries around it is part of the wait
         from fpsgen import pipeline
         from fpsgen.video import check_path
-        from fpsgen.wan import hub
+        from fpsgen.wan import load, models
 
         check_path(output)
         target = parse_device(device)
-        if model is None:
-            chosen, surprise = hub.choose(size, cuda=target.type == "cuda")
-        else:
-            chosen, surprise = hub.find(model), None
-    if surprise:
-        out.note(surprise)
+        chosen = models.find(model) if model is not None else choose_model(size, target, out, timings)
+        load.check(chosen.checkpoint)  # a file that does not fit is told now, not after the denoising
     width, height, scale_to = fit(chosen, size, out)
     settings = chosen.defaults.override(
         width=width, height=height, frames=frames, steps=steps, guidance=guidance, shift=shift, negative=negative
     )
     request = pipeline.Request(
-        prompt=prompt.strip(), seed=seed, output=output, scale_to=scale_to, **dataclasses.asdict(settings)
-    )
-    if chosen.pocket and request.frames > chosen.defaults.frames:
+        prompt=prompt.strip(), seed=seed, output=output, scale_to=scale_to, solver=solver.value, grid=grid.value,
+        **dataclasses.asdict(settings),
+    )  # fmt: skip
+    if chosen.card and request.frames > chosen.defaults.frames:
         out.note(f"the pocket model was trained on clips of {chosen.defaults.frames} frames; longer ones wander")
     precision = choose_dtype(dtype, target)
     out.detail(f"model {chosen.name} from {chosen.folder}; {target}, {str(precision).removeprefix('torch.')}")
-    out.detail(f"{request.steps} UniPC steps on Wan's grid, shift {request.shift:g}, guidance {request.guidance:g}")
+    levels = f"{request.solver} on the {request.grid} grid, shift {request.shift:g}, guidance {request.guidance:g}"
+    out.detail(f"{request.steps} steps of {levels}")
+    text_precision = choose_text_dtype(dtype)
     # Closed here, not whenever it is collected: a failure while drawing must not leave an encoder running.
-    with contextlib.closing(pipeline.generate(request, chosen, target, precision, timings)) as events:
+    with contextlib.closing(pipeline.generate(request, chosen, target, precision, text_precision, timings)) as events:
         draw(events, out)
     out.table(timing_table(timings, target))
     out.detail("seconds per step: " + " ".join(f"{seconds:.2f}" for seconds in timings.steps))
-    told = pipeline.describe(request, chosen, target, precision)
+    told = pipeline.describe(request, chosen, target, precision, text_precision)
     out.result(str(output), {"output": str(output), **told, "timings": timings.as_dict()})
+
+
+def expand(path: Path) -> Path:
+    """A path with the home folder it means."""
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise UsageError(f"{path}: there is no such user", hint="choose another place with -o") from None
+
+
+def choose_model(size: tuple[int, int] | None, device: torch.device, out: Output, timings: Timings) -> Model:
+    """The default model; where its weights are absent and somebody can be asked, fetched first."""
+    from fpsgen.wan import hub, models
+
+    cuda = device.type == "cuda"
+    try:
+        chosen, surprise = models.choose(size, cuda)
+    except models.NoWeightsError as absent:
+        if not out.may_ask:
+            raise
+        with timings.pause():  # a download is no part of making a video
+            question = f"{absent}. Fetch Wan2.1 {absent.key} now, about {hub.DOWNLOAD_GB[absent.key]} GB?"
+            if not typer.confirm(question, err=True):
+                raise
+            hub.pull(hub.plan(hub.repository_of(absent.key, "original")))
+        chosen, surprise = models.choose(size, cuda)
+    if surprise:
+        out.note(surprise)
+    return chosen
+
+
+def read_prompt() -> str:
+    """What standard input holds, no more of it than a prompt may have."""
+    try:
+        return sys.stdin.read(4 * MAX_PROMPT)
+    except (AttributeError, ValueError, OSError):  # none there, closed, or not text
+        raise UsageError("standard input holds no text", hint='echo "a cat surfing" | fpsgen generate -') from None
 
 
 def check_prompts(prompt: str, negative: str | None) -> None:
@@ -129,28 +180,12 @@ def check_prompts(prompt: str, negative: str | None) -> None:
             )
 
 
-def check_numbers(
-    frames: int | None, steps: int | None, guidance: float | None, shift: float | None, seed: int | None
-) -> None:
-    """Refuse numbers that mean nothing, before torch is even imported."""
-    if frames is not None:
-        sizes.check_frames(frames)
-    if steps is not None and not 1 <= steps <= 1000:
-        raise UsageError(f"--steps {steps}: must be 1 to 1000", hint="try --steps 30")
-    if guidance is not None and not (math.isfinite(guidance) and guidance >= 0):
-        raise UsageError(f"--guidance {guidance:g}: must be 0 or more", hint="try --guidance 5")
-    if shift is not None and not 0 < shift <= 100:
-        raise UsageError(f"--shift {shift:g}: must be above 0 and at most 100", hint="try --shift 5")
-    if seed is not None and not 0 <= seed <= MAX_SEED:
-        raise UsageError(f"--seed {seed}: must be 0 to {MAX_SEED}", hint="leave --seed out for a random one")
-
-
 def fit(model: Model, size: tuple[int, int] | None, out: Output) -> tuple[int, int, tuple[int, int] | None]:
     """Width and height to render, and the size to scale to where the model cannot render what was asked for."""
     own = (model.defaults.width, model.defaults.height)
     if size is None or size == own:
         return *own, None
-    if model.pocket is None:
+    if model.card is None:
         sizes.check_model_size(*size)
         return *size, None
     sizes.check_scaled_size(*size)

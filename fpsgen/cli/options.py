@@ -18,6 +18,17 @@ class Dtype(StrEnum):
     FP32 = "fp32"
 
 
+class SolverName(StrEnum):
+    UNIPC = "unipc"
+    DPM = "dpm++"
+    EULER = "euler"
+
+
+class GridName(StrEnum):
+    ORIGINAL = "original"
+    DIFFUSERS = "diffusers"
+
+
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say what was chosen, and why.")]
 
@@ -42,6 +53,13 @@ def parse_device(name: str | None) -> torch.device:
     elif device.type != "cpu":
         raise UsageError(f"--device {name}: fpsgen runs on cpu and cuda", hint="leave --device out")
     return device
+
+
+def choose_text_dtype(dtype: Dtype | None) -> torch.dtype:
+    """bf16, as the original runs its text encoder, unless float32 was asked for in so many words."""
+    import torch
+
+    return torch.float32 if dtype is Dtype.FP32 else torch.bfloat16
 
 
 def choose_dtype(dtype: Dtype | None, device: torch.device) -> torch.dtype:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as jsonlib
+import os
 import sys
 
 from rich.console import Console
@@ -32,21 +33,33 @@ class Output:
         if hint:
             self._say("try:   ", "bold", hint)
         if self.json:
-            print(jsonlib.dumps({"error": message, "hint": hint}))
+            self._print(jsonlib.dumps({"error": message, "hint": hint}))
 
     def table(self, table: Table) -> None:
         if not self.json:
             self.console.print(table)
 
+    def show(self, table: Table) -> None:
+        """A table that is the command's result, on stdout."""
+        Console(highlight=False).print(table)
+
+    def line(self, text: str) -> None:
+        """One line of a result that has several, on stdout; --json has them in its object."""
+        if not self.json:
+            self._print(text)
+
     def result(self, text: str, data: dict) -> None:
         """What the command was run for: a line, or an object with --json."""
-        # Escaped to ASCII: a console may not be able to print what a prompt holds.
-        print(jsonlib.dumps(data) if self.json else text)
-        sys.stdout.flush()
+        self._print(jsonlib.dumps(data) if self.json else text)
 
     @property
     def shows_progress(self) -> bool:
         return not self.json and self.console.is_terminal
+
+    @property
+    def may_ask(self) -> bool:
+        """Whether somebody sits there to answer a question."""
+        return not self.json and sys.stdin.isatty() and self.console.is_terminal
 
     def milestone(self, text: str) -> None:
         """What a log keeps of progress, where no bar is drawn."""
@@ -62,9 +75,20 @@ class Output:
             TextColumn("{task.fields[rate]}"),
             TimeRemainingColumn(compact=True),
             console=self.console,
+            speed_estimate_period=24 * 3600,  # a step may take minutes, and time left wants two of them
             disable=not self.shows_progress,
             transient=True,
         )
+
+    def _print(self, text: str) -> None:
+        """On stdout. The work is done by now: a reader who has left, or has no such letters, does not undo it."""
+        if sys.stdout is None:  # closed before we began
+            return
+        try:
+            encoding = sys.stdout.encoding or "utf-8"
+            print(text.encode(encoding, errors="backslashreplace").decode(encoding), flush=True)
+        except OSError:
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (else Python tries again while it exits)
 
     def _say(self, label: str, label_style: str, text: str, style: str = "") -> None:
         """One line in styles, never as markup: a prompt or a path may hold brackets."""

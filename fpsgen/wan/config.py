@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from fpsgen.errors import ModelError
 
@@ -11,8 +12,8 @@ from fpsgen.errors import ModelError
 class WanConfig:
     """Hyperparameters of the DiT (Wan2.1 `wan/configs/wan_t2v_*.py`, `wan/modules/model.py`).
 
-    What Wan2.1 never varies is a class constant: one patch size, q and k normalised over all heads, an
-    affine norm before cross-attention, global attention.
+    What Wan2.1 never varies is no field: one patch size, q and k normalised over all heads, an affine norm
+    before cross-attention, global attention. A configuration that says otherwise is refused.
     """
 
     dim: int
@@ -28,13 +29,25 @@ class WanConfig:
     PATCH = (1, 2, 2)  # latent frames, rows, columns of one token
     ROPE_THETA = 10_000.0
 
+    def __post_init__(self) -> None:
+        """ModelError where the arithmetic of the model would not come out even."""
+        if self.dim % self.num_heads or self.head_dim % 2 or self.head_dim < 6:  # rotary pairs on three axes
+            raise ModelError(f"its transformer has {self.num_heads} heads in {self.dim} channels, which cannot be")
+        if self.freq_dim % 2:
+            raise ModelError(f"its transformer has freq_dim = {self.freq_dim}, which is odd")
+        if self.in_channels != self.out_channels:
+            raise ModelError(
+                f"its transformer takes {self.in_channels} channels and gives {self.out_channels}, as from an image",
+                hint="fpsgen runs Wan2.1 text-to-video",
+            )
+
     @property
     def head_dim(self) -> int:
         return self.dim // self.num_heads
 
-    def grid(self, latents: tuple[int, int, int]) -> tuple[int, int, int]:
+    def grid(self, latent_shape: tuple[int, int, int]) -> tuple[int, int, int]:
         """Token grid (T, H, W) of latents with the given frames, rows and columns."""
-        t, h, w = latents
+        t, h, w = latent_shape
         pt, ph, pw = self.PATCH
         return t // pt, h // ph, w // pw
 
@@ -55,21 +68,92 @@ class WanConfig:
             found = config.get(key, value)
             if (list(found) if isinstance(found, (list, tuple)) else found) != value:
                 raise ModelError(f"its transformer has {key} = {found!r}; Wan2.1 has {value!r}")
-        try:
-            heads = config["num_attention_heads"]
-            return cls(
-                dim=heads * config["attention_head_dim"],
-                ffn_dim=config["ffn_dim"],
-                num_heads=heads,
-                num_layers=config["num_layers"],
-                text_dim=config["text_dim"],
-                freq_dim=config.get("freq_dim", 256),
-                in_channels=config["in_channels"],
-                out_channels=config.get("out_channels") or config["in_channels"],
-                eps=config.get("eps", 1e-6),
-            )
-        except KeyError as missing:
-            raise ModelError(f"its transformer/config.json has no {missing}") from None
+
+        def count(key: str, default: int | None = None) -> int:
+            value = config.get(key, default)
+            if key not in config and default is None:
+                raise ModelError(f"its transformer/config.json has no {key}")
+            if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 2**20:
+                raise ModelError(f"its transformer/config.json says {key} = {value!r}, which is no count")
+            return value
+
+        heads, in_channels = count("num_attention_heads"), count("in_channels")
+        return cls(
+            dim=heads * count("attention_head_dim"),
+            ffn_dim=count("ffn_dim"),
+            num_heads=heads,
+            num_layers=count("num_layers"),
+            text_dim=count("text_dim"),
+            freq_dim=count("freq_dim", 256),
+            in_channels=in_channels,
+            out_channels=in_channels if config.get("out_channels") is None else count("out_channels"),
+            eps=_epsilon(config),
+        )
+
+    def with_original(self, config: dict) -> WanConfig:
+        """This, read from shapes, completed by an original checkpoint's config.json; refuse one that disagrees.
+
+        That file lacks what Wan2.1's model class does not save (patch size, norms, text_dim).
+        """
+        check_original_kind(config)
+        names = {"dim": "dim", "ffn_dim": "ffn_dim", "num_layers": "num_layers", "in_dim": "in_channels"}
+        for theirs, ours in names.items():
+            if (told := config.get(theirs, getattr(self, ours))) != getattr(self, ours):
+                raise ModelError(f"its config.json says {theirs} = {told!r}; its weights have {getattr(self, ours)}")
+        heads = config.get("num_heads", self.num_heads)
+        if not isinstance(heads, int) or isinstance(heads, bool) or heads < 1 or self.dim % heads:
+            raise ModelError(f"its config.json says num_heads = {heads!r}, which does not divide dim = {self.dim}")
+        return replace(self, num_heads=heads, eps=_epsilon(config))
+
+    def to_diffusers(self) -> dict[str, Any]:
+        """What `from_diffusers` reads, as diffusers' WanTransformer3DModel writes it."""
+        return {
+            "_class_name": "WanTransformer3DModel",
+            "added_kv_proj_dim": None,
+            "attention_head_dim": self.head_dim,
+            "cross_attn_norm": True,
+            "eps": self.eps,
+            "ffn_dim": self.ffn_dim,
+            "freq_dim": self.freq_dim,
+            "image_dim": None,
+            "in_channels": self.in_channels,
+            "num_attention_heads": self.num_heads,
+            "num_layers": self.num_layers,
+            "out_channels": self.out_channels,
+            "patch_size": list(self.PATCH),
+            "qk_norm": "rms_norm_across_heads",
+            "rope_max_seq_len": 1024,
+            "text_dim": self.text_dim,
+        }
+
+    def to_original(self) -> dict[str, Any]:
+        """An original checkpoint's config.json, with the fields that Wan2.1's model class saves."""
+        return {
+            "_class_name": "WanModel",
+            "dim": self.dim,
+            "eps": self.eps,
+            "ffn_dim": self.ffn_dim,
+            "freq_dim": self.freq_dim,
+            "in_dim": self.in_channels,
+            "model_type": "t2v",
+            "num_heads": self.num_heads,
+            "num_layers": self.num_layers,
+            "out_dim": self.out_channels,
+            "text_len": 512,
+        }
+
+
+def check_original_kind(config: dict) -> None:
+    """Refuse an original checkpoint's config.json that is not text-to-video's."""
+    if (kind := config.get("model_type", "t2v")) != "t2v":
+        raise ModelError(f"it is a {kind} model", hint="fpsgen runs Wan2.1 text-to-video (t2v)")
+
+
+def _epsilon(config: dict) -> float:
+    eps = config.get("eps", 1e-6)
+    if not isinstance(eps, float) or not 0 < eps < 1:
+        raise ModelError(f"its config.json says eps = {eps!r}, which is none")
+    return eps
 
 
 WAN_1_3B = WanConfig(dim=1536, ffn_dim=8960, num_heads=12, num_layers=30)

@@ -1,133 +1,211 @@
-"""Model names, and where their folders are on this machine."""
+"""Fetching checkpoints from the Hugging Face hub, and where they lie on this machine."""
 
 from __future__ import annotations
 
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import LocalEntryNotFoundError
+from huggingface_hub import constants, scan_cache_dir, snapshot_download
+from huggingface_hub.errors import (
+    CacheNotFound,
+    DryRunError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
 
-from fpsgen import assets
-from fpsgen.attention.tiles import Shape3, default_tile
-from fpsgen.errors import ModelError
-from fpsgen.wan.checkpoint import WEIGHTS, read_json, shards
-from fpsgen.wan.config import WAN_1_3B, WanConfig
-from fpsgen.wan.sizes import DEFAULTS, Defaults
+from fpsgen.errors import DownloadError, ModelError, UsageError
+from fpsgen.wan import layout, load
+from fpsgen.wan.layout import Format
 
-REPOSITORIES = {
-    "1.3b": "Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
-    "14b": "Wan-AI/Wan2.1-T2V-14B-Diffusers",
+# The original repositories first: their text encoder is bfloat16, half of what the Diffusers ones hold.
+REPOSITORIES: dict[str, dict[Format, str]] = {
+    "1.3b": {"original": "Wan-AI/Wan2.1-T2V-1.3B", "diffusers": "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"},
+    "14b": {"original": "Wan-AI/Wan2.1-T2V-14B", "diffusers": "Wan-AI/Wan2.1-T2V-14B-Diffusers"},
 }
-# By parameter count: transformer and VAE in float32, text encoder in float32 as the Diffusers folders hold it.
-DOWNLOAD_GB = {"1.3b": 29, "14b": 80}
-POCKET = "pocket"
-# The components that have weights, and how their files' names begin.
-WEIGHT_STEMS = {"transformer": WEIGHTS, "vae": WEIGHTS, "text_encoder": "model"}
+# By parameter count: transformer and VAE in float32, text encoder in bfloat16.
+DOWNLOAD_GB = {"1.3b": 18, "14b": 69}
+# What a repository holds beside these (pictures, examples, other precisions) is not fetched.
+NEEDED = (
+    "config.json",
+    "model_index.json",
+    "scheduler/*.json",
+    layout.TEXT_ENCODER_FILE,
+    layout.VAE_FILE,
+    *(f"{part}/config.json" for part in layout.STEMS),
+    *(
+        f"{folder}/{name}"
+        for folder in (layout.TOKENIZER_FOLDER.as_posix(), "tokenizer")
+        for name in layout.TOKENIZER_FILES
+    ),
+    *(
+        f"{stem}{ending}"
+        for stem in (layout.STEMS["transformer"], *(f"{part}/{stem}" for part, stem in layout.STEMS.items()))
+        for ending in (".safetensors", "-*-of-*.safetensors", ".safetensors.index.json")
+    ),
+)
+ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
-@dataclass(frozen=True)
-class Model:
-    """A model folder on disk and what is known of it before anything loads.
-
-    Pocket models carry a card (`pocket.json`): they render at one size, know few words and have a tile of
-    their own.
-    """
-
-    name: str
-    folder: Path
-    config: WanConfig
-    defaults: Defaults
-    pocket: dict | None = None
-
-    def tile(self, grid: Shape3) -> Shape3:
-        if self.pocket:
-            t, h, w = self.pocket["tile"]
-            return t, h, w
-        return default_tile(grid)
-
-
-def find(name: str) -> Model:
-    """The model called `pocket`, `1.3b` or `14b`, or in the folder `name`; ModelError where there is none."""
-    key = name.lower()
-    if key == POCKET:
-        return open_folder(assets.folder(POCKET), POCKET)
-    if key in REPOSITORIES:
-        folder = on_disk(key)
-        if folder is None:
-            raise ModelError(f"Wan2.1 {name} is not on this machine", hint=download_hint(key))
-        return open_folder(folder, key)
-    if not Path(name).is_dir():
-        known = ", ".join((POCKET, *REPOSITORIES))
-        raise ModelError(f"there is no model {name}", hint=f"give --model one of {known}, or a Diffusers folder")
-    return open_folder(Path(name), name)
-
-
-def choose(size: tuple[int, int] | None, cuda: bool) -> tuple[Model, str | None]:
-    """The model for a size where the user named none, and a sentence about it where it may surprise.
-
-    With CUDA: 14B above 480p and 1.3B else, or the other one where only that is on disk. Without: the pocket.
-    """
-    if not cuda:
-        note = "no CUDA GPU here, so the pocket model renders: tiny, and it knows few words (--model picks another)"
-        return find(POCKET), note
-    large = size is not None and size[0] * size[1] > 832 * 480
-    wanted, other = ("14b", "1.3b") if large else ("1.3b", "14b")
-    if folder := on_disk(wanted):
-        return open_folder(folder, wanted), None
-    if folder := on_disk(other):
-        return open_folder(folder, other), f"Wan2.1 {wanted} is not on this machine; using {other}"
-    raise ModelError(
-        "there are no Wan2.1 weights on this machine",
-        hint=f"{download_hint(wanted)}, or try the built-in toy: --model pocket",
-    )
-
-
-def download_hint(key: str) -> str:
-    return f"hf download {REPOSITORIES[key]} (about {DOWNLOAD_GB[key]} GB)"
+def pull_hint(key: str) -> str:
+    return f"fpsgen models pull {key} (about {DOWNLOAD_GB[key]} GB)"
 
 
 def on_disk(key: str) -> Path | None:
-    """The downloaded snapshot of a known model, or None where it is absent or not whole."""
+    """The downloaded folder of a known model in either format, or None where it is absent or not whole."""
+    folders = (snapshot(repository) for repository in REPOSITORIES[key].values())
+    return next((folder for folder in folders if folder and is_whole(folder)), None)
+
+
+def snapshot(repository: str) -> Path | None:
+    """The downloaded folder of a hub id, which may lack files or hold damaged ones; None where there is none."""
     try:
-        folder = Path(snapshot_download(REPOSITORIES[key], local_files_only=True))
-    except LocalEntryNotFoundError:
+        return Path(snapshot_download(repository, local_files_only=True, allow_patterns=list(NEEDED)))
+    except (LocalEntryNotFoundError, HFValidationError):
         return None
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether a folder holds a checkpoint with all its files, as far as headers tell."""
     try:
-        check_files(folder)
-    except ModelError:  # an interrupted download
-        return None
+        layout.recognise(folder)
+    except ModelError:
+        return False
+    return True
+
+
+def downloaded() -> list[str]:
+    """Hub ids other than the known ones of which the cache holds a Wan2.1 checkpoint."""
+    try:
+        repositories = scan_cache_dir(constants.HF_HUB_CACHE).repos
+    except CacheNotFound:
+        return []
+    cached = [repository.repo_id for repository in repositories if repository.repo_type == "model"]
+    known = {repository for formats in REPOSITORIES.values() for repository in formats.values()}
+    return sorted(name for name in cached if name not in known and (folder := snapshot(name)) and is_whole(folder))
+
+
+@dataclass(frozen=True)
+class Download:
+    """What `pull` fetches: the files of a repository that are needed, those to be fetched, both with their bytes."""
+
+    repository: str
+    files: dict[str, int]
+    absent: dict[str, int]
+    force: bool = False
+
+    @property
+    def bytes(self) -> int:
+        return sum(self.files.values())
+
+    @property
+    def absent_bytes(self) -> int:
+        return sum(self.absent.values())
+
+
+def repository_of(name: str, form: Format) -> str:
+    """The hub id of a known name, or `name` itself where it is one; UsageError otherwise."""
+    if name.lower() in REPOSITORIES:
+        return REPOSITORIES[name.lower()][form]
+    if name.lower() == "pocket":
+        raise UsageError("the pocket model comes with fpsgen", hint="fpsgen generate --model pocket")
+    if not ID.fullmatch(name):
+        raise UsageError(f"{name} is no model to fetch", hint=f"give one of {', '.join(REPOSITORIES)} or a hub id")
+    return name
+
+
+def plan(repository: str, force: bool = False) -> Download:
+    """Ask the hub what `pull` would fetch; UsageError where it has nothing of Wan2.1's under that name.
+
+    force: files that are here already as well. Offline, a model that is whole on disk is a download of nothing.
+    """
+    if constants.HF_HUB_OFFLINE and (folder := snapshot(repository)) and is_whole(folder):
+        files = {
+            path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*") if path.is_file()
+        }
+        return Download(repository, files, {})
+    with _explained(repository):
+        try:
+            found = snapshot_download(repository, allow_patterns=list(NEEDED), dry_run=True)
+        except DryRunError as failure:  # says nothing of its own
+            raise failure.__cause__ or failure from None
+    sizes_of = {info.filename: info.file_size or 0 for info in found}
+    if not any(name.endswith((".safetensors", ".pth")) for name in sizes_of):
+        hint = "fpsgen models lists names; for a transformer in one file, fetch it and give --model FILE.safetensors"
+        raise UsageError(f"{repository} holds no Wan2.1 checkpoint", hint)
+    absent = {info.filename: info.file_size or 0 for info in found if info.will_download or force}
+    return Download(repository, sizes_of, absent, force)
+
+
+def pull(download: Download) -> Path:
+    """Fetch what is absent, going on where an earlier attempt ended. Draws huggingface-hub's own progress bars.
+
+    Raises ModelError before the weights where the configuration is another model's, and after them where they are
+    damaged.
+    """
+    free = shutil.disk_usage(_existing(Path(constants.HF_HUB_CACHE))).free
+    if download.absent_bytes > free:
+        raise UsageError(
+            f"{download.repository} needs {download.absent_bytes / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB left",
+            hint="set HF_HOME to a folder on a larger disk",
+        )
+    with _explained(download.repository):
+        small = [pattern for pattern in NEEDED if pattern.split("/")[-1] in ("config.json", "model_index.json")]
+        folder = Path(snapshot_download(download.repository, allow_patterns=small))
+        try:
+            layout.refuse_other_models(folder)
+        except ModelError as error:
+            raise ModelError(f"{download.repository} cannot be used: {error}", hint=error.hint) from None
+        needed = list(NEEDED)
+        folder = Path(snapshot_download(download.repository, allow_patterns=needed, force_download=download.force))
+    try:
+        load.check(layout.recognise(folder))
+    except ModelError as error:
+        hint = f"fpsgen models pull {download.repository} --force"
+        raise ModelError(f"{download.repository} arrived damaged: {error}", hint) from None
     return folder
 
 
-def open_folder(folder: Path, name: str) -> Model:
-    """Read a Diffusers folder's configuration; ModelError that says what is wrong with it."""
+@contextmanager
+def _explained(repository: str) -> Iterator[None]:
+    """Let failures of the hub and of the way to it end in a sentence."""
+    again = f"what arrived is kept: fpsgen models pull {repository} goes on from there"
     try:
-        check_files(folder)
-        config = WanConfig.from_diffusers(read_json(folder / "transformer" / "config.json"))
-        pocket = read_json(folder / "pocket.json") if (folder / "pocket.json").exists() else None
-        defaults = DEFAULTS["1.3b" if config.dim <= WAN_1_3B.dim else "14b"] if pocket is None else _from_card(pocket)
-    except ModelError as error:
-        raise ModelError(f"model {name} cannot be used: {error}", hint=error.hint) from None
-    return Model(name, folder, config, defaults, pocket)
+        yield
+    except ModelError:
+        raise
+    except HFValidationError as fault:
+        raise UsageError(f"{repository} is no hub id: {fault}") from None
+    except GatedRepoError:
+        raise UsageError(f"{repository} asks for a login", hint="hf auth login") from None
+    except RepositoryNotFoundError:
+        raise UsageError(f"the hub has no {repository}", hint="see `fpsgen models` for names") from None
+    except HfHubHTTPError as fault:
+        status = fault.response.status_code if fault.response is not None else "an error"
+        if status in (401, 403):
+            raise UsageError(f"the hub refuses {repository} to you", hint="hf auth login") from None
+        raise DownloadError(f"the hub answered {status} for {repository}", f"try later; {again}") from None
+    except (KeyError, TypeError, ValueError):  # a proxy's login page, say
+        raise DownloadError(f"what answers at {constants.ENDPOINT} is no hub", hint="check HF_ENDPOINT") from None
+    except Exception as fault:
+        if constants.HF_HUB_OFFLINE:
+            raise UsageError("HF_HUB_OFFLINE is set, so nothing is fetched", hint="unset HF_HUB_OFFLINE") from None
+        # The library's HTTP client is its own affair, and has changed between its releases.
+        if not (isinstance(fault, OSError) or type(fault).__module__.startswith("httpx")):
+            raise
+        if isinstance(fault, (PermissionError, NotADirectoryError, FileExistsError)):
+            raise UsageError(f"{constants.HF_HUB_CACHE} cannot be written", "set HF_HOME to another folder") from None
+        if "Connect" in type(fault).__name__ or isinstance(fault, (LocalEntryNotFoundError, ConnectionError)):
+            raise DownloadError(f"the hub at {constants.ENDPOINT} cannot be reached", hint=again) from None
+        raise DownloadError(f"fetching {repository} failed: {fault or type(fault).__name__}", hint=again) from None
 
 
-def check_files(folder: Path) -> None:
-    """Refuse a folder that lacks a file, before the first of its many gigabytes is read."""
-    if absent := [part for part in (*WEIGHT_STEMS, "tokenizer") if not (folder / part).is_dir()]:
-        parts = ", ".join((*WEIGHT_STEMS, "tokenizer"))
-        raise ModelError(f"{folder} lacks {', '.join(absent)}", hint=f"a Wan2.1 Diffusers folder holds {parts}")
-    for part, stem in WEIGHT_STEMS.items():
-        read_json(folder / part / "config.json")
-        shards(folder / part, stem)
-    if not any((folder / "tokenizer" / file).exists() for file in ("tokenizer.json", "spiece.model")):
-        raise ModelError(f"{folder / 'tokenizer'} holds no tokenizer.json")
-
-
-def _from_card(card: dict) -> Defaults:
-    try:
-        width, height = card["size"]
-        keys = ("frames", "fps", "steps", "guidance", "shift", "negative")
-        return Defaults(width, height, **{key: card[key] for key in keys})
-    except (KeyError, TypeError, ValueError) as fault:
-        raise ModelError(f"its pocket.json is not one: {fault!r}") from None
+def _existing(path: Path) -> Path:
+    """The nearest folder above `path` that exists."""
+    return next(folder for folder in (path, *path.absolute().parents) if folder.exists())

@@ -1,4 +1,4 @@
-"""Legal video sizes, and Wan2.1's defaults per model and size: the one table of them."""
+"""Legal video sizes, and Wan2.1's defaults per model: the one table of them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from fpsgen.errors import UsageError
 NAMED = {"480p": (832, 480), "720p": (1280, 720)}
 MULTIPLE = 16  # pixels: 8 by the VAE, 2 by the patch
 LARGEST = 4096
+MOST_FRAMES = 4 * 1023 + 1  # Wan2.1's rotary table has 1024 positions in time
 
 # Wan2.1 `wan/configs/shared_config.py`, `sample_neg_prompt` (Apache-2.0); the model was tuned with it.
 WAN_NEGATIVE = (
@@ -39,20 +40,26 @@ class Defaults:
 
 
 # Wan2.1 `generate.py` and README: 50 steps, 81 frames, shift 5 and guidance 5; for 1.3B the README
-# advises guidance 6 and shift 8.
+# advises guidance 6 and shift 8. They do not depend on the video's size: `generate.py` lowers the shift at 480p
+# for image-to-video alone.
 DEFAULTS = {
     "1.3b": Defaults(832, 480, 81, 16, 50, guidance=6.0, shift=8.0, negative=WAN_NEGATIVE),
     "14b": Defaults(1280, 720, 81, 16, 50, guidance=5.0, shift=5.0, negative=WAN_NEGATIVE),
 }
 
 
+def defaults_of(dim: int) -> Defaults:
+    """Defaults of a model by the width of its transformer: of 1.3B up to its width, of 14B above."""
+    return DEFAULTS["1.3b" if dim <= 1536 else "14b"]
+
+
 def parse_resolution(text: str) -> tuple[int, int]:
     """Width and height of "480p", "720p" or "WxH"."""
     if text.lower() in NAMED:
         return NAMED[text.lower()]
-    match = re.fullmatch(r"(\d+)\s*[xX*×]\s*(\d+)", text.strip())  # noqa: RUF001
+    match = re.fullmatch(r"(\d{1,9})\s*[xX*×]\s*(\d{1,9})", text.strip())  # noqa: RUF001
     if not match:
-        raise UsageError(f"--res {text} is not a size", hint="use 480p, 720p or WIDTHxHEIGHT such as 832x480")
+        raise UsageError(f"--res {text[:40]} is not a size", hint="use 480p, 720p or WIDTHxHEIGHT such as 832x480")
     width, height = int(match[1]), int(match[2])
     if not (MULTIPLE <= width <= LARGEST and MULTIPLE <= height <= LARGEST):
         raise UsageError(f"--res {text}: each side must be {MULTIPLE} to {LARGEST} pixels", hint="try --res 832x480")
@@ -74,8 +81,22 @@ def check_scaled_size(width: int, height: int) -> None:
         )
 
 
+def check_settings(frames: int | None, steps: int | None, guidance: float | None, shift: float | None) -> None:
+    """Refuse numbers that mean nothing; None is none."""
+    if frames is not None:
+        check_frames(frames)
+    if steps is not None and not 1 <= steps <= 1000:
+        raise UsageError(f"--steps {steps}: must be 1 to 1000", hint="try --steps 30")
+    if guidance is not None and not 0 <= guidance <= 100:
+        raise UsageError(f"--guidance {guidance:g}: must be 0 to 100", hint="try --guidance 5")
+    if shift is not None and not 0.01 <= shift <= 100:
+        raise UsageError(f"--shift {shift:g}: must be 0.01 to 100", hint="try --shift 5")
+
+
 def check_frames(frames: int) -> None:
     """Refuse frame counts that the VAE cannot make; it makes 1 frame, then 4 at a time."""
+    if frames > MOST_FRAMES:
+        raise UsageError(f"--frames: at most {MOST_FRAMES}, where Wan2.1's positions end", hint="try --frames 81")
     if frames < 1 or frames % 4 != 1:
         low = max(1, (frames - 1) // 4 * 4 + 1)
         near = "1" if frames < 1 else f"{low} or {low + 4}"

@@ -3,25 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKLWan
 from torch import Tensor
 
-from fpsgen.wan.checkpoint import fill, read, read_json, shards
-
 TEMPORAL, SPATIAL = 4, 8  # pixels per latent along time, and along height and width
-
-
-def load_vae(folder: Path, device: torch.device) -> AutoencoderKLWan:
-    """The VAE of a Diffusers model folder, in float32 as the original runs it."""
-    part = folder / "vae"
-    with torch.device("meta"):
-        vae = AutoencoderKLWan.from_config(read_json(part / "config.json"))
-    fill(vae, ((name, tensor.float()) for name, tensor in read(shards(part))), device, part)
-    return vae
 
 
 def latent_shape(frames: int, height: int, width: int) -> tuple[int, int, int]:

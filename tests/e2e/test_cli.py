@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 from typer.testing import CliRunner
 
 from fpsgen import __version__
@@ -51,17 +52,22 @@ def test_help_starts_as_fast_as_its_libraries() -> None:
     assert best["ours"] <= best["bare"] + 0.25
 
 
-def test_a_terminated_run_leaves_nothing(wan_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_a_terminated_run_leaves_nothing(wan_folder: Path, tmp_path: Path, name: str) -> None:
     command = [
         sys.executable, "-m", "fpsgen", "generate", "cat", "--model", str(wan_folder), "--res", "96x64",
         "--frames", "9", "--steps", "1000", "-o", str(tmp_path / "a.mp4"), "--verbose",
     ]  # fmt: skip
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    # Under nohup the signal is ignored, and so it would be by the child.
+    number = getattr(signal, name)
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, preexec_fn=lambda: signal.signal(number, signal.SIG_DFL)
+    )
     assert process.stderr is not None
     for line in process.stderr:  # the first step is near once the branches have been arranged
         if "guidance branches" in line:
             break
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(number)
     assert process.wait(60) == 130
     assert "nothing was written" in process.stderr.read()
     assert list(tmp_path.iterdir()) == []

@@ -6,15 +6,23 @@ import numpy as np
 import pytest
 import torch
 
-from fpsgen.sampling import Solver, guide, noise
+from fpsgen.cli.options import GridName, SolverName
+from fpsgen.sampling import GRIDS, SOLVERS, Solver, guide, noise
+from fpsgen.sampling import SigmaGrid as Grid
+from fpsgen.sampling import SolverName as Name
 
 
+def shifted(points: list[float], shift: float) -> np.ndarray:
+    return np.array([shift * s / (1 + (shift - 1) * s) for s in points] + [0.0])
+
+
+@pytest.mark.parametrize(("name", "first"), [("unipc", 0.999), ("dpm++", 1.0), ("euler", 0.999)])
 @pytest.mark.parametrize("shift", [3.0, 5.0, 8.0])
 @pytest.mark.parametrize("steps", range(10, 51))
-def test_original_grid(steps: int, shift: float) -> None:
-    points = [0.999 * (1 - i / steps) for i in range(steps)]  # steps + 1 points from 0.999 to 0, the last dropped
-    expected = np.array([shift * s / (1 + (shift - 1) * s) for s in points] + [0.0])
-    solver = Solver(steps, shift)
+def test_original_grid(steps: int, shift: float, name: Name, first: float) -> None:
+    points = [first * (1 - i / steps) for i in range(steps)]  # steps + 1 points down to 0, the last dropped
+    expected = shifted(points, shift)
+    solver = Solver(steps, shift, name)
     np.testing.assert_allclose(solver.sigmas.numpy(), expected, rtol=0, atol=1e-6)  # the solver keeps float32
     # A timestep is cut, not rounded; where 1000 sigma is a whole number but for rounding, either side is right.
     exact = 1000 * expected[:-1]
@@ -33,17 +41,36 @@ def test_known_values_of_both_grids() -> None:
     np.testing.assert_allclose(other.sigmas[[0, 1, 49]], [1.0, 0.99594, 0.09678], atol=1e-5)
 
 
+@pytest.mark.parametrize("shift", [3.0, 5.0, 8.0])
+@pytest.mark.parametrize("steps", [10, 33, 50])
+def test_diffusers_grids(steps: int, shift: float) -> None:
+    """What each of diffusers' classes visits by itself, by formula."""
+    unipc = shifted([1 - 0.999 * i / steps for i in range(steps)], shift)
+    dpm = shifted([0.999 * (1 - i / steps) for i in range(steps)], shift)
+    least = shift * 0.001 / (1 + (shift - 1) * 0.001)  # Euler's class shifts the ends of its range, then the range
+    euler = shifted([1 - (1 - least) * i / (steps - 1) for i in range(steps)], shift)
+    for name, expected in (("unipc", unipc), ("dpm++", dpm), ("euler", euler)):
+        np.testing.assert_allclose(Solver(steps, shift, name, "diffusers").sigmas, expected, rtol=0, atol=2e-6)
+
+
+def test_the_command_line_offers_exactly_these() -> None:
+    assert tuple(SolverName) == SOLVERS
+    assert tuple(GridName) == GRIDS
+
+
 # In all but the first and fourth, several steps share one integer timestep.
+@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("name", SOLVERS)
 @pytest.mark.parametrize(("steps", "shift"), [(12, 5.0), (150, 8.0), (300, 5.0), (50, 12.0), (50, 30.0), (20, 100.0)])
-def test_solver_reaches_the_data_along_a_straight_flow(steps: int, shift: float) -> None:
+def test_solver_reaches_the_data_along_a_straight_flow(steps: int, shift: float, name: Name, grid: Grid) -> None:
     """With the true velocity of a single data point, any consistent solver ends on it."""
     generator = torch.Generator().manual_seed(1)
     data, start = torch.randn(2, 1, 4, 1, 2, 2, generator=generator)
-    solver = Solver(steps, shift)
+    solver = Solver(steps, shift, name, grid)
     sigma = solver.sigmas[0]
     latents = (1 - sigma) * data + sigma * start
     for index in range(steps):
-        latents = solver.step((latents - data) / solver.sigmas[index], index, latents)
+        latents = solver.step((latents - data) / solver.sigmas[index], latents)
     torch.testing.assert_close(latents, data, rtol=0, atol=1e-4)
 
 

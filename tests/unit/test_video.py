@@ -12,7 +12,7 @@ import pytest
 
 from fpsgen.errors import RenderError, UsageError
 from fpsgen.video import VideoWriter, check_path
-from tests.videos import read
+from tests.tools.videos import read
 
 
 def frames(count: int = 9, height: int = 64, width: int = 96) -> np.ndarray:
@@ -62,9 +62,10 @@ def test_scaling_keeps_shapes(tmp_path: Path) -> None:
 @pytest.mark.parametrize("suffix", [".mp4", ".webm"])
 def test_metadata_is_stored(tmp_path: Path, suffix: str) -> None:
     told = {"prompt": 'a "cat"; surfing = fun, 猫\\', "seed": 7}
-    with VideoWriter(tmp_path / f"v{suffix}", (96, 64), fps=16, metadata=told) as writer:
+    with VideoWriter(tmp_path / f"v{suffix}", (96, 64), fps=16) as writer:
         writer.write(frames(2))
-        writer.finish()
+        writer.finish(told)
+    assert len(read(tmp_path / f"v{suffix}")[1]) == 2
     command = [
         imageio_ffmpeg.get_ffmpeg_exe(),
         "-v",

@@ -1,58 +1,61 @@
-"""Reading weights: names, shards, and what is said when they do not fit."""
+"""Reading weights: shards, two formats, and what is said when they do not fit."""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import pickle
+import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from diffusers import WanPipeline
-from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers
+from diffusers import AutoencoderKLWan, WanPipeline
 from safetensors.torch import load_file, save_file
+from transformers import UMT5EncoderModel
 
 from fpsgen.errors import ModelError
-from fpsgen.wan.checkpoint import from_diffusers, load_transformer
 from fpsgen.wan.config import WAN_1_3B, WAN_14B, WanConfig
+from fpsgen.wan.layout import recognise
+from fpsgen.wan.load import check, empty_vae, load_text_encoder, load_transformer, load_vae
+from fpsgen.wan.text_encoder import TextEncoder
 from fpsgen.wan.transformer import WanTransformer
+from tests.tools import original_t5
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture
 def folder(wan_folder: Path, tmp_path: Path) -> Path:
-    """A copy of the transformer that a test may damage."""
-    return Path(shutil.copytree(wan_folder / "transformer", tmp_path / "transformer"))
+    """A copy that a test may damage."""
+    return Path(shutil.copytree(wan_folder, tmp_path / "wan"))
+
+
+@pytest.fixture
+def original(both_formats: dict[str, Path], tmp_path: Path) -> Path:
+    return Path(shutil.copytree(both_formats["original"], tmp_path / "original"))
 
 
 def weights(folder: Path) -> Path:
-    return folder / "diffusion_pytorch_model.safetensors"
+    return folder / "transformer" / "diffusion_pytorch_model.safetensors"
 
 
-def edit(folder: Path, change: Callable[[dict], object]) -> None:
-    state = load_file(weights(folder))
+def edit(file: Path, change: Callable[[dict], object]) -> None:
+    state = load_file(file)
     change(state)
-    save_file(state, weights(folder))
+    save_file(state, file)
 
 
 def load(folder: Path) -> WanTransformer:
-    return load_transformer(folder, CPU, torch.float32)
+    return load_transformer(recognise(folder), CPU, torch.float32)
 
 
-def test_key_map_inverts_diffusers_own_conversion() -> None:
-    """Rename our parameters with diffusers' converter, then back with ours: every name must return."""
-    config = WanConfig(dim=64, ffn_dim=96, num_heads=2, num_layers=12, text_dim=24, freq_dim=32)
-    with torch.device("meta"):
-        model = WanTransformer(config)
-    names = set(model.state_dict())
-    # One value per name, so that the converter's renaming can be followed.
-    tagged = {name: torch.tensor(index) for index, name in enumerate(sorted(names))}
-    renamed = convert_wan_transformer_to_diffusers(dict(tagged))
-    for key, value in renamed.items():
-        assert from_diffusers(key) == sorted(names)[int(value)], key
-    assert {from_diffusers(key) for key in renamed} == names
+def same(first: torch.nn.Module, second: torch.nn.Module) -> bool:
+    ours, theirs = first.state_dict(), second.state_dict()
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 @pytest.mark.parametrize(("config", "billions"), [(WAN_1_3B, 1.419), (WAN_14B, 14.288)])
@@ -62,19 +65,108 @@ def test_parameter_counts(config: WanConfig, billions: float) -> None:
     assert sum(p.numel() for p in model.parameters()) / 1e9 == pytest.approx(billions, abs=5e-4)
 
 
-def test_shards_are_read_by_their_index(wan_pipeline: WanPipeline, wan_folder: Path, tmp_path: Path) -> None:
-    wan_pipeline.transformer.save_pretrained(tmp_path, max_shard_size="200KB")
-    assert len(list(tmp_path.glob("*.safetensors"))) > 1
-    whole, sharded = load(wan_folder / "transformer").state_dict(), load(tmp_path).state_dict()
-    assert all(torch.equal(whole[name], sharded[name]) for name in whole)
+def test_both_formats_give_the_same_modules(both_formats: dict[str, Path]) -> None:
+    theirs, ours = recognise(both_formats["diffusers"]), recognise(both_formats["original"])
+    assert (theirs.format, ours.format) == ("diffusers", "original")
+    assert theirs.config == ours.config
+    assert same(load_transformer(theirs, CPU, torch.float32), load_transformer(ours, CPU, torch.float32))
+    assert same(load_vae(theirs, CPU), load_vae(ours, CPU))
+    assert same(load_text_encoder(theirs, CPU, torch.float32), load_text_encoder(ours, CPU, torch.float32))
+    texts = [TextEncoder(one, CPU, torch.float32).encode("a cat on the sea").text for one in (theirs, ours)]
+    assert torch.equal(*texts)
 
 
-def test_a_missing_shard_is_named(wan_pipeline: WanPipeline, tmp_path: Path) -> None:
-    wan_pipeline.transformer.save_pretrained(tmp_path, max_shard_size="200KB")
-    gone = sorted(tmp_path.glob("*.safetensors"))[1]
+def test_dit_output_is_the_same_bits_in_both_formats(both_formats: dict[str, Path]) -> None:
+    generator = torch.Generator().manual_seed(4)
+    latents, text = torch.randn(1, 16, 2, 8, 12, generator=generator), torch.randn(1, 512, 24, generator=generator)
+    outputs = []
+    for folder in both_formats.values():
+        model = load_transformer(recognise(folder), CPU, torch.float32)
+        outputs.append(model(latents, torch.tensor([500.0]), model.embed_text(text)))
+    assert torch.equal(*outputs)
+
+
+def test_text_encoder_gives_the_golden_embedding(both_formats: dict[str, Path]) -> None:
+    """Two oracles: transformers on the Diffusers folder, and the original's arithmetic on the original's tensors."""
+    theirs = UMT5EncoderModel.from_pretrained(both_formats["diffusers"] / "text_encoder")
+    state = torch.load(both_formats["original"] / "models_t5_umt5-xxl-enc-bf16.pth", weights_only=True)
+    ids = torch.randint(0, 13, (1, 200), generator=torch.Generator().manual_seed(3))  # beyond the furthest bucket
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    got = load_text_encoder(recognise(both_formats["original"]), CPU, torch.float32)(**inputs).last_hidden_state
+    # Sums in another order; the values are about 1.
+    torch.testing.assert_close(got, theirs(**inputs).last_hidden_state, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(got[0], original_t5.encode(state, ids[0], heads=3), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kept", [("encoder.embed_tokens.weight",), ("encoder.embed_tokens.weight", "shared.weight")])
+def test_the_embedding_may_lie_there_under_either_name_or_both(folder: Path, kept: tuple[str, ...]) -> None:
+    file = folder / "text_encoder" / "model.safetensors"
+    whole = load_text_encoder(recognise(folder), CPU, torch.float32)
+    state = load_file(file)
+    embedding = state.pop("shared.weight")
+    save_file(state | {name: embedding.clone() for name in kept}, file)
+    check(recognise(folder))
+    loaded = load_text_encoder(recognise(folder), CPU, torch.float32)
+    assert same(loaded, whole)
+    assert loaded.shared.weight is loaded.encoder.embed_tokens.weight
+
+
+def test_other_names_may_not_become_one(original: Path) -> None:
+    file = original / "diffusion_pytorch_model.safetensors"
+    edit(file, lambda s: s.update({"model.diffusion_model.head.modulation": s["head.modulation"] + 1}))
+    with pytest.raises(ModelError, match=r"hold head\.modulation twice"):
+        recognise(original)
+
+
+def test_an_original_vae_is_wan21s(both_formats: dict[str, Path]) -> None:
+    """The format carries no latent statistics: they are Wan2.1's (`wan/modules/vae.py`), and so are the blocks."""
+    config = empty_vae(recognise(both_formats["original"])).config
+    assert config.latents_mean[:3] == [-0.7571, -0.7089, -0.9113]
+    assert config.latents_std[-2:] == [2.8251, 1.9160]
+    assert list(config.dim_mult) == [1, 2, 4, 4]
+    assert config.num_res_blocks == 2
+    for key, value in AutoencoderKLWan(base_dim=4).config.items():
+        assert key.startswith("_") or config[key] == value
+
+
+def test_single_files_with_a_prefix(original: Path) -> None:
+    whole = load(original)
+    file = original / "diffusion_pytorch_model.safetensors"
+    state = {f"model.diffusion_model.{name}": value for name, value in load_file(file).items()}
+    file.unlink()
+    save_file(state, original / "wan2.1_t2v_fp32.safetensors")
+    assert same(load(original), whole)
+    (original / "config.json").unlink()  # everything is in the shapes
+    assert same(load(original), whole)
+    save_file(state, original / "another.safetensors")
+    with pytest.raises(ModelError, match=r"2 of them: another\.safetensors"):
+        load(original)
+
+
+def test_shards_are_read_by_their_index(wan_pipeline: WanPipeline, folder: Path) -> None:
+    whole = load(folder)
+    weights(folder).unlink()
+    wan_pipeline.transformer.save_pretrained(folder / "transformer", max_shard_size="200KB")
+    assert len(list((folder / "transformer").glob("*.safetensors"))) > 1
+    assert same(load(folder), whole)
+
+
+def test_a_missing_shard_is_named(wan_pipeline: WanPipeline, folder: Path) -> None:
+    weights(folder).unlink()
+    wan_pipeline.transformer.save_pretrained(folder / "transformer", max_shard_size="200KB")
+    gone = sorted((folder / "transformer").glob("*.safetensors"))[1]
     gone.unlink()
     with pytest.raises(ModelError, match=gone.name):
-        load(tmp_path)
+        load(folder)
+
+
+def test_a_shard_of_another_model_is_noticed(wan_pipeline: WanPipeline, folder: Path) -> None:
+    weights(folder).unlink()
+    wan_pipeline.transformer.save_pretrained(folder / "transformer", max_shard_size="200KB")
+    shard = sorted((folder / "transformer").glob("*.safetensors"))[0]
+    save_file({name: value.repeat(2, *[1] * (value.ndim - 1)) for name, value in load_file(shard).items()}, shard)
+    with pytest.raises(ModelError, match="of another shape: "):
+        load(folder)
 
 
 def test_misfits_are_counted_and_named_in_one_error(folder: Path) -> None:
@@ -82,8 +174,9 @@ def test_misfits_are_counted_and_named_in_one_error(folder: Path) -> None:
         del state["proj_out.weight"], state["blocks.0.attn1.to_q.bias"]
         state["blocks.7.surprise"] = torch.zeros(2)
         state["patch_embedding.bias"] = torch.zeros(3)
+        state["blocks.0.attn1.to_k.weight"] = state["blocks.0.attn1.to_k.weight"].to(torch.float8_e4m3fn)
 
-    edit(folder, change)
+    edit(weights(folder), change)
     with pytest.raises(ModelError) as caught:
         load(folder)
     text = str(caught.value)
@@ -91,6 +184,44 @@ def test_misfits_are_counted_and_named_in_one_error(folder: Path) -> None:
     assert "head.head.weight" in text
     assert "1 unexpected: blocks.7.surprise" in text
     assert "1 of another shape: patch_embedding.bias [3], not [64]" in text
+    assert "1 neither F32, BF16 nor F16: blocks.0.self_attn.k.weight F8_E4M3" in text
+
+
+def test_check_reads_no_weights(original: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fpsgen.wan.checkpoint.read", lambda files: pytest.fail("weights were read"))
+    check(recognise(original))
+    edit(original / "diffusion_pytorch_model.safetensors", lambda state: state.pop("head.modulation"))
+    with pytest.raises(ModelError, match=r"1 missing: head\.modulation"):
+        check(recognise(original))
+
+
+@pytest.mark.parametrize("name", ["models_t5_umt5-xxl-enc-bf16.pth", "Wan2.1_VAE.pth"])
+def test_a_pickle_that_wants_code_is_refused_and_not_run(original: Path, tmp_path: Path, name: str) -> None:
+    witness = tmp_path / "witness"
+
+    class Evil:
+        def __reduce__(self) -> tuple:
+            return os.mkdir, (str(witness),)
+
+    torch.save({"token_embedding.weight": Evil()}, original / name)
+    with pytest.raises(ModelError, match="more than tensors"):
+        recognise(original)
+    assert not witness.exists()
+    (original / name).write_bytes(pickle.dumps(Evil()))
+    with pytest.raises(ModelError, match=name):
+        recognise(original)
+    assert not witness.exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["models_t5_umt5-xxl-enc-bf16.pth", "Wan2.1_VAE.pth", "diffusion_pytorch_model.safetensors"]
+)
+@pytest.mark.parametrize("keep", [0.0, 0.5, 0.99])
+def test_truncated_files_are_named(original: Path, name: str, keep: float) -> None:
+    content = (original / name).read_bytes()
+    (original / name).write_bytes(content[: int(len(content) * keep)])
+    with pytest.raises(ModelError, match=name):
+        check(recognise(original))
 
 
 def test_damaged_and_absent_files_are_explained(folder: Path) -> None:
@@ -101,9 +232,113 @@ def test_damaged_and_absent_files_are_explained(folder: Path) -> None:
     weights(folder).unlink()
     with pytest.raises(ModelError, match="holds no"):
         load(folder)
-    (folder / "config.json").unlink()
+    (folder / "transformer" / "config.json").unlink()
     with pytest.raises(ModelError, match=r"config\.json"):
         load(folder)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("value", "says"), [(0.0, "same for every"), (0.7, "same for every"), (float("nan"), "not finite")]
+)
+def test_an_embedding_that_says_nothing_is_noticed(original: Path, value: float, says: str, dtype: torch.dtype) -> None:
+    file = original / "models_t5_umt5-xxl-enc-bf16.pth"
+    state = torch.load(file, weights_only=True)
+    torch.save(state | {"token_embedding.weight": torch.full_like(state["token_embedding.weight"], value)}, file)
+    with pytest.raises(ModelError, match=says):
+        TextEncoder(recognise(original), CPU, dtype).encode("a cat on the sea")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda state: {"state_dict": state},
+        lambda state: state | {5: torch.zeros(2)},
+        lambda state: state | {"norm.weight": state["norm.weight"].to_sparse()},
+        lambda state: state | {"norm.weight": torch.empty(24, device="meta")},
+        lambda state: list(state.values()),
+        lambda state: {},
+    ],
+)
+def test_pickles_that_are_no_table_of_tensors(original: Path, change: Callable[[dict], object]) -> None:
+    file = original / "models_t5_umt5-xxl-enc-bf16.pth"
+    torch.save(change(torch.load(file, weights_only=True)), file)
+    with pytest.raises(ModelError, match="no table of plain tensors"):
+        recognise(original)
+
+
+def test_a_pickle_with_flipped_bytes_is_explained(original: Path) -> None:
+    """Whatever torch's unpickler stumbles over, and however."""
+    file = original / "models_t5_umt5-xxl-enc-bf16.pth"
+    content = file.read_bytes()
+    first = content.index(b"token_embedding")
+    generator = random.Random(6)
+    for _ in range(60):
+        damaged = bytearray(content)
+        damaged[generator.randrange(first, first + 1500)] ^= 1 << generator.randrange(8)
+        file.write_bytes(damaged)
+        with contextlib.suppress(ModelError):  # anything else is a traceback; some flips do no harm
+            check(recognise(original))
+
+
+@pytest.mark.parametrize("name", ["models_t5_umt5-xxl-enc-bf16.pth", "diffusion_pytorch_model.safetensors"])
+def test_a_git_lfs_pointer_is_called_one(original: Path, name: str) -> None:
+    (original / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n")
+    with pytest.raises(ModelError, match="Git LFS pointer") as caught:
+        recognise(original)
+    assert caught.value.hint == "git lfs pull"
+
+
+def test_an_index_reads_no_files_elsewhere(wan_pipeline: WanPipeline, folder: Path) -> None:
+    index = folder / "transformer" / "diffusion_pytorch_model.safetensors.index.json"
+    for name in ("/etc/passwd", "../vae/diffusion_pytorch_model.safetensors"):
+        index.write_text(json.dumps({"weight_map": {"proj_out.weight": name}}))
+        with pytest.raises(ModelError, match="do not lie beside it"):
+            recognise(folder)
+
+
+@pytest.mark.parametrize(
+    ("file", "key", "value", "says"),
+    [
+        ("model_index.json", "_class_name", "WanImageToVideoPipeline", "WanImageToVideoPipeline"),
+        ("model_index.json", "transformer_2", ["diffusers", "WanTransformer3DModel"], "two transformers"),
+        ("model_index.json", "boundary_ratio", 0.875, "two transformers"),
+        ("vae/config.json", "patch_size", 2, "Wan2.2"),
+        ("vae/config.json", "latents_std", [0.0] * 16, "not above 0"),
+        ("vae/config.json", "latents_mean", [float("nan")] * 16, "not 16 numbers"),
+        ("vae/config.json", "num_res_blocks", 10**8, "num_res_blocks"),
+    ],
+)
+def test_other_pipelines_are_refused(folder: Path, file: str, key: str, value: object, says: str) -> None:
+    config = json.loads((folder / file).read_text())
+    (folder / file).write_text(json.dumps(config | {key: value}))
+    with pytest.raises(ModelError, match=says):
+        recognise(folder)
+
+
+def test_layers_without_end_are_refused_at_once(folder: Path) -> None:
+    for part in ("transformer", "text_encoder"):
+        file = folder / part / "config.json"
+        config = json.loads(file.read_text())
+        file.write_text(json.dumps(config | {"num_layers": 1_000_000}))
+        with pytest.raises(ModelError, match="num_layers = 1000000; its weights have 2"):
+            recognise(folder)
+        file.write_text(json.dumps(config))
+
+
+def test_parts_of_different_models_are_refused(folder: Path) -> None:
+    """Each whole for itself, as are those of Wan2.2's 5B with its 48 latent channels."""
+    for part, key, value, says in (
+        ("vae", "z_dim", 48, "16 latent channels, its VAE on 48"),
+        ("transformer", "text_dim", 40, "text of width 40, its text encoder writes 24"),
+        ("transformer", "in_channels", 36, "takes 36 channels and gives 16"),
+    ):
+        file = folder / part / "config.json"
+        config = json.loads(file.read_text())
+        file.write_text(json.dumps(config | {key: value}))
+        with pytest.raises(ModelError, match=says):
+            recognise(folder)
+        file.write_text(json.dumps(config))
 
 
 @pytest.mark.parametrize(
@@ -113,10 +348,32 @@ def test_damaged_and_absent_files_are_explained(folder: Path) -> None:
         ("qk_norm", None, "qk_norm"),
         ("patch_size", [1, 4, 4], "patch_size"),
         ("_class_name", "FluxTransformer2DModel", "FluxTransformer2DModel"),
+        ("freq_dim", 33, "is odd"),
+        ("attention_head_dim", 1, "which cannot be"),
     ],
 )
 def test_other_models_are_refused(folder: Path, key: str, value: object, says: str) -> None:
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {key: value}))
+    file = folder / "transformer" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {key: value}))
     with pytest.raises(ModelError, match=says):
         load(folder)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [("model_type", "i2v", "i2v model"), ("dim", 5120, "dim = 5120"), ("num_heads", 7, "num_heads = 7")],
+)
+def test_original_configs_that_disagree_are_refused(original: Path, key: str, value: object, says: str) -> None:
+    file = original / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {key: value}))
+    with pytest.raises(ModelError, match=says):
+        recognise(original)
+
+
+@pytest.mark.parametrize(
+    "lost", ["Wan2.1_VAE.pth", "models_t5_umt5-xxl-enc-bf16.pth", "google/umt5-xxl/tokenizer.json"]
+)
+def test_what_an_original_folder_lacks_is_named(original: Path, lost: str) -> None:
+    (original / lost).unlink()
+    with pytest.raises(ModelError, match=Path(lost).name):
+        recognise(original)

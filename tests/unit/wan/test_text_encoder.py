@@ -8,6 +8,8 @@ import pytest
 import torch
 from diffusers import WanPipeline
 
+from fpsgen import assets
+from fpsgen.wan.layout import recognise
 from fpsgen.wan.text_encoder import TextEncoder, clean
 
 CPU = torch.device("cpu")
@@ -15,7 +17,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def encoder(wan_folder: Path) -> TextEncoder:
-    return TextEncoder(wan_folder, CPU, torch.float32)
+    return TextEncoder(recognise(wan_folder), CPU, torch.float32)
 
 
 @pytest.mark.parametrize(
@@ -59,3 +61,10 @@ def test_unknown_words_are_dropped_on_request(encoder: TextEncoder) -> None:
     assert encoded.unknown == ("purple", "juggling")
     torch.testing.assert_close(encoded.text, encoder.encode("a cat").text)
     assert encoder.encode("a purple cat").unknown == ()
+
+
+def test_a_long_prompt_makes_the_library_say_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    """Its tokenizer warns, of a length that we cut; the pocket's has a limit of its own."""
+    pocket = TextEncoder(recognise(assets.folder("pocket")), CPU, torch.float32)
+    assert pocket.encode("a cat surfing " * 40).cut
+    assert capfd.readouterr().err == ""

@@ -10,7 +10,8 @@ from diffusers import WanPipeline
 
 from fpsgen.attention.plan import AttentionPlan
 from fpsgen.attention.tiles import TileGrid
-from fpsgen.wan.checkpoint import load_transformer
+from fpsgen.wan.layout import recognise
+from fpsgen.wan.load import load_transformer
 from fpsgen.wan.transformer import WanTransformer, rope_table, sinusoid
 
 CPU = torch.device("cpu")
@@ -21,7 +22,7 @@ TOLERANCE = 1e-4
 
 @pytest.fixture(scope="module")
 def ours(wan_folder: Path) -> WanTransformer:
-    return load_transformer(wan_folder / "transformer", CPU, torch.float32)
+    return load_transformer(recognise(wan_folder), CPU, torch.float32)
 
 
 def inputs(latents: tuple[int, int, int], batch: int = 2) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -66,7 +67,7 @@ def test_one_context_serves_a_batch(ours: WanTransformer) -> None:
 
 
 def test_time_and_modulation_stay_float32_in_bfloat16(wan_folder: Path) -> None:
-    model = load_transformer(wan_folder / "transformer", CPU, torch.bfloat16)
+    model = load_transformer(recognise(wan_folder), CPU, torch.bfloat16)
     dtypes = {name: parameter.dtype for name, parameter in model.named_parameters()}
     assert dtypes["blocks.0.self_attn.q.weight"] == torch.bfloat16
     assert dtypes["patch_embedding.weight"] == torch.bfloat16
@@ -78,7 +79,7 @@ def test_time_and_modulation_stay_float32_in_bfloat16(wan_folder: Path) -> None:
 
 
 def test_bfloat16_is_close_to_float32(wan_folder: Path, ours: WanTransformer) -> None:
-    half = load_transformer(wan_folder / "transformer", CPU, torch.bfloat16)
+    half = load_transformer(recognise(wan_folder), CPU, torch.bfloat16)
     x, timestep, text = inputs((3, 8, 12))
     with torch.inference_mode():
         exact = ours(x, timestep, ours.embed_text(text))

@@ -10,11 +10,13 @@ import torch
 from diffusers import WanPipeline
 
 from fpsgen.wan import vae as wan_vae
+from fpsgen.wan.layout import recognise
+from fpsgen.wan.load import load_vae
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 12), (2, 4, 4), (4, 6, 10)], ids=str)
 def test_stream_equals_decode(wan_pipeline: WanPipeline, wan_folder: Path, shape: tuple[int, int, int]) -> None:
-    vae = wan_vae.load_vae(wan_folder, torch.device("cpu"))
+    vae = load_vae(recognise(wan_folder), torch.device("cpu"))
     latents = torch.randn(1, 16, *shape, generator=torch.Generator().manual_seed(2))
     pieces = list(wan_vae.stream(vae, latents))
     assert [piece.shape[2] for piece in pieces] == [1] + [4] * (shape[0] - 1)
@@ -23,7 +25,7 @@ def test_stream_equals_decode(wan_pipeline: WanPipeline, wan_folder: Path, shape
 
 
 def test_two_streams_in_a_row_do_not_mix(wan_folder: Path) -> None:
-    vae = wan_vae.load_vae(wan_folder, torch.device("cpu"))
+    vae = load_vae(recognise(wan_folder), torch.device("cpu"))
     latents = torch.randn(1, 16, 2, 4, 4, generator=torch.Generator().manual_seed(2))
     first = next(wan_vae.stream(vae, latents))  # abandoned after one piece
     again = list(wan_vae.stream(vae, latents))

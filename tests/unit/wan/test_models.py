@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fpsgen.errors import ModelError
-from fpsgen.wan import hub
+from fpsgen.wan import hub, models
 from fpsgen.wan.sizes import DEFAULTS
 
 SIZE_480P, SIZE_720P = (832, 480), (1280, 720)
@@ -35,33 +35,33 @@ def disk(monkeypatch: pytest.MonkeyPatch, wan_folder: Path) -> set[str]:
 )
 def test_choice_with_cuda(disk: set[str], present: set[str], size: tuple[int, int] | None, name: str) -> None:
     disk |= present
-    model, note = hub.choose(size, cuda=True)
+    model, note = models.choose(size, cuda=True)
     assert model.name == name
     assert (note is not None) == (len(present) == 1)  # the second-best is said aloud
 
 
 def test_cuda_without_weights_names_the_download(disk: set[str]) -> None:
     with pytest.raises(ModelError) as caught:
-        hub.choose(SIZE_720P, cuda=True)
-    assert "80 GB" in caught.value.hint
-    assert "hf download Wan-AI/Wan2.1-T2V-14B-Diffusers" in caught.value.hint
+        models.choose(SIZE_720P, cuda=True)
+    assert "69 GB" in caught.value.hint
+    assert "fpsgen models pull 14b" in caught.value.hint
     assert caught.value.exit_code == 2
 
 
 def test_without_cuda_it_is_the_pocket(disk: set[str], pocket_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     disk.add("14b")
     monkeypatch.setattr("fpsgen.assets.folder", lambda name: pocket_folder)
-    model, note = hub.choose(SIZE_720P, cuda=False)
+    model, note = models.choose(SIZE_720P, cuda=False)
     assert model.name == "pocket"
     assert "--model" in note
 
 
 def test_defaults_come_from_the_card_or_by_size(wan_folder: Path, pocket_folder: Path) -> None:
-    assert hub.open_folder(wan_folder, "x").defaults == DEFAULTS["1.3b"]  # small models are treated as the small one
-    pocket = hub.open_folder(pocket_folder, "pocket")
+    assert models.open_folder(wan_folder, "x").defaults == DEFAULTS["1.3b"]  # small models are treated as the small one
+    pocket = models.open_folder(pocket_folder, "pocket")
     assert (pocket.defaults.width, pocket.defaults.frames, pocket.defaults.guidance) == (96, 9, 3.0)
     assert pocket.tile((7, 6, 10)) == (2, 2, 2)
-    assert hub.open_folder(wan_folder, "x").tile((21, 45, 80)) == (3, 5, 8)
+    assert models.open_folder(wan_folder, "x").tile((21, 45, 80)) == (3, 5, 8)
 
 
 def test_broken_folders_are_explained(wan_folder: Path, tmp_path: Path) -> None:
@@ -69,13 +69,13 @@ def test_broken_folders_are_explained(wan_folder: Path, tmp_path: Path) -> None:
     config = folder / "transformer" / "config.json"
     config.write_text("{")
     with pytest.raises(ModelError, match="not valid JSON"):
-        hub.open_folder(folder, "m")
+        models.open_folder(folder, "m")
     config.write_text(json.dumps({"_class_name": "WanTransformer3DModel"}))
     with pytest.raises(ModelError, match="num_attention_heads"):
-        hub.open_folder(folder, "m")
+        models.open_folder(folder, "m")
     config.unlink()
     with pytest.raises(ModelError, match=r"holds no config\.json"):
-        hub.open_folder(folder, "m")
+        models.open_folder(folder, "m")
 
 
 @pytest.mark.parametrize(
@@ -91,14 +91,22 @@ def test_lost_files_are_noticed_before_anything_loads(wan_folder: Path, tmp_path
     folder = Path(shutil.copytree(wan_folder, tmp_path / "m"))
     (folder / lost).unlink()
     with pytest.raises(ModelError, match=says):
-        hub.open_folder(folder, "m")
+        models.open_folder(folder, "m")
 
 
-def test_a_card_that_is_none_is_explained(wan_folder: Path, tmp_path: Path) -> None:
+def test_a_card_that_is_none_is_explained(wan_folder: Path, pocket_folder: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(wan_folder, tmp_path / "m"))
     (folder / "pocket.json").write_text('{"size": [96, 64]}')
     with pytest.raises(ModelError, match="frames"):
-        hub.open_folder(folder, "m")
+        models.open_folder(folder, "m")
+    card = json.loads((pocket_folder / "pocket.json").read_text())
+    for key, value in (
+        ("size", [0, 0]), ("size", [-32, 32]), ("frames", 2), ("frames", 1e400), ("fps", 0), ("tile", [0, 1, 1]),
+        ("steps", 0), ("guidance", float("nan")), ("shift", 0), ("version", -1), ("knows", None), ("negative", 5),
+    ):  # fmt: skip
+        (folder / "pocket.json").write_text(json.dumps(card | {key: value}))
+        with pytest.raises(ModelError, match=r"pocket\.json is not one"):
+            models.open_folder(folder, "m")
 
 
 def test_half_downloaded_snapshots_do_not_count(
@@ -106,6 +114,10 @@ def test_half_downloaded_snapshots_do_not_count(
 ) -> None:
     monkeypatch.setattr(hub, "snapshot_download", lambda *_, **__: str(tmp_path))
     assert hub.on_disk("14b") is None
+    assert hub.snapshot("owner/name") == tmp_path
+    with pytest.raises(ModelError) as caught:
+        models.find("14b")
+    assert "fpsgen models pull Wan-AI/Wan2.1-T2V-14B fetches what is absent" in caught.value.hint
     shutil.copytree(wan_folder, tmp_path, dirs_exist_ok=True)
     assert hub.on_disk("14b") == tmp_path
     (tmp_path / "text_encoder" / "model.safetensors").unlink()

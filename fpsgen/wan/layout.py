@@ -1,0 +1,274 @@
+"""What lies in a model folder: the original layout, Diffusers', or a transformer in a file of its own.
+
+Recognising a folder reads names, configurations and headers, no weights.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from fpsgen.errors import ModelError
+from fpsgen.wan import checkpoint, keys
+from fpsgen.wan.checkpoint import Header, read_json, shards, some
+from fpsgen.wan.config import WanConfig, check_original_kind
+
+Format = Literal["original", "diffusers"]
+
+# Diffusers: component folders, and how the names of their weight files begin.
+STEMS = {"transformer": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
+# Original: files of the repository.
+TEXT_ENCODER_FILE = "models_t5_umt5-xxl-enc-bf16.pth"
+VAE_FILE = "Wan2.1_VAE.pth"
+TOKENIZER_FOLDER = Path("google") / "umt5-xxl"
+# Others that lie there, code above all, are neither fetched nor copied.
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "spiece.model",
+)
+OURS = "fpsgen runs Wan2.1 text-to-video"
+SINGLE_FILE_PREFIX = "model.diffusion_model."
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where each component's weights and configuration are. vae_config and text_config are Diffusers' and
+    transformers' own; where the format has none, they are what the tensors' shapes say."""
+
+    format: Format
+    config: WanConfig
+    transformer: list[Path]
+    vae: list[Path]
+    vae_config: dict[str, Any]
+    text_encoder: list[Path]
+    text_config: dict[str, Any]
+    tokenizer: Path
+
+    @property
+    def bytes(self) -> int:
+        """Of all weight files."""
+        return sum(file.stat().st_size for file in (*self.transformer, *self.vae, *self.text_encoder))
+
+
+def transformer_name(key: str) -> str:
+    """Our module's name, the original's, of a transformer parameter in any format."""
+    return keys.TRANSFORMER.to_original(key.removeprefix(SINGLE_FILE_PREFIX))
+
+
+def vae_name(key: str) -> str:
+    """diffusers' name of a VAE parameter in either format."""
+    return keys.VAE.to_diffusers(key)
+
+
+def text_encoder_name(key: str) -> str:
+    """transformers' name of a text encoder parameter in either format; the embedding is `shared`."""
+    return keys.TEXT_ENCODER.to_diffusers(keys.TEXT_ENCODER.to_original(key))
+
+
+def recognise(folder: Path) -> Checkpoint:
+    """The checkpoint in a folder; ModelError that says what is absent, or that it is none."""
+    original = (folder / VAE_FILE).exists() or (folder / TEXT_ENCODER_FILE).exists()
+    if (folder / "model_index.json").exists() or (not original and any((folder / part).is_dir() for part in STEMS)):
+        return _diffusers(folder)
+    if original or any(folder.glob("*.safetensors")):
+        return _original(folder)
+    raise ModelError(
+        f"{folder} holds no Wan2.1 checkpoint",
+        hint=f"a Diffusers folder holds {', '.join(STEMS)} and tokenizer; an original one {VAE_FILE} and others",
+    )
+
+
+def with_transformer(file: Path, others: Checkpoint) -> Checkpoint:
+    """A transformer in a single file, with text encoder and VAE of another checkpoint: all Wan2.1 models share them."""
+    config = config_of(_headers([file], transformer_name))
+    _check_widths(config, others.config.in_channels, others.config.text_dim)
+    return replace(others, transformer=[file], config=config)
+
+
+def refuse_other_models(folder: Path) -> None:
+    """ModelError where the configuration files in a folder, which may hold nothing else yet, are not Wan2.1
+    text-to-video's."""
+    if (folder / "model_index.json").exists():
+        _check_index(read_json(folder / "model_index.json"))
+    if (folder / "transformer" / "config.json").exists():
+        WanConfig.from_diffusers(read_json(folder / "transformer" / "config.json"))
+    elif (folder / "config.json").exists():
+        check_original_kind(read_json(folder / "config.json"))
+
+
+def _check_index(index: dict[str, Any]) -> None:
+    """Refuse other pipelines, and Wan2.2's, which are WanPipelines of two transformers."""
+    if (name := index.get("_class_name")) != "WanPipeline":
+        raise ModelError(f"it is a {name}, not a WanPipeline", hint=OURS)
+    two = index.get("transformer_2")
+    if index.get("boundary_ratio") is not None or (isinstance(two, list) and any(two)):
+        raise ModelError("it is a Wan2.2 model of two transformers", hint=OURS)
+
+
+def _diffusers(folder: Path) -> Checkpoint:
+    if absent := [part for part in (*STEMS, "tokenizer") if not (folder / part).is_dir()]:
+        parts = ", ".join((*STEMS, "tokenizer"))
+        raise ModelError(f"{folder} lacks {', '.join(absent)}", hint=f"a Wan2.1 Diffusers folder holds {parts}")
+    if (folder / "model_index.json").exists():
+        _check_index(read_json(folder / "model_index.json"))
+    configs = {part: read_json(folder / part / "config.json") for part in STEMS}
+    config = WanConfig.from_diffusers(configs["transformer"])
+    _check_configs(config, configs["vae"], configs["text_encoder"])
+    files = {part: shards(folder / part, stem) for part, stem in STEMS.items()}
+    _check_depth("transformer", config.num_layers, _headers(files["transformer"], transformer_name), "blocks.")
+    layers = configs["text_encoder"].get("num_layers")
+    _check_depth("text_encoder", layers, _headers(files["text_encoder"], text_encoder_name), "encoder.block.")
+    _check_tokenizer(folder / "tokenizer")
+    return Checkpoint(
+        "diffusers",
+        config,
+        transformer=files["transformer"],
+        vae=files["vae"],
+        vae_config=configs["vae"],
+        text_encoder=files["text_encoder"],
+        text_config=configs["text_encoder"],
+        tokenizer=folder / "tokenizer",
+    )
+
+
+def _check_configs(config: WanConfig, vae: dict[str, Any], text_encoder: dict[str, Any]) -> None:
+    """Refuse components of another kind, or that do not fit together, before any work is done with the others."""
+    if (name := vae.get("_class_name", "AutoencoderKLWan")) != "AutoencoderKLWan":
+        raise ModelError(f"its VAE is a {name}, not an AutoencoderKLWan")
+    for key in ("latents_mean", "latents_std"):
+        values = vae.get(key, [1.0] * 16)
+        if not (isinstance(values, list) and len(values) == 16 and all(map(_is_number, values))):
+            raise ModelError(f"its vae/config.json has a {key} that is not 16 numbers")
+    if min(vae.get("latents_std", [1.0])) <= 0:
+        raise ModelError("its vae/config.json has a latents_std that is not above 0")
+    if vae.get("patch_size") is not None or vae.get("is_residual"):
+        raise ModelError("its VAE is one of Wan2.2's", hint=OURS)
+    if (blocks := vae.get("num_res_blocks", 2)) not in range(1, 17):
+        raise ModelError(f"its vae/config.json says num_res_blocks = {blocks!r}; Wan2.1 has 2")
+    umt5 = {"model_type": "umt5", "feed_forward_proj": "gated-gelu", "relative_attention_max_distance": 128}
+    for key, wanted in umt5.items():
+        if (have := text_encoder.get(key, wanted)) != wanted:
+            raise ModelError(f"its text encoder has {key} = {have!r}; Wan2.1 has {wanted!r}")
+    _check_widths(config, vae.get("z_dim", config.in_channels), text_encoder.get("d_model"))
+
+
+def _check_widths(config: WanConfig, latent: object, text: object) -> None:
+    """Refuse parts that are whole, each for itself, but of different models."""
+    if config.in_channels != latent:
+        raise ModelError(f"its transformer works on {config.in_channels} latent channels, its VAE on {latent}")
+    if config.text_dim != text:
+        raise ModelError(f"its transformer reads text of width {config.text_dim}, its text encoder writes {text}")
+
+
+def _check_depth(part: str, told: object, found: dict[str, Header], stem: str) -> None:
+    """Refuse a number of layers far from the weights': modules are built by it before they are compared."""
+    have = _depth(found, stem)
+    if not isinstance(told, int) or not 0 < told <= have + 40:
+        raise ModelError(f"its {part}/config.json says num_layers = {told!r}; its weights have {have}")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e6  # NaN is not, either
+
+
+def _original(folder: Path) -> Checkpoint:
+    if absent := [name for name in (TEXT_ENCODER_FILE, VAE_FILE) if not (folder / name).is_file()]:
+        raise ModelError(f"{folder} lacks {', '.join(absent)}", hint="the text encoder and the VAE belong beside it")
+    transformer = _original_transformer(folder)
+    text_encoder, vae = [folder / TEXT_ENCODER_FILE], [folder / VAE_FILE]
+    tokenizer = folder / TOKENIZER_FOLDER
+    _check_tokenizer(tokenizer)
+    config = config_of(_headers(transformer, transformer_name))
+    if (folder / "config.json").exists():
+        config = config.with_original(read_json(folder / "config.json"))
+    vae_config = vae_config_of(_headers(vae, vae_name))
+    text_config = text_config_of(_headers(text_encoder, text_encoder_name))
+    _check_widths(config, vae_config["z_dim"], text_config["d_model"])
+    return Checkpoint(
+        "original",
+        config,
+        transformer=transformer,
+        vae=vae,
+        vae_config=vae_config,
+        text_encoder=text_encoder,
+        text_config=text_config,
+        tokenizer=tokenizer,
+    )
+
+
+def _original_transformer(folder: Path) -> list[Path]:
+    """By Wan-AI's name, or the one file of another name that community checkpoints are."""
+    if any(folder.glob("diffusion_pytorch_model*.safetensors*")):
+        return shards(folder, STEMS["transformer"])
+    files = sorted(folder.glob("*.safetensors"))
+    if len(files) != 1:
+        told = f"{len(files)} of them: {some([file.name for file in files])}" if files else "none"
+        raise ModelError(f"{folder} should hold one transformer in a .safetensors file; it holds {told}")
+    return files
+
+
+def _check_tokenizer(folder: Path) -> None:
+    if not (folder / "tokenizer.json").is_file():
+        raise ModelError(f"{folder} holds no tokenizer.json")
+
+
+def _headers(files: list[Path], rename: checkpoint.Rename) -> dict[str, Header]:
+    return checkpoint.renamed(checkpoint.headers(files), rename)
+
+
+def _shape(found: dict[str, Header], name: str, rank: int) -> tuple[int, ...]:
+    if name not in found or len(found[name].shape) != rank:
+        raise ModelError(f"its weights are not Wan2.1's: there is no {name} of {rank} dimensions")
+    return found[name].shape
+
+
+def _depth(found: dict[str, Header], stem: str) -> int:
+    numbers = {name.removeprefix(stem).split(".")[0] for name in found if name.startswith(stem)}
+    return len(numbers)
+
+
+def config_of(found: dict[str, Header]) -> WanConfig:
+    """Hyperparameters of a transformer, from its tensors' shapes (original names); heads are 128 wide in all Wan2.1."""
+    if any(name.startswith(("img_emb.", "vace_")) for name in found):
+        raise ModelError("it is an image-to-video or VACE model", hint=OURS)
+    dim, in_channels = _shape(found, "patch_embedding.weight", 5)[:2]
+    patch = WanConfig.PATCH[0] * WanConfig.PATCH[1] * WanConfig.PATCH[2]
+    return WanConfig(
+        dim=dim,
+        ffn_dim=_shape(found, "blocks.0.ffn.0.weight", 2)[0],
+        num_heads=max(dim // 128, 1),
+        num_layers=_depth(found, "blocks."),
+        text_dim=_shape(found, "text_embedding.0.weight", 2)[1],
+        freq_dim=_shape(found, "time_embedding.0.weight", 2)[1],
+        in_channels=in_channels,
+        out_channels=_shape(found, "head.head.weight", 2)[0] // patch,
+    )
+
+
+def vae_config_of(found: dict[str, Header]) -> dict[str, Any]:
+    """diffusers' configuration of Wan2.1's VAE: its defaults but for the widths."""
+    return {
+        "base_dim": _shape(found, "encoder.conv_in.weight", 5)[0],
+        "z_dim": _shape(found, "post_quant_conv.weight", 5)[0],
+    }
+
+
+def text_config_of(found: dict[str, Header]) -> dict[str, Any]:
+    """transformers' configuration of a UMT5 encoder, from its tensors' shapes (transformers' names)."""
+    vocab_size, d_model = _shape(found, "shared.weight", 2)
+    attention = "encoder.block.0.layer.0.SelfAttention"
+    buckets, heads = _shape(found, f"{attention}.relative_attention_bias.weight", 2)
+    return {
+        "vocab_size": vocab_size,
+        "d_model": d_model,
+        "d_kv": _shape(found, f"{attention}.q.weight", 2)[0] // heads,
+        "d_ff": _shape(found, "encoder.block.0.layer.1.DenseReluDense.wi_0.weight", 2)[0],
+        "num_layers": _depth(found, "encoder.block."),
+        "num_heads": heads,
+        "relative_attention_num_buckets": buckets,
+        "feed_forward_proj": "gated-gelu",
+    }

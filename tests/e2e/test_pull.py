@@ -1,0 +1,219 @@
+"""Fetching models, against a hub on this machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from fpsgen import pipeline
+from fpsgen.cli import app
+from fpsgen.wan import hub
+from tests.tools import hub_server
+from tests.tools.cli import models, told
+
+ORIGINAL, DIFFUSERS = (hub.REPOSITORIES["1.3b"][form] for form in ("original", "diffusers"))
+T5 = "models_t5_umt5-xxl-enc-bf16.pth"
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty download cache, and a hub that nobody reaches."""
+    folder = tmp_path / "cache"
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(folder))
+    at(monkeypatch, "http://127.0.0.1:9")
+    monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    return folder
+
+
+def at(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    """Let huggingface-hub talk to `url`; it reads its environment only when imported."""
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", url)
+    template = url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+
+
+@pytest.fixture
+def server(
+    cache: Path, both_formats: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[hub_server.Hub]:
+    """Serves both repositories of 1.3b, with files in them that nobody needs."""
+    folders = {}
+    for name, form in ((ORIGINAL, "original"), (DIFFUSERS, "diffusers")):
+        folders[name] = Path(shutil.copytree(both_formats[form], tmp_path / "hub" / form))
+        (folders[name] / "assets").mkdir()
+        (folders[name] / "assets" / "demo.mp4").write_bytes(b"x" * 1000)
+        (folders[name] / "README.md").write_text("read me")
+    with hub_server.running({**folders, "somebody/notes": tmp_path / "hub" / "original" / "assets"}) as running:
+        at(monkeypatch, running.url)
+        yield running
+
+
+@pytest.mark.parametrize("form", ["original", "diffusers"])
+def test_pull_fetches_what_is_needed_and_generate_finds_it(
+    server: hub_server.Hub, tmp_path: Path, both_formats: dict[str, Path], form: str
+) -> None:
+    assert told(models("--json"))["models"][1]["folder"] is None
+    dry = told(models("pull", "1.3b", "--format", form, "--dry-run", "--json"))
+    files = {p.relative_to(both_formats[form]).as_posix(): p.stat().st_size for p in both_formats[form].rglob("*.*")}
+    assert dry["files"] == {name: size for name, size in files.items() if (both_formats[form] / name).is_file()}
+    assert dry["absent_bytes"] == dry["bytes"] == sum(dry["files"].values())
+    assert server.served == []
+
+    folder = Path(told(models("pull", "1.3b", "--format", form, "--json"))["folder"])
+    assert {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()} == set(dry["files"])
+    assert told(models("pull", "1.3b", "--format", form, "--dry-run", "--json"))["absent_bytes"] == 0
+    listed = {(m["name"], m["format"]): m for m in told(models("--json"))["models"]}
+    assert listed["1.3b", form]["folder"] == str(folder)
+    assert sum(m["folder"] is not None for m in listed.values()) == 2  # and the pocket
+
+    arguments = ["--res", "32x32", "--frames", "1", "--steps", "1", "-o", str(tmp_path / "a.mp4"), "--json"]
+    for name in ("1.3b", (ORIGINAL if form == "original" else DIFFUSERS)):
+        result = CliRunner().invoke(app, ["generate", "a cat", "--model", name, *arguments])
+        assert result.exit_code == 0, result.output
+
+
+def test_a_gpu_owner_without_weights_is_asked_on_a_terminal(
+    server: hub_server.Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rendered = []
+
+    def generate(request: pipeline.Request, model: models.Model, *_: object) -> Iterator[pipeline.Event]:
+        rendered.append((model.name, request.width, request.height))
+        yield from ()
+
+    monkeypatch.setattr(pipeline, "generate", generate)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("fpsgen.cli.output.Output.may_ask", True)
+    arguments = ["generate", "a cat", "-o", str(tmp_path / "a.mp4")]
+    refused = CliRunner().invoke(app, arguments, input="n\n")
+    assert refused.exit_code == 2
+    assert "Fetch Wan2.1 1.3b now, about 18 GB?" in refused.stderr
+    assert "fpsgen models pull 1.3b" in refused.stderr
+    gone = CliRunner().invoke(app, arguments, input="")
+    assert gone.exit_code == 130
+    assert server.served == rendered == []
+    accepted = CliRunner().invoke(app, arguments, input="y\n")
+    assert accepted.exit_code == 0, accepted.output
+    assert rendered == [("1.3b", 832, 480)]
+
+
+def test_a_damaged_download_is_told_and_mended(server: hub_server.Hub) -> None:
+    folder = Path(told(models("pull", "1.3b", "--json"))["folder"])
+    blob = (folder / "Wan2.1_VAE.pth").resolve()
+    blob.write_bytes(blob.read_bytes()[:1000])
+    for result in (models("check", "1.3b"), CliRunner().invoke(app, ["generate", "a cat", "--model", "1.3b"])):
+        assert result.exit_code == 2
+        assert "Wan2.1_VAE.pth is damaged" in " ".join(result.stderr.split())
+        assert "--force" in result.stderr
+    assert "1.3b original incomplete" in " ".join(models().stdout.split())
+    again = models("pull", "1.3b")
+    assert again.exit_code == 2
+    assert "arrived damaged" in again.stderr
+    assert models("pull", "1.3b", "--force").exit_code == 0
+    assert models("check", "1.3b").exit_code == 0
+
+
+def test_other_models_are_refused_before_their_weights_are_fetched(server: hub_server.Hub) -> None:
+    config = server.repositories[ORIGINAL] / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"model_type": "i2v"}))
+    result = models("pull", ORIGINAL)
+    assert result.exit_code == 2
+    assert "it is a i2v model" in " ".join(result.stderr.split())
+    assert [name for name, _ in server.served] == ["config.json"]
+
+
+def test_a_hub_id_of_somebody_else_is_listed_once_it_is_here(server: hub_server.Hub) -> None:
+    server.repositories["somebody/wan"] = server.repositories[DIFFUSERS]
+    assert models("pull", "somebody/wan").exit_code == 0
+    assert "somebody/wan" in [model["name"] for model in told(models("--json"))["models"]]
+    assert told(models("check", "somebody/wan", "--json"))["format"] == "diffusers"
+
+
+def test_the_librarys_own_variables_are_heeded(server: hub_server.Hub, tmp_path: Path) -> None:
+    """HF_HOME, HF_ENDPOINT and HF_HUB_OFFLINE are read when huggingface-hub is imported: in a process of its own."""
+    environment = os.environ | {"HF_HOME": str(tmp_path / "home"), "HF_ENDPOINT": server.url, "COLUMNS": "200"}
+    environment.pop("HF_HUB_DISABLE_PROGRESS_BARS")
+
+    def run(*args: str, **more: str) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-m", "fpsgen", "models", *args]
+        return subprocess.run(command, env=environment | more, capture_output=True, text=True)
+
+    pulled = run("pull", "1.3b")
+    assert pulled.returncode == 0, pulled.stderr
+    assert Path(pulled.stdout.strip()).is_relative_to(tmp_path / "home")
+    assert "100%" in pulled.stderr  # its progress bars
+    for command in (("check", "1.3b"), ("pull", "1.3b")):
+        assert run(*command, HF_HUB_OFFLINE="1").returncode == 0
+    refused = run("pull", "14b", HF_HUB_OFFLINE="1")
+    assert refused.returncode == 2
+    assert "HF_HUB_OFFLINE" in refused.stderr
+
+
+@pytest.mark.parametrize("answer", [b"", b"{}", b"[]", b"<html>log in</html>"])
+def test_what_is_no_hub_is_called_so(server: hub_server.Hub, monkeypatch: pytest.MonkeyPatch, answer: bytes) -> None:
+    monkeypatch.setattr(hub_server._Handler, "_answer", lambda self, body: self._send(200, answer, {}, body))
+    result = models("pull", "1.3b")
+    assert result.exit_code == 1
+    assert "is no hub" in " ".join(result.stderr.split())
+
+
+def test_an_interrupted_pull_goes_on_where_it_ended(server: hub_server.Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DOWNLOAD_TIMEOUT", 2)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # huggingface-hub's pauses between attempts
+    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 1000)  # what is written at a time
+    server.cut[T5] = 3000
+    first = models("pull", "1.3b", "--json")
+    if first.exit_code:  # huggingface-hub may also have tried again by itself
+        assert "goes on from there" in json.loads(first.stdout)["hint"]
+        assert models("pull", "1.3b").exit_code == 0
+    first_byte = [start for name, start in server.served if name == T5]
+    assert first_byte[0] == 0
+    assert 0 < first_byte[1] <= 3000
+    assert models("check", "1.3b").exit_code == 0
+
+
+def test_offline_and_unreachable_and_unknown(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = models("pull", "1.3b")
+    assert result.exit_code == 1
+    assert "cannot be reached" in " ".join(result.stderr.split())
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    result = models("pull", "1.3b")
+    assert result.exit_code == 2
+    assert "HF_HUB_OFFLINE" in result.stderr
+    for name, says in (("2b", "no model to fetch"), ("a/b/c", "no model to fetch"), ("pocket", "comes with fpsgen")):
+        result = models("pull", name)
+        assert result.exit_code == 2
+        assert says in " ".join(result.stderr.split())
+
+
+def test_repositories_that_are_absent_or_no_model(server: hub_server.Hub) -> None:
+    result = models("pull", "somebody/nothing")
+    assert result.exit_code == 2
+    assert "the hub has no somebody/nothing" in " ".join(result.stderr.split())
+    result = models("pull", "somebody/notes")
+    assert result.exit_code == 2
+    assert "holds no Wan2.1 checkpoint" in " ".join(result.stderr.split())
+
+
+def test_a_full_disk_is_noticed_before_the_download(server: hub_server.Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = type("usage", (), {"free": 1000})
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
+    result = models("pull", "1.3b")
+    assert result.exit_code == 2
+    assert "HF_HOME" in result.stderr
+    assert server.served == []
+
+
+def test_list_says_what_is_not_here(cache: Path) -> None:
+    listed = " ".join(models().stdout.split())
+    assert "pocket diffusers 2" in listed
+    assert "comes with fpsgen" in listed
+    assert f"1.3b original not here {ORIGINAL}" in listed

@@ -1,0 +1,129 @@
+"""Checkpoints of the published models' true names, shapes and dtypes, from an oracle that is not ours."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers, convert_wan_vae_to_diffusers
+from typer.testing import CliRunner
+
+from fpsgen.cli import app
+from fpsgen.wan import hub
+from fpsgen.wan.checkpoint import headers
+from fpsgen.wan.layout import recognise, text_encoder_name, transformer_name, vae_name
+from tests.tools import golden
+from tests.tools.fake_checkpoint import SIZES, make
+from tests.tools.videos import read
+from tests.tools.watch import watch
+
+BILLIONS = {"1.3b": 1.419, "14b": 14.288}
+LARGEST_PART = 2 * sum(math.prod(shape) for shape in golden.text_encoder().values())  # bytes in bf16: UMT5-XXL
+
+
+def check(*args: object) -> Any:
+    return CliRunner().invoke(app, ["models", "check", *map(str, args)])
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Path]]:
+    """Folders by size and format, headers only. Tests must not change them."""
+    root = tmp_path_factory.mktemp("fake")
+    found = {size: {form: root / size / form for form in ("original", "diffusers")} for size in SIZES}
+    for size, folders in found.items():
+        for form, folder in folders.items():
+            make(size, form, folder, meta=True)
+    return found
+
+
+@pytest.mark.parametrize("size", sorted(SIZES))
+@pytest.mark.parametrize("form", ["original", "diffusers"])
+def test_published_checkpoints_are_whole(checkpoints: dict, size: str, form: str) -> None:
+    result = check(checkpoints[size][form], "--json")
+    assert result.exit_code == 0, result.output
+    told = json.loads(result.stdout)
+    assert told["format"] == form
+    assert told["parameters"] / 1e9 == pytest.approx(BILLIONS[size], abs=5e-4)
+    assert {key: told[key] for key in SIZES[size]} == SIZES[size]
+    assert told["dtypes"]["text_encoder"] == ["BF16" if form == "original" else "F32"]
+    if form == "original":  # what the hint before a download says
+        assert told["bytes"] / 1e9 == pytest.approx(hub.DOWNLOAD_GB[size], abs=1)
+
+
+@pytest.mark.parametrize("size", sorted(SIZES))
+def test_both_formats_hold_the_same_parameters(checkpoints: dict, size: str) -> None:
+    ours, theirs = (recognise(folder) for folder in checkpoints[size].values())
+    assert ours.config == theirs.config
+    for part, rename in (("transformer", transformer_name), ("vae", vae_name), ("text_encoder", text_encoder_name)):
+        shapes = [
+            {rename(name): header.shape for name, header in headers(getattr(one, part)).items()}
+            for one in (ours, theirs)
+        ]
+        assert shapes[0] == shapes[1]
+
+
+@pytest.mark.parametrize("size", sorted(SIZES))
+def test_golden_shapes_become_diffusers_own(checkpoints: dict, size: str) -> None:
+    """What was written down from the original's source is, through diffusers' converters, what its classes hold."""
+    dims = (SIZES[size][key] for key in ("dim", "ffn_dim", "num_layers"))
+    folder = recognise(checkpoints[size]["diffusers"])
+    for shapes, converter, files in (
+        (golden.transformer(*dims), convert_wan_transformer_to_diffusers, folder.transformer),
+        (golden.vae(), convert_wan_vae_to_diffusers, folder.vae),
+    ):
+        converted = converter({name: torch.empty(shape, device="meta") for name, shape in shapes.items()})
+        theirs = {name: header.shape for name, header in headers(files).items()}
+        assert {name: tuple(value.shape) for name, value in converted.items()} == theirs
+
+
+def test_damage_to_a_large_checkpoint_is_told(checkpoints: dict, tmp_path: Path) -> None:
+    whole, small = checkpoints["14b"]["original"], checkpoints["1.3b"]["original"]
+    for file in whole.iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    shard = tmp_path / "diffusion_pytorch_model-00003-of-00006.safetensors"
+
+    def told() -> str:
+        result = check(tmp_path)
+        assert result.exit_code == 2, result.output
+        return " ".join(result.stderr.split())
+
+    shard.unlink()
+    assert f"lacks 1 of 6 weight files: {shard.name}" in told()
+    shard.symlink_to(small / "diffusion_pytorch_model.safetensors")
+    assert "repeats" in told()
+    shard.unlink()
+    shard.symlink_to(whole / "diffusion_pytorch_model-00004-of-00006.safetensors")
+    assert "repeats" in told()
+    (tmp_path / "diffusion_pytorch_model.safetensors.index.json").unlink()
+    for file in tmp_path.glob("diffusion*"):
+        file.unlink()
+    shard.symlink_to(small / "diffusion_pytorch_model.safetensors")
+    assert "its config.json says dim = 5120; its weights have 1536" in told()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="RssAnon is Linux's")
+def test_the_whole_product_on_a_checkpoint_of_true_size(tmp_path: Path) -> None:
+    """18 GB of disk, 15 GB of memory. Nobody can look at the picture: the weights are random."""
+    folder, output = tmp_path / "m", tmp_path / "cat.mp4"
+    command = [
+        *(sys.executable, "-m", "fpsgen", "generate", "a cat", "--model", str(folder)),
+        *("--res", "128x128", "--frames", "5", "--steps", "2", "-o", str(output), "--json"),
+    ]
+    try:
+        make("1.3b", "original", folder, meta=False)
+        found = watch(command)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)  # pytest keeps its folders for three runs
+    # One component at a time, each in memory once, and 1.5 GB for Python, the libraries and activations.
+    assert found["peak_rss_anon_bytes"] <= 1.15 * LARGEST_PART + 1.5e9
+    timings = found["result"]["timings"]
+    assert all(timings[phase] > 0 for phase in ("load", "text", "denoise", "decode", "encode", "total"))
+    assert len(timings["steps"]) == 2
+    assert len(read(output)[1]) == 5

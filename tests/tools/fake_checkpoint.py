@@ -1,0 +1,164 @@
+"""A Wan2.1 checkpoint as it would be downloaded, but for the values: true files, names, shapes and dtypes.
+
+    python -m tests.tools.fake_checkpoint 1.3b --format original OUT          # 17.6 GB of random values
+    python -m tests.tools.fake_checkpoint 14b --format diffusers --meta OUT   # headers; the values are holes
+
+With --meta every file has its full length but holds nothing behind its header, where the file system knows
+holes. The tokenizer knows ten words. Names and shapes come from `golden` (original) and from the libraries'
+own classes (diffusers), not from fpsgen.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import mmap
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKLWan, WanTransformer3DModel
+from torch import Tensor, nn
+from transformers import UMT5Config, UMT5EncoderModel
+
+from tests.tools import golden
+from tests.tools.golden import Shapes
+from tests.tools.tokenizer import make_tokenizer
+
+SIZES = {
+    "1.3b": {"dim": 1536, "ffn_dim": 8960, "num_heads": 12, "num_layers": 30},
+    "14b": {"dim": 5120, "ffn_dim": 13824, "num_heads": 40, "num_layers": 40},
+}
+SHARD_BYTES = {"original": 10e9, "diffusers": 5e9}
+SAFETENSORS_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16"}
+
+
+def make(size: str, form: str, out: Path, meta: bool) -> None:
+    out.mkdir(parents=True)
+    torch.manual_seed(0)
+    (original if form == "original" else diffusers)(SIZES[size], out, meta)
+
+
+def original(size: dict[str, int], out: Path, meta: bool) -> None:
+    transformer = golden.transformer(size["dim"], size["ffn_dim"], size["num_layers"])
+    write_shards(out, "diffusion_pytorch_model", transformer, torch.float32, SHARD_BYTES["original"], meta)
+    told = {"_class_name": "WanModel", "_diffusers_version": "0.30.0", "eps": 1e-6, "freq_dim": 256, "in_dim": 16}
+    write_json(out / "config.json", {**told, **size, "model_type": "t2v", "out_dim": 16, "text_len": 512})
+    write_pth(out / "models_t5_umt5-xxl-enc-bf16.pth", golden.text_encoder(), torch.bfloat16, meta)
+    write_pth(out / "Wan2.1_VAE.pth", golden.vae(), torch.float32, meta)
+    make_tokenizer().save_pretrained(out / "google" / "umt5-xxl")
+
+
+def diffusers(size: dict[str, int], out: Path, meta: bool) -> None:
+    with torch.device("meta"):
+        parts: dict[str, tuple[nn.Module, str]] = {
+            "transformer": (
+                WanTransformer3DModel(
+                    num_attention_heads=size["num_heads"], ffn_dim=size["ffn_dim"], num_layers=size["num_layers"]
+                ),
+                "diffusion_pytorch_model",
+            ),
+            "vae": (AutoencoderKLWan(), "diffusion_pytorch_model"),
+            "text_encoder": (
+                UMT5EncoderModel(
+                    UMT5Config(
+                        vocab_size=golden.T5_VOCABULARY, d_model=golden.T5_WIDTH, d_kv=64, d_ff=golden.T5_HIDDEN,
+                        num_layers=golden.T5_LAYERS, num_heads=golden.T5_HEADS, feed_forward_proj="gated-gelu",
+                    )
+                ),
+                "model",
+            ),
+        }  # fmt: skip
+    for name, (module, stem) in parts.items():
+        (out / name).mkdir()
+        config = module.config if name == "text_encoder" else dict(module.config)
+        told = config.to_dict() if name == "text_encoder" else {"_class_name": type(module).__name__, **config}
+        write_json(out / name / "config.json", told)
+        shapes = {key: tuple(value.shape) for key, value in module.named_parameters()}
+        write_shards(out / name, stem, shapes, torch.float32, SHARD_BYTES["diffusers"], meta)
+    make_tokenizer().save_pretrained(out / "tokenizer")
+    write_json(out / "model_index.json", {"_class_name": "WanPipeline"})
+
+
+def write_shards(folder: Path, stem: str, shapes: Shapes, dtype: torch.dtype, most: float, meta: bool) -> None:
+    """Safetensors of at most `most` bytes; with an index where there are several."""
+    shards: list[Shapes] = [{}]
+    size = 0.0
+    for name, shape in shapes.items():
+        count = math.prod(shape) * dtype.itemsize
+        if size + count > most:
+            shards.append({})
+            size = 0
+        shards[-1][name] = shape
+        size += count
+    if len(shards) == 1:
+        write_safetensors(folder / f"{stem}.safetensors", shapes, dtype, meta)
+        return
+    weight_map = {}
+    for n, shard in enumerate(shards):
+        name = f"{stem}-{n + 1:05d}-of-{len(shards):05d}.safetensors"
+        write_safetensors(folder / name, shard, dtype, meta)
+        weight_map |= dict.fromkeys(shard, name)
+    total = sum(math.prod(shape) for shape in shapes.values()) * dtype.itemsize
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    write_json(folder / f"{stem}.safetensors.index.json", index)
+
+
+def write_safetensors(file: Path, shapes: Shapes, dtype: torch.dtype, meta: bool) -> None:
+    """A header by the format's specification, room for the values, then these through a memory map."""
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    places, end = {}, 0
+    for name, shape in shapes.items():
+        begin, end = end, end + math.prod(shape) * dtype.itemsize
+        places[name] = (begin, shape)
+        header[name] = {"dtype": SAFETENSORS_NAMES[dtype], "shape": list(shape), "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with file.open("wb") as target:
+        target.write(len(text).to_bytes(8, "little") + text)
+        target.truncate(8 + len(text) + end)
+    if not meta:
+        values = torch.from_file(str(file), shared=True, size=8 + len(text) + end, dtype=torch.uint8)[8 + len(text) :]
+        for name, (begin, shape) in places.items():
+            raw = values[begin : begin + math.prod(shape) * dtype.itemsize]
+            randomise(name, raw.view(dtype).view(shape))
+
+
+def write_pth(file: Path, shapes: Shapes, dtype: torch.dtype, meta: bool) -> None:
+    """What torch.save writes, its values left out, then filled in through a memory map."""
+    with torch.serialization.skip_data():
+        torch.save({name: torch.empty(shape, dtype=dtype) for name, shape in shapes.items()}, file)
+    if not meta:
+        with torch.serialization.set_default_mmap_options(mmap.MAP_SHARED):
+            state = torch.load(file, weights_only=True, mmap=True)
+        for name, tensor in state.items():
+            randomise(name, tensor)
+
+
+def randomise(name: str, tensor: Tensor) -> None:
+    """Values that keep activations near one: norms about 1, biases small, matrices by their inputs."""
+    if name.endswith("bias"):
+        tensor.uniform_(-0.05, 0.05)
+    elif "norm" in name or name.endswith("gamma"):
+        tensor.uniform_(0.9, 1.1)
+    else:
+        bound = math.sqrt(3 / math.prod(tensor.shape[1:]))
+        tensor.uniform_(-bound, bound)
+
+
+def write_json(path: Path, value: dict) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("size", choices=sorted(SIZES))
+    parser.add_argument("out", type=Path, metavar="OUT", help="a folder that does not exist yet")
+    parser.add_argument("--format", choices=sorted(SHARD_BYTES), default="original")
+    parser.add_argument("--meta", action="store_true", help="headers only")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    given = arguments()
+    make(given.size, given.format, given.out, given.meta)

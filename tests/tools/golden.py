@@ -1,0 +1,110 @@
+"""What Wan2.1's own checkpoints hold: names and shapes, written down from the original's source.
+
+An oracle beside our modules and our key tables, which are not consulted here. Sources: Wan2.1
+`wan/modules/model.py`, `wan/modules/t5.py`, `wan/modules/vae.py` and their configurations.
+"""
+
+from __future__ import annotations
+
+Shapes = dict[str, tuple[int, ...]]
+
+T5_WIDTH, T5_HIDDEN, T5_HEADS, T5_LAYERS, T5_BUCKETS, T5_VOCABULARY = 4096, 10240, 64, 24, 32, 256384
+VAE_WIDTH, VAE_LATENT = 96, 16
+
+
+def linear(name: str, inputs: int, outputs: int) -> Shapes:
+    return {f"{name}.weight": (outputs, inputs), f"{name}.bias": (outputs,)}
+
+
+def transformer(dim: int, ffn_dim: int, num_layers: int) -> Shapes:
+    """`diffusion_pytorch_model*.safetensors` of text-to-video."""
+    found: Shapes = {
+        "patch_embedding.weight": (dim, 16, 1, 2, 2),
+        "patch_embedding.bias": (dim,),
+        **linear("text_embedding.0", T5_WIDTH, dim),
+        **linear("text_embedding.2", dim, dim),
+        **linear("time_embedding.0", 256, dim),
+        **linear("time_embedding.2", dim, dim),
+        **linear("time_projection.1", dim, 6 * dim),
+        **linear("head.head", dim, 64),
+        "head.modulation": (1, 2, dim),
+    }
+    for n in range(num_layers):
+        block = f"blocks.{n}"
+        found[f"{block}.modulation"] = (1, 6, dim)
+        found |= {f"{block}.norm3.weight": (dim,), f"{block}.norm3.bias": (dim,)}
+        for attention in ("self_attn", "cross_attn"):
+            for part in "qkvo":
+                found |= linear(f"{block}.{attention}.{part}", dim, dim)
+            found |= {f"{block}.{attention}.norm_{part}.weight": (dim,) for part in "qk"}
+        found |= linear(f"{block}.ffn.0", dim, ffn_dim) | linear(f"{block}.ffn.2", ffn_dim, dim)
+    return found
+
+
+def text_encoder() -> Shapes:
+    """`models_t5_umt5-xxl-enc-bf16.pth`."""
+    found: Shapes = {"token_embedding.weight": (T5_VOCABULARY, T5_WIDTH), "norm.weight": (T5_WIDTH,)}
+    for n in range(T5_LAYERS):
+        block = f"blocks.{n}"
+        found |= {f"{block}.norm{i}.weight": (T5_WIDTH,) for i in (1, 2)}
+        found |= {f"{block}.attn.{part}.weight": (T5_WIDTH, T5_WIDTH) for part in "qkvo"}
+        found |= {f"{block}.ffn.{part}.weight": (T5_HIDDEN, T5_WIDTH) for part in ("gate.0", "fc1")}
+        found[f"{block}.ffn.fc2.weight"] = (T5_WIDTH, T5_HIDDEN)
+        found[f"{block}.pos_embedding.embedding.weight"] = (T5_BUCKETS, T5_HEADS)
+    return found
+
+
+def vae() -> Shapes:
+    """`Wan2.1_VAE.pth`."""
+    widths = [VAE_WIDTH * factor for factor in (1, 2, 4, 4)]
+    found: Shapes = _conv("conv1", 2 * VAE_LATENT, 2 * VAE_LATENT, 1, 1, 1) | _conv(
+        "conv2", VAE_LATENT, VAE_LATENT, 1, 1, 1
+    )
+
+    found |= _conv("encoder.conv1", 3, widths[0], 3, 3, 3)
+    index, width = 0, widths[0]
+    for level, after in enumerate(widths):
+        for _ in range(2):
+            found |= _residual(f"encoder.downsamples.{index}", width, after)
+            index, width = index + 1, after
+        if level < 3:  # the last level keeps its size; the first halves space alone
+            found |= _conv(f"encoder.downsamples.{index}.resample.1", width, width, 3, 3)
+            if level > 0:
+                found |= _conv(f"encoder.downsamples.{index}.time_conv", width, width, 3, 1, 1)
+            index += 1
+    found |= _middle_and_head("encoder", width, width, 2 * VAE_LATENT)
+
+    found |= _conv("decoder.conv1", VAE_LATENT, width, 3, 3, 3)
+    index = 0
+    for level, after in enumerate(reversed(widths)):
+        for _ in range(3):
+            found |= _residual(f"decoder.upsamples.{index}", width, after)
+            index, width = index + 1, after
+        if level < 3:  # halves the channels, too; the first two double time as well
+            found |= _conv(f"decoder.upsamples.{index}.resample.1", width, width // 2, 3, 3)
+            if level < 2:
+                found |= _conv(f"decoder.upsamples.{index}.time_conv", width, 2 * width, 3, 1, 1)
+            index, width = index + 1, width // 2
+    return found | _middle_and_head("decoder", widths[-1], width, 3)
+
+
+def _conv(name: str, inputs: int, outputs: int, *kernel: int) -> Shapes:
+    return {f"{name}.weight": (outputs, inputs, *kernel), f"{name}.bias": (outputs,)}
+
+
+def _residual(name: str, inputs: int, outputs: int) -> Shapes:
+    found: Shapes = {f"{name}.residual.0.gamma": (inputs, 1, 1, 1), f"{name}.residual.3.gamma": (outputs, 1, 1, 1)}
+    found |= _conv(f"{name}.residual.2", inputs, outputs, 3, 3, 3) | _conv(
+        f"{name}.residual.6", outputs, outputs, 3, 3, 3
+    )
+    return found | (_conv(f"{name}.shortcut", inputs, outputs, 1, 1, 1) if inputs != outputs else {})
+
+
+def _middle_and_head(half: str, middle: int, last: int, outputs: int) -> Shapes:
+    found = _residual(f"{half}.middle.0", middle, middle) | _residual(f"{half}.middle.2", middle, middle)
+    found[f"{half}.middle.1.norm.gamma"] = (middle, 1, 1)
+    found |= _conv(f"{half}.middle.1.to_qkv", middle, 3 * middle, 1, 1) | _conv(
+        f"{half}.middle.1.proj", middle, middle, 1, 1
+    )
+    found[f"{half}.head.0.gamma"] = (last, 1, 1, 1)
+    return found | _conv(f"{half}.head.2", last, outputs, 3, 3, 3)
