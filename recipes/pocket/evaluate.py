@@ -119,9 +119,10 @@ def document(record: dict) -> str:
     return (
         f"# How well the pocket model (version {record['version']}) shows what its prompt says\n\n"
         "Share of clips of which a judge names the right subject, motion and scene, and all three. Two judges: a\n"
-        "small network, and template matching. Below the model's clips, what both say of clips that the world's own program\n"
-        "rendered, and of these sent through the VAE: no model of this VAE can be expected above that. Held-out\n"
-        "combinations of subject, motion and scene were never trained on; sentences and seeds are new everywhere.\n\n"
+        "small network, and template matching. Below the model's clips, what both say of clips that the world's own\n"
+        "program rendered, and of these sent through the VAE: no model of this VAE can be expected above that.\n"
+        "Held-out combinations of subject, motion and scene were never trained on; sentences and seeds are new\n"
+        "everywhere.\n\n"
         f"{record['steps']} steps, guidance {record['guidance']:g}, shift {record['shift']:g}, float32 on a CPU; "
         "`python -m recipes.pocket.evaluate` makes this page.\n\n" + table(record["results"])
     )
