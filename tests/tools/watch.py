@@ -47,6 +47,13 @@ def anonymous(pid: int) -> int:
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon")), 0)
 
 
+def commit() -> str | None:
+    """Of the tree that this file lies in, marked where it was changed since; None outside a repository."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
+    found = subprocess.run(command, capture_output=True, text=True)
+    return found.stdout.strip() or None
+
+
 def machine() -> dict:
     cpus = [line.partition(": ")[2] for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
     return {
@@ -64,6 +71,6 @@ if __name__ == "__main__":
     parser.add_argument("command", nargs="+")
     given = parser.parse_args()
     found = watch(given.command)
-    told = {"date": str(date.today()), "command": given.command, "machine": machine(), **found}
+    told = {"date": str(date.today()), "commit": commit(), "command": given.command, "machine": machine(), **found}
     given.to.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
     print(f"peak RssAnon {found['peak_rss_anon_bytes'] / 1e9:.2f} GB", file=sys.stderr)
