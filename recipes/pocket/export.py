@@ -13,12 +13,12 @@ import hashlib
 import json
 from pathlib import Path
 
-import diffusers
 import torch
-from diffusers import UniPCMultistepScheduler, WanTransformer3DModel
+from diffusers import WanTransformer3DModel
 from safetensors.torch import save_file
 from torch import Tensor
 
+from fpsgen.wan.convert import write_pipeline
 from fpsgen.wan.keys import TRANSFORMER
 from recipes.pocket import prompts, text_encoder, tokenizer
 from recipes.pocket import vae as pocket_vae
@@ -106,21 +106,7 @@ def write(vae: Path, latents_file: Path, dit: Path, out: Path, version: int) -> 
     encoder = text_encoder.build(words)
     encoder.load_state_dict(part_of(state, "text_encoder"))
     encoder.bfloat16().save_pretrained(out / "text_encoder")
-    scheduler = UniPCMultistepScheduler(
-        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=SHIFT, num_train_timesteps=1000
-    )
-    scheduler.save_pretrained(out / "scheduler")
-    index = {
-        "_class_name": "WanPipeline",
-        "_diffusers_version": diffusers.__version__,
-        "scheduler": ["diffusers", "UniPCMultistepScheduler"],
-        "text_encoder": ["transformers", "UMT5EncoderModel"],
-        "tokenizer": ["transformers", "PreTrainedTokenizerFast"],
-        "transformer": ["diffusers", "WanTransformer3DModel"],
-        "transformer_2": [None, None],
-        "vae": ["diffusers", "AutoencoderKLWan"],
-    }
-    _write(out / "model_index.json", index)
+    write_pipeline(out, type(words).__name__, SHIFT)
     _write(out / "pocket.json", describe(out, version))
     size = sum(path.stat().st_size for path in out.glob("*/*.safetensors"))
     print(f"{out}: {size:,} bytes of weights")
