@@ -39,7 +39,6 @@ def load_text_encoder(checkpoint: Checkpoint, device: torch.device, dtype: torch
     """The UMT5 encoder in `dtype`."""
     model = empty_text_encoder(checkpoint)
     fill(model, checkpoint.text_encoder, text_encoder_name, device, lambda name: dtype)
-    model.set_input_embeddings(model.shared)  # tied; only one of the two was filled
     return model
 
 
@@ -101,7 +100,9 @@ def empty_vae(checkpoint: Checkpoint) -> AutoencoderKLWan:
 def empty_text_encoder(checkpoint: Checkpoint) -> UMT5EncoderModel:
     try:
         with torch.device("meta"):
-            return UMT5EncoderModel(UMT5Config.from_dict(checkpoint.text_config))
+            model = UMT5EncoderModel(UMT5Config.from_dict(checkpoint.text_config))
+        model.set_input_embeddings(model.shared)  # one module, not two whose weights transformers may tie or not
+        return model
     except Exception as fault:  # as above
         raise ModelError(f"its text encoder's config.json is not one of UMT5: {_first_line(fault)}") from None
 
