@@ -99,11 +99,12 @@ def generate(
     seed = secrets.randbelow(2**31) if seed is None else seed
     output = Path(default_name(prompt, seed)) if output is None else expand(output)
     with timings.phase("load"):  # importing torch and the libraries around it is part of the wait
-        from fpsgen import pipeline
         from fpsgen.video import check_path
+
+        check_path(output)  # before torch, which takes seconds
+        from fpsgen import pipeline
         from fpsgen.wan import load, models
 
-        check_path(output)
         target = parse_device(device)
         chosen = models.find(model) if model is not None else choose_model(size, target, out, timings)
         load.check(chosen.checkpoint)  # a file that does not fit is told now, not after the denoising

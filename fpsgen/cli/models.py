@@ -145,7 +145,7 @@ def check(
         out.detail(f"{key}: {value}")
     out.result(
         f"{model}: a whole Wan2.1 text-to-video checkpoint in {told['format']} format, "
-        f"{told['parameters'] / 1e9:.3f} billion parameters in the transformer, {readable(told['bytes'])}",
+        f"{in_words(told['parameters'])} parameters in the transformer, {readable(told['bytes'])}",
         told,
     )
 
@@ -202,6 +202,10 @@ def told_about(model: Model) -> dict:
         "dtypes": load.dtypes(checkpoint),
         "bytes": checkpoint.bytes,
     }
+
+
+def in_words(count: int) -> str:
+    return f"{count / 1e9:.3f} billion" if count >= 1e9 else f"{count / 1e6:.1f} million"
 
 
 def readable(count: int) -> str:

@@ -190,7 +190,8 @@ def _check_representable(checkpoint: Checkpoint) -> None:
     )
     for part, wanted, have in parts:
         if differ := sorted(key for key in wanted if wanted[key] != have.get(key)):
-            raise UsageError(f"the original format cannot say that this {part}'s {', '.join(differ)} are not Wan2.1's")
+            told = f"the original format cannot say that this {part}'s {', '.join(differ)} are not Wan2.1's"
+            raise UsageError(told, hint="keep it in Diffusers' format, which says so")
 
 
 def _arithmetic(checkpoint: Checkpoint) -> dict[str, Any]:

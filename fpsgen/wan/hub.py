@@ -130,7 +130,7 @@ def plan(repository: str, force: bool = False) -> Download:
             path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*") if path.is_file()
         }
         return Download(repository, files, {})
-    with _explained(repository):
+    with _explained(repository, "check the network; a model fetched elsewhere can be given as --model FOLDER"):
         try:
             found = snapshot_download(repository, allow_patterns=list(NEEDED), dry_run=True)
         except DryRunError as failure:  # says nothing of its own
@@ -155,7 +155,8 @@ def pull(download: Download) -> Path:
             f"{download.repository} needs {download.absent_bytes / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB left",
             hint="set HF_HOME to a folder on a larger disk",
         )
-    with _explained(download.repository):
+    kept = f"what arrived is kept: fpsgen models pull {download.repository} goes on from there"
+    with _explained(download.repository, kept):
         small = [pattern for pattern in NEEDED if pattern.split("/")[-1] in ("config.json", "model_index.json")]
         folder = Path(snapshot_download(download.repository, allow_patterns=small))
         try:
@@ -173,9 +174,8 @@ def pull(download: Download) -> Path:
 
 
 @contextmanager
-def _explained(repository: str) -> Iterator[None]:
-    """Let failures of the hub and of the way to it end in a sentence."""
-    again = f"what arrived is kept: fpsgen models pull {repository} goes on from there"
+def _explained(repository: str, hint: str) -> Iterator[None]:
+    """Let failures of the hub and of the way to it end in a sentence; `hint` for those that may pass."""
     try:
         yield
     except ModelError:
@@ -190,7 +190,7 @@ def _explained(repository: str) -> Iterator[None]:
         status = fault.response.status_code if fault.response is not None else "an error"
         if status in (401, 403):
             raise UsageError(f"the hub refuses {repository} to you", hint="hf auth login") from None
-        raise DownloadError(f"the hub answered {status} for {repository}", f"try later; {again}") from None
+        raise DownloadError(f"the hub answered {status} for {repository}", f"try later; {hint}") from None
     except (KeyError, TypeError, ValueError):  # a proxy's login page, say
         raise DownloadError(f"what answers at {constants.ENDPOINT} is no hub", hint="check HF_ENDPOINT") from None
     except Exception as fault:
@@ -202,8 +202,8 @@ def _explained(repository: str) -> Iterator[None]:
         if isinstance(fault, (PermissionError, NotADirectoryError, FileExistsError)):
             raise UsageError(f"{constants.HF_HUB_CACHE} cannot be written", "set HF_HOME to another folder") from None
         if "Connect" in type(fault).__name__ or isinstance(fault, (LocalEntryNotFoundError, ConnectionError)):
-            raise DownloadError(f"the hub at {constants.ENDPOINT} cannot be reached", hint=again) from None
-        raise DownloadError(f"fetching {repository} failed: {fault or type(fault).__name__}", hint=again) from None
+            raise DownloadError(f"the hub at {constants.ENDPOINT} cannot be reached", hint=hint) from None
+        raise DownloadError(f"fetching {repository} failed: {fault or type(fault).__name__}", hint=hint) from None
 
 
 def _existing(path: Path) -> Path:

@@ -83,7 +83,7 @@ def find(name: str) -> Model:
     known = ", ".join((POCKET, *hub.REPOSITORIES))
     raise ModelError(
         f"there is no model {name[:100]}",
-        hint=f"give --model one of {known}, a folder, a .safetensors file or a hub id",
+        hint=f"give one of {known}, a folder, a .safetensors file or a hub id",
     )
 
 
