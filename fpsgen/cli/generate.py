@@ -14,7 +14,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fpsgen.cli.errors import explained
-from fpsgen.cli.options import Dtype, GridName, Json, SolverName, Verbose, choose_dtype, choose_text_dtype, parse_device
+from fpsgen.cli.options import (
+    Dtype,
+    GridName,
+    Json,
+    SolverName,
+    Verbose,
+    choose_dtype,
+    choose_text_dtype,
+    expand,
+    parse_device,
+)
 from fpsgen.cli.output import Output
 from fpsgen.errors import UsageError
 from fpsgen.timing import Timings
@@ -130,14 +140,6 @@ def generate(
     out.detail("seconds per step: " + " ".join(f"{seconds:.2f}" for seconds in timings.steps))
     told = pipeline.describe(request, chosen, target, precision, text_precision)
     out.result(str(output), {"output": str(output), **told, "timings": timings.as_dict()})
-
-
-def expand(path: Path) -> Path:
-    """A path with the home folder it means."""
-    try:
-        return path.expanduser()
-    except RuntimeError:
-        raise UsageError(f"{path}: there is no such user", hint="choose another place with -o") from None
 
 
 def choose_model(size: tuple[int, int] | None, device: torch.device, out: Output, timings: Timings) -> Model:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fpsgen.cli.errors import explained
-from fpsgen.cli.options import Json, Verbose
+from fpsgen.cli.options import Json, Verbose, expand
 from fpsgen.cli.output import Output
 from fpsgen.errors import ModelError, UsageError
 
@@ -80,9 +80,9 @@ def listed() -> Iterator[dict]:
 
 def entry(name: str, repository: str | None, folder: Path | None) -> dict:
     """What the list says of a model. bytes: on disk, where it is whole."""
-    from fpsgen.wan import hub, layout
+    from fpsgen.wan import hub
 
-    checkpoint = layout.recognise(folder) if folder and hub.is_whole(folder) else None
+    checkpoint = hub.whole(folder)
     return {
         "name": name,
         "repository": repository,
@@ -169,7 +169,7 @@ def convert(
     other = FormatName.DIFFUSERS if found.checkpoint.format == "original" else FormatName.ORIGINAL
     with out.progress() as progress:
         task = progress.add_task("convert", total=None, rate="")
-        for part in write(found.checkpoint, (to or other).value, out_folder.expanduser()):
+        for part in write(found.checkpoint, (to or other).value, expand(out_folder)):
             progress.update(task, description=part)
             out.milestone(part)
     out.result(str(out_folder), {"output": str(out_folder), "format": (to or other).value})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -53,6 +54,14 @@ def parse_device(name: str | None) -> torch.device:
     elif device.type != "cpu":
         raise UsageError(f"--device {name}: fpsgen runs on cpu and cuda", hint="leave --device out")
     return device
+
+
+def expand(path: Path) -> Path:
+    """A path with the home folder it means."""
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise UsageError(f"{path}: there is no such user", hint="choose another place") from None
 
 
 def choose_text_dtype(dtype: Dtype | None) -> torch.dtype:

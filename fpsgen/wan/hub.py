@@ -22,7 +22,7 @@ from huggingface_hub.errors import (
 
 from fpsgen.errors import DownloadError, ModelError, UsageError
 from fpsgen.wan import layout, load
-from fpsgen.wan.layout import Format
+from fpsgen.wan.layout import Checkpoint, Format
 
 # The original repositories first: their text encoder is bfloat16, half of what the Diffusers ones hold.
 REPOSITORIES: dict[str, dict[Format, str]] = {
@@ -60,7 +60,7 @@ def pull_hint(key: str) -> str:
 def on_disk(key: str) -> Path | None:
     """The downloaded folder of a known model in either format, or None where it is absent or not whole."""
     folders = (snapshot(repository) for repository in REPOSITORIES[key].values())
-    return next((folder for folder in folders if folder and is_whole(folder)), None)
+    return next((folder for folder in folders if whole(folder)), None)
 
 
 def snapshot(repository: str) -> Path | None:
@@ -71,13 +71,12 @@ def snapshot(repository: str) -> Path | None:
         return None
 
 
-def is_whole(folder: Path) -> bool:
-    """Whether a folder holds a checkpoint with all its files, as far as headers tell."""
+def whole(folder: Path | None) -> Checkpoint | None:
+    """The checkpoint in a folder, if all its files are there, as far as headers tell."""
     try:
-        layout.recognise(folder)
+        return layout.recognise(folder) if folder else None
     except ModelError:
-        return False
-    return True
+        return None
 
 
 def downloaded() -> list[str]:
@@ -88,7 +87,7 @@ def downloaded() -> list[str]:
         return []
     cached = [repository.repo_id for repository in repositories if repository.repo_type == "model"]
     known = {repository for formats in REPOSITORIES.values() for repository in formats.values()}
-    return sorted(name for name in cached if name not in known and (folder := snapshot(name)) and is_whole(folder))
+    return sorted(name for name in cached if name not in known and whole(snapshot(name)))
 
 
 @dataclass(frozen=True)
@@ -125,7 +124,7 @@ def plan(repository: str, force: bool = False) -> Download:
 
     force: files that are here already as well. Offline, a model that is whole on disk is a download of nothing.
     """
-    if constants.HF_HUB_OFFLINE and (folder := snapshot(repository)) and is_whole(folder):
+    if constants.HF_HUB_OFFLINE and (folder := snapshot(repository)) and whole(folder):
         files = {
             path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*") if path.is_file()
         }

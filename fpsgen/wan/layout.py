@@ -92,16 +92,18 @@ def with_transformer(file: Path, others: Checkpoint) -> Checkpoint:
 def refuse_other_models(folder: Path) -> None:
     """ModelError where the configuration files in a folder, which may hold nothing else yet, are not Wan2.1
     text-to-video's."""
-    if (folder / "model_index.json").exists():
-        _check_index(read_json(folder / "model_index.json"))
+    _check_index(folder)
     if (folder / "transformer" / "config.json").exists():
         WanConfig.from_diffusers(read_json(folder / "transformer" / "config.json"))
     elif (folder / "config.json").exists():
         check_original_kind(read_json(folder / "config.json"))
 
 
-def _check_index(index: dict[str, Any]) -> None:
-    """Refuse other pipelines, and Wan2.2's, which are WanPipelines of two transformers."""
+def _check_index(folder: Path) -> None:
+    """Refuse other pipelines, and Wan2.2's, which are WanPipelines of two transformers. An index may be absent."""
+    if not (folder / "model_index.json").exists():
+        return
+    index = read_json(folder / "model_index.json")
     if (name := index.get("_class_name")) != "WanPipeline":
         raise ModelError(f"it is a {name}, not a WanPipeline", hint=OURS)
     two = index.get("transformer_2")
@@ -113,8 +115,7 @@ def _diffusers(folder: Path) -> Checkpoint:
     if absent := [part for part in (*STEMS, "tokenizer") if not (folder / part).is_dir()]:
         parts = ", ".join((*STEMS, "tokenizer"))
         raise ModelError(f"{folder} lacks {', '.join(absent)}", hint=f"a Wan2.1 Diffusers folder holds {parts}")
-    if (folder / "model_index.json").exists():
-        _check_index(read_json(folder / "model_index.json"))
+    _check_index(folder)
     configs = {part: read_json(folder / part / "config.json") for part in STEMS}
     config = WanConfig.from_diffusers(configs["transformer"])
     _check_configs(config, configs["vae"], configs["text_encoder"])

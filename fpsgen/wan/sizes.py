@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fpsgen.errors import UsageError
+from fpsgen.wan.config import WAN_1_3B
 
 NAMED = {"480p": (832, 480), "720p": (1280, 720)}
 MULTIPLE = 16  # pixels: 8 by the VAE, 2 by the patch
@@ -50,7 +51,7 @@ DEFAULTS = {
 
 def defaults_of(dim: int) -> Defaults:
     """Defaults of a model by the width of its transformer: of 1.3B up to its width, of 14B above."""
-    return DEFAULTS["1.3b" if dim <= 1536 else "14b"]
+    return DEFAULTS["1.3b" if dim <= WAN_1_3B.dim else "14b"]
 
 
 def parse_resolution(text: str) -> tuple[int, int]:

@@ -122,6 +122,7 @@ def test_convert_refuses_what_would_lose_something(
     cases = (
         (both_formats["original"], tmp_path / "a", ("--to", "original"), "in original format already"),
         (both_formats["original"], tmp_path, (), "exists already"),
+        (both_formats["original"], "~nobody-of-that-name/a", (), "no such user"),
         (both_formats["original"], tmp_path / "no" / "a", (), "does not exist"),
         (wan_folder, tmp_path / "a", (), "this VAE's dim_mult, num_res_blocks"),
         ("pocket", tmp_path / "a", (), "latents_mean"),
