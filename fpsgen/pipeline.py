@@ -10,15 +10,17 @@ from __future__ import annotations
 import time
 from collections.abc import Generator, Iterator
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from fpsgen import __version__, memory, sampling
+from fpsgen import __version__, attention, memory, sampling
 from fpsgen.attention.plan import AttentionPlan
 from fpsgen.attention.tiles import TileGrid
 from fpsgen.errors import RenderError
+from fpsgen.presets import BF16, Preset
 from fpsgen.timing import Timings
 from fpsgen.video import VideoWriter
 from fpsgen.wan import vae as wan_vae
@@ -46,6 +48,16 @@ class Request:
     scale_to: tuple[int, int] | None = None
     solver: sampling.SolverName = "unipc"
     grid: sampling.SigmaGrid = "original"
+    preset: Preset = BF16
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """Frames, rows and columns of the latents."""
+        return wan_vae.latent_shape(self.frames, self.height, self.width)
+
+    def solver_state(self) -> sampling.Solver:
+        """The solver before its first step."""
+        return sampling.Solver(self.steps, self.shift, self.solver, self.grid)
 
 
 @dataclass(frozen=True)
@@ -95,8 +107,10 @@ def generate(
 
     dtype: of the transformer's matrix products; text_dtype: of the text encoder.
 
-    Raises RenderError when the result would not be a video of the prompt: no frame is written then.
+    Raises UsageError when the preset does not fit the video, before anything loads, and RenderError when the result
+    would not be a video of the prompt: no frame is written then.
     """
+    plans = schedule(request, model)
     memory.reset_peak(device)
     yield Phase("load")
     prompts = [request.prompt, request.negative] if request.guidance != 1 else [request.prompt]
@@ -104,7 +118,7 @@ def generate(
     yield Phase("load")
     with timings.phase("load"):
         transformer = load_transformer(model.checkpoint, device, dtype)
-    latents = yield from denoise(request, model, transformer, texts, device, timings)
+    latents = yield from denoise(request, transformer, plans, texts, device, timings)
     with timings.phase("load"):
         del transformer
         memory.release()
@@ -137,33 +151,51 @@ def encode_prompts(
     return texts
 
 
+def schedule(request: Request, model: Model) -> list[AttentionPlan]:
+    """What attention does at each step; UsageError where the preset does not fit the video's size."""
+    grid = model.config.grid(request.latent_shape)
+    tiles = TileGrid(grid, request.preset.tile or model.tile(grid))
+    return request.preset.schedule(request.solver_state().sigmas[:-1].tolist(), tiles)
+
+
+def attention_by_step(plans: list[AttentionPlan], device: torch.device) -> Iterator[str]:
+    """Which plan runs in which steps, on which backend, and why on no other."""
+    first = 1
+    for plan, alike in groupby(plans):
+        last = first + sum(1 for _ in alike) - 1
+        choice = attention.choose(device, plan)
+        steps = f"step {first}" if first == last else f"steps {first} to {last}"
+        refused = "".join(f"; not {name}: {reason}" for name, reason in choice.refused)
+        yield f"{steps}: {plan}, by {choice.name}{refused}"
+        first = last + 1
+
+
 @torch.inference_mode()
 def denoise(
     request: Request,
-    model: Model,
     transformer: WanTransformer,
+    plans: list[AttentionPlan],
     texts: list[Tensor],
     device: torch.device,
     timings: Timings,
 ) -> Generator[Event, None, Tensor]:
-    """From noise to latents [1, 16, T, h, w], the generator's return value."""
+    """From noise to latents [1, 16, T, h, w], the generator's return value; plans: what attention does at each step."""
     yield Phase("denoise")
-    shape = wan_vae.latent_shape(request.frames, request.height, request.width)
-    grid = transformer.config.grid(shape)
-    plans = [AttentionPlan(TileGrid(grid, model.tile(grid)))] * transformer.config.num_layers
     with timings.phase("denoise"):
-        solver = sampling.Solver(request.steps, request.shift, request.solver, request.grid)
-        latents = sampling.noise(transformer.config.in_channels, shape, request.seed).to(device)
+        solver = request.solver_state()
+        latents = sampling.noise(transformer.config.in_channels, request.latent_shape, request.seed).to(device)
         together = both_fit(transformer, plans[0].tiles.tokens, device)
         batches = [torch.cat(texts)] if together else texts
         contexts = [transformer.embed_text(batch) for batch in batches]
     if len(texts) > 1:
         how = "in one batch" if together else "one after the other"
         yield Notice(f"guidance branches run {how}", detail=True)
-    for index, timestep in enumerate(solver.timesteps):
+    for text in attention_by_step(plans, device):
+        yield Notice(text, detail=True)
+    for index, (timestep, plan) in enumerate(zip(solver.timesteps, plans, strict=True)):
         begin = time.perf_counter()
         with timings.phase("denoise"):
-            velocity = predict(transformer, latents, timestep, contexts, plans, request.guidance)
+            velocity = predict(transformer, latents, timestep, contexts, plan, request.guidance)
             latents = solver.step(velocity, latents)
             finite = bool(latents.isfinite().all())  # waits for the device, too
         timings.steps.append(time.perf_counter() - begin)
@@ -179,11 +211,12 @@ def predict(
     latents: Tensor,
     timestep: Tensor,
     contexts: list[list[KeyValue]],
-    plans: list[AttentionPlan],
+    plan: AttentionPlan,
     guidance: float,
 ) -> Tensor:
     """Guided velocity. Contexts are one per branch, or one that holds both branches as a batch."""
     branches: list[Tensor] = []
+    plans = [plan] * len(transformer.blocks)
     for context in contexts:
         batch = len(context[0][0])
         velocity = transformer(latents.expand(batch, -1, -1, -1, -1), timestep.expand(batch), context, plans)
@@ -239,6 +272,7 @@ def describe(request: Request, model: Model, device: torch.device, dtype: torch.
     """What was made, by what and with which settings; stored in the file, printed by --json."""
     settings = asdict(request)
     del settings["output"]
+    plans = schedule(request, model)
     name = f"pocket v{model.card['version']}" if model.card else model.name
     return {
         "fpsgen": __version__,
@@ -247,4 +281,5 @@ def describe(request: Request, model: Model, device: torch.device, dtype: torch.
         "dtype": str(dtype).removeprefix("torch."),
         "text_dtype": str(text_dtype).removeprefix("torch."),
         **settings,
+        "density": round(sum(plan.density for plan in plans) / len(plans), 4),
     }

@@ -1,4 +1,4 @@
-"""The one door to self-attention.
+"""The one door to self-attention, and the choice of what runs behind it.
 
 Tokens come in tile order; q and k come *before* normalisation and RoPE, so that a backend can fuse both
 into its own prologue. Backends that do not fuse share `prepare`.
@@ -7,13 +7,48 @@ into its own prologue. Backends that do not fuse share `prepare`.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fpsgen.attention import dense
+from fpsgen.attention import dense, flex, reference
 from fpsgen.attention.plan import AttentionPlan
+
+
+class Backend(Protocol):
+    """What a module here offers to be one. Tensors are [batch, tokens, heads, head_dim], q and k prepared."""
+
+    def why_not(self, device: torch.device, plan: AttentionPlan) -> str | None:
+        """Why it cannot run `plan` on `device`; None where it can."""
+        ...
+
+    def attention(self, q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan) -> Tensor: ...
+
+
+# In the order of preference. The last one runs everything.
+BACKENDS: dict[str, Backend] = {"dense": dense, "flex": flex, "reference": reference}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The backend that runs a plan, and for each that was preferred to it, why it could not."""
+
+    name: str
+    refused: tuple[tuple[str, str], ...]
+
+
+@lru_cache(maxsize=1024)
+def choose(device: torch.device, plan: AttentionPlan) -> Choice:
+    """The first backend that can run `plan` on `device`."""
+    refused: list[tuple[str, str]] = []
+    for name, backend in BACKENDS.items():
+        if (reason := backend.why_not(device, plan)) is None:
+            return Choice(name, tuple(refused))
+        refused.append((name, reason))
+    raise AssertionError("the reference runs every plan")
 
 
 @dataclass(frozen=True)
@@ -34,9 +69,11 @@ def attend(q: Tensor, k: Tensor, v: Tensor, qk_transform: QKTransform, plan: Att
     """Self-attention; q, k, v and the result are [batch, tokens, heads, head_dim], rows in tile order."""
     if q.shape[1] != plan.tiles.tokens:
         raise ValueError(f"{q.shape[1]} tokens do not fill the plan's grid {plan.tiles.grid}")
+    if plan.heads and len(plan.heads) != q.shape[2]:
+        raise ValueError(f"the plan is for {len(plan.heads)} heads, not for {q.shape[2]}")
     q = prepare(q, qk_transform.norm_q, qk_transform).to(v.dtype)
     k = prepare(k, qk_transform.norm_k, qk_transform).to(v.dtype)
-    return dense.attention(q, k, v)
+    return BACKENDS[choose(q.device, plan).name].attention(q, k, v, plan)
 
 
 def prepare(x: Tensor, weight: Tensor, qk_transform: QKTransform) -> Tensor:

@@ -1,9 +1,13 @@
-"""Token geometry: the (T, H, W) grid cut into 3-D tiles, and the order that makes each tile contiguous."""
+"""Token geometry: the (T, H, W) grid cut into 3-D tiles, their order, and the windows of tiles around each.
+
+A tile is the unit of everything that follows: a contiguous run of rows, one block of the sparse score matrix,
+one scale of an 8-bit format (FPSAttention, arXiv 2506.04648, sections 3.1 and 3.2).
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from math import ceil, prod
 
 import torch
@@ -46,31 +50,107 @@ class TileGrid:
         t, h, w = (ceil(g / t) for g, t in zip(self.grid, self.tile, strict=True))
         return t, h, w
 
-    @cached_property
-    def inverse(self) -> Tensor:
-        """int64 [tokens]: the raster token that stands in each row; `tokens[inverse]` is tile order."""
-        axes = [torch.arange(g) for g in self.grid]
-        along = [a // t for a, t in zip(axes, self.tile, strict=True)]
-        inside = [a % t for a, t in zip(axes, self.tile, strict=True)]
-        key = torch.zeros(self.grid, dtype=torch.int64)
-        for parts, sizes in ((along, self.counts), (inside, self.tile)):
-            for axis, (part, size) in enumerate(zip(parts, sizes, strict=True)):
-                shape = [1, 1, 1]
-                shape[axis] = -1
-                key = key * size + part.view(shape)
-        return key.flatten().argsort()
+    @property
+    def edges(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Per axis, int64 [tiles along it]: how long each tile is there. Only the last may be short."""
+        t, h, w = (
+            torch.tensor([tile] * (count - 1) + [size - tile * (count - 1)])
+            for size, tile, count in zip(self.grid, self.tile, self.counts, strict=True)
+        )
+        return t, h, w
 
     @cached_property
-    def order(self) -> Tensor:
-        """int64 [tokens]: the row of each raster token; `rows[order]` is raster order again."""
-        return self.inverse.argsort()
+    def valid(self) -> Tensor:
+        """int64 [tiles]: tokens of each tile."""
+        t, h, w = self.edges
+        return (t[:, None, None] * h[:, None] * w).flatten()
 
     @cached_property
     def offsets(self) -> Tensor:
         """int64 [tiles + 1]: tile i holds rows offsets[i] to offsets[i + 1]."""
-        sizes = torch.ones(1, dtype=torch.int64)
-        for g, t, n in zip(self.grid, self.tile, self.counts, strict=True):
-            along = torch.full((n,), t)
-            along[-1] = g - t * (n - 1)
-            sizes = (sizes[:, None] * along).flatten()
-        return torch.cat([torch.zeros(1, dtype=torch.int64), sizes.cumsum(0)])
+        return torch.cat([torch.zeros(1, dtype=torch.int64), self.valid.cumsum(0)])
+
+    @cached_property
+    def order(self) -> Tensor:
+        """int64 [tokens]: the row of each raster token; `rows[order]` is raster order again.
+
+        Before a token stand the whole tiles before its own, then the tokens before it inside its tile. Both are
+        counted axis by axis, as in any mixed-radix number, but for the ragged edges.
+        """
+        _, height, width = self.grid
+        t, h, w = (torch.arange(size) for size in self.grid)
+        (tt, th, tw), (et, eh, ew) = self.tile, self.edges
+        deep, high, wide = et[t // tt], eh[h // th], ew[w // tw]  # of the tile at each coordinate
+        deep, high = deep[:, None, None], high[:, None]
+        before = (t - t % tt)[:, None, None] * (height * width) + deep * ((h - h % th)[:, None] * width)
+        before = before + deep * high * (w - w % tw)
+        inside = ((t % tt)[:, None, None] * high + (h % th)[:, None]) * wide + w % tw
+        return (before + inside).flatten()
+
+    @cached_property
+    def inverse(self) -> Tensor:
+        """int64 [tokens]: the raster token that stands in each row; `tokens[inverse]` is tile order."""
+        return torch.empty_like(self.order).scatter_(0, self.order, torch.arange(self.tokens))
+
+    def fit(self, window: Shape3) -> Shape3 | None:
+        """`window` cut to the grid, in tiles; None where it spans all of it, which is dense attention.
+
+        ValueError for an even length that does not span its axis: such a window has no tile at its centre.
+        """
+        if min(window) < 1:
+            raise ValueError(f"window {window}: each length must be at least 1 tile")
+        t, h, w = (min(length, count) for length, count in zip(window, self.counts, strict=True))
+        for axis, length, count in zip("THW", (t, h, w), self.counts, strict=True):
+            if length < count and length % 2 == 0:
+                raise ValueError(
+                    f"window {window}: {length} of {count} tiles along {axis} is even; "
+                    f"a window is odd, or spans its axis"
+                )
+        return None if (t, h, w) == self.counts else (t, h, w)
+
+    def density(self, window: Shape3 | None) -> float:
+        """The share of (query token, key token) pairs inside `window`, a product over the axes; 1 where it is None."""
+        share = 1.0
+        for edge, first, length in zip(self.edges, self.begins(window), window or self.counts, strict=True):
+            before = torch.cat([torch.zeros(1, dtype=torch.int64), edge.cumsum(0)])
+            seen = before[first + length] - before[first]  # key tokens, by query tile
+            share *= int((edge * seen).sum()) / int(edge.sum()) ** 2
+        return share
+
+    def begins(self, window: Shape3 | None) -> list[Tensor]:
+        """Per axis, int64 [tiles along it]: where the window around each tile begins.
+
+        Centres are clamped, so that a border tile sees a full window, too (as Sliding Tile Attention's do).
+        """
+        pairs = zip(window or self.counts, self.counts, strict=True)
+        return [(torch.arange(count) - length // 2).clamp(0, count - length) for length, count in pairs]
+
+
+@dataclass(frozen=True, eq=False)
+class KeyLists:
+    """The distinct lists of key tiles of one window, in CSR form, and which of them each query tile has.
+
+    row_ptr: int32 [lists + 1]; cols: int32 [entries], ascending in each list; list_of: int32 [tiles].
+    Clamping gives neighbours at a border one list; there are Π (count - length + 1), all of Π length tiles.
+    """
+
+    row_ptr: Tensor
+    cols: Tensor
+    list_of: Tensor
+
+
+@lru_cache(maxsize=256)  # plans of a schedule share their lists through this
+def key_lists(tiles: TileGrid, window: Shape3, device: torch.device) -> KeyLists:
+    """The lists of `window`, which is one that `tiles.fit` gave, on `device`."""
+    counts = tiles.counts
+    lists_along = [count - length + 1 for length, count in zip(window, counts, strict=True)]
+    first_t, first_h, first_w = tiles.begins(window)
+    list_of = (first_t[:, None, None] * lists_along[1] + first_h[:, None]) * lists_along[2] + first_w
+    # Tile numbers of each list: six axes, three that say where the window begins, three inside it.
+    t, h, w = (
+        torch.arange(many)[:, None] + torch.arange(length) for many, length in zip(lists_along, window, strict=True)
+    )
+    t, h, w = t[:, None, None, :, None, None], h[None, :, None, None, :, None], w[None, None, :, None, None, :]
+    cols = (t * counts[1] + h) * counts[2] + w
+    row_ptr = torch.arange(prod(lists_along) + 1) * prod(window)
+    return KeyLists(*(x.flatten().to(device, torch.int32) for x in (row_ptr, cols, list_of)))

@@ -85,6 +85,9 @@ def generate(
         str | None, typer.Option(help="What the video should not show.", show_default="Wan2.1's own; pocket none")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Same seed, same video.", show_default="random")] = None,
+    preset: Annotated[
+        str, typer.Option(help="bf16 for dense attention in 16 bits, or a file that says how sparse and precise it is.")
+    ] = "bf16",
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="FILE.mp4, .webm or .gif.", show_default="from the prompt")
     ] = None,
@@ -112,6 +115,9 @@ def generate(
         from fpsgen.video import check_path
 
         check_path(output)  # before torch, which takes seconds
+        from fpsgen import presets
+
+        schedule = presets.find(preset)
         from fpsgen import pipeline
         from fpsgen.wan import load, models
 
@@ -124,6 +130,7 @@ def generate(
     )
     request = pipeline.Request(
         prompt=prompt.strip(), seed=seed, output=output, scale_to=scale_to, solver=solver.value, grid=grid.value,
+        preset=schedule,
         **dataclasses.asdict(settings),
     )  # fmt: skip
     if chosen.card and request.frames > chosen.defaults.frames:

@@ -10,16 +10,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import subprocess
 import sys
 import time
-from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 
-import psutil
+from benchmarks.record import provenance, write
 
 INTERVAL = 0.05  # seconds between two looks
 
@@ -47,30 +43,11 @@ def anonymous(pid: int) -> int:
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon")), 0)
 
 
-def commit() -> str | None:
-    """Of the tree that this file lies in, marked where it was changed since; None outside a repository."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
-    found = subprocess.run(command, capture_output=True, text=True)
-    return found.stdout.strip() or None
-
-
-def machine() -> dict:
-    cpus = [line.partition(": ")[2] for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
-    return {
-        "cpu": cpus[0] if cpus else platform.processor(),
-        "cores": os.cpu_count(),
-        "memory_bytes": psutil.virtual_memory().total,
-        "python": platform.python_version(),
-        **{name: version(name) for name in ("torch", "diffusers", "transformers", "fpsgen")},
-    }
-
-
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("to", type=Path, metavar="RESULT.json")
     parser.add_argument("command", nargs="+")
     given = parser.parse_args()
     found = watch(given.command)
-    told = {"date": str(date.today()), "commit": commit(), "command": given.command, "machine": machine(), **found}
-    given.to.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+    write(given.to, {**provenance(given.command), **found})
     print(f"peak RssAnon {found['peak_rss_anon_bytes'] / 1e9:.2f} GB", file=sys.stderr)

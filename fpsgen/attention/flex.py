@@ -1,0 +1,92 @@
+"""Sparse attention in 16 bits by torch's FlexAttention: any CUDA GPU, differentiable.
+
+FlexAttention skips whole blocks of the score matrix, and its blocks have a power of two of rows. Tiles have 120
+tokens where they cover Wan's sizes exactly: here each is padded to whole blocks of 128, whose spare keys a mask hides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache, lru_cache
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
+
+from fpsgen.attention.plan import AttentionPlan
+from fpsgen.attention.tiles import Shape3, TileGrid, key_lists
+
+_BLOCK = 128
+
+
+def why_not(device: torch.device, plan: AttentionPlan) -> str | None:
+    """Why this backend cannot run `plan` on `device`."""
+    if device.type != "cuda":
+        return "it is for CUDA GPUs"
+    if plan.is_8bit:
+        return "it does not round to 8 bits"
+    return None if find_spec("triton") else "it needs Triton, which this torch came without"
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan) -> Tensor:
+    """q, k, v and the result [batch, tokens, heads, head_dim], rows in tile order."""
+    slots = tile_slots(plan.tiles)
+    rows = padded_rows(plan.tiles, q.device)
+    padded = [pad(x, rows, slots * len(plan.tiles.valid)) for x in (q, k, v)]  # [batch, heads, slots, head_dim]
+    out = torch.empty_like(q)
+    for index, window in enumerate(plan.windows):
+        heads = plan.heads_of(index)
+        mask = block_mask(plan.tiles, window, q.device)
+        seen = compiled()(*(x[:, heads] for x in padded), block_mask=mask)
+        out[:, :, heads] = seen.index_select(2, rows).transpose(1, 2)
+    return out
+
+
+@cache
+def compiled():  # type: ignore[no-untyped-def]  # torch.compile keeps no signature
+    """FlexAttention as one kernel; uncompiled it would build the whole score matrix."""
+    return torch.compile(flex_attention, dynamic=False)
+
+
+def tile_slots(tiles: TileGrid) -> int:
+    """Rows that every tile gets: its largest, in whole blocks."""
+    return -(-int(tiles.valid.max()) // _BLOCK) * _BLOCK
+
+
+@lru_cache(maxsize=16)
+def padded_rows(tiles: TileGrid, device: torch.device) -> Tensor:
+    """int64 [tokens]: where each row goes when every tile has `tile_slots` rows."""
+    shift = torch.arange(len(tiles.valid)) * tile_slots(tiles) - tiles.offsets[:-1]
+    return (torch.arange(tiles.tokens) + shift.repeat_interleave(tiles.valid)).to(device)
+
+
+def pad(x: Tensor, rows: Tensor, length: int) -> Tensor:
+    """[batch, tokens, heads, head_dim] to [batch, heads, length, head_dim], zeros between."""
+    padded = x.new_zeros(len(x), length, *x.shape[2:])
+    return padded.index_copy(1, rows, x).transpose(1, 2)
+
+
+@lru_cache(maxsize=16)
+def block_mask(tiles: TileGrid, window: Shape3 | None, device: torch.device) -> BlockMask:
+    """The window's key lists as FlexAttention wants them: for each query block, all key blocks, wanted ones first."""
+    count = len(tiles.valid)
+    wanted = torch.ones(count, count, dtype=torch.bool)
+    if window is not None:
+        lists = key_lists(tiles, window, torch.device("cpu"))
+        cols = lists.cols.view(len(lists.row_ptr) - 1, -1)[lists.list_of]  # lists of one window are all of one length
+        wanted = torch.zeros_like(wanted).scatter_(1, cols.long(), True)
+    order = wanted.argsort(dim=1, descending=True, stable=True)
+    lengths, order = (x[None, None].to(device, torch.int32) for x in (wanted.sum(1), order))
+    return BlockMask.from_kv_blocks(lengths, order, BLOCK_SIZE=tile_slots(tiles), mask_mod=is_token(tiles, device))
+
+
+@lru_cache(maxsize=16)  # one function for all windows, so that none of them compiles anew
+def is_token(tiles: TileGrid, device: torch.device) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
+    """Whether a key's row holds a token, as a `mask_mod`."""
+    slots, valid = tile_slots(tiles), tiles.valid.to(device)
+
+    def mask(_batch: Tensor, _head: Tensor, _query: Tensor, key: Tensor) -> Tensor:
+        return key % slots < valid[key // slots]
+
+    return mask

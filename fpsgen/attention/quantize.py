@@ -1,0 +1,94 @@
+"""8-bit formats: how numbers are rounded to them, and over which of them one scale is shared.
+
+x ≈ numbers · scale. Tensors are [batch, tokens, heads, head_dim]; a scale broadcasts against them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from fpsgen.attention.tiles import TileGrid
+
+Format = Literal["fp8", "int8"]
+
+# The largest number that scales aim at. E4M3 (OCP 8-bit floating point specification, 1.0) ends there, without an
+# infinity; INT8 is used symmetrically.
+LARGEST: dict[Format, float] = {"fp8": 448.0, "int8": 127.0}
+
+
+@dataclass(frozen=True, eq=False)
+class Quantized:
+    """numbers: float32, every one of them a number of the format `kind`; scale: float32."""
+
+    numbers: Tensor
+    scale: Tensor
+    kind: Format
+
+    @property
+    def codes(self) -> Tensor:
+        """The same numbers in 8 bits each: float8_e4m3fn or int8."""
+        return self.numbers.to(torch.float8_e4m3fn if self.kind == "fp8" else torch.int8)
+
+    def dequantize(self) -> Tensor:
+        """float32 values."""
+        return self.numbers * self.scale
+
+
+def round_to_(x: Tensor, kind: Format) -> Tensor:
+    """Each float32 value becomes the nearest number of the format, in place: ties to even, saturating, NaN stays.
+
+    As Hopper's `cvt.rn.satfinite.e4m3x2.f32` and `cvt.rni.sat.s8.f32` do; INT8 reaches -128, though no scale here aims
+    there. Arithmetic, not a conversion to 8 bits and back, which on a CPU takes four times as long.
+    """
+    if kind == "int8":
+        return x.round_().clamp_(-128.0, 127.0)
+    x.clamp_(-448.0, 448.0)
+    # E4M3 has 3 bits after the leading one, and its smallest exponent is -6: neighbours of 2^e are 2^(e - 3) apart.
+    # Adding 1.5 · 2^23 times that distance leaves float32 no bit for anything finer; its own rounding does the rest.
+    power = (x.view(torch.int32) & 0x7F800000).view(torch.float32)
+    shift = power.clamp_(min=2.0**-6).mul_(1.5 * 2.0**20)
+    return x.add_(shift).sub_(shift)
+
+
+def quantize(x: Tensor, amax: Tensor, kind: Format, largest: float | None = None) -> Quantized:
+    """Round `x`, given the largest magnitude under each scale; it becomes `largest`, by default the format's own.
+
+    Zeros get a scale of 1, so that nothing is divided by 0.
+    """
+    limit = LARGEST[kind] if largest is None else largest
+    scale = torch.where(amax > 0, amax.float() / limit, 1.0)
+    return Quantized(round_to_(x.float() / scale, kind), scale, kind)
+
+
+def per_token(x: Tensor, kind: Format, largest: float | None = None) -> Quantized:
+    """One scale for each token of each head: scale [batch, tokens, heads, 1]."""
+    return quantize(x, x.abs().amax(3, keepdim=True), kind, largest)
+
+
+def per_tile(x: Tensor, kind: Format, tiles: TileGrid, largest: float | None = None) -> Quantized:
+    """One scale for each tile of each head (FPSAttention, Eq. 4), repeated for its rows: [batch, tokens, heads, 1]."""
+    amax = tile_amax(x.abs().amax(3), tiles)
+    return quantize(x, amax.repeat_interleave(tiles.valid.to(x.device), dim=1)[..., None], kind, largest)
+
+
+def per_channel(x: Tensor, kind: Format, largest: float | None = None) -> Quantized:
+    """One scale for each channel of each head over all tokens (FPSAttention, Eq. 5): [batch, 1, heads, head_dim]."""
+    return quantize(x, x.abs().amax(1, keepdim=True), kind, largest)
+
+
+def tile_amax(x: Tensor, tiles: TileGrid) -> Tensor:
+    """The largest value of each tile: [batch, tokens, …], not negative, to [batch, tiles, …]."""
+    valid = tiles.valid.to(x.device)
+    tile_of = torch.arange(len(valid), device=x.device).repeat_interleave(valid, output_size=tiles.tokens)
+    index = tile_of.view(1, -1, *[1] * (x.ndim - 2)).expand_as(x)
+    return x.new_zeros(len(x), len(valid), *x.shape[2:]).scatter_reduce_(1, index, x, "amax")
+
+
+def smooth(k: Tensor) -> Tensor:
+    """k less its mean over tokens. All scores of a query move by the same number, which softmax does not see; what is
+    left is smaller, and rounds better (SageAttention2, arXiv 2411.10958, section 3.1)."""
+    return k - k.mean(1, keepdim=True)

@@ -1,0 +1,117 @@
+"""The operator itself, in plain PyTorch: any device, any tile, every precision. The oracle of the fast backends.
+
+For each query tile u, over the key tiles W(u) of its window (FPSAttention, arXiv 2506.04648, section 3.2; the
+precisions of section 3.1):
+
+    S = q kᵀ / √head_dim                    q, k rounded with one scale per tile and head
+    P = exp(S - max S)                      in float32; rounded to E4M3 with the fixed scale 1 / 448
+    o = P v / Σ P                           v rounded with one scale per channel and head
+
+The denominator sums the rounded P, so that an output stays a weighted mean of values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from fpsgen.attention import quantize
+from fpsgen.attention.plan import AttentionPlan
+from fpsgen.attention.tiles import Shape3, TileGrid, key_lists
+
+# Scores that may be in memory at once; 256 MB of float32.
+_MOST_SCORES = 2**26
+
+
+def why_not(device: torch.device, plan: AttentionPlan) -> str | None:
+    """Nothing stops it."""
+    return None
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan) -> Tensor:
+    """q, k, v and the result [batch, tokens, heads, head_dim], rows in tile order; computed in float32."""
+    rows_first = [x.transpose(1, 2) for x in rounded(q, k, v, plan)]  # [batch, heads, tokens, head_dim]
+    out = torch.empty(rows_first[2].shape, device=v.device)
+    for index, window in enumerate(plan.windows):
+        heads = plan.heads_of(index)
+        queries, keys, values = (x[:, heads] for x in rows_first)
+        order, inverse, groups = grouped(plan.tiles, window, q.device)
+        means = []
+        for rows, group in zip(queries.index_select(2, order).split([g.rows for g in groups], 2), groups, strict=True):
+            for part, seen in group.pieces(rows, _MOST_SCORES):
+                k_seen, v_seen = (x.index_select(2, seen.flatten()).unflatten(2, seen.shape) for x in (keys, values))
+                means.append(softmax_mean(part, k_seen, v_seen, plan).flatten(2, 3))
+        out[:, heads] = torch.cat(means, 2).index_select(2, inverse)
+    return out.transpose(1, 2).to(v.dtype)
+
+
+def rounded(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan) -> tuple[Tensor, Tensor, Tensor]:
+    """The float32 values that q, k and v have after their rounding to the plan's formats."""
+    q, k, v = q.float(), k.float(), v.float()
+    if plan.qk != "bf16":
+        k = quantize.smooth(k) if plan.smooth_k else k
+        q, k = (quantize.per_tile(x, plan.qk, plan.tiles).dequantize() for x in (q, k))
+    if plan.pv != "bf16":
+        v = quantize.per_channel(v, plan.pv).dequantize()
+    return q, k, v
+
+
+def softmax_mean(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan) -> Tensor:
+    """softmax(q kᵀ / √head_dim) v over [batch, heads, lists, rows, head_dim], P in the plan's format."""
+    scores = (q * q.shape[-1] ** -0.5) @ k.mT
+    p = scores.sub_(scores.amax(-1, keepdim=True)).exp_()
+    if plan.pv != "bf16":
+        p = quantize.round_to_(p.mul_(448.0), plan.pv)  # 1 / 448 cancels in the quotient
+    return (p @ v).div_(p.sum(-1, keepdim=True))
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Key lists of one shape, computed side by side. keys: int64 [lists, key rows]; queries: rows that have each."""
+
+    keys: Tensor
+    queries: int
+
+    @property
+    def rows(self) -> int:
+        return len(self.keys) * self.queries
+
+    def pieces(self, rows: Tensor, most: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Queries [batch, heads, lists, queries, head_dim] and the key rows of each list, cut so that about `most`
+        scores are in memory at once; `rows` are the group's queries [batch, heads, rows, head_dim]."""
+        budget = max(1, most // (rows.shape[0] * rows.shape[1] * self.keys.shape[1]))  # query rows
+        lists = max(1, budget // self.queries)
+        for part, seen in zip(
+            rows.unflatten(2, (-1, self.queries)).split(lists, 2), self.keys.split(lists), strict=True
+        ):
+            yield from ((some, seen) for some in part.split(budget, 3))
+
+
+@lru_cache(maxsize=16)
+def grouped(tiles: TileGrid, window: Shape3 | None, device: torch.device) -> tuple[Tensor, Tensor, tuple[Group, ...]]:
+    """Query rows grouped by the shape of what they see: their order, its inverse, and the groups in that order."""
+    if window is None:
+        everything = torch.arange(tiles.tokens, device=device)
+        return everything, everything, (Group(everything[None], tiles.tokens),)
+    lists = key_lists(tiles, window, torch.device("cpu"))
+    query_tiles = lists.list_of.argsort(stable=True).split(lists.list_of.bincount().tolist())
+    alike: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}
+    for own, seen in zip(query_tiles, lists.cols.split(lists.row_ptr.diff().tolist()), strict=True):
+        queries, keys = rows_of(tiles, own), rows_of(tiles, seen)
+        alike.setdefault((len(queries), len(keys)), []).append((queries, keys))
+    order = torch.cat([queries for pairs in alike.values() for queries, _ in pairs])
+    groups = (
+        Group(torch.stack([keys for _, keys in pairs]).to(device), queries) for (queries, _), pairs in alike.items()
+    )
+    return order.to(device), order.argsort().to(device), tuple(groups)
+
+
+def rows_of(tiles: TileGrid, which: Tensor) -> Tensor:
+    """int64: the rows of the tiles `which`, tile by tile."""
+    lengths = tiles.valid[which]
+    before = lengths.cumsum(0) - lengths
+    return torch.arange(int(lengths.sum())) + (tiles.offsets[which] - before).repeat_interleave(lengths)

@@ -1,0 +1,168 @@
+"""Presets: how sparse and how precise attention is, by noise level. One TOML file holds one preset:
+
+    format = 1
+    tile = [3, 5, 8]                # tokens along T, H, W; left out: the model's own
+
+    [[phase]]
+    sigma = [1.0, 0.9]              # from this noise level down to that one: dense, in 16 bits
+
+    [[phase]]
+    sigma = [0.9, 0.0]
+    window = [3, 5, 5]              # tiles along T, H, W: odd, or all there are
+    qk = "int8"                     # bf16, fp8 or int8
+    pv = "fp8"                      # bf16 or fp8
+    smooth_k = true                 # the default
+
+Phases are keyed by noise level and not by step, so that a preset means the same at any step count and flow shift.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, get_args
+
+from fpsgen.attention.plan import AttentionPlan, PVPrecision, QKPrecision
+from fpsgen.attention.tiles import Shape3, TileGrid
+from fpsgen.errors import UsageError
+
+FORMAT = 1
+_MOST_BYTES = 2**20
+
+
+@dataclass(frozen=True)
+class Phase:
+    """What attention does while sigma[0] >= sigma > sigma[1]; window None is dense."""
+
+    sigma: tuple[float, float]
+    window: Shape3 | None = None
+    qk: QKPrecision = "bf16"
+    pv: PVPrecision = "bf16"
+    smooth_k: bool = True
+
+    def plan(self, tiles: TileGrid) -> AttentionPlan:
+        """ValueError where the window is none over `tiles`."""
+        window = None if self.window is None else tiles.fit(self.window)
+        return AttentionPlan(tiles, (window,), (), self.qk, self.pv, self.smooth_k)
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Phases from sigma 1 down to 0, without a gap. tile: None for the model's own."""
+
+    name: str
+    phases: tuple[Phase, ...]
+    tile: Shape3 | None = None
+
+    def at(self, sigma: float) -> Phase:
+        """The phase of a noise level."""
+        return next((phase for phase in self.phases if sigma > phase.sigma[1]), self.phases[-1])
+
+    def schedule(self, sigmas: Sequence[float], tiles: TileGrid) -> list[AttentionPlan]:
+        """The plan of each step, given the noise level before it; equal plans are one object.
+
+        UsageError where a window does not fit `tiles`, used or not.
+        """
+        plans = {}
+        for number, phase in enumerate(self.phases, 1):
+            try:
+                plans[phase] = phase.plan(tiles)
+            except ValueError as fault:
+                raise UsageError(
+                    f"preset {self.name}, phase {number}: {fault}",
+                    hint=f"this video has {' x '.join(map(str, tiles.counts))} tiles; use odd lengths, or all of them",
+                ) from None
+        return [plans[self.at(sigma)] for sigma in sigmas]
+
+
+# Dense, as exact as the tensors are: what everything is measured against.
+BF16 = Preset("bf16", (Phase((1.0, 0.0)),))
+
+
+def find(name: str) -> Preset:
+    """The preset called `bf16`, or that of the file `name`; UsageError that says what is wrong with it."""
+    if name == BF16.name:
+        return BF16
+    try:
+        path = Path(name).expanduser()
+        with path.open("rb") as file:
+            data = file.read(_MOST_BYTES + 1)
+    except (OSError, RuntimeError, ValueError) as fault:  # RuntimeError: no such user; ValueError: a null character
+        raise UsageError(
+            f"cannot read the preset {name[:200]!r}: {getattr(fault, 'strerror', None) or fault}",
+            hint="give bf16, or a preset's .toml file",
+        ) from None
+    if len(data) > _MOST_BYTES:
+        raise UsageError(f"the preset {name} is larger than {_MOST_BYTES} bytes", hint="give a preset's .toml file")
+    return parse(data, path.name)
+
+
+def parse(data: bytes, name: str) -> Preset:
+    """A preset from the bytes of its file; UsageError that says what is wrong."""
+    try:
+        table = tomllib.loads(data.decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as fault:
+        raise UsageError(f"preset {name} is no TOML: {fault}", hint="see https://toml.io") from None
+    try:
+        check_keys(table, ("format", "tile", "phase"))
+        if (found := table.get("format")) != FORMAT or isinstance(found, bool):
+            raise ValueError(f"format = {found!r}; this fpsgen reads format = {FORMAT}")
+        tile = triple("tile", table["tile"]) if "tile" in table else None
+        entries = table.get("phase")
+        if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
+            raise ValueError("there is no [[phase]]")
+    except ValueError as fault:
+        raise UsageError(f"preset {name}: {fault}", hint="fpsgen generate --help says what a preset holds") from None
+    phases: list[Phase] = []
+    for number, entry in enumerate(entries, 1):
+        try:
+            phases.append(parse_phase(entry, phases[-1].sigma[1] if phases else 1.0))
+        except ValueError as fault:
+            raise UsageError(f"preset {name}, phase {number}: {fault}") from None
+    if phases[-1].sigma[1] != 0:
+        raise UsageError(
+            f"preset {name}: the last phase ends at sigma {phases[-1].sigma[1]:g}",
+            hint="let it end at 0.0, where the video is done",
+        )
+    return Preset(name, tuple(phases), tile)
+
+
+def parse_phase(entry: dict[str, Any], begin: float) -> Phase:
+    """One [[phase]], which must start at sigma `begin`; ValueError that says what is wrong."""
+    check_keys(entry, [field.name for field in fields(Phase)])
+    sigma = entry.get("sigma")
+    if not (isinstance(sigma, list) and len(sigma) == 2 and all(type(end) in (int, float) for end in sigma)):
+        raise ValueError("sigma must be two numbers, such as [1.0, 0.9]")
+    if sigma[0] != begin:
+        raise ValueError(f"it starts at sigma {sigma[0]:g}; it must at {begin:g}, so that there is no gap")
+    if not 0 <= sigma[1] < sigma[0]:
+        raise ValueError(f"sigma = [{sigma[0]:g}, {sigma[1]:g}] does not fall, or falls below 0")
+    for key, choices in (("qk", get_args(QKPrecision)), ("pv", get_args(PVPrecision))):
+        if (value := entry.get(key, "bf16")) not in choices:
+            raise ValueError(f"{key} = {value!r}; it is one of {', '.join(choices)}")
+    if not isinstance(entry.get("smooth_k", True), bool):
+        raise ValueError("smooth_k must be true or false")
+    given = {**entry, "sigma": (float(sigma[0]), float(sigma[1]))}
+    if "window" in entry:
+        given["window"] = triple("window", entry["window"])
+    return Phase(**given)
+
+
+def check_keys(table: dict[str, Any], known: Sequence[str]) -> None:
+    """ValueError for the first key that is not `known`, with the nearest that is."""
+    for key in table:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, 1)
+            told = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
+            raise ValueError(f"there is no key {key!r}; {told}")
+
+
+def triple(key: str, value: Any) -> Shape3:
+    """Three counts; ValueError where `value` is something else."""
+    if not (isinstance(value, list) and len(value) == 3 and all(type(n) is int and 0 < n < 2**15 for n in value)):
+        raise ValueError(f"{key} = {value!r}; it must be three counts along T, H and W, such as [3, 5, 5]")
+    t, h, w = value
+    return t, h, w
