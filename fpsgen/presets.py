@@ -115,7 +115,7 @@ def parse(data: bytes, name: str) -> Preset:
         if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
             raise ValueError("there is no [[phase]]")
     except ValueError as fault:
-        raise UsageError(f"preset {name}: {fault}", hint="fpsgen generate --help says what a preset holds") from None
+        raise UsageError(f"preset {name}: {fault}", hint="the README shows a whole preset") from None
     phases: list[Phase] = []
     for number, entry in enumerate(entries, 1):
         try:

@@ -94,13 +94,10 @@ class Group:
 @lru_cache(maxsize=16)
 def grouped(tiles: TileGrid, window: Shape3 | None, device: torch.device) -> tuple[Tensor, Tensor, tuple[Group, ...]]:
     """Query rows grouped by the shape of what they see: their order, its inverse, and the groups in that order."""
-    if window is None:
-        everything = torch.arange(tiles.tokens, device=device)
-        return everything, everything, (Group(everything[None], tiles.tokens),)
-    lists = key_lists(tiles, window, torch.device("cpu"))
+    lists = key_lists(tiles, window or tiles.counts, torch.device("cpu"))
     query_tiles = lists.list_of.argsort(stable=True).split(lists.list_of.bincount().tolist())
     alike: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}
-    for own, seen in zip(query_tiles, lists.cols.split(lists.row_ptr.diff().tolist()), strict=True):
+    for own, seen in zip(query_tiles, lists.split(), strict=True):
         queries, keys = rows_of(tiles, own), rows_of(tiles, seen)
         alike.setdefault((len(queries), len(keys)), []).append((queries, keys))
     order = torch.cat([queries for pairs in alike.values() for queries, _ in pairs])

@@ -138,10 +138,14 @@ class KeyLists:
     cols: Tensor
     list_of: Tensor
 
+    def split(self) -> tuple[Tensor, ...]:
+        """The key tiles of each list."""
+        return self.cols.split(self.row_ptr.diff().tolist())
+
 
 @lru_cache(maxsize=256)  # plans of a schedule share their lists through this
 def key_lists(tiles: TileGrid, window: Shape3, device: torch.device) -> KeyLists:
-    """The lists of `window`, which is one that `tiles.fit` gave, on `device`."""
+    """The lists of `window`, one that `tiles.fit` gave or all `tiles.counts`, on `device`."""
     counts = tiles.counts
     lists_along = [count - length + 1 for length, count in zip(window, counts, strict=True)]
     first_t, first_h, first_w = tiles.begins(window)

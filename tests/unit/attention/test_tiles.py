@@ -1,12 +1,18 @@
-"""Tile order: a permutation that makes every tile contiguous."""
+"""Tile order and windows: properties of every size that Wan2.1 can render."""
 
 from __future__ import annotations
+
+import itertools
+import math
+import random
+from collections.abc import Iterator
 
 import pytest
 import torch
 
-from fpsgen.attention.tiles import TileGrid, default_tile
+from fpsgen.attention.tiles import KeyLists, Shape3, TileGrid, default_tile, key_lists
 
+CPU = torch.device("cpu")
 CASES = [
     ((21, 45, 80), (3, 5, 8)),
     ((21, 30, 52), (3, 10, 4)),
@@ -17,28 +23,145 @@ CASES = [
 ]
 
 
+def wan_grids() -> Iterator[Shape3]:
+    """Token grids of 16x16 to 1920x1088 pixels in steps of 16, and of 1 to 161 frames."""
+    yield from itertools.product(range(1, 42), range(1, 1088 // 16 + 1), range(1, 1920 // 16 + 1))
+
+
+def windows(tiles: TileGrid) -> list[Shape3]:
+    """All legal windows, as `fit` gives them, the full one among them."""
+    along = [[n for n in range(1, count + 1) if n % 2 or n == count] for count in tiles.counts]
+    return list(itertools.product(*along))
+
+
+def check_order(tiles: TileGrid) -> None:
+    """Rows are a permutation of the tokens, and each tile's rows are its cuboid, in raster order."""
+    order, inverse = tiles.order, tiles.inverse
+    assert len(order) == len(inverse) == tiles.tokens
+    assert torch.equal(inverse[order], torch.arange(tiles.tokens))  # hence a permutation: nothing is lost or doubled
+    counts, valid, offsets = tiles.counts, tiles.valid, tiles.offsets
+    assert len(valid) == math.prod(counts)
+    assert len(offsets) == len(valid) + 1
+    assert int(offsets[0]) == 0
+    assert int(offsets[-1]) == int(valid.sum()) == tiles.tokens
+    # The tile of each token, by its coordinates; rows must hold tile 0 first, as often as it has tokens, then tile 1, …
+    parts = [
+        torch.div(torch.arange(size), step, rounding_mode="floor")
+        for size, step in zip(tiles.grid, tiles.tile, strict=True)
+    ]
+    tile_of = ((parts[0][:, None, None] * counts[1] + parts[1][:, None]) * counts[2] + parts[2]).flatten()
+    assert torch.equal(tile_of[inverse], torch.arange(len(valid)).repeat_interleave(valid))
+    assert bool((inverse.diff() > 0)[tile_of[inverse].diff() == 0].all())  # raster order inside each
+
+
+def check_window(tiles: TileGrid, window: Shape3) -> None:
+    """Every query tile sees `window` tiles, itself among them, in one ascending list; density is what the lists say."""
+    assert tiles.fit(window) == (None if window == tiles.counts else window)
+    lists = key_lists.__wrapped__(tiles, window, CPU)
+    cols = lists.cols.view(-1, math.prod(window))  # so every list has its full length, at a border, too
+    assert torch.equal(lists.row_ptr, torch.arange(len(cols) + 1, dtype=torch.int32) * math.prod(window))
+    assert bool((cols.diff(dim=1) > 0).all())  # sorted, and unique
+    assert int(cols[0, 0]) == 0
+    assert int(cols[-1, -1]) == len(tiles.valid) - 1
+    assert len(lists.list_of.bincount(minlength=len(cols))) == len(cols)
+    assert bool((lists.list_of.bincount() > 0).all())  # no list that nobody has
+    own = cols[lists.list_of]
+    assert bool((own == torch.arange(len(tiles.valid))[:, None]).any(1).all())
+    pairs = int((tiles.valid * tiles.valid[own].sum(1)).sum())
+    assert tiles.density(window) == pytest.approx(pairs / tiles.tokens**2, rel=1e-12)  # two ways to add integers
+
+
 @pytest.mark.parametrize(("grid", "tile"), CASES, ids=str)
-def test_tiles_are_contiguous_and_complete(grid: tuple, tile: tuple) -> None:
-    tiles = TileGrid(grid, tile)
-    assert torch.equal(tiles.inverse.sort().values, torch.arange(tiles.tokens))
-    assert torch.equal(tiles.inverse[tiles.order], torch.arange(tiles.tokens))
-    assert len(tiles.offsets) - 1 == tiles.counts[0] * tiles.counts[1] * tiles.counts[2]
-    assert tiles.offsets[-1] == tiles.tokens
-    t, h, w = (axis.flatten() for axis in torch.meshgrid(*map(torch.arange, grid), indexing="ij"))
-    for first, last in zip(tiles.offsets[:-1], tiles.offsets[1:], strict=True):
-        members = tiles.inverse[first:last]
-        assert last > first
-        for axis, size in zip((t, h, w), tile, strict=True):
-            assert len(set((axis[members] // size).tolist())) == 1  # all in one tile
-        assert torch.equal(members, members.sort().values)  # raster order inside
+def test_tiles_are_contiguous_and_complete(grid: Shape3, tile: Shape3) -> None:
+    check_order(TileGrid(grid, tile))
+
+
+def test_order_is_what_its_definition_says() -> None:
+    """By sorting coordinates in plain Python, for a grid that is ragged along every axis."""
+    tiles = TileGrid((4, 5, 7), (3, 2, 4))
+    raster = list(itertools.product(*map(range, tiles.grid)))
+    by_tile = sorted(raster, key=lambda token: ([c // s for c, s in zip(token, tiles.tile, strict=True)], token))
+    assert [raster[i] for i in tiles.inverse.tolist()] == by_tile
+
+
+def test_tiles_and_windows_of_many_sizes() -> None:
+    rng = random.Random(5)
+    grids = [grid for grid in rng.sample(list(wan_grids()), 400) if math.prod(grid) < 60_000]
+    grids += [(t, h, w) for t in (1, 41) for h in (1, 68) for w in (1, 120)]
+    for grid in grids:
+        tiles = TileGrid(grid, default_tile(grid))
+        check_order(tiles)
+        for window in rng.sample(windows(tiles), 2) if len(tiles.valid) > 1 else windows(tiles):
+            if len(tiles.valid) * math.prod(window) < 4_000_000:
+                check_window(tiles, window)
+
+
+@pytest.mark.parametrize("tile", [(2, 2, 2), (1, 3, 2), (3, 5, 8)], ids=str)
+def test_every_window_of_a_ragged_grid(tile: Shape3) -> None:
+    for grid in ((7, 6, 10), (5, 11, 13)):
+        tiles = TileGrid(grid, tile)
+        for window in windows(tiles):
+            check_window(tiles, window)
+
+
+@pytest.mark.slow
+def test_order_of_every_size() -> None:
+    for grid in wan_grids():
+        check_order(TileGrid(grid, default_tile(grid)))
+
+
+@pytest.mark.slow
+def test_windows_of_every_size() -> None:
+    """One window of each size, drawn from all; lists depend on the counts of tiles alone, densities on the grid."""
+    rng = random.Random(6)
+    for grid in wan_grids():
+        tiles = TileGrid(grid, default_tile(grid))
+        window = rng.choice(windows(tiles))
+        assert tiles.fit((99, 99, 199)) is None  # larger than any grid here: dense
+        check_window(tiles, window)
+
+
+def test_windows_slide_and_stop_at_the_border() -> None:
+    """Along an axis of 5 tiles, a window of 3: by hand."""
+    lists = key_lists(TileGrid((1, 1, 5), (1, 1, 1)), (1, 1, 3), CPU)
+    seen = [lists.split()[i].tolist() for i in lists.list_of.tolist()]
+    assert seen == [[0, 1, 2], [0, 1, 2], [1, 2, 3], [2, 3, 4], [2, 3, 4]]
+
+
+def test_an_even_window_spans_its_axis_or_is_refused() -> None:
+    tiles = TileGrid((7, 6, 10), (2, 2, 2))  # 4 x 3 x 5 tiles
+    assert tiles.fit((4, 1, 1)) == (4, 1, 1)
+    assert tiles.fit((6, 9, 8)) is None
+    with pytest.raises(ValueError, match="2 of 4 tiles along T is even"):
+        tiles.fit((2, 3, 5))
+    with pytest.raises(ValueError, match="at least 1"):
+        tiles.fit((1, 0, 1))
+
+
+def test_density_of_ragged_tiles_counts_tokens() -> None:
+    """Three tiles of 2, 2 and 1 tokens, each seeing itself: (4 + 4 + 1) of 25 pairs."""
+    assert TileGrid((1, 1, 5), (1, 1, 2)).density((1, 1, 1)) == pytest.approx(9 / 25)
+
+
+def test_lists_are_shared() -> None:
+    """Plans of a schedule ask again and again."""
+    first, again = (key_lists(TileGrid((7, 6, 10), (2, 2, 2)), (3, 3, 3), CPU) for _ in range(2))
+    assert isinstance(first, KeyLists)
+    assert first is again
 
 
 def test_wan_sizes_have_exact_covers_of_120_tokens() -> None:
     exact = {(21, 45, 80): 630, (21, 30, 52): 273, (21, 80, 45): 630, (21, 52, 30): 273}
     for grid, count in exact.items():
-        sizes = TileGrid(grid, default_tile(grid)).offsets.diff()
+        sizes = TileGrid(grid, default_tile(grid)).valid
         assert len(sizes) == count
         assert (sizes == 120).all()
+
+
+def test_the_largest_legal_size_has_an_order() -> None:
+    """4096 x 4096 pixels, and 4093 frames of the smallest."""
+    for grid in ((1, 256, 256), (1024, 1, 1)):
+        check_order(TileGrid(grid, default_tile(grid)))
 
 
 def test_impossible_shapes_are_refused() -> None:

@@ -1,0 +1,176 @@
+"""How far 8-bit attention is from exact attention, by what is rounded and how.
+
+    python -m benchmarks.numerics --out benchmarks/results/numerics
+
+Relative error, ‖o - exact‖ / ‖exact‖, of dense attention of 256 query rows, head_dim 128, against float64: bfloat16 SDPA,
+and the emulator of each variant of the kernel with one thing changed at a time. On synthetic data of several lengths
+and on the q, k and v of the pocket model's own layers. Writes .json and .md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from benchmarks.record import provenance, write
+from fpsgen import pipeline
+from fpsgen.attention import dense, emulator, prepare
+from fpsgen.attention.plan import AttentionPlan
+from fpsgen.attention.tiles import TileGrid
+from fpsgen.timing import Timings
+from fpsgen.wan import models
+from fpsgen.wan.load import load_transformer
+from fpsgen.wan.text_encoder import TextEncoder
+
+LENGTHS = (1024, 4096, 8192, 32768)
+ROWS, HEADS, HEAD_DIM, TILE = 256, 2, 128, 128
+HOPPER_BITS = 13
+PROMPTS = ("a cat surfing", "a robot moving right in the city")
+STEPS = {"early": 1, "middle": 10, "late": 20}  # of the pocket model's 20
+VARIANTS = {
+    "E4M3 (A)": "A",
+    "E4M3, FP16 scores, half of P synthesised (C)": "C",
+    "INT8 q and k, half of P synthesised (E)": "E",
+}
+# What is changed of the default: k smoothed, one scale per token of q, 13-bit sums promoted to float32.
+CHANGES: dict[str, dict] = {
+    "": {},
+    "k not smoothed": {"smooth_k": False},
+    "q scaled per tile": {"q_scale": "tile"},
+    "one level of sums": {"one_level": True},
+    "exact sums": {"accumulator_bits": None},
+}
+Data = tuple[Tensor, Tensor, Tensor]
+
+
+def synthetic(kind: str, length: int) -> Data:
+    """q, k, v [1, length, heads, head_dim], all N(0, 1) but for what is said here.
+
+    peaky: q and k are twice as large, so that few keys matter. outliers: 8 channels of q are 4 times as large, in 8 of k
+    all tokens share an offset of 8 (what SageAttention2 finds in trained models), and v has a mean of 1.
+    """
+    generator = torch.Generator().manual_seed(length)
+    q, k, v = (torch.randn(1, length, HEADS, HEAD_DIM, generator=generator) for _ in range(3))
+    if kind == "peaky":
+        q, k = 2 * q, 2 * k
+    if kind == "outliers":
+        q[..., :8] *= 4
+        k[..., 4:12] += 8 * torch.randn(HEADS, 8, generator=generator).sign()
+        v += 1
+    return q, k, v
+
+
+def captured() -> Iterator[tuple[str, Data, TileGrid]]:
+    """q, k, v of every self-attention of the pocket model at the STEPS, with guidance off the conditional branch's."""
+    model, cpu = models.find("pocket"), torch.device("cpu")
+    encoder = TextEncoder(model.checkpoint, cpu, torch.bfloat16)
+    transformer = load_transformer(model.checkpoint, cpu, torch.float32)
+    seen: list[Data] = []
+
+    def keep(module: torch.nn.Module, inputs: tuple) -> None:
+        x, rope, _ = inputs
+        q, k, v = (module.split(layer(x)) for layer in (module.q, module.k, module.v))
+        transform = pipeline.attention.QKTransform(module.norm_q.weight, module.norm_k.weight, module.eps, rope)
+        seen.append((prepare(q, transform.norm_q, transform), prepare(k, transform.norm_k, transform), v))
+
+    for block in transformer.layers():
+        block.self_attn.register_forward_pre_hook(keep)
+    for prompt in PROMPTS:
+        request = pipeline.Request(prompt=prompt, seed=1, output=Path(), **dataclasses.asdict(model.defaults))
+        texts = [encoder.encode(text, drop_unknown=True).text for text in (prompt, request.negative)]
+        plans = pipeline.schedule(request, model)
+        for event in pipeline.denoise(request, transformer, plans, texts, cpu, Timings()):
+            if isinstance(event, pipeline.Step):
+                for name, step in STEPS.items():
+                    if event.done == step:
+                        yield from ((f"pocket, {name}", (q[:1], k[:1], v[:1]), plans[0].tiles) for q, k, v in seen)
+                seen.clear()
+
+
+def methods() -> Iterator[tuple[str, str | None, dict]]:
+    """Name, variant and change of each row."""
+    yield "bf16 SDPA", None, {}
+    for name, variant in VARIANTS.items():
+        for change, options in CHANGES.items():
+            yield f"{name}{', ' if change else ''}{change}", variant, options
+
+
+def error(data: Data, tiles: TileGrid, rows: Tensor, exact: Tensor, variant: str | None, options: dict) -> float:
+    """Relative error of one method on one data set."""
+    q, k, v = data
+    if variant is None:
+        found = dense.attention(*(x.bfloat16() for x in (q[:, rows], k, v)))
+    else:
+        chosen = emulator.VARIANTS[variant]
+        options = {"accumulator_bits": HOPPER_BITS} | options
+        plan = AttentionPlan(tiles, qk=chosen.qk, pv="fp8", smooth_k=options.pop("smooth_k", True))
+        if options.pop("one_level", False):
+            chosen = dataclasses.replace(chosen, promote=None)
+        found = emulator.emulate(q, k, v, plan, chosen, rows=rows, **options)
+    return float((found.double() - exact).norm() / exact.norm())
+
+
+def measure() -> dict[str, dict[str, float]]:
+    """Error by method and data set; of the pocket model's layers and prompts, the mean."""
+    found: dict[str, dict[str, list[float]]] = {}
+
+    def add(name: str, data: Data, tiles: TileGrid) -> None:
+        rows = torch.arange(min(ROWS, tiles.tokens))
+        exact = dense.attention(*(x.double() for x in (data[0][:, rows], data[1], data[2])))
+        for method, variant, options in methods():
+            value = error(data, tiles, rows, exact, variant, options)
+            found.setdefault(method, {}).setdefault(name, []).append(value)
+
+    for kind in ("gaussian", "peaky", "outliers"):
+        for length in LENGTHS:
+            add(f"{kind}, {length}", synthetic(kind, length), TileGrid((1, 1, length), (1, 1, TILE)))
+            print(kind, length, flush=True)
+    for data in captured():
+        add(*data)
+    return {
+        method: {name: round(sum(values) / len(values), 5) for name, values in columns.items()}
+        for method, columns in found.items()
+    }
+
+
+def table(results: dict[str, dict[str, float]]) -> str:
+    columns = list(next(iter(results.values())))
+    lines = [f"| method | {' | '.join(columns)} |", "| --- " * (len(columns) + 1) + "|"]
+    for method, values in results.items():
+        lines.append(f"| {method} | {' | '.join(f'{values[name]:.4f}' for name in columns)} |")
+    return "\n".join(lines) + "\n"
+
+
+def document(record: dict) -> str:
+    return (
+        "# Error of 8-bit attention\n\n"
+        "Relative error ‖o - exact‖ / ‖exact‖ of dense attention, 256 query rows, head_dim 128. Synthetic data by kind and\n"
+        "number of keys: N(0, 1); peaky, q and k twice as large; outliers, 8 channels of q 4 times as large, an offset\n"
+        "of 8 in 8 channels of k, a mean of 1 in v. Pocket: mean over 6 layers and 2 prompts at steps 1, 10 and 20 of 20,\n"
+        "420 keys in tiles of 8. Emulated, not run on a GPU. Unless a row says otherwise k is smoothed, q has one scale\n"
+        "per token and k one per tile, v one per channel, and sums of FP8 products keep 13 bits and are promoted to\n"
+        "float32: after every tile of 128 keys in A, after every fourth in C and E.\n\n"
+        f"`{' '.join(record['command'])}` makes this page.\n\n" + table(record["errors"])
+    )
+
+
+@torch.inference_mode()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/numerics"))
+    args = parser.parse_args()
+    command = ["python", "-m", "benchmarks.numerics", *sys.argv[1:]]
+    record = {**provenance(command), "errors": measure()}
+    write(args.out.with_suffix(".json"), record)
+    args.out.with_suffix(".md").write_text(document(record), encoding="utf-8")
+    print(table(record["errors"]), end="")
+
+
+if __name__ == "__main__":
+    main()

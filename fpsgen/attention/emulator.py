@@ -1,0 +1,204 @@
+"""What the Hopper kernel computes, rounding by rounding, in PyTorch on any device.
+
+`reference.py` says what attention is; this module says how each variant of the kernel gets there, so that a kernel can
+be held to a few parts in a thousand: quantised operands that differ by one code already differ by several percent.
+
+A row of queries goes through its key tiles one by one, with a running softmax (FlashAttention, arXiv 2205.14135):
+
+- The reference m of the softmax is the running maximum of the scores in log2 units, *rounded up to an integer*, and P
+  is 2^(s - m + 8): at most 256, of E4M3's 448. A new reference multiplies all sums by a power of two, exactly.
+- Tensor cores add up 32 channels or keys per instruction. Hopper's FP8 instructions keep 13 bits behind the leading
+  one of the sum and cut off the rest (DeepSeek-V3, arXiv 2412.19437, section 3.3.2), a bias that grows with the number
+  of keys: hence two levels, a sum over `promote` tiles there, and their sum in true float32.
+- An E4M3 code is a coarse logarithm: code ≈ 8 (log2 p + 7). The synthesised half of the exponentials computes the code
+  itself, with two multiply-adds and a rounding; its mantissa is linear where that of the exponential is curved.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import e, log2
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from fpsgen.attention import quantize
+from fpsgen.attention.plan import AttentionPlan
+from fpsgen.attention.quantize import Format, Quantized
+from fpsgen.attention.tiles import key_lists
+
+_P_LOG2 = 8.0  # P is scaled by 2^8
+_FIRST_REFERENCE = -1000.0
+_STEP = 32  # operands of an 8-bit wgmma along the summed axis
+
+# The code of 2^x is 8 (x + 7), less this on average where the mantissa is made linear; it makes the relative error
+# ±3 % about its middle. It cancels where all of P is synthesised, not where half is.
+_LINEAR = 0.044
+_LARGEST_CODE = 126.0  # E4M3's 448; 127 is NaN
+
+
+@dataclass(frozen=True)
+class Variant:
+    """The kernel's compile-time choices that change its numbers.
+
+    qk: format of q and k; largest: the number that their scales aim at; scores: what holds q kᵀ; synthesise: whether
+    every other 16 keys get synthesised exponentials; sum_codes: whether the denominator sums P after its rounding, on
+    the tensor cores, or before; promote: key tiles from one promotion to the next, None for none (one level).
+    """
+
+    qk: Format
+    largest: float
+    scores: Literal["fp32", "fp16", "int32"]
+    synthesise: bool
+    sum_codes: bool
+    promote: int | None
+
+
+# C's largest of 16 keeps |q kᵀ| at 16 · 16 · head_dim at most, which at 128 is half of what FP16 can hold.
+VARIANTS: dict[str, Variant] = {
+    "A": Variant("fp8", 448.0, "fp32", synthesise=False, sum_codes=False, promote=1),
+    "C": Variant("fp8", 16.0, "fp16", synthesise=True, sum_codes=True, promote=4),
+    "E": Variant("int8", 127.0, "int32", synthesise=True, sum_codes=True, promote=4),
+}
+
+
+def emulate(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    plan: AttentionPlan,
+    variant: Variant,
+    *,
+    q_scale: Literal["token", "tile"] = "token",
+    accumulator_bits: int | None = None,
+    rows: Tensor | None = None,
+) -> Tensor:
+    """Attention as `variant` computes it, in bfloat16; q, k, v [batch, tokens, heads, head_dim], rows in tile order.
+
+    accumulator_bits: what FP8 sums keep behind the leading one (13 on Hopper), None for all of float32's.
+    rows: int64, the query rows wanted, by default all. The result is [batch, rows, heads, head_dim].
+    """
+    if (plan.qk, plan.pv) != (variant.qk, "fp8"):
+        raise ValueError(f"the plan wants qk {plan.qk}, pv {plan.pv}; the variant computes {variant.qk}, fp8")
+    tiles, cpu = plan.tiles, torch.device("cpu")
+    rows = torch.arange(tiles.tokens) if rows is None else rows.cpu()
+    tile_of_row = torch.arange(len(tiles.valid)).repeat_interleave(tiles.valid)[rows]
+    queries, keys, values = operands(q, k, v, plan, variant, q_scale)
+    out = torch.empty(len(q), q.shape[2], len(rows), q.shape[3], device=q.device)
+    for index, window in enumerate(plan.windows):
+        heads = plan.heads_of(index)
+        lists = key_lists(tiles, window or tiles.counts, cpu)
+        list_of_row = lists.list_of[tile_of_row]
+        own = torch.empty_like(out[:, heads])
+        for number, key_tiles in enumerate(lists.split()):
+            here = (list_of_row == number).nonzero()[:, 0]
+            if len(here):
+                spans = [slice(int(tiles.offsets[tile]), int(tiles.offsets[tile + 1])) for tile in key_tiles]
+                picked = rows[here].to(q.device)
+                own[:, :, here.to(q.device)] = online_softmax(
+                    queries.numbers[:, heads][:, :, picked],
+                    queries.scale[:, heads][:, :, picked],
+                    [keys.numbers[:, heads, span] for span in spans],
+                    [keys.scale[:, heads, span.start, None] for span in spans],
+                    [values.numbers[:, heads, span] for span in spans],
+                    variant,
+                    accumulator_bits,
+                )
+        out[:, heads] = own
+    return (out * values.scale).transpose(1, 2).bfloat16()
+
+
+def operands(
+    q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, variant: Variant, q_scale: Literal["token", "tile"]
+) -> list[Quantized]:
+    """q, k and v as the kernel's prologue hands them over; numbers and scales [batch, heads, tokens or 1, …]."""
+    q, k, v = q.float(), k.float(), v.float()
+    k = quantize.smooth(k) if plan.smooth_k else k
+    each = (
+        quantize.per_token(q, variant.qk, variant.largest)
+        if q_scale == "token"
+        else quantize.per_tile(q, variant.qk, plan.tiles, variant.largest),
+        quantize.per_tile(k, variant.qk, plan.tiles, variant.largest),
+        quantize.per_channel(v, "fp8"),
+    )
+    return [Quantized(x.numbers.transpose(1, 2), x.scale.transpose(1, 2), x.kind) for x in each]
+
+
+def online_softmax(
+    q: Tensor,
+    q_scale: Tensor,
+    keys: list[Tensor],
+    key_scales: list[Tensor],
+    values: list[Tensor],
+    variant: Variant,
+    bits: int | None,
+) -> Tensor:
+    """Rows of queries over a list of key tiles, values still without their scale.
+
+    q, keys, values: numbers of their formats, [batch, heads, rows, head_dim] as the result; scales: [batch, heads,
+    rows, 1] and [batch, heads, 1, 1]; bits: see `emulate`.
+    """
+    rows, dim = q.shape[:3], q.shape[3]
+    per_score = q_scale * (dim**-0.5 * log2(e))
+    reference = torch.full((*rows, 1), _FIRST_REFERENCE, device=q.device)
+    total = torch.zeros(*rows, dim + 1, device=q.device)  # the last column is the denominator
+    partial = torch.zeros_like(total)
+    for number, (k, k_scale, v) in enumerate(zip(keys, key_scales, values, strict=True), 1):
+        scores = products(q, k, variant, bits)
+        factor = per_score * k_scale
+        raised = torch.maximum(reference, (scores.amax(-1, keepdim=True) * factor).ceil())
+        fade = (reference - raised).exp2()
+        total, partial, reference = total * fade, partial * fade, raised
+        p, codes = exponentials(scores, factor, reference, variant)
+        ones = v.new_ones(*v.shape[:3], 1) if variant.sum_codes else v.new_zeros(*v.shape[:3], 1)
+        partial = accumulate(partial, codes, torch.cat([v, ones], -1), bits)
+        if not variant.sum_codes:
+            total[..., -1:] += p.sum(-1, keepdim=True)
+        if variant.promote and number % variant.promote == 0:
+            total, partial = total + partial, torch.zeros_like(partial)
+    total = total + partial
+    return total[..., :-1] / total[..., -1:]
+
+
+def products(q: Tensor, k: Tensor, variant: Variant, bits: int | None) -> Tensor:
+    """q kᵀ as its accumulator holds it: FP32, FP16 rounded after every instruction, or exact integers."""
+    if variant.scores == "int32":
+        return q @ k.mT  # below 2^24: exact in float32
+    if variant.scores == "fp32":
+        return accumulate(q.new_zeros(()), q, k.mT, bits)
+    scores = q.new_zeros(())
+    for start in range(0, q.shape[-1], _STEP):
+        step = slice(start, start + _STEP)
+        scores = (scores + q[..., step] @ k[..., step].mT).half().float()
+    return scores
+
+
+def accumulate(into: Tensor, a: Tensor, b: Tensor, bits: int | None) -> Tensor:
+    """into + a b, in FP8 instructions of 32 summands, each of which leaves `bits` behind the leading one."""
+    if bits is None:
+        return into + a @ b
+    for start in range(0, a.shape[-1], _STEP):
+        step = slice(start, start + _STEP)
+        into = cut(into + a[..., step] @ b[..., step, :], bits)
+    return into
+
+
+def cut(x: Tensor, bits: int) -> Tensor:
+    """float32 values with all but `bits` bits behind the leading one cut off, towards zero."""
+    return (x.contiguous().view(torch.int32) & -(1 << (23 - bits))).view(torch.float32)
+
+
+def exponentials(scores: Tensor, factor: Tensor, reference: Tensor, variant: Variant) -> tuple[Tensor, Tensor]:
+    """P before and after its rounding to E4M3. Arithmetic is FP16 where the scores are, else FP32."""
+    held = (lambda x: x.half().float()) if variant.scores == "fp16" else (lambda x: x)
+    p = held(held(scores * held(factor) + held(_P_LOG2 - reference)).exp2())
+    codes = quantize.round_to_(p.clone(), "fp8")
+    if variant.synthesise:
+        # y, in [0, 1], is the code over the largest; saturating arithmetic is free, a conversion is not.
+        slope = held(factor * (8 / _LARGEST_CODE))
+        offset = held((_P_LOG2 + 7 - reference - _LINEAR) * (8 / _LARGEST_CODE))
+        y = held((scores * slope + offset).clamp(0, 1))
+        code = (y * _LARGEST_CODE).round().to(torch.uint8).view(torch.float8_e4m3fn).float()
+        codes = torch.where(torch.arange(scores.shape[-1], device=p.device) // 16 % 2 == 1, code, codes)
+    return p, codes

@@ -1,0 +1,118 @@
+"""`fpsgen generate --preset`: every step runs the plan of its noise level, and the result tells."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fpsgen.attention import reference
+from fpsgen.attention.plan import AttentionPlan
+from tests.tools.cli import Runner, invoke
+from tests.tools.videos import metadata
+
+# 96x64 and 5 frames are 2 x 4 x 6 tokens: with this tile 2 x 2 x 3 tiles.
+HALVES = """
+format = 1
+tile = [1, 2, 2]
+
+[[phase]]
+sigma = [1.0, 0.8]
+
+[[phase]]
+sigma = [0.8, 0.0]
+window = [2, 1, 1]
+qk = "int8"
+pv = "fp8"
+"""
+
+
+@pytest.fixture
+def preset(tmp_path: Path) -> Path:
+    path = tmp_path / "halves.toml"
+    path.write_text(HALVES)
+    return path
+
+
+def test_a_preset_changes_the_picture_and_bf16_does_not(run: Runner, preset: Path) -> None:
+    plain, same, other = run.frames(steps=6), run.frames(steps=6, preset="bf16"), run.frames(steps=6, preset=preset)
+    assert (plain == same).all()
+    assert (plain != other).any()
+
+
+def test_the_file_tells_the_preset_and_its_density(run: Runner, preset: Path) -> None:
+    report = run(steps=6, shift=1, preset=preset)
+    assert report["preset"] == {
+        "name": "halves.toml",
+        "tile": [1, 2, 2],
+        "phases": [
+            {"sigma": [1.0, 0.8], "window": None, "qk": "bf16", "pv": "bf16", "smooth_k": True},
+            {"sigma": [0.8, 0.0], "window": [2, 1, 1], "qk": "int8", "pv": "fp8", "smooth_k": True},
+        ],
+    }
+    # Without a shift the six noise levels are 1.0, 0.83, 0.67, … : two of them above 0.8. A window is 1 of 2 rows of
+    # tiles and 1 of 3 columns.
+    assert report["density"] == pytest.approx((2 + 4 / 6) / 6, abs=1e-4)
+    assert metadata(report["output"])["preset"] == report["preset"]
+
+
+def test_every_step_and_layer_runs_its_plan(run: Runner, preset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[AttentionPlan] = []
+    real = reference.attention
+    monkeypatch.setattr(reference, "attention", lambda q, k, v, plan: ran.append(plan) or real(q, k, v, plan))
+    run(steps=6, shift=1, preset=preset)
+    layers = 2
+    assert len(ran) == 4 * layers  # the dense steps go to SDPA
+    assert {(plan.windows, plan.qk, plan.pv) for plan in ran} == {(((2, 1, 1),), "int8", "fp8")}
+
+
+def test_verbose_says_what_runs_where_and_why(run: Runner, preset: Path) -> None:
+    options = ("--res", "96x64", "--frames", 5, "--steps", 6, "--shift", 1, "--seed", 1, "-o", run.directory / "v.mp4")
+    result = invoke("a cat", "--model", run.folder, *options, "--preset", preset, "--verbose")
+    assert result.exit_code == 0, result.output
+    assert "steps 1 to 2: dense of 2x2x3 tiles, density 1.000, qk bf16, pv bf16, by dense" in result.stderr
+    assert "steps 3 to 6: window 2x1x1 of 2x2x3 tiles, density 0.167, qk int8, pv fp8, by reference" in result.stderr
+    assert "not flex: it is for CUDA GPUs" in result.stderr
+
+
+def test_a_window_that_spans_everything_is_the_dense_video(run: Runner, preset: Path) -> None:
+    preset.write_text("format = 1\n[[phase]]\nsigma = [1.0, 0.0]\nwindow = [99, 99, 99]\n")
+    assert (run.frames() == run.frames(preset=preset)).all()
+
+
+@pytest.mark.parametrize(
+    ("res", "frames", "dtype"), [("80x112", 9, "fp32"), ("48x16", 1, "bf16"), ("16x16", 5, "fp32")]
+)
+def test_odd_sizes_and_dtypes(run: Runner, preset: Path, res: str, frames: int, dtype: str) -> None:
+    preset.write_text(HALVES.replace("[2, 1, 1]", "[1, 1, 1]"))
+    report = run(res=res, frames=frames, dtype=dtype, preset=preset)
+    assert 0 < report["density"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (("[2, 1, 1]", "[1, 2, 2]"), "phase 2: window (1, 2, 2): 2 of 3 tiles along W is even"),
+        (("sigma = [0.8", "sigma = [0.7"), "phase 2: it starts at sigma 0.7"),
+        (("format = 1", "format = 9"), "format = 9"),
+    ],
+)
+def test_a_preset_that_does_not_fit_ends_before_anything_loads(
+    run: Runner, preset: Path, change: tuple[str, str], told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fpsgen.pipeline.TextEncoder", lambda *a: pytest.fail("it loaded"))
+    preset.write_text(HALVES.replace(*change))
+    output = run.directory / "out.mp4"
+    size = ("--res", "96x64", "--frames", 5)
+    result = invoke("a cat", "--model", run.folder, *size, "--preset", preset, "-o", output)
+    assert result.exit_code == 2
+    assert told in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not output.exists()
+
+
+def test_no_such_preset(run: Runner) -> None:
+    result = invoke("a cat", "--model", run.folder, "--preset", "fastest")
+    assert result.exit_code == 2
+    assert "cannot read the preset 'fastest'" in result.stderr
+    assert "give bf16, or a preset's .toml file" in result.stderr

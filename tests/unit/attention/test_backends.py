@@ -1,0 +1,171 @@
+"""Every backend computes the plan: against SDPA, against a masked softmax by hand, against each other."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from fpsgen import attention
+from fpsgen.attention import dense, flex, quantize, reference
+from fpsgen.attention.plan import AttentionPlan
+from fpsgen.attention.tiles import Shape3, TileGrid, default_tile, key_lists
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+RAGGED = TileGrid((5, 6, 7), (2, 2, 3))  # 3 x 3 x 3 tiles, short ones along T and W
+PER_HEAD = ((1, 3, 3), None, (3, 1, 1))
+
+
+def random_qkv(tiles: TileGrid, heads: int = 3, head_dim: int = 32, batch: int = 2) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(tiles.tokens)
+    return [torch.randn(batch, tiles.tokens, heads, head_dim, generator=generator) for _ in range(3)]
+
+
+def visible(tiles: TileGrid, window: Shape3 | None) -> Tensor:
+    """bool [tokens, tokens], rows in tile order: which keys a query sees, from tile coordinates and nothing else."""
+    if window is None:
+        return torch.ones(tiles.tokens, tiles.tokens, dtype=torch.bool)
+    coordinates = torch.stack(torch.meshgrid(*map(torch.arange, tiles.grid), indexing="ij"), -1).flatten(0, 2)
+    tile = (coordinates // torch.tensor(tiles.tile))[tiles.inverse]
+    inside = torch.ones(tiles.tokens, tiles.tokens, dtype=torch.bool)
+    for axis, (length, count) in enumerate(zip(window, tiles.counts, strict=True)):
+        half = length // 2
+        centre = tile[:, axis].clamp(half, count - 1 - half) if length < count else tile[:, axis]
+        reach = half if length < count else count
+        inside &= (tile[None, :, axis] - centre[:, None]).abs() <= reach
+    return inside
+
+
+def by_hand(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan) -> Tensor:
+    """The whole score matrix in float64, masked; q, k, v already rounded."""
+    masks = [visible(plan.tiles, window) for window in plan.windows]
+    which = plan.heads or (0,) * q.shape[2]
+    scores = torch.einsum("bqhd,bkhd->bhqk", q.double(), k.double()) / math.sqrt(q.shape[3])
+    scores = scores.masked_fill(~torch.stack([masks[i] for i in which]), -torch.inf)
+    p = (scores - scores.amax(-1, keepdim=True)).exp()
+    if plan.pv == "fp8":
+        p = (448 * p).float().to(torch.float8_e4m3fn).double() / 448
+    return torch.einsum("bhqk,bkhd->bqhd", p / p.sum(-1, keepdim=True), v.double()).float()
+
+
+@pytest.mark.parametrize("grid", [(5, 6, 7), (7, 6, 10), (1, 1, 1), (3, 5, 8)], ids=str)
+def test_reference_of_a_full_window_is_sdpa(grid: Shape3) -> None:
+    tiles = TileGrid(grid, default_tile(grid))
+    q, k, v = random_qkv(tiles)
+    torch.testing.assert_close(
+        reference.attention(q, k, v, AttentionPlan(tiles)), dense.attention(q, k, v), rtol=0, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("window", [(1, 1, 1), (3, 1, 1), (1, 3, 1), (1, 1, 3), (1, 3, 3)], ids=str)
+def test_reference_of_a_window_is_a_masked_softmax(window: Shape3) -> None:
+    q, k, v = random_qkv(RAGGED)
+    plan = AttentionPlan(RAGGED, (window,))
+    assert float(visible(RAGGED, window).double().mean()) == pytest.approx(plan.density)
+    torch.testing.assert_close(reference.attention(q, k, v, plan), by_hand(q, k, v, plan), rtol=0, atol=1e-5)
+
+
+def test_reference_of_even_windows_that_span_an_axis() -> None:
+    tiles = TileGrid((4, 5, 6), (1, 2, 2))  # 4 x 3 x 3
+    q, k, v = random_qkv(tiles)
+    plan = AttentionPlan(tiles, ((4, 1, 1),))
+    torch.testing.assert_close(reference.attention(q, k, v, plan), by_hand(q, k, v, plan), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("qk", "pv"), [("fp8", "fp8"), ("int8", "fp8"), ("bf16", "fp8"), ("int8", "bf16")])
+@pytest.mark.parametrize("smooth_k", [True, False])
+def test_reference_rounds_what_it_says(qk: str, pv: str, smooth_k: bool) -> None:
+    q, k, v = random_qkv(RAGGED)
+    k = k + 2
+    plan = AttentionPlan(RAGGED, PER_HEAD, (2, 0, 1), qk, pv, smooth_k)  # type: ignore[arg-type]
+    found = reference.attention(q, k, v, plan)
+    if qk != "bf16":
+        smoothed = quantize.smooth(k) if smooth_k else k
+        q, k = (quantize.per_tile(x, qk, RAGGED).dequantize() for x in (q, smoothed))  # type: ignore[arg-type]
+    if pv != "bf16":
+        v = quantize.per_channel(v, "fp8").dequantize()
+    expected = by_hand(q, k, v, plan)
+    # P within float32's error of a tie may fall on either side: one step of one weight, here and there.
+    assert float((found - expected).norm() / expected.norm()) < 1e-3
+    assert float((found - by_hand(*random_qkv(RAGGED), AttentionPlan(RAGGED))).norm()) > 1  # and it does round and skip
+
+
+def test_each_head_has_its_window() -> None:
+    q, k, v = random_qkv(RAGGED)
+    found = reference.attention(q, k, v, AttentionPlan(RAGGED, PER_HEAD, (2, 0, 1)))
+    for head, window in enumerate((PER_HEAD[2], PER_HEAD[0], PER_HEAD[1])):
+        alone = [x[:, :, head : head + 1] for x in (q, k, v)]
+        expected = reference.attention(*alone, AttentionPlan(RAGGED, (window,)))
+        torch.testing.assert_close(found[:, :, head : head + 1], expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("most", [1, 1000, 20_000])
+def test_reference_in_little_memory_is_the_same(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    q, k, v = random_qkv(RAGGED)
+    plan = AttentionPlan(RAGGED, ((1, 3, 3),), (), "fp8", "fp8")
+    expected = reference.attention(q, k, v, plan)
+    monkeypatch.setattr(reference, "_MOST_SCORES", most)
+    found = reference.attention(q, k, v, plan)
+    assert float((found - expected).norm() / expected.norm()) < 1e-3  # as above: sums in another order
+
+
+def test_reference_keeps_the_dtype() -> None:
+    q, k, v = (x.bfloat16() for x in random_qkv(RAGGED))
+    found = reference.attention(q, k, v, AttentionPlan(RAGGED, ((1, 1, 3),)))
+    assert found.dtype == torch.bfloat16
+    assert found.shape == q.shape
+
+
+def test_not_a_number_comes_through() -> None:
+    """The pipeline looks for it and stops; rounding must not hide it."""
+    q, k, v = random_qkv(RAGGED)
+    k[0, 3] = torch.nan
+    assert reference.attention(q, k, v, AttentionPlan(RAGGED, (None,), (), "int8", "fp8")).isnan().any()
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        AttentionPlan(RAGGED, ((1, 3, 3),)),
+        AttentionPlan(RAGGED, PER_HEAD, (2, 0, 1)),
+        AttentionPlan(TileGrid((3, 10, 16), (3, 5, 8)), ((1, 1, 1),)),  # whole tiles of 120
+        AttentionPlan(TileGrid((6, 6, 16), (6, 6, 8)), ((1, 1, 1),)),  # 288 tokens, more than one block of 128
+    ],
+    ids=str,
+)
+def test_flex_is_the_reference(plan: AttentionPlan) -> None:
+    """Compiled, on the CPU, so that skipped blocks are really skipped: uncompiled FlexAttention only masks."""
+    q, k, v = random_qkv(plan.tiles)
+    torch.testing.assert_close(flex.attention(q, k, v, plan), reference.attention(q, k, v, plan), rtol=0, atol=1e-5)
+
+
+def test_flex_visits_the_blocks_of_the_lists() -> None:
+    tiles, window = TileGrid((7, 6, 10), (2, 2, 2)), (3, 1, 3)
+    mask = flex.block_mask(tiles, window, CPU)
+    lists = key_lists(tiles, window, CPU)
+    for tile, own in enumerate(lists.list_of.tolist()):
+        count = int(mask.kv_num_blocks[0, 0, tile])
+        assert mask.kv_indices[0, 0, tile, :count].tolist() == lists.split()[own].tolist()
+
+
+def test_the_choice_and_its_reasons() -> None:
+    sparse, int8 = AttentionPlan(RAGGED, ((1, 3, 3),)), AttentionPlan(RAGGED, (None,), (), "int8", "fp8")
+    assert attention.choose(CPU, AttentionPlan(RAGGED)) == attention.Choice("dense", ())
+    on_cpu = attention.choose(CPU, sparse)
+    assert on_cpu.name == "reference"
+    assert [name for name, _ in on_cpu.refused] == ["dense", "flex"]
+    assert "sparse" in dict(on_cpu.refused)["dense"]
+    assert "CUDA" in dict(on_cpu.refused)["flex"]
+    on_cuda = attention.choose(CUDA, int8)
+    assert on_cuda.name == "reference"
+    assert all("8 bits" in reason for _, reason in on_cuda.refused)
+
+
+def test_flex_is_for_16_bits_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    sparse = AttentionPlan(RAGGED, ((1, 3, 3),))
+    monkeypatch.setattr(flex, "find_spec", lambda name: None)
+    assert "Triton" in str(flex.why_not(CUDA, sparse))
+    monkeypatch.setattr(flex, "find_spec", lambda name: object())
+    assert flex.why_not(CUDA, sparse) is None

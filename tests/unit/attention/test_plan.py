@@ -1,0 +1,57 @@
+"""A plan is a value that says what is computed, and what that costs."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fpsgen.attention.plan import AttentionPlan
+from fpsgen.attention.tiles import TileGrid, key_lists
+from fpsgen.presets import Phase, Preset
+
+HD = TileGrid((21, 45, 80), (3, 5, 8))  # 1280x720, 81 frames: 7 x 9 x 10 tiles
+
+
+def test_flops_of_dense_and_sparse() -> None:
+    """Wan2.1-14B at 720p: 40 heads of 128 over 75,600 tokens, 4 · head_dim per pair."""
+    assert AttentionPlan(HD).flops(40, 128) == 4 * 128 * 40 * 75_600**2
+    sparse = AttentionPlan(HD, ((7, 3, 5),))
+    assert sparse.density == pytest.approx(1 / 6)
+    assert sparse.flops(40, 128) == pytest.approx(4 * 128 * 40 * 75_600**2 / 6)
+
+
+def test_density_is_the_mean_over_heads() -> None:
+    plan = AttentionPlan(HD, (None, (7, 3, 5)), (0, 1, 1, 1))
+    assert plan.density == pytest.approx((1 + 3 / 6) / 4)
+
+
+def test_plans_that_mean_nothing_are_refused() -> None:
+    for arguments, told in (
+        ({"windows": ((2, 3, 5),)}, "even"),
+        ({"windows": ((7, 9, 10),)}, "spans"),
+        ({"windows": (None, (1, 1, 1))}, "exactly"),
+        ({"windows": (None,), "heads": (0, 1)}, "exactly"),
+        ({"windows": (None, None), "heads": (0, 1)}, "distinct"),
+        ({"qk": "fp4"}, "precision"),
+        ({"pv": "int8"}, "precision"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            AttentionPlan(HD, **arguments)  # type: ignore[arg-type]
+
+
+def test_a_schedule_at_720p_takes_little_memory() -> None:
+    """Fifty steps of 40 layers whose heads have one of twelve windows; at most 64 MB, lists shared, dense none."""
+    windows = [(t, h, w) for t in (3, 5, 7) for h in (3, 5) for w in (3, 5)]
+    preset = Preset("many", tuple(Phase((1 - i / 12, 1 - (i + 1) / 12), window) for i, window in enumerate(windows)))
+    steps = preset.schedule([1 - i / 50 for i in range(50)], HD)
+    schedule = [
+        [plan, AttentionPlan(HD, (*plan.windows, None), tuple(i % 2 for i in range(40)))] * 20 for plan in steps
+    ]
+    tensors = {}
+    for plan in (plan for layers in schedule for plan in layers):
+        for window in plan.windows:
+            if window is not None:
+                lists = key_lists(HD, window, torch.device("cpu"))
+                tensors |= {x.data_ptr(): x.nbytes for x in (lists.row_ptr, lists.cols, lists.list_of)}
+    assert len(tensors) == 3 * 12
+    assert 0 < sum(tensors.values()) <= 64 * 2**20

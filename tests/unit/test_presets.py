@@ -1,0 +1,132 @@
+"""Preset files: what they may say, and the one sentence for what they may not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fpsgen import presets
+from fpsgen.attention.plan import AttentionPlan
+from fpsgen.attention.tiles import TileGrid
+from fpsgen.errors import UsageError
+from fpsgen.presets import Phase
+
+WHOLE = """
+format = 1
+tile = [2, 2, 2]
+
+[[phase]]
+sigma = [1, 0.9]
+
+[[phase]]
+sigma = [0.9, 0.5]
+window = [3, 3, 5]
+qk = "fp8"
+pv = "fp8"
+smooth_k = false
+
+[[phase]]
+sigma = [0.5, 0]
+window = [9, 9, 9]
+qk = "int8"
+pv = "bf16"
+"""
+TILES = TileGrid((7, 6, 10), (2, 2, 2))  # 4 x 3 x 5
+ONE = "format = 1\n[[phase]]\nsigma = [1.0, 0.0]\n"
+
+
+def test_a_file_is_read_as_it_is_written(tmp_path: Path) -> None:
+    (tmp_path / "whole.toml").write_text(WHOLE)
+    preset = presets.find(str(tmp_path / "whole.toml"))
+    assert preset.name == "whole.toml"
+    assert preset.tile == (2, 2, 2)
+    assert preset.phases == (
+        Phase((1.0, 0.9)),
+        Phase((0.9, 0.5), (3, 3, 5), "fp8", "fp8", smooth_k=False),
+        Phase((0.5, 0.0), (9, 9, 9), "int8", "bf16"),
+    )
+
+
+def test_each_step_gets_the_plan_of_its_noise_level() -> None:
+    preset = presets.parse(WHOLE.encode(), "whole")
+    dense, fp8, int8 = (
+        AttentionPlan(TILES),
+        AttentionPlan(TILES, ((3, 3, 5),), (), "fp8", "fp8", smooth_k=False),
+        AttentionPlan(TILES, (None,), (), "int8", "bf16"),  # a window beyond the grid is dense
+    )
+    sigmas = [1.0, 0.95, 0.9, 0.7, 0.5001, 0.5, 0.01, 0.0]
+    assert preset.schedule(sigmas, TILES) == [dense, dense, fp8, fp8, fp8, int8, int8, int8]
+
+
+def test_bf16_is_dense_everywhere() -> None:
+    assert presets.find("bf16").schedule([1.0, 0.3], TILES) == [AttentionPlan(TILES)] * 2
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("format = 1\n[[phase]\n", "no TOML"),
+        ("[[phase]]\nsigma = [1, 0]\n", "format = None; this fpsgen reads format = 1"),
+        (ONE.replace("1\n", "2\n", 1), "format = 2"),
+        (ONE.replace("1\n", "true\n", 1), "format = True"),
+        ("format = 1\n", "no [[phase]]"),
+        ("format = 1\nphase = 3\n", "no [[phase]]"),
+        ("format = 1\nphase = []\n", "no [[phase]]"),
+        ("format = 1\nphase = [1]\n", "no [[phase]]"),
+        ("tiles = [1, 2, 3]\n" + ONE, "no key 'tiles'; did you mean tile?"),
+        (ONE + "windows = [1, 1, 1]\n", "phase 1: there is no key 'windows'; did you mean window?"),
+        (ONE + "zzz = 1\n", "known are sigma, window, qk, pv, smooth_k"),
+        ("tile = [2, 2]\n" + ONE, "tile = [2, 2]; it must be three counts"),
+        ("tile = [2, 2, 0]\n" + ONE, "three counts"),
+        (ONE + "window = [1, 1.0, 3]\n", "three counts"),
+        (ONE + "window = [1, true, 3]\n", "three counts"),
+        (ONE + "window = 3\n", "three counts"),
+        (ONE + 'qk = "fp4"\n', "qk = 'fp4'; it is one of bf16, fp8, int8"),
+        (ONE + 'pv = "int8"\n', "pv = 'int8'; it is one of bf16, fp8"),
+        (ONE + "pv = [1]\n", "pv = [1]; it is one of bf16, fp8"),
+        (ONE + "smooth_k = 1\n", "smooth_k must be true or false"),
+        ("format = 1\n[[phase]]\nqk = 'fp8'\n", "sigma must be two numbers"),
+        (ONE.replace("[1.0, 0.0]", "[1.0]"), "sigma must be two numbers"),
+        (ONE.replace("[1.0, 0.0]", "['a', 'b']"), "sigma must be two numbers"),
+        (ONE.replace("[1.0, 0.0]", "[true, false]"), "sigma must be two numbers"),
+        (ONE.replace("[1.0, 0.0]", "[0.9, 0.0]"), "phase 1: it starts at sigma 0.9; it must at 1"),
+        (ONE.replace("[1.0, 0.0]", "[nan, 0.0]"), "starts at sigma nan"),
+        (ONE.replace("[1.0, 0.0]", "[1.0, nan]"), "does not fall"),
+        (ONE.replace("[1.0, 0.0]", "[1.0, -1.0]"), "does not fall"),
+        (ONE.replace("[1.0, 0.0]", "[1.0, 1.0]"), "does not fall"),
+        (ONE.replace("[1.0, 0.0]", "[1.0, 0.5]"), "the last phase ends at sigma 0.5"),
+        (ONE.replace("0.0]", "0.5]") + "[[phase]]\nsigma = [0.4, 0.0]\n", "phase 2: it starts at sigma 0.4"),
+        (ONE + "[[phase]]\nsigma = [0.0, 0.0]\n", "phase 2: sigma = [0, 0] does not fall"),
+    ],
+)
+def test_what_is_wrong_is_said(text: str, told: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        presets.parse(text.encode(), "mine.toml")
+    assert told in str(caught.value)
+    assert "mine.toml" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_bytes_that_are_no_text() -> None:
+    with pytest.raises(UsageError, match="no TOML"):
+        presets.parse(b"\xff\xfe", "mine.toml")
+
+
+def test_a_window_that_does_not_fit_the_video() -> None:
+    preset = presets.parse((ONE + "window = [2, 3, 5]\n").encode(), "mine.toml")
+    with pytest.raises(UsageError, match=r"phase 1: window .* 2 of 4 tiles along T is even") as caught:
+        preset.schedule([0.5], TILES)
+    assert "4 x 3 x 5 tiles" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("name", ["", "no-such.toml", "~nobody-here/x.toml", "a\0b", "/"])
+def test_files_that_cannot_be_read(name: str) -> None:
+    with pytest.raises(UsageError, match="cannot read the preset"):
+        presets.find(name)
+
+
+def test_a_file_too_large(tmp_path: Path) -> None:
+    (tmp_path / "x.toml").write_bytes(b"#" * (2**20 + 1))
+    with pytest.raises(UsageError, match="larger"):
+        presets.find(str(tmp_path / "x.toml"))
