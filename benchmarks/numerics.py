@@ -164,10 +164,10 @@ def document(record: dict) -> str:
     return (
         "# Error of 8-bit attention\n\n"
         f"Relative error ‖o - exact‖ / ‖exact‖ of dense attention: {ROWS} query rows of {HEADS} heads, head_dim 128,\n"
-        "exact in float64. The variants are those of the kernel (`fpsgen/attention/emulator.py`), emulated on a CPU,\n"
-        "not run on a GPU. Unless a row says otherwise k is smoothed, q has one scale per token, k one per tile of 128,\n"
-        "v one per channel, and sums of FP8 products keep 13 bits and are promoted to float32: after every tile in A,\n"
-        "every fourth in C and E.\n\n"
+        "exact in float64. The variants are those of the kernel (`fpsgen/attention/emulator.py`), emulated on a CPU.\n"
+        "Unless a row says otherwise k is smoothed, q has one scale per token, k one per tile of 128, v one per\n"
+        "channel, and sums of FP8 products keep 13 bits and are promoted to float32: after every tile in A, every\n"
+        "fourth in C and E.\n\n"
         f"`{' '.join(record['command'])}` makes this page.\n\n" + tables(record["errors"])
     )
 
