@@ -55,7 +55,7 @@ class Request:
         """Frames, rows and columns of the latents."""
         return wan_vae.latent_shape(self.frames, self.height, self.width)
 
-    def solver_state(self) -> sampling.Solver:
+    def new_solver(self) -> sampling.Solver:
         """The solver before its first step."""
         return sampling.Solver(self.steps, self.shift, self.solver, self.grid)
 
@@ -155,7 +155,7 @@ def schedule(request: Request, model: Model) -> list[AttentionPlan]:
     """What attention does at each step; UsageError where the preset does not fit the video's size."""
     grid = model.config.grid(request.latent_shape)
     tiles = TileGrid(grid, request.preset.tile or model.tile(grid))
-    return request.preset.schedule(request.solver_state().sigmas[:-1].tolist(), tiles)
+    return request.preset.schedule(request.new_solver().sigmas[:-1].tolist(), tiles)
 
 
 def attention_by_step(plans: list[AttentionPlan], device: torch.device) -> Iterator[str]:
@@ -182,7 +182,7 @@ def denoise(
     """From noise to latents [1, 16, T, h, w], the generator's return value; plans: what attention does at each step."""
     yield Phase("denoise")
     with timings.phase("denoise"):
-        solver = request.solver_state()
+        solver = request.new_solver()
         latents = sampling.noise(transformer.config.in_channels, request.latent_shape, request.seed).to(device)
         together = both_fit(transformer, plans[0].tiles.tokens, device)
         batches = [torch.cat(texts)] if together else texts

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from fpsgen.attention.plan import AttentionPlan
-from fpsgen.attention.tiles import Shape3, TileGrid, key_lists
+from fpsgen.attention.tiles import Shape3, TileGrid, key_lists, outlives_inference
 
 _BLOCK = 128
 
@@ -55,6 +55,7 @@ def tile_slots(tiles: TileGrid) -> int:
 
 
 @lru_cache(maxsize=16)
+@outlives_inference
 def padded_rows(tiles: TileGrid, device: torch.device) -> Tensor:
     """int64 [tokens]: where each row goes when every tile has `tile_slots` rows."""
     shift = torch.arange(len(tiles.valid)) * tile_slots(tiles) - tiles.offsets[:-1]
@@ -68,6 +69,7 @@ def pad(x: Tensor, rows: Tensor, length: int) -> Tensor:
 
 
 @lru_cache(maxsize=16)
+@outlives_inference
 def block_mask(tiles: TileGrid, window: Shape3 | None, device: torch.device) -> BlockMask:
     """The window's key lists as FlexAttention wants them: for each query block, all key blocks, wanted ones first."""
     count = len(tiles.valid)
@@ -82,6 +84,7 @@ def block_mask(tiles: TileGrid, window: Shape3 | None, device: torch.device) -> 
 
 
 @lru_cache(maxsize=16)  # one function for all windows, so that none of them compiles anew
+@outlives_inference
 def is_token(tiles: TileGrid, device: torch.device) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
     """Whether a key's row holds a token, as a `mask_mod`."""
     slots, valid = tile_slots(tiles), tiles.valid.to(device)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from fpsgen.attention import quantize
 from fpsgen.attention.plan import AttentionPlan
-from fpsgen.attention.tiles import Shape3, TileGrid, key_lists
+from fpsgen.attention.tiles import Shape3, TileGrid, key_lists, outlives_inference
 
 # Scores that may be in memory at once; 256 MB of float32.
 _MOST_SCORES = 2**26
@@ -92,6 +92,7 @@ class Group:
 
 
 @lru_cache(maxsize=16)
+@outlives_inference
 def grouped(tiles: TileGrid, window: Shape3 | None, device: torch.device) -> tuple[Tensor, Tensor, tuple[Group, ...]]:
     """Query rows grouped by the shape of what they see: their order, its inverse, and the groups in that order."""
     lists = key_lists(tiles, window or tiles.counts, torch.device("cpu"))

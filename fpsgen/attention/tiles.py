@@ -15,6 +15,9 @@ from torch import Tensor
 
 Shape3 = tuple[int, int, int]
 
+# For tensors that are kept: what is made in inference mode can never take part in training.
+outlives_inference = torch.inference_mode(False)
+
 # 120 tokens each, 3 latent frames deep. At 81 frames the first covers 1280x720 exactly, the second
 # 832x480; the last two are their portrait twins.
 _WAN_TILES: tuple[Shape3, ...] = ((3, 5, 8), (3, 10, 4), (3, 8, 5), (3, 4, 10))
@@ -60,17 +63,20 @@ class TileGrid:
         return t, h, w
 
     @cached_property
+    @outlives_inference
     def valid(self) -> Tensor:
         """int64 [tiles]: tokens of each tile."""
         t, h, w = self.edges
         return (t[:, None, None] * h[:, None] * w).flatten()
 
     @cached_property
+    @outlives_inference
     def offsets(self) -> Tensor:
         """int64 [tiles + 1]: tile i holds rows offsets[i] to offsets[i + 1]."""
         return torch.cat([torch.zeros(1, dtype=torch.int64), self.valid.cumsum(0)])
 
     @cached_property
+    @outlives_inference
     def order(self) -> Tensor:
         """int64 [tokens]: the row of each raster token; `rows[order]` is raster order again.
 
@@ -88,6 +94,7 @@ class TileGrid:
         return (before + inside).flatten()
 
     @cached_property
+    @outlives_inference
     def inverse(self) -> Tensor:
         """int64 [tokens]: the raster token that stands in each row; `tokens[inverse]` is tile order."""
         return torch.empty_like(self.order).scatter_(0, self.order, torch.arange(self.tokens))
@@ -144,6 +151,7 @@ class KeyLists:
 
 
 @lru_cache(maxsize=256)  # plans of a schedule share their lists through this
+@outlives_inference
 def key_lists(tiles: TileGrid, window: Shape3, device: torch.device) -> KeyLists:
     """The lists of `window`, one that `tiles.fit` gave or all `tiles.counts`, on `device`."""
     counts = tiles.counts

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from fpsgen.attention import QKTransform, attend, dense
 from fpsgen.attention.plan import AttentionPlan
-from fpsgen.attention.tiles import Shape3, TileGrid, default_tile
+from fpsgen.attention.tiles import Shape3, TileGrid, default_tile, outlives_inference
 from fpsgen.wan.config import WanConfig
 
 # Keys and values of one layer's cross-attention: [batch, text tokens, heads, head_dim] each.
@@ -101,6 +101,7 @@ class WanTransformer(nn.Module):
         tokens = tokens.unflatten(4, (ph, pw, self.config.out_channels))
         return tokens.permute(0, 6, 1, 2, 4, 3, 5).flatten(5, 6).flatten(3, 4)
 
+    @outlives_inference
     def rope(self, tiles: TileGrid, device: torch.device) -> Tensor:
         """The RoPE table of `tiles`, kept from one step to the next."""
         if self._rope is None or self._rope[0] != tiles or self._rope[1].device != device:

@@ -169,3 +169,17 @@ def test_flex_is_for_16_bits_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "Triton" in str(flex.why_not(CUDA, sparse))
     monkeypatch.setattr(flex, "find_spec", lambda name: object())
     assert flex.why_not(CUDA, sparse) is None
+
+
+def test_what_inference_kept_can_be_trained_through() -> None:
+    """Rows and lists stay in caches, and autograd refuses tensors that were made in inference mode."""
+    tiles = TileGrid((3, 5, 7), (2, 2, 2))  # of no other test: nothing is kept of it yet
+    with torch.inference_mode():
+        rows = flex.padded_rows(tiles, CPU)
+        reference.grouped(tiles, (1, 3, 1), CPU)
+    x = torch.ones(1, tiles.tokens, 1, 1, requires_grad=True)
+    order, inverse, groups = reference.grouped(tiles, (1, 3, 1), CPU)
+    kept = [rows, order, inverse, *(group.keys.flatten() for group in groups), tiles.order, tiles.inverse]
+    kept += [key_lists(tiles, (1, 3, 1), CPU).cols]
+    for index in kept:
+        x[:, index % tiles.tokens].square().sum().backward()
