@@ -192,6 +192,8 @@ def denoise(
         yield Notice(f"guidance branches run {how}", detail=True)
     for text in attention_by_step(plans, device):
         yield Notice(text, detail=True)
+    if device.type == "cuda" and any(attention.choose(device, plan).name == "reference" for plan in plans):
+        yield Notice("nothing fast runs this preset's attention here; plain PyTorch does, slower than --preset bf16")
     for index, (timestep, plan) in enumerate(zip(solver.timesteps, plans, strict=True)):
         begin = time.perf_counter()
         with timings.phase("denoise"):
