@@ -177,8 +177,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/numerics"))
     args = parser.parse_args()
-    command = ["python", "-m", "benchmarks.numerics", *sys.argv[1:]]
-    record = {**provenance(command), "errors": measure()}
+    begin = provenance(["python", "-m", "benchmarks.numerics", *sys.argv[1:]])
+    record = {**begin, "errors": measure()}
     write(args.out.with_suffix(".json"), record)
     args.out.with_suffix(".md").write_text(document(record), encoding="utf-8")
     print(tables(record["errors"]), end="")

@@ -185,6 +185,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/pocket-plans"))
     parser.add_argument("--workers", type=int, default=2, help="processes, one core each")
     args = parser.parse_args()
+    begin = provenance(["python", "-m", "benchmarks.pocket_plans", *sys.argv[1:]])  # of the code that is running
     prompts, truth = prompts_for(args.clips, True, True)
     clips, sheet = [], []
     # Processes of their own: torch's threads do not survive a fork.
@@ -196,8 +197,7 @@ def main() -> None:
     rows = summarise(clips, truth)
     add_density(rows)
     image = args.out.with_suffix(".png")
-    command = ["python", "-m", "benchmarks.pocket_plans", *sys.argv[1:]]
-    record = {**provenance(command), "clips": args.clips, "prompts": prompts, "sheet": image.name, "rows": rows}
+    record = {**begin, "clips": args.clips, "prompts": prompts, "sheet": image.name, "rows": rows}
     write(args.out.with_suffix(".json"), record)
     args.out.with_suffix(".md").write_text(document(record))
     contact_sheet(sheet, [row["preset"] for row in rows], columns=6).quantize(256).save(image, optimize=True)
