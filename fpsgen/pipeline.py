@@ -158,15 +158,17 @@ def schedule(request: Request, model: Model) -> list[AttentionPlan]:
     return request.preset.schedule(request.new_solver().sigmas[:-1].tolist(), tiles)
 
 
-def attention_by_step(plans: list[AttentionPlan], device: torch.device) -> Iterator[str]:
+def attention_by_step(plans: list[AttentionPlan], device: torch.device) -> Iterator[Notice]:
     """Which plan runs in which steps, on which backend, and why on no other."""
+    if device.type == "cuda" and any(attention.choose(device, plan).name == "reference" for plan in plans):
+        yield Notice("plain PyTorch runs this preset's attention here, which may take longer than --preset bf16")
     first = 1
     for plan, alike in groupby(plans):
         last = first + sum(1 for _ in alike) - 1
         choice = attention.choose(device, plan)
         steps = f"step {first}" if first == last else f"steps {first} to {last}"
         refused = "".join(f"; not {name}: {reason}" for name, reason in choice.refused)
-        yield f"{steps}: {plan}, by {choice.name}{refused}"
+        yield Notice(f"{steps}: {plan}, by {choice.name}{refused}", detail=True)
         first = last + 1
 
 
@@ -190,10 +192,7 @@ def denoise(
     if len(texts) > 1:
         how = "in one batch" if together else "one after the other"
         yield Notice(f"guidance branches run {how}", detail=True)
-    for text in attention_by_step(plans, device):
-        yield Notice(text, detail=True)
-    if device.type == "cuda" and any(attention.choose(device, plan).name == "reference" for plan in plans):
-        yield Notice("nothing fast runs this preset's attention here; plain PyTorch does, slower than --preset bf16")
+    yield from attention_by_step(plans, device)
     for index, (timestep, plan) in enumerate(zip(solver.timesteps, plans, strict=True)):
         begin = time.perf_counter()
         with timings.phase("denoise"):
@@ -283,5 +282,9 @@ def describe(request: Request, model: Model, device: torch.device, dtype: torch.
         "dtype": str(dtype).removeprefix("torch."),
         "text_dtype": str(text_dtype).removeprefix("torch."),
         **settings,
-        "density": round(sum(plan.density for plan in plans) / len(plans), 4),
+        "attention": {
+            "tile": plans[0].tiles.tile,
+            "density": round(sum(plan.density for plan in plans) / len(plans), 4),
+            "backends": sorted({attention.choose(device, plan).name for plan in plans}),
+        },
     }

@@ -4,13 +4,13 @@
     tile = [3, 5, 8]                # tokens along T, H, W; left out: the model's own
 
     [[phase]]
-    sigma = [1.0, 0.9]              # from this noise level down to that one: dense, in 16 bits
+    sigma = [1.0, 0.9]              # from this noise level down to that one: dense, not rounded
 
     [[phase]]
     sigma = [0.9, 0.0]
     window = [3, 5, 5]              # tiles along T, H, W: odd, or all there are
-    qk = "int8"                     # bf16, fp8 or int8
-    pv = "fp8"                      # bf16 or fp8
+    qk = "int8"                     # bf16 (not rounded), fp8 or int8
+    pv = "fp8"                      # bf16 (not rounded) or fp8
     smooth_k = true                 # the default
 
 Phases are keyed by noise level and not by step, so that a preset means the same at any step count and flow shift.
@@ -19,6 +19,7 @@ Phases are keyed by noise level and not by step, so that a preset means the same
 from __future__ import annotations
 
 import difflib
+import reprlib
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -31,11 +32,12 @@ from fpsgen.errors import UsageError
 
 FORMAT = 1
 _MOST_BYTES = 2**20
+_ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
 class Phase:
-    """What attention does while sigma[0] >= sigma > sigma[1]; window None is dense."""
+    """What attention does from noise level sigma[0] down to just above sigma[1]; window None is dense."""
 
     sigma: tuple[float, float]
     window: Shape3 | None = None
@@ -58,11 +60,11 @@ class Preset:
     tile: Shape3 | None = None
 
     def at(self, sigma: float) -> Phase:
-        """The phase of a noise level."""
-        return next((phase for phase in self.phases if sigma > phase.sigma[1]), self.phases[-1])
+        """The phase of a noise level. Where one phase ends the next begins; solvers' levels are rounded to float32."""
+        return next((phase for phase in self.phases if sigma > phase.sigma[1] + _ROUNDING), self.phases[-1])
 
     def schedule(self, sigmas: Sequence[float], tiles: TileGrid) -> list[AttentionPlan]:
-        """The plan of each step, given the noise level before it; equal plans are one object.
+        """The plan of each step, given the noise level before it.
 
         UsageError where a window does not fit `tiles`, used or not.
         """
@@ -104,12 +106,12 @@ def parse(data: bytes, name: str) -> Preset:
     """A preset from the bytes of its file; UsageError that says what is wrong."""
     try:
         table = tomllib.loads(data.decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as fault:
-        raise UsageError(f"preset {name} is no TOML: {fault}", hint="see https://toml.io") from None
+    except (ValueError, RecursionError) as fault:  # not TOML, not text, a number of thousands of digits
+        raise UsageError(f"preset {name} is no TOML: {str(fault)[:200]}", hint="see https://toml.io") from None
     try:
         check_keys(table, ("format", "tile", "phase"))
-        if (found := table.get("format")) != FORMAT or isinstance(found, bool):
-            raise ValueError(f"format = {found!r}; this fpsgen reads format = {FORMAT}")
+        if (found := table.get("format")) != FORMAT or type(found) is not int:
+            raise ValueError(f"format = {reprlib.repr(found)}; this fpsgen reads format = {FORMAT}")
         tile = triple("tile", table["tile"]) if "tile" in table else None
         entries = table.get("phase")
         if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
@@ -136,15 +138,19 @@ def parse_phase(entry: dict[str, Any], begin: float) -> Phase:
     sigma = entry.get("sigma")
     if not (isinstance(sigma, list) and len(sigma) == 2 and all(type(end) in (int, float) for end in sigma)):
         raise ValueError("sigma must be two numbers, such as [1.0, 0.9]")
+    if not all(0 <= end <= 1 for end in sigma):
+        raise ValueError(f"sigma = {reprlib.repr(sigma)}: noise levels are 0 to 1")
     if sigma[0] != begin:
         raise ValueError(f"it starts at sigma {sigma[0]:g}; it must at {begin:g}, so that there is no gap")
-    if not 0 <= sigma[1] < sigma[0]:
-        raise ValueError(f"sigma = [{sigma[0]:g}, {sigma[1]:g}] does not fall, or falls below 0")
+    if sigma[1] >= sigma[0]:
+        raise ValueError(f"sigma = [{sigma[0]:g}, {sigma[1]:g}] does not fall")
     for key, choices in (("qk", get_args(QKPrecision)), ("pv", get_args(PVPrecision))):
         if (value := entry.get(key, "bf16")) not in choices:
-            raise ValueError(f"{key} = {value!r}; it is one of {', '.join(choices)}")
+            raise ValueError(f"{key} = {reprlib.repr(value)}; it is one of {', '.join(choices)}")
     if not isinstance(entry.get("smooth_k", True), bool):
         raise ValueError("smooth_k must be true or false")
+    if "smooth_k" in entry and entry.get("qk", "bf16") == "bf16":
+        raise ValueError("smooth_k is about rounding k to 8 bits, and qk is bf16")
     given = {**entry, "sigma": (float(sigma[0]), float(sigma[1]))}
     if "window" in entry:
         given["window"] = triple("window", entry["window"])
@@ -157,12 +163,12 @@ def check_keys(table: dict[str, Any], known: Sequence[str]) -> None:
         if key not in known:
             near = difflib.get_close_matches(key, known, 1)
             told = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
-            raise ValueError(f"there is no key {key!r}; {told}")
+            raise ValueError(f"there is no key {reprlib.repr(key)}; {told}")
 
 
 def triple(key: str, value: Any) -> Shape3:
     """Three counts; ValueError where `value` is something else."""
     if not (isinstance(value, list) and len(value) == 3 and all(type(n) is int and 0 < n < 2**15 for n in value)):
-        raise ValueError(f"{key} = {value!r}; it must be three counts along T, H and W, such as [3, 5, 5]")
+        raise ValueError(f"{key} = {reprlib.repr(value)}; it must be three counts along T, H and W, such as [3, 5, 5]")
     t, h, w = value
     return t, h, w

@@ -1,7 +1,7 @@
 """Sparse attention in 16 bits by torch's FlexAttention: any CUDA GPU, differentiable.
 
-FlexAttention skips whole blocks of the score matrix, and its blocks have a power of two of rows. Tiles have 120
-tokens where they cover Wan's sizes exactly: here each is padded to whole blocks of 128, whose spare keys a mask hides.
+FlexAttention skips whole blocks of the score matrix, of a multiple of 128 rows each. Tiles have 120 tokens where they
+cover Wan's sizes exactly: here each is padded to whole blocks, whose spare keys a mask hides.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from fpsgen.attention.plan import AttentionPlan
 from fpsgen.attention.tiles import Shape3, TileGrid, key_lists, outlives_inference
 
 _BLOCK = 128
+_MOST_PADDING = 2.0  # beyond that, dense attention is faster
+_MOST_SHAPES = 256  # compiled before torch gives up
 
 
 def why_not(device: torch.device, plan: AttentionPlan) -> str | None:
@@ -26,6 +28,9 @@ def why_not(device: torch.device, plan: AttentionPlan) -> str | None:
         return "it is for CUDA GPUs"
     if plan.is_8bit:
         return "it does not round to 8 bits"
+    padded = tile_slots(plan.tiles) * len(plan.tiles.valid)
+    if padded > _MOST_PADDING * plan.tiles.tokens:
+        return f"it pads every tile to {tile_slots(plan.tiles)} rows, {padded / plan.tiles.tokens:.0f} times the tokens"
     return None if find_spec("triton") else "it needs Triton, which this torch came without"
 
 
@@ -38,15 +43,17 @@ def attention(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan) -> Tensor:
     for index, window in enumerate(plan.windows):
         heads = plan.heads_of(index)
         mask = block_mask(plan.tiles, window, q.device)
-        seen = compiled()(*(x[:, heads] for x in padded), block_mask=mask)
+        with torch._dynamo.config.patch(recompile_limit=_MOST_SHAPES):
+            seen = compiled()(*(x[:, heads] for x in padded), block_mask=mask)
         out[:, :, heads] = seen.index_select(2, rows).transpose(1, 2)
     return out
 
 
 @cache
 def compiled():  # type: ignore[no-untyped-def]  # torch.compile keeps no signature
-    """FlexAttention as one kernel; uncompiled it would build the whole score matrix."""
-    return torch.compile(flex_attention, dynamic=False)
+    """FlexAttention as one kernel. fullgraph: an error where it cannot be compiled, since uncompiled FlexAttention
+    knows the mask but not the lists of blocks, and would see every key."""
+    return torch.compile(flex_attention, dynamic=False, fullgraph=True)
 
 
 def tile_slots(tiles: TileGrid) -> int:
@@ -75,7 +82,7 @@ def block_mask(tiles: TileGrid, window: Shape3 | None, device: torch.device) -> 
     count = len(tiles.valid)
     wanted = torch.ones(count, count, dtype=torch.bool)
     if window is not None:
-        lists = key_lists(tiles, window, torch.device("cpu"))
+        lists = key_lists(tiles, window)
         cols = lists.cols.view(len(lists.row_ptr) - 1, -1)[lists.list_of]  # lists of one window are all of one length
         wanted = torch.zeros_like(wanted).scatter_(1, cols.long(), True)
     order = wanted.argsort(dim=1, descending=True, stable=True)

@@ -17,9 +17,9 @@ class AttentionPlan:
     """Which tiles of keys each tile of queries sees, and in which precision.
 
     windows: the distinct windows, as `TileGrid.fit` gives them; None is dense. heads: for each head, the index of its
-    window; empty where all have the first. qk, pv: format of the operands of the two matrix products; bf16 stands for
-    the 16 or 32 bits that the tensors come in. smooth_k: take the mean over tokens from k before it is rounded,
-    which leaves exact attention as it is (SageAttention2, arXiv 2411.10958).
+    window; empty where all have the first. qk, pv: format of the operands of the two matrix products; bf16 is for not
+    rounded, the 16 or 32 bits that the tensors come in. smooth_k: take the mean over tokens from k before it is
+    rounded, which leaves exact attention as it is (SageAttention2, arXiv 2411.10958).
 
     A plan is a value: it holds no tensors. `tiles.key_lists` gives its lists, shared by all plans with that window.
     """
@@ -45,7 +45,8 @@ class AttentionPlan:
     def __str__(self) -> str:
         windows = ", ".join("dense" if w is None else "window {}x{}x{}".format(*w) for w in self.windows)
         tiles = "{}x{}x{}".format(*self.tiles.counts)
-        return f"{windows} of {tiles} tiles, density {self.density:.3f}, qk {self.qk}, pv {self.pv}"
+        smoothed = "" if self.qk == "bf16" else ", k smoothed" if self.smooth_k else ", k not smoothed"
+        return f"{windows} of {tiles} tiles, density {self.density:.3f}, qk {self.qk}{smoothed}, pv {self.pv}"
 
     @property
     def is_dense(self) -> bool:
@@ -63,7 +64,7 @@ class AttentionPlan:
         return sum(each[index] for index in self.heads or (0,)) / len(self.heads or (0,))
 
     def flops(self, heads: int, head_dim: int) -> float:
-        """Floating-point operations of both products for one clip: 4 · head_dim per pair of tokens and head."""
+        """Floating-point operations of both products, 4 · head_dim per pair of tokens and head, for one batch entry."""
         return 4.0 * head_dim * heads * self.density * self.tiles.tokens**2
 
     def heads_of(self, index: int) -> list[int] | slice:

@@ -47,20 +47,24 @@ def round_to_(x: Tensor, kind: Format) -> Tensor:
     if kind == "int8":
         return x.round_().clamp_(-128.0, 127.0)
     x.clamp_(-448.0, 448.0)
+    bits = x.view(torch.int32)
+    signs = bits & -0x80000000  # of zeros, too
     # E4M3 has 3 bits after the leading one, and its smallest exponent is -6: neighbours of 2^e are 2^(e - 3) apart.
     # Adding 1.5 · 2^23 times that distance leaves float32 no bit for anything finer; its own rounding does the rest.
-    power = (x.view(torch.int32) & 0x7F800000).view(torch.float32)
+    power = (bits & 0x7F800000).view(torch.float32)
     shift = power.clamp_(min=2.0**-6).mul_(1.5 * 2.0**20)
-    return x.add_(shift).sub_(shift)
+    x.add_(shift).sub_(shift)
+    bits.bitwise_or_(signs)
+    return x
 
 
 def quantize(x: Tensor, amax: Tensor, kind: Format, largest: float | None = None) -> Quantized:
     """Round `x`, given the largest magnitude under each scale; it becomes `largest`, by default the format's own.
 
-    Zeros get a scale of 1, so that nothing is divided by 0.
+    Zeros get a scale of 1, and no scale is too small for float32, so that nothing is divided by 0.
     """
     limit = LARGEST[kind] if largest is None else largest
-    scale = torch.where(amax > 0, amax.float() / limit, 1.0)
+    scale = torch.where(amax > 0, (amax.float() / limit).clamp(min=torch.finfo(torch.float32).tiny), 1.0)
     return Quantized(round_to_(x.float() / scale, kind), scale, kind)
 
 

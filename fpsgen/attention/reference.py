@@ -7,12 +7,12 @@ precisions of section 3.1):
     P = exp(S - max S)                      in float32; rounded to E4M3 with the fixed scale 1 / 448
     o = P v / Σ P                           v rounded with one scale per channel and head
 
-The denominator sums the rounded P, so that an output stays a weighted mean of values.
+The denominator sums the rounded P, so that an output stays a weighted mean of values. Where the plan says smooth_k, k
+loses its mean over tokens before it is rounded, which changes no P but by rounding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -42,9 +42,11 @@ def attention(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan) -> Tensor:
         order, inverse, groups = grouped(plan.tiles, window, q.device)
         means = []
         for rows, group in zip(queries.index_select(2, order).split([g.rows for g in groups], 2), groups, strict=True):
-            for part, seen in group.pieces(rows, _MOST_SCORES):
-                k_seen, v_seen = (x.index_select(2, seen.flatten()).unflatten(2, seen.shape) for x in (keys, values))
-                means.append(softmax_mean(part, k_seen, v_seen, plan).flatten(2, 3))
+            many = at_once(len(q) * queries.shape[1], group)
+            parts = rows.unflatten(2, (-1, group.queries)).split(many[0], 2)
+            for part, seen in zip(parts, group.keys.split(many[0]), strict=True):
+                k_seen, v_seen = (gathered(x, seen, window) for x in (keys, values))
+                means += [softmax_mean(some, k_seen, v_seen, plan).flatten(2, 3) for some in part.split(many[1], 3)]
         out[:, heads] = torch.cat(means, 2).index_select(2, inverse)
     return out.transpose(1, 2).to(v.dtype)
 
@@ -80,22 +82,25 @@ class Group:
     def rows(self) -> int:
         return len(self.keys) * self.queries
 
-    def pieces(self, rows: Tensor, most: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Queries [batch, heads, lists, queries, head_dim] and the key rows of each list, cut so that about `most`
-        scores are in memory at once; `rows` are the group's queries [batch, heads, rows, head_dim]."""
-        budget = max(1, most // (rows.shape[0] * rows.shape[1] * self.keys.shape[1]))  # query rows
-        lists = max(1, budget // self.queries)
-        for part, seen in zip(
-            rows.unflatten(2, (-1, self.queries)).split(lists, 2), self.keys.split(lists), strict=True
-        ):
-            yield from ((some, seen) for some in part.split(budget, 3))
+
+def at_once(heads: int, group: Group) -> tuple[int, int]:
+    """How many lists, and how many queries of each, so that about _MOST_SCORES scores are in memory."""
+    rows = max(1, _MOST_SCORES // (heads * group.keys.shape[1]))
+    return max(1, rows // group.queries), min(rows, group.queries)
+
+
+def gathered(x: Tensor, rows: Tensor, window: Shape3 | None) -> Tensor:
+    """[batch, heads, tokens, head_dim] to [batch, heads, lists, key rows, head_dim]; all of them are not copied."""
+    if window is None:
+        return x[:, :, None]
+    return x.index_select(2, rows.flatten()).unflatten(2, rows.shape)
 
 
 @lru_cache(maxsize=16)
 @outlives_inference
 def grouped(tiles: TileGrid, window: Shape3 | None, device: torch.device) -> tuple[Tensor, Tensor, tuple[Group, ...]]:
     """Query rows grouped by the shape of what they see: their order, its inverse, and the groups in that order."""
-    lists = key_lists(tiles, window or tiles.counts, torch.device("cpu"))
+    lists = key_lists(tiles, window or tiles.counts)
     query_tiles = lists.list_of.argsort(stable=True).split(lists.list_of.bincount().tolist())
     alike: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}
     for own, seen in zip(query_tiles, lists.split(), strict=True):
@@ -103,7 +108,8 @@ def grouped(tiles: TileGrid, window: Shape3 | None, device: torch.device) -> tup
         alike.setdefault((len(queries), len(keys)), []).append((queries, keys))
     order = torch.cat([queries for pairs in alike.values() for queries, _ in pairs])
     groups = (
-        Group(torch.stack([keys for _, keys in pairs]).to(device), queries) for (queries, _), pairs in alike.items()
+        Group(torch.stack([keys for _, keys in pairs]).to(device, torch.int32), queries)
+        for (queries, _), pairs in alike.items()
     )
     return order.to(device), order.argsort().to(device), tuple(groups)
 

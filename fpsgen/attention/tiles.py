@@ -152,8 +152,8 @@ class KeyLists:
 
 @lru_cache(maxsize=256)  # plans of a schedule share their lists through this
 @outlives_inference
-def key_lists(tiles: TileGrid, window: Shape3, device: torch.device) -> KeyLists:
-    """The lists of `window`, one that `tiles.fit` gave or all `tiles.counts`, on `device`."""
+def key_lists(tiles: TileGrid, window: Shape3) -> KeyLists:
+    """The lists of `window`, one that `tiles.fit` gave or all `tiles.counts`, on the CPU."""
     counts = tiles.counts
     lists_along = [count - length + 1 for length, count in zip(window, counts, strict=True)]
     first_t, first_h, first_w = tiles.begins(window)
@@ -165,4 +165,4 @@ def key_lists(tiles: TileGrid, window: Shape3, device: torch.device) -> KeyLists
     t, h, w = t[:, None, None, :, None, None], h[None, :, None, None, :, None], w[None, None, :, None, None, :]
     cols = (t * counts[1] + h) * counts[2] + w
     row_ptr = torch.arange(prod(lists_along) + 1) * prod(window)
-    return KeyLists(*(x.flatten().to(device, torch.int32) for x in (row_ptr, cols, list_of)))
+    return KeyLists(*(x.flatten().int() for x in (row_ptr, cols, list_of)))

@@ -86,7 +86,7 @@ def generate(
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Same seed, same video.", show_default="random")] = None,
     preset: Annotated[
-        str, typer.Option(help="bf16 for dense attention in 16 bits, or a file that says how sparse and precise it is.")
+        str, typer.Option(help="bf16, dense attention without rounding, or a file that says how sparse and precise.")
     ] = "bf16",
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="FILE.mp4, .webm or .gif.", show_default="from the prompt")
@@ -117,7 +117,7 @@ def generate(
         check_path(output)  # before torch, which takes seconds
         from fpsgen import presets
 
-        schedule = presets.find(preset)
+        chosen_preset = presets.find(preset)
         from fpsgen import pipeline
         from fpsgen.wan import load, models
 
@@ -130,7 +130,7 @@ def generate(
     )
     request = pipeline.Request(
         prompt=prompt.strip(), seed=seed, output=output, scale_to=scale_to, solver=solver.value, grid=grid.value,
-        preset=schedule,
+        preset=chosen_preset,
         **dataclasses.asdict(settings),
     )  # fmt: skip
     if chosen.card and request.frames > chosen.defaults.frames:

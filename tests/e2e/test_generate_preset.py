@@ -5,9 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
+from fpsgen import pipeline
 from fpsgen.attention import reference
 from fpsgen.attention.plan import AttentionPlan
+from fpsgen.attention.tiles import TileGrid
 from tests.tools.cli import Runner, invoke
 from tests.tools.videos import metadata
 
@@ -52,7 +55,8 @@ def test_the_file_tells_the_preset_and_its_density(run: Runner, preset: Path) ->
     }
     # Without a shift the six noise levels are 1.0, 0.83, 0.67, … : two of them above 0.8. A window is 1 of 2 rows of
     # tiles and 1 of 3 columns.
-    assert report["density"] == pytest.approx((2 + 4 / 6) / 6, abs=1e-4)
+    assert report["attention"].pop("density") == pytest.approx((2 + 4 / 6) / 6, abs=1e-4)
+    assert report["attention"] == {"tile": [1, 2, 2], "backends": ["dense", "reference"]}
     assert metadata(report["output"])["preset"] == report["preset"]
 
 
@@ -71,7 +75,10 @@ def test_verbose_says_what_runs_where_and_why(run: Runner, preset: Path) -> None
     result = invoke("a cat", "--model", run.folder, *options, "--preset", preset, "--verbose")
     assert result.exit_code == 0, result.output
     assert "steps 1 to 2: dense of 2x2x3 tiles, density 1.000, qk bf16, pv bf16, by dense" in result.stderr
-    assert "steps 3 to 6: window 2x1x1 of 2x2x3 tiles, density 0.167, qk int8, pv fp8, by reference" in result.stderr
+    assert (
+        "steps 3 to 6: window 2x1x1 of 2x2x3 tiles, density 0.167, qk int8, k smoothed, pv fp8, by reference"
+        in result.stderr
+    )
     assert "not flex: it is for CUDA GPUs" in result.stderr
 
 
@@ -86,7 +93,7 @@ def test_a_window_that_spans_everything_is_the_dense_video(run: Runner, preset: 
 def test_odd_sizes_and_dtypes(run: Runner, preset: Path, res: str, frames: int, dtype: str) -> None:
     preset.write_text(HALVES.replace("[2, 1, 1]", "[1, 1, 1]"))
     report = run(res=res, frames=frames, dtype=dtype, preset=preset)
-    assert 0 < report["density"] <= 1
+    assert 0 < report["attention"]["density"] <= 1
 
 
 @pytest.mark.parametrize(
@@ -116,3 +123,13 @@ def test_no_such_preset(run: Runner) -> None:
     assert result.exit_code == 2
     assert "cannot read the preset 'fastest'" in result.stderr
     assert "give bf16, or a preset's .toml file" in result.stderr
+
+
+def test_plain_pytorch_on_a_gpu_is_said_without_being_asked() -> None:
+    """Somebody with a GPU expects speed."""
+    tiles = TileGrid((7, 6, 10), (2, 2, 2))
+    plans = [AttentionPlan(tiles), AttentionPlan(tiles, ((3, 3, 3),), (), "int8", "fp8")]
+    for device, told in (("cpu", False), ("cuda", True)):
+        notices = list(pipeline.attention_by_step(plans, torch.device(device)))
+        assert any("plain PyTorch" in notice.text and not notice.detail for notice in notices) is told
+        assert [notice.text.split(":")[0] for notice in notices if notice.detail] == ["step 1", "step 2"]

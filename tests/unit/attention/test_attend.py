@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from fpsgen import attention
 from fpsgen.attention import QKTransform, attend
 from fpsgen.attention.plan import AttentionPlan
 from fpsgen.attention.tiles import TileGrid
@@ -33,6 +34,35 @@ def test_attend_is_softmax_of_normed_rotated_products() -> None:
     scores = torch.einsum("qhd,khd->hqk", turned(q, norm_q), turned(k, norm_k)) / math.sqrt(dim)
     expected = torch.einsum("hqk,khd->qhd", scores.softmax(-1), v[0].double())
     torch.testing.assert_close(got[0].double(), expected, rtol=1e-5, atol=1e-5)  # float32 arithmetic
+
+
+def test_q_and_k_come_in_the_dtype_of_v() -> None:
+    """Norm and RoPE are float32; backends that are not fused get 16 bits, as the original's attention does."""
+    tiles = TileGrid((2, 3, 2), (2, 2, 2))
+    x = torch.randn(1, tiles.tokens, 2, 12, generator=torch.Generator().manual_seed(1)).bfloat16()
+    transform = QKTransform(torch.ones(24), torch.ones(24), 1e-6, rope_table(tiles.grid, 12, 10_000.0))
+    seen = []
+
+    class Backend:
+        def why_not(self, device: torch.device, plan: AttentionPlan) -> None:
+            return None
+
+        def attention(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: AttentionPlan) -> torch.Tensor:
+            seen.extend([q.dtype, k.dtype, v.dtype])
+            return v
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(attention.BACKENDS, "dense", Backend())
+        attend(x, x, x, transform, AttentionPlan(tiles))
+    assert seen == [torch.bfloat16] * 3
+
+
+def test_a_plan_for_other_heads_is_refused() -> None:
+    tiles = TileGrid((1, 2, 2), (1, 1, 1))
+    x = torch.zeros(1, 4, 3, 12)
+    transform = QKTransform(torch.ones(36), torch.ones(36), 1e-6, torch.zeros(4, 6, 2))
+    with pytest.raises(ValueError, match="for 2 heads, not for 3"):
+        attend(x, x, x, transform, AttentionPlan(tiles, (None, (1, 1, 1)), (0, 1)))
 
 
 def test_a_plan_for_another_grid_is_refused() -> None:

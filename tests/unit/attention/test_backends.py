@@ -15,6 +15,8 @@ from fpsgen.attention.tiles import Shape3, TileGrid, default_tile, key_lists
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 RAGGED = TileGrid((5, 6, 7), (2, 2, 3))  # 3 x 3 x 3 tiles, short ones along T and W
+WHOLE = TileGrid((3, 10, 16), (3, 5, 8))  # tiles of 120
+SLIDING = TileGrid((7, 6, 10), (2, 2, 2))  # 4 x 3 x 5: windows of 3 move along T and W
 PER_HEAD = ((1, 3, 3), None, (3, 1, 1))
 
 
@@ -59,11 +61,18 @@ def test_reference_of_a_full_window_is_sdpa(grid: Shape3) -> None:
     )
 
 
-@pytest.mark.parametrize("window", [(1, 1, 1), (3, 1, 1), (1, 3, 1), (1, 1, 3), (1, 3, 3)], ids=str)
-def test_reference_of_a_window_is_a_masked_softmax(window: Shape3) -> None:
-    q, k, v = random_qkv(RAGGED)
-    plan = AttentionPlan(RAGGED, (window,))
-    assert float(visible(RAGGED, window).double().mean()) == pytest.approx(plan.density)
+@pytest.mark.parametrize(
+    ("tiles", "window"),
+    [
+        *((RAGGED, window) for window in ((1, 1, 1), (3, 1, 1), (1, 3, 1), (1, 1, 3), (1, 3, 3))),
+        *((SLIDING, window) for window in ((3, 1, 3), (1, 3, 3), (4, 1, 3), (3, 3, 5), (1, 1, 1))),
+    ],
+    ids=str,
+)
+def test_reference_of_a_window_is_a_masked_softmax(tiles: TileGrid, window: Shape3) -> None:
+    q, k, v = random_qkv(tiles)
+    plan = AttentionPlan(tiles, (window,))
+    assert float(visible(tiles, window).double().mean()) == pytest.approx(plan.density)
     torch.testing.assert_close(reference.attention(q, k, v, plan), by_hand(q, k, v, plan), rtol=0, atol=1e-5)
 
 
@@ -130,7 +139,7 @@ def test_not_a_number_comes_through() -> None:
     [
         AttentionPlan(RAGGED, ((1, 3, 3),)),
         AttentionPlan(RAGGED, PER_HEAD, (2, 0, 1)),
-        AttentionPlan(TileGrid((3, 10, 16), (3, 5, 8)), ((1, 1, 1),)),  # whole tiles of 120
+        AttentionPlan(WHOLE, ((1, 1, 1),)),
         AttentionPlan(TileGrid((6, 6, 16), (6, 6, 8)), ((1, 1, 1),)),  # 288 tokens, more than one block of 128
     ],
     ids=str,
@@ -144,31 +153,52 @@ def test_flex_is_the_reference(plan: AttentionPlan) -> None:
 def test_flex_visits_the_blocks_of_the_lists() -> None:
     tiles, window = TileGrid((7, 6, 10), (2, 2, 2)), (3, 1, 3)
     mask = flex.block_mask(tiles, window, CPU)
-    lists = key_lists(tiles, window, CPU)
+    lists = key_lists(tiles, window)
     for tile, own in enumerate(lists.list_of.tolist()):
         count = int(mask.kv_num_blocks[0, 0, tile])
         assert mask.kv_indices[0, 0, tile, :count].tolist() == lists.split()[own].tolist()
 
 
-def test_the_choice_and_its_reasons() -> None:
-    sparse, int8 = AttentionPlan(RAGGED, ((1, 3, 3),)), AttentionPlan(RAGGED, (None,), (), "int8", "fp8")
-    assert attention.choose(CPU, AttentionPlan(RAGGED)) == attention.Choice("dense", ())
-    on_cpu = attention.choose(CPU, sparse)
-    assert on_cpu.name == "reference"
-    assert [name for name, _ in on_cpu.refused] == ["dense", "flex"]
-    assert "sparse" in dict(on_cpu.refused)["dense"]
-    assert "CUDA" in dict(on_cpu.refused)["flex"]
-    on_cuda = attention.choose(CUDA, int8)
-    assert on_cuda.name == "reference"
-    assert all("8 bits" in reason for _, reason in on_cuda.refused)
+@pytest.mark.parametrize("device", [CPU, CUDA], ids=str)
+@pytest.mark.parametrize("window", [None, (1, 1, 1)], ids=str)
+@pytest.mark.parametrize("qk", ["bf16", "fp8", "int8"])
+@pytest.mark.parametrize("pv", ["bf16", "fp8"])
+def test_the_choice_and_its_reasons(
+    device: torch.device, window: Shape3 | None, qk: str, pv: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flex, "find_spec", lambda name: object())  # as if Triton were here
+    attention.choose.cache_clear()
+    plan = AttentionPlan(WHOLE, (window,), (), qk, pv)  # type: ignore[arg-type]
+    rounds, sparse = qk != "bf16" or pv != "bf16", window is not None
+    choice = attention.choose(device, plan)
+    attention.choose.cache_clear()
+    expected = "reference" if rounds or (sparse and device == CPU) else "flex" if sparse else "dense"
+    assert choice.name == expected
+    refused = dict(choice.refused)
+    assert list(refused) == list(attention.BACKENDS)[: list(attention.BACKENDS).index(expected)]
+    if "dense" in refused:
+        assert ("sparse" if sparse else "8 bits") in refused["dense"]
+    if "flex" in refused:
+        assert ("CUDA" if device == CPU else "8 bits") in refused["flex"]
 
 
-def test_flex_is_for_16_bits_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
-    sparse = AttentionPlan(RAGGED, ((1, 3, 3),))
+def test_flex_refuses_what_it_cannot_run_well(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(flex, "find_spec", lambda name: None)
-    assert "Triton" in str(flex.why_not(CUDA, sparse))
+    assert "Triton" in str(flex.why_not(CUDA, AttentionPlan(WHOLE, ((1, 1, 1),))))
     monkeypatch.setattr(flex, "find_spec", lambda name: object())
-    assert flex.why_not(CUDA, sparse) is None
+    assert flex.why_not(CUDA, AttentionPlan(WHOLE, ((1, 1, 1),))) is None
+    small = AttentionPlan(RAGGED, ((1, 3, 3),))  # tiles of 12 tokens or fewer
+    assert "pads every tile to 128 rows" in str(flex.why_not(CUDA, small))
+
+
+def test_flex_never_runs_uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch stops compiling a function after so many shapes, and uncompiled FlexAttention would see every key."""
+    q, k, v = random_qkv(RAGGED, heads=1)
+    plan = AttentionPlan(RAGGED, ((1, 3, 3),))
+    flex.attention(q[..., :16], k[..., :16], v[..., :16], plan)  # so that one is compiled
+    monkeypatch.setattr(flex, "_MOST_SHAPES", 1)
+    with pytest.raises(torch._dynamo.exc.FailOnRecompileLimitHit):
+        flex.attention(q[..., :24], k[..., :24], v[..., :24], plan)
 
 
 def test_what_inference_kept_can_be_trained_through() -> None:
@@ -180,6 +210,6 @@ def test_what_inference_kept_can_be_trained_through() -> None:
     x = torch.ones(1, 10_000, requires_grad=True)  # longer than any index
     order, inverse, groups = reference.grouped(tiles, (1, 3, 1), CPU)
     kept = [rows, order, inverse, *(group.keys.flatten() for group in groups), tiles.order, tiles.inverse]
-    kept += [key_lists(tiles, (1, 3, 1), CPU).cols]
+    kept += [key_lists(tiles, (1, 3, 1)).cols]
     for index in kept:
         x.index_select(1, index).square().sum().backward()

@@ -139,6 +139,41 @@ def test_sums_of_13_bits_are_biased_and_promotion_mends_it() -> None:
     assert error_of(1, 13) < 1.1 * exact
 
 
+@pytest.mark.parametrize(("name", "promote"), [("A", 1), ("C", 4), ("E", 4)])
+def test_sums_are_promoted_after_so_many_tiles(name: str, promote: int) -> None:
+    """By hand: the tensor cores' sum over `promote` tiles, cut to 13 bits after each 32 keys; then float32."""
+    variant = VARIANTS[name]
+    assert variant.promote == promote
+    generator = torch.Generator().manual_seed(3)
+    tiles = 11
+    v = [torch.randn(1, 1, 64, 64, generator=generator) + 1 for _ in range(tiles)]
+    # All scores alike, so that P is 2^8 everywhere, or its synthesised code; two steps of 32 keys in a tile.
+    q, keys = torch.zeros(1, 1, 1, 64), [torch.zeros(1, 1, 64, 64)] * tiles
+    scale = torch.ones(1, 1, 1, 1)
+    found = emulator.online_softmax(q, scale, keys, [scale] * tiles, v, variant, 13)[0, 0, 0]
+    p, codes = emulator.exponentials(torch.zeros(1, 1, 1, 64), scale, torch.zeros(1, 1, 1, 1), variant)
+    total, ones = torch.zeros(65), torch.ones(64, 1)
+    for first in range(0, tiles, promote):
+        short = torch.zeros(65)
+        for tile in v[first : first + promote]:
+            for step in (slice(0, 32), slice(32, 64)):
+                values = torch.cat([tile[0, 0, step], ones[step]], 1)
+                short = emulator.cut(short + codes[0, 0, 0, step] @ values, 13)
+        total = total + short
+    denominator = total[64] if variant.sum_codes else p.sum() * tiles
+    torch.testing.assert_close(found, total[:64] / denominator, rtol=1e-6, atol=0)
+
+
+def test_scores_are_sums_of_13_bits_too() -> None:
+    generator = torch.Generator().manual_seed(4)
+    q, k = torch.randn(1, 1, 3, 128, generator=generator), torch.randn(1, 1, 5, 128, generator=generator)
+    expected = torch.zeros(3, 5)
+    for step in range(0, 128, 32):
+        expected = emulator.cut(expected + q[0, 0, :, step : step + 32] @ k[0, 0, :, step : step + 32].T, 13)
+    assert torch.equal(emulator.products(q, k, VARIANTS["A"], 13)[0, 0], expected)
+    assert not torch.equal(emulator.products(q, k, VARIANTS["A"], None)[0, 0], expected)
+
+
 def test_bits_are_cut_off_towards_zero() -> None:
     x = torch.randn(1000, generator=torch.Generator().manual_seed(0)) * 100
     mantissa, exponent = np.frexp(x.numpy().astype(np.float64))

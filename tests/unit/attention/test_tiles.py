@@ -57,7 +57,7 @@ def check_order(tiles: TileGrid) -> None:
 def check_window(tiles: TileGrid, window: Shape3) -> None:
     """Every query tile sees `window` tiles, itself among them, in one ascending list; density is what the lists say."""
     assert tiles.fit(window) == (None if window == tiles.counts else window)
-    lists = key_lists.__wrapped__(tiles, window, CPU)
+    lists = key_lists.__wrapped__(tiles, window)
     cols = lists.cols.view(-1, math.prod(window))  # so every list has its full length, at a border, too
     assert torch.equal(lists.row_ptr, torch.arange(len(cols) + 1, dtype=torch.int32) * math.prod(window))
     assert bool((cols.diff(dim=1) > 0).all())  # sorted, and unique
@@ -123,7 +123,7 @@ def test_windows_of_every_size() -> None:
 
 def test_windows_slide_and_stop_at_the_border() -> None:
     """Along an axis of 5 tiles, a window of 3: by hand."""
-    lists = key_lists(TileGrid((1, 1, 5), (1, 1, 1)), (1, 1, 3), CPU)
+    lists = key_lists(TileGrid((1, 1, 5), (1, 1, 1)), (1, 1, 3))
     seen = [lists.split()[i].tolist() for i in lists.list_of.tolist()]
     assert seen == [[0, 1, 2], [0, 1, 2], [1, 2, 3], [2, 3, 4], [2, 3, 4]]
 
@@ -145,7 +145,7 @@ def test_density_of_ragged_tiles_counts_tokens() -> None:
 
 def test_lists_are_shared() -> None:
     """Plans of a schedule ask again and again."""
-    first, again = (key_lists(TileGrid((7, 6, 10), (2, 2, 2)), (3, 3, 3), CPU) for _ in range(2))
+    first, again = (key_lists(TileGrid((7, 6, 10), (2, 2, 2)), (3, 3, 3)) for _ in range(2))
     assert isinstance(first, KeyLists)
     assert first is again
 
