@@ -2,7 +2,8 @@
 
     python -m benchmarks.numerics --out benchmarks/results/numerics
 
-Relative error, ‖o - exact‖ / ‖exact‖, of dense attention, head_dim 128, against float64: bfloat16 SDPA, and the emulator of each variant of the kernel with one thing changed at a time. On synthetic data of several
+Relative error, ‖o - exact‖ / ‖exact‖, of dense attention, head_dim 128, against float64: bfloat16 SDPA, and the
+emulator of each variant of the kernel with one thing changed at a time. On synthetic data of several
 lengths and on the q, k and v of the pocket model's own layers. Writes .json and .md.
 """
 
@@ -17,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmarks.record import provenance, write
+from benchmarks.record import page, provenance, write
 from fpsgen import pipeline
 from fpsgen.attention import dense, emulator, prepare
 from fpsgen.attention.plan import AttentionPlan
@@ -162,16 +163,19 @@ def tables(results: dict[str, dict[str, float]]) -> str:
 
 def document(record: dict) -> str:
     """What is published, in Markdown."""
-    return (
-        "# Error of 8-bit attention\n\n"
-        "Relative error ‖o - exact‖ / ‖exact‖ of dense attention, head_dim 128, exact in float64. The variants are those\n"
-        "of the kernel (`fpsgen/attention/emulator.py`), emulated on a CPU. Unless a row says otherwise k is smoothed, q\n"
-        "has one scale per token, k one per tile, v one per channel, and sums of FP8 products keep 13 bits and are\n"
-        "promoted to float32: after every tile in A, every fourth in C and E.\n\n"
-        f"Synthetic data: N(0, 1) but for what a heading says, {ROWS} query rows of {HEADS} heads, tiles of {TILE}, by\n"
-        "number of keys. Pocket: all 420 rows of 3 heads, tiles of 8, mean over 6 layers and 2 prompts.\n\n"
-        f"`{' '.join(record['command'])}` makes this page.\n\n" + tables(record["errors"])
+    head = page(
+        "Error of 8-bit attention",
+        """Relative error ‖o - exact‖ / ‖exact‖ of dense attention, head_dim 128, exact in float64. The
+        variants are those of the kernel (`fpsgen/attention/emulator.py`), emulated on a CPU. Unless a row
+        says otherwise k is smoothed, q has one scale per token, k one per tile, v one per channel, and sums
+        of FP8 products keep 13 bits and are promoted to float32: after every tile in A, every fourth in C
+        and E.""",
+        f"""Synthetic data: N(0, 1) but for what a heading says, {ROWS} query rows of {HEADS} heads, tiles of
+        {TILE}, by number of keys. Pocket: all 420 rows of 3 heads, tiles of 8, mean over 6 layers and 2
+        prompts.""",
+        f"`{' '.join(record['command'])}` makes this page.",
     )
+    return head + "\n" + tables(record["errors"])
 
 
 @torch.inference_mode()

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.record import provenance, write
+from benchmarks.record import page, provenance, write
 from fpsgen import pipeline
 from fpsgen.attention.tiles import Shape3
 from fpsgen.presets import Phase, Preset
@@ -164,19 +164,19 @@ def table(rows: list[dict]) -> str:
 def document(record: dict) -> str:
     """What is published, in Markdown."""
     windows = ", ".join("{}x{}x{} ({})".format(*window, name) for name, window in WINDOWS.items() if window)
-    return (
-        "# Sparse and 8-bit attention on the pocket model\n\n"
-        f"{record['clips']} clips of held-out combinations, each rendered with every plan from the same noise, in\n"
-        "float32 on a CPU by the `reference` backend (`dense` in the first row). Nominal densities stand for windows\n"
-        f"of {windows} among 4 x 3 x 5 tiles,\n"
-        "chosen by a pilot on 8 prompts of this kind: of the shapes near one density, the one whose latents stayed\n"
-        "nearest. The second column has the true share of token pairs, mean over the steps. Cosine (± 95 %) of the\n"
-        "final latents and PSNR of the frames are against the first row; subject, motion, scene: share of clips that\n"
-        f"the judge names right (± {1.96 * 0.5 / record['clips'] ** 0.5:.2f} at worst, 95 %). Time of a step: median, and\n"
-        "its ratio to the first row's in the same clip; one core for each process.\n\n"
-        f"`{' '.join(record['command'])}` makes this page and\n`{record['sheet']}`, the first clip with every plan.\n\n"
-        + table(record["rows"])
+    clips, sheet = record["clips"], record["sheet"]
+    head = page(
+        "Sparse and 8-bit attention on the pocket model",
+        f"""{clips} clips of held-out combinations, each rendered with every plan from the same noise, in float32 on a
+        CPU by the `reference` backend (`dense` in the first row). Nominal densities stand for windows of {windows}
+        among 4 x 3 x 5 tiles, chosen by a pilot on 8 prompts of this kind: of the shapes near one density, the one
+        whose latents stayed nearest. The second column has the true share of token pairs, mean over the steps.""",
+        f"""Cosine (± 95 %) of the final latents and PSNR of the frames are against the first row; subject, motion,
+        scene: share of clips that the judge names right (± {1.96 * 0.5 / clips**0.5:.2f} at worst, 95 %). Time of a
+        step: median, and its ratio to the first row's in the same clip; one core for each process.""",
+        f"`{' '.join(record['command'])}` makes this page and `{sheet}`, the first clip with every plan.",
     )
+    return head + "\n" + table(record["rows"])
 
 
 def main() -> None:

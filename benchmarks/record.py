@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import subprocess
+import textwrap
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -18,6 +19,13 @@ RESULTS = Path(__file__).parent / "results"
 def provenance(command: list[str]) -> dict:
     """What every result begins with."""
     return {"date": str(date.today()), "commit": commit(), "command": command, "machine": machine()}
+
+
+def page(title: str, *paragraphs: str) -> str:
+    """The head of a Markdown page, in lines of 118 characters."""
+    return "\n\n".join(
+        [f"# {title}", *(textwrap.fill(" ".join(p.split()), 118, break_on_hyphens=False) for p in paragraphs), ""]
+    )
 
 
 def write(path: Path, record: dict) -> None:
