@@ -183,6 +183,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/numerics"))
     args = parser.parse_args()
+    args.out.parent.mkdir(parents=True, exist_ok=True)
     begin = provenance(["python", "-m", "benchmarks.numerics", *sys.argv[1:]])
     record = {**begin, "errors": measure()}
     write(args.out.with_suffix(".json"), record)

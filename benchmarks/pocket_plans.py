@@ -185,6 +185,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/pocket-plans"))
     parser.add_argument("--workers", type=int, default=2, help="processes, one core each")
     args = parser.parse_args()
+    if args.clips < 2 or args.workers < 1:
+        parser.error("at least 2 clips, for their spread, and 1 worker")
+    args.out.parent.mkdir(parents=True, exist_ok=True)
     begin = provenance(["python", "-m", "benchmarks.pocket_plans", *sys.argv[1:]])  # of the code that is running
     prompts, truth = prompts_for(args.clips, True, True)
     clips, sheet = [], []

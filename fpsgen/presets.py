@@ -31,8 +31,10 @@ from fpsgen.attention.tiles import Shape3, TileGrid
 from fpsgen.errors import UsageError
 
 FORMAT = 1
-_MOST_BYTES = 2**20
+_MOST_BYTES = 2**14  # tomllib needs memory by the square of a key's dots
+_MOST_PHASES = 100
 _ROUNDING = 1e-6
+_HINT = "the README shows a whole preset"
 
 
 @dataclass(frozen=True)
@@ -98,32 +100,38 @@ def find(name: str) -> Preset:
             hint="give bf16, or a preset's .toml file",
         ) from None
     if len(data) > _MOST_BYTES:
-        raise UsageError(f"the preset {name} is larger than {_MOST_BYTES} bytes", hint="give a preset's .toml file")
-    return parse(data, path.name)
+        raise UsageError(
+            f"the preset {name[:200]!r} is larger than {_MOST_BYTES} bytes", hint="give a preset's .toml file"
+        )
+    return parse(data, printable(path.name))
 
 
 def parse(data: bytes, name: str) -> Preset:
     """A preset from the bytes of its file; UsageError that says what is wrong."""
     try:
-        table = tomllib.loads(data.decode())
-    except (ValueError, RecursionError) as fault:  # not TOML, not text, a number of thousands of digits
+        table = tomllib.loads(data.decode("utf-8-sig"))
+    except UnicodeDecodeError:
+        raise UsageError(f"preset {name} is not UTF-8 text", hint="save it as UTF-8") from None
+    except (ValueError, RecursionError) as fault:  # no TOML, or a number of thousands of digits
         raise UsageError(f"preset {name} is no TOML: {str(fault)[:200]}", hint="see https://toml.io") from None
     try:
         check_keys(table, ("format", "tile", "phase"))
         if (found := table.get("format")) != FORMAT or type(found) is not int:
-            raise ValueError(f"format = {reprlib.repr(found)}; this fpsgen reads format = {FORMAT}")
+            raise ValueError(f"format = {quoted(found)}; this fpsgen reads format = {FORMAT}")
         tile = triple("tile", table["tile"]) if "tile" in table else None
         entries = table.get("phase")
         if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
             raise ValueError("there is no [[phase]]")
+        if len(entries) > _MOST_PHASES:
+            raise ValueError(f"it has {len(entries)} phases; at most {_MOST_PHASES} are read")
     except ValueError as fault:
-        raise UsageError(f"preset {name}: {fault}", hint="the README shows a whole preset") from None
+        raise UsageError(f"preset {name}: {fault}", hint=_HINT) from None
     phases: list[Phase] = []
     for number, entry in enumerate(entries, 1):
         try:
             phases.append(parse_phase(entry, phases[-1].sigma[1] if phases else 1.0))
         except ValueError as fault:
-            raise UsageError(f"preset {name}, phase {number}: {fault}") from None
+            raise UsageError(f"preset {name}, phase {number}: {fault}", hint=_HINT) from None
     if phases[-1].sigma[1] != 0:
         raise UsageError(
             f"preset {name}: the last phase ends at sigma {phases[-1].sigma[1]:g}",
@@ -139,14 +147,14 @@ def parse_phase(entry: dict[str, Any], begin: float) -> Phase:
     if not (isinstance(sigma, list) and len(sigma) == 2 and all(type(end) in (int, float) for end in sigma)):
         raise ValueError("sigma must be two numbers, such as [1.0, 0.9]")
     if not all(0 <= end <= 1 for end in sigma):
-        raise ValueError(f"sigma = {reprlib.repr(sigma)}: noise levels are 0 to 1")
+        raise ValueError(f"sigma = {quoted(sigma)}: noise levels are 0 to 1")
     if sigma[0] != begin:
-        raise ValueError(f"it starts at sigma {sigma[0]:g}; it must at {begin:g}, so that there is no gap")
-    if sigma[1] >= sigma[0]:
-        raise ValueError(f"sigma = [{sigma[0]:g}, {sigma[1]:g}] does not fall")
+        raise ValueError(f"it starts at sigma {sigma[0]!r}; it must at {begin!r}, so that there is no gap")
+    if sigma[1] > sigma[0] - 2 * _ROUNDING:
+        raise ValueError(f"sigma = {sigma!r} does not fall")
     for key, choices in (("qk", get_args(QKPrecision)), ("pv", get_args(PVPrecision))):
         if (value := entry.get(key, "bf16")) not in choices:
-            raise ValueError(f"{key} = {reprlib.repr(value)}; it is one of {', '.join(choices)}")
+            raise ValueError(f"{key} = {quoted(value)}; it is one of {', '.join(choices)}")
     if not isinstance(entry.get("smooth_k", True), bool):
         raise ValueError("smooth_k must be true or false")
     if "smooth_k" in entry and entry.get("qk", "bf16") == "bf16":
@@ -163,12 +171,25 @@ def check_keys(table: dict[str, Any], known: Sequence[str]) -> None:
         if key not in known:
             near = difflib.get_close_matches(key, known, 1)
             told = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
-            raise ValueError(f"there is no key {reprlib.repr(key)}; {told}")
+            raise ValueError(f"there is no key {quoted(key)}; {told}")
+
+
+def quoted(value: Any) -> str:
+    """A value of a file, no longer than a sentence bears."""
+    try:
+        return reprlib.repr(value)
+    except ValueError:  # Python writes no number of more than 4300 digits
+        return "a number of thousands of digits"
+
+
+def printable(name: str) -> str:
+    """A file name as a terminal and a video's metadata can show it."""
+    return "".join(c if c.isprintable() else "?" for c in name)
 
 
 def triple(key: str, value: Any) -> Shape3:
     """Three counts; ValueError where `value` is something else."""
     if not (isinstance(value, list) and len(value) == 3 and all(type(n) is int and 0 < n < 2**15 for n in value)):
-        raise ValueError(f"{key} = {reprlib.repr(value)}; it must be three counts along T, H and W, such as [3, 5, 5]")
+        raise ValueError(f"{key} = {quoted(value)}; it must be three counts along T, H and W, such as [3, 5, 5]")
     t, h, w = value
     return t, h, w

@@ -29,7 +29,7 @@ from fpsgen.attention.quantize import Format, Quantized
 from fpsgen.attention.tiles import key_lists
 
 _P_LOG2 = 8.0  # P is scaled by 2^8
-_FIRST_REFERENCE = -1000.0
+_FIRST_REFERENCE = -1e30  # below any score
 _STEP = 32  # operands of an 8-bit wgmma along the summed axis
 
 # A linear mantissa makes 2^x too large by up to 6 %; taking this from x leaves ±3 %, so that the synthesised half of P
@@ -82,7 +82,11 @@ def emulate(
     """
     if (plan.qk, plan.pv) != (variant.qk, "fp8"):
         raise ValueError(f"the plan wants qk {plan.qk}, pv {plan.pv}; the variant computes {variant.qk}, fp8")
+    if accumulator_bits is not None and not 1 <= accumulator_bits <= 23:
+        raise ValueError(f"float32 has 23 bits behind the leading one, not {accumulator_bits}")
     tiles = plan.tiles
+    if variant.scores == "fp16" and variant.largest**2 * q.shape[3] > 65504:
+        raise ValueError(f"FP16 scores cannot hold {variant.largest:g}² · {q.shape[3]} channels")
     rows = torch.arange(tiles.tokens) if rows is None else rows.cpu()
     tile_of_row = torch.arange(len(tiles.valid)).repeat_interleave(tiles.valid)[rows]
     queries, keys, values = operands(q, k, v, plan, variant, q_scale)

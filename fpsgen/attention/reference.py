@@ -23,8 +23,8 @@ from fpsgen.attention import quantize
 from fpsgen.attention.plan import AttentionPlan
 from fpsgen.attention.tiles import Shape3, TileGrid, key_lists, outlives_inference
 
-# Scores that may be in memory at once; 256 MB of float32.
-_MOST_SCORES = 2**26
+# Numbers of one kind that may be in memory at once; 256 MB of float32.
+_MOST_NUMBERS = 2**26
 
 
 def why_not(device: torch.device, plan: AttentionPlan) -> str | None:
@@ -33,7 +33,12 @@ def why_not(device: torch.device, plan: AttentionPlan) -> str | None:
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan) -> Tensor:
-    """q, k, v and the result [batch, tokens, heads, head_dim], rows in tile order; computed in float32."""
+    """q, k, v and the result [batch, tokens, heads, head_dim], rows in tile order; computed in float32.
+
+    NotImplementedError where gradients are wanted: rounding has none.
+    """
+    if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
+        raise NotImplementedError("the reference has no gradients: run it under torch.no_grad()")
     rows_first = [x.transpose(1, 2) for x in rounded(q, k, v, plan)]  # [batch, heads, tokens, head_dim]
     out = torch.empty(rows_first[2].shape, device=v.device)
     for index, window in enumerate(plan.windows):
@@ -42,11 +47,11 @@ def attention(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan) -> Tensor:
         order, inverse, groups = grouped(plan.tiles, window, q.device)
         means = []
         for rows, group in zip(queries.index_select(2, order).split([g.rows for g in groups], 2), groups, strict=True):
-            many = at_once(len(q) * queries.shape[1], group)
-            parts = rows.unflatten(2, (-1, group.queries)).split(many[0], 2)
-            for part, seen in zip(parts, group.keys.split(many[0]), strict=True):
+            lists, many = at_once(len(q) * queries.shape[1], q.shape[3], group)
+            parts = rows.unflatten(2, (-1, group.queries)).split(lists, 2)
+            for part, seen in zip(parts, group.keys.split(lists), strict=True):
                 k_seen, v_seen = (gathered(x, seen, window) for x in (keys, values))
-                means += [softmax_mean(some, k_seen, v_seen, plan).flatten(2, 3) for some in part.split(many[1], 3)]
+                means += [softmax_mean(some, k_seen, v_seen, plan).flatten(2, 3) for some in part.split(many, 3)]
         out[:, heads] = torch.cat(means, 2).index_select(2, inverse)
     return out.transpose(1, 2).to(v.dtype)
 
@@ -83,10 +88,11 @@ class Group:
         return len(self.keys) * self.queries
 
 
-def at_once(heads: int, group: Group) -> tuple[int, int]:
-    """How many lists, and how many queries of each, so that about _MOST_SCORES scores are in memory."""
-    rows = max(1, _MOST_SCORES // (heads * group.keys.shape[1]))
-    return max(1, rows // group.queries), min(rows, group.queries)
+def at_once(heads: int, head_dim: int, group: Group) -> tuple[int, int]:
+    """How many lists, and how many queries of each, so that _MOST_NUMBERS bounds scores, and keys and values."""
+    per_row = heads * group.keys.shape[1]
+    lists = max(1, _MOST_NUMBERS // (per_row * max(group.queries, 2 * head_dim)))
+    return lists, min(max(1, _MOST_NUMBERS // per_row), group.queries)
 
 
 def gathered(x: Tensor, rows: Tensor, window: Shape3 | None) -> Tensor:

@@ -116,7 +116,11 @@ def test_bf16_is_dense_everywhere() -> None:
         (ONE.replace("[1.0, 0.0]", "[1.0, nan]"), "noise levels are 0 to 1"),
         (ONE.replace("[1.0, 0.0]", "[1.0, -1.0]"), "noise levels are 0 to 1"),
         (ONE.replace("[1.0, 0.0]", f"[1{'0' * 400}, 0.0]"), "noise levels are 0 to 1"),
-        (ONE.replace("[1.0, 0.0]", f"[0x{'f' * 5000}, 0.0]"), "mine.toml"),
+        (ONE.replace("[1.0, 0.0]", f"[0x{'f' * 5000}, 0.0]"), "noise levels are 0 to 1"),
+        (ONE + f"window = 0x{'f' * 5000}\n", "window = a number of thousands of digits; it must be three counts"),
+        ("format = 1\n" + "[[phase]]\nsigma = [1, 0]\n" * 101, "it has 101 phases; at most 100"),
+        (ONE.replace("[1.0, 0.0]", "[1.0, 0.9999999]"), "does not fall"),
+        (ONE.replace("0.0]", "0.3]") + "[[phase]]\nsigma = [0.30000000000000004, 0]\n", "0.30000000000000004; it must"),
         (ONE.replace("[1.0, 0.0]", f"[1{'0' * 5000}, 0.0]"), "no TOML"),
         (ONE + "window = " + "[" * 5000, "no TOML"),
         (ONE + f'qk = "{"x" * 5000}"\n', "it is one of bf16, fp8, int8"),
@@ -125,7 +129,7 @@ def test_bf16_is_dense_everywhere() -> None:
         (ONE.replace("[1.0, 0.0]", "[1.0, 1.0]"), "does not fall"),
         (ONE.replace("[1.0, 0.0]", "[1.0, 0.5]"), "the last phase ends at sigma 0.5"),
         (ONE.replace("0.0]", "0.5]") + "[[phase]]\nsigma = [0.4, 0.0]\n", "phase 2: it starts at sigma 0.4"),
-        (ONE + "[[phase]]\nsigma = [0.0, 0.0]\n", "phase 2: sigma = [0, 0] does not fall"),
+        (ONE + "[[phase]]\nsigma = [0.0, 0.0]\n", "phase 2: sigma = [0.0, 0.0] does not fall"),
     ],
 )
 def test_what_is_wrong_is_said(text: str, told: str) -> None:
@@ -135,11 +139,20 @@ def test_what_is_wrong_is_said(text: str, told: str) -> None:
     assert "mine.toml" in str(caught.value)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 400
+    assert caught.value.hint
 
 
-def test_bytes_that_are_no_text() -> None:
-    with pytest.raises(UsageError, match="no TOML"):
-        presets.parse(b"\xff\xfe", "mine.toml")
+def test_encodings() -> None:
+    with pytest.raises(UsageError, match="not UTF-8 text"):
+        presets.parse(ONE.encode("utf-16"), "mine.toml")
+    assert presets.parse(ONE.encode("utf-8-sig"), "x") == presets.parse(ONE.encode(), "x")
+
+
+def test_a_name_cannot_speak_to_the_terminal(tmp_path: Path) -> None:
+    path = tmp_path / "a\x1b[31m\nb.toml"
+    path.write_text("format = 2\n")
+    with pytest.raises(UsageError, match=r"preset a\?\[31m\?b.toml: format = 2"):
+        presets.find(str(path))
 
 
 def test_a_window_that_does_not_fit_the_video() -> None:
@@ -156,6 +169,6 @@ def test_files_that_cannot_be_read(name: str) -> None:
 
 
 def test_a_file_too_large(tmp_path: Path) -> None:
-    (tmp_path / "x.toml").write_bytes(b"#" * (2**20 + 1))
+    (tmp_path / "x.toml").write_bytes(b"#" * (2**14 + 1))
     with pytest.raises(UsageError, match="larger"):
         presets.find(str(tmp_path / "x.toml"))

@@ -115,9 +115,27 @@ def test_reference_in_little_memory_is_the_same(most: int, monkeypatch: pytest.M
     q, k, v = random_qkv(RAGGED)
     plan = AttentionPlan(RAGGED, ((1, 3, 3),), (), "fp8", "fp8")
     expected = reference.attention(q, k, v, plan)
-    monkeypatch.setattr(reference, "_MOST_SCORES", most)
+    monkeypatch.setattr(reference, "_MOST_NUMBERS", most)
     found = reference.attention(q, k, v, plan)
     assert float((found - expected).norm() / expected.norm()) < 1e-3  # as above: sums in another order
+
+
+def test_small_tiles_gather_no_more_than_may_be() -> None:
+    """Keys and values of a list are many times its scores where a tile has one token."""
+    tiles = TileGrid((4, 6, 6), (1, 1, 1))
+    _, _, groups = reference.grouped(tiles, (3, 3, 3), CPU)
+    for group in groups:
+        lists, rows = reference.at_once(heads=2, head_dim=64, group=group)
+        assert lists * group.keys.shape[1] * 2 * 64 * 2 <= reference._MOST_NUMBERS
+        assert rows == group.queries
+    small = reference.Group(torch.zeros(10, 2**12, dtype=torch.int32), queries=1)
+    assert reference.at_once(heads=2, head_dim=128, group=small)[0] == 2**26 // (2 * 2**12 * 256)
+
+
+def test_reference_has_no_gradients_and_says_so() -> None:
+    q, k, v = random_qkv(RAGGED)
+    with pytest.raises(NotImplementedError, match="no gradients"):
+        reference.attention(q.requires_grad_(), k, v, AttentionPlan(RAGGED, ((1, 3, 3),)))
 
 
 def test_reference_keeps_the_dtype() -> None:

@@ -182,6 +182,27 @@ def test_bits_are_cut_off_towards_zero() -> None:
     assert emulator.cut(x, 23).tolist() == x.tolist()
 
 
+@pytest.mark.parametrize("name", VARIANTS)
+def test_scores_far_below_zero(name: str) -> None:
+    """A query that sees none but keys it dislikes: the first maximum is whatever it is."""
+    tiles = TileGrid((1, 1, 64), (1, 1, 32))
+    k = torch.randn(1, 64, 1, 64, generator=torch.Generator().manual_seed(1))
+    k[:, :32] -= 40
+    k[:, 32:] += 40
+    v = torch.randn(1, 64, 1, 64, generator=torch.Generator().manual_seed(2))
+    q = torch.full((1, 64, 1, 64), 8.0)
+    plan = plan_for(VARIANTS[name], tiles, windows=((1, 1, 1),))
+    assert bool(emulate(q, k, v, plan, VARIANTS[name]).isfinite().all())
+
+
+def test_what_a_format_cannot_hold_is_refused() -> None:
+    x = torch.ones(1, 420, 1, 256)
+    with pytest.raises(ValueError, match="FP16"):
+        emulate(x, x, x, plan_for(VARIANTS["C"]), VARIANTS["C"])
+    with pytest.raises(ValueError, match="23 bits"):
+        emulate(x, x, x, plan_for(VARIANTS["A"]), VARIANTS["A"], accumulator_bits=24)
+
+
 def test_a_variant_runs_its_own_precision_only() -> None:
     q, k, v = random_qkv(LINE.tokens)
     with pytest.raises(ValueError, match="the variant computes int8"):
