@@ -284,7 +284,7 @@ def describe(request: Request, model: Model, device: torch.device, dtype: torch.
         **settings,
         "attention": {
             "tile": plans[0].tiles.tile,
-            "density": round(sum(plan.density for plan in plans) / len(plans), 4),
+            "density": round(sum(plan.density for plan in plans) / len(plans), 6),
             "backends": sorted({attention.choose(device, plan).name for plan in plans}),
         },
     }

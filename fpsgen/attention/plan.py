@@ -46,7 +46,7 @@ class AttentionPlan:
         windows = ", ".join("dense" if w is None else "window {}x{}x{}".format(*w) for w in self.windows)
         tiles = "{}x{}x{}".format(*self.tiles.counts)
         smoothed = "" if self.qk == "bf16" else ", k smoothed" if self.smooth_k else ", k not smoothed"
-        return f"{windows} of {tiles} tiles, density {self.density:.3f}, qk {self.qk}{smoothed}, pv {self.pv}"
+        return f"{windows} of {tiles} tiles, density {self.density:.3g}, qk {self.qk}{smoothed}, pv {self.pv}"
 
     @property
     def is_dense(self) -> bool:

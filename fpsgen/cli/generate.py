@@ -118,6 +118,8 @@ def generate(
         from fpsgen import presets
 
         chosen_preset = presets.find(preset)
+        if preset != presets.BF16.name and output.exists() and output.samefile(Path(preset).expanduser()):
+            raise UsageError(f"{output} is the preset: the video would replace it", hint="choose another -o")
         from fpsgen import pipeline
         from fpsgen.wan import load, models
 
