@@ -1,0 +1,104 @@
+"""NVIDIA's run-time compiler, through ctypes: it needs neither a GPU nor a driver, so a laptop can compile for a card.
+
+CuPy has bindings, but drops a cubin's last byte and chooses the architecture itself; and it is not there without CUDA.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import ctypes.util
+from functools import cache
+from importlib.metadata import PackageNotFoundError, files
+from pathlib import Path
+
+from fpsgen.errors import FpsgenError
+
+# Wheels that carry it, newest first; extras cuda13 and cuda12 install one, and so does a CUDA build of torch.
+_WHEELS = ("nvidia-cuda-nvrtc", "nvidia-cuda-nvrtc-cu12")
+
+
+class CompileError(FpsgenError):
+    """A kernel did not compile; the compiler's log is the message's end."""
+
+
+class NoCompilerError(FpsgenError):
+    """NVRTC is not installed, or cannot be loaded."""
+
+
+def compile_cubin(source: str, headers: dict[str, str], options: list[str]) -> tuple[bytes, str]:
+    """The cubin of `source` and the compiler's log; `headers` are what it may include, by name.
+
+    CompileError where it does not compile, NoCompilerError where there is nothing to compile with.
+    """
+    nvrtc, text = library(), ctypes.c_char_p
+    names = [name.encode() for name in headers]
+    bodies = [body.encode() for body in headers.values()]
+    program = ctypes.c_void_p()
+    check(
+        nvrtc.nvrtcCreateProgram(
+            ctypes.byref(program),
+            source.encode(),
+            b"kernel.cu",
+            len(names),
+            (text * len(names))(*bodies),
+            (text * len(names))(*names),
+        )
+    )
+    try:
+        given = [option.encode() for option in options]
+        result = nvrtc.nvrtcCompileProgram(program, len(given), (text * len(given))(*given))
+        log = output(program, "ProgramLog").decode(errors="replace").rstrip("\0").strip()
+        if result:
+            raise CompileError(f"a kernel does not compile: {log}")
+        return output(program, "CUBIN"), log
+    finally:
+        nvrtc.nvrtcDestroyProgram(ctypes.byref(program))
+
+
+def output(program: ctypes.c_void_p, name: str) -> bytes:
+    """What NVRTC has under a name: the log or the cubin."""
+    nvrtc, size = library(), ctypes.c_size_t()
+    check(nvrtc[f"nvrtcGet{name}Size"](program, ctypes.byref(size)))
+    buffer = ctypes.create_string_buffer(size.value)
+    check(nvrtc[f"nvrtcGet{name}"](program, buffer))
+    return buffer.raw
+
+
+@cache
+def version() -> tuple[int, int]:
+    """Major and minor version of CUDA that NVRTC belongs to."""
+    major, minor = ctypes.c_int(), ctypes.c_int()
+    check(library().nvrtcVersion(ctypes.byref(major), ctypes.byref(minor)))
+    return major.value, minor.value
+
+
+@cache
+def library() -> ctypes.CDLL:
+    """NVRTC from a wheel, or from a CUDA toolkit where the system's linker finds one."""
+    folders = [folder for wheel in _WHEELS if (folder := wheel_folder(wheel))]
+    for folder in folders:
+        # NVRTC 13.0 opens this by its bare name, which the linker finds only if it is loaded already.
+        for builtins in sorted(folder.glob("libnvrtc-builtins.so.*")):
+            ctypes.CDLL(str(builtins), ctypes.RTLD_GLOBAL)
+        for path in sorted(folder.glob("libnvrtc.so.*")):
+            return ctypes.CDLL(str(path))
+    if name := ctypes.util.find_library("nvrtc"):
+        return ctypes.CDLL(name)
+    raise NoCompilerError("NVRTC, which compiles kernels, is not installed", 'pip install "fpsgen[cuda13]"')
+
+
+def wheel_folder(wheel: str) -> Path | None:
+    """Where an installed wheel has its libraries."""
+    try:
+        found = files(wheel) or []
+    except PackageNotFoundError:
+        return None
+    return next((Path(str(file.locate())).parent for file in found if file.name.startswith("libnvrtc.so")), None)
+
+
+def check(result: int) -> None:
+    """CompileError for what NVRTC says went wrong outside a kernel."""
+    if result:
+        nvrtc = library()
+        nvrtc.nvrtcGetErrorString.restype = ctypes.c_char_p
+        raise CompileError(f"NVRTC: {nvrtc.nvrtcGetErrorString(result).decode()}")

@@ -1,0 +1,181 @@
+// The part of Hopper's PTX that our kernels use, one name each. host/hopper.cuh has the same names for g++.
+//
+// Kernels include nothing but this and contain no inline assembly of their own: what runs on the card is then
+// line by line what the tests run on a CPU. References: PTX ISA 8.x, sections in brackets.
+#pragma once
+
+typedef unsigned char u8;
+typedef unsigned short u16;
+typedef unsigned int u32;
+typedef unsigned long long u64;
+
+#define DEVICE __device__ __forceinline__
+#define KERNEL(THREADS) extern "C" __global__ void __launch_bounds__(THREADS, 1)
+#define PARAMETERS const __grid_constant__
+// Dynamic shared memory as one struct. 1024 bytes is the alignment that the 128-byte swizzle wants.
+#define SHARED(TYPE, NAME)                                    \
+  extern __shared__ __align__(1024) unsigned char shared_raw[]; \
+  TYPE& NAME = *reinterpret_cast<TYPE*>(shared_raw)
+
+DEVICE u32 shared_address(const void* p) { return static_cast<u32>(__cvta_generic_to_shared(p)); }
+
+// ---- mbarrier [9.7.13.15]: a counter of arrivals and of bytes in flight, with a phase bit -------------------------
+
+DEVICE void mbarrier_init(u64* barrier, int arrivals) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(arrivals));
+}
+// Makes the initialisations visible to the copy engine; then __syncthreads for the other threads.
+DEVICE void mbarrier_init_done() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
+DEVICE void mbarrier_arrive(u64* barrier) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier)) : "memory");
+}
+// Arrives, and makes the phase wait for so many bytes of bulk copies as well.
+DEVICE void mbarrier_arrive_expect(u64* barrier, u32 bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes)
+               : "memory");
+}
+// Waits until the phase of this parity is complete. A fresh barrier is in phase 0; waiting for parity 1 on it returns
+// at once, which is how a producer finds its buffers free at the start.
+DEVICE void mbarrier_wait(u64* barrier, u32 parity) {
+  asm volatile(
+      "{\n.reg .pred done;\n"
+      "again_%=:\nmbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n@!done bra again_%=;\n}\n" ::"r"(
+          shared_address(barrier)),
+      "r"(parity)
+      : "memory");
+}
+
+// ---- bulk copies [9.7.9.25]: 16-byte aligned, a multiple of 16 bytes, done by the copy engine -----------------------
+
+DEVICE void bulk_load(void* shared, const void* global, u32 bytes, u64* barrier) {
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+                   shared_address(shared)),
+               "l"(global), "r"(bytes), "r"(shared_address(barrier))
+               : "memory");
+}
+DEVICE void bulk_store(void* global, const void* shared, u32 bytes) {
+  asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(global), "r"(shared_address(shared)),
+               "r"(bytes)
+               : "memory");
+}
+DEVICE void bulk_store_commit() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
+// The thread's own stores have read their shared memory; it may be written again.
+DEVICE void bulk_store_wait_read() { asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory"); }
+// What this thread wrote to shared memory is visible to the copy engine and the tensor cores.
+DEVICE void fence_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
+// ---- warps and blocks ----------------------------------------------------------------------------------------------
+
+// Named barriers: id 1 to 15 (0 is __syncthreads), for a multiple of 32 threads, those that arrive included.
+DEVICE void barrier_sync(int id, int threads) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
+DEVICE void barrier_arrive(int id, int threads) {
+  asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+DEVICE float shuffle_xor(float x, int lane_mask) { return __shfl_xor_sync(0xffffffffu, x, lane_mask); }
+DEVICE bool warp_any(bool x) { return __any_sync(0xffffffffu, x); }
+// Registers move from the producer's warpgroup to the consumers'.
+template <int COUNT>
+DEVICE void registers_grow() {
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(COUNT));
+}
+template <int COUNT>
+DEVICE void registers_shrink() {
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(COUNT));
+}
+
+// ---- wgmma [9.7.14]: a warpgroup multiplies 64 rows, asynchronously; the instructions are in wgmma.cuh --------------
+
+DEVICE void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+DEVICE void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+// At most PENDING groups are still under way.
+template <int PENDING>
+DEVICE void wgmma_wait() {
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory");
+}
+// Descriptor of an operand in shared memory: rows of 128 bytes, K-major, 128-byte swizzle, groups of 8 rows 1024 bytes
+// apart. The next 32 bytes along K are at descriptor + 2: addresses count in units of 16 bytes.
+DEVICE u64 swizzled_operand(const void* p) {
+  return static_cast<u64>((shared_address(p) & 0x3FFFF) >> 4) | (1ull << 16) | (64ull << 32) | (1ull << 62);
+}
+
+// ---- numbers -------------------------------------------------------------------------------------------------------
+
+DEVICE float exp2_approx(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+// a b + c, cut to [0, 1].
+DEVICE float fma_saturate(float a, float b, float c) {
+  float y;
+  asm("fma.rn.ftz.sat.f32 %0, %1, %2, %3;" : "=f"(y) : "f"(a), "f"(b), "f"(c));
+  return y;
+}
+// Four floats to E4M3 bytes, a the lowest; saturating, to nearest even.
+DEVICE u32 pack_e4m3(float a, float b, float c, float d) {
+  u32 r;
+  asm("{\n.reg .b16 low, high;\ncvt.rn.satfinite.e4m3x2.f32 low, %2, %1;\ncvt.rn.satfinite.e4m3x2.f32 high, %4, %3;\n"
+      "mov.b32 %0, {low, high};\n}\n"
+      : "=r"(r)
+      : "f"(a), "f"(b), "f"(c), "f"(d));
+  return r;
+}
+DEVICE u32 pack_bf16(float low, float high) {
+  u32 r;
+  asm("cvt.rn.bf16x2.f32 %0, %2, %1;" : "=r"(r) : "f"(low), "f"(high));
+  return r;
+}
+// Round to the nearest integer, ties to even, cut to -128 … 127.
+DEVICE int to_int8(float x) {
+  int r;
+  asm("cvt.rni.sat.s8.f32 %0, %1;" : "=r"(r) : "f"(x));
+  return r;
+}
+
+// Pairs of FP16 numbers in one register.
+DEVICE u32 half2(float x) {
+  u32 r;
+  asm("cvt.rn.f16x2.f32 %0, %1, %1;" : "=r"(r) : "f"(x));
+  return r;
+}
+DEVICE float half2_low(u32 x) {
+  float r;
+  asm("{\n.reg .b16 low, high;\nmov.b32 {low, high}, %1;\ncvt.f32.f16 %0, low;\n}\n" : "=f"(r) : "r"(x));
+  return r;
+}
+DEVICE float half2_high(u32 x) {
+  float r;
+  asm("{\n.reg .b16 low, high;\nmov.b32 {low, high}, %1;\ncvt.f32.f16 %0, high;\n}\n" : "=f"(r) : "r"(x));
+  return r;
+}
+DEVICE u32 half2_max(u32 a, u32 b) {
+  u32 r;
+  asm("max.f16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
+  return r;
+}
+DEVICE u32 half2_fma(u32 a, u32 b, u32 c) {
+  u32 r;
+  asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(r) : "r"(a), "r"(b), "r"(c));
+  return r;
+}
+DEVICE u32 half2_fma_saturate(u32 a, u32 b, u32 c) {
+  u32 r;
+  asm("fma.rn.sat.f16x2 %0, %1, %2, %3;" : "=r"(r) : "r"(a), "r"(b), "r"(c));
+  return r;
+}
+DEVICE u32 half2_exp2(u32 x) {
+  u32 r;
+  asm("ex2.approx.f16x2 %0, %1;" : "=r"(r) : "r"(x));
+  return r;
+}
+// Two pairs of FP16 to four E4M3 bytes.
+DEVICE u32 pack_e4m3_half2(u32 low, u32 high) {
+  u32 r;
+  asm("{\n.reg .b16 x, y;\ncvt.rn.satfinite.e4m3x2.f16x2 x, %1;\ncvt.rn.satfinite.e4m3x2.f16x2 y, %2;\n"
+      "mov.b32 %0, {x, y};\n}\n"
+      : "=r"(r)
+      : "r"(low), "r"(high));
+  return r;
+}
+
+#include <wgmma.cuh>

@@ -1,0 +1,482 @@
+// Tile-sparse attention in 8 bits for Hopper: o = softmax(q k^T) v over the key tiles of each query tile's list.
+//
+// One tile of 128 slots is the unit of everything: of a list, of a scale, of a copy. The prologue leaves q, k and v^T in
+// device memory as *tile images*: exactly the bytes that shared memory shall hold, swizzle included, so that one bulk
+// copy fetches a tile and nothing in here ever moves data around.
+//
+//   tile image: 128 rows of 128 bytes; chunk c of 16 bytes in row r lies at r * 128 + ((c ^ (r & 7)) << 4).
+//   q, k: a row is a token, a byte a channel.      v^T: a row is a channel, a byte a token, permuted (see pack).
+//
+// A persistent block of three warpgroups per SM walks over (head, query tile). One thread of the third, the producer,
+// streams tiles into rings of shared memory. The first two, the consumers, own 64 query rows each and take turns
+// (ping-pong): while one has the tensor cores, the other has the exponential unit. Per key tile and consumer:
+//
+//   tensor cores   | S_j = Q K_j^T | O += P_{j-1} V_{j-1} |
+//   other units                    | maximum, exponentials of S_j | promote O | pack P_j |
+//
+// The rounding of every step is that of fpsgen/attention/emulator.py, which explains it.
+#include <hopper.cuh>
+
+// ---- compile-time parameters, the fields of fpsgen.jit.attention.AttentionKernel -----------------------------------
+
+#define FP32 0
+#define FP16 1
+#define INT32 2
+
+#ifndef SCORES  // what holds q k^T: FP32 or FP16 for E4M3 operands, INT32 for INT8 ones
+#define SCORES FP32
+#endif
+#ifndef SYNTHESISE  // compute every other 16 exponentials as E4M3 codes, without the exponential unit
+#define SYNTHESISE 0
+#endif
+#ifndef SUM_CODES  // sum P after its rounding, by the tensor cores: v^T has 8 more rows, of ones
+#define SUM_CODES 0
+#endif
+#ifndef PROMOTE  // key tiles whose P V are summed in the tensor cores' own, short format
+#define PROMOTE 1
+#endif
+#ifndef RAGGED  // whether a tile may have fewer tokens than slots
+#define RAGGED 1
+#endif
+#ifndef STAGES  // key tiles in flight
+#define STAGES 4
+#endif
+
+constexpr int TILE_TOKENS = 128, HEAD_DIM = 128;
+constexpr int TILE_BYTES = TILE_TOKENS * HEAD_DIM;
+constexpr int V_ROWS = SUM_CODES ? HEAD_DIM + 8 : HEAD_DIM;  // 8 is the least by which a wgmma can grow
+constexpr int V_BYTES = V_ROWS * TILE_TOKENS;
+constexpr int OUT_PITCH = 2 * HEAD_DIM + 16;  // bytes of a staged output row: 16 more, so that 8 rows hit all banks
+constexpr int CONSUMERS = 2, GROUP = 128, THREADS = (CONSUMERS + 1) * GROUP;
+constexpr int GROUP_ROWS = TILE_TOKENS / CONSUMERS;
+constexpr int K_STEPS = HEAD_DIM / 32;  // a wgmma takes 32 bytes along K
+
+// What a key tile has besides its image; copied with it.
+struct Trailer {
+  float scale;
+  int valid;  // tokens in the tile
+  int unused[2];
+};
+
+// All pointers are to device memory. "stream" is batch entry * heads + head.
+struct Parameters {
+  const u8 *q, *k, *v;        // tile images [stream][tile]
+  const Trailer* trailers;    // [stream][tile], of k
+  const float* q_scale;       // [stream][tile][128]: the token's scale * log2(e) / sqrt(head_dim)
+  const float* v_scale;       // [stream][channel]
+  const int* row_ptr;         // key lists: list i is cols[row_ptr[i]] to cols[row_ptr[i + 1]]
+  const int* cols;
+  const int* list_of;         // [head][tile]: the list of a query tile, -1 for all tiles
+  const int* offsets;         // [tile + 1]: first row of each tile
+  u16* out;                   // bfloat16 [batch][token][head][channel]
+  int streams, heads, tiles, tokens;
+};
+
+struct Shared {
+  u8 q[2][TILE_BYTES];
+  u8 k[STAGES][TILE_BYTES];
+  u8 v[STAGES][(V_BYTES + 1023) / 1024 * 1024];
+  u8 out[TILE_TOKENS * OUT_PITCH];
+  Trailer trailer[STAGES];
+  u64 q_full[2], q_empty[2];
+  u64 k_full[STAGES], k_empty[STAGES], v_full[STAGES], v_empty[STAGES];
+};
+
+// Where one stands in a ring of buffers, and the parity of the pass through it.
+template <int SIZE>
+struct Ring {
+  int at = 0;
+  u32 parity = 0;
+  DEVICE void next() {
+    if (++at == SIZE) at = 0, parity ^= 1;
+  }
+};
+
+// The key tiles of one query tile.
+struct List {
+  const int* cols;  // null: all of them
+  int count;
+  DEVICE List(const Parameters& P, int head, int tile) {
+    int list = P.list_of[head * P.tiles + tile];
+    cols = list < 0 ? nullptr : P.cols + P.row_ptr[list];
+    count = list < 0 ? P.tiles : P.row_ptr[list + 1] - P.row_ptr[list];
+  }
+  DEVICE int operator[](int i) const { return cols ? cols[i] : i; }
+};
+
+// ---- the producer --------------------------------------------------------------------------------------------------
+
+DEVICE void produce(const Parameters& P, Shared& sm) {
+  Ring<2> q;
+  Ring<STAGES> kv;
+  for (int item = blockIdx.x; item < P.streams * P.tiles; item += gridDim.x) {
+    int stream = item / P.tiles, tile = item % P.tiles;
+    mbarrier_wait(&sm.q_empty[q.at], q.parity ^ 1);
+    mbarrier_arrive_expect(&sm.q_full[q.at], TILE_BYTES);
+    bulk_load(sm.q[q.at], P.q + (u64)item * TILE_BYTES, TILE_BYTES, &sm.q_full[q.at]);
+    q.next();
+    List list(P, stream % P.heads, tile);
+    for (int j = 0; j < list.count; j++, kv.next()) {
+      u64 key = (u64)stream * P.tiles + list[j];
+      mbarrier_wait(&sm.k_empty[kv.at], kv.parity ^ 1);
+      mbarrier_arrive_expect(&sm.k_full[kv.at], TILE_BYTES + sizeof(Trailer));
+      bulk_load(sm.k[kv.at], P.k + key * TILE_BYTES, TILE_BYTES, &sm.k_full[kv.at]);
+      bulk_load(&sm.trailer[kv.at], P.trailers + key, sizeof(Trailer), &sm.k_full[kv.at]);
+      mbarrier_wait(&sm.v_empty[kv.at], kv.parity ^ 1);
+      mbarrier_arrive_expect(&sm.v_full[kv.at], V_BYTES);
+      bulk_load(sm.v[kv.at], P.v + key * V_BYTES, V_BYTES, &sm.v_full[kv.at]);
+    }
+  }
+}
+
+// ---- scores and their exponentials, a consumer's 64 rows by the 128 keys of a tile -----------------------------------
+//
+// A thread holds two rows, h = 0 and h = 1 (8 further down), and of each the keys 8 j + 2 quad + {0, 1}, where
+// quad = thread % 4: the accumulator layout of wgmma (wgmma.cuh). Everything below is in log2 units: a score s of the
+// tensor cores stands for s * factor[h], and P = 2^(s * factor[h] - m[h] + 8), m[h] an integer.
+
+constexpr float P_LOG2 = 8.f;    // P is at most 2^8; E4M3 ends at 448
+constexpr float FIRST_M = -1e30f;  // below any score
+// A synthesised E4M3 code is 126 y, y = (8 / 126) (log2 P + 7 - LINEAR) cut to [0, 1]; 126 is the code of 448.
+constexpr float CODES = 126.f, PER_CODE = 8.f / CODES, LINEAR = 0.044f;
+DEVICE float code_offset(float m) { return (P_LOG2 + 7.f - m - LINEAR) * PER_CODE; }
+// Keys 16 to 31 of every 32 are synthesised: whole registers, and whole bytes of a packed one.
+DEVICE constexpr bool synthesised(int j) { return SYNTHESISE && (j & 2); }
+
+struct ScoresFp32 {
+  float s[64];  // s[4 j + 2 h + b]
+
+  DEVICE void issue(const u8* q, const u8* k) {
+    u64 a = swizzled_operand(q), b = swizzled_operand(k);
+#pragma unroll
+    for (int i = 0; i < K_STEPS; i++) wgmma_n128_f32_e4m3_ss(s, a + 2 * i, b + 2 * i, i > 0);
+  }
+  DEVICE void mask(int valid, int quad) {
+#pragma unroll
+    for (int i = 0; i < 64; i++)
+      if (8 * (i / 4) + 2 * quad + (i & 1) >= valid) s[i] = -1e30f;
+  }
+  DEVICE void maxima(float (&top)[2]) const {
+    top[0] = s[0], top[1] = s[2];
+#pragma unroll
+    for (int i = 0; i < 64; i++) top[i >> 1 & 1] = fmaxf(top[i >> 1 & 1], s[i]);
+  }
+  DEVICE void exponentials(const float (&factor)[2], const float (&m)[2]) {
+    float bias[2] = {P_LOG2 - m[0], P_LOG2 - m[1]};
+#pragma unroll
+    for (int i = 0; i < 64; i++) s[i] = exp2_approx(fmaf(s[i], factor[i >> 1 & 1], bias[i >> 1 & 1]));
+  }
+  DEVICE void add_to(float (&sum)[2]) const {
+#pragma unroll
+    for (int i = 0; i < 64; i++) sum[i >> 1 & 1] += s[i];
+  }
+  DEVICE u32 packed(int i) const {
+    int a = 8 * (i / 2) + 2 * (i & 1);
+    return pack_e4m3(s[a], s[a + 1], s[a + 4], s[a + 5]);
+  }
+};
+
+struct ScoresInt32 {
+  int s[64];  // as above; after exponentials the bits of floats, whole codes where synthesised
+
+  DEVICE void issue(const u8* q, const u8* k) {
+    u64 a = swizzled_operand(q), b = swizzled_operand(k);
+#pragma unroll
+    for (int i = 0; i < K_STEPS; i++) wgmma_n128_s32_s8_ss(s, a + 2 * i, b + 2 * i, i > 0);
+  }
+  DEVICE void mask(int valid, int quad) {
+#pragma unroll
+    for (int i = 0; i < 64; i++)
+      if (8 * (i / 4) + 2 * quad + (i & 1) >= valid) s[i] = -4000000;  // below -128 * 128 * 128
+  }
+  DEVICE void maxima(float (&top)[2]) const {
+    int most[2] = {s[0], s[2]};
+#pragma unroll
+    for (int i = 0; i < 64; i++) most[i >> 1 & 1] = max(most[i >> 1 & 1], s[i]);
+    top[0] = (float)most[0], top[1] = (float)most[1];
+  }
+  DEVICE void exponentials(const float (&factor)[2], const float (&m)[2]) {
+    float bias[2] = {P_LOG2 - m[0], P_LOG2 - m[1]};
+    float slope[2] = {factor[0] * PER_CODE, factor[1] * PER_CODE}, offset[2] = {code_offset(m[0]), code_offset(m[1])};
+#pragma unroll
+    for (int i = 0; i < 64; i++) {
+      int h = i >> 1 & 1;
+      float x = (float)s[i];
+      // 1.5 * 2^23 leaves no bit for a fraction: the sum is rounded to a whole code, which is its lowest byte.
+      s[i] = __float_as_int(synthesised(i / 4) ? fmaf(fma_saturate(x, slope[h], offset[h]), CODES, 12582912.f)
+                                               : exp2_approx(fmaf(x, factor[h], bias[h])));
+    }
+  }
+  DEVICE void add_to(float (&)[2]) const {}
+  DEVICE u32 packed(int i) const {
+    int a = 8 * (i / 2) + 2 * (i & 1);
+    if (synthesised(2 * (i / 2)))
+      return __byte_perm(__byte_perm(s[a], s[a + 1], 0x0040), __byte_perm(s[a + 4], s[a + 5], 0x0040), 0x5410);
+    return pack_e4m3(__int_as_float(s[a]), __int_as_float(s[a + 1]), __int_as_float(s[a + 4]), __int_as_float(s[a + 5]));
+  }
+};
+
+struct ScoresFp16 {
+  u32 s[32];  // pairs: s[2 j + h]; half the registers, and two numbers per instruction
+
+  DEVICE void issue(const u8* q, const u8* k) {
+    u64 a = swizzled_operand(q), b = swizzled_operand(k);
+#pragma unroll
+    for (int i = 0; i < K_STEPS; i++) wgmma_n128_f16_e4m3_ss(s, a + 2 * i, b + 2 * i, i > 0);
+  }
+  DEVICE void mask(int valid, int quad) {
+    constexpr u32 LEAST = 0xfbff;  // -65504
+#pragma unroll
+    for (int i = 0; i < 32; i++) {
+      int key = 8 * (i / 2) + 2 * quad;
+      if (key >= valid) s[i] = LEAST << 16 | LEAST;
+      else if (key + 1 >= valid) s[i] = LEAST << 16 | (s[i] & 0xffff);
+    }
+  }
+  DEVICE void maxima(float (&top)[2]) const {
+    u32 most[2] = {s[0], s[1]};
+#pragma unroll
+    for (int i = 2; i < 32; i++) most[i & 1] = half2_max(most[i & 1], s[i]);
+    top[0] = fmaxf(half2_low(most[0]), half2_high(most[0]));
+    top[1] = fmaxf(half2_low(most[1]), half2_high(most[1]));
+  }
+  DEVICE void exponentials(const float (&factor)[2], const float (&m)[2]) {
+    u32 scale[2] = {half2(factor[0]), half2(factor[1])}, bias[2] = {half2(P_LOG2 - m[0]), half2(P_LOG2 - m[1])};
+    u32 slope[2] = {half2(factor[0] * PER_CODE), half2(factor[1] * PER_CODE)};
+    u32 offset[2] = {half2(code_offset(m[0])), half2(code_offset(m[1]))};
+    u32 codes = half2(CODES), whole = half2(1024.f);  // from 1024 on FP16 has no fractions: the code is the lowest byte
+#pragma unroll
+    for (int i = 0; i < 32; i++) {
+      int h = i & 1;
+      s[i] = synthesised(i / 2) ? half2_fma(half2_fma_saturate(s[i], slope[h], offset[h]), codes, whole)
+                                : half2_exp2(half2_fma(s[i], scale[h], bias[h]));
+    }
+  }
+  DEVICE void add_to(float (&)[2]) const {}
+  DEVICE u32 packed(int i) const {
+    int a = 4 * (i / 2) + (i & 1);
+    return synthesised(2 * (i / 2)) ? __byte_perm(s[a], s[a + 2], 0x6420) : pack_e4m3_half2(s[a], s[a + 2]);
+  }
+};
+
+template <int KIND> struct ScoresOf { using Type = ScoresFp32; };
+template <> struct ScoresOf<FP16> { using Type = ScoresFp16; };
+template <> struct ScoresOf<INT32> { using Type = ScoresInt32; };
+using Scores = ScoresOf<SCORES>::Type;
+
+// P as the A operand of P V. A thread holds keys 8 j + 2 quad + {0, 1}; the operand wants four neighbouring bytes
+// 4 quad to 4 quad + 3 of each 16. Instead of moving P between threads, v^T's tokens are permuted to match: inside each
+// 32, position p holds the token 8 (2 (p / 16) + p % 4 / 2) + 2 (p % 16 / 4) + p % 2.
+//
+//     position   0  1  2  3 |  4  5  6  7 |  8  9 10 11 | 12 13 14 15 | 16 …
+//     token      0  1  8  9 |  2  3 10 11 |  4  5 12 13 |  6  7 14 15 | 16 …
+//     quad       0          |  1          |  2          |  3          |  0
+DEVICE void pack(u32 (&p)[16], const Scores& scores) {
+#pragma unroll
+  for (int i = 0; i < 16; i++) p[i] = scores.packed(i);
+}
+
+// ---- sums of P V ---------------------------------------------------------------------------------------------------
+
+// Two levels, because FP8 wgmmas keep 13 bits of a sum: `short_sum` inside the tensor cores over PROMOTE tiles, `total`
+// in float32. Elements are 4 j + 2 h + b, as scores; with SUM_CODES columns 128 to 135 are the row's sum of P.
+struct Sums {
+  static constexpr int COUNT = V_ROWS / 2;
+  float total[COUNT], short_sum[COUNT];
+
+  DEVICE void clear() {
+#pragma unroll
+    for (int i = 0; i < COUNT; i++) total[i] = short_sum[i] = 0;
+  }
+  DEVICE void issue(const u32 (&p)[16], const u8* v, bool accumulate) {
+    u64 b = swizzled_operand(v);
+#pragma unroll
+    for (int i = 0; i < TILE_TOKENS / 32; i++) {
+#if SUM_CODES
+      wgmma_n136_f32_e4m3_rs(short_sum, p[4 * i], p[4 * i + 1], p[4 * i + 2], p[4 * i + 3], b + 2 * i, accumulate || i > 0);
+#else
+      wgmma_n128_f32_e4m3_rs(short_sum, p[4 * i], p[4 * i + 1], p[4 * i + 2], p[4 * i + 3], b + 2 * i, accumulate || i > 0);
+#endif
+    }
+  }
+  DEVICE void promote() {
+#pragma unroll
+    for (int i = 0; i < COUNT; i++) total[i] += short_sum[i];
+  }
+  // `promoted`: short_sum is part of total already, and will be overwritten.
+  DEVICE void scale(const float (&by)[2], bool promoted) {
+#pragma unroll
+    for (int i = 0; i < COUNT; i++) {
+      total[i] *= by[i >> 1 & 1];
+      if (!promoted) short_sum[i] *= by[i >> 1 & 1];
+    }
+  }
+};
+
+// ---- the consumers -------------------------------------------------------------------------------------------------
+
+// The running maximum of the scores, rounded up to an integer: rescaling is then exact, and rare.
+struct Reference {
+  float m[2] = {FIRST_M, FIRST_M};
+  float fade[2];  // what the last raise multiplies earlier sums by
+
+  // Whether either row's reference rose.
+  DEVICE bool raise(const Scores& scores, const float (&factor)[2]) {
+    float top[2];
+    scores.maxima(top);
+    bool rose = false;
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+      top[h] = fmaxf(top[h], shuffle_xor(top[h], 1));  // the four threads of a row
+      top[h] = fmaxf(top[h], shuffle_xor(top[h], 2));
+      float raised = fmaxf(m[h], ceilf(top[h] * factor[h]));
+      rose |= raised > m[h];
+      fade[h] = exp2_approx(m[h] - raised);
+      m[h] = raised;
+    }
+    return rose;
+  }
+};
+
+constexpr int TURN = 1, ROWS_WRITTEN = 3;  // named barriers: TURN + group and ROWS_WRITTEN + group
+
+// Tensor cores go to one consumer at a time: it waits for its turn and hands over once its instructions are issued.
+DEVICE void take_turn(int group) { barrier_sync(TURN + group, 2 * GROUP); }
+DEVICE void pass_turn(int group) { barrier_arrive(TURN + 1 - group, 2 * GROUP); }
+
+// Rows of one query tile to memory: staged, so that a row leaves as one copy of 256 bytes.
+DEVICE void store(const Parameters& P, Shared& sm, const Sums& sums, const float (&denominator)[2], int group, int stream,
+                  int tile) {
+  const int t = threadIdx.x % GROUP, quad = t % 4, row = GROUP_ROWS * group + 16 * (t / 32) + t % 32 / 4;
+  const float *v_scale = P.v_scale + stream * HEAD_DIM, inverse[2] = {1.f / denominator[0], 1.f / denominator[1]};
+  bulk_store_wait_read();  // the previous tile's rows have left
+  barrier_sync(ROWS_WRITTEN + group, GROUP);
+#pragma unroll
+  for (int i = 0; i < HEAD_DIM / 2; i += 2) {
+    int h = i >> 1 & 1, channel = 8 * (i / 4) + 2 * quad;
+    float low = (sums.total[i] + sums.short_sum[i]) * inverse[h] * v_scale[channel];
+    float high = (sums.total[i + 1] + sums.short_sum[i + 1]) * inverse[h] * v_scale[channel + 1];
+    *reinterpret_cast<u32*>(sm.out + (row + 8 * h) * OUT_PITCH + 2 * channel) = pack_bf16(low, high);
+  }
+  fence_async();
+  barrier_sync(ROWS_WRITTEN + group, GROUP);
+  int own = GROUP_ROWS * group + t;  // the row that this thread sends
+  if (t < GROUP_ROWS) {
+    if (own < P.offsets[tile + 1] - P.offsets[tile]) {
+      u64 token = (u64)(stream / P.heads) * P.tokens + P.offsets[tile] + own;
+      bulk_store(P.out + (token * P.heads + stream % P.heads) * HEAD_DIM, sm.out + own * OUT_PITCH, 2 * HEAD_DIM);
+    }
+    bulk_store_commit();
+  }
+}
+
+DEVICE void consume(const Parameters& P, Shared& sm, int group) {
+  const int t = threadIdx.x % GROUP, quad = t % 4, row = GROUP_ROWS * group + 16 * (t / 32) + t % 32 / 4;
+  Ring<2> q;
+  Ring<STAGES> k, v;
+  Scores scores;
+  Sums sums;
+  u32 p[16];
+
+  if (group == 1) pass_turn(group);  // the first turn is group 0's
+  for (int item = blockIdx.x; item < P.streams * P.tiles; item += gridDim.x) {
+    int stream = item / P.tiles, tile = item % P.tiles, count = List(P, stream % P.heads, tile).count;
+    const float per_score[2] = {P.q_scale[(u64)item * TILE_TOKENS + row], P.q_scale[(u64)item * TILE_TOKENS + row + 8]};
+    const u8* own_q = sm.q[q.at] + GROUP_ROWS * group * HEAD_DIM;
+    Reference reference;
+    float sum[2] = {0, 0};
+    sums.clear();
+
+    // From scores of tile j, which are complete, to exponentials; k's buffer is free afterwards.
+    auto softmax = [&]() {
+      const Trailer& trailer = sm.trailer[k.at];
+      const float factor[2] = {per_score[0] * trailer.scale, per_score[1] * trailer.scale};
+      if (RAGGED && trailer.valid < TILE_TOKENS) scores.mask(trailer.valid, quad);
+      bool rose = reference.raise(scores, factor);
+      mbarrier_arrive(&sm.k_empty[k.at]);
+      k.next();
+      scores.exponentials(factor, reference.m);
+      return rose;
+    };
+
+    mbarrier_wait(&sm.q_full[q.at], q.parity);
+    mbarrier_wait(&sm.k_full[k.at], k.parity);
+    wgmma_fence();
+    scores.issue(own_q, sm.k[k.at]);
+    wgmma_commit();
+    wgmma_wait<0>();
+    softmax();
+    scores.add_to(sum);
+    pack(p, scores);
+    for (int j = 1; j < count; j++) {
+      mbarrier_wait(&sm.k_full[k.at], k.parity);
+      mbarrier_wait(&sm.v_full[v.at], v.parity);
+      take_turn(group);
+      wgmma_fence();
+      scores.issue(own_q, sm.k[k.at]);
+      wgmma_commit();
+      sums.issue(p, sm.v[v.at], (j - 1) % PROMOTE != 0);
+      wgmma_commit();
+      pass_turn(group);
+      wgmma_wait<1>();  // the scores; P V is still under way
+      bool rose = softmax();
+      wgmma_wait<0>();
+      mbarrier_arrive(&sm.v_empty[v.at]);
+      v.next();
+      bool promoted = j % PROMOTE == 0;
+      if (promoted) sums.promote();
+      if (warp_any(rose)) {
+        sums.scale(reference.fade, promoted);
+        sum[0] *= reference.fade[0], sum[1] *= reference.fade[1];
+      }
+      scores.add_to(sum);
+      pack(p, scores);  // not before P V has read the last one: ptxas would serialise (C7513)
+    }
+    mbarrier_arrive(&sm.q_empty[q.at]);
+    q.next();
+    mbarrier_wait(&sm.v_full[v.at], v.parity);
+    wgmma_fence();
+    sums.issue(p, sm.v[v.at], (count - 1) % PROMOTE != 0);
+    wgmma_commit();
+    wgmma_wait<0>();
+    mbarrier_arrive(&sm.v_empty[v.at]);
+    v.next();
+
+#if SUM_CODES
+    const float denominator[2] = {sums.total[64] + sums.short_sum[64], sums.total[66] + sums.short_sum[66]};
+#else
+    float denominator[2];
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+      denominator[h] = sum[h] + shuffle_xor(sum[h], 1);
+      denominator[h] += shuffle_xor(denominator[h], 2);
+    }
+#endif
+    store(P, sm, sums, denominator, group, stream, tile);
+  }
+  if (group == 0) barrier_sync(TURN + group, 2 * GROUP);  // take the last hand-over
+}
+
+KERNEL(THREADS) fps_attention(PARAMETERS Parameters P) {
+  SHARED(Shared, sm);
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < 2; i++) {
+      mbarrier_init(&sm.q_full[i], 1);
+      mbarrier_init(&sm.q_empty[i], CONSUMERS * GROUP);
+    }
+    for (int i = 0; i < STAGES; i++) {
+      mbarrier_init(&sm.k_full[i], 1), mbarrier_init(&sm.k_empty[i], CONSUMERS * GROUP);
+      mbarrier_init(&sm.v_full[i], 1), mbarrier_init(&sm.v_empty[i], CONSUMERS * GROUP);
+    }
+    mbarrier_init_done();
+  }
+  __syncthreads();
+  int group = threadIdx.x / GROUP;
+  if (group == CONSUMERS) {
+    registers_shrink<24>();
+    if (threadIdx.x == CONSUMERS * GROUP) produce(P, sm);
+  } else {
+    registers_grow<240>();
+    consume(P, sm, group);
+  }
+}

@@ -1,0 +1,304 @@
+// From projected q, k and v to what sm90_attention.cu reads: RMS norm over all heads, RoPE, k smoothing, 8 bits, tile
+// images. q, k and v are read once here; what a block cannot know of rows outside its tile comes from two small passes
+// before: 1 / rms of each row of q and k (fps_row_rms: a norm goes over all heads), and sums over all tokens
+// (fps_channel_sums, fps_channel_totals: the largest |v| of each channel, and the mean of k).
+//
+// One block is one tile of one head. 16 neighbouring threads share a row of 128 channels, 8 each: 16 bytes of bfloat16.
+#include <hopper.cuh>
+
+#ifndef QK_INT8  // the format of q and k: INT8, or E4M3
+#define QK_INT8 0
+#endif
+#ifndef QK_LARGEST  // the number that scales of q and k aim at
+#define QK_LARGEST 448
+#endif
+#ifndef SMOOTH_K  // take the mean over tokens from k
+#define SMOOTH_K 1
+#endif
+#ifndef V_ONES  // rows of ones below v^T, which make the tensor cores sum P: 8 or 0
+#define V_ONES 0
+#endif
+
+constexpr int TILE_TOKENS = 128, HEAD_DIM = 128, TILE_BYTES = TILE_TOKENS * HEAD_DIM;
+constexpr int THREADS = 256, ROW_THREADS = 16, CHANNELS = HEAD_DIM / ROW_THREADS;
+constexpr int ROWS_AT_ONCE = THREADS / ROW_THREADS, PASSES = TILE_TOKENS / ROWS_AT_ONCE;
+constexpr int V_BYTES = (HEAD_DIM + V_ONES) * TILE_TOKENS;
+constexpr float E4M3_LARGEST = 448.f, LOG2_E = 1.4426950408889634f;
+constexpr u32 E4M3_ONE = 0x38;
+
+struct Trailer {
+  float scale;
+  int valid;
+  int unused[2];
+};
+
+// "stream" is batch entry * heads + head; tensors of the model are [batch][token][head][channel], rows in tile order.
+struct Parameters {
+  const u16 *q, *k, *v;           // bfloat16
+  const float *norm_q, *norm_k;   // [head][channel]
+  const float* rope;              // [token][channel / 2][2]: cosine, sine
+  const int* offsets;             // [tile + 1]: first row of each tile
+  float *q_rms, *k_rms;           // [batch][token]: 1 / rms
+  float *k_partial, *v_partial;   // [stream][tile][channel]: sums of k, largest |v|
+  float *k_mean, *v_scale;        // [stream][channel]
+  u8 *q_image, *k_image, *v_image;  // [stream][tile]
+  Trailer* trailers;              // [stream][tile]
+  float* q_scale;                 // [stream][tile][128]: times log2(e) / sqrt(head_dim)
+  float *q_pooled, *k_pooled;     // [stream][tile][channel]: mean over the tile's tokens
+  int batch, heads, tiles, tokens;
+  float eps;
+};
+
+struct Shared {
+  float warps[THREADS / 32][HEAD_DIM];
+  float largest[THREADS / 32];
+  // v's rows as they came; 65 words apart, so that neighbouring tokens of one channel lie in different banks.
+  u32 v[TILE_TOKENS][HEAD_DIM / 2 + 1];
+};
+
+struct alignas(16) Bytes16 {
+  u32 word[4];
+};
+
+DEVICE float bf16_low(u32 pair) { return __int_as_float(pair << 16); }
+DEVICE float bf16_high(u32 pair) { return __int_as_float(pair & 0xffff0000u); }
+
+// One tile of one head, and this thread's place in its rows.
+struct Place {
+  int stream, tile, head, first, valid, row, channel;
+  u64 batch_row;  // of the tile's first token, among all rows of the batch
+  DEVICE Place(const Parameters& P) {
+    stream = blockIdx.x / P.tiles, tile = blockIdx.x % P.tiles, head = stream % P.heads;
+    first = P.offsets[tile], valid = P.offsets[tile + 1] - first;
+    row = threadIdx.x / ROW_THREADS, channel = threadIdx.x % ROW_THREADS * CHANNELS;
+    batch_row = static_cast<u64>(stream / P.heads) * P.tokens + first;
+  }
+  DEVICE u64 element(const Parameters& P, int in_tile) const {
+    return ((batch_row + in_tile) * P.heads + head) * HEAD_DIM + channel;
+  }
+};
+
+DEVICE void load(float (&x)[CHANNELS], const u16* from) {
+  Bytes16 raw = *reinterpret_cast<const Bytes16*>(from);
+#pragma unroll
+  for (int i = 0; i < CHANNELS; i += 2) x[i] = bf16_low(raw.word[i / 2]), x[i + 1] = bf16_high(raw.word[i / 2]);
+}
+
+// RMS norm over all heads, whose row factor is known, and RoPE of the interleaved pairs.
+DEVICE void norm_and_rotate(float (&x)[CHANNELS], const Parameters& P, const Place& at, int in_tile, const float* weight,
+                            const float* rms) {
+  float factor = rms[at.batch_row + in_tile];
+  const float* turn = P.rope + (static_cast<u64>(at.first + in_tile) * HEAD_DIM + at.channel);
+#pragma unroll
+  for (int i = 0; i < CHANNELS; i += 2) {
+    float even = x[i] * factor * weight[at.head * HEAD_DIM + at.channel + i];
+    float odd = x[i + 1] * factor * weight[at.head * HEAD_DIM + at.channel + i + 1];
+    x[i] = even * turn[i] - odd * turn[i + 1];
+    x[i + 1] = even * turn[i + 1] + odd * turn[i];
+  }
+}
+
+// ---- before: 1 / rms of each row -----------------------------------------------------------------------------------
+
+// A warp for each row of q and of k: grid of at least 2 * batch * tokens / 8 blocks of 256 threads.
+KERNEL(THREADS) fps_row_rms(PARAMETERS Parameters P) {
+  u64 rows = static_cast<u64>(P.batch) * P.tokens, row = static_cast<u64>(blockIdx.x) * (THREADS / 32) + threadIdx.x / 32;
+  if (row >= 2 * rows) return;
+  bool of_k = row >= rows;
+  if (of_k) row -= rows;
+  int width = P.heads * HEAD_DIM;
+  const u16* from = (of_k ? P.k : P.q) + row * width;
+  float sum = 0;
+  for (int i = threadIdx.x % 32 * CHANNELS; i < width; i += 32 * CHANNELS) {
+    float x[CHANNELS];
+    load(x, from + i);
+#pragma unroll
+    for (int c = 0; c < CHANNELS; c++) sum += x[c] * x[c];
+  }
+#pragma unroll
+  for (int lanes = 16; lanes; lanes /= 2) sum += shuffle_xor(sum, lanes);
+  if (threadIdx.x % 32 == 0) (of_k ? P.k_rms : P.q_rms)[row] = 1.f / sqrtf(sum / width + P.eps);
+}
+
+// ---- before: sums over all tokens ----------------------------------------------------------------------------------
+
+// Of each thread's 8 channels, over the block's rows: summed, or the largest. In a fixed order, hence the same bits
+// every time. The result is for channel threadIdx.x where that is one.
+template <bool LARGEST>
+DEVICE float over_rows(const float (&own)[CHANNELS], Shared& sm) {
+  int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+#pragma unroll
+  for (int i = 0; i < CHANNELS; i++) {
+    float other = shuffle_xor(own[i], 16);  // a warp has two rows
+    if (lane < 16) sm.warps[warp][lane * CHANNELS + i] = LARGEST ? fmaxf(own[i], other) : own[i] + other;
+  }
+  __syncthreads();
+  float all = 0;
+  if (threadIdx.x < HEAD_DIM)
+    for (int w = 0; w < THREADS / 32; w++)
+      all = LARGEST ? fmaxf(all, sm.warps[w][threadIdx.x]) : all + sm.warps[w][threadIdx.x];
+  __syncthreads();
+  return all;
+}
+
+// One block for each tile of each head.
+KERNEL(THREADS) fps_channel_sums(PARAMETERS Parameters P) {
+  SHARED(Shared, sm);
+  Place at(P);
+  float k_sum[CHANNELS] = {}, v_largest[CHANNELS] = {};
+  for (int row = at.row; row < at.valid; row += ROWS_AT_ONCE) {
+    float x[CHANNELS];
+    if (SMOOTH_K) {
+      load(x, P.k + at.element(P, row));
+      norm_and_rotate(x, P, at, row, P.norm_k, P.k_rms);
+#pragma unroll
+      for (int i = 0; i < CHANNELS; i++) k_sum[i] += x[i];
+    }
+    load(x, P.v + at.element(P, row));
+#pragma unroll
+    for (int i = 0; i < CHANNELS; i++) v_largest[i] = fmaxf(v_largest[i], fabsf(x[i]));
+  }
+  u64 to = static_cast<u64>(blockIdx.x) * HEAD_DIM + threadIdx.x;
+  float sum = over_rows<false>(k_sum, sm), largest = over_rows<true>(v_largest, sm);
+  if (threadIdx.x < HEAD_DIM) P.k_partial[to] = sum, P.v_partial[to] = largest;
+}
+
+// One block for each head.
+KERNEL(THREADS) fps_channel_totals(PARAMETERS Parameters P) {
+  int stream = blockIdx.x, channel = threadIdx.x;
+  if (channel >= HEAD_DIM) return;
+  float sum = 0, largest = 0;
+  for (int tile = 0; tile < P.tiles; tile++) {
+    u64 from = (static_cast<u64>(stream) * P.tiles + tile) * HEAD_DIM + channel;
+    sum += P.k_partial[from];
+    largest = fmaxf(largest, P.v_partial[from]);
+  }
+  P.k_mean[stream * HEAD_DIM + channel] = SMOOTH_K ? sum / P.tokens : 0.f;
+  P.v_scale[stream * HEAD_DIM + channel] = largest > 0 ? largest / E4M3_LARGEST : 1.f;
+}
+
+// ---- the pass itself -----------------------------------------------------------------------------------------------
+
+DEVICE u32 four_codes(float a, float b, float c, float d) {
+#if QK_INT8
+  return (to_int8(a) & 255) | (to_int8(b) & 255) << 8 | (to_int8(c) & 255) << 16 | static_cast<u32>(to_int8(d)) << 24;
+#else
+  return pack_e4m3(a, b, c, d);
+#endif
+}
+
+// 8 codes of a row into its tile image: half of a chunk of 16 bytes, wherever the swizzle has put that.
+DEVICE void write_codes(u8* image, int row, int channel, const float (&x)[CHANNELS], float scale) {
+  u32* to = reinterpret_cast<u32*>(image + row * HEAD_DIM + ((channel / 16 ^ (row & 7)) << 4) + channel % 16);
+#pragma unroll
+  for (int i = 0; i < CHANNELS; i += 4)
+    to[i / 4] = four_codes(x[i] / scale, x[i + 1] / scale, x[i + 2] / scale, x[i + 3] / scale);
+}
+
+DEVICE float largest_of(const float (&x)[CHANNELS]) {
+  float largest = 0;
+#pragma unroll
+  for (int i = 0; i < CHANNELS; i++) largest = fmaxf(largest, fabsf(x[i]));
+  return largest;
+}
+DEVICE float scale_for(float largest) { return largest > 0 ? largest / QK_LARGEST : 1.f; }
+
+// q: one scale for each token.
+DEVICE void quantize_q(const Parameters& P, const Place& at, Shared& sm) {
+  float pooled[CHANNELS] = {};
+  for (int row = at.row; row < TILE_TOKENS; row += ROWS_AT_ONCE) {
+    float x[CHANNELS] = {};
+    if (row < at.valid) {
+      load(x, P.q + at.element(P, row));
+      norm_and_rotate(x, P, at, row, P.norm_q, P.q_rms);
+    }
+#pragma unroll
+    for (int i = 0; i < CHANNELS; i++) pooled[i] += x[i];
+    float largest = largest_of(x);
+#pragma unroll
+    for (int lanes = ROW_THREADS / 2; lanes; lanes /= 2) largest = fmaxf(largest, shuffle_xor(largest, lanes));
+    float scale = scale_for(largest);
+    write_codes(P.q_image + static_cast<u64>(blockIdx.x) * TILE_BYTES, row, at.channel, x, scale);
+    if (at.channel == 0)
+      P.q_scale[static_cast<u64>(blockIdx.x) * TILE_TOKENS + row] = scale * (LOG2_E / sqrtf(HEAD_DIM));
+  }
+  float sum = over_rows<false>(pooled, sm);
+  if (threadIdx.x < HEAD_DIM) P.q_pooled[static_cast<u64>(blockIdx.x) * HEAD_DIM + threadIdx.x] = sum / at.valid;
+}
+
+// k: one scale for the tile, so all its rows are held until it is known. Pooled before smoothing.
+DEVICE void quantize_k(const Parameters& P, const Place& at, Shared& sm) {
+  float x[PASSES][CHANNELS] = {}, pooled[CHANNELS] = {}, largest = 0;
+#pragma unroll
+  for (int pass = 0; pass < PASSES; pass++) {
+    int row = at.row + pass * ROWS_AT_ONCE;
+    if (row >= at.valid) continue;
+    load(x[pass], P.k + at.element(P, row));
+    norm_and_rotate(x[pass], P, at, row, P.norm_k, P.k_rms);
+#pragma unroll
+    for (int i = 0; i < CHANNELS; i++) {
+      pooled[i] += x[pass][i];
+      if (SMOOTH_K) x[pass][i] -= P.k_mean[at.stream * HEAD_DIM + at.channel + i];
+    }
+    largest = fmaxf(largest, largest_of(x[pass]));
+  }
+#pragma unroll
+  for (int lanes = 16; lanes; lanes /= 2) largest = fmaxf(largest, shuffle_xor(largest, lanes));
+  if (threadIdx.x % 32 == 0) sm.largest[threadIdx.x / 32] = largest;
+  __syncthreads();
+  for (int warp = 0; warp < THREADS / 32; warp++) largest = fmaxf(largest, sm.largest[warp]);
+  float scale = scale_for(largest);
+#pragma unroll
+  for (int pass = 0; pass < PASSES; pass++)
+    write_codes(P.k_image + static_cast<u64>(blockIdx.x) * TILE_BYTES, at.row + pass * ROWS_AT_ONCE, at.channel, x[pass],
+                scale);
+  if (threadIdx.x == 0) P.trailers[blockIdx.x] = {scale, at.valid, {0, 0}};
+  float sum = over_rows<false>(pooled, sm);
+  if (threadIdx.x < HEAD_DIM) P.k_pooled[static_cast<u64>(blockIdx.x) * HEAD_DIM + threadIdx.x] = sum / at.valid;
+}
+
+// The token at a position of v's image, see pack() in sm90_attention.cu. Positions p to p + 3, p a multiple of 4, hold
+// tokens t, t + 1, t + 8, t + 9.
+DEVICE int token_at(int position) {
+  int inner = position % 32;
+  return position - inner + 8 * (2 * (inner / 16) + inner % 4 / 2) + 2 * (inner % 16 / 4) + inner % 2;
+}
+
+// v, transposed by way of shared memory: a warp writes one channel's 128 tokens, 4 per thread.
+DEVICE void quantize_v(const Parameters& P, const Place& at, Shared& sm) {
+  for (int row = at.row; row < TILE_TOKENS; row += ROWS_AT_ONCE) {
+    Bytes16 raw = {};
+    if (row < at.valid) raw = *reinterpret_cast<const Bytes16*>(P.v + at.element(P, row));
+#pragma unroll
+    for (int i = 0; i < 4; i++) sm.v[row][at.channel / 2 + i] = raw.word[i];
+  }
+  __syncthreads();
+  u8* image = P.v_image + static_cast<u64>(blockIdx.x) * V_BYTES;
+  int position = threadIdx.x % 32 * 4;
+  for (int channel = threadIdx.x / 32; channel < HEAD_DIM + V_ONES; channel += THREADS / 32) {
+    u32 codes = 0;
+    if (channel < HEAD_DIM) {
+      float x[4], scale = P.v_scale[at.stream * HEAD_DIM + channel];
+#pragma unroll
+      for (int i = 0; i < 4; i++) {
+        u32 pair = sm.v[token_at(position + i)][channel / 2];
+        x[i] = (channel % 2 ? bf16_high(pair) : bf16_low(pair)) / scale;
+      }
+      codes = pack_e4m3(x[0], x[1], x[2], x[3]);
+    } else {
+#pragma unroll
+      for (int i = 0; i < 4; i++)
+        if (token_at(position + i) < at.valid) codes |= E4M3_ONE << 8 * i;
+    }
+    *reinterpret_cast<u32*>(image + channel * TILE_TOKENS + ((position / 16 ^ (channel & 7)) << 4) + position % 16) = codes;
+  }
+}
+
+// One block for each tile of each head.
+KERNEL(THREADS) fps_prologue(PARAMETERS Parameters P) {
+  SHARED(Shared, sm);
+  Place at(P);
+  quantize_q(P, at, sm);
+  quantize_k(P, at, sm);
+  quantize_v(P, at, sm);
+}
