@@ -175,7 +175,7 @@ def document(record: dict) -> str:
         prompts.""",
         f"`{' '.join(record['command'])}` makes this page.",
     )
-    return head + "\n" + tables(record["errors"])
+    return head + tables(record["errors"])
 
 
 @torch.inference_mode()

@@ -176,7 +176,7 @@ def document(record: dict) -> str:
         step: median, and its ratio to the first row's in the same clip; one core for each process.""",
         f"`{' '.join(record['command'])}` makes this page and `{sheet}`, the first clip with every plan.",
     )
-    return head + "\n" + table(record["rows"])
+    return head + table(record["rows"])
 
 
 def main() -> None:
@@ -200,6 +200,8 @@ def main() -> None:
     rows = summarise(clips, truth)
     add_density(rows)
     image = args.out.with_suffix(".png")
+    card = models.find("pocket").card or {}
+    begin["pocket"] = {key: card[key] for key in ("version", "sha256")}
     record = {**begin, "clips": args.clips, "prompts": prompts, "sheet": image.name, "rows": rows}
     write(args.out.with_suffix(".json"), record)
     args.out.with_suffix(".md").write_text(document(record))
