@@ -41,6 +41,15 @@ def defines(variant: Variant, ragged: bool) -> dict[str, int]:
     }
 
 
+def prologue_defines(variant: Variant, smooth_k: bool) -> dict[str, int]:
+    return {
+        "QK_INT8": int(variant.qk == "int8"),
+        "QK_LARGEST": int(variant.largest),
+        "SMOOTH_K": int(smooth_k),
+        "V_ONES": 8 if variant.sum_codes else 0,
+    }
+
+
 @cache
 def build_folder() -> Path:
     return Path(tempfile.mkdtemp(prefix="fpsgen-host-"))
@@ -243,13 +252,8 @@ def prologue(
     arrays = {name: aligned(np.ascontiguousarray(x)) for name, x in arrays.items()}
     pointers = (arrays[name].ctypes.data for name, kind in PrologueParameters._fields_ if kind is ctypes.c_void_p)
     parameters = PrologueParameters(*pointers, batch, heads, count, tokens, transform.eps)
-    options = {
-        "QK_INT8": int(variant.qk == "int8"),
-        "QK_LARGEST": int(variant.largest),
-        "SMOOTH_K": int(plan.smooth_k),
-        "V_ONES": 8 if variant.sum_codes else 0,
-    }
-    library = build(source or (SOURCES / "sm90_prologue.cu").read_text(), PROLOGUE, options)
+    text = source or (SOURCES / "sm90_prologue.cu").read_text()
+    library = build(text, PROLOGUE, prologue_defines(variant, plan.smooth_k))
     for kernel, blocks in (
         ("fps_row_rms", -(-2 * batch * tokens // 8)),
         ("fps_channel_sums", streams * count),

@@ -1,0 +1,144 @@
+"""Compiled kernels on disk: built once, whole or not there, never in the way."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+
+from fpsgen.jit import cache, nvrtc
+from fpsgen.jit.attention import VARIANTS
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("FPSGEN_CACHE_DIR", str(tmp_path / "cache"))
+    cache._private_folder.cache_clear()
+    return tmp_path / "cache" / "kernels"
+
+
+@pytest.fixture
+def builds(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Every compilation, by its text's first line."""
+    seen: list[str] = []
+    real = nvrtc.compile_cubin
+    monkeypatch.setattr(nvrtc, "compile_cubin", lambda source, *rest: seen.append(source[:40]) or real(source, *rest))
+    return seen
+
+
+def test_once_for_each_content(place: Path, builds: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    first, again = VARIANTS["A"].build(), VARIANTS["A"].build()
+    assert first == again
+    assert first.cubin.parent.parent == place
+    VARIANTS["C"].build()
+    assert len(builds) == 2
+    source, headers = cache.sources("sm90_attention")
+    for changed in ((source + "// edited", headers), (source, headers | {"hopper.cuh": headers["hopper.cuh"] + "\n"})):
+        monkeypatch.setattr(cache, "sources", lambda name, changed=changed: changed)
+        VARIANTS["A"].build()  # an edited header is another content, too
+    assert len(builds) == 4
+    monkeypatch.setattr(nvrtc, "version", lambda: (99, 0))
+    VARIANTS["A"].build()
+    assert len(builds) == 5
+
+
+def build_in_a_process(_: int) -> tuple[int, bytes]:
+    count = 0
+    real = nvrtc.compile_cubin
+
+    def counted(*arguments: object) -> tuple[bytes, str]:
+        nonlocal count
+        count += 1
+        return real(*arguments)  # type: ignore[arg-type]
+
+    nvrtc.compile_cubin = counted  # type: ignore[assignment]
+    head = VARIANTS["E"].build().cubin.read_bytes()[:4]
+    return count, head
+
+
+def test_eight_processes_build_once(place: Path) -> None:
+    with multiprocessing.get_context("spawn").Pool(8) as pool:
+        found = pool.map(build_in_a_process, range(8), chunksize=1)
+    assert sum(count for count, _ in found) == 1
+    assert {head for _, head in found} == {b"\x7fELF"}
+    assert [path.name for path in place.iterdir() if not path.name.startswith(".")] == [
+        VARIANTS["E"].build().cubin.parent.name
+    ]
+
+
+@pytest.mark.parametrize("damage", ["cut", "changed", "no facts", "facts of another kind", "no cubin"])
+def test_damage_heals(place: Path, builds: list[str], damage: str) -> None:
+    cubin = VARIANTS["A"].build().cubin
+    whole = cubin.read_bytes()
+    facts = cubin.with_name("kernel.json")
+    match damage:
+        case "cut":
+            cubin.write_bytes(whole[:1000])
+        case "changed":
+            cubin.write_bytes(whole[:-1] + b"x")
+        case "no facts":
+            facts.unlink()
+        case "facts of another kind":
+            facts.write_text("[1]")
+        case "no cubin":
+            cubin.unlink()
+    assert VARIANTS["A"].build().cubin.read_bytes() == whole
+    assert len(builds) == 2
+
+
+@pytest.mark.parametrize("kind", ["a file", "no such parent"])
+def test_a_folder_that_cannot_be_used(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, builds: list[str], kind: str
+) -> None:
+    blocked = tmp_path / "blocked"
+    blocked.write_text("")
+    monkeypatch.setenv("FPSGEN_CACHE_DIR", str(blocked) if kind == "a file" else "/proc/no/such/place")
+    built = VARIANTS["A"].build()
+    assert "cannot be used" in str(built.note)
+    assert "for this process alone" in str(built.note)
+    assert built.cubin.read_bytes()[:4] == b"\x7fELF"
+    VARIANTS["A"].build()
+    assert len(builds) == 1  # once in a process
+
+
+def test_a_full_disk(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Path.write_bytes
+
+    def full(self: Path, data: bytes) -> int:
+        if place in self.parents:
+            raise OSError(28, os.strerror(28))
+        return real(self, data)
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    built = VARIANTS["C"].build()
+    assert "No space left on device" in str(built.note)
+    assert built.cubin.exists()
+    assert [path.name for path in place.iterdir() if path.is_dir()] == []  # nothing half-written
+
+
+def test_a_lookup_is_quick(place: Path) -> None:
+    """Everything but the compiler: no torch, no process, one read."""
+    VARIANTS["A"].build()
+    begin = time.perf_counter()
+    VARIANTS["A"].build()
+    assert time.perf_counter() - begin < 0.05
+
+
+def test_no_compiler_is_said(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nvrtc.library.cache_clear()
+    monkeypatch.setattr(nvrtc, "wheel_folder", lambda wheel: None)
+    monkeypatch.setattr(nvrtc.ctypes.util, "find_library", lambda name: None)
+    with pytest.raises(nvrtc.NoCompilerError, match="not installed") as caught:
+        nvrtc.library()
+    assert "cuda13" in str(caught.value.hint)
+    nvrtc.library.cache_clear()
+
+
+def test_the_cache_may_be_removed_at_any_time(place: Path) -> None:
+    VARIANTS["A"].build()
+    shutil.rmtree(place)
+    assert VARIANTS["A"].build().cubin.exists()

@@ -1,0 +1,98 @@
+"""Every kernel compiles for sm_90a as it must: on the tensor cores, without spills, asynchronously. Without a GPU."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from importlib.metadata import files
+from pathlib import Path
+
+import pytest
+
+from fpsgen.attention import emulator
+from fpsgen.jit import attention, cache, nvrtc
+from tests.kernels import host
+
+
+@pytest.fixture(autouse=True)
+def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("FPSGEN_CACHE_DIR", str(tmp_path))
+    return tmp_path / "kernels"
+
+
+def disassembled(cubin: Path) -> str:
+    tool = next(str(file.locate()) for file in files("nvidia-cuda-nvdisasm") or [] if file.name == "nvdisasm")
+    return subprocess.run([tool, cubin], capture_output=True, text=True, check=True).stdout
+
+
+@pytest.mark.parametrize("name", attention.VARIANTS)
+@pytest.mark.parametrize("ragged", [True, False])
+def test_attention_on_the_tensor_cores(name: str, ragged: bool) -> None:
+    built = replace(attention.VARIANTS[name], RAGGED=ragged).build()
+    assert built.functions["fps_attention"].spilled_bytes == 0  # and no C75 line, or it would have been refused
+    code = disassembled(built.cubin)
+    # Four steps each: the first Q K, in the loop Q K and P V, the last P V.
+    scores = "IGMMA" if name == "E" else "QGMMA"
+    counts = {kind: len(re.findall(rf"\b{kind}\b", code)) for kind in ("QGMMA", "IGMMA")}
+    assert counts == ({"IGMMA": 8, "QGMMA": 8} if scores == "IGMMA" else {"QGMMA": 16, "IGMMA": 0})
+    assert not re.search(r"\b(LDL|STL)\b", code)  # nothing in local memory
+    assert max(map(int, re.findall(r"\bR(\d+)\b", code))) + 1 <= 240  # what setmaxnreg gives the consumers
+
+
+@pytest.mark.parametrize("name", attention.VARIANTS)
+def test_the_parameters_are_the_emulator_s(name: str) -> None:
+    """One word for one thing, in Python, CUDA and the tests' own builds."""
+    assert attention.VARIANTS[name].defines == {**host.defines(emulator.VARIANTS[name], ragged=True), "STAGES": 4}
+
+
+@pytest.mark.parametrize("name", attention.VARIANTS)
+def test_prologue(name: str) -> None:
+    built = cache.build("sm90_prologue", host.prologue_defines(emulator.VARIANTS[name], smooth_k=True))
+    assert set(built.functions) == {"fps_row_rms", "fps_channel_sums", "fps_channel_totals", "fps_prologue"}
+    assert all(used.spilled_bytes == 0 for used in built.functions.values())
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"SCORES": "FP8"}, "FP32, FP16 or INT32"),
+        ({"SYNTHESISE": False}, "exponential unit"),
+        ({"SCORES": "FP32"}, "no registers"),
+        ({"SCORES": "FP32", "SYNTHESISE": False}, "four columns of SUM_CODES"),
+        ({"SUM_CODES": False}, "needs SUM_CODES"),
+        ({"PROMOTE": 1}, "PROMOTE = 1"),
+        ({"PROMOTE": 0}, "PROMOTE = 0"),
+        ({"STAGES": 5}, "shared memory"),
+        ({"STAGES": 1}, "overlap"),
+    ],
+)
+def test_other_combinations_are_refused(change: dict, told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        replace(attention.VARIANTS["C"], **change)
+
+
+def test_wgmma_wrappers_are_what_the_script_writes() -> None:
+    spec = importlib.util.spec_from_file_location("make_wgmma", host.SOURCES / "device" / "make_wgmma.py")
+    assert spec
+    assert spec.loader
+    script = sys.modules["make_wgmma"] = importlib.util.module_from_spec(spec)  # dataclasses look it up there
+    spec.loader.exec_module(script)
+    assert (host.SOURCES / "device" / "wgmma.cuh").read_text() == script.text()
+
+
+def test_an_error_shows_the_compiler_s_log() -> None:
+    with pytest.raises(nvrtc.CompileError, match=r"kernel.cu\(1\): error"):
+        nvrtc.compile_cubin("int x = y;", {}, ["-arch=sm_90a"])
+
+
+def test_spills_and_serialised_wgmma_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    log = "Compiling entry function 'f' for 'sm_90a'\n8 bytes stack frame, 4 bytes spill stores\nUsed 3 registers"
+    monkeypatch.setattr(nvrtc, "compile_cubin", lambda *_: (b"", log))
+    with pytest.raises(nvrtc.CompileError, match="f spills registers"):
+        cache.build("sm90_attention", {})
+    monkeypatch.setattr(nvrtc, "compile_cubin", lambda *_: (b"", "ptxas info : (C7511) Potential Performance Loss"))
+    with pytest.raises(nvrtc.CompileError, match="C7511"):
+        cache.build("sm90_attention", {})
