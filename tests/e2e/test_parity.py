@@ -58,7 +58,7 @@ def test_latents_and_frames_equal_diffusers(
     prompts = [prompt, negative] if guidance != 1 else [prompt]
     texts = finish(pipeline.encode_prompts(prompts, model, CPU, torch.float32, timings))
     transformer = load_transformer(model.checkpoint, CPU, torch.float32)
-    latents = finish(pipeline.denoise(request, model, transformer, texts, CPU, timings))
+    latents = finish(pipeline.denoise(request, transformer, pipeline.schedule(request, model), texts, CPU, timings))
     # float32 through 6 steps of 2 branches; the bound is what the README promises, rounding stays far below it.
     assert (latents - oracle["latent"]).norm() <= 1e-3 * oracle["latent"].norm()
 

@@ -205,7 +205,7 @@ def main() -> None:
     lines = [
         "# Faults in the kernels, and the check that noticed",
         "",
-        "Made by `python -m tests.kernels.mutations`: each fault edited into the source alone, the first check to fail.",
+        "Made by `python -m tests.kernels.mutations`: each fault edited in alone; its first check to fail.",
         "",
         "| source | fault | check | what it said |",
         "| --- | --- | --- | --- |",
