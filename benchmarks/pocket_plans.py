@@ -173,10 +173,14 @@ def document(record: dict) -> str:
         whose latents stayed nearest. The second column has the true share of token pairs, mean over the steps.""",
         f"""Cosine (± 95 %) of the final latents and PSNR of the frames are against the first row; subject, motion,
         scene: share of clips that the judge names right (± {1.96 * 0.5 / clips**0.5:.2f} at worst, 95 %). Time of a
-        step: median, and its ratio to the first row's in the same clip; one core for each process.""",
+        step: median over all clips, and the median of its ratio to the first row's in the same clip, which other work
+        on the machine disturbs less; one core for each process.""",
+        """Rows: nominal density, and the format of q and k: bf16 is not rounded, fp8 and int8 go with P and v in fp8.
+        With int8 and a dense start, 1/2 is the README's example. The picture: the first clip, six frames a row.""",
         f"`{' '.join(record['command'])}` makes this page and `{sheet}`, the first clip with every plan.",
     )
-    return head + table(record["rows"])
+    picture = f"\n![{record['prompts'][0]}, with every plan]({sheet})\n"
+    return head + table(record["rows"]) + picture
 
 
 def main() -> None:

@@ -34,7 +34,7 @@ FORMAT = 1
 _MOST_BYTES = 2**14  # tomllib needs memory by the square of a key's dots
 _MOST_PHASES = 100
 _ROUNDING = 1e-6
-_HINT = "the README shows a whole preset"
+_HINT = 'the least: format = 1, and [[phase]] with sigma = [1.0, 0.0], window = [3, 3, 3], qk = "int8", pv = "fp8"'
 
 
 @dataclass(frozen=True)
@@ -95,10 +95,11 @@ def find(name: str) -> Preset:
         with path.open("rb") as file:
             data = file.read(_MOST_BYTES + 1)
     except (OSError, RuntimeError, ValueError) as fault:  # RuntimeError: no such user; ValueError: a null character
-        raise UsageError(
-            f"cannot read the preset {name[:200]!r}: {getattr(fault, 'strerror', None) or fault}",
-            hint="give bf16, or a preset's .toml file",
-        ) from None
+        if isinstance(fault, FileNotFoundError):
+            told = f"there is no preset {name[:200]!r}: no file of that name, and built in is bf16 alone"
+        else:
+            told = f"cannot read the preset {name[:200]!r}: {getattr(fault, 'strerror', None) or fault}"
+        raise UsageError(told, hint="give bf16, or a preset's .toml file") from None
     if len(data) > _MOST_BYTES:
         raise UsageError(
             f"the preset {name[:200]!r} is larger than {_MOST_BYTES} bytes", hint="give a preset's .toml file"
@@ -117,9 +118,12 @@ def parse(data: bytes, name: str) -> Preset:
     try:
         check_keys(table, ("format", "tile", "phase"))
         if (found := table.get("format")) != FORMAT or type(found) is not int:
-            raise ValueError(f"format = {quoted(found)}; this fpsgen reads format = {FORMAT}")
+            told = f"format = {quoted(found)}" if "format" in table else "it does not begin with its format"
+            raise ValueError(f"{told}; this fpsgen reads format = {FORMAT}")
         tile = triple("tile", table["tile"]) if "tile" in table else None
         entries = table.get("phase")
+        if isinstance(entries, dict):
+            raise ValueError("[phase] needs double brackets: [[phase]]")
         if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
             raise ValueError("there is no [[phase]]")
         if len(entries) > _MOST_PHASES:
@@ -148,17 +152,16 @@ def parse_phase(entry: dict[str, Any], begin: float) -> Phase:
         raise ValueError("sigma must be two numbers, such as [1.0, 0.9]")
     if not all(0 <= end <= 1 for end in sigma):
         raise ValueError(f"sigma = {quoted(sigma)}: noise levels are 0 to 1")
-    if sigma[0] != begin:
-        raise ValueError(f"it starts at sigma {sigma[0]!r}; it must at {begin!r}, so that there is no gap")
     if sigma[1] > sigma[0] - 2 * _ROUNDING:
-        raise ValueError(f"sigma = {sigma!r} does not fall")
+        raise ValueError(f"sigma = {sigma!r} does not fall, from noise to video")
+    if sigma[0] != begin:
+        how = "overlaps what is before it" if sigma[0] > begin else "leaves a gap"
+        raise ValueError(f"it starts at sigma {sigma[0]!r} and {how}: it must start at {begin!r}")
     for key, choices in (("qk", get_args(QKPrecision)), ("pv", get_args(PVPrecision))):
         if (value := entry.get(key, "bf16")) not in choices:
             raise ValueError(f"{key} = {quoted(value)}; it is one of {', '.join(choices)}")
     if not isinstance(entry.get("smooth_k", True), bool):
         raise ValueError("smooth_k must be true or false")
-    if "smooth_k" in entry and entry.get("qk", "bf16") == "bf16":
-        raise ValueError("smooth_k is about rounding k to 8 bits, and qk is bf16")
     given = {**entry, "sigma": (float(sigma[0]), float(sigma[1]))}
     if "window" in entry:
         given["window"] = triple("window", entry["window"])
@@ -190,6 +193,6 @@ def printable(name: str) -> str:
 def triple(key: str, value: Any) -> Shape3:
     """Three counts; ValueError where `value` is something else."""
     if not (isinstance(value, list) and len(value) == 3 and all(type(n) is int and 0 < n < 2**15 for n in value)):
-        raise ValueError(f"{key} = {quoted(value)}; it must be three counts along T, H and W, such as [3, 5, 5]")
+        raise ValueError(f"{key} = {quoted(value)}; it must be three counts from 1 up, along T, H and W")
     t, h, w = value
     return t, h, w

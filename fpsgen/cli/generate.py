@@ -86,7 +86,8 @@ def generate(
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Same seed, same video.", show_default="random")] = None,
     preset: Annotated[
-        str, typer.Option(help="bf16, dense attention without rounding, or a file that says how sparse and precise.")
+        str,
+        typer.Option(help="bf16, dense attention without rounding, or a .toml file that says how sparse and precise."),
     ] = "bf16",
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="FILE.mp4, .webm or .gif.", show_default="from the prompt")

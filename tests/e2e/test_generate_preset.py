@@ -129,7 +129,7 @@ def test_the_preset_is_not_overwritten(run: Runner, preset: Path) -> None:
 def test_no_such_preset(run: Runner) -> None:
     result = invoke("a cat", "--model", run.folder, "--preset", "fastest")
     assert result.exit_code == 2
-    assert "cannot read the preset 'fastest'" in result.stderr
+    assert "there is no preset 'fastest'" in result.stderr
     assert "give bf16, or a preset's .toml file" in result.stderr
 
 
