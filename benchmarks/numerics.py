@@ -20,7 +20,7 @@ from torch import Tensor
 
 from benchmarks.record import page, provenance, write
 from fpsgen import pipeline
-from fpsgen.attention import dense, emulator, prepare
+from fpsgen.attention import QKTransform, dense, emulator, prepare
 from fpsgen.attention.plan import AttentionPlan
 from fpsgen.attention.tiles import TileGrid
 from fpsgen.timing import Timings
@@ -84,7 +84,7 @@ def captured() -> Iterator[tuple[str, Data, TileGrid]]:
     def keep(module: torch.nn.Module, inputs: tuple) -> None:
         x, rope, _ = inputs
         q, k, v = (module.split(layer(x)) for layer in (module.q, module.k, module.v))
-        transform = pipeline.attention.QKTransform(module.norm_q.weight, module.norm_k.weight, module.eps, rope)
+        transform = QKTransform(module.norm_q.weight, module.norm_k.weight, module.eps, rope)
         seen.append((prepare(q, transform.norm_q, transform), prepare(k, transform.norm_k, transform), v))
 
     for block in transformer.layers():

@@ -72,7 +72,8 @@ class Worker:
         """Clip `index` with every preset: what is measured of it, and its frames."""
         every = presets()
         order = [(index + i) % len(every) for i in range(len(every))]  # each preset goes first as often as any other
-        made = {i: cls.render(index, prompt, every[i]) for i in order}
+        texts = [cls.encoder.encode(text, drop_unknown=True).text for text in (prompt, cls.model.defaults.negative)]
+        made = {i: cls.render(index, prompt, texts, every[i]) for i in order}
         dense, dense_frames, dense_step = made[0]
         told = []
         for i in range(len(every)):
@@ -91,13 +92,10 @@ class Worker:
 
     @classmethod
     @torch.inference_mode()
-    def render(cls, index: int, prompt: str, preset: Preset) -> tuple[Tensor, np.ndarray, float]:
-        """Final latents, uint8 frames, and the median seconds of a step."""
-        settings = cls.model.defaults
-        request = pipeline.Request(
-            prompt=prompt, seed=NOISE_SEED + index, output=Path(), preset=preset, **dataclasses.asdict(settings)
-        )
-        texts = [cls.encoder.encode(text, drop_unknown=True).text for text in (prompt, settings.negative)]
+    def render(cls, index: int, prompt: str, texts: list[Tensor], preset: Preset) -> tuple[Tensor, np.ndarray, float]:
+        """Final latents, uint8 frames, and the median seconds of a step; texts: the encoded prompt and negative."""
+        settings = dataclasses.asdict(cls.model.defaults)
+        request = pipeline.Request(prompt=prompt, seed=NOISE_SEED + index, output=Path(), preset=preset, **settings)
         timings = Timings()
         plans = pipeline.schedule(request, cls.model)
         steps = pipeline.denoise(request, cls.transformer, plans, texts, torch.device("cpu"), timings)
@@ -136,7 +134,7 @@ def summarise(clips: list[list[dict]], truth: list[tuple[str, str, str]]) -> lis
 
 
 def add_density(rows: list[dict]) -> None:
-    """The true mean density over the steps, and the window's own."""
+    """The true mean density over the steps."""
     model = models.find("pocket")
     for row, preset in zip(rows, presets(), strict=True):
         request = pipeline.Request(

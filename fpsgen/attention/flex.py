@@ -80,11 +80,9 @@ def pad(x: Tensor, rows: Tensor, length: int) -> Tensor:
 def block_mask(tiles: TileGrid, window: Shape3 | None, device: torch.device) -> BlockMask:
     """The window's key lists as FlexAttention wants them: for each query block, all key blocks, wanted ones first."""
     count = len(tiles.valid)
-    wanted = torch.ones(count, count, dtype=torch.bool)
-    if window is not None:
-        lists = key_lists(tiles, window)
-        cols = lists.cols.view(len(lists.row_ptr) - 1, -1)[lists.list_of]  # lists of one window are all of one length
-        wanted = torch.zeros_like(wanted).scatter_(1, cols.long(), True)
+    lists = key_lists(tiles, window or tiles.counts)
+    cols = lists.cols.view(len(lists.row_ptr) - 1, -1)[lists.list_of]  # lists of one window are all of one length
+    wanted = torch.zeros(count, count, dtype=torch.bool).scatter_(1, cols.long(), True)
     order = wanted.argsort(dim=1, descending=True, stable=True)
     lengths, order = (x[None, None].to(device, torch.int32) for x in (wanted.sum(1), order))
     return BlockMask.from_kv_blocks(lengths, order, BLOCK_SIZE=tile_slots(tiles), mask_mod=is_token(tiles, device))

@@ -72,13 +72,13 @@ def softmax_mean(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan) -> Tensor
     scores = (q * q.shape[-1] ** -0.5) @ k.mT
     p = scores.sub_(scores.amax(-1, keepdim=True)).exp_()
     if plan.pv != "bf16":
-        p = quantize.round_to_(p.mul_(448.0), plan.pv)  # 1 / 448 cancels in the quotient
+        p = quantize.round_to_(p.mul_(quantize.LARGEST[plan.pv]), plan.pv)  # 1 / 448 cancels in the quotient
     return (p @ v).div_(p.sum(-1, keepdim=True))
 
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """Key lists of one shape, computed side by side. keys: int64 [lists, key rows]; queries: rows that have each."""
+    """Key lists of one shape, computed side by side. keys: int32 [lists, key rows]; queries: rows that have each."""
 
     keys: Tensor
     queries: int

@@ -76,7 +76,7 @@ def build(name: str, defines: dict[str, int]) -> Built:
                 return found
             return publish(name, options, place, compile_checked(name, source, headers, options))
     except OSError as fault:
-        private = Path(_private_folder()) / place.name
+        private = Path(_private_folder().name) / place.name
         made = read(name, options, private) or publish(
             name, options, private, compile_checked(name, source, headers, options)
         )
@@ -169,11 +169,6 @@ def locked(place: Path) -> Iterator[None]:
 
 
 @cache
-def _private_folder() -> str:
+def _private_folder() -> tempfile.TemporaryDirectory:
     """A folder that goes when this process ends."""
-    holder = tempfile.TemporaryDirectory(prefix="fpsgen-kernels-")
-    _KEPT.append(holder)
-    return holder.name
-
-
-_KEPT: list[tempfile.TemporaryDirectory] = []
+    return tempfile.TemporaryDirectory(prefix="fpsgen-kernels-")
