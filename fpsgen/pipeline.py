@@ -158,18 +158,32 @@ def schedule(request: Request, model: Model) -> list[AttentionPlan]:
     return request.preset.schedule(request.new_solver().sigmas[:-1].tolist(), tiles)
 
 
-def attention_by_step(plans: list[AttentionPlan], device: torch.device) -> Iterator[Notice]:
+def attention_by_step(plans: list[AttentionPlan], device: torch.device, head_dim: int) -> Iterator[Notice]:
     """Which plan runs in which steps, on which backend, and why on no other."""
-    if device.type == "cuda" and any(attention.choose(device, plan).name == "reference" for plan in plans):
+    if device.type == "cuda" and any(attention.choose(device, plan, head_dim).name == "reference" for plan in plans):
         yield Notice("plain PyTorch runs this preset's attention here, which may take longer than --preset bf16")
     first = 1
     for plan, alike in groupby(plans):
         last = first + sum(1 for _ in alike) - 1
-        choice = attention.choose(device, plan)
+        choice = attention.choose(device, plan, head_dim)
         steps = f"step {first}" if first == last else f"steps {first} to {last}"
         refused = "".join(f"; not {name}: {reason}" for name, reason in choice.refused)
         yield Notice(f"{steps}: {plan}, by {choice.name}{refused}", detail=True)
         first = last + 1
+
+
+def build_kernels(
+    plans: list[AttentionPlan], device: torch.device, head_dim: int, timings: Timings
+) -> Iterator[Notice]:
+    """Compile the kernels that the steps launch; what was compiled, and where the cache cannot keep it."""
+    with timings.phase("compile"):
+        built = attention.build_kernels(device, plans, head_dim)
+    if fresh := sorted({kernel.name for kernel in built if kernel.fresh}):
+        yield Notice(
+            f"compiled {', '.join(fresh)}, which later runs find in {built[0].cubin.parent.parent}", detail=True
+        )
+    for note in sorted({kernel.note for kernel in built if kernel.note}):
+        yield Notice(note)
 
 
 @torch.inference_mode()
@@ -192,7 +206,8 @@ def denoise(
     if len(texts) > 1:
         how = "in one batch" if together else "one after the other"
         yield Notice(f"guidance branches run {how}", detail=True)
-    yield from attention_by_step(plans, device)
+    yield from attention_by_step(plans, device, transformer.config.head_dim)
+    yield from build_kernels(plans, device, transformer.config.head_dim, timings)
     for index, (timestep, plan) in enumerate(zip(solver.timesteps, plans, strict=True)):
         begin = time.perf_counter()
         with timings.phase("denoise"):
@@ -285,6 +300,6 @@ def describe(request: Request, model: Model, device: torch.device, dtype: torch.
         "attention": {
             "tile": plans[0].tiles.tile,
             "density": round(sum(plan.density for plan in plans) / len(plans), 6),
-            "backends": sorted({attention.choose(device, plan).name for plan in plans}),
+            "backends": sorted({attention.choose(device, plan, model.config.head_dim).name for plan in plans}),
         },
     }

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-PHASES = ("load", "text", "denoise", "decode", "encode")
+PHASES = ("load", "text", "compile", "denoise", "decode", "encode")
 
 
 @dataclass

@@ -1,11 +1,6 @@
 // Tile-sparse attention in 8 bits for Hopper: o = softmax(q k^T) v over the key tiles of each query tile's list.
 //
-// One tile of 128 slots is the unit of everything: of a list, of a scale, of a copy. The prologue leaves q, k and v^T in
-// device memory as *tile images*: exactly the bytes that shared memory shall hold, swizzle included, so that one bulk
-// copy fetches a tile and nothing in here ever moves data around.
-//
-//   tile image: 128 rows of 128 bytes; chunk c of 16 bytes in row r lies at r * 128 + ((c ^ (r & 7)) << 4).
-//   q, k: a row is a token, a byte a channel.      v^T: a row is a channel, a byte a token, permuted (see pack).
+// The prologue leaves q, k and v^T as tile images (tile.cuh); a tile of fewer than 128 tokens has empty slots behind them.
 //
 // A persistent block of three warpgroups per SM walks over (head, query tile). One thread of the third, the producer,
 // streams tiles into rings of shared memory. The first two, the consumers, own 64 query rows each and take turns
@@ -16,6 +11,7 @@
 //
 // The rounding of every step is that of fpsgen/attention/emulator.py, which explains it.
 #include <hopper.cuh>
+#include <tile.cuh>
 
 // ---- compile-time parameters, the fields of fpsgen.jit.attention.AttentionKernel -----------------------------------
 
@@ -42,21 +38,12 @@
 #define STAGES 4
 #endif
 
-constexpr int TILE_TOKENS = 128, HEAD_DIM = 128;
-constexpr int TILE_BYTES = TILE_TOKENS * HEAD_DIM;
 constexpr int V_ROWS = SUM_CODES ? HEAD_DIM + 8 : HEAD_DIM;  // 8 is the least by which a wgmma can grow
 constexpr int V_BYTES = V_ROWS * TILE_TOKENS;
 constexpr int OUT_PITCH = 2 * HEAD_DIM + 16;  // bytes of a staged output row: 16 more, so that 8 rows hit all banks
 constexpr int CONSUMERS = 2, GROUP = 128, THREADS = (CONSUMERS + 1) * GROUP;
 constexpr int GROUP_ROWS = TILE_TOKENS / CONSUMERS;
 constexpr int K_STEPS = HEAD_DIM / 32;  // a wgmma takes 32 bytes along K
-
-// What a key tile has besides its image; copied with it.
-struct Trailer {
-  float scale;
-  int valid;  // tokens in the tile
-  int unused[2];
-};
 
 // All pointers are to device memory. "stream" is batch entry * heads + head.
 struct Parameters {
@@ -81,6 +68,7 @@ struct Shared {
   u64 q_full[2], q_empty[2];
   u64 k_full[STAGES], k_empty[STAGES], v_full[STAGES], v_empty[STAGES];
 };
+static_assert(sizeof(Shared) == SHARED_BYTES, "the host asks for as much shared memory as the kernel has");
 
 // Where one stands in a ring of buffers, and the parity of the pass through it.
 template <int SIZE>
@@ -264,13 +252,7 @@ template <> struct ScoresOf<FP16> { using Type = ScoresFp16; };
 template <> struct ScoresOf<INT32> { using Type = ScoresInt32; };
 using Scores = ScoresOf<SCORES>::Type;
 
-// P as the A operand of P V. A thread holds keys 8 j + 2 quad + {0, 1}; the operand wants four neighbouring bytes
-// 4 quad to 4 quad + 3 of each 16. Instead of moving P between threads, v^T's tokens are permuted to match: inside each
-// 32, position p holds the token 8 (2 (p / 16) + p % 4 / 2) + 2 (p % 16 / 4) + p % 2.
-//
-//     position   0  1  2  3 |  4  5  6  7 |  8  9 10 11 | 12 13 14 15 | 16 …
-//     token      0  1  8  9 |  2  3 10 11 |  4  5 12 13 |  6  7 14 15 | 16 …
-//     quad       0          |  1          |  2          |  3          |  0
+// P as the A operand of P V: each thread's own numbers, because v^T's tokens are in the order of token_at (tile.cuh).
 DEVICE void pack(u32 (&p)[16], const Scores& scores) {
 #pragma unroll
   for (int i = 0; i < 16; i++) p[i] = scores.packed(i);
@@ -344,24 +326,31 @@ constexpr int TURN = 1, ROWS_WRITTEN = 3;  // named barriers: TURN + group and R
 DEVICE void take_turn(int group) { barrier_sync(TURN + group, 2 * GROUP); }
 DEVICE void pass_turn(int group) { barrier_arrive(TURN + 1 - group, 2 * GROUP); }
 
+// Which of a group's rows a thread holds in accumulators: `row` and row + 8, counted in the tile (wgmma.cuh).
+struct Place {
+  int thread, quad, row;  // thread: in its group
+  DEVICE explicit Place(int group)
+      : thread(threadIdx.x % GROUP), quad(thread % 4), row(GROUP_ROWS * group + 16 * (thread / 32) + thread % 32 / 4) {}
+};
+
 // Rows of one query tile to memory: staged, so that a row leaves as one copy of 256 bytes.
 DEVICE void store(const Parameters& P, Shared& sm, const Sums& sums, const float (&denominator)[2], int group, int stream,
                   int tile) {
-  const int t = threadIdx.x % GROUP, quad = t % 4, row = GROUP_ROWS * group + 16 * (t / 32) + t % 32 / 4;
+  const Place at(group);
   const float *v_scale = P.v_scale + stream * HEAD_DIM, inverse[2] = {1.f / denominator[0], 1.f / denominator[1]};
   bulk_store_wait_read();  // the previous tile's rows have left
   barrier_sync(ROWS_WRITTEN + group, GROUP);
 #pragma unroll
   for (int i = 0; i < HEAD_DIM / 2; i += 2) {
-    int h = i >> 1 & 1, channel = 8 * (i / 4) + 2 * quad;
+    int h = i >> 1 & 1, channel = 8 * (i / 4) + 2 * at.quad;
     float low = (sums.total[i] + sums.short_sum[i]) * inverse[h] * v_scale[channel];
     float high = (sums.total[i + 1] + sums.short_sum[i + 1]) * inverse[h] * v_scale[channel + 1];
-    *reinterpret_cast<u32*>(sm.out + (row + 8 * h) * OUT_PITCH + 2 * channel) = pack_bf16(low, high);
+    *reinterpret_cast<u32*>(sm.out + (at.row + 8 * h) * OUT_PITCH + 2 * channel) = pack_bf16(low, high);
   }
   fence_async();
   barrier_sync(ROWS_WRITTEN + group, GROUP);
-  int own = GROUP_ROWS * group + t;  // the row that this thread sends
-  if (t < GROUP_ROWS) {
+  int own = GROUP_ROWS * group + at.thread;  // the row that this thread sends
+  if (at.thread < GROUP_ROWS) {
     if (own < P.offsets[tile + 1] - P.offsets[tile]) {
       u64 token = (u64)(stream / P.heads) * P.tokens + P.offsets[tile] + own;
       bulk_store(P.out + (token * P.heads + stream % P.heads) * HEAD_DIM, sm.out + own * OUT_PITCH, 2 * HEAD_DIM);
@@ -371,7 +360,7 @@ DEVICE void store(const Parameters& P, Shared& sm, const Sums& sums, const float
 }
 
 DEVICE void consume(const Parameters& P, Shared& sm, int group) {
-  const int t = threadIdx.x % GROUP, quad = t % 4, row = GROUP_ROWS * group + 16 * (t / 32) + t % 32 / 4;
+  const Place at(group);
   Ring<2> q;
   Ring<STAGES> k, v;
   Scores scores;
@@ -381,7 +370,8 @@ DEVICE void consume(const Parameters& P, Shared& sm, int group) {
   if (group == 1) pass_turn(group);  // the first turn is group 0's
   for (int item = blockIdx.x; item < P.streams * P.tiles; item += gridDim.x) {
     int stream = item / P.tiles, tile = item % P.tiles, count = List(P, stream % P.heads, tile).count;
-    const float per_score[2] = {P.q_scale[(u64)item * TILE_TOKENS + row], P.q_scale[(u64)item * TILE_TOKENS + row + 8]};
+    const float per_score[2] = {P.q_scale[(u64)item * TILE_TOKENS + at.row],
+                                P.q_scale[(u64)item * TILE_TOKENS + at.row + 8]};
     const u8* own_q = sm.q[q.at] + GROUP_ROWS * group * HEAD_DIM;
     Reference reference;
     float sum[2] = {0, 0};
@@ -391,7 +381,7 @@ DEVICE void consume(const Parameters& P, Shared& sm, int group) {
     auto softmax = [&]() {
       const Trailer& trailer = sm.trailer[k.at];
       const float factor[2] = {per_score[0] * trailer.scale, per_score[1] * trailer.scale};
-      if (RAGGED && trailer.valid < TILE_TOKENS) scores.mask(trailer.valid, quad);
+      if (RAGGED && trailer.valid < TILE_TOKENS) scores.mask(trailer.valid, at.quad);
       bool rose = reference.raise(scores, factor);
       mbarrier_arrive(&sm.k_empty[k.at]);
       k.next();
@@ -458,7 +448,7 @@ DEVICE void consume(const Parameters& P, Shared& sm, int group) {
 }
 
 KERNEL(THREADS) fps_attention(PARAMETERS Parameters P) {
-  SHARED(Shared, sm);
+  LARGE_SHARED(Shared, sm);
   if (threadIdx.x == 0) {
     for (int i = 0; i < 2; i++) {
       mbarrier_init(&sm.q_full[i], 1);

@@ -5,6 +5,7 @@
 //
 // One block is one tile of one head. 16 neighbouring threads share a row of 128 channels, 8 each: 16 bytes of bfloat16.
 #include <hopper.cuh>
+#include <tile.cuh>
 
 #ifndef QK_INT8  // the format of q and k: INT8, or E4M3
 #define QK_INT8 0
@@ -19,18 +20,11 @@
 #define V_ONES 0
 #endif
 
-constexpr int TILE_TOKENS = 128, HEAD_DIM = 128, TILE_BYTES = TILE_TOKENS * HEAD_DIM;
 constexpr int THREADS = 256, ROW_THREADS = 16, CHANNELS = HEAD_DIM / ROW_THREADS;
 constexpr int ROWS_AT_ONCE = THREADS / ROW_THREADS, PASSES = TILE_TOKENS / ROWS_AT_ONCE;
 constexpr int V_BYTES = (HEAD_DIM + V_ONES) * TILE_TOKENS;
 constexpr float E4M3_LARGEST = 448.f, LOG2_E = 1.4426950408889634f;
 constexpr u32 E4M3_ONE = 0x38;
-
-struct Trailer {
-  float scale;
-  int valid;
-  int unused[2];
-};
 
 // "stream" is batch entry * heads + head; tensors of the model are [batch][token][head][channel], rows in tile order.
 struct Parameters {
@@ -189,7 +183,7 @@ DEVICE u32 four_codes(float a, float b, float c, float d) {
 
 // 8 codes of a row into its tile image: half of a chunk of 16 bytes, wherever the swizzle has put that.
 DEVICE void write_codes(u8* image, int row, int channel, const float (&x)[CHANNELS], float scale) {
-  u32* to = reinterpret_cast<u32*>(image + row * HEAD_DIM + ((channel / 16 ^ (row & 7)) << 4) + channel % 16);
+  u32* to = reinterpret_cast<u32*>(image + swizzled(row, channel));
 #pragma unroll
   for (int i = 0; i < CHANNELS; i += 4)
     to[i / 4] = four_codes(x[i] / scale, x[i + 1] / scale, x[i + 2] / scale, x[i + 3] / scale);
@@ -257,13 +251,6 @@ DEVICE void quantize_k(const Parameters& P, const Place& at, Shared& sm) {
   if (threadIdx.x < HEAD_DIM) P.k_pooled[static_cast<u64>(blockIdx.x) * HEAD_DIM + threadIdx.x] = sum / at.valid;
 }
 
-// The token at a position of v's image, see pack() in sm90_attention.cu. Positions p to p + 3, p a multiple of 4, hold
-// tokens t, t + 1, t + 8, t + 9.
-DEVICE int token_at(int position) {
-  int inner = position % 32;
-  return position - inner + 8 * (2 * (inner / 16) + inner % 4 / 2) + 2 * (inner % 16 / 4) + inner % 2;
-}
-
 // v, transposed by way of shared memory: a warp writes one channel's 128 tokens, 4 per thread.
 DEVICE void quantize_v(const Parameters& P, const Place& at, Shared& sm) {
   for (int row = at.row; row < TILE_TOKENS; row += ROWS_AT_ONCE) {
@@ -290,7 +277,7 @@ DEVICE void quantize_v(const Parameters& P, const Place& at, Shared& sm) {
       for (int i = 0; i < 4; i++)
         if (token_at(position + i) < at.valid) codes |= E4M3_ONE << 8 * i;
     }
-    *reinterpret_cast<u32*>(image + channel * TILE_TOKENS + ((position / 16 ^ (channel & 7)) << 4) + position % 16) = codes;
+    *reinterpret_cast<u32*>(image + swizzled(channel, position)) = codes;
   }
 }
 

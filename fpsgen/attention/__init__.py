@@ -1,11 +1,12 @@
 """The one door to self-attention, and the choice of what runs behind it.
 
 Tokens come in tile order; q and k come *before* normalisation and RoPE, so that a backend can fuse both
-into its own prologue. Backends that do not fuse share `prepare`.
+into its own prologue (`hopper`). Those that do not fuse share `prepare`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol
@@ -14,22 +15,29 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fpsgen.attention import dense, flex, reference
+from fpsgen.attention import dense, flex, hopper, reference
 from fpsgen.attention.plan import AttentionPlan
+from fpsgen.jit.cache import Built
 
 
 class Backend(Protocol):
-    """What a module here offers to be one. Tensors are [batch, tokens, heads, head_dim], q and k prepared."""
+    """What a module here offers to be one."""
 
-    def why_not(self, device: torch.device, plan: AttentionPlan) -> str | None:
+    def why_not(self, device: torch.device, plan: AttentionPlan, head_dim: int) -> str | None:
         """Why it cannot run `plan` on `device`; None where it can."""
         ...
+
+
+class PreparedBackend(Backend, Protocol):
+    """One that takes q and k as `prepare` makes them. Tensors are [batch, tokens, heads, head_dim]."""
 
     def attention(self, q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan) -> Tensor: ...
 
 
+_PREPARED: dict[str, PreparedBackend] = {"dense": dense, "flex": flex, "reference": reference}
+
 # In the order of preference. The last one runs everything.
-BACKENDS: dict[str, Backend] = {"dense": dense, "flex": flex, "reference": reference}
+BACKENDS: dict[str, Backend] = {"dense": dense, "hopper": hopper, "flex": flex, "reference": reference}
 
 
 @dataclass(frozen=True)
@@ -41,14 +49,21 @@ class Choice:
 
 
 @lru_cache(maxsize=1024)
-def choose(device: torch.device, plan: AttentionPlan) -> Choice:
+def choose(device: torch.device, plan: AttentionPlan, head_dim: int) -> Choice:
     """The first backend that can run `plan` on `device`."""
     refused: list[tuple[str, str]] = []
     for name, backend in BACKENDS.items():
-        if (reason := backend.why_not(device, plan)) is None:
+        if (reason := backend.why_not(device, plan, head_dim)) is None:
             return Choice(name, tuple(refused))
         refused.append((name, reason))
     raise AssertionError("the reference runs every plan")
+
+
+def build_kernels(device: torch.device, plans: Iterable[AttentionPlan], head_dim: int) -> list[Built]:
+    """Compile what `attend` will launch for `plans`, so that no layer waits for it; not FlexAttention, which torch
+    compiles when it first runs."""
+    ours = [plan for plan in dict.fromkeys(plans) if choose(device, plan, head_dim).name == "hopper"]
+    return [built for plan in ours for built in hopper.build_kernels(plan)]
 
 
 @dataclass(frozen=True)
@@ -71,9 +86,12 @@ def attend(q: Tensor, k: Tensor, v: Tensor, qk_transform: QKTransform, plan: Att
         raise ValueError(f"{q.shape[1]} tokens do not fill the plan's grid {plan.tiles.grid}")
     if plan.heads and len(plan.heads) != q.shape[2]:
         raise ValueError(f"the plan is for {len(plan.heads)} heads, not for {q.shape[2]}")
+    name = choose(q.device, plan, q.shape[3]).name
+    if name == "hopper":  # its prologue norms and rotates
+        return hopper.attention(q, k, v, qk_transform, plan)
     q = prepare(q, qk_transform.norm_q, qk_transform).to(v.dtype)
     k = prepare(k, qk_transform.norm_k, qk_transform).to(v.dtype)
-    return BACKENDS[choose(q.device, plan).name].attention(q, k, v, plan)
+    return _PREPARED[name].attention(q, k, v, plan)
 
 
 def prepare(x: Tensor, weight: Tensor, qk_transform: QKTransform) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 from fpsgen.attention.plan import AttentionPlan
 
 
-def why_not(device: torch.device, plan: AttentionPlan) -> str | None:
+def why_not(device: torch.device, plan: AttentionPlan, head_dim: int) -> str | None:
     """Why this backend cannot run `plan` on `device`."""
     if not plan.is_dense:
         return "it computes every pair of tokens, and the plan is sparse"

@@ -22,7 +22,7 @@ _MOST_PADDING = 2.0  # beyond that, dense attention is faster
 _MOST_SHAPES = 256  # compiled before torch gives up
 
 
-def why_not(device: torch.device, plan: AttentionPlan) -> str | None:
+def why_not(device: torch.device, plan: AttentionPlan, head_dim: int) -> str | None:
     """Why this backend cannot run `plan` on `device`."""
     if device.type != "cuda":
         return "it is for CUDA GPUs"

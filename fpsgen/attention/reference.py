@@ -27,7 +27,7 @@ from fpsgen.attention.tiles import Shape3, TileGrid, key_lists, outlives_inferen
 _MOST_NUMBERS = 2**26
 
 
-def why_not(device: torch.device, plan: AttentionPlan) -> str | None:
+def why_not(device: torch.device, plan: AttentionPlan, head_dim: int) -> str | None:
     """Nothing stops it."""
     return None
 

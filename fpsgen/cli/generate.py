@@ -246,7 +246,8 @@ def timing_table(timings: Timings, device: torch.device) -> Table:
     count = len(timings.steps)
     remarks = {"denoise": f"{count} steps, {sum(timings.steps) / count:.2f} s each" if count else ""}
     for name, seconds in timings.seconds.items():
-        table.add_row(name, f"{seconds:.2f} s", remarks.get(name, ""))
+        if seconds or name != "compile":  # most runs have nothing to compile
+            table.add_row(name, f"{seconds:.2f} s", remarks.get(name, ""))
     table.add_row("[bold]total[/]", f"[bold]{timings.total:.2f} s[/]", "")
     if timings.peak_memory is not None:
         remark = f"peak, allocated on {device}" if device.type == "cuda" else "peak, resident, mapped weights included"

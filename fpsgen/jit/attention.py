@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
-from fpsgen.jit import cache
+import numpy as np
 
 _SCORES = {"FP32": 0, "FP16": 1, "INT32": 2}
+_TILE_BYTES = 128 * 128
+
+# `Parameters` of the source, which says what each is; pointers, then counts.
+PARAMETERS = np.dtype(
+    [
+        *((name, np.uint64) for name in ("q", "k", "v", "trailers", "q_scale", "v_scale")),
+        *((name, np.uint64) for name in ("row_ptr", "cols", "list_of", "offsets", "out")),
+        *((name, np.int32) for name in ("streams", "heads", "tiles", "tokens")),
+    ],
+    align=True,
+)
 
 
 @dataclass(frozen=True)
@@ -18,8 +29,13 @@ class AttentionKernel:
     by the tensor cores. PROMOTE: key tiles from one float32 sum to the next. RAGGED: tiles may have fewer than 128
     tokens. STAGES: key tiles in flight; four fill shared memory.
 
+    Its entry function is `fps_attention`, for any number of blocks: they share the work, and one fills an SM.
+
     ValueError, with the reason, for a combination that is not one of the variants.
     """
+
+    SOURCE: ClassVar[str] = "sm90_attention"
+    THREADS: ClassVar[int] = 384
 
     SCORES: Literal["FP32", "FP16", "INT32"]
     SYNTHESISE: bool
@@ -51,11 +67,15 @@ class AttentionKernel:
 
     @property
     def defines(self) -> dict[str, int]:
-        return {name: _SCORES[value] if name == "SCORES" else int(value) for name, value in asdict(self).items()}
+        own = {name: _SCORES[value] if name == "SCORES" else int(value) for name, value in asdict(self).items()}
+        return own | {"SHARED_BYTES": self.shared_bytes}
 
-    def build(self) -> cache.Built:
-        """The compiled kernel; see `cache.build`."""
-        return cache.build("sm90_attention", self.defines)
+    @property
+    def shared_bytes(self) -> int:
+        """The size of `Shared`, which the source asserts: q twice, k and v by stage, rows of the result, barriers."""
+        v = _TILE_BYTES + (1024 if self.SUM_CODES else 0)
+        out = 128 * (2 * 128 + 16)
+        return 2 * _TILE_BYTES + self.STAGES * (_TILE_BYTES + v + 16 + 4 * 8) + out + 4 * 8
 
 
 # By the names of `fpsgen.attention.emulator.VARIANTS`.

@@ -15,15 +15,33 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
+from typing import ClassVar, Protocol
 
 from fpsgen import assets
 from fpsgen.jit import nvrtc
 
 _ARCHITECTURE = "sm_90a"
 _CUBIN, _FACTS = "kernel.cubin", "kernel.json"
+
+
+class Kernel(Protocol):
+    """The host side of one `.cu`: a frozen dataclass of its compile-time parameters."""
+
+    SOURCE: ClassVar[str]  # name of the file, without .cu
+    THREADS: ClassVar[int]  # of a block
+
+    def __hash__(self) -> int: ...
+
+    @property
+    def defines(self) -> dict[str, int]: ...
+
+    @property
+    def shared_bytes(self) -> int:
+        """Dynamic shared memory of a block."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -43,6 +61,7 @@ class Built:
     options: tuple[str, ...]
     cubin: Path
     functions: dict[str, Resources]
+    fresh: bool = False  # compiled by this call
     note: str | None = None  # why it is not in the cache
 
 
@@ -54,19 +73,15 @@ def folder() -> Path:
     return Path(base).expanduser() / "fpsgen" / "kernels"
 
 
-def build(name: str, defines: dict[str, int]) -> Built:
-    """`kernels_cuda/<name>.cu` with these defines, from the cache or compiled now.
+def build(kernel: Kernel) -> Built:
+    """A kernel, from the cache or compiled now.
 
     Where the cache cannot be written, compiled for this process alone; `note` says why. CompileError where it does
     not compile, spills registers or is serialised; NoCompilerError where there is no NVRTC.
     """
+    name = kernel.SOURCE
     source, headers = sources(name)
-    options = (
-        f"-arch={_ARCHITECTURE}",
-        "-std=c++17",
-        "--ptxas-options=-v",
-        *(f"-D{k}={v}" for k, v in defines.items()),
-    )
+    options = options_of(kernel)
     place = folder() / f"{name}-{key(source, headers, options)}"
     if found := read(name, options, place):
         return found
@@ -81,14 +96,20 @@ def build(name: str, defines: dict[str, int]) -> Built:
             name, options, private, compile_checked(name, source, headers, options)
         )
         why = f"{folder()} cannot be used ({fault.strerror or fault}): compiled for this process alone"
-        return Built(made.name, made.options, made.cubin, made.functions, why)
+        return replace(made, note=why)
+
+
+def options_of(kernel: Kernel) -> tuple[str, ...]:
+    """The compiler's."""
+    defines = (f"-D{name}={value}" for name, value in kernel.defines.items())
+    return f"-arch={_ARCHITECTURE}", "-std=c++17", "--ptxas-options=-v", *defines
 
 
 @cache
 def sources(name: str) -> tuple[str, dict[str, str]]:
     """A kernel's text and the headers that it may include, by name."""
     kernels = assets.folder("kernels_cuda")
-    headers = {path.name: path.read_text() for path in sorted((kernels / "device").glob("*.cuh"))}
+    headers = {path.name: path.read_text() for path in sorted([*kernels.glob("*.cuh"), *kernels.glob("device/*.cuh")])}
     return (kernels / f"{name}.cu").read_text(), headers
 
 
@@ -156,7 +177,7 @@ def publish(name: str, options: tuple[str, ...], place: Path, compiled: tuple[by
     built = read(name, options, place)
     if built is None:
         raise OSError(f"{place} did not keep what was written")
-    return built
+    return replace(built, fresh=True)
 
 
 @contextlib.contextmanager

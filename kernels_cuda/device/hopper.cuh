@@ -12,8 +12,10 @@ typedef unsigned long long u64;
 #define DEVICE __device__ __forceinline__
 #define KERNEL(THREADS) extern "C" __global__ void __launch_bounds__(THREADS, 1)
 #define PARAMETERS const __grid_constant__
-// Dynamic shared memory as one struct. 1024 bytes is the alignment that the 128-byte swizzle wants.
-#define SHARED(TYPE, NAME)                                    \
+// Shared memory as one struct: up to 48 KB, or more, which the host must ask for at the launch. 1024 bytes is the
+// alignment that the 128-byte swizzle wants.
+#define SHARED(TYPE, NAME) __shared__ TYPE NAME
+#define LARGE_SHARED(TYPE, NAME)                                    \
   extern __shared__ __align__(1024) unsigned char shared_raw[]; \
   TYPE& NAME = *reinterpret_cast<TYPE*>(shared_raw)
 

@@ -6,12 +6,14 @@
 #define KERNEL(THREADS) inline void
 #define PARAMETERS const
 #define SHARED(TYPE, NAME) TYPE& NAME = *reinterpret_cast<TYPE*>(host::machine.shared)
+#define LARGE_SHARED SHARED
 #define threadIdx (host::machine.current->thread)
 #define blockIdx (host::machine.block)
 #define gridDim (host::machine.grid)
 
-// Exports run_<kernel>: every block of a grid. Null, or what went wrong.
+// Exports run_<kernel>: every block of a grid; null, or what went wrong. And the size of its parameters.
 #define HOST_RUN(KERNEL_NAME, PARAMETERS_TYPE, BLOCK_THREADS, SHARED_TYPE)                                             \
+  extern "C" const int parameters_of_##KERNEL_NAME = sizeof(PARAMETERS_TYPE);                                           \
   extern "C" const char* run_##KERNEL_NAME(const PARAMETERS_TYPE* parameters, int grid, int seed, int adversarial, int bits) {      \
     static PARAMETERS_TYPE P;                                                                                          \
     P = *parameters;                                                                                                   \

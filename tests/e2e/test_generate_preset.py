@@ -138,6 +138,6 @@ def test_plain_pytorch_on_a_gpu_is_said_without_being_asked() -> None:
     tiles = TileGrid((7, 6, 10), (2, 2, 2))
     plans = [AttentionPlan(tiles), AttentionPlan(tiles, ((3, 3, 3),), (), "int8", "fp8")]
     for device, told in (("cpu", False), ("cuda", True)):
-        notices = list(pipeline.attention_by_step(plans, torch.device(device)))
+        notices = list(pipeline.attention_by_step(plans, torch.device(device), 128))
         assert any("plain PyTorch" in notice.text and not notice.detail for notice in notices) is told
         assert [notice.text.split(":")[0] for notice in notices if notice.detail] == ["step 1", "step 2"]

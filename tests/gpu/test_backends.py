@@ -39,7 +39,7 @@ def error(found: torch.Tensor, expected: torch.Tensor) -> float:
 )
 def test_flex_runs_sparse_plans(plan: AttentionPlan, dtype: torch.dtype) -> None:
     q, k, v = random_qkv(plan.tiles, 3, 128, dtype)
-    choice = attention.choose(q.device, plan)
+    choice = attention.choose(q.device, plan, 128)
     assert choice.name == "flex", choice
     # bfloat16 rounds P and the result: 2^-9 each; FlexAttention may use TF32 for float32, with 2^-11.
     assert error(flex.attention(q, k, v, plan), reference.attention(q, k, v, plan)) < 1e-2

@@ -1,4 +1,7 @@
-"""The kernels' own sources, compiled by g++ against the host twin of the device header, and called from here."""
+"""The kernels' own sources, compiled by g++ against the host twin of the device header, in the place of the card.
+
+`on_this_machine` puts them under the product's own host code: what fills their parameters is what does so for a card.
+"""
 
 from __future__ import annotations
 
@@ -6,48 +9,31 @@ import ctypes
 import hashlib
 import subprocess
 import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fpsgen import assets
-from fpsgen.attention import QKTransform
-from fpsgen.attention.emulator import Variant, operands
+from fpsgen.attention import QKTransform, hopper
+from fpsgen.attention.emulator import VARIANTS, operands
 from fpsgen.attention.plan import AttentionPlan
-from fpsgen.attention.tiles import TileGrid, key_lists
+from fpsgen.attention.tiles import TileGrid
+from fpsgen.jit.cache import Kernel
 
 SOURCES = assets.folder("kernels_cuda")
 SLOTS = 128
 TRAILER = np.dtype([("scale", "f4"), ("valid", "i4"), ("unused", "i4", 2)])
-ATTENTION = "HOST_RUN(fps_attention, Parameters, THREADS, Shared)"
-PROLOGUE = "\n".join(
-    f"HOST_RUN({kernel}, Parameters, THREADS, Shared)"
-    for kernel in ("fps_row_rms", "fps_channel_sums", "fps_channel_totals", "fps_prologue")
-)
-SCORES = {"fp32": 0, "fp16": 1, "int32": 2}
-
-
-def defines(variant: Variant, ragged: bool) -> dict[str, int]:
-    return {
-        "SCORES": SCORES[variant.scores],
-        "SYNTHESISE": int(variant.synthesise),
-        "SUM_CODES": int(variant.sum_codes),
-        "PROMOTE": variant.promote or 1,
-        "RAGGED": int(ragged),
-    }
-
-
-def prologue_defines(variant: Variant, smooth_k: bool) -> dict[str, int]:
-    return {
-        "QK_INT8": int(variant.qk == "int8"),
-        "QK_LARGEST": int(variant.largest),
-        "SMOOTH_K": int(smooth_k),
-        "V_ONES": 8 if variant.sum_codes else 0,
-    }
+ENTRIES = {
+    "sm90_attention": ("fps_attention",),
+    "sm90_prologue": ("fps_row_rms", "fps_channel_sums", "fps_channel_totals", "fps_prologue"),
+}
 
 
 @cache
@@ -55,16 +41,21 @@ def build_folder() -> Path:
     return Path(tempfile.mkdtemp(prefix="fpsgen-host-"))
 
 
-def build(source: str, main: str, options: dict[str, int]) -> ctypes.CDLL:
+def build(source: str, main: str, options: Mapping[str, int]) -> ctypes.CDLL:
     """A shared library of the kernel text `source`, with the lines `main` behind it; built once for each content."""
-    flags = ["-O2", "-std=c++17", "-shared", "-fPIC", "-w", f"-I{SOURCES / 'host'}"]
+    flags = ["-O2", "-std=c++17", "-shared", "-fPIC", "-w", f"-I{SOURCES / 'host'}", f"-I{SOURCES}"]
     flags += [f"-D{name}={value}" for name, value in options.items()]
     text = f"{source}\n{main}\n"
-    headers = b"".join(path.read_bytes() for path in sorted((SOURCES / "host").iterdir()))
+    headers = b"".join(path.read_bytes() for path in sorted([*(SOURCES / "host").iterdir(), *SOURCES.glob("*.cuh")]))
     path = build_folder() / (hashlib.sha256(repr((text, flags)).encode() + headers).hexdigest() + ".so")
     if not path.exists():
         subprocess.run(["g++", *flags, "-x", "c++", "-", "-o", path], input=text, text=True, check=True)
     return ctypes.CDLL(str(path))
+
+
+def exported(entries: tuple[str, ...]) -> str:
+    """The lines that make entry functions callable from here; see HOST_RUN."""
+    return "\n".join(f"HOST_RUN({entry}, Parameters, THREADS, Shared)" for entry in entries)
 
 
 @dataclass(frozen=True)
@@ -76,32 +67,79 @@ class Schedule:
     accumulator_bits: int | None = None
 
 
-def run(library: ctypes.CDLL, kernel: str, parameters: ctypes.Structure, blocks: int, schedule: Schedule) -> None:
-    """Every block of a kernel; AssertionError where the machine found a fault."""
-    entry = library[f"run_{kernel}"]
-    entry.restype = ctypes.c_char_p
+def run(library: ctypes.CDLL, entry: str, parameters: np.ndarray, blocks: int, schedule: Schedule) -> None:
+    """Every block of a kernel; AssertionError where the machine found a fault, or has other parameters."""
+    size = ctypes.c_int.in_dll(library, f"parameters_of_{entry}").value
+    assert parameters.nbytes == size, f"{entry} takes {size} bytes of parameters, not {parameters.nbytes}"
+    function = library[f"run_{entry}"]
+    function.restype = ctypes.c_char_p
     bits = schedule.accumulator_bits or 0
-    fault = entry(ctypes.byref(parameters), blocks, schedule.seed, int(schedule.adversarial), bits)
+    address = ctypes.c_void_p(parameters.ctypes.data)
+    fault = function(address, blocks, schedule.seed, int(schedule.adversarial), bits)
     assert fault is None, fault.decode()
 
 
-class AttentionParameters(ctypes.Structure):
-    """`Parameters` of sm90_attention.cu."""
+@contextmanager
+def on_this_machine(
+    schedule: Schedule = Schedule(), blocks: int = 3, edited: Mapping[str, str] | None = None
+) -> Iterator[None]:
+    """Launch on the CPU what `fpsgen.attention.hopper` launches. blocks: of persistent kernels; edited: text of a
+    source by its name. Memory that is not written shows as NaN."""
 
-    _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("q", "k", "v", "trailers", "q_scale", "v_scale")),
-        *((name, ctypes.c_void_p) for name in ("row_ptr", "cols", "list_of", "offsets", "out")),
-        *((name, ctypes.c_int) for name in ("streams", "heads", "tiles", "tokens")),
-    ]
+    def launch(kernel: Kernel, entry: str, count: int, parameters: np.ndarray, _: torch.device) -> None:
+        text = (edited or {}).get(kernel.SOURCE) or (SOURCES / f"{kernel.SOURCE}.cu").read_text()
+        library = build(text, exported(ENTRIES[kernel.SOURCE]), kernel.defines)
+        run(library, entry, parameters, count, schedule)
+
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True)  # torch.empty then fills with NaN, and with the largest integers
+    try:
+        with (
+            mock.patch.object(hopper, "launch", launch),
+            mock.patch.object(hopper, "multiprocessors", return_value=blocks),
+        ):
+            yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
 
-def aligned(x: np.ndarray) -> np.ndarray:
-    """A copy at a multiple of 128 bytes, as bulk copies want it."""
-    room = np.empty(x.nbytes + 128, np.uint8)
-    start = -room.ctypes.data % 128
-    copy = room[start : start + x.nbytes].view(x.dtype).reshape(x.shape)
-    copy[...] = x
-    return copy
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    plan: AttentionPlan,
+    variant: str,
+    *,
+    source: str | None = None,
+    blocks: int = 3,
+    schedule: Schedule = Schedule(),
+) -> Tensor:
+    """What sm90_attention.cu computes of operands that the emulator rounded; as `emulator.emulate`."""
+    with on_this_machine(schedule, blocks, {"sm90_attention": source} if source else None):
+        handed = {name: torch.tensor(x) for name, x in images(q, k, v, plan, variant).items()}
+        return hopper.attention_over(handed, plan, variant, len(q))
+
+
+def prologue(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    transform: QKTransform,
+    plan: AttentionPlan,
+    variant: str,
+    *,
+    source: str | None = None,
+    schedule: Schedule = Schedule(),
+) -> dict[str, np.ndarray]:
+    """What sm90_prologue.cu makes of q, k and v before norm and RoPE; more than `images`."""
+    with on_this_machine(schedule, edited={"sm90_prologue": source} if source else None):
+        made = hopper.prologue(q, k, v, transform, plan, variant)
+    return {name: x.numpy() for name, x in made.items()}
+
+
+def trailers(raw: np.ndarray) -> np.ndarray:
+    """Bytes [streams, tiles, 16] by field."""
+    return raw.view(TRAILER)[..., 0]
 
 
 def swizzled(rows: np.ndarray) -> np.ndarray:
@@ -132,151 +170,29 @@ def codes(x: np.ndarray, kind: str) -> np.ndarray:
     return numbers.to(torch.int8 if kind == "int8" else torch.float8_e4m3fn).view(torch.uint8).numpy()
 
 
-def attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    plan: AttentionPlan,
-    variant: Variant,
-    *,
-    source: str | None = None,
-    blocks: int = 3,
-    schedule: Schedule = Schedule(),
-) -> Tensor:
-    """What sm90_attention.cu computes of operands that the emulator rounded; as `emulator.emulate`."""
-    return launch(images(q, k, v, plan, variant), plan, variant, q.shape, source, blocks, schedule)
-
-
-def images(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, variant: Variant) -> dict[str, np.ndarray]:
+def images(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, variant: str) -> dict[str, np.ndarray]:
     """What the prologue hands over, made from the emulator's operands."""
-    tiles = plan.tiles
-    queries, keys, values = operands(q, k, v, plan, variant, "token")
+    tiles, kind = plan.tiles, VARIANTS[variant]
+    queries, keys, values = operands(q, k, v, plan, kind, "token")
     count = len(tiles.valid)
     image = {
-        "q": swizzled(codes(slots(queries.numbers, tiles), variant.qk)),
-        "k": swizzled(codes(slots(keys.numbers, tiles), variant.qk)),
+        "q": swizzled(codes(slots(queries.numbers, tiles), kind.qk)),
+        "k": swizzled(codes(slots(keys.numbers, tiles), kind.qk)),
     }
     transposed = np.swapaxes(codes(slots(values.numbers, tiles), "fp8"), -1, -2)[..., token_at()]
-    if variant.sum_codes:
+    if kind.sum_codes:
         ones = (np.arange(SLOTS) < tiles.valid.numpy()[:, None]).astype(np.float32)[:, None, token_at()]
         ones = np.broadcast_to(codes(ones, "fp8"), (len(transposed), count, 8, SLOTS))
         transposed = np.concatenate([transposed, ones], -2)
-    trailers = np.zeros((len(transposed), count), TRAILER)
-    trailers["scale"] = keys.scale.flatten(0, 1)[:, tiles.offsets[:-1], 0].numpy()
-    trailers["valid"] = tiles.valid.numpy()
+    of_k = np.zeros((len(transposed), count, 1), TRAILER)
+    of_k["scale"][..., 0] = keys.scale.flatten(0, 1)[:, tiles.offsets[:-1], 0].numpy()
+    of_k["valid"][..., 0] = tiles.valid.numpy()
     per_score = queries.scale * (q.shape[3] ** -0.5 * np.log2(np.e))
-    return {
+    made = {
         **image,
         "v": swizzled(transposed),
-        "trailers": trailers,
+        "trailers": of_k.view(np.uint8),
         "q_scale": slots(per_score[..., 0], tiles),
         "v_scale": values.scale.flatten(0, 2).numpy(),
     }
-
-
-def launch(
-    handed: dict[str, np.ndarray],
-    plan: AttentionPlan,
-    variant: Variant,
-    shape: tuple[int, ...],
-    source: str | None,
-    blocks: int,
-    schedule: Schedule,
-) -> Tensor:
-    """sm90_attention.cu on what the prologue handed over; shape: [batch, tokens, heads, head_dim]."""
-    tiles, (batch, tokens, heads, _) = plan.tiles, shape
-    row_ptr, cols, list_of = merged_lists(plan, heads)
-    arrays = handed | {
-        "row_ptr": row_ptr,
-        "cols": cols,
-        "list_of": list_of,
-        "offsets": tiles.offsets.numpy().astype(np.int32),
-        "out": np.full(shape, 0x7FC0, np.uint16),  # NaN: rows that are not written show
-    }
-    arrays = {name: aligned(np.ascontiguousarray(x)) for name, x in arrays.items()}
-    parameters = AttentionParameters(
-        *(arrays[name].ctypes.data for name, _ in AttentionParameters._fields_[:11]),
-        batch * heads,
-        heads,
-        len(tiles.valid),
-        tokens,
-    )
-    text = source or (SOURCES / "sm90_attention.cu").read_text()
-    ragged = bool((tiles.valid < SLOTS).any())
-    library = build(text, ATTENTION, defines(variant, ragged))
-    run(library, "fps_attention", parameters, blocks, schedule)
-    return torch.from_numpy(arrays["out"].copy()).view(torch.bfloat16)
-
-
-class PrologueParameters(ctypes.Structure):
-    """`Parameters` of sm90_prologue.cu."""
-
-    _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("q_in", "k_in", "v_in", "norm_q", "norm_k", "rope", "offsets")),
-        *((name, ctypes.c_void_p) for name in ("q_rms", "k_rms", "k_partial", "v_partial", "k_mean", "v_scale")),
-        *((name, ctypes.c_void_p) for name in ("q", "k", "v", "trailers", "q_scale", "q_pooled", "k_pooled")),
-        *((name, ctypes.c_int) for name in ("batch", "heads", "tiles", "tokens")),
-        ("eps", ctypes.c_float),
-    ]
-
-
-def prologue(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    transform: QKTransform,
-    plan: AttentionPlan,
-    variant: Variant,
-    *,
-    source: str | None = None,
-    schedule: Schedule = Schedule(),
-) -> dict[str, np.ndarray]:
-    """What sm90_prologue.cu makes of bfloat16 q, k and v before norm and RoPE; more than `images`."""
-    tiles, (batch, tokens, heads, dim) = plan.tiles, q.shape
-    streams, count = batch * heads, len(tiles.valid)
-    channels = (streams, count, dim)
-    arrays = {
-        **{f"{name}_in": x.contiguous().view(torch.int16).numpy() for name, x in (("q", q), ("k", k), ("v", v))},
-        "norm_q": transform.norm_q.float().numpy(),
-        "norm_k": transform.norm_k.float().numpy(),
-        "rope": transform.rope.numpy(),
-        "offsets": tiles.offsets.numpy().astype(np.int32),
-        **{name: np.full((batch, tokens), np.nan, np.float32) for name in ("q_rms", "k_rms")},
-        **{name: np.full(channels, np.nan, np.float32) for name in ("k_partial", "v_partial", "q_pooled", "k_pooled")},
-        **{name: np.full((streams, dim), np.nan, np.float32) for name in ("k_mean", "v_scale")},
-        **{name: np.full((streams, count, SLOTS, dim), 255, np.uint8) for name in ("q", "k")},
-        "v": np.full((streams, count, dim + (8 if variant.sum_codes else 0), SLOTS), 255, np.uint8),
-        "trailers": np.zeros((streams, count), TRAILER),
-        "q_scale": np.full((streams, count, SLOTS), np.nan, np.float32),
-    }
-    arrays = {name: aligned(np.ascontiguousarray(x)) for name, x in arrays.items()}
-    pointers = (arrays[name].ctypes.data for name, kind in PrologueParameters._fields_ if kind is ctypes.c_void_p)
-    parameters = PrologueParameters(*pointers, batch, heads, count, tokens, transform.eps)
-    text = source or (SOURCES / "sm90_prologue.cu").read_text()
-    library = build(text, PROLOGUE, prologue_defines(variant, plan.smooth_k))
-    for kernel, blocks in (
-        ("fps_row_rms", -(-2 * batch * tokens // 8)),
-        ("fps_channel_sums", streams * count),
-        ("fps_channel_totals", streams),
-        ("fps_prologue", streams * count),
-    ):
-        run(library, kernel, parameters, blocks, schedule)
-    return arrays
-
-
-def merged_lists(plan: AttentionPlan, heads: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The key lists of all windows in one CSR structure, and list_of [heads, tiles], -1 where dense."""
-    row_ptr, cols = [np.zeros(1, np.int32)], [np.zeros(1, np.int32)]
-    list_of = np.full((heads, len(plan.tiles.valid)), -1, np.int32)
-    lists = entries = 0
-    for index, window in enumerate(plan.windows):
-        if window is None:
-            continue
-        own = key_lists(plan.tiles, window)
-        list_of[plan.heads_of(index)] = own.list_of.numpy() + lists
-        row_ptr.append(own.row_ptr.numpy()[1:] + entries)
-        cols.append(own.cols.numpy())
-        lists += len(own.row_ptr) - 1
-        entries += len(own.cols)
-    joined = np.concatenate(cols[1:]) if len(cols) > 1 else cols[0]
-    return np.concatenate(row_ptr), joined, list_of
+    return {name: np.ascontiguousarray(x) for name, x in made.items()}

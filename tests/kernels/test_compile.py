@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from fpsgen.attention import emulator
-from fpsgen.jit import attention, cache, nvrtc
+from fpsgen.jit import attention, cache, nvrtc, prologue
 from tests.kernels import host
 
 
@@ -31,7 +31,7 @@ def disassembled(cubin: Path) -> str:
 @pytest.mark.parametrize("name", attention.VARIANTS)
 @pytest.mark.parametrize("ragged", [True, False])
 def test_attention_on_the_tensor_cores(name: str, ragged: bool) -> None:
-    built = replace(attention.VARIANTS[name], RAGGED=ragged).build()
+    built = cache.build(replace(attention.VARIANTS[name], RAGGED=ragged))
     assert built.functions["fps_attention"].spilled_bytes == 0  # and no C75 line, or it would have been refused
     code = disassembled(built.cubin)
     # Four steps each: the first Q K, in the loop Q K and P V, the last P V.
@@ -44,14 +44,18 @@ def test_attention_on_the_tensor_cores(name: str, ragged: bool) -> None:
 
 @pytest.mark.parametrize("name", attention.VARIANTS)
 def test_the_parameters_are_the_emulator_s(name: str) -> None:
-    """One word for one thing, in Python, CUDA and the tests' own builds."""
-    assert attention.VARIANTS[name].defines == {**host.defines(emulator.VARIANTS[name], ragged=True), "STAGES": 4}
+    variant, kernel, before = emulator.VARIANTS[name], attention.VARIANTS[name], prologue.VARIANTS[name]
+    ours = [kernel.SCORES.lower(), kernel.SYNTHESISE, kernel.SUM_CODES, kernel.PROMOTE]
+    ours += [before.QK_INT8, before.QK_LARGEST, bool(before.V_ONES)]
+    theirs = [variant.scores, variant.synthesise, variant.sum_codes, variant.promote]
+    assert ours == [*theirs, variant.qk == "int8", variant.largest, variant.sum_codes]
 
 
-@pytest.mark.parametrize("name", attention.VARIANTS)
-def test_prologue(name: str) -> None:
-    built = cache.build("sm90_prologue", host.prologue_defines(emulator.VARIANTS[name], smooth_k=True))
-    assert set(built.functions) == {"fps_row_rms", "fps_channel_sums", "fps_channel_totals", "fps_prologue"}
+@pytest.mark.parametrize("name", prologue.VARIANTS)
+@pytest.mark.parametrize("smooth_k", [True, False])
+def test_prologue(name: str, smooth_k: bool) -> None:
+    built = cache.build(replace(prologue.VARIANTS[name], SMOOTH_K=smooth_k))
+    assert set(built.functions) == set(host.ENTRIES["sm90_prologue"])
     assert all(used.spilled_bytes == 0 for used in built.functions.values())
 
 
@@ -74,6 +78,20 @@ def test_other_combinations_are_refused(change: dict, told: str) -> None:
         replace(attention.VARIANTS["C"], **change)
 
 
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"QK_INT8": True}, "INT8 ends at 127"),
+        ({"QK_LARGEST": 127}, "448, and FP16 scores hold 16"),
+        ({"V_ONES": 0}, "V_ONES = 0"),
+        ({"QK_LARGEST": 448}, "V_ONES = 8"),
+    ],
+)
+def test_other_prologues_are_refused(change: dict, told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        replace(prologue.VARIANTS["C"], **change)
+
+
 def test_wgmma_wrappers_are_what_the_script_writes() -> None:
     spec = importlib.util.spec_from_file_location("make_wgmma", host.SOURCES / "device" / "make_wgmma.py")
     assert spec
@@ -92,7 +110,7 @@ def test_spills_and_serialised_wgmma_are_refused(monkeypatch: pytest.MonkeyPatch
     log = "Compiling entry function 'f' for 'sm_90a'\n8 bytes stack frame, 4 bytes spill stores\nUsed 3 registers"
     monkeypatch.setattr(nvrtc, "compile_cubin", lambda *_: (b"", log))
     with pytest.raises(nvrtc.CompileError, match="f spills registers"):
-        cache.build("sm90_attention", {})
+        cache.build(attention.VARIANTS["A"])
     monkeypatch.setattr(nvrtc, "compile_cubin", lambda *_: (b"", "ptxas info : (C7511) Potential Performance Loss"))
     with pytest.raises(nvrtc.CompileError, match="C7511"):
-        cache.build("sm90_attention", {})
+        cache.build(attention.VARIANTS["A"])

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fpsgen.attention import QKTransform, prepare
+from fpsgen.attention import QKTransform, hopper, prepare
 from fpsgen.attention.emulator import VARIANTS, emulate
 from fpsgen.attention.plan import AttentionPlan
 from fpsgen.attention.tiles import TileGrid
@@ -37,16 +37,17 @@ def prepared(q: Tensor, k: Tensor, transform: QKTransform) -> list[Tensor]:
 def test_images_and_scales(name: str, tiles: TileGrid, smooth_k: bool) -> None:
     (q, k, v), transform = inputs(tiles)
     plan = AttentionPlan(tiles, qk=VARIANTS[name].qk, pv="fp8", smooth_k=smooth_k)
-    found = host.prologue(q, k, v, transform, plan, VARIANTS[name])
-    expected = host.images(*prepared(q, k, transform), v, plan, VARIANTS[name])
+    found = host.prologue(q, k, v, transform, plan, name)
+    expected = host.images(*prepared(q, k, transform), v, plan, name)
     tokens = np.arange(host.SLOTS) < tiles.valid.numpy()[:, None]  # what the scale of a slot without one is, is free
     for key, kept in (("q_scale", tokens), ("v_scale", ...)):
         ours, theirs = found[key], expected[key].reshape(found[key].shape)
         if key == "q_scale":
             ours, theirs = ours[:, kept], theirs[:, kept]
         np.testing.assert_allclose(ours, theirs, rtol=2e-6)  # sums in another order
-    np.testing.assert_allclose(found["trailers"]["scale"], expected["trailers"]["scale"], rtol=2e-6)
-    np.testing.assert_array_equal(found["trailers"]["valid"], expected["trailers"]["valid"])
+    ours, theirs = host.trailers(found["trailers"]), host.trailers(expected["trailers"])
+    np.testing.assert_allclose(ours["scale"], theirs["scale"], rtol=2e-6)
+    np.testing.assert_array_equal(ours["valid"], theirs["valid"])
     np.testing.assert_array_equal(found["v"], expected["v"])  # v is only rounded: every byte
     for key in ("q", "k"):  # a value beside a tie may fall to either side: few codes, by one
         differ = found[key] != expected[key]
@@ -57,7 +58,7 @@ def test_images_and_scales(name: str, tiles: TileGrid, smooth_k: bool) -> None:
 def test_pooled_tiles_are_means() -> None:
     (q, k, v), transform = inputs(RAGGED)
     plan = AttentionPlan(RAGGED, qk="int8", pv="fp8")
-    found = host.prologue(q, k, v, transform, plan, VARIANTS["E"])
+    found = host.prologue(q, k, v, transform, plan, "E")
     for key, x in zip(("q_pooled", "k_pooled"), prepared(q, k, transform), strict=True):
         x = x.transpose(1, 2).flatten(0, 1)
         for tile, (first, last) in enumerate(zip(RAGGED.offsets[:-1], RAGGED.offsets[1:], strict=True)):
@@ -69,9 +70,8 @@ def test_prologue_and_kernel(name: str) -> None:
     (q, k, v), transform = inputs(RAGGED, heads=3)
     variant = VARIANTS[name]
     plan = AttentionPlan(RAGGED, ((1, 1, 3), None), (1, 0, 0), variant.qk, "fp8")
-    handed = host.prologue(q, k, v, transform, plan, variant)
-    operands = {key: handed[key] for key in ("q", "k", "v", "trailers", "q_scale", "v_scale")}
-    found = host.launch(operands, plan, variant, tuple(q.shape), None, 3, Schedule(seed=2))
+    with host.on_this_machine(Schedule(seed=2)):
+        found = hopper.attention(q, k, v, transform, plan, name)
     expected = emulate(*prepared(q, k, transform), v, plan, variant)
     assert float((found.double() - expected.double()).norm() / expected.double().norm()) < 3e-3
 
@@ -79,7 +79,7 @@ def test_prologue_and_kernel(name: str) -> None:
 def test_zeros_are_no_trouble() -> None:
     (q, k, v), transform = inputs(RAGGED, batch=1)
     plan = AttentionPlan(RAGGED, qk="fp8", pv="fp8")
-    found = host.prologue(q * 0, k * 0, v * 0, transform, plan, VARIANTS["C"])
+    found = host.prologue(q * 0, k * 0, v * 0, transform, plan, "C")
     assert np.isfinite(found["q_scale"]).all()
     assert np.isfinite(found["v_scale"]).all()
     for key in ("q", "k", "v"):

@@ -7,8 +7,7 @@ import math
 import pytest
 import torch
 
-from fpsgen import attention
-from fpsgen.attention import QKTransform, attend
+from fpsgen.attention import QKTransform, attend, dense
 from fpsgen.attention.plan import AttentionPlan
 from fpsgen.attention.tiles import TileGrid
 from fpsgen.wan.transformer import rope_table
@@ -43,16 +42,12 @@ def test_q_and_k_come_in_the_dtype_of_v() -> None:
     transform = QKTransform(torch.ones(24), torch.ones(24), 1e-6, rope_table(tiles.grid, 12, 10_000.0))
     seen = []
 
-    class Backend:
-        def why_not(self, device: torch.device, plan: AttentionPlan) -> None:
-            return None
-
-        def attention(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: AttentionPlan) -> torch.Tensor:
-            seen.extend([q.dtype, k.dtype, v.dtype])
-            return v
+    def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: AttentionPlan) -> torch.Tensor:
+        seen.extend([q.dtype, k.dtype, v.dtype])
+        return v
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(attention.BACKENDS, "dense", Backend())
+        patch.setattr(dense, "attention", attention)
         attend(x, x, x, transform, AttentionPlan(tiles))
     assert seen == [torch.bfloat16] * 3
 

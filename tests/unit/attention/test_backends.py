@@ -188,7 +188,7 @@ def test_the_choice_and_its_reasons(
     attention.choose.cache_clear()
     plan = AttentionPlan(WHOLE, (window,), (), qk, pv)  # type: ignore[arg-type]
     rounds, sparse = qk != "bf16" or pv != "bf16", window is not None
-    choice = attention.choose(device, plan)
+    choice = attention.choose(device, plan, 128)
     attention.choose.cache_clear()
     expected = "reference" if rounds or (sparse and device == CPU) else "flex" if sparse else "dense"
     assert choice.name == expected
@@ -202,11 +202,11 @@ def test_the_choice_and_its_reasons(
 
 def test_flex_refuses_what_it_cannot_run_well(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(flex, "find_spec", lambda name: None)
-    assert "Triton" in str(flex.why_not(CUDA, AttentionPlan(WHOLE, ((1, 1, 1),))))
+    assert "Triton" in str(flex.why_not(CUDA, AttentionPlan(WHOLE, ((1, 1, 1),)), 128))
     monkeypatch.setattr(flex, "find_spec", lambda name: object())
-    assert flex.why_not(CUDA, AttentionPlan(WHOLE, ((1, 1, 1),))) is None
+    assert flex.why_not(CUDA, AttentionPlan(WHOLE, ((1, 1, 1),)), 128) is None
     small = AttentionPlan(RAGGED, ((1, 3, 3),))  # tiles of 12 tokens or fewer
-    assert "pads every tile to 128 rows" in str(flex.why_not(CUDA, small))
+    assert "pads every tile to 128 rows" in str(flex.why_not(CUDA, small, 128))
 
 
 def test_flex_never_runs_uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:

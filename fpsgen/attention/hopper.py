@@ -1,0 +1,195 @@
+"""Sparse attention in 8 bits by our own kernels, on Hopper: the prologue, then tile-sparse attention.
+
+Unlike the other backends this one takes q and k as they were projected: norm, RoPE, smoothing and rounding are the
+prologue's. What it computes is, rounding by rounding, `emulator`'s; against the reference's operator q has a scale for
+each token, which costs the kernel nothing, instead of one for each tile.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import lru_cache
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from fpsgen.attention.plan import AttentionPlan
+from fpsgen.attention.tiles import key_lists, outlives_inference
+from fpsgen.jit import attention as attention_kernels
+from fpsgen.jit import cache, nvrtc
+from fpsgen.jit import prologue as prologue_kernels
+from fpsgen.jit.attention import AttentionKernel
+from fpsgen.jit.launch import launch, packed
+from fpsgen.jit.prologue import PrologueKernel
+
+if TYPE_CHECKING:
+    from fpsgen.attention import QKTransform
+
+SLOTS = 128  # of a tile
+HEAD_DIM = 128
+TRAILER_BYTES = 16
+
+# The variant of the kernel that runs a plan, by the plan's qk; `emulator.VARIANTS` says what each computes.
+FASTEST = {"fp8": "C", "int8": "E"}
+
+
+def why_not(device: torch.device, plan: AttentionPlan, head_dim: int) -> str | None:
+    """Why this backend cannot run `plan` on `device`."""
+    if device.type != "cuda":
+        return "it is for CUDA GPUs"
+    if plan.qk not in FASTEST or plan.pv != "fp8":
+        return "it rounds q, k, v and P to 8 bits, which the plan does not want"
+    if head_dim != HEAD_DIM:
+        return f"it is for heads of {HEAD_DIM} channels, not {head_dim}"
+    if (largest := int(plan.tiles.valid.max())) > SLOTS:
+        return f"its tiles hold {SLOTS} tokens at most, not {largest}"
+    return why_not_here(device)
+
+
+@functools.cache
+def why_not_here(device: torch.device) -> str | None:
+    """Why it cannot run anything on a CUDA device."""
+    if not torch.cuda.is_available():
+        return "torch sees no CUDA GPU"
+    if (found := torch.cuda.get_device_capability(device)) != (9, 0):
+        return "it is for Hopper (compute capability 9.0), not {}.{}".format(*found)
+    if find_spec("cupy") is None:
+        return 'it needs CuPy: pip install "fpsgen[cuda13]", or [cuda12]'
+    try:
+        nvrtc.library()
+    except nvrtc.NoCompilerError as missing:
+        return f"{missing}: {missing.hint}"
+    return None
+
+
+def kernels(plan: AttentionPlan, variant: str) -> tuple[PrologueKernel, AttentionKernel]:
+    """What runs `plan`, in this order."""
+    ragged = bool((plan.tiles.valid < SLOTS).any())
+    return (
+        replace(prologue_kernels.VARIANTS[variant], SMOOTH_K=plan.smooth_k),
+        replace(attention_kernels.VARIANTS[variant], RAGGED=ragged),
+    )
+
+
+def build_kernels(plan: AttentionPlan) -> list[cache.Built]:
+    """Compile what `attention` launches for `plan`, unless it is compiled already."""
+    return [cache.build(kernel) for kernel in kernels(plan, FASTEST[plan.qk])]
+
+
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, qk_transform: QKTransform, plan: AttentionPlan, variant: str | None = None
+) -> Tensor:
+    """q, k (before norm and RoPE), v and the result [batch, tokens, heads, head_dim], rows in tile order.
+
+    What is not bfloat16 is rounded to it first, which 8 bits do not notice. variant: a key of `emulator.VARIANTS`, by
+    default the fastest that the plan's precision allows. NotImplementedError where gradients are wanted.
+    """
+    if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
+        raise NotImplementedError("the Hopper kernel has no gradients: run it under torch.no_grad()")
+    variant = variant or FASTEST[plan.qk]
+    operands = prologue(q, k, v, qk_transform, plan, variant)
+    return attention_over(operands, plan, variant, len(q)).to(v.dtype)
+
+
+def prologue(
+    q: Tensor, k: Tensor, v: Tensor, qk_transform: QKTransform, plan: AttentionPlan, variant: str
+) -> dict[str, Tensor]:
+    """What `attention_over` reads, and q_pooled and k_pooled: each tile's mean, float32 [streams, tiles, head_dim].
+
+    A stream is one head of one batch entry. q, k, v: tile images, uint8 [streams, tiles, rows, 128]; trailers: of k's;
+    q_scale [streams, tiles, 128] and v_scale [streams, head_dim]: float32.
+    """
+    (batch, tokens, heads, dim), count, device = q.shape, len(plan.tiles.valid), q.device
+    streams = batch * heads
+    kernel, _ = kernels(plan, variant)
+
+    def room(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device=device)
+
+    image = (streams, count, SLOTS, dim)
+    made = {
+        "q": room(*image, dtype=torch.uint8),
+        "k": room(*image, dtype=torch.uint8),
+        "v": room(streams, count, dim + kernel.V_ONES, SLOTS, dtype=torch.uint8),
+        "trailers": room(streams, count, TRAILER_BYTES, dtype=torch.uint8),
+        "q_scale": room(streams, count, SLOTS),
+        "v_scale": room(streams, dim),
+        "q_pooled": room(streams, count, dim),
+        "k_pooled": room(streams, count, dim),
+    }
+    given: dict[str, Tensor | float] = {
+        **{name: x.bfloat16().contiguous() for name, x in (("q", q), ("k", k), ("v", v))},
+        "norm_q": qk_transform.norm_q.float().contiguous(),
+        "norm_k": qk_transform.norm_k.float().contiguous(),
+        "rope": qk_transform.rope.float().contiguous(),
+        "offsets": device_offsets(plan, device),
+        "eps": qk_transform.eps,
+    }
+    between = {
+        "q_rms": room(batch, tokens),
+        "k_rms": room(batch, tokens),
+        "k_partial": room(streams, count, dim),
+        "v_partial": room(streams, count, dim),
+        "k_mean": room(streams, dim),
+    }
+    images = {f"{name}_image": made[name] for name in ("q", "k", "v")}
+    counts = {"batch": batch, "heads": heads, "tiles": count, "tokens": tokens}
+    parameters = packed(prologue_kernels.PARAMETERS, {**made, **given, **between, **images, **counts})
+    warps = kernel.THREADS // 32
+    for function, blocks in (
+        ("fps_row_rms", -(-2 * batch * tokens // warps)),  # a warp for each row of q and of k
+        ("fps_channel_sums", streams * count),
+        ("fps_channel_totals", streams),
+        ("fps_prologue", streams * count),
+    ):
+        launch(kernel, function, blocks, parameters, device)
+    return made
+
+
+def attention_over(operands: Mapping[str, Tensor], plan: AttentionPlan, variant: str, batch: int) -> Tensor:
+    """Attention over what the prologue made; bfloat16 [batch, tokens, heads, head_dim]."""
+    streams, count, _, dim = operands["q"].shape
+    device, heads, tokens = operands["q"].device, streams // batch, plan.tiles.tokens
+    _, kernel = kernels(plan, variant)
+    out = torch.empty(batch, tokens, heads, dim, dtype=torch.bfloat16, device=device)
+    counts = {"streams": streams, "heads": heads, "tiles": count, "tokens": tokens}
+    lists = device_lists(plan, heads, device)
+    offsets = device_offsets(plan, device)
+    parameters = packed(attention_kernels.PARAMETERS, {**operands, **lists, **counts, "offsets": offsets, "out": out})
+    launch(kernel, "fps_attention", min(multiprocessors(device), streams * count), parameters, device)
+    return out
+
+
+@lru_cache(maxsize=64)
+@outlives_inference
+def device_lists(plan: AttentionPlan, heads: int, device: torch.device) -> dict[str, Tensor]:
+    """The key lists of all windows in one CSR structure (row_ptr, cols), and list_of [heads, tiles], -1 where dense."""
+    lengths, cols = [torch.zeros(1, dtype=torch.int32)], [torch.zeros(0, dtype=torch.int32)]
+    list_of = torch.full((heads, len(plan.tiles.valid)), -1, dtype=torch.int32)
+    lists = 0
+    for index, window in enumerate(plan.windows):
+        if window is None:
+            continue
+        own = key_lists(plan.tiles, window)
+        list_of[plan.heads_of(index)] = own.list_of + lists
+        lengths.append(own.row_ptr.diff())
+        cols.append(own.cols)
+        lists += len(own.row_ptr) - 1
+    row_ptr = torch.cat(lengths).cumsum(0).int()
+    return {name: x.to(device) for name, x in (("row_ptr", row_ptr), ("cols", torch.cat(cols)), ("list_of", list_of))}
+
+
+@lru_cache(maxsize=64)
+@outlives_inference
+def device_offsets(plan: AttentionPlan, device: torch.device) -> Tensor:
+    """int32 [tiles + 1]: the first row of each tile."""
+    return plan.tiles.offsets.int().to(device)
+
+
+@functools.cache
+def multiprocessors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count

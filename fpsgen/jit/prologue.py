@@ -1,0 +1,66 @@
+"""Host side of `sm90_prologue.cu`: its compile-time parameters, by the names that the source has for them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import ClassVar
+
+import numpy as np
+
+# `Parameters` of the source, which says what each is; pointers, then counts. Names that end in _in are the source's
+# q, k, v; those that end in _image, what `sm90_attention.cu` calls so.
+PARAMETERS = np.dtype(
+    [
+        *((name, np.uint64) for name in ("q", "k", "v", "norm_q", "norm_k", "rope", "offsets")),
+        *((name, np.uint64) for name in ("q_rms", "k_rms", "k_partial", "v_partial", "k_mean", "v_scale")),
+        *((name, np.uint64) for name in ("q_image", "k_image", "v_image", "trailers", "q_scale")),
+        *((name, np.uint64) for name in ("q_pooled", "k_pooled")),
+        *((name, np.int32) for name in ("batch", "heads", "tiles", "tokens")),
+        ("eps", np.float32),
+    ],
+    align=True,
+)
+
+
+@dataclass(frozen=True)
+class PrologueKernel:
+    """The prologue for one variant of the attention kernel, whose operands' format its parameters follow.
+
+    QK_INT8: q and k in INT8, else in E4M3. QK_LARGEST: the number that their scales aim at. V_ONES: rows of ones below
+    vᵀ, 8 or 0. SMOOTH_K: take the mean over tokens from k.
+
+    Its entry functions, in this order: `fps_row_rms`, `fps_channel_sums`, `fps_channel_totals`, `fps_prologue`.
+    ValueError, with the reason, for a combination that no variant reads.
+    """
+
+    SOURCE: ClassVar[str] = "sm90_prologue"
+    THREADS: ClassVar[int] = 256
+    shared_bytes: ClassVar[int] = 0  # less than 48 KB, and static
+
+    QK_INT8: bool
+    QK_LARGEST: int
+    V_ONES: int
+    SMOOTH_K: bool = True
+
+    def __post_init__(self) -> None:
+        largest = (127,) if self.QK_INT8 else (16, 448)
+        if self.QK_LARGEST not in largest:
+            raise ValueError(
+                f"QK_LARGEST = {self.QK_LARGEST}: "
+                + ("INT8 ends at 127" if self.QK_INT8 else "E4M3 ends at 448, and FP16 scores hold 16 at most")
+            )
+        ones = 0 if self.QK_LARGEST == 448 else 8
+        if ones != self.V_ONES:
+            raise ValueError(f"V_ONES = {self.V_ONES}: 8 where the tensor cores sum P, 0 with FP32 scores (448)")
+
+    @property
+    def defines(self) -> dict[str, int]:
+        return {name: int(value) for name, value in asdict(self).items()}
+
+
+# By the names of `fpsgen.attention.emulator.VARIANTS`.
+VARIANTS = {
+    "A": PrologueKernel(QK_INT8=False, QK_LARGEST=448, V_ONES=0),
+    "C": PrologueKernel(QK_INT8=False, QK_LARGEST=16, V_ONES=8),
+    "E": PrologueKernel(QK_INT8=True, QK_LARGEST=127, V_ONES=8),
+}
