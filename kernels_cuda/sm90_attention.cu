@@ -1,6 +1,8 @@
 // Tile-sparse attention in 8 bits for Hopper: o = softmax(q k^T) v over the key tiles of each query tile's list.
 //
 // The prologue leaves q, k and v^T as tile images (tile.cuh); a tile of fewer than 128 tokens has empty slots behind them.
+// Keys in empty slots repeat the last token, so they are never a row's only maximum, and their v is zero: where the sum
+// of P is a product with v's rows of ones, which are zero there too, they cost nothing and need no mask.
 //
 // A persistent block of three warpgroups per SM walks over (head, query tile). One thread of the third, the producer,
 // streams tiles into rings of shared memory. The first two, the consumers, own 64 query rows each and take turns
@@ -31,7 +33,7 @@
 #ifndef PROMOTE  // key tiles whose P V are summed in the tensor cores' own, short format
 #define PROMOTE 1
 #endif
-#ifndef RAGGED  // whether a tile may have fewer tokens than slots
+#ifndef RAGGED  // whether a tile may have fewer tokens than slots; with SUM_CODES that makes no difference
 #define RAGGED 1
 #endif
 #ifndef STAGES  // key tiles in flight
@@ -42,6 +44,7 @@ constexpr int V_ROWS = SUM_CODES ? HEAD_DIM + 8 : HEAD_DIM;  // 8 is the least b
 constexpr int V_BYTES = V_ROWS * TILE_TOKENS;
 constexpr int OUT_PITCH = 2 * HEAD_DIM + 16;  // bytes of a staged output row: 16 more, so that 8 rows hit all banks
 constexpr int CONSUMERS = 2, GROUP = 128, THREADS = (CONSUMERS + 1) * GROUP;
+constexpr int CONSUMER_WARPS = CONSUMERS * GROUP / 32;  // each arrives once at a barrier of free buffers
 constexpr int GROUP_ROWS = TILE_TOKENS / CONSUMERS;
 constexpr int K_STEPS = HEAD_DIM / 32;  // a wgmma takes 32 bytes along K
 
@@ -139,6 +142,7 @@ struct ScoresFp32 {
 #pragma unroll
     for (int i = 0; i < K_STEPS; i++) wgmma_n128_f32_e4m3_ss(s, a + 2 * i, b + 2 * i, i > 0);
   }
+  // Empty slots must not be in the sum of P.
   DEVICE void mask(int valid, int quad) {
 #pragma unroll
     for (int i = 0; i < 64; i++)
@@ -172,11 +176,7 @@ struct ScoresInt32 {
 #pragma unroll
     for (int i = 0; i < K_STEPS; i++) wgmma_n128_s32_s8_ss(s, a + 2 * i, b + 2 * i, i > 0);
   }
-  DEVICE void mask(int valid, int quad) {
-#pragma unroll
-    for (int i = 0; i < 64; i++)
-      if (8 * (i / 4) + 2 * quad + (i & 1) >= valid) s[i] = -4000000;  // below -128 * 128 * 128
-  }
+  DEVICE void mask(int, int) {}
   DEVICE void maxima(float (&top)[2]) const {
     int most[2] = {s[0], s[2]};
 #pragma unroll
@@ -212,15 +212,7 @@ struct ScoresFp16 {
 #pragma unroll
     for (int i = 0; i < K_STEPS; i++) wgmma_n128_f16_e4m3_ss(s, a + 2 * i, b + 2 * i, i > 0);
   }
-  DEVICE void mask(int valid, int quad) {
-    constexpr u32 LEAST = 0xfbff;  // -65504
-#pragma unroll
-    for (int i = 0; i < 32; i++) {
-      int key = 8 * (i / 2) + 2 * quad;
-      if (key >= valid) s[i] = LEAST << 16 | LEAST;
-      else if (key + 1 >= valid) s[i] = LEAST << 16 | (s[i] & 0xffff);
-    }
-  }
+  DEVICE void mask(int, int) {}
   DEVICE void maxima(float (&top)[2]) const {
     u32 most[2] = {s[0], s[1]};
 #pragma unroll
@@ -381,9 +373,11 @@ DEVICE void consume(const Parameters& P, Shared& sm, int group) {
     auto softmax = [&]() {
       const Trailer& trailer = sm.trailer[k.at];
       const float factor[2] = {per_score[0] * trailer.scale, per_score[1] * trailer.scale};
-      if (RAGGED && trailer.valid < TILE_TOKENS) scores.mask(trailer.valid, at.quad);
+#if RAGGED && !SUM_CODES
+      if (trailer.valid < TILE_TOKENS) scores.mask(trailer.valid, at.quad);
+#endif
       bool rose = reference.raise(scores, factor);
-      mbarrier_arrive(&sm.k_empty[k.at]);
+      mbarrier_arrive_warp(&sm.k_empty[k.at]);
       k.next();
       scores.exponentials(factor, reference.m);
       return rose;
@@ -411,7 +405,7 @@ DEVICE void consume(const Parameters& P, Shared& sm, int group) {
       wgmma_wait<1>();  // the scores; P V is still under way
       bool rose = softmax();
       wgmma_wait<0>();
-      mbarrier_arrive(&sm.v_empty[v.at]);
+      mbarrier_arrive_warp(&sm.v_empty[v.at]);
       v.next();
       bool promoted = j % PROMOTE == 0;
       if (promoted) sums.promote();
@@ -422,14 +416,14 @@ DEVICE void consume(const Parameters& P, Shared& sm, int group) {
       scores.add_to(sum);
       pack(p, scores);  // not before P V has read the last one: ptxas would serialise (C7513)
     }
-    mbarrier_arrive(&sm.q_empty[q.at]);
+    mbarrier_arrive_warp(&sm.q_empty[q.at]);
     q.next();
     mbarrier_wait(&sm.v_full[v.at], v.parity);
     wgmma_fence();
     sums.issue(p, sm.v[v.at], (count - 1) % PROMOTE != 0);
     wgmma_commit();
     wgmma_wait<0>();
-    mbarrier_arrive(&sm.v_empty[v.at]);
+    mbarrier_arrive_warp(&sm.v_empty[v.at]);
     v.next();
 
 #if SUM_CODES
@@ -444,19 +438,20 @@ DEVICE void consume(const Parameters& P, Shared& sm, int group) {
 #endif
     store(P, sm, sums, denominator, group, stream, tile);
   }
-  if (group == 0) barrier_sync(TURN + group, 2 * GROUP);  // take the last hand-over
+  if (group == 0) take_turn(group);  // the last hand-over
+  bulk_store_wait_read();            // shared memory goes with the block
 }
 
-KERNEL(THREADS) fps_attention(PARAMETERS Parameters P) {
+KERNEL(THREADS, 1) fps_attention(PARAMETERS Parameters P) {
   LARGE_SHARED(Shared, sm);
   if (threadIdx.x == 0) {
     for (int i = 0; i < 2; i++) {
       mbarrier_init(&sm.q_full[i], 1);
-      mbarrier_init(&sm.q_empty[i], CONSUMERS * GROUP);
+      mbarrier_init(&sm.q_empty[i], CONSUMER_WARPS);
     }
     for (int i = 0; i < STAGES; i++) {
-      mbarrier_init(&sm.k_full[i], 1), mbarrier_init(&sm.k_empty[i], CONSUMERS * GROUP);
-      mbarrier_init(&sm.v_full[i], 1), mbarrier_init(&sm.v_empty[i], CONSUMERS * GROUP);
+      mbarrier_init(&sm.k_full[i], 1), mbarrier_init(&sm.k_empty[i], CONSUMER_WARPS);
+      mbarrier_init(&sm.v_full[i], 1), mbarrier_init(&sm.v_empty[i], CONSUMER_WARPS);
     }
     mbarrier_init_done();
   }

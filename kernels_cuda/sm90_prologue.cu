@@ -23,7 +23,7 @@
 constexpr int THREADS = 256, ROW_THREADS = 16, CHANNELS = HEAD_DIM / ROW_THREADS;
 constexpr int ROWS_AT_ONCE = THREADS / ROW_THREADS, PASSES = TILE_TOKENS / ROWS_AT_ONCE;
 constexpr int V_BYTES = (HEAD_DIM + V_ONES) * TILE_TOKENS;
-constexpr float E4M3_LARGEST = 448.f, LOG2_E = 1.4426950408889634f;
+constexpr float E4M3_LARGEST = 448.f, LEAST_NORMAL = 1.17549435e-38f, LOG2_E = 1.4426950408889634f;
 constexpr u32 E4M3_ONE = 0x38;
 
 // "stream" is batch entry * heads + head; tensors of the model are [batch][token][head][channel], rows in tile order.
@@ -57,12 +57,16 @@ struct alignas(16) Bytes16 {
 DEVICE float bf16_low(u32 pair) { return __int_as_float(pair << 16); }
 DEVICE float bf16_high(u32 pair) { return __int_as_float(pair & 0xffff0000u); }
 
-// One tile of one head, and this thread's place in its rows.
+// One tile of one head, and this thread's place in its rows. Heads go fastest: blocks that run at the same time share
+// rows of the RoPE table, and what they read of q, k and v lies side by side.
 struct Place {
   int stream, tile, head, first, valid, row, channel;
+  u64 item;       // among [stream][tile]
   u64 batch_row;  // of the tile's first token, among all rows of the batch
   DEVICE Place(const Parameters& P) {
-    stream = blockIdx.x / P.tiles, tile = blockIdx.x % P.tiles, head = stream % P.heads;
+    int streams = P.batch * P.heads;
+    stream = blockIdx.x % streams, tile = blockIdx.x / streams, head = stream % P.heads;
+    item = static_cast<u64>(stream) * P.tiles + tile;
     first = P.offsets[tile], valid = P.offsets[tile + 1] - first;
     row = threadIdx.x / ROW_THREADS, channel = threadIdx.x % ROW_THREADS * CHANNELS;
     batch_row = static_cast<u64>(stream / P.heads) * P.tokens + first;
@@ -91,6 +95,9 @@ DEVICE void norm_and_rotate(float (&x)[CHANNELS], const Parameters& P, const Pla
     x[i + 1] = even * turn[i + 1] + odd * turn[i];
   }
 }
+
+// Never 0, and never so small that its inverse is infinite.
+DEVICE float scale_for(float largest, float aim) { return largest > 0 ? fmaxf(largest / aim, LEAST_NORMAL) : 1.f; }
 
 // ---- before: 1 / rms of each row -----------------------------------------------------------------------------------
 
@@ -152,23 +159,28 @@ KERNEL(THREADS) fps_channel_sums(PARAMETERS Parameters P) {
 #pragma unroll
     for (int i = 0; i < CHANNELS; i++) v_largest[i] = fmaxf(v_largest[i], fabsf(x[i]));
   }
-  u64 to = static_cast<u64>(blockIdx.x) * HEAD_DIM + threadIdx.x;
+  u64 to = at.item * HEAD_DIM + threadIdx.x;
   float sum = over_rows<false>(k_sum, sm), largest = over_rows<true>(v_largest, sm);
   if (threadIdx.x < HEAD_DIM) P.k_partial[to] = sum, P.v_partial[to] = largest;
 }
 
-// One block for each head.
+// One block for each head; half of its threads take the even tiles, half the odd ones.
 KERNEL(THREADS) fps_channel_totals(PARAMETERS Parameters P) {
-  int stream = blockIdx.x, channel = threadIdx.x;
-  if (channel >= HEAD_DIM) return;
+  SHARED(Shared, sm);
+  int stream = blockIdx.x, channel = threadIdx.x % HEAD_DIM, half = threadIdx.x / HEAD_DIM;
   float sum = 0, largest = 0;
-  for (int tile = 0; tile < P.tiles; tile++) {
+#pragma unroll 8
+  for (int tile = half; tile < P.tiles; tile += THREADS / HEAD_DIM) {
     u64 from = (static_cast<u64>(stream) * P.tiles + tile) * HEAD_DIM + channel;
     sum += P.k_partial[from];
     largest = fmaxf(largest, P.v_partial[from]);
   }
+  if (half) sm.warps[0][channel] = sum, sm.warps[1][channel] = largest;
+  __syncthreads();
+  if (half) return;
+  sum += sm.warps[0][channel], largest = fmaxf(largest, sm.warps[1][channel]);
   P.k_mean[stream * HEAD_DIM + channel] = SMOOTH_K ? sum / P.tokens : 0.f;
-  P.v_scale[stream * HEAD_DIM + channel] = largest > 0 ? largest / E4M3_LARGEST : 1.f;
+  P.v_scale[stream * HEAD_DIM + channel] = scale_for(largest, E4M3_LARGEST);
 }
 
 // ---- the pass itself -----------------------------------------------------------------------------------------------
@@ -181,12 +193,13 @@ DEVICE u32 four_codes(float a, float b, float c, float d) {
 #endif
 }
 
-// 8 codes of a row into its tile image: half of a chunk of 16 bytes, wherever the swizzle has put that.
-DEVICE void write_codes(u8* image, int row, int channel, const float (&x)[CHANNELS], float scale) {
+// 8 codes of a row into its tile image: half of a chunk of 16 bytes, wherever the swizzle has put that. A product with
+// 1 / scale, since a division costs ten times as much; a number beside a tie may go the other way.
+DEVICE void write_codes(u8* image, int row, int channel, const float (&x)[CHANNELS], float inverse) {
   u32* to = reinterpret_cast<u32*>(image + swizzled(row, channel));
 #pragma unroll
   for (int i = 0; i < CHANNELS; i += 4)
-    to[i / 4] = four_codes(x[i] / scale, x[i + 1] / scale, x[i + 2] / scale, x[i + 3] / scale);
+    to[i / 4] = four_codes(x[i] * inverse, x[i + 1] * inverse, x[i + 2] * inverse, x[i + 3] * inverse);
 }
 
 DEVICE float largest_of(const float (&x)[CHANNELS]) {
@@ -195,7 +208,6 @@ DEVICE float largest_of(const float (&x)[CHANNELS]) {
   for (int i = 0; i < CHANNELS; i++) largest = fmaxf(largest, fabsf(x[i]));
   return largest;
 }
-DEVICE float scale_for(float largest) { return largest > 0 ? largest / QK_LARGEST : 1.f; }
 
 // q: one scale for each token.
 DEVICE void quantize_q(const Parameters& P, const Place& at, Shared& sm) {
@@ -211,29 +223,41 @@ DEVICE void quantize_q(const Parameters& P, const Place& at, Shared& sm) {
     float largest = largest_of(x);
 #pragma unroll
     for (int lanes = ROW_THREADS / 2; lanes; lanes /= 2) largest = fmaxf(largest, shuffle_xor(largest, lanes));
-    float scale = scale_for(largest);
-    write_codes(P.q_image + static_cast<u64>(blockIdx.x) * TILE_BYTES, row, at.channel, x, scale);
+    float scale = scale_for(largest, QK_LARGEST);
+    write_codes(P.q_image + at.item * TILE_BYTES, row, at.channel, x, 1.f / scale);
     if (at.channel == 0)
-      P.q_scale[static_cast<u64>(blockIdx.x) * TILE_TOKENS + row] = scale * (LOG2_E / sqrtf(HEAD_DIM));
+      P.q_scale[at.item * TILE_TOKENS + row] = scale * (LOG2_E / sqrtf(HEAD_DIM));
   }
   float sum = over_rows<false>(pooled, sm);
-  if (threadIdx.x < HEAD_DIM) P.q_pooled[static_cast<u64>(blockIdx.x) * HEAD_DIM + threadIdx.x] = sum / at.valid;
+  if (threadIdx.x < HEAD_DIM) P.q_pooled[at.item * HEAD_DIM + threadIdx.x] = sum / at.valid;
 }
 
-// k: one scale for the tile, so all its rows are held until it is known. Pooled before smoothing.
+// k: one scale for the tile, so all its rows are held until it is known. Pooled before smoothing. Empty slots repeat the
+// last token.
 DEVICE void quantize_k(const Parameters& P, const Place& at, Shared& sm) {
-  float x[PASSES][CHANNELS] = {}, pooled[CHANNELS] = {}, largest = 0;
+  float x[PASSES][CHANNELS], pooled[CHANNELS] = {}, mean[CHANNELS] = {}, largest = 0;
 #pragma unroll
   for (int pass = 0; pass < PASSES; pass++) {
-    int row = at.row + pass * ROWS_AT_ONCE;
-    if (row >= at.valid) continue;
+    int row = min(at.row + pass * ROWS_AT_ONCE, at.valid - 1);
     load(x[pass], P.k + at.element(P, row));
     norm_and_rotate(x[pass], P, at, row, P.norm_k, P.k_rms);
+  }
 #pragma unroll
-    for (int i = 0; i < CHANNELS; i++) {
-      pooled[i] += x[pass][i];
-      if (SMOOTH_K) x[pass][i] -= P.k_mean[at.stream * HEAD_DIM + at.channel + i];
-    }
+  for (int pass = 0; pass < PASSES; pass++) {
+    if (at.row + pass * ROWS_AT_ONCE >= at.valid) break;
+#pragma unroll
+    for (int i = 0; i < CHANNELS; i++) pooled[i] += x[pass][i];
+  }
+  float sum = over_rows<false>(pooled, sm);
+  if (threadIdx.x < HEAD_DIM) P.k_pooled[at.item * HEAD_DIM + threadIdx.x] = sum / at.valid;
+
+  if (SMOOTH_K)
+#pragma unroll
+    for (int i = 0; i < CHANNELS; i++) mean[i] = P.k_mean[at.stream * HEAD_DIM + at.channel + i];
+#pragma unroll
+  for (int pass = 0; pass < PASSES; pass++) {
+#pragma unroll
+    for (int i = 0; i < CHANNELS; i++) x[pass][i] -= mean[i];
     largest = fmaxf(largest, largest_of(x[pass]));
   }
 #pragma unroll
@@ -241,14 +265,11 @@ DEVICE void quantize_k(const Parameters& P, const Place& at, Shared& sm) {
   if (threadIdx.x % 32 == 0) sm.largest[threadIdx.x / 32] = largest;
   __syncthreads();
   for (int warp = 0; warp < THREADS / 32; warp++) largest = fmaxf(largest, sm.largest[warp]);
-  float scale = scale_for(largest);
+  float scale = scale_for(largest, QK_LARGEST), inverse = 1.f / scale;
 #pragma unroll
   for (int pass = 0; pass < PASSES; pass++)
-    write_codes(P.k_image + static_cast<u64>(blockIdx.x) * TILE_BYTES, at.row + pass * ROWS_AT_ONCE, at.channel, x[pass],
-                scale);
-  if (threadIdx.x == 0) P.trailers[blockIdx.x] = {scale, at.valid, {0, 0}};
-  float sum = over_rows<false>(pooled, sm);
-  if (threadIdx.x < HEAD_DIM) P.k_pooled[static_cast<u64>(blockIdx.x) * HEAD_DIM + threadIdx.x] = sum / at.valid;
+    write_codes(P.k_image + at.item * TILE_BYTES, at.row + pass * ROWS_AT_ONCE, at.channel, x[pass], inverse);
+  if (threadIdx.x == 0) P.trailers[at.item] = {scale, at.valid, {0, 0}};
 }
 
 // v, transposed by way of shared memory: a warp writes one channel's 128 tokens, 4 per thread.
@@ -260,16 +281,16 @@ DEVICE void quantize_v(const Parameters& P, const Place& at, Shared& sm) {
     for (int i = 0; i < 4; i++) sm.v[row][at.channel / 2 + i] = raw.word[i];
   }
   __syncthreads();
-  u8* image = P.v_image + static_cast<u64>(blockIdx.x) * V_BYTES;
+  u8* image = P.v_image + at.item * V_BYTES;
   int position = threadIdx.x % 32 * 4;
   for (int channel = threadIdx.x / 32; channel < HEAD_DIM + V_ONES; channel += THREADS / 32) {
     u32 codes = 0;
     if (channel < HEAD_DIM) {
-      float x[4], scale = P.v_scale[at.stream * HEAD_DIM + channel];
+      float x[4], inverse = 1.f / P.v_scale[at.stream * HEAD_DIM + channel];
 #pragma unroll
       for (int i = 0; i < 4; i++) {
         u32 pair = sm.v[token_at(position + i)][channel / 2];
-        x[i] = (channel % 2 ? bf16_high(pair) : bf16_low(pair)) / scale;
+        x[i] = (channel % 2 ? bf16_high(pair) : bf16_low(pair)) * inverse;
       }
       codes = pack_e4m3(x[0], x[1], x[2], x[3]);
     } else {
@@ -282,7 +303,7 @@ DEVICE void quantize_v(const Parameters& P, const Place& at, Shared& sm) {
 }
 
 // One block for each tile of each head.
-KERNEL(THREADS) fps_prologue(PARAMETERS Parameters P) {
+KERNEL(THREADS, 2) fps_prologue(PARAMETERS Parameters P) {
   SHARED(Shared, sm);
   Place at(P);
   quantize_q(P, at, sm);

@@ -9,7 +9,8 @@
 //   row 2   | 2 | 3 | 0 | 1 | 6 | 7 | 4 | 5 |
 //   …
 //
-// q and k: a row is a token, a byte a channel. v is transposed: a row is a channel, a byte a token, see token_at.
+// q and k: a row is a token, a byte a channel. v is transposed: a row is a channel, a byte a token, see token_at. Behind
+// the tokens of a tile come empty slots: zeros in q and v, the last token again in k.
 #pragma once
 #include <hopper.cuh>
 

@@ -39,8 +39,6 @@ FASTEST = {"fp8": "C", "int8": "E"}
 
 def why_not(device: torch.device, plan: AttentionPlan, head_dim: int) -> str | None:
     """Why this backend cannot run `plan` on `device`."""
-    if device.type != "cuda":
-        return "it is for CUDA GPUs"
     if plan.qk not in FASTEST or plan.pv != "fp8":
         return "it rounds q, k, v and P to 8 bits, which the plan does not want"
     if head_dim != HEAD_DIM:
@@ -52,7 +50,9 @@ def why_not(device: torch.device, plan: AttentionPlan, head_dim: int) -> str | N
 
 @functools.cache
 def why_not_here(device: torch.device) -> str | None:
-    """Why it cannot run anything on a CUDA device."""
+    """Why it cannot run anything on `device`."""
+    if device.type != "cuda":
+        return "it is for CUDA GPUs"
     if not torch.cuda.is_available():
         return "torch sees no CUDA GPU"
     if (found := torch.cuda.get_device_capability(device)) != (9, 0):
@@ -68,11 +68,10 @@ def why_not_here(device: torch.device) -> str | None:
 
 def kernels(plan: AttentionPlan, variant: str) -> tuple[PrologueKernel, AttentionKernel]:
     """What runs `plan`, in this order."""
-    ragged = bool((plan.tiles.valid < SLOTS).any())
-    return (
-        replace(prologue_kernels.VARIANTS[variant], SMOOTH_K=plan.smooth_k),
-        replace(attention_kernels.VARIANTS[variant], RAGGED=ragged),
-    )
+    before, kernel = prologue_kernels.VARIANTS[variant], attention_kernels.VARIANTS[variant]
+    if not kernel.SUM_CODES:  # which makes empty slots free
+        kernel = replace(kernel, RAGGED=bool((plan.tiles.valid < SLOTS).any()))
+    return replace(before, SMOOTH_K=plan.smooth_k), kernel
 
 
 def build_kernels(plan: AttentionPlan) -> list[cache.Built]:

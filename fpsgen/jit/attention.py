@@ -27,7 +27,7 @@ class AttentionKernel:
 
     SCORES: what holds q kᵀ. SYNTHESISE: half of the exponentials without the exponential unit. SUM_CODES: P is summed
     by the tensor cores. PROMOTE: key tiles from one float32 sum to the next. RAGGED: tiles may have fewer than 128
-    tokens. STAGES: key tiles in flight; four fill shared memory.
+    tokens; without that only FP32 saves a mask. STAGES: key tiles in flight; four fill shared memory.
 
     Its entry function is `fps_attention`, for any number of blocks: they share the work, and one fills an SM.
 
@@ -63,6 +63,8 @@ class AttentionKernel:
             return "without SYNTHESISE the exponential unit binds, and nothing is gained over FP32"
         if not self.SUM_CODES:
             return "SYNTHESISE knows P by its codes alone, and needs SUM_CODES"
+        if not self.RAGGED:
+            return "with SUM_CODES empty slots cost nothing, and full tiles have no kernel of their own"
         return None if self.PROMOTE == 4 else f"PROMOTE = {self.PROMOTE}; the emulator and the error table have 4"
 
     @property

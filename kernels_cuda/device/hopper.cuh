@@ -10,7 +10,8 @@ typedef unsigned int u32;
 typedef unsigned long long u64;
 
 #define DEVICE __device__ __forceinline__
-#define KERNEL(THREADS) extern "C" __global__ void __launch_bounds__(THREADS, 1)
+// KERNEL(threads of a block, blocks that an SM should hold): what bounds a thread's registers.
+#define KERNEL(...) extern "C" __global__ void __launch_bounds__(__VA_ARGS__)
 #define PARAMETERS const __grid_constant__
 // Shared memory as one struct: up to 48 KB, or more, which the host must ask for at the launch. 1024 bytes is the
 // alignment that the 128-byte swizzle wants.
@@ -30,6 +31,11 @@ DEVICE void mbarrier_init(u64* barrier, int arrivals) {
 DEVICE void mbarrier_init_done() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
 DEVICE void mbarrier_arrive(u64* barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier)) : "memory");
+}
+// One arrival for the whole warp, when all its threads have come here.
+DEVICE void mbarrier_arrive_warp(u64* barrier) {
+  __syncwarp();
+  if (threadIdx.x % 32 == 0) mbarrier_arrive(barrier);
 }
 // Arrives, and makes the phase wait for so many bytes of bulk copies as well.
 DEVICE void mbarrier_arrive_expect(u64* barrier, u32 bytes) {

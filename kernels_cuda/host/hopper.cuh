@@ -3,7 +3,7 @@
 #include "wgmma.h"
 
 #define DEVICE inline
-#define KERNEL(THREADS) inline void
+#define KERNEL(...) inline void
 #define PARAMETERS const
 #define SHARED(TYPE, NAME) TYPE& NAME = *reinterpret_cast<TYPE*>(host::machine.shared)
 #define LARGE_SHARED SHARED
@@ -14,10 +14,10 @@
 // Exports run_<kernel>: every block of a grid; null, or what went wrong. And the size of its parameters.
 #define HOST_RUN(KERNEL_NAME, PARAMETERS_TYPE, BLOCK_THREADS, SHARED_TYPE)                                             \
   extern "C" const int parameters_of_##KERNEL_NAME = sizeof(PARAMETERS_TYPE);                                           \
-  extern "C" const char* run_##KERNEL_NAME(const PARAMETERS_TYPE* parameters, int grid, int seed, int adversarial, int bits) {      \
+  extern "C" const char* run_##KERNEL_NAME(const PARAMETERS_TYPE* parameters, int grid, int seed, int late, int bits) {      \
     static PARAMETERS_TYPE P;                                                                                          \
     P = *parameters;                                                                                                   \
-    return host::launch([] { KERNEL_NAME(P); }, grid, BLOCK_THREADS, sizeof(SHARED_TYPE), seed, adversarial, bits);    \
+    return host::launch([] { KERNEL_NAME(P); }, grid, BLOCK_THREADS, sizeof(SHARED_TYPE), seed, host::Late(late), bits);    \
   }
 
 // ---- mbarrier ------------------------------------------------------------------------------------------------------
@@ -40,6 +40,10 @@ DEVICE void mbarrier_arrive_expect(u64* barrier, u32 bytes) {
   host::machine.progress++;
 }
 DEVICE void mbarrier_arrive(u64* barrier) { mbarrier_arrive_expect(barrier, 0); }
+DEVICE void mbarrier_arrive_warp(u64* barrier) {
+  host::warp_sync();
+  if (threadIdx.x % 32 == 0) mbarrier_arrive(barrier);
+}
 DEVICE void mbarrier_wait(u64* barrier, u32 parity) {
   host::Mbarrier& b = mbarrier_at(barrier);
   host::wait_until([&] { return b.phase != parity; });

@@ -1,9 +1,10 @@
 // A Hopper block on a CPU, as far as our kernels can tell: one fiber per CUDA thread, asynchronous work really late.
 //
-// What the hardware may do late is done as late as it can be, so that a missing wait shows in the numbers: bulk copies
-// land at random times, or only when no thread can move (adversarial); wgmmas read and write at the wait; bulk stores
-// read shared memory when they are waited for. Shared memory starts as NaN. Threads that wait for each other for ever
-// are a deadlock, and reported. What it cannot know: fences between proxies, register hazards, speed.
+// What the hardware may do late is done late, so that a missing wait shows in the numbers: bulk copies land at random
+// times, wgmmas read and write at the wait, bulk stores read shared memory when they are waited for. An adversarial
+// machine is as late as can be with either kind (Late), and quick with the other. Shared memory starts as NaN. Threads
+// that wait for each other for ever are a deadlock, and reported. What it cannot know: fences between proxies, register
+// hazards, speed.
 #pragma once
 #include <ucontext.h>
 
@@ -77,6 +78,10 @@ struct Copy {
   u64* barrier;
 };
 
+// What happens only when no thread can move. With COPIES a missing wait for data shows, with WGMMAS a missing wait for
+// those who still read.
+enum Late { NOTHING, COPIES, WGMMAS };
+
 struct Machine {
   std::vector<u8> memory;
   u8* shared = nullptr;
@@ -90,6 +95,9 @@ struct Machine {
   std::vector<Copy> copies;
   std::mt19937 random;
   u64 progress = 0;          // grows whenever something happened
+  Late late = NOTHING;
+  u64 lulls = 0;          // moments at which no other thread could move: late wgmmas are executed
+  int wait_for_lull = 0;  // threads
   int accumulator_bits = 0;  // of FP8 sums behind the leading one; 0 for all of float32's
   char fault[200] = "";
 };
@@ -149,10 +157,10 @@ inline void run_stores(Fiber& fiber) {
 }
 
 template <class Kernel>
-void run_block(const Kernel& kernel, int threads, bool adversarial) {
+void run_block(const Kernel& kernel, int threads) {
   Machine& m = machine;
   std::fill(m.memory.begin(), m.memory.end(), 0xff);  // NaN in float, FP16 and E4M3
-  m.mbarriers.clear(), m.copies.clear();
+  m.mbarriers.clear(), m.copies.clear(), m.wait_for_lull = 0;
   for (NamedBarrier& barrier : m.barriers) barrier = NamedBarrier();
   m.fibers.assign(threads, Fiber());
   static const Kernel* entry;
@@ -167,7 +175,7 @@ void run_block(const Kernel& kernel, int threads, bool adversarial) {
     fiber.context.uc_link = &m.scheduler;
     auto body = [] {
       (*entry)();
-      run_stores(*machine.current);
+      if (!machine.current->stores.empty()) fail("a thread ended before its bulk stores had read shared memory");
       machine.current->done = true;
       machine.progress++;
     };
@@ -187,14 +195,12 @@ void run_block(const Kernel& kernel, int threads, bool adversarial) {
       alive += !m.current->done;
     }
     bool stuck = m.progress == before;
-    if (adversarial) {
-      if (stuck && !m.copies.empty()) {
-        land(m.copies.size() - 1);
-        continue;
-      }
-    } else {
-      for (size_t i = 0; i < m.copies.size();) m.random() % 3 == 0 ? land(i) : void(i++);
+    if (m.late == COPIES && stuck && !m.copies.empty()) {
+      land(m.copies.size() - 1);  // the newest first
+    } else if (m.late != COPIES) {
+      for (size_t i = 0; i < m.copies.size();) m.late == WGMMAS || m.random() % 3 == 0 ? land(i) : void(i++);
     }
+    if (stuck && m.copies.empty() && m.wait_for_lull) m.lulls++, m.progress++, m.wait_for_lull = 0;
     if (alive && m.progress == before && m.copies.empty()) {
       snprintf(m.fault, sizeof m.fault, "deadlock: block %d, %d threads wait for ever", m.block.x, alive);
       return;
@@ -205,17 +211,18 @@ void run_block(const Kernel& kernel, int threads, bool adversarial) {
 
 // Every block of a grid, one after the other. Null, or what went wrong.
 template <class Kernel>
-const char* launch(const Kernel& kernel, int grid, int threads, size_t shared_bytes, int seed, bool adversarial,
+const char* launch(const Kernel& kernel, int grid, int threads, size_t shared_bytes, int seed, Late late,
                    int accumulator_bits) {
   Machine& m = machine;
   m.fault[0] = 0;
   m.random.seed(seed);
   m.grid.x = grid;
+  m.late = late;
   m.accumulator_bits = accumulator_bits;
   m.memory.assign(shared_bytes + 1024, 0);
   m.shared = reinterpret_cast<u8*>((reinterpret_cast<uintptr_t>(m.memory.data()) + 1023) & ~uintptr_t(1023));
   m.shared_bytes = shared_bytes;
-  for (m.block.x = 0; m.block.x < grid && !m.fault[0]; m.block.x++) run_block(kernel, threads, adversarial);
+  for (m.block.x = 0; m.block.x < grid && !m.fault[0]; m.block.x++) run_block(kernel, threads);
   return m.fault[0] ? m.fault : nullptr;
 }
 

@@ -99,6 +99,11 @@ inline void execute(const Fiber& own, size_t index) {
 inline void wait_for_groups(size_t pending) {
   Fiber& own = *machine.current;
   warp_sync();
+  if (machine.late == WGMMAS && own.groups.size() > pending) {
+    u64 lull = machine.lulls;
+    machine.wait_for_lull++;
+    wait_until([=] { return machine.lulls != lull; });
+  }
   while (own.groups.size() > pending) {
     for (size_t i = 0; i < own.groups.front().size(); i++) execute(own, i);
     warp_sync();

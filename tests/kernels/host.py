@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Literal
 from unittest import mock
 
 import numpy as np
@@ -21,14 +22,15 @@ import torch
 from torch import Tensor
 
 from fpsgen import assets
-from fpsgen.attention import QKTransform, hopper
-from fpsgen.attention.emulator import VARIANTS, operands
+from fpsgen.attention import QKTransform, choose, hopper, prepare
+from fpsgen.attention.emulator import VARIANTS, emulate, operands
 from fpsgen.attention.plan import AttentionPlan
 from fpsgen.attention.tiles import TileGrid
 from fpsgen.jit.cache import Kernel
 
 SOURCES = assets.folder("kernels_cuda")
 SLOTS = 128
+LATE = ("nothing", "copies", "wgmmas")  # `Late` of host/machine.h
 TRAILER = np.dtype([("scale", "f4"), ("valid", "i4"), ("unused", "i4", 2)])
 ENTRIES = {
     "sm90_attention": ("fps_attention",),
@@ -60,10 +62,10 @@ def exported(entries: tuple[str, ...]) -> str:
 
 @dataclass(frozen=True)
 class Schedule:
-    """How the machine behaves: the seed of its choices, whether copies land as late as can be, bits of FP8 sums."""
+    """How the machine behaves: the seed of its choices, what happens as late as can be, bits of FP8 sums."""
 
     seed: int = 0
-    adversarial: bool = False
+    late: Literal["nothing", "copies", "wgmmas"] = "nothing"
     accumulator_bits: int | None = None
 
 
@@ -75,7 +77,7 @@ def run(library: ctypes.CDLL, entry: str, parameters: np.ndarray, blocks: int, s
     function.restype = ctypes.c_char_p
     bits = schedule.accumulator_bits or 0
     address = ctypes.c_void_p(parameters.ctypes.data)
-    fault = function(address, blocks, schedule.seed, int(schedule.adversarial), bits)
+    fault = function(address, blocks, schedule.seed, LATE.index(schedule.late), bits)
     assert fault is None, fault.decode()
 
 
@@ -83,23 +85,22 @@ def run(library: ctypes.CDLL, entry: str, parameters: np.ndarray, blocks: int, s
 def on_this_machine(
     schedule: Schedule = Schedule(), blocks: int = 3, edited: Mapping[str, str] | None = None
 ) -> Iterator[None]:
-    """Launch on the CPU what `fpsgen.attention.hopper` launches. blocks: of persistent kernels; edited: text of a
-    source by its name. Memory that is not written shows as NaN."""
+    """Launch on the CPU what `fpsgen.attention.hopper` launches, and let `attend` choose it. blocks: of persistent
+    kernels; edited: text of a source by its name. Memory that is not written shows as NaN."""
 
     def launch(kernel: Kernel, entry: str, count: int, parameters: np.ndarray, _: torch.device) -> None:
         text = (edited or {}).get(kernel.SOURCE) or (SOURCES / f"{kernel.SOURCE}.cu").read_text()
         library = build(text, exported(ENTRIES[kernel.SOURCE]), kernel.defines)
         run(library, entry, parameters, count, schedule)
 
+    choose.cache_clear()
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(True)  # torch.empty then fills with NaN, and with the largest integers
     try:
-        with (
-            mock.patch.object(hopper, "launch", launch),
-            mock.patch.object(hopper, "multiprocessors", return_value=blocks),
-        ):
+        with mock.patch.multiple(hopper, launch=launch, multiprocessors=lambda _: blocks, why_not_here=lambda _: None):
             yield
     finally:
+        choose.cache_clear()
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
 
@@ -137,6 +138,14 @@ def prologue(
     return {name: x.numpy() for name, x in made.items()}
 
 
+def emulated(q: Tensor, k: Tensor, v: Tensor, transform: QKTransform, plan: AttentionPlan) -> Tensor:
+    """As `hopper.attention`, by the emulator."""
+    v_dtype = v.dtype
+    q, k, v = (x.bfloat16() for x in (q, k, v))
+    q, k = prepare(q, transform.norm_q, transform), prepare(k, transform.norm_k, transform)
+    return emulate(q, k, v, plan, VARIANTS[hopper.FASTEST[plan.qk]]).to(v_dtype)
+
+
 def trailers(raw: np.ndarray) -> np.ndarray:
     """Bytes [streams, tiles, 16] by field."""
     return raw.view(TRAILER)[..., 0]
@@ -156,12 +165,14 @@ def token_at() -> np.ndarray:
     return p - inner + 8 * (2 * (inner // 16) + inner % 4 // 2) + 2 * (inner % 16 // 4) + inner % 2
 
 
-def slots(x: Tensor, tiles: TileGrid) -> np.ndarray:
-    """[batch, heads, tokens, …] to [streams, tiles, 128, …], zeros behind a tile's tokens."""
+def slots(x: Tensor, tiles: TileGrid, repeat: bool = False) -> np.ndarray:
+    """[batch, heads, tokens, …] to [streams, tiles, 128, …]; behind a tile's tokens zeros, or its last one repeated."""
     x = x.flatten(0, 1)
     padded = np.zeros((x.shape[0], len(tiles.valid), SLOTS, *x.shape[2:]), np.float32)
     for tile, (first, count) in enumerate(zip(tiles.offsets.tolist(), tiles.valid.tolist(), strict=False)):
         padded[:, tile, :count] = x[:, first : first + count].numpy()
+        if repeat:
+            padded[:, tile, count:] = padded[:, tile, count - 1 : count]
     return padded
 
 
@@ -177,7 +188,7 @@ def images(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, variant: str) -
     count = len(tiles.valid)
     image = {
         "q": swizzled(codes(slots(queries.numbers, tiles), kind.qk)),
-        "k": swizzled(codes(slots(keys.numbers, tiles), kind.qk)),
+        "k": swizzled(codes(slots(keys.numbers, tiles, repeat=True), kind.qk)),
     }
     transposed = np.swapaxes(codes(slots(values.numbers, tiles), "fp8"), -1, -2)[..., token_at()]
     if kind.sum_codes:

@@ -8,14 +8,18 @@ The checks are small versions of the tests beside this file. A fault that none n
 from __future__ import annotations
 
 import argparse
+import multiprocessing
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from fpsgen.attention import QKTransform
 from fpsgen.attention.emulator import VARIANTS, emulate
 from fpsgen.attention.plan import AttentionPlan
 from fpsgen.attention.tiles import TileGrid
@@ -24,7 +28,10 @@ from tests.kernels.host import Schedule
 from tests.kernels.test_attention import TOLERANCE, error, plan_for, random_qkv
 from tests.kernels.test_prologue import inputs, prepared
 
-ATTENTION, PROLOGUE = "sm90_attention.cu", "sm90_prologue.cu"
+ATTENTION, PROLOGUE, TILE = "sm90_attention.cu", "sm90_prologue.cu", "tile.cuh"
+
+
+_LONGEST = 600.0  # seconds that all checks of one fault may take
 
 
 @dataclass(frozen=True)
@@ -38,11 +45,17 @@ class Fault:
     number: int = 0
 
     def source(self) -> str:
-        text = (host.SOURCES / self.file).read_text()
-        parts = text.split(self.old)
+        """The kernel's text with the fault; that of the prologue, which makes tiles, for a fault in their header."""
+        parts = (host.SOURCES / self.file).read_text().split(self.old)
         assert len(parts) > self.number + 1, f"{self.name}: the source has no such line"
         at = self.number + 1
-        return self.old.join(parts[:at]) + self.new + self.old.join(parts[at:])
+        text = self.old.join(parts[:at]) + self.new + self.old.join(parts[at:])
+        if self.file != TILE:
+            return text
+        include = f"#include <{TILE}>"
+        kernel = (host.SOURCES / PROLOGUE).read_text()
+        assert include in kernel
+        return kernel.replace(include, text.replace("#pragma once", ""))
 
 
 def attention_faults() -> Iterator[Fault]:
@@ -58,9 +71,9 @@ def attention_faults() -> Iterator[Fault]:
         ("producer takes a full q buffer", "mbarrier_wait(&sm.q_empty[q.at], q.parity ^ 1);", ""),
         ("wrong parity for k", wait_k, wait_k.replace("k.parity", "k.parity ^ 1"), 1),
         ("wrong parity for a free v", "kv.parity ^ 1);", "kv.parity);", 1),
-        ("k is never released", "mbarrier_arrive(&sm.k_empty[k.at]);", ""),
-        ("v is released before it is read", "wgmma_wait<0>();\n      mbarrier_arrive(&sm.v_empty[v.at]);",
-         "mbarrier_arrive(&sm.v_empty[v.at]);\n      wgmma_wait<0>();"),
+        ("k is never released", "mbarrier_arrive_warp(&sm.k_empty[k.at]);", ""),
+        ("v is released before it is read", "wgmma_wait<0>();\n      mbarrier_arrive_warp(&sm.v_empty[v.at]);",
+         "mbarrier_arrive_warp(&sm.v_empty[v.at]);\n      wgmma_wait<0>();"),
         ("the wrong group begins", "if (group == 1) pass_turn(group);", "if (group == 0) pass_turn(group);"),
         ("no turn is passed on", "      pass_turn(group);\n", ""),
         ("scores are used before they are there", "wgmma_wait<1>();", "wgmma_wait<2>();"),
@@ -80,13 +93,19 @@ def attention_faults() -> Iterator[Fault]:
         ("never promoted", "if (promoted) sums.promote();", ""),
         ("promoted one tile late", "sums.issue(p, sm.v[v.at], (j - 1) % PROMOTE != 0);",
          "sums.issue(p, sm.v[v.at], j % PROMOTE != 0);"),
-        ("a masked key too few", "if (key >= valid) s[i]", "if (key > valid) s[i]"),
+        ("a masked key too few", "if (8 * (i / 4) + 2 * quad + (i & 1) >= valid) s[i] = -1e30f;",
+         "if (8 * (i / 4) + 2 * quad + (i & 1) > valid) s[i] = -1e30f;"),
         ("a masked key too many", "if (8 * (i / 4) + 2 * quad + (i & 1) >= valid) s[i] = -1e30f;",
          "if (8 * (i / 4) + 2 * quad + (i & 1) >= valid - 1) s[i] = -1e30f;"),
         ("a row too many is stored", "if (own < P.offsets[tile + 1] - P.offsets[tile])",
          "if (own <= P.offsets[tile + 1] - P.offsets[tile])"),
         ("a row too few is stored", "if (own < P.offsets[tile + 1] - P.offsets[tile])",
          "if (own + 1 < P.offsets[tile + 1] - P.offsets[tile])"),
+        ("the block ends before its last rows have left",
+         "  bulk_store_wait_read();            // shared memory goes with the block\n", ""),
+        ("k is free when half of its readers are done", "k_empty[i], CONSUMER_WARPS)", "k_empty[i], CONSUMER_WARPS / 2)"),
+        ("v is free when half of its readers are done", "v_empty[i], CONSUMER_WARPS)", "v_empty[i], CONSUMER_WARPS / 2)"),
+        ("q is free when half of its readers are done", "q_empty[i], CONSUMER_WARPS)", "q_empty[i], CONSUMER_WARPS / 2)"),
         ("rows are overwritten while they leave",
          "  bulk_store_wait_read();  // the previous tile's rows have left\n", ""),
         ("rows leave before all are written", "  fence_async();\n  barrier_sync(ROWS_WRITTEN + group, GROUP);\n", ""),
@@ -110,12 +129,14 @@ def prologue_faults() -> Iterator[Fault]:
         ("k's norm is q's", "(x[pass], P, at, row, P.norm_k", "(x[pass], P, at, row, P.norm_q"),
         ("q's scale of half a row", "lanes = ROW_THREADS / 2", "lanes = ROW_THREADS / 4"),
         ("k's scale of one warp", "largest = fmaxf(largest, sm.largest[warp]);", ""),
-        ("another swizzle", "(channel / 16 ^ (row & 7)) << 4", "(channel / 16 ^ (row & 3)) << 4"),
         ("tokens of v in their own order", "x[i] = (channel % 2",
          "pair = sm.v[position + i][channel / 2], x[i] = (channel % 2"),
         ("v read before it is written", "+ i] = raw.word[i];\n  }\n  __syncthreads();", "+ i] = raw.word[i];\n  }"),
         ("mean of k over a token too many", "sum / P.tokens", "sum / (P.tokens + 1)"),
-        ("k is not smoothed", "if (SMOOTH_K) x[pass][i] -=", "if (0) x[pass][i] -="),
+        ("k is not smoothed", "x[pass][i] -= mean[i];", ""),
+        ("k's mean is taken of one half of the tiles",
+         "sum += sm.warps[0][channel], largest = fmaxf(largest, sm.warps[1][channel]);", ""),
+        ("empty slots repeat the next tile's token", "at.valid - 1);", "at.valid);"),
         ("ones below tokens that are not there", "if (token_at(position + i) < at.valid) codes", "codes"),
         ("a token too many", "if (row < at.valid) {", "if (row <= at.valid) {"),
         ("v's largest of the last rows", "LARGEST ? fmaxf(all, sm.warps[w][threadIdx.x])",
@@ -123,34 +144,54 @@ def prologue_faults() -> Iterator[Fault]:
         ("no log2 e in the scale", "scale * (LOG2_E / sqrtf(HEAD_DIM))", "scale * (1.f / sqrtf(HEAD_DIM))"),
     ):  # fmt: skip
         yield Fault(name, PROLOGUE, old, new, *number)
+    for name, old, new in (
+        ("another swizzle", "(column / 16 ^ (row & 7)) << 4", "(column / 16 ^ (row & 3)) << 4"),
+        ("tokens of v by halves", "inner % 4 / 2) + 2 *", "inner % 2) + 2 *"),
+    ):
+        yield Fault(name, TILE, old, new)
 
 
 GRID = TileGrid((1, 5, 9), (1, 3, 2))  # 2 x 5 tiles of 2 to 6 tokens
 FULL = TileGrid((1, 8, 48), (1, 8, 16))  # 3 tiles of 128
+WINDOWS = {"dense and window": (None, (1, 1, 3)), "lists of one": (None, (1, 1, 1)), "lists of six": ((1, 2, 3), None)}
 
 
 def attention_checks() -> Iterator[tuple[str, Callable[[str], None]]]:
     """Name, and what raises AssertionError for a bad source."""
     for name in VARIANTS:
-        for schedule in (Schedule(seed=1, adversarial=True), Schedule(seed=2)):
-            how = "adversarial" if schedule.adversarial else "random"
-            yield f"{name}, {how}", lambda source, name=name, schedule=schedule: ragged(source, name, schedule)
-        yield f"{name}, full tiles, 13 bits", lambda source, name=name: full(source, name)
+        for late in host.LATE:
+            yield f"{name}, {late} late", partial(ragged, name=name, schedule=Schedule(1, late))
+        yield f"{name}, full tiles, 13 bits", partial(full, name=name)
+    for name in VARIANTS:
+        for windows in list(WINDOWS)[1:]:  # one block for all: through every ring several times
+            for late in host.LATE[1:]:
+                schedule = Schedule(2, late)
+                yield (
+                    f"{name}, {windows}, {late} late",
+                    partial(ragged, name=name, schedule=schedule, windows=windows, blocks=1),
+                )
+        yield f"{name}, scores far below zero", partial(ragged, name=name, schedule=Schedule(3), offset=2.0)
 
 
-def ragged(source: str, name: str, schedule: Schedule) -> None:
+def ragged(
+    source: str,
+    name: str,
+    schedule: Schedule,
+    windows: str = "dense and window",
+    blocks: int = 3,
+    offset: float = 0.0,
+) -> None:
     q, k, v = random_qkv(GRID, heads=2, batch=2)
-    plan = plan_for(name, GRID, (None, (1, 1, 3)), heads=(0, 1))
-    compare(
-        host.attention(q, k, v, plan, VARIANTS[name], source=source, schedule=schedule), (q, k, v), plan, name, None
-    )
+    q, k = q + offset, k - offset
+    plan = plan_for(name, GRID, WINDOWS[windows], heads=(0, 1), smooth_k=not offset)
+    found = host.attention(q, k, v, plan, name, source=source, blocks=blocks, schedule=schedule)
+    compare(found, (q, k, v), plan, name, None)
 
 
 def full(source: str, name: str) -> None:
     q, k, v = random_qkv(FULL, heads=1)
     plan = plan_for(name, FULL)
-    schedule = Schedule(seed=3, accumulator_bits=13)
-    found = host.attention(q, k, v, plan, VARIANTS[name], source=source, schedule=schedule)
+    found = host.attention(q, k, v, plan, name, source=source, schedule=Schedule(3, accumulator_bits=13))
     compare(found, (q, k, v), plan, name, 13)
 
 
@@ -162,46 +203,76 @@ def compare(found: torch.Tensor, qkv: tuple, plan: AttentionPlan, name: str, bit
 
 def prologue_checks() -> Iterator[tuple[str, Callable[[str], None]]]:
     for name in ("C", "A"):
-        yield f"images, {name}", lambda source, name=name: images(source, name)
+        yield f"images, {name}", partial(images, name=name)
 
 
 def images(source: str, name: str) -> None:
     (q, k, v), transform = inputs(GRID)
-    variant = VARIANTS[name]
-    plan = AttentionPlan(GRID, qk=variant.qk, pv="fp8")
-    found = host.prologue(q, k, v, transform, plan, variant, source=source)
-    expected = host.images(*prepared(q, k, transform), v, plan, variant)
+    plan = AttentionPlan(GRID, qk=VARIANTS[name].qk, pv="fp8")
+    found = host.prologue(q, k, v, transform, plan, name, source=source)
+    expected = host.images(*prepared(q, k, transform), v, plan, name)
     tokens = np.arange(host.SLOTS) < GRID.valid.numpy()[:, None]
     for key in ("q", "k", "v"):
         assert (found[key] != expected[key]).mean() < 1e-3, f"image of {key}"
+    trailers = (host.trailers(x["trailers"])["scale"] for x in (found, expected))
     for key, ours, theirs in (
         ("q's scales", found["q_scale"][:, tokens], expected["q_scale"][:, tokens]),
-        ("k's scales", found["trailers"]["scale"], expected["trailers"]["scale"]),
+        ("k's scales", *trailers),
         ("v's scales", found["v_scale"].ravel(), expected["v_scale"].ravel()),
     ):
         assert np.allclose(ours, theirs, rtol=1e-5), key
+    check_pooled(found, q, k, transform)
 
 
-def judged(fault: Fault) -> tuple[str, str] | None:
+def check_pooled(found: dict[str, np.ndarray], q: torch.Tensor, k: torch.Tensor, transform: QKTransform) -> None:
+    for key, x in zip(("q_pooled", "k_pooled"), prepared(q, k, transform), strict=True):
+        rows = x.transpose(1, 2).flatten(0, 1).tensor_split(GRID.offsets[1:-1], 1)
+        means = torch.stack([own.mean(1) for own in rows], 1)
+        assert np.allclose(found[key], means, rtol=1e-4, atol=1e-5), f"means of {key[0]}"
+
+
+def first_to_notice(source: str, file: str) -> tuple[str, str] | None:
     """The first check that notices, and what it says; None where none does."""
-    source = fault.source()
-    for name, check in attention_checks() if fault.file == ATTENTION else prologue_checks():
+    for name, check in attention_checks() if file == ATTENTION else prologue_checks():
         try:
             check(source)
         except AssertionError as noticed:
             return name, str(noticed).splitlines()[0]
         except subprocess.CalledProcessError:
-            raise SystemExit(f"{fault.name}: the edited source does not compile") from None
+            raise SystemExit("the edited source does not compile") from None
     return None
+
+
+def judged(source: str, file: str) -> tuple[str, str] | None:
+    """`first_to_notice` in a process of its own, which the fault may end, or never let end."""
+    ours, theirs = multiprocessing.Pipe(duplex=False)
+    child = multiprocessing.Process(target=lambda: theirs.send(first_to_notice(source, file)))
+    child.start()
+    theirs.close()
+    if not ours.poll(_LONGEST):
+        child.kill()
+        return "any", f"does not end within {_LONGEST} s"
+    try:
+        return ours.recv()
+    except EOFError:
+        child.join()
+        if child.exitcode and child.exitcode > 0:
+            raise SystemExit("a check did not work") from None
+        return "any", f"ended by {signal.Signals(-(child.exitcode or 0)).name}"
+    finally:
+        child.join()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("tests/kernels/mutations.md"))
+    parser.add_argument("--out", type=Path, help="a Markdown file for the table")
+    parser.add_argument("--only", default="", help="faults whose name has this in it")
     args = parser.parse_args()
-    for file, checks in ((ATTENTION, attention_checks()), (PROLOGUE, prologue_checks())):
-        for _, check in checks:
-            check((host.SOURCES / file).read_text())  # the sources as they are pass all of them
+    multiprocessing.set_start_method("fork")  # a child begins with everything imported
+    torch.set_num_threads(1)  # and cannot use its parent's threads
+    for file in (ATTENTION, PROLOGUE):
+        found = judged((host.SOURCES / file).read_text(), file)
+        assert found is None, f"{file} as it is fails: {found}"
     lines = [
         "# Faults in the kernels, and the check that noticed",
         "",
@@ -212,12 +283,15 @@ def main() -> None:
     ]
     missed = []
     for fault in (*attention_faults(), *prologue_faults()):
-        found = judged(fault)
+        if args.only not in fault.name:
+            continue
+        found = judged(fault.source(), fault.file)
         told = " | ".join(found) if found else "**none** | "
         lines.append(f"| {fault.file} | {fault.name} | {told} |")
         print(lines[-1], flush=True)
         missed += [] if found else [fault.name]
-    args.out.write_text("\n".join(lines) + "\n")
+    if args.out:
+        args.out.write_text("\n".join(lines) + "\n")
     if missed:
         raise SystemExit(f"{len(missed)} unnoticed: {', '.join(missed)}")
 

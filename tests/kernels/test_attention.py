@@ -20,7 +20,11 @@ GRIDS = {
     "of 120": TileGrid((3, 10, 16), (3, 5, 8)),
     "full": TileGrid((2, 8, 24), (2, 8, 8)),
 }
-SCHEDULES = {"random": Schedule(), "adversarial": Schedule(seed=1, adversarial=True)}
+SCHEDULES = {
+    "random": Schedule(),
+    "late copies": Schedule(seed=1, late="copies"),
+    "late wgmmas": Schedule(seed=2, late="wgmmas"),
+}
 TOLERANCE = 3e-3  # both round the result to bfloat16; a code of P beside a tie may differ
 
 
@@ -60,7 +64,9 @@ def test_windows_by_head_over_a_batch(name: str) -> None:
 
 @pytest.mark.parametrize("name", VARIANTS)
 @pytest.mark.parametrize(
-    ("schedule", "lengths"), [("random", range(1, 13)), ("adversarial", (1, 2, 5, 8))], ids=["random", "adversarial"]
+    ("schedule", "lengths"),
+    [("random", range(1, 13)), ("late copies", (1, 2, 5, 8)), ("late wgmmas", (1, 3, 6))],
+    ids=SCHEDULES,
 )
 def test_list_lengths(name: str, schedule: str, lengths: Iterable[int]) -> None:
     """Through the ring of stages once, twice, three times, and every remainder of a promotion."""
@@ -72,6 +78,15 @@ def test_list_lengths(name: str, schedule: str, lengths: Iterable[int]) -> None:
         plan = plan_for(name, tiles, (tiles.fit((1, 1, length)),))
         found = host.attention(q, k, v, plan, name, blocks=2, schedule=SCHEDULES[schedule])
         assert error(found, emulate(q, k, v, plan, VARIANTS[name])) < TOLERANCE, length
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_scores_far_below_zero(name: str) -> None:
+    """Empty slots of a tile have score 0: as a row's maximum that would leave nothing of P."""
+    q, k, v = random_qkv(RAGGED)
+    plan = plan_for(name, RAGGED, smooth_k=False)
+    found = host.attention(q + 2, k - 2, v, plan, name)
+    assert error(found, emulate(q + 2, k - 2, v, plan, VARIANTS[name])) < TOLERANCE
 
 
 def test_any_number_of_blocks_is_the_same() -> None:
@@ -94,5 +109,6 @@ def test_sums_of_13_bits(name: str) -> None:
 def test_the_same_bits_every_time() -> None:
     q, k, v = random_qkv(RAGGED)
     plan = plan_for("E", RAGGED, ((1, 1, 3),))
-    found = [host.attention(q, k, v, plan, "E", schedule=Schedule(seed, adversarial=seed == 3)) for seed in range(4)]
+    lates = ("nothing", "nothing", "copies", "wgmmas")
+    found = [host.attention(q, k, v, plan, "E", schedule=Schedule(i, late)) for i, late in enumerate(lates)]
     assert all(torch.equal(found[0], other) for other in found[1:])

@@ -1,0 +1,67 @@
+"""A block of the pocket model, a trained one, with its attention through the kernels' sources: prologue and all."""
+
+from __future__ import annotations
+
+from unittest import mock
+
+import pytest
+import torch
+from torch import Tensor
+
+from fpsgen import sampling
+from fpsgen.attention import hopper
+from fpsgen.attention.plan import AttentionPlan
+from fpsgen.attention.tiles import TileGrid
+from fpsgen.wan import models
+from fpsgen.wan.load import load_transformer
+from fpsgen.wan.text_encoder import TextEncoder
+from fpsgen.wan.transformer import Block
+from tests.kernels import host
+from tests.kernels.test_attention import TOLERANCE, error
+
+CPU = torch.device("cpu")
+GRID = (7, 6, 10)  # the pocket model's own
+LAYER = 3
+
+
+@pytest.fixture(scope="module")
+def layer() -> tuple[Block, tuple]:
+    """A block in the middle, and what it is given at sigma 0.6 of a real prompt and of none, but for its plan."""
+    checkpoint = models.find(models.POCKET).checkpoint
+    encoder = TextEncoder(checkpoint, CPU, torch.float32)
+    texts = torch.cat([encoder.encode(prompt, drop_unknown=True).text for prompt in ("a cat surfing", "")])
+    transformer = load_transformer(checkpoint, CPU, torch.float32)
+    block = list(transformer.layers())[LAYER]
+    given: list[tuple] = []
+    block.register_forward_pre_hook(lambda _, arguments: given.append(arguments))
+    latents = sampling.noise(16, (7, 12, 20), seed=1)
+    with torch.inference_mode():
+        transformer(latents.expand(2, -1, -1, -1, -1), torch.tensor([600.0, 600.0]), transformer.embed_text(texts))
+    return block, given[0]
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(
+    "plan",
+    [
+        AttentionPlan(TileGrid(GRID, (2, 2, 2)), ((1, 1, 3), (3, 1, 1), (1, 3, 1)), (0, 2, 1), "fp8", "fp8"),
+        AttentionPlan(TileGrid(GRID, (4, 3, 5)), qk="fp8", pv="fp8"),
+        AttentionPlan(TileGrid(GRID, (4, 3, 5)), ((1, 2, 1), None), (1, 0, 0), "int8", "fp8"),
+    ],
+    ids=str,
+)
+def test_a_block_through_the_sources_is_the_emulator_s(layer: tuple[Block, tuple], plan: AttentionPlan) -> None:
+    block, (x, modulation, key_value, rope, dense) = layer
+    rope = rope[dense.tiles.order][plan.tiles.inverse]
+    x = x[:, dense.tiles.order][:, plan.tiles.inverse]
+    attended: list[Tensor] = []
+    handle = block.self_attn.register_forward_hook(lambda *of: attended.append(of[2]))
+    with host.on_this_machine(host.Schedule(seed=5)):
+        found = block(x, modulation, key_value, rope, plan)
+        with mock.patch.object(hopper, "attention", side_effect=host.emulated) as called:
+            expected = block(x, modulation, key_value, rope, plan)
+    assert called.call_count == 1  # `attend` had chosen the kernels
+    handle.remove()
+    assert found.isfinite().all()
+    assert error(attended[0], attended[1]) < TOLERANCE
+    assert error(found - x, expected - x) < TOLERANCE  # what the block adds: the residual stream would hide an error

@@ -1,0 +1,112 @@
+"""The Hopper backend where there is none: what it refuses and why, its key lists, what it asks to be compiled."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from fpsgen import attention
+from fpsgen.attention import QKTransform, hopper
+from fpsgen.attention.plan import AttentionPlan
+from fpsgen.attention.tiles import TileGrid, key_lists
+from fpsgen.jit import nvrtc
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
+TILES = TileGrid((2, 5, 9), (2, 3, 4))
+EIGHT_BIT = AttentionPlan(TILES, ((1, 1, 1),), (), "int8", "fp8")
+
+
+@pytest.fixture
+def hopper_card(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    """As if a card of the right kind were here, and CuPy with it."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(hopper, "find_spec", lambda name: object())
+    for cached in (hopper.why_not_here, attention.choose):
+        cached.cache_clear()
+    yield monkeypatch
+    for cached in (hopper.why_not_here, attention.choose):
+        cached.cache_clear()
+
+
+def test_it_runs_8_bit_plans_on_hopper(hopper_card: pytest.MonkeyPatch) -> None:
+    for qk in ("fp8", "int8"):
+        plan = AttentionPlan(TILES, ((1, 1, 1), None), (0, 1), qk, "fp8")  # type: ignore[arg-type]
+        assert attention.choose(CUDA, plan, 128).name == "hopper"
+    assert attention.choose(CUDA, AttentionPlan(TILES), 128).name == "dense"
+
+
+@pytest.mark.parametrize(
+    ("plan", "head_dim", "told"),
+    [
+        (AttentionPlan(TILES, ((1, 1, 1),)), 128, "8 bits"),
+        (AttentionPlan(TILES, qk="int8"), 128, "8 bits"),
+        (AttentionPlan(TILES, pv="fp8"), 128, "8 bits"),
+        (EIGHT_BIT, 64, "128 channels, not 64"),
+        (AttentionPlan(TileGrid((4, 8, 8), (3, 7, 7)), qk="fp8", pv="fp8"), 128, "128 tokens at most, not 147"),
+    ],
+)
+def test_plans_that_it_refuses(hopper_card: pytest.MonkeyPatch, plan: AttentionPlan, head_dim: int, told: str) -> None:
+    assert told in str(hopper.why_not(CUDA, plan, head_dim))
+
+
+def test_machines_that_it_refuses(hopper_card: pytest.MonkeyPatch) -> None:
+    def reason(device: torch.device = CUDA) -> str:
+        hopper.why_not_here.cache_clear()
+        return str(hopper.why_not(device, EIGHT_BIT, 128))
+
+    assert reason() == "None"
+    assert "CUDA GPUs" in reason(CPU)
+    with hopper_card.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: False)
+        assert "no CUDA GPU" in reason()
+    for capability in ((8, 9), (10, 0)):
+        with hopper_card.context() as patch:
+            patch.setattr(torch.cuda, "get_device_capability", lambda device, own=capability: own)
+            assert "Hopper (compute capability 9.0), not {}.{}".format(*capability) in reason()
+    with hopper_card.context() as patch:
+        patch.setattr(hopper, "find_spec", lambda name: None)
+        assert 'pip install "fpsgen[cuda13]"' in reason()
+    with hopper_card.context() as patch:
+        patch.setattr(nvrtc, "wheel_folder", lambda wheel: None)
+        patch.setattr(nvrtc.ctypes.util, "find_library", lambda name: None)
+        nvrtc.library.cache_clear()
+        assert "NVRTC" in reason()
+    nvrtc.library.cache_clear()
+
+
+def test_lists_of_all_windows_are_one_table() -> None:
+    tiles = TileGrid((3, 5, 7), (1, 1, 1))
+    windows = ((1, 3, 3), None, (3, 1, 5))
+    plan = AttentionPlan(tiles, windows, (1, 0, 2, 0), "fp8", "fp8")
+    lists = hopper.device_lists(plan, 4, CPU)
+    row_ptr, cols, list_of = (lists[name] for name in ("row_ptr", "cols", "list_of"))
+    assert all(x.dtype == torch.int32 and x.is_contiguous() for x in (row_ptr, cols, list_of))
+    assert list_of.shape == (4, len(tiles.valid))
+    for head, index in enumerate(plan.heads):
+        for tile, own in enumerate(list_of[head].tolist()):
+            if windows[index] is None:
+                assert own == -1
+                continue
+            lists_of_window = key_lists(tiles, windows[index])
+            expected = lists_of_window.split()[lists_of_window.list_of[tile]]
+            assert cols[row_ptr[own] : row_ptr[own + 1]].tolist() == expected.tolist()
+
+
+def test_what_a_schedule_compiles(hopper_card: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    hopper_card.setenv("FPSGEN_CACHE_DIR", str(tmp_path))
+    dense = AttentionPlan(TILES)
+    built = attention.build_kernels(CUDA, [dense, EIGHT_BIT, EIGHT_BIT], 128)
+    assert [(kernel.name, kernel.fresh) for kernel in built] == [("sm90_prologue", True), ("sm90_attention", True)]
+    assert not any(kernel.fresh for kernel in attention.build_kernels(CUDA, [EIGHT_BIT], 128))
+    assert attention.build_kernels(CPU, [EIGHT_BIT], 128) == []
+
+
+def test_gradients_are_refused() -> None:
+    x = torch.zeros(1, TILES.tokens, 1, 128, requires_grad=True)
+    transform = QKTransform(torch.ones(128), torch.ones(128), 1e-6, torch.zeros(TILES.tokens, 64, 2))
+    with pytest.raises(NotImplementedError, match="no gradients"):
+        hopper.attention(x, x, x, transform, EIGHT_BIT)
