@@ -143,9 +143,17 @@ WGMMA_RS(wgmma_n136_f32_e4m3_rs, host::Wgmma::F32_E4M3, 136, float, 68)
 
 using std::max;
 using std::min;
-DEVICE float saturate(float x) { return fminf(fmaxf(x, 0.f), 1.f); }
-DEVICE float exp2_approx(float x) { return exp2f(x); }
-DEVICE float fma_saturate(float a, float b, float c) { return saturate(fmaf(a, b, c)); }
+// .sat: cut to [0, 1]; NaN becomes 0.
+template <class NUMBER>
+DEVICE NUMBER saturate(NUMBER x) {
+  return x > 0 ? std::min(x, NUMBER(1)) : NUMBER(0);
+}
+// .ftz: subnormal numbers become zero, and keep their sign.
+DEVICE float flush(float x) { return fabsf(x) < 0x1p-126f ? copysignf(0.f, x) : x; }
+DEVICE float exp2_approx(float x) { return flush(exp2f(flush(x))); }
+DEVICE float fma_saturate(float a, float b, float c) {
+  return flush(saturate(fmaf(flush(a), flush(b), flush(c))));
+}
 DEVICE u32 pack_e4m3(float a, float b, float c, float d) {
   return host::to_e4m3(a) | host::to_e4m3(b) << 8 | host::to_e4m3(c) << 16 | static_cast<u32>(host::to_e4m3(d)) << 24;
 }
@@ -154,7 +162,9 @@ DEVICE u32 to_bf16(float x) {
   return x != x ? 0x7fff : (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
 }
 DEVICE u32 pack_bf16(float low, float high) { return to_bf16(low) | to_bf16(high) << 16; }
-DEVICE int to_int8(float x) { return static_cast<int>(fminf(fmaxf(nearbyintf(x), -128.f), 127.f)); }
+DEVICE int to_int8(float x) {
+  return x != x ? 0 : static_cast<int>(fminf(fmaxf(nearbyintf(x), -128.f), 127.f));
+}
 DEVICE u32 __byte_perm(u32 a, u32 b, u32 selector) {
   u64 bytes = static_cast<u64>(b) << 32 | a;
   u32 r = 0;
@@ -162,19 +172,24 @@ DEVICE u32 __byte_perm(u32 a, u32 b, u32 selector) {
   return r;
 }
 
-DEVICE u32 half2_of(float low, float high) { return host::to_half(low) | static_cast<u32>(host::to_half(high)) << 16; }
+DEVICE u32 half2_of(double low, double high) { return host::to_half(low) | static_cast<u32>(host::to_half(high)) << 16; }
 DEVICE u32 half2(float x) { return half2_of(x, x); }
 DEVICE float half2_low(u32 x) { return host::from_half(static_cast<u16>(x)); }
 DEVICE float half2_high(u32 x) { return host::from_half(static_cast<u16>(x >> 16)); }
+// The other number where one is NaN; of two zeros the positive one.
+DEVICE float half_max(float a, float b) { return a > b || b != b || (a == b && std::signbit(b)) ? a : b; }
 DEVICE u32 half2_max(u32 a, u32 b) {
-  return half2_of(fmaxf(half2_low(a), half2_low(b)), fmaxf(half2_high(a), half2_high(b)));
+  return half2_of(half_max(half2_low(a), half2_low(b)), half_max(half2_high(a), half2_high(b)));
 }
+// In double, where a product of FP16 is exact and a sum exact enough to be rounded once more: float would fall on ties.
+DEVICE double half_fma(double a, double b, double c) { return a * b + c; }
 DEVICE u32 half2_fma(u32 a, u32 b, u32 c) {
-  return half2_of(fmaf(half2_low(a), half2_low(b), half2_low(c)), fmaf(half2_high(a), half2_high(b), half2_high(c)));
+  return half2_of(half_fma(half2_low(a), half2_low(b), half2_low(c)),
+                  half_fma(half2_high(a), half2_high(b), half2_high(c)));
 }
 DEVICE u32 half2_fma_saturate(u32 a, u32 b, u32 c) {
-  return half2_of(fma_saturate(half2_low(a), half2_low(b), half2_low(c)),
-                  fma_saturate(half2_high(a), half2_high(b), half2_high(c)));
+  return half2_of(saturate(half_fma(half2_low(a), half2_low(b), half2_low(c))),
+                  saturate(half_fma(half2_high(a), half2_high(b), half2_high(c))));
 }
 DEVICE u32 half2_exp2(u32 x) { return half2_of(exp2f(half2_low(x)), exp2f(half2_high(x))); }
 DEVICE u32 pack_e4m3_half2(u32 low, u32 high) {

@@ -32,7 +32,7 @@ inline float from_half(u16 bits) {
   memcpy(&x, &bits, 2);
   return static_cast<float>(x);
 }
-inline u16 to_half(float x) {
+inline u16 to_half(double x) {
   _Float16 rounded = static_cast<_Float16>(x);
   u16 bits;
   memcpy(&bits, &rounded, 2);
