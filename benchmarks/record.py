@@ -8,10 +8,8 @@ import platform
 import subprocess
 import textwrap
 from datetime import date
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-
-import psutil
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -29,15 +27,23 @@ def page(title: str, *paragraphs: str) -> str:
 
 
 def write(path: Path, record: dict) -> None:
+    """By one rename: whoever is killed meanwhile leaves what was there before."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    beside = path.with_name(f".{path.name}.part")
+    beside.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    beside.replace(path)
 
 
 def commit() -> str | None:
-    """Of the tree that this file lies in, marked where it was changed since; None outside a repository."""
+    """Of the tree that this file lies in, marked where it was changed since. A copy that is no repository, or a machine
+    without git, may be told by FPSGEN_COMMIT; else None."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
-    found = subprocess.run(command, capture_output=True, text=True)
-    return found.stdout.strip() or None
+    try:
+        found = subprocess.run(command, capture_output=True, text=True)
+        told = found.stdout.strip()
+    except FileNotFoundError:
+        told = ""
+    return told or os.environ.get("FPSGEN_COMMIT")
 
 
 def machine() -> dict:
@@ -45,7 +51,15 @@ def machine() -> dict:
     return {
         "cpu": cpus[0] if cpus else platform.processor(),
         "cores": os.cpu_count(),
-        "memory_bytes": psutil.virtual_memory().total,
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "python": platform.python_version(),
-        **{name: version(name) for name in ("torch", "diffusers", "transformers", "fpsgen")},
+        **{name: installed(name) for name in ("torch", "diffusers", "transformers", "fpsgen")},
     }
+
+
+def installed(name: str) -> str | None:
+    """A distribution's version; None where it is not installed, as fpsgen where it runs from its tree."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None

@@ -65,7 +65,7 @@ def quantize(x: Tensor, amax: Tensor, kind: Format, largest: float | None = None
     """
     limit = LARGEST[kind] if largest is None else largest
     scale = torch.where(amax > 0, (amax.float() / limit).clamp(min=torch.finfo(torch.float32).tiny), 1.0)
-    return Quantized(round_to_(x.float() / scale, kind), scale, kind)
+    return Quantized(round_to_(x.float() * (1 / scale), kind), scale, kind)
 
 
 def per_token(x: Tensor, kind: Format, largest: float | None = None) -> Quantized:

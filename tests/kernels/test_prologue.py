@@ -48,7 +48,8 @@ def test_images_and_scales(name: str, tiles: TileGrid, smooth_k: bool) -> None:
     ours, theirs = host.trailers(found["trailers"]), host.trailers(expected["trailers"])
     np.testing.assert_allclose(ours["scale"], theirs["scale"], rtol=2e-6)
     np.testing.assert_array_equal(ours["valid"], theirs["valid"])
-    for key in ("q", "k", "v"):  # a value beside a tie, of which v's 8 bits have many, may go either way: by one code
+    np.testing.assert_array_equal(found["v"], expected["v"])  # v is only rounded: every byte
+    for key in ("q", "k"):  # a value beside a tie may fall to either side: few codes, by one
         differ = found[key] != expected[key]
         assert differ.mean() < 1e-3, key
         assert np.abs(found[key].astype(int) - expected[key])[differ].max(initial=0) == differ.any(), key

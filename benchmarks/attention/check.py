@@ -1,0 +1,105 @@
+"""Whether attention at its true size is right: some rows of some heads, against exact attention and the emulator.
+
+Both oracles are far too slow for every row of a video. Rows are taken from tiles spread over the whole grid, heads
+from the first to the last.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from fpsgen.attention import reference
+from fpsgen.attention.emulator import VARIANTS, emulate
+from fpsgen.attention.plan import AttentionPlan
+from fpsgen.attention.tiles import TileGrid, key_lists
+
+HOPPER_BITS = 13  # that FP8 sums keep behind the leading one: measured by others, not documented
+
+
+def error(found: Tensor, expected: Tensor) -> float:
+    """‖found - expected‖ / ‖expected‖; NaN where anything is."""
+    return float((found.double() - expected.double()).norm() / expected.double().norm())
+
+
+def spread(count: int, many: int, turn: int = 0) -> Tensor:
+    """int64, ascending: `many` of `count` numbers at equal distances, all where there are fewer; with turn 0 the first
+    and the last are among them, and other turns move all of them on by that, round the end."""
+    return ((torch.linspace(0, count - 1, min(many, count)).round().long() + turn) % count).sort()[0]
+
+
+def sampled_rows(tiles: TileGrid, most_tiles: int = 8, rows_each: int = 32, turn: int = 0) -> Tensor:
+    """int64, ascending: rows of tiles spread over the grid. An oracle's time goes with the tiles, not with the rows."""
+    chosen = spread(len(tiles.valid), most_tiles, turn)
+    return torch.cat([int(tiles.offsets[tile]) + spread(int(tiles.valid[tile]), rows_each, turn) for tile in chosen])
+
+
+def for_heads(plan: AttentionPlan, heads: Tensor) -> AttentionPlan:
+    """The plan of some of the heads alone."""
+    if not plan.heads:
+        return plan
+    which = [plan.heads[head] for head in heads.tolist()]
+    used = sorted(set(which))
+    windows = tuple(plan.windows[index] for index in used)
+    return replace(plan, windows=windows, heads=tuple(used.index(index) for index in which))
+
+
+def exact(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, rows: Tensor) -> Tensor:
+    """Query rows of attention over the plan's key lists, nothing rounded; float32 [batch, rows, heads, head_dim].
+
+    q, k, v: [batch, tokens, heads, head_dim], in tile order; rows: int64, on the CPU.
+    """
+    tiles, exactly = plan.tiles, replace(plan, qk="bf16", pv="bf16")
+    tile_of_row = torch.arange(len(tiles.valid)).repeat_interleave(tiles.valid)[rows]
+    queries, keys, values = (x.float().transpose(1, 2) for x in (q, k, v))  # [batch, heads, tokens, head_dim]
+    out = torch.empty(*queries.shape[:2], len(rows), q.shape[3], device=q.device)
+    for index, window in enumerate(plan.windows):
+        heads = plan.heads_of(index)
+        lists = key_lists(tiles, window or tiles.counts)
+        seen, list_of_row = lists.split(), lists.list_of[tile_of_row]
+        own = torch.empty_like(out[:, heads])
+        for number in list_of_row.unique().tolist():
+            here = (list_of_row == number).nonzero()[:, 0]
+            keys_here = reference.rows_of(tiles, seen[number]).to(q.device)
+            own[:, :, here.to(q.device)] = reference.softmax_mean(
+                queries[:, heads][:, :, rows[here].to(q.device)],
+                keys[:, heads][:, :, keys_here],
+                values[:, heads][:, :, keys_here],
+                exactly,
+            )
+        out[:, heads] = own
+    return out.transpose(1, 2)
+
+
+class Oracles:
+    """What rows of attention are, computed once for each plan. q, k: after norm and RoPE, float32, of the heads that
+    are looked at; v: of those; rows: int64, on the CPU."""
+
+    def __init__(self, q: Tensor, k: Tensor, v: Tensor, rows: Tensor):
+        self.given, self.rows = (q, k, v), rows
+        self._kept: dict[tuple, Tensor] = {}
+
+    def exact(self, plan: AttentionPlan) -> Tensor:
+        key = plan.windows, plan.heads
+        if key not in self._kept:
+            self._kept[key] = exact(*self.given, plan, self.rows)
+        return self._kept[key]
+
+    def emulated(self, plan: AttentionPlan, variant: str, bits: int | None) -> Tensor:
+        """bits: see `emulate`."""
+        key = plan, variant, bits
+        if key not in self._kept:
+            self._kept[key] = emulate(*self.given, plan, VARIANTS[variant], accumulator_bits=bits, rows=self.rows)
+        return self._kept[key]
+
+    def emulated_errors(
+        self, found: Tensor, plan: AttentionPlan, variant: str, enough: float = 0.0
+    ) -> dict[str, float]:
+        """Error of a kernel's rows, "13 bits": with FP8 sums as they are known of Hopper, and "exact sums"; the second
+        only where the first is above `enough`."""
+        errors = {"13 bits": error(found, self.emulated(plan, variant, HOPPER_BITS))}
+        if not errors["13 bits"] <= enough:  # a NaN, too
+            errors["exact sums"] = error(found, self.emulated(plan, variant, None))
+        return errors

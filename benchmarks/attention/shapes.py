@@ -1,0 +1,131 @@
+"""What `benchmarks.attention` runs: shapes of Wan2.1's self-attention, windows for a wanted density, and time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import product
+from math import log
+
+from fpsgen.attention.emulator import VARIANTS
+from fpsgen.attention.plan import AttentionPlan
+from fpsgen.attention.tiles import Shape3, TileGrid, default_tile
+from fpsgen.wan.config import WAN_1_3B, WAN_14B
+from fpsgen.wan.sizes import DEFAULTS, NAMED
+
+MODELS = {"1.3b": WAN_1_3B, "14b": WAN_14B}
+HEAD_DIM = 128
+DENSITIES = ("1", "1/2", "1/4", "1/6", "1/10")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One layer's self-attention, one batch entry."""
+
+    model: str
+    res: str
+    tiles: TileGrid
+    heads: int
+
+    def __str__(self) -> str:
+        return f"{self.model} {self.res}"
+
+    @property
+    def facts(self) -> dict:
+        """For the record."""
+        tiles = self.tiles
+        return {
+            "model": self.model,
+            "res": self.res,
+            "grid": tiles.grid,
+            "tile": tiles.tile,
+            "tokens": tiles.tokens,
+            "tiles": len(tiles.valid),
+            "heads": self.heads,
+            "head_dim": HEAD_DIM,
+        }
+
+
+# Ragged along H, so that a card's first run meets short tiles, too.
+SMOKE = Shape("smoke", "9x14x16", TileGrid((9, 14, 16), (3, 5, 8)), 3)
+
+
+def shape(model: str, res: str) -> Shape:
+    """Of a model's default number of frames: the VAE makes 4 of one latent frame, but for the first."""
+    width, height = NAMED[res]
+    grid = MODELS[model].grid(((DEFAULTS[model].frames - 1) // 4 + 1, height // 8, width // 8))
+    return Shape(model, res, TileGrid(grid, default_tile(grid)), MODELS[model].num_heads)
+
+
+def windows(tiles: TileGrid) -> list[Shape3 | None]:
+    """Every window that is legal: each axis odd or spanned. None, dense, is one of them."""
+    return [tiles.fit(w) for w in product(*([*range(1, count, 2), count] for count in tiles.counts))]
+
+
+def nearest_window(tiles: TileGrid, density: float) -> Shape3 | None:
+    """The legal window whose true density has the ratio nearest to 1 with `density`; of those equally near, the one
+    most like a cube, by the ratio of its longest side to its shortest, in tokens."""
+
+    def distance(window: Shape3 | None) -> tuple[float, float]:
+        # Rounded, because products of shares in another order differ in their last bit.
+        return round(abs(log(tiles.density(window) / density)), 9), stretch(tiles, window)
+
+    return min(windows(tiles), key=distance)
+
+
+def stretch(tiles: TileGrid, window: Shape3 | None) -> float:
+    """The longest side of a window over its shortest, in tokens; an edge tile's missing tokens do not count."""
+    reach = zip(window or tiles.counts, tiles.tile, tiles.grid, strict=True)
+    sides = [min(length * tile, size) for length, tile, size in reach]
+    return max(sides) / min(sides)
+
+
+def chosen_windows(tiles: TileGrid, wanted: Iterable[str]) -> dict[str, Shape3 | None]:
+    """A window for each wanted density, written as a fraction; a window that two would have goes to the first."""
+    found: dict[str, Shape3 | None] = {}
+    for text in wanted:
+        window = nearest_window(tiles, float(Fraction(text)))
+        if window not in found.values():
+            found[text] = window
+    return found
+
+
+def plan_8bit(tiles: TileGrid, window: Shape3 | None, variant: str) -> AttentionPlan:
+    """What a variant of the kernel runs."""
+    return AttentionPlan(tiles, (window,), qk=VARIANTS[variant].qk, pv="fp8")
+
+
+class Deadline:
+    """A moment that work should end at. clock: seconds that only grow."""
+
+    def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic):
+        self.clock = clock
+        self.end = clock() + seconds
+
+    @property
+    def left(self) -> float:
+        """Seconds; below 0 when it has passed."""
+        return self.end - self.clock()
+
+    def share(self, parts: int) -> Deadline:
+        """The first of equal parts of what is left; what it does not use falls to the others."""
+        return Deadline(self.left / parts, self.clock)
+
+
+def rounds(
+    one_round: Callable[[], None], repeats: int, least: int, total: Deadline, own: Deadline
+) -> tuple[int, str | None]:
+    """Run `one_round` up to `repeats` times: `least` times while `total` lasts, and on while `own` does. How many
+    were run, and why no more. None is begun that would not end in time if it took as long as the longest so far."""
+    longest = 0.0
+    for done in range(repeats):
+        if total.left <= longest:
+            return done, "the budget of seconds was spent"
+        if done >= least and own.left <= longest:
+            return done, "this shape's share of the budget was spent"
+        begin = total.clock()
+        one_round()
+        longest = max(longest, total.clock() - begin)
+    return repeats, None

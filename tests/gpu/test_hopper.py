@@ -1,0 +1,285 @@
+"""Our kernel and its prologue on a Hopper card, small: against the emulator, and the CPU machine that runs the very
+sources; on streams, in dirty memory, on several cards. `test_hopper_sizes` has Wan2.1's true shapes."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from benchmarks.attention.check import Oracles
+from fpsgen import attention
+from fpsgen.attention import QKTransform, hopper, prepare
+from fpsgen.attention.emulator import VARIANTS
+from fpsgen.attention.plan import AttentionPlan
+from fpsgen.attention.tiles import Shape3, TileGrid
+from tests.kernels import host
+
+# As a string it is looked at when a test runs, not when tests are collected, which shall not wake the card.
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif("another_card()", reason="for Hopper")]
+
+RAGGED = TileGrid((2, 5, 9), (2, 3, 4))  # 1 x 2 x 3 tiles of 4 to 24 tokens
+GRIDS = {
+    "ragged": RAGGED,
+    "of 120": TileGrid((3, 10, 16), (3, 5, 8)),
+    "full": TileGrid((2, 8, 24), (2, 8, 8)),
+    "more tiles than SMs": TileGrid((3, 50, 80), (3, 5, 8)),
+}
+# Kernel and emulator both round the result to bfloat16, 1e-3 where they differ at all, and a code of P beside a tie may
+# fall to either side. Nobody documents the FP8 sums: one bit more or less moves C and E by 1e-3, A by 5e-3.
+TOLERANCE = 3e-3
+
+
+def another_card() -> bool:
+    return torch.cuda.is_available() and torch.cuda.get_device_capability() != (9, 0)
+
+
+def tell(capsys: pytest.CaptureFixture[str], what: object) -> None:
+    """Say something though the test passes: how large an error is, is news even where it is small."""
+    with capsys.disabled():
+        print(f" {what}", end="", flush=True)
+
+
+Given = tuple[Tensor, Tensor, Tensor, QKTransform]
+
+
+def inputs(tiles: TileGrid, heads: int = 2, batch: int = 1, seed: int = 0) -> Given:
+    """q, k, v as projected, drawn on the CPU, and what attention does to q and k first; all on the card."""
+    generator = torch.Generator().manual_seed(tiles.tokens + heads + seed)
+    q, k, v = (torch.randn(batch, tiles.tokens, heads, 128, generator=generator).bfloat16() for _ in range(3))
+    norm_q, norm_k = (torch.rand(heads * 128, generator=generator) + 0.5 for _ in range(2))
+    angles = torch.rand(tiles.tokens, 64, generator=generator) * 6
+    rope = torch.stack([angles.cos(), angles.sin()], -1)
+    q, k, v, norm_q, norm_k, rope = (x.cuda() for x in (3 * q, k + 1, v + 0.3, norm_q, norm_k, rope))
+    return q, k, v, QKTransform(norm_q, norm_k, 1e-6, rope)
+
+
+def prepared(given: Given) -> list[Tensor]:
+    """q and k in float32, as the prologue holds them; `attend` would round them to bfloat16."""
+    q, k, _, transform = given
+    return [prepare(q, transform.norm_q, transform), prepare(k, transform.norm_k, transform)]
+
+
+def plan_for(name: str, tiles: TileGrid, windows: tuple[Shape3 | None, ...] = (None,), **more: object) -> AttentionPlan:
+    return AttentionPlan(tiles, windows, qk=VARIANTS[name].qk, pv="fp8", **more)  # type: ignore[arg-type]
+
+
+def emulated_errors(given: Given, plan: AttentionPlan, name: str) -> dict[str, float]:
+    """Of the card's result, against both of the emulator's ways to sum."""
+    found = hopper.attention(*given, plan, name)
+    oracles = Oracles(*prepared(given), given[2], torch.arange(plan.tiles.tokens))
+    return oracles.emulated_errors(found, plan, name)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("smooth_k", [True, False])
+def test_dense(name: str, grid: str, smooth_k: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    tiles = GRIDS[grid]
+    errors = emulated_errors(inputs(tiles), plan_for(name, tiles, smooth_k=smooth_k), name)
+    tell(capsys, errors)
+    assert min(errors.values()) <= TOLERANCE, errors
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_windows_by_head_over_a_batch(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two batch entries; one head dense, one with a window, one with lists of one tile."""
+    plan = plan_for(name, RAGGED, ((1, 1, 3), None, (1, 1, 1)), heads=(2, 0, 1))
+    errors = emulated_errors(inputs(RAGGED, heads=3, batch=2), plan, name)
+    tell(capsys, errors)
+    assert min(errors.values()) <= TOLERANCE, errors
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_list_lengths(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Through the ring of stages once, twice, three times, and every remainder of a promotion."""
+    found = {}
+    for length in range(1, 13):
+        # The odd lengths are windows of a longer line, but for every other; even ones are whole lines.
+        count = length + 1 if length % 4 == 1 else length
+        tiles = TileGrid((1, 1, 8 * count), (1, 1, 8))
+        plan = plan_for(name, tiles, (tiles.fit((1, 1, length)),))
+        found[length] = min(emulated_errors(inputs(tiles, heads=3), plan, name).values())
+    tell(capsys, max(found.values()))
+    assert max(found.values()) <= TOLERANCE, found
+
+
+# ---- the prologue ---------------------------------------------------------------------------------------------------
+
+
+def on_cpu(given: Given) -> Given:
+    q, k, v, transform = given
+    moved = {name: getattr(transform, name).cpu() for name in ("norm_q", "norm_k", "rope")}
+    return q.cpu(), k.cpu(), v.cpu(), replace(transform, **moved)
+
+
+def levels(codes: np.ndarray, kind: str) -> np.ndarray:
+    """Codes as numbers that differ by 1 between neighbours: E4M3 is sign and magnitude, with two zeros."""
+    if kind == "int8":
+        return codes.view(np.int8).astype(int)
+    return np.where(codes & 128, -(codes & 127).astype(int), codes & 127)
+
+
+def assert_same_operands(found: dict[str, np.ndarray], expected: dict[str, np.ndarray], plan: AttentionPlan) -> None:
+    """Byte for byte, but for sums in another order, and values beside a tie, which may go either way."""
+    tokens = np.arange(host.SLOTS) < plan.tiles.valid.numpy()[:, None]  # the scale of a slot without one is free
+    scales = [("q_scale", tokens), ("v_scale", np.s_[:])]
+    for key, kept in scales:
+        ours, theirs = found[key], expected[key].reshape(found[key].shape)
+        np.testing.assert_allclose(ours[:, kept], theirs[:, kept], rtol=2e-6, err_msg=key)
+    ours, theirs = host.trailers(found["trailers"]), host.trailers(expected["trailers"])
+    np.testing.assert_allclose(ours["scale"], theirs["scale"], rtol=2e-6)
+    np.testing.assert_array_equal(ours["valid"], theirs["valid"])
+    for key, kind in (("q", plan.qk), ("k", plan.qk), ("v", "fp8")):
+        apart = np.abs(levels(found[key], kind) - levels(expected[key], kind))
+        assert apart.max() <= 1, key
+        assert (apart > 0).mean() < 1e-3, key
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("grid", ["ragged", "of 120", "full"])
+@pytest.mark.parametrize("smooth_k", [True, False])
+def test_prologue_makes_the_emulator_s_operands(name: str, grid: str, smooth_k: bool) -> None:
+    given = inputs(GRIDS[grid], batch=2)
+    plan = plan_for(name, GRIDS[grid], smooth_k=smooth_k)
+    found = {key: x.cpu().numpy() for key, x in hopper.prologue(*given, plan, name).items()}
+    q, k = (x.cpu() for x in prepared(on_cpu(given)))
+    assert_same_operands(found, host.images(q, k, given[2].cpu(), plan, name), plan)
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="the CPU machine is compiled by g++")
+@pytest.mark.parametrize("name", VARIANTS)
+def test_prologue_is_the_cpu_machine_s(name: str) -> None:
+    given = inputs(RAGGED, batch=2)
+    plan = plan_for(name, RAGGED)
+    found = {key: x.cpu().numpy() for key, x in hopper.prologue(*given, plan, name).items()}
+    expected = host.prologue(*on_cpu(given), plan, name)
+    assert_same_operands(found, expected, plan)
+    for key in ("q_pooled", "k_pooled"):
+        np.testing.assert_allclose(found[key], expected[key], rtol=1e-4, atol=1e-5, err_msg=key)
+
+
+# ---- as a guest in torch's process ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["C", "E"])
+def job(request: pytest.FixtureRequest) -> tuple[Given, AttentionPlan, str]:
+    tiles = GRIDS["of 120"]
+    return inputs(tiles, heads=3), plan_for(request.param, tiles, ((1, 1, 1),)), request.param
+
+
+def test_cupy_allocates_nothing(job: tuple[Given, AttentionPlan, str]) -> None:
+    import cupy
+
+    given, plan, name = job
+    hopper.attention(*given, plan, name)
+    torch.cuda.synchronize()
+    assert cupy.get_default_memory_pool().total_bytes() == 0
+    assert cupy.get_default_pinned_memory_pool().n_free_blocks() == 0
+
+
+def test_it_runs_on_torch_s_stream(job: tuple[Given, AttentionPlan, str]) -> None:
+    """What it reads is there only after a tenth of a second on that stream; any other would read NaN."""
+    (q, k, v, transform), plan, name = job
+    expected = hopper.attention(q, k, v, transform, plan, name)
+    late = [torch.full_like(x, torch.nan) for x in (q, k, v)]
+    torch.cuda.synchronize()
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        torch.cuda._sleep(200_000_000)
+        for place, x in zip(late, (q, k, v), strict=True):
+            place.copy_(x)
+        found = hopper.attention(*late, transform, plan, name)
+    assert not side.query()  # it came back before anything ran
+    side.synchronize()
+    assert torch.equal(found, expected)
+
+
+def test_two_streams_do_not_mix(job: tuple[Given, AttentionPlan, str]) -> None:
+    _, plan, name = job
+    givens = [inputs(plan.tiles, heads=3, seed=seed) for seed in (1, 2)]
+    expected = [hopper.attention(*given, plan, name) for given in givens]
+    torch.cuda.synchronize()
+    found: list[list[Tensor]] = [[], []]
+    streams = [torch.cuda.Stream(), torch.cuda.Stream()]
+    for _ in range(20):
+        for stream, given, results in zip(streams, givens, found, strict=True):
+            with torch.cuda.stream(stream):
+                results.append(hopper.attention(*given, plan, name))
+    torch.cuda.synchronize()
+    assert not torch.equal(*expected)
+    for results, wanted in zip(found, expected, strict=True):
+        assert all(torch.equal(result, wanted) for result in results)
+
+
+def test_the_same_bits_in_dirty_memory(job: tuple[Given, AttentionPlan, str]) -> None:
+    """Between runs, memory of random sizes is filled with NaN and handed back: what the next run gets is dirty."""
+    given, plan, name = job
+    first = hopper.attention(*given, plan, name)
+    assert first.isfinite().all()
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        sizes = torch.randint(1, 2**20, (30,), generator=generator).tolist()
+        dirty = [torch.full((size,), torch.nan, device="cuda") for size in sizes]
+        del dirty
+        assert torch.equal(hopper.attention(*given, plan, name), first)
+
+
+def test_nothing_is_read_that_was_not_written(job: tuple[Given, AttentionPlan, str]) -> None:
+    """torch fills what `torch.empty` gives with NaN, and with the largest integers."""
+    given, plan, name = job
+    first = hopper.attention(*given, plan, name)
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        found = hopper.attention(*given, plan, name)
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+    assert torch.equal(found, first)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two cards")
+def test_another_card_than_the_current_one(job: tuple[Given, AttentionPlan, str]) -> None:
+    (q, k, v, transform), plan, name = job
+    expected = hopper.attention(q, k, v, transform, plan, name)
+    there = torch.device("cuda", 1)
+    moved = {key: getattr(transform, key).to(there) for key in ("norm_q", "norm_k", "rope")}
+    found = hopper.attention(q.to(there), k.to(there), v.to(there), replace(transform, **moved), plan, name)
+    assert found.device == there
+    assert torch.equal(found.cpu(), expected.cpu())
+
+
+@pytest.mark.parametrize("qk", ["fp8", "int8"])
+def test_attend_takes_it_for_8_bits(qk: str) -> None:
+    given, plan = inputs(RAGGED), AttentionPlan(RAGGED, ((1, 1, 3),), (), qk, "fp8")  # type: ignore[arg-type]
+    assert attention.choose(given[0].device, plan, 128).name == "hopper"
+    assert torch.equal(attention.attend(*given, plan), hopper.attention(*given, plan))
+
+
+@pytest.mark.parametrize(
+    ("plan", "head_dim", "chosen"),
+    [
+        (AttentionPlan(RAGGED), 128, "dense"),
+        (AttentionPlan(RAGGED, qk="int8", pv="fp8"), 64, "reference"),
+        (AttentionPlan(RAGGED, qk="int8"), 128, "reference"),
+        (AttentionPlan(GRIDS["of 120"], ((1, 1, 1),)), 128, "flex"),
+    ],
+)
+def test_attend_leaves_the_rest_to_others(plan: AttentionPlan, head_dim: int, chosen: str) -> None:
+    assert attention.choose(torch.device("cuda", 0), plan, head_dim).name == chosen
+
+
+def test_dtypes_and_gradients() -> None:
+    """float32 comes back as float32; a gradient is refused."""
+    q, k, v, transform = inputs(RAGGED)
+    plan = plan_for("E", RAGGED)
+    expected = hopper.attention(q, k, v, transform, plan)
+    found = hopper.attention(q.float(), k.float(), v.float(), transform, plan)
+    assert found.dtype == torch.float32
+    assert torch.equal(found.bfloat16(), expected)
+    with pytest.raises(NotImplementedError, match="no gradients"):
+        hopper.attention(q.float().requires_grad_(), k, v, transform, plan)
