@@ -16,3 +16,8 @@ def folder(name: str) -> Path:
         if path.is_dir():
             return path
     raise FileNotFoundError(f"this installation of fpsgen lacks its {name} folder")
+
+
+def existing(path: Path) -> Path:
+    """The nearest of a path and what is above it that exists: where its disk can be asked for room."""
+    return next(above for above in (path, *path.absolute().parents) if above.exists())

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from fpsgen import __version__
-from fpsgen.cli import errors, generate, models
+from fpsgen.cli import doctor, errors, generate, kernels, models
 
 app = typer.Typer(
     name="fpsgen",
@@ -21,6 +21,8 @@ app = typer.Typer(
 )
 app.command("generate", epilog=generate.EXAMPLES, no_args_is_help=True)(generate.generate)
 app.add_typer(models.app, name="models")
+app.add_typer(kernels.app, name="kernels")
+app.command("doctor")(doctor.doctor)
 
 
 def _version(wanted: bool) -> None:

@@ -11,7 +11,7 @@ import typer
 
 from fpsgen.cli.errors import explained
 from fpsgen.cli.options import Json, Verbose, expand
-from fpsgen.cli.output import Output
+from fpsgen.cli.output import Output, readable
 from fpsgen.errors import ModelError, UsageError
 
 if TYPE_CHECKING:
@@ -206,13 +206,3 @@ def told_about(model: Model) -> dict:
 
 def in_words(count: int) -> str:
     return f"{count / 1e9:.3f} billion" if count >= 1e9 else f"{count / 1e6:.1f} million"
-
-
-def readable(count: int) -> str:
-    """Bytes for people, in decimal units as the hub gives them."""
-    size = float(count)
-    for unit in ("B", "kB", "MB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}"
-        size /= 1000
-    return f"{size:.1f} GB"

@@ -93,3 +93,13 @@ class Output:
     def _say(self, label: str, label_style: str, text: str, style: str = "") -> None:
         """One line in styles, never as markup: a prompt or a path may hold brackets."""
         self.console.print(Text.assemble((label, label_style), (text, style)), soft_wrap=True)
+
+
+def readable(count: int) -> str:
+    """Bytes for people, in decimal units as the hub gives them."""
+    size = float(count)
+    for unit in ("B", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}"
+        size /= 1000
+    return f"{size:.1f} GB"

@@ -7,7 +7,7 @@ holds the cubin and what is known of it, its own hash included, so that a file t
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import errno
 import hashlib
 import json
 import os
@@ -20,11 +20,20 @@ from functools import cache
 from pathlib import Path
 from typing import ClassVar, Protocol
 
+try:
+    import fcntl
+except ModuleNotFoundError:  # on Windows two processes may both compile, and one rename wins
+    fcntl = None  # type: ignore[assignment]
+
 from fpsgen import assets
+from fpsgen.errors import UsageError
 from fpsgen.jit import nvrtc
 
 _ARCHITECTURE = "sm_90a"
 _CUBIN, _FACTS = "kernel.cubin", "kernel.json"
+# All that is ever written into the cache: a kernel's folder, its lock, and a folder that was not finished.
+_KERNEL = r"\w+-[0-9a-f]{32}"
+_OURS = re.compile(rf"({_KERNEL})|\.(?P<lock>{_KERNEL})\.lock|\.({_KERNEL})-[a-z0-9_]{{8}}", re.ASCII)
 
 
 class Kernel(Protocol):
@@ -46,11 +55,13 @@ class Kernel(Protocol):
 
 @dataclass(frozen=True)
 class Resources:
-    """What ptxas says of one entry function: per thread, in bytes, and per block."""
+    """What ptxas says of one entry function: per thread, and per block static shared memory and named barriers."""
 
     registers: int
     spilled_bytes: int
     stack_bytes: int
+    shared_bytes: int
+    barriers: int
 
 
 @dataclass(frozen=True)
@@ -65,24 +76,37 @@ class Built:
     note: str | None = None  # why it is not in the cache
 
 
+@dataclass(frozen=True)
+class Held:
+    """What the cache holds under one name, which need not be that of a kernel of today.
+
+    folders: the kernel's own, and any that was not finished. size: bytes of the files in them.
+    """
+
+    folders: tuple[Path, ...]
+    size: int
+
+
 def folder() -> Path:
     """Where compiled kernels are kept: FPSGEN_CACHE_DIR, or the user's cache."""
-    if given := os.environ.get("FPSGEN_CACHE_DIR"):
-        return Path(given).expanduser() / "kernels"
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "fpsgen" / "kernels"
+    given, base = os.environ.get("FPSGEN_CACHE_DIR"), os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    try:
+        return Path(given).expanduser() / "kernels" if given else Path(base).expanduser() / "fpsgen" / "kernels"
+    except RuntimeError:  # somebody unknown, or a container's user without a home
+        hint = "let FPSGEN_CACHE_DIR name a folder to keep kernels in"
+        raise UsageError(f"{given or base}: there is no such home folder", hint) from None
 
 
-def build(kernel: Kernel) -> Built:
-    """A kernel, from the cache or compiled now.
+def build(kernel: Kernel, within: Path | None = None) -> Built:
+    """A kernel, from the cache or compiled now. within: another folder than the cache's.
 
     Where the cache cannot be written, compiled for this process alone; `note` says why. CompileError where it does
     not compile, spills registers or is serialised; NoCompilerError where there is no NVRTC.
     """
-    name = kernel.SOURCE
+    name, within = kernel.SOURCE, within or folder()
     source, headers = sources(name)
     options = options_of(kernel)
-    place = folder() / f"{name}-{key(source, headers, options)}"
+    place = within / name_of(kernel)
     if found := read(name, options, place):
         return found
     try:
@@ -95,8 +119,19 @@ def build(kernel: Kernel) -> Built:
         made = read(name, options, private) or publish(
             name, options, private, compile_checked(name, source, headers, options)
         )
-        why = f"{folder()} cannot be used ({fault.strerror or fault}): compiled for this process alone"
+        why = f"{within} cannot be used ({fault.strerror or fault}): compiled for this process alone"
         return replace(made, note=why)
+
+
+def find(kernel: Kernel) -> Built | None:
+    """A kernel where it is compiled; None where it is not. NoCompilerError where there is no NVRTC, hence no name."""
+    return read(kernel.SOURCE, options_of(kernel), folder() / name_of(kernel))
+
+
+def name_of(kernel: Kernel) -> str:
+    """Of its folder in the cache; NoCompilerError where there is no NVRTC, whose version is part of it."""
+    source, headers = sources(kernel.SOURCE)
+    return f"{kernel.SOURCE}-{key(source, headers, options_of(kernel))}"
 
 
 def options_of(kernel: Kernel) -> tuple[str, ...]:
@@ -134,10 +169,10 @@ def resources(log: str) -> dict[str, Resources]:
     found = {}
     for part in re.split(r"Compiling entry function '", log)[1:]:
         entry = part.split("'")[0]
-        registers = re.search(r"Used (\d+) registers", part)
-        stack = re.search(r"(\d+) bytes stack frame", part)
         spilled = sum(int(n) for n in re.findall(r"(\d+) bytes spill", part))
-        found[entry] = Resources(int(registers[1]) if registers else 0, spilled, int(stack[1]) if stack else 0)
+        rest = (r"Used (\d+) registers", r"(\d+) bytes stack frame", r"(\d+) bytes smem", r"used (\d+) barriers")
+        registers, stack, shared, barriers = (int(n[1]) if (n := re.search(words, part)) else 0 for words in rest)
+        found[entry] = Resources(registers, spilled, stack, shared, barriers)
     return found
 
 
@@ -180,13 +215,80 @@ def publish(name: str, options: tuple[str, ...], place: Path, compiled: tuple[by
     return replace(built, fresh=True)
 
 
+def contents() -> dict[str, Held]:
+    """What the cache holds, by name; OSError where its folder cannot be read."""
+    return {name: held(folders) for name, folders in sorted(scan().items())}
+
+
+def scan() -> dict[str, list[Path]]:
+    """Folders by the name that they, or a lock, have; nothing of what else lies in the cache, nor links."""
+    found: dict[str, list[Path]] = {}
+    with contextlib.suppress(FileNotFoundError), os.scandir(folder()) as entries:
+        for entry in entries:
+            if (match := _OURS.fullmatch(entry.name)) and not entry.is_symlink():
+                folders = found.setdefault(next(filter(None, match.groups())), [])
+                if entry.is_dir() and not match["lock"]:
+                    folders.append(Path(entry.path))
+    return found
+
+
+def held(folders: list[Path]) -> Held:
+    return Held(tuple(folders), sum(map(size, folders)))
+
+
+def size(place: Path) -> int:
+    """Bytes of the files in a folder, links not followed; what vanishes meanwhile counts nothing."""
+    total = 0
+    for parent, _, names in os.walk(place):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                total += (Path(parent) / name).lstat().st_size
+    return total
+
+
+def remove(name: str) -> Held | None:
+    """Take all that the cache holds under a name, and say what it was; None where a process is building it just now.
+
+    OSError where it cannot be removed.
+    """
+    with locked(folder() / name, wait=False) as ours:
+        if not ours:
+            return None
+        found = held(scan()[name])  # the lock at least is there
+        for own in found.folders:
+            shutil.rmtree(own)
+        lock_of(folder() / name).unlink()
+    return found
+
+
+def lock_of(place: Path) -> Path:
+    return place.parent / f".{place.name}.lock"
+
+
 @contextlib.contextmanager
-def locked(place: Path) -> Iterator[None]:
-    """One process at a time builds a kernel; the lock goes with the process that holds it."""
+def locked(place: Path, wait: bool = True) -> Iterator[bool]:
+    """One process at a time builds or removes a kernel; the lock goes with the process that holds it.
+
+    Yields whether it was had, which without `wait` it may not be.
+    """
     place.parent.mkdir(parents=True, exist_ok=True)
-    with (place.parent / f".{place.name}.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+    for _ in range(100):  # once more where `remove` took away the file that we were waiting for
+        with open(lock_of(place), "w", opener=not_a_link) as file:
+            had = True
+            try:
+                if fcntl:
+                    fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                had = False
+            if not had or os.fstat(file.fileno()).st_nlink:
+                yield had
+                return
+    raise OSError(errno.ESTALE, "its lock is taken away time and again")
+
+
+def not_a_link(path: str, flags: int) -> int:
+    """Opens a file for `open`; OSError where somebody has put a link in its place."""
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
 
 @cache

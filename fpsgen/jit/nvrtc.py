@@ -11,17 +11,18 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 
-from fpsgen.errors import FpsgenError
+from fpsgen.errors import FpsgenError, UsageError
 
 # Wheels that carry it, newest first; extras cuda13 and cuda12 install one, and so does a CUDA build of torch.
 _WHEELS = ("nvidia-cuda-nvrtc", "nvidia-cuda-nvrtc-cu12")
+_INSTALL = 'pip install "fpsgen[cuda13]"'
 
 
 class CompileError(FpsgenError):
     """A kernel did not compile; the compiler's log is the message's end."""
 
 
-class NoCompilerError(FpsgenError):
+class NoCompilerError(UsageError):
     """NVRTC is not installed, or cannot be loaded."""
 
 
@@ -74,7 +75,17 @@ def version() -> tuple[int, int]:
 
 @cache
 def library() -> ctypes.CDLL:
-    """NVRTC from a wheel, or from a CUDA toolkit where the system's linker finds one."""
+    """NVRTC from a wheel, or from a CUDA toolkit where the system's linker finds one; NoCompilerError without."""
+    try:
+        if found := found_library():
+            return found
+    except OSError as fault:
+        raise NoCompilerError(f"NVRTC, which compiles kernels, cannot be loaded: {fault}", _INSTALL) from None
+    raise NoCompilerError("NVRTC, which compiles kernels, is not installed", _INSTALL)
+
+
+def found_library() -> ctypes.CDLL | None:
+    """OSError where it is there and cannot be loaded."""
     folders = [folder for wheel in _WHEELS if (folder := wheel_folder(wheel))]
     for folder in folders:
         # NVRTC 13.0 opens this by its bare name, which the linker finds only if it is loaded already.
@@ -82,9 +93,8 @@ def library() -> ctypes.CDLL:
             ctypes.CDLL(str(builtins), ctypes.RTLD_GLOBAL)
         for path in sorted(folder.glob("libnvrtc.so.*")):
             return ctypes.CDLL(str(path))
-    if name := ctypes.util.find_library("nvrtc"):
-        return ctypes.CDLL(name)
-    raise NoCompilerError("NVRTC, which compiles kernels, is not installed", 'pip install "fpsgen[cuda13]"')
+    name = ctypes.util.find_library("nvrtc")
+    return ctypes.CDLL(name) if name else None
 
 
 def wheel_folder(wheel: str) -> Path | None:

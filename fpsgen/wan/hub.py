@@ -20,6 +20,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 
+from fpsgen import assets
 from fpsgen.errors import DownloadError, ModelError, UsageError
 from fpsgen.wan import layout, load
 from fpsgen.wan.layout import Checkpoint, Format
@@ -148,7 +149,7 @@ def pull(download: Download) -> Path:
     Raises ModelError before the weights where the configuration is another model's, and after them where they are
     damaged.
     """
-    free = shutil.disk_usage(_existing(Path(constants.HF_HUB_CACHE))).free
+    free = shutil.disk_usage(assets.existing(Path(constants.HF_HUB_CACHE))).free
     if download.absent_bytes > free:
         raise UsageError(
             f"{download.repository} needs {download.absent_bytes / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB left",
@@ -203,8 +204,3 @@ def _explained(repository: str, hint: str) -> Iterator[None]:
         if "Connect" in type(fault).__name__ or isinstance(fault, (LocalEntryNotFoundError, ConnectionError)):
             raise DownloadError(f"the hub at {constants.ENDPOINT} cannot be reached", hint=hint) from None
         raise DownloadError(f"fetching {repository} failed: {fault or type(fault).__name__}", hint=hint) from None
-
-
-def _existing(path: Path) -> Path:
-    """The nearest folder above `path` that exists."""
-    return next(folder for folder in (path, *path.absolute().parents) if folder.exists())

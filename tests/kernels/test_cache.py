@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -32,7 +33,8 @@ def builds(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def test_once_for_each_content(place: Path, builds: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     first, again = cache.build(VARIANTS["A"]), cache.build(VARIANTS["A"])
-    assert first == again
+    assert first.fresh
+    assert first == replace(again, fresh=True)
     assert first.cubin.parent.parent == place
     cache.build(VARIANTS["C"])
     assert len(builds) == 2
@@ -142,3 +144,20 @@ def test_the_cache_may_be_removed_at_any_time(place: Path) -> None:
     cache.build(VARIANTS["A"])
     shutil.rmtree(place)
     assert cache.build(VARIANTS["A"]).cubin.exists()
+
+
+def test_without_locks(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows has no fcntl."""
+    monkeypatch.setattr(cache, "fcntl", None)
+    assert cache.build(VARIANTS["A"]).note is None
+    assert not cache.build(VARIANTS["A"]).fresh
+
+
+def test_a_compiler_that_cannot_be_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "libnvrtc.so.13").write_text("no library")
+    monkeypatch.setattr(nvrtc, "wheel_folder", lambda wheel: tmp_path)
+    nvrtc.library.cache_clear()
+    with pytest.raises(nvrtc.NoCompilerError, match="cannot be loaded") as caught:
+        nvrtc.library()
+    assert caught.value.exit_code == 2
+    nvrtc.library.cache_clear()

@@ -1,0 +1,242 @@
+"""`fpsgen kernels`: which there are, compiling them ahead of time, what the compiler made of them."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from fpsgen.cli.errors import explained
+from fpsgen.cli.options import Json
+from fpsgen.cli.output import Output, readable
+from fpsgen.errors import UsageError
+
+if TYPE_CHECKING:
+    from fpsgen.jit.cache import Built, Held
+    from fpsgen.jit.kernels import Named
+
+EXAMPLES = """[bold]Examples[/bold]
+
+fpsgen kernels
+
+fpsgen kernels build
+
+fpsgen kernels show attention-c
+
+fpsgen kernels clear --stale
+"""
+
+_FOLDER_HINT = "FPSGEN_CACHE_DIR says where kernels are kept"
+
+app = typer.Typer(
+    help="List, compile and remove the kernels for Hopper GPUs.", epilog=EXAMPLES, rich_markup_mode="rich"
+)
+
+
+@app.callback(invoke_without_command=True, epilog=EXAMPLES)
+@explained
+def bare(context: typer.Context, json: Json = False) -> None:
+    """List the kernels, and which are compiled."""
+    if context.invoked_subcommand is None:
+        tell_list(Output(json))
+    elif json:
+        raise UsageError(
+            "--json stands before the command", hint=f"fpsgen kernels {context.invoked_subcommand} … --json"
+        )
+
+
+@app.command("list", epilog=EXAMPLES)
+@explained
+def list_kernels(json: Json = False) -> None:
+    """Say which kernels there are, and which are compiled."""
+    tell_list(Output(json))
+
+
+def tell_list(out: Output) -> None:
+    told = listed()
+    for note in told["notes"]:
+        out.note(note)
+    if out.json:
+        out.result("", told)
+        return
+    from rich.table import Table
+
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for column in ("kernel", "for", "compiled", "size"):
+        table.add_column(column, justify="right" if column == "size" else "left", overflow="fold")
+    states = {True: "yes", False: "no", None: "?"}
+    for entry in told["kernels"]:
+        size = "" if entry["bytes"] is None else readable(entry["bytes"])
+        table.add_row(entry["name"], entry["about"], states[entry["compiled"]], size)
+    out.show(table)
+    out.line(f"compiled kernels are kept in {told['folder']}")
+    if (stale := told["stale"]) and stale["count"]:
+        out.line(f"stale: {amount(stale)}, of other sources or another compiler; fpsgen kernels clear --stale")
+
+
+def listed() -> dict:
+    """What the list says. compiled and stale are None where that cannot be known, and notes say why."""
+    from fpsgen.jit import cache, kernels, nvrtc
+
+    told: dict = {"folder": str(cache.folder()), "nvrtc": None, "kernels": [], "stale": None, "notes": []}
+    try:
+        told["nvrtc"] = "{}.{}".format(*nvrtc.version())
+    except nvrtc.NoCompilerError as missing:
+        told["notes"].append(f"{missing}, and what is compiled depends on its version: {missing.hint}")
+    for named in kernels.KERNELS.values():
+        built = cache.find(named.kernel) if told["nvrtc"] else None
+        told["kernels"].append(
+            {
+                "name": named.name,
+                "about": named.about,
+                "compiled": bool(built) if told["nvrtc"] else None,
+                "bytes": built.cubin.stat().st_size if built else None,
+                "path": str(built.cubin) if built else None,
+            }
+        )
+    try:
+        told["stale"] = counts(kernels.stale(cache.contents())) if told["nvrtc"] else None
+    except OSError as fault:
+        told["notes"].append(f"{cache.folder()} cannot be read: {fault.strerror or fault}")
+    return told
+
+
+@app.command(epilog=EXAMPLES)
+@explained
+def build(
+    names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]…", help="By default all of them.")] = None,
+    json: Json = False,
+) -> None:
+    """Compile kernels that are not compiled yet, so that no video waits for it."""
+    from fpsgen.jit import cache, kernels
+
+    out = Output(json)
+    told: list[dict] = []
+    wanted = [kernels.find(name) for name in dict.fromkeys(names or kernels.KERNELS)]
+    notes: set[str] = set()
+    for named in wanted:
+        begin = time.perf_counter()
+        built = cache.build(named.kernel)
+        seconds = time.perf_counter() - begin
+        if built.note and built.note not in notes:
+            out.note(built.note)
+            notes.add(built.note)
+        how = f"{seconds:.2f} s" if built.fresh else "from the cache"
+        registers = ", ".join(str(used.registers) for used in built.functions.values())
+        out.line(f"{named.name:23}{how:16}{registers} registers")
+        told.append({**told_of(named, built), "fresh": built.fresh, "seconds": round(seconds, 3)})
+    fresh = sum(entry["fresh"] for entry in told)
+    where = "nothing is kept" if notes else f"kept in {cache.folder()}"
+    out.result(f"{fresh} compiled, {len(told) - fresh} from the cache; {where}", {"kernels": told})
+
+
+@app.command(epilog=EXAMPLES)
+@explained
+def clear(
+    stale: Annotated[bool, typer.Option("--stale", help="Only what no present kernel has.")] = False,
+    json: Json = False,
+) -> None:
+    """Remove compiled kernels; whatever else lies in their folder stays."""
+    from fpsgen.jit import cache, kernels
+
+    out, folder = Output(json), cache.folder()
+    removed: dict[str, Held] = {}
+    building, faults = [], []
+    try:
+        held = cache.contents()
+    except OSError as fault:
+        raise UsageError(f"{folder} cannot be read: {fault.strerror or fault}", hint=_FOLDER_HINT) from None
+    for name in kernels.stale(held) if stale else held:
+        try:
+            if found := cache.remove(name):
+                removed[name] = found
+            else:
+                building.append(name)
+        except OSError as fault:
+            faults.append(f"{name}: {fault.strerror or fault}")
+    if building:
+        out.note(f"another process is just building {', '.join(building)}, so it stays")
+    if faults:
+        many = f"{len(faults)} of {len(faults) + len(removed)}"
+        raise UsageError(f"{many} kernels cannot be removed from {folder}: {faults[0]}", hint=_FOLDER_HINT)
+    told = counts(removed)
+    out.result(
+        f"removed {amount(told)}, from {folder}" if told["count"] else f"nothing to remove in {folder}",
+        {"folder": str(folder), "removed": told["count"], "bytes": told["bytes"], "building": building},
+    )
+
+
+@app.command(epilog=EXAMPLES)
+@explained
+def show(
+    name: Annotated[str, typer.Argument(help="One of those that `fpsgen kernels` lists.")], json: Json = False
+) -> None:
+    """Say what the compiler made of a kernel, which is compiled first where it is not."""
+    from fpsgen.jit import cache, kernels, sass
+
+    named = kernels.find(name)
+    out, built = Output(json), cache.build(named.kernel)
+    if built.note:
+        out.note(built.note)
+    told = told_of(named, built)
+    counted = sass.tensor_core_instructions(built.cubin.read_bytes())
+    for function, used in told["functions"].items():
+        used["tensor_core_instructions"] = counted[function]
+    told["registers_after_launch"] = kernels.redistributed(named.kernel)
+    if json:
+        out.result("", told)
+    else:
+        draw(out, told)
+
+
+def draw(out: Output, told: dict) -> None:
+    """A kernel, for people."""
+    from rich.table import Table
+
+    out.line(f"{told['name']}: {told['about']}")
+    numbers = ("registers", "spilled_bytes", "stack_bytes", "shared_bytes", "barriers")
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for column in ("function", *numbers, "tensor cores"):
+        justify: Literal["left", "right"] = "right" if column in numbers else "left"
+        table.add_column(column.removesuffix("_bytes"), justify=justify, overflow="fold")
+    for function, used in told["functions"].items():
+        tensor = ", ".join(f"{many} {kind}" for kind, many in used["tensor_core_instructions"].items())
+        cells = (f"{used[key]} B" if key.endswith("_bytes") else str(used[key]) for key in numbers)
+        table.add_row(function, *cells, tensor or "none")
+    out.show(table)
+    if after := told["registers_after_launch"]:
+        out.line(
+            f"registers  as launched; setmaxnreg then gives {after['consumer']} to consumers, "
+            f"{after['producer']} to the producer"
+        )
+    out.line(f"block      {told['threads']} threads, {told['shared_bytes']} bytes of dynamic shared memory")
+    out.line(f"options    {' '.join(told['options'])}")
+    out.line(f"cubin      {told['path']} ({readable(told['bytes'])})")
+
+
+def told_of(named: Named, built: Built) -> dict:
+    """What is known of a compiled kernel. Sizes are in bytes: shared_bytes dynamic here, static in a function."""
+    return {
+        "name": named.name,
+        "about": named.about,
+        "source": f"{built.name}.cu",
+        "options": list(built.options),
+        "threads": named.kernel.THREADS,
+        "shared_bytes": named.kernel.shared_bytes,
+        "functions": {function: asdict(used) for function, used in built.functions.items()},
+        "path": str(built.cubin),
+        "bytes": built.cubin.stat().st_size,
+        "note": built.note,
+    }
+
+
+def counts(held: dict[str, Held]) -> dict[str, int]:
+    """Locks that nothing lies beside count for nothing."""
+    return {"count": sum(bool(own.folders) for own in held.values()), "bytes": sum(own.size for own in held.values())}
+
+
+def amount(counted: dict[str, int]) -> str:
+    many = counted["count"]
+    return f"{many} compiled kernel{'' if many == 1 else 's'}, {readable(counted['bytes'])}"

@@ -1,0 +1,278 @@
+"""`fpsgen doctor` through the command line, on a machine without a card and on one made up."""
+
+from __future__ import annotations
+
+import builtins
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from typer.testing import CliRunner
+
+from fpsgen import attention, doctor
+from fpsgen.attention import hopper
+from fpsgen.cli import app
+from fpsgen.jit import cache, nvrtc
+from fpsgen.wan import hub
+from tests.kernels import host
+
+PLANS = ["dense bf16", "dense fp8", "sparse bf16", "sparse fp8", "sparse int8"]
+
+
+@pytest.fixture(autouse=True)
+def caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Folders for kernels and models that do not exist yet; no choice of a backend outlives a test."""
+    monkeypatch.setenv("FPSGEN_CACHE_DIR", str(tmp_path / "a" / "b"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    cache._private_folder.cache_clear()
+    attention.choose.cache_clear()
+    yield tmp_path
+    attention.choose.cache_clear()
+
+
+@pytest.fixture
+def no_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+@pytest.fixture
+def card(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An H100 as torch would tell of it; the kernels run on this machine's CPU in its place."""
+    about = SimpleNamespace(
+        name="NVIDIA H100", major=9, minor=0, total_memory=85_000_000_000, multi_processor_count=132
+    )
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: about)
+    monkeypatch.setattr("fpsgen.memory.free_bytes", lambda device: 84_000_000_000)
+    monkeypatch.setattr(doctor, "best_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr(doctor, "driver_cuda", lambda: "13.0")
+    monkeypatch.setattr(hopper, "why_not_here", lambda device: None)
+
+
+def run(*args: str, code: int = 0) -> Any:
+    result = CliRunner().invoke(app, [*args, "doctor"])
+    assert result.exit_code == code, result.output
+    return result
+
+
+def report_of(code: int = 0) -> dict:
+    result = CliRunner().invoke(app, ["doctor", "--json"])
+    assert result.exit_code == code, result.output
+    return json.loads(result.stdout)  # and nothing else on stdout
+
+
+def test_its_json_is_complete(no_card: None, caches: Path) -> None:
+    report = report_of()
+    assert list(report) == [*doctor.CHECKS, "verdict"]
+    assert not [name for name, found in report.items() if "fault" in found]
+    versions = report["versions"]
+    assert versions["found"].keys() == {
+        "fpsgen", "python", "platform", "torch", "torch_cuda", "cupy", "nvrtc", "triton", "diffusers", "transformers",
+        "huggingface_hub", "ffmpeg",
+    }  # fmt: skip
+    assert versions["found"]["torch"] == torch.__version__
+    assert versions["faults"] == {}
+    assert all(versions["found"][name] is None for name in versions["absent"])
+    assert report["gpus"]["devices"] == []
+    assert report["gpus"]["why_none"]
+    kernels, models = report["kernel_cache"], report["model_cache"]
+    assert kernels == {"folder": str(caches / "a" / "b" / "kernels"), "why_not": None, "count": 0, "bytes": 0}
+    assert models["folder"] == str(caches / "hub")
+    assert models["free_bytes"] > 0
+    assert (models["models"], models["pocket"]) == ([], True)
+    assert list(report["attention"]["plans"]) == PLANS
+    for name, plan in report["attention"]["plans"].items():
+        assert plan["backend"] == ("dense" if name == "dense bf16" else "reference")
+        assert name == "dense bf16" or "it is for CUDA GPUs" in plan["refused"].values()
+    assert report["compile"]["state"] == "ok"
+    assert report["compile"]["registers"] == 168
+    assert report["compile"]["seconds"] > 0
+    assert report["launch"] == {"state": "skipped", "why": "it is for CUDA GPUs", "errors": {}}
+    assert report["verdict"]["works"]
+    assert list(caches.iterdir()) == []  # nothing stays
+
+
+def test_people_are_told_the_same(no_card: None) -> None:
+    text = run().stdout
+    lines = text.splitlines()
+    for title in ("versions", "GPUs", "compiled kernels", "models", "trial compilation", "trial launch"):
+        assert title in lines
+    assert any(line.split()[0] == "attention-c" and line.endswith("168 registers") for line in lines if line)
+    assert lines[-2].startswith("No CUDA GPU (")
+    assert lines[-2].endswith("fpsgen renders with the pocket model, on the CPU.")
+    assert lines[-1] == 'Next: fpsgen generate "a cat surfing"'
+
+
+def test_without_a_compiler_all_else_works(no_card: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    nvrtc.library.cache_clear()
+    nvrtc.version.cache_clear()
+    monkeypatch.setattr(nvrtc, "wheel_folder", lambda wheel: None)
+    monkeypatch.setattr(nvrtc.ctypes.util, "find_library", lambda name: None)
+    try:
+        report, text = report_of(), run().stdout
+    finally:
+        nvrtc.library.cache_clear()
+        nvrtc.version.cache_clear()
+    assert report["versions"]["found"]["nvrtc"] is None
+    assert report["versions"]["absent"]["nvrtc"] == 'pip install "fpsgen[cuda13]"'
+    assert report["compile"]["state"] == "skipped"
+    assert 'NVRTC            not installed: pip install "fpsgen[cuda13]"' in text
+    assert "skipped: NVRTC, which compiles kernels, is not installed" in text
+
+
+def test_a_compiler_that_fails_is_a_fault(no_card: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: object) -> None:
+        raise nvrtc.CompileError("a kernel does not compile: kernel.cu(1): error\nline after line")
+
+    monkeypatch.setattr(cache, "compile_checked", fail)
+    report = report_of(code=1)
+    assert report["compile"]["state"] == "failed"
+    assert report["compile"]["why"] == "a kernel does not compile: kernel.cu(1): error"
+    assert not report["verdict"]["works"]
+    text = run(code=1).stdout
+    assert "Broken: kernels do not compile: a kernel does not compile: kernel.cu(1): error." in text
+    assert "fpsgen renders" not in text
+
+
+def test_a_library_that_cannot_be_loaded_is_a_fault(no_card: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise OSError("libnvrtc.so.13: wrong ELF class")
+
+    nvrtc.version.cache_clear()
+    monkeypatch.setattr(nvrtc, "library", fail)
+    report = report_of(code=1)
+    nvrtc.version.cache_clear()
+    assert "wrong ELF class" in report["versions"]["faults"]["nvrtc"]
+    assert "nvrtc" not in report["versions"]["absent"]
+    assert report["verdict"]["problems"] == [
+        "kernels do not compile: OSError: libnvrtc.so.13: wrong ELF class",
+    ]
+
+
+@pytest.mark.parametrize("place", ["a file", "no such parent"])
+def test_a_cache_that_cannot_be_used_is_a_warning(
+    no_card: None, caches: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    blocked = caches / "blocked"
+    blocked.write_text("")
+    monkeypatch.setenv("FPSGEN_CACHE_DIR", str(blocked) if place == "a file" else "/proc/no/such/place")
+    report = report_of()
+    assert report["kernel_cache"]["why_not"]
+    assert len(report["verdict"]["warnings"]) == 1
+    assert "every command compiles its kernels anew" in run().stderr
+    assert report["compile"]["state"] == "ok"  # elsewhere
+
+
+def test_it_counts_what_is_there(no_card: None, both_formats: dict[str, Path], caches: Path) -> None:
+    kernel = caches / "a" / "b" / "kernels" / ("sm90_attention-" + "0" * 32)
+    kernel.mkdir(parents=True)
+    (kernel / "kernel.cubin").write_bytes(b"x" * 1234)
+    for form, folder in both_formats.items():
+        repository = caches / "hub" / f"models--{hub.REPOSITORIES['1.3b'][form].replace('/', '--')}"  # type: ignore[index]
+        shutil.copytree(folder, repository / "snapshots" / ("0" * 40))
+        (repository / "refs").mkdir()
+        (repository / "refs" / "main").write_text("0" * 40)
+    next((caches / "hub").rglob("Wan2.1_VAE.pth")).unlink()  # the original's
+    report = report_of()
+    assert (report["kernel_cache"]["count"], report["kernel_cache"]["bytes"]) == (1, 1234)
+    found = {model["format"]: model for model in report["model_cache"]["models"]}
+    assert {form: model["whole"] for form, model in found.items()} == {"diffusers": True, "original": False}
+    assert {model["name"] for model in found.values()} == {"1.3b"}
+    assert found["diffusers"]["bytes"] > 0
+    text = run().stdout
+    assert "1.3b             original, incomplete" in text
+    assert "1, 1 kB" in text
+
+
+def test_a_check_that_breaks_does_not_end_the_others(no_card: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> dict:
+        raise ZeroDivisionError("division by zero")
+
+    monkeypatch.setitem(doctor.CHECKS, "model_cache", fail)
+    report = report_of(code=1)
+    assert report["model_cache"] == {"fault": "ZeroDivisionError: division by zero"}
+    assert report["compile"]["state"] == "ok"
+    assert "Broken: the check of model_cache failed: ZeroDivisionError" in run(code=1).stdout
+    result = CliRunner().invoke(app, ["--debug", "doctor"])
+    assert isinstance(result.exception, ZeroDivisionError)
+    CliRunner().invoke(app, ["--version"])
+
+
+def test_a_torch_that_cannot_be_imported_is_the_one_finding(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = builtins.__import__
+
+    def without_torch(name: str, *args: Any) -> Any:
+        if name == "torch":
+            raise ImportError("libcudart.so.13: cannot open shared object file")
+        return real(name, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(builtins, "__import__", without_torch)
+        report = report_of(code=1)
+    assert report["verdict"]["problems"] == [
+        "torch cannot be used: ImportError: libcudart.so.13: cannot open shared object file"
+    ]
+    assert report["compile"]["state"] == "ok"
+
+
+def test_a_missing_library_names_the_command(no_card: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, command = doctor._PARTS["transformers"]
+    monkeypatch.setitem(doctor._PARTS, "transformers", (lambda: None, command))
+    verdict = report_of(code=1)["verdict"]
+    assert verdict["problems"] == ["transformers is not installed"]
+    assert verdict["next"] == "pip install transformers"
+
+
+def test_on_a_card_the_kernels_are_tried(card: None) -> None:
+    with host.on_this_machine(host.Schedule(seed=2, accumulator_bits=13)):
+        report = report_of()
+    assert report["launch"]["state"] == "ok"
+    assert report["launch"]["errors"].keys() == {"fp8", "int8"}
+    assert all(error <= doctor.LARGEST_ERROR for error in report["launch"]["errors"].values())
+    assert report["gpus"]["devices"][0]["capability"] == "9.0"
+    assert report["verdict"]["can"] == "NVIDIA H100: Hopper kernels ready."
+    assert report["verdict"]["next"] == "fpsgen models pull 1.3b"
+    found = {name: plan["backend"] for name, plan in report["attention"]["plans"].items()}
+    assert {found[name] for name in PLANS if "fp8" in name or "int8" in name} == {"hopper"}
+
+
+@pytest.mark.parametrize("fault", ["wrong", "nan", "raises"])
+def test_a_card_that_computes_nonsense_is_a_fault(card: None, monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
+    def nonsense(q: Tensor, k: Tensor, v: Tensor, *args: object) -> Tensor:
+        if fault == "raises":
+            raise RuntimeError("CUDA error: an illegal memory access was encountered\nCUDA kernel errors might be")
+        return v if fault == "wrong" else v * float("nan")
+
+    monkeypatch.setattr(hopper, "attention", nonsense)
+    report = report_of(code=1)
+    assert report["launch"]["state"] == "failed"
+    assert ("illegal memory access" if fault == "raises" else "results are wrong, fp8 by") in report["launch"]["why"]
+    text = run(code=1).stdout
+    assert "Broken: the Hopper kernels fail on this GPU" in text
+    assert "might be" not in text
+
+
+def test_a_card_without_cupy_is_told_how_to_get_it(card: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hopper, "why_not_here", lambda device: "it needs CuPy")
+    monkeypatch.setitem(doctor._PARTS, "cupy", (lambda: None, 'pip install "fpsgen[cuda13]"'))
+    monkeypatch.setattr(torch.version, "cuda", "12.8")
+    verdict = report_of()["verdict"]
+    assert verdict["can"] == "NVIDIA H100: Wan2.1 runs, and the Hopper kernels would, but it needs CuPy."
+    assert verdict["next"] == 'pip install "fpsgen[cuda12]"'
+
+
+def test_why_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert doctor.why_no_gpu(None) == "this torch was built without CUDA"
+    assert doctor.why_no_gpu("13.0") == "this torch was built without CUDA, though there is an NVIDIA driver"
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    assert doctor.why_no_gpu(None) == "there is no NVIDIA driver"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert "CUDA_VISIBLE_DEVICES=''" in doctor.why_no_gpu("13.0")

@@ -1,0 +1,296 @@
+"""`fpsgen kernels` through the command line."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from fpsgen.cli import app
+from fpsgen.jit import cache, nvrtc
+from fpsgen.jit.kernels import KERNELS
+from tests.tools.cli import told
+
+OLD = "sm90_attention-" + "0123456789abcdef" * 2
+
+
+def kernels(*args: object) -> Any:
+    return CliRunner().invoke(app, ["kernels", *map(str, args)])
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All kernels, once for this file."""
+    folder = tmp_path_factory.mktemp("compiled")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FPSGEN_CACHE_DIR", str(folder))
+        result = kernels("build")
+        assert result.exit_code == 0, result.output
+    return folder
+
+
+@pytest.fixture
+def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("FPSGEN_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("COLUMNS", "200")
+    cache._private_folder.cache_clear()
+    return tmp_path / "cache" / "kernels"
+
+
+@pytest.fixture
+def full(compiled: Path, empty: Path) -> Path:
+    shutil.copytree(compiled, empty.parent)
+    return empty
+
+
+@pytest.fixture
+def no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> None:
+        raise nvrtc.NoCompilerError("NVRTC, which compiles kernels, is not installed", 'pip install "fpsgen[cuda13]"')
+
+    monkeypatch.setattr(nvrtc, "library", missing)
+    monkeypatch.setattr(nvrtc, "version", missing)
+
+
+def leave_stale(folder: Path) -> None:
+    """What an earlier version built, and what it did not finish."""
+    for name in (OLD, f".{OLD}-a1b2c3d4"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "kernel.cubin").write_bytes(b"x" * 500)
+    (folder / f".{OLD}.lock").touch()
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def test_list_of_an_empty_cache(empty: Path) -> None:
+    for args in (("list",), ()):
+        result = kernels(*args)
+        assert result.exit_code == 0, result.output
+        for name in KERNELS:
+            assert f"{name} " in result.stdout
+        assert str(empty) in result.stdout
+        assert "stale" not in result.stdout
+    assert not empty.exists()  # to look does not make it
+
+
+def test_list_says_what_is_compiled(full: Path) -> None:
+    leave_stale(full)
+    shutil.rmtree(cache.find(KERNELS["attention-c"].kernel).cubin.parent)  # type: ignore[union-attr]
+    report = told(kernels("--json"))
+    assert report == told(kernels("list", "--json"))
+    assert [entry["name"] for entry in report["kernels"]] == list(KERNELS)
+    for entry in report["kernels"]:
+        there = entry["name"] != "attention-c"
+        assert entry["compiled"] is there
+        assert entry["bytes"] == (Path(entry["path"]).stat().st_size if there else None)
+        assert entry["about"]
+    assert report["stale"] == {"count": 1, "bytes": 1000}
+    assert report["folder"] == str(full)
+    assert report["notes"] == []
+    assert "stale: 1 compiled kernel, 1 kB" in kernels().stdout
+
+
+def test_a_damaged_kernel_is_not_compiled(full: Path) -> None:
+    cubin = cache.find(KERNELS["attention-a"].kernel).cubin  # type: ignore[union-attr]
+    cubin.write_bytes(b"short")
+    entry = told(kernels("--json"))["kernels"][0]
+    assert (entry["name"], entry["compiled"]) == ("attention-a", False)
+    assert told(kernels("list", "--json"))["stale"]["count"] == 0  # its folder is a present kernel's
+
+
+def test_list_without_a_compiler_says_so(full: Path, no_compiler: None) -> None:
+    result = kernels("--json")
+    report = told(result)
+    assert {entry["compiled"] for entry in report["kernels"]} == {None}
+    assert report["stale"] is None
+    assert report["nvrtc"] is None
+    assert result.stderr.count("note:") == 1
+    assert "depends on its version" in result.stderr
+    assert "fpsgen[cuda13]" in result.stderr
+    assert kernels().exit_code == 0
+
+
+def test_list_needs_no_torch_and_compiles_nothing(empty: Path) -> None:
+    code = (
+        "import sys\n"
+        "from typer.testing import CliRunner\n"
+        "from fpsgen.cli import app\n"
+        "from fpsgen.jit import nvrtc\n"
+        "nvrtc.compile_cubin = None\n"
+        "assert CliRunner().invoke(app, ['kernels']).exit_code == 0\n"
+        "assert CliRunner().invoke(app, ['kernels', 'clear']).exit_code == 0\n"
+        "heavy = {'torch', 'diffusers', 'cupy'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_build_what_is_named_and_then_find_it(empty: Path) -> None:
+    first = kernels("build", "attention-e", "Prologue-E", "attention-e")
+    assert first.exit_code == 0, first.output
+    lines = first.stdout.splitlines()
+    assert [line.split()[0] for line in lines[:2]] == ["attention-e", "prologue-e"]
+    assert "168 registers" in lines[0]
+    assert " s " in lines[0]
+    assert lines[2] == f"2 compiled, 0 from the cache; kept in {empty}"
+    again = told(kernels("build", "attention-e", "--json"))["kernels"]
+    assert [(entry["name"], entry["fresh"], entry["note"]) for entry in again] == [("attention-e", False, None)]
+    assert Path(again[0]["path"]).exists()
+    assert "from the cache" in kernels("build", "prologue-e").stdout
+
+
+def test_build_is_of_all_by_default(full: Path) -> None:
+    entries = told(kernels("build", "--json"))["kernels"]
+    assert [(entry["name"], entry["fresh"]) for entry in entries] == [(name, False) for name in KERNELS]
+
+
+@pytest.mark.parametrize("command", ["build", "show"])
+def test_a_wrong_name_is_explained(empty: Path, command: str) -> None:
+    for given, hint in (("attentoin-a", "did you mean attention-a?"), ("xyz", "fpsgen kernels lists them")):
+        result = kernels(command, given)
+        assert result.exit_code == 2
+        assert f"error: there is no kernel {given}" in result.stderr
+        assert hint in result.stderr
+    assert not empty.exists()  # nothing was compiled before the name was read
+
+
+@pytest.mark.parametrize("args", [("build",), ("show", "attention-c"), ("clear", "--stale")])
+def test_no_compiler_is_one_sentence(full: Path, no_compiler: None, args: tuple[str, ...]) -> None:
+    before = names(full)
+    result = kernels(*args)
+    assert result.exit_code == 2
+    assert "NVRTC, which compiles kernels, is not installed" in result.stderr
+    assert "fpsgen[cuda13]" in result.stderr
+    assert names(full) == before
+
+
+def test_clear_needs_no_compiler(full: Path, no_compiler: None) -> None:
+    assert told(kernels("clear", "--json"))["removed"] == len(KERNELS)
+
+
+def test_a_cache_that_cannot_be_used(empty: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    blocked = tmp_path / "blocked"
+    blocked.write_text("")
+    monkeypatch.setenv("FPSGEN_CACHE_DIR", str(blocked))
+    result = kernels("build", "attention-c", "prologue-c")
+    assert result.exit_code == 0, result.output
+    assert result.stderr.count("note:") == 1
+    assert "for this process alone" in result.stderr
+    assert "nothing is kept" in result.stdout
+    assert kernels("show", "attention-c").exit_code == 0
+    report = told(kernels("--json"))
+    assert len(report["notes"]) == 1
+    assert "cannot be read: Not a directory" in report["notes"][0]
+    cleared = kernels("clear")
+    assert cleared.exit_code == 2
+    assert "cannot be read: Not a directory" in cleared.stderr
+
+
+def test_clear_takes_what_is_ours_and_nothing_else(full: Path, tmp_path: Path) -> None:
+    leave_stale(full)
+    foreign = {"notes.txt", "sm90_attention-short", f"{OLD}.bak", ".hidden"}
+    for name in foreign:
+        (full / name).write_text("mine")
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "mine").write_text("mine")
+    (full / OLD.replace("attention", "prologue")).symlink_to(outside)
+    foreign.add(OLD.replace("attention", "prologue"))
+    size = sum(own.size for own in cache.contents().values())
+    report = told(kernels("clear", "--json"))
+    assert report == {"folder": str(full), "removed": len(KERNELS) + 1, "bytes": size, "building": []}
+    assert names(full) == foreign
+    assert (outside / "mine").exists()
+    assert f"nothing to remove in {full}" in kernels("clear").stdout
+
+
+def test_clear_stale_leaves_present_kernels(full: Path) -> None:
+    before = names(full)
+    leave_stale(full)
+    result = kernels("clear", "--stale")
+    assert result.exit_code == 0, result.output
+    assert f"removed 1 compiled kernel, 1 kB, from {full}" in result.stdout
+    assert names(full) == before
+
+
+def test_another_compiler_makes_all_stale(full: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nvrtc, "version", lambda: (99, 0))
+    report = told(kernels("--json"))
+    assert report["stale"]["count"] == len(KERNELS)
+    assert not any(entry["compiled"] for entry in report["kernels"])
+    assert told(kernels("clear", "--stale", "--json"))["removed"] == len(KERNELS)
+
+
+def test_a_kernel_that_is_being_built_survives(full: Path) -> None:
+    cubin = cache.find(KERNELS["attention-c"].kernel).cubin  # type: ignore[union-attr]
+    half_written = full / f".{cubin.parent.name}-a1b2c3d4"
+    half_written.mkdir()
+    with cache.locked(cubin.parent):
+        result = kernels("clear")
+    assert result.exit_code == 0, result.output
+    assert f"another process is just building {cubin.parent.name}" in result.stderr
+    assert names(full) == {cubin.parent.name, half_written.name, f".{cubin.parent.name}.lock"}
+    assert cubin.exists()
+    assert told(kernels("clear", "--json"))["removed"] == 1
+
+
+def test_clear_of_a_cache_that_nobody_may_write(full: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    before = names(full)
+    monkeypatch.setattr("shutil.rmtree", refuse)
+    result = kernels("clear")
+    assert result.exit_code == 2
+    many = len(KERNELS)
+    assert f"{many} of {many} kernels cannot be removed from {full}" in result.stderr
+    assert "Permission denied" in result.stderr
+    assert "FPSGEN_CACHE_DIR" in result.stderr
+    assert names(full) == before
+
+
+def test_clear_where_there_is_no_cache(empty: Path) -> None:
+    assert kernels("clear").exit_code == 0
+    assert not empty.exists()
+
+
+def test_show_an_attention_kernel(full: Path) -> None:
+    report = told(kernels("show", "attention-e", "--json"))
+    used = report["functions"]["fps_attention"]
+    assert used["tensor_core_instructions"] == {"IGMMA": 8, "QGMMA": 8}
+    assert (used["registers"], used["spilled_bytes"], used["stack_bytes"], used["shared_bytes"]) == (168, 0, 0, 0)
+    assert report["registers_after_launch"] == {"consumer": 240, "producer": 24}
+    assert report["shared_bytes"] == KERNELS["attention-e"].kernel.shared_bytes
+    assert report["options"] == list(cache.options_of(KERNELS["attention-e"].kernel))
+    assert report["bytes"] == Path(report["path"]).stat().st_size
+    text = kernels("show", "attention-e").stdout
+    assert "8 IGMMA, 8 QGMMA" in text
+    assert "240 to consumers, 24 to the producer" in text
+    assert "-DSCORES=2" in text
+    assert report["path"] in text
+
+
+def test_show_compiles_what_is_not_compiled(empty: Path) -> None:
+    text = kernels("show", "prologue-c").stdout
+    assert [line.split()[0] for line in text.splitlines()[2:6]] == [
+        "fps_prologue",
+        "fps_channel_totals",
+        "fps_channel_sums",
+        "fps_row_rms",
+    ]
+    assert "setmaxnreg" not in text
+    assert cache.find(KERNELS["prologue-c"].kernel) is not None
+
+
+def test_json_before_the_command_is_explained(empty: Path) -> None:
+    result = kernels("--json", "clear")
+    assert result.exit_code == 2
+    assert "fpsgen kernels clear … --json" in json.loads(result.stdout)["hint"]
