@@ -30,7 +30,6 @@ from fpsgen.wan.text_encoder import TextEncoder
 
 LENGTHS = (1024, 4096, 8192, 32768)
 ROWS, HEADS, HEAD_DIM, TILE = 256, 8, 128, 128
-HOPPER_BITS = 13
 PROMPTS = ("a cat surfing", "a robot moving right in the city")
 STEPS = {"early": 1, "middle": 10, "late": 20}  # of the pocket model's 20
 METHODS = {
@@ -116,7 +115,7 @@ def error(data: Data, tiles: TileGrid, rows: Tensor, exact: Tensor, variant: str
         found = dense.attention(*(x.bfloat16() for x in (q[:, rows], k, v)))
     else:
         chosen = emulator.VARIANTS[variant]
-        options = {"accumulator_bits": HOPPER_BITS} | options
+        options = {"accumulator_bits": emulator.HOPPER_BITS} | options
         plan = AttentionPlan(tiles, qk=chosen.qk, pv="fp8", smooth_k=options.pop("smooth_k", True))
         if options.pop("one_level", False):
             chosen = dataclasses.replace(chosen, promote=None)

@@ -178,7 +178,7 @@ def build_kernels(
     """Compile the kernels that the steps launch; what was compiled, and where the cache cannot keep it."""
     with timings.phase("compile"):
         built = attention.build_kernels(device, plans, head_dim)
-    if fresh := sorted({kernel.name for kernel in built if kernel.fresh}):
+    if fresh := sorted({kernel.name for kernel in built if kernel.fresh and not kernel.note}):
         yield Notice(
             f"compiled {', '.join(fresh)}, which later runs find in {built[0].cubin.parent.parent}", detail=True
         )

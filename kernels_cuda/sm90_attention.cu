@@ -6,16 +6,21 @@
 //
 // A persistent block of three warpgroups per SM walks over (head, query tile). One thread of the third, the producer,
 // streams tiles into rings of shared memory. The first two, the consumers, own 64 query rows each and take turns
-// (ping-pong): while one has the tensor cores, the other has the exponential unit. Per key tile and consumer:
+// (ping-pong): while one has the tensor cores, the other has the exponential unit. In its turn j a consumer issues
+// S_j = Q K_j^T and O += P_{j-1} V_{j-1}; its softmax of S_j begins when S_j is there, beside P V and the other's turn:
 //
-//   tensor cores   | S_j = Q K_j^T | O += P_{j-1} V_{j-1} |
-//   other units                    | maximum, exponentials of S_j | promote O | pack P_j |
+//   time           |               |               |               |               |
+//   tensor cores   | g0: S1, P0 V0 | g1: S1, P0 V0 | g0: S2, P1 V1 | g1: S2, P1 V1 |
+//   consumer g0            | softmax of S1, P1     |       | softmax of S2, P2     |
+//   consumer g1                            | softmax of S1, P1     |       | softmax of S2 …
+//
+// The first S and the last P V of a query tile are outside turns.
 //
 // The rounding of every step is that of fpsgen/attention/emulator.py, which explains it.
 #include <hopper.cuh>
 #include <tile.cuh>
 
-// ---- compile-time parameters, the fields of fpsgen.jit.attention.AttentionKernel -----------------------------------
+// ---- compile-time parameters, the fields of fpsgen.jit.attention.AttentionKernel, and SHARED_BYTES ------------------
 
 #define FP32 0
 #define FP16 1
@@ -41,11 +46,11 @@
 #endif
 
 constexpr int V_ROWS = SUM_CODES ? HEAD_DIM + 8 : HEAD_DIM;  // 8 is the least by which a wgmma can grow
-constexpr int V_BYTES = V_ROWS * TILE_TOKENS;
+constexpr int V_BYTES = V_ROWS * SLOTS;
 constexpr int OUT_PITCH = 2 * HEAD_DIM + 16;  // bytes of a staged output row: 16 more, so that 8 rows hit all banks
 constexpr int CONSUMERS = 2, GROUP = 128, THREADS = (CONSUMERS + 1) * GROUP;
 constexpr int CONSUMER_WARPS = CONSUMERS * GROUP / 32;  // each arrives once at a barrier of free buffers
-constexpr int GROUP_ROWS = TILE_TOKENS / CONSUMERS;
+constexpr int GROUP_ROWS = SLOTS / CONSUMERS;
 constexpr int K_STEPS = HEAD_DIM / 32;  // a wgmma takes 32 bytes along K
 
 // All pointers are to device memory. "stream" is batch entry * heads + head.
@@ -62,11 +67,11 @@ struct Parameters {
   int streams, heads, tiles, tokens;
 };
 
-struct Shared {
-  u8 q[2][TILE_BYTES];
-  u8 k[STAGES][TILE_BYTES];
-  u8 v[STAGES][(V_BYTES + 1023) / 1024 * 1024];
-  u8 out[TILE_TOKENS * OUT_PITCH];
+struct Shared {  // the swizzle counts from multiples of 1024
+  alignas(1024) u8 q[2][TILE_BYTES];
+  alignas(1024) u8 k[STAGES][TILE_BYTES];
+  alignas(1024) u8 v[STAGES][(V_BYTES + 1023) / 1024 * 1024];
+  u8 out[SLOTS * OUT_PITCH];
   Trailer trailer[STAGES];
   u64 q_full[2], q_empty[2];
   u64 k_full[STAGES], k_empty[STAGES], v_full[STAGES], v_empty[STAGES];
@@ -134,6 +139,8 @@ DEVICE float code_offset(float m) { return (P_LOG2 + 7.f - m - LINEAR) * PER_COD
 // Keys 16 to 31 of every 32 are synthesised: whole registers, and whole bytes of a packed one.
 DEVICE constexpr bool synthesised(int j) { return SYNTHESISE && (j & 2); }
 
+// negative(): whether any exponential is, which cannot be; consume() says what the question is for.
+
 struct ScoresFp32 {
   float s[64];  // s[4 j + 2 h + b]
 
@@ -166,6 +173,7 @@ struct ScoresFp32 {
     int a = 8 * (i / 2) + 2 * (i & 1);
     return pack_e4m3(s[a], s[a + 1], s[a + 4], s[a + 5]);
   }
+  DEVICE bool negative(const float (&sum)[2]) const { return sum[0] + sum[1] < 0; }
 };
 
 struct ScoresInt32 {
@@ -202,6 +210,13 @@ struct ScoresInt32 {
       return __byte_perm(__byte_perm(s[a], s[a + 1], 0x0040), __byte_perm(s[a + 4], s[a + 5], 0x0040), 0x5410);
     return pack_e4m3(__int_as_float(s[a]), __int_as_float(s[a + 1]), __int_as_float(s[a + 4]), __int_as_float(s[a + 5]));
   }
+  DEVICE bool negative(const float (&)[2]) const {
+    int signs = 0;
+#pragma unroll
+    for (int i = 0; i < 64; i++)
+      if (!synthesised(i / 4)) signs |= s[i];
+    return signs < 0;
+  }
 };
 
 struct ScoresFp16 {
@@ -237,6 +252,7 @@ struct ScoresFp16 {
     int a = 4 * (i / 2) + (i & 1);
     return synthesised(2 * (i / 2)) ? __byte_perm(s[a], s[a + 2], 0x6420) : pack_e4m3_half2(s[a], s[a + 2]);
   }
+  DEVICE bool negative(const float (&)[2]) const { return false; }
 };
 
 template <int KIND> struct ScoresOf { using Type = ScoresFp32; };
@@ -245,6 +261,8 @@ template <> struct ScoresOf<INT32> { using Type = ScoresInt32; };
 using Scores = ScoresOf<SCORES>::Type;
 
 // P as the A operand of P V: each thread's own numbers, because v^T's tokens are in the order of token_at (tile.cuh).
+// Register i = 4 step + r is of the step's 32 keys; r & 1 is h, r / 2 the half of them. Its four bytes are two
+// neighbours of each of two groups of 8 columns, which token_at has made neighbours in v.
 DEVICE void pack(u32 (&p)[16], const Scores& scores) {
 #pragma unroll
   for (int i = 0; i < 16; i++) p[i] = scores.packed(i);
@@ -265,7 +283,7 @@ struct Sums {
   DEVICE void issue(const u32 (&p)[16], const u8* v, bool accumulate) {
     u64 b = swizzled_operand(v);
 #pragma unroll
-    for (int i = 0; i < TILE_TOKENS / 32; i++) {
+    for (int i = 0; i < SLOTS / 32; i++) {
 #if SUM_CODES
       wgmma_n136_f32_e4m3_rs(short_sum, p[4 * i], p[4 * i + 1], p[4 * i + 2], p[4 * i + 3], b + 2 * i, accumulate || i > 0);
 #else
@@ -277,13 +295,13 @@ struct Sums {
 #pragma unroll
     for (int i = 0; i < COUNT; i++) total[i] += short_sum[i];
   }
-  // `promoted`: short_sum is part of total already, and will be overwritten.
-  DEVICE void scale(const float (&by)[2], bool promoted) {
+  DEVICE void scale_total(const float (&by)[2]) {
 #pragma unroll
-    for (int i = 0; i < COUNT; i++) {
-      total[i] *= by[i >> 1 & 1];
-      if (!promoted) short_sum[i] *= by[i >> 1 & 1];
-    }
+    for (int i = 0; i < COUNT; i++) total[i] *= by[i >> 1 & 1];
+  }
+  DEVICE void scale_short(const float (&by)[2]) {
+#pragma unroll
+    for (int i = 0; i < COUNT; i++) short_sum[i] *= by[i >> 1 & 1];
   }
 };
 
@@ -312,9 +330,11 @@ struct Reference {
   }
 };
 
-constexpr int TURN = 1, ROWS_WRITTEN = 3;  // named barriers: TURN + group and ROWS_WRITTEN + group
+constexpr int TURN = 1;  // named barriers: TURN + group
 
-// Tensor cores go to one consumer at a time: it waits for its turn and hands over once its instructions are issued.
+// Tensor cores go to one consumer at a time: it waits for its turn and hands over once its instructions are issued. The
+// barrier of a group fills with its own 128 threads, which wait, and 128 of the other, which pass their turn on. Before
+// the loop group 1 passes one on, or nobody could begin; the last one passed is taken by group 0, after it.
 DEVICE void take_turn(int group) { barrier_sync(TURN + group, 2 * GROUP); }
 DEVICE void pass_turn(int group) { barrier_arrive(TURN + 1 - group, 2 * GROUP); }
 
@@ -325,30 +345,38 @@ struct Place {
       : thread(threadIdx.x % GROUP), quad(thread % 4), row(GROUP_ROWS * group + 16 * (thread / 32) + thread % 32 / 4) {}
 };
 
-// Rows of one query tile to memory: staged, so that a row leaves as one copy of 256 bytes.
+struct alignas(16) Bytes16 {
+  u32 word[4];
+};
+struct alignas(8) Pair {
+  float low, high;
+};
+
+// Rows of one query tile to memory. Each warp turns its own 16 rows round in shared memory, so that 16 threads write the
+// 256 bytes of a row side by side, and no other warp is waited for.
 DEVICE void store(const Parameters& P, Shared& sm, const Sums& sums, const float (&denominator)[2], int group, int stream,
                   int tile) {
   const Place at(group);
-  const float *v_scale = P.v_scale + stream * HEAD_DIM, inverse[2] = {1.f / denominator[0], 1.f / denominator[1]};
-  bulk_store_wait_read();  // the previous tile's rows have left
-  barrier_sync(ROWS_WRITTEN + group, GROUP);
+  const Pair* v_scale = reinterpret_cast<const Pair*>(P.v_scale + stream * HEAD_DIM);
+  const float inverse[2] = {1.f / denominator[0], 1.f / denominator[1]};
 #pragma unroll
   for (int i = 0; i < HEAD_DIM / 2; i += 2) {
-    int h = i >> 1 & 1, channel = 8 * (i / 4) + 2 * at.quad;
-    float low = (sums.total[i] + sums.short_sum[i]) * inverse[h] * v_scale[channel];
-    float high = (sums.total[i + 1] + sums.short_sum[i + 1]) * inverse[h] * v_scale[channel + 1];
-    *reinterpret_cast<u32*>(sm.out + (at.row + 8 * h) * OUT_PITCH + 2 * channel) = pack_bf16(low, high);
+    int h = i >> 1 & 1, pair = 4 * (i / 4) + at.quad;
+    float low = (sums.total[i] + sums.short_sum[i]) * inverse[h] * v_scale[pair].low;
+    float high = (sums.total[i + 1] + sums.short_sum[i + 1]) * inverse[h] * v_scale[pair].high;
+    *reinterpret_cast<u32*>(sm.out + (at.row + 8 * h) * OUT_PITCH + 4 * pair) = pack_bf16(low, high);
   }
-  fence_async();
-  barrier_sync(ROWS_WRITTEN + group, GROUP);
-  int own = GROUP_ROWS * group + at.thread;  // the row that this thread sends
-  if (at.thread < GROUP_ROWS) {
-    if (own < P.offsets[tile + 1] - P.offsets[tile]) {
-      u64 token = (u64)(stream / P.heads) * P.tokens + P.offsets[tile] + own;
-      bulk_store(P.out + (token * P.heads + stream % P.heads) * HEAD_DIM, sm.out + own * OUT_PITCH, 2 * HEAD_DIM);
-    }
-    bulk_store_commit();
-  }
+  warp_sync();
+  int first = P.offsets[tile], valid = P.offsets[tile + 1] - first;
+  int half = at.thread % 32 / 16, chunk = at.thread % 16 * 16, own = GROUP_ROWS * group + at.thread / 32 * 16 + half;
+  u64 token = static_cast<u64>(stream / P.heads) * P.tokens + first;
+  u8* out = reinterpret_cast<u8*>(P.out);
+#pragma unroll
+  for (int row = own; row < own + 16; row += 2)
+    if (row < valid)
+      *reinterpret_cast<Bytes16*>(out + ((token + row) * P.heads + stream % P.heads) * (2 * HEAD_DIM) + chunk) =
+          *reinterpret_cast<const Bytes16*>(sm.out + row * OUT_PITCH + chunk);
+  warp_sync();  // before these rows are written again
 }
 
 DEVICE void consume(const Parameters& P, Shared& sm, int group) {
@@ -362,8 +390,8 @@ DEVICE void consume(const Parameters& P, Shared& sm, int group) {
   if (group == 1) pass_turn(group);  // the first turn is group 0's
   for (int item = blockIdx.x; item < P.streams * P.tiles; item += gridDim.x) {
     int stream = item / P.tiles, tile = item % P.tiles, count = List(P, stream % P.heads, tile).count;
-    const float per_score[2] = {P.q_scale[(u64)item * TILE_TOKENS + at.row],
-                                P.q_scale[(u64)item * TILE_TOKENS + at.row + 8]};
+    const float per_score[2] = {P.q_scale[(u64)item * SLOTS + at.row],
+                                P.q_scale[(u64)item * SLOTS + at.row + 8]};
     const u8* own_q = sm.q[q.at] + GROUP_ROWS * group * HEAD_DIM;
     Reference reference;
     float sum[2] = {0, 0};
@@ -374,7 +402,7 @@ DEVICE void consume(const Parameters& P, Shared& sm, int group) {
       const Trailer& trailer = sm.trailer[k.at];
       const float factor[2] = {per_score[0] * trailer.scale, per_score[1] * trailer.scale};
 #if RAGGED && !SUM_CODES
-      if (trailer.valid < TILE_TOKENS) scores.mask(trailer.valid, at.quad);
+      if (trailer.valid < SLOTS) scores.mask(trailer.valid, at.quad);
 #endif
       bool rose = reference.raise(scores, factor);
       mbarrier_arrive_warp(&sm.k_empty[k.at]);
@@ -404,16 +432,17 @@ DEVICE void consume(const Parameters& P, Shared& sm, int group) {
       pass_turn(group);
       wgmma_wait<1>();  // the scores; P V is still under way
       bool rose = softmax();
+      sum[0] *= reference.fade[0], sum[1] *= reference.fade[1];
+      scores.add_to(sum);
+      // ptxas moves the wait for P V up, over all that no branch holds back. This branch needs the exponentials, so
+      // they are computed while the tensor cores work, as written.
+      bool rescale = warp_any(rose | scores.negative(sum));
+      if (rescale) sums.scale_total(reference.fade);
       wgmma_wait<0>();
       mbarrier_arrive_warp(&sm.v_empty[v.at]);
       v.next();
-      bool promoted = j % PROMOTE == 0;
-      if (promoted) sums.promote();
-      if (warp_any(rose)) {
-        sums.scale(reference.fade, promoted);
-        sum[0] *= reference.fade[0], sum[1] *= reference.fade[1];
-      }
-      scores.add_to(sum);
+      if (rescale) sums.scale_short(reference.fade);
+      if (j % PROMOTE == 0) sums.promote();
       pack(p, scores);  // not before P V has read the last one: ptxas would serialise (C7513)
     }
     mbarrier_arrive_warp(&sm.q_empty[q.at]);
@@ -439,7 +468,6 @@ DEVICE void consume(const Parameters& P, Shared& sm, int group) {
     store(P, sm, sums, denominator, group, stream, tile);
   }
   if (group == 0) take_turn(group);  // the last hand-over
-  bulk_store_wait_read();            // shared memory goes with the block
 }
 
 KERNEL(THREADS, 1) fps_attention(PARAMETERS Parameters P) {
@@ -456,7 +484,7 @@ KERNEL(THREADS, 1) fps_attention(PARAMETERS Parameters P) {
     mbarrier_init_done();
   }
   __syncthreads();
-  int group = threadIdx.x / GROUP;
+  int group = warp_uniform(threadIdx.x / GROUP);
   if (group == CONSUMERS) {
     registers_shrink<24>();
     if (threadIdx.x == CONSUMERS * GROUP) produce(P, sm);

@@ -21,9 +21,10 @@
 #endif
 
 constexpr int THREADS = 256, ROW_THREADS = 16, CHANNELS = HEAD_DIM / ROW_THREADS;
-constexpr int ROWS_AT_ONCE = THREADS / ROW_THREADS, PASSES = TILE_TOKENS / ROWS_AT_ONCE;
-constexpr int V_BYTES = (HEAD_DIM + V_ONES) * TILE_TOKENS;
-constexpr float E4M3_LARGEST = 448.f, LEAST_NORMAL = 1.17549435e-38f, LOG2_E = 1.4426950408889634f;
+constexpr int ROWS_AT_ONCE = THREADS / ROW_THREADS, TOGETHER = 4;  // rows of a thread whose loads overlap
+constexpr int V_BYTES = (HEAD_DIM + V_ONES) * SLOTS;
+constexpr float E4M3_LARGEST = 448.f, LEAST_NORMAL = 1.17549435e-38f, LARGEST_FINITE = 3.402823466e38f;
+constexpr float LOG2_E = 1.4426950408889634f;
 constexpr u32 E4M3_ONE = 0x38;
 
 // "stream" is batch entry * heads + head; tensors of the model are [batch][token][head][channel], rows in tile order.
@@ -46,8 +47,8 @@ struct Parameters {
 struct Shared {
   float warps[THREADS / 32][HEAD_DIM];
   float largest[THREADS / 32];
-  // v's rows as they came; 65 words apart, so that neighbouring tokens of one channel lie in different banks.
-  u32 v[TILE_TOKENS][HEAD_DIM / 2 + 1];
+  float v_inverse[HEAD_DIM];          // 1 / scale
+  u32 v[SLOTS][HEAD_DIM / 2];  // as it came, pairs of channels in the order of pair_at
 };
 
 struct alignas(16) Bytes16 {
@@ -63,9 +64,9 @@ struct Place {
   int stream, tile, head, first, valid, row, channel;
   u64 item;       // among [stream][tile]
   u64 batch_row;  // of the tile's first token, among all rows of the batch
-  DEVICE Place(const Parameters& P) {
+  DEVICE Place(const Parameters& P, int index) {
     int streams = P.batch * P.heads;
-    stream = blockIdx.x % streams, tile = blockIdx.x / streams, head = stream % P.heads;
+    stream = index % streams, tile = index / streams, head = stream % P.heads;
     item = static_cast<u64>(stream) * P.tiles + tile;
     first = P.offsets[tile], valid = P.offsets[tile + 1] - first;
     row = threadIdx.x / ROW_THREADS, channel = threadIdx.x % ROW_THREADS * CHANNELS;
@@ -82,22 +83,35 @@ DEVICE void load(float (&x)[CHANNELS], const u16* from) {
   for (int i = 0; i < CHANNELS; i += 2) x[i] = bf16_low(raw.word[i / 2]), x[i + 1] = bf16_high(raw.word[i / 2]);
 }
 
-// RMS norm over all heads, whose row factor is known, and RoPE of the interleaved pairs.
-DEVICE void norm_and_rotate(float (&x)[CHANNELS], const Parameters& P, const Place& at, int in_tile, const float* weight,
-                            const float* rms) {
-  float factor = rms[at.batch_row + in_tile];
-  const float* turn = P.rope + (static_cast<u64>(at.first + in_tile) * HEAD_DIM + at.channel);
+struct alignas(16) Four {
+  float x[4];
+};
+DEVICE void load(float (&x)[CHANNELS], const float* from) {
+  const Four* four = reinterpret_cast<const Four*>(from);
+#pragma unroll
+  for (int i = 0; i < CHANNELS; i++) x[i] = four[i / 4].x[i % 4];
+}
+
+// A row of q or k: RMS norm over all heads, whose row factor is known, and RoPE of the interleaved pairs.
+DEVICE void norm_and_rotate(float (&x)[CHANNELS], const u16* from, const Parameters& P, const Place& at, int in_tile,
+                            const float (&norm)[CHANNELS], const float* rms) {
+  float factor = rms[at.batch_row + in_tile], turn[CHANNELS];
+  load(turn, P.rope + (static_cast<u64>(at.first + in_tile) * HEAD_DIM + at.channel));
+  load(x, from + at.element(P, in_tile));
 #pragma unroll
   for (int i = 0; i < CHANNELS; i += 2) {
-    float even = x[i] * factor * weight[at.head * HEAD_DIM + at.channel + i];
-    float odd = x[i + 1] * factor * weight[at.head * HEAD_DIM + at.channel + i + 1];
+    float even = x[i] * factor * norm[i], odd = x[i + 1] * factor * norm[i + 1];
     x[i] = even * turn[i] - odd * turn[i + 1];
     x[i + 1] = even * turn[i + 1] + odd * turn[i];
   }
 }
 
-// Never 0, and never so small that its inverse is infinite.
-DEVICE float scale_for(float largest, float aim) { return largest > 0 ? fmaxf(largest / aim, LEAST_NORMAL) : 1.f; }
+// Never 0, and never so small that its inverse is infinite. NaN where a number was none, or infinite: codes could not say
+// so, INT8 least of all, and damage must not look like a video.
+DEVICE float scale_for(float largest, float aim) {
+  if (!(largest <= LARGEST_FINITE)) return __int_as_float(0x7fffffff);
+  return largest > 0 ? fmaxf(largest / aim, LEAST_NORMAL) : 1.f;
+}
 
 // ---- before: 1 / rms of each row -----------------------------------------------------------------------------------
 
@@ -131,13 +145,13 @@ DEVICE float over_rows(const float (&own)[CHANNELS], Shared& sm) {
 #pragma unroll
   for (int i = 0; i < CHANNELS; i++) {
     float other = shuffle_xor(own[i], 16);  // a warp has two rows
-    if (lane < 16) sm.warps[warp][lane * CHANNELS + i] = LARGEST ? fmaxf(own[i], other) : own[i] + other;
+    if (lane < 16) sm.warps[warp][lane * CHANNELS + i] = LARGEST ? max_or_nan(own[i], other) : own[i] + other;
   }
   __syncthreads();
   float all = 0;
   if (threadIdx.x < HEAD_DIM)
     for (int w = 0; w < THREADS / 32; w++)
-      all = LARGEST ? fmaxf(all, sm.warps[w][threadIdx.x]) : all + sm.warps[w][threadIdx.x];
+      all = LARGEST ? max_or_nan(all, sm.warps[w][threadIdx.x]) : all + sm.warps[w][threadIdx.x];
   __syncthreads();
   return all;
 }
@@ -145,19 +159,19 @@ DEVICE float over_rows(const float (&own)[CHANNELS], Shared& sm) {
 // One block for each tile of each head.
 KERNEL(THREADS) fps_channel_sums(PARAMETERS Parameters P) {
   SHARED(Shared, sm);
-  Place at(P);
-  float k_sum[CHANNELS] = {}, v_largest[CHANNELS] = {};
+  Place at(P, blockIdx.x);
+  float k_sum[CHANNELS] = {}, v_largest[CHANNELS] = {}, norm[CHANNELS];
+  load(norm, P.norm_k + at.head * HEAD_DIM + at.channel);
   for (int row = at.row; row < at.valid; row += ROWS_AT_ONCE) {
     float x[CHANNELS];
     if (SMOOTH_K) {
-      load(x, P.k + at.element(P, row));
-      norm_and_rotate(x, P, at, row, P.norm_k, P.k_rms);
+      norm_and_rotate(x, P.k, P, at, row, norm, P.k_rms);
 #pragma unroll
       for (int i = 0; i < CHANNELS; i++) k_sum[i] += x[i];
     }
     load(x, P.v + at.element(P, row));
 #pragma unroll
-    for (int i = 0; i < CHANNELS; i++) v_largest[i] = fmaxf(v_largest[i], fabsf(x[i]));
+    for (int i = 0; i < CHANNELS; i++) v_largest[i] = max_or_nan(v_largest[i], fabsf(x[i]));
   }
   u64 to = at.item * HEAD_DIM + threadIdx.x;
   float sum = over_rows<false>(k_sum, sm), largest = over_rows<true>(v_largest, sm);
@@ -173,12 +187,12 @@ KERNEL(THREADS) fps_channel_totals(PARAMETERS Parameters P) {
   for (int tile = half; tile < P.tiles; tile += THREADS / HEAD_DIM) {
     u64 from = (static_cast<u64>(stream) * P.tiles + tile) * HEAD_DIM + channel;
     sum += P.k_partial[from];
-    largest = fmaxf(largest, P.v_partial[from]);
+    largest = max_or_nan(largest, P.v_partial[from]);
   }
   if (half) sm.warps[0][channel] = sum, sm.warps[1][channel] = largest;
   __syncthreads();
   if (half) return;
-  sum += sm.warps[0][channel], largest = fmaxf(largest, sm.warps[1][channel]);
+  sum += sm.warps[0][channel], largest = max_or_nan(largest, sm.warps[1][channel]);
   P.k_mean[stream * HEAD_DIM + channel] = SMOOTH_K ? sum / P.tokens : 0.f;
   P.v_scale[stream * HEAD_DIM + channel] = scale_for(largest, E4M3_LARGEST);
 }
@@ -187,126 +201,139 @@ KERNEL(THREADS) fps_channel_totals(PARAMETERS Parameters P) {
 
 DEVICE u32 four_codes(float a, float b, float c, float d) {
 #if QK_INT8
-  return (to_int8(a) & 255) | (to_int8(b) & 255) << 8 | (to_int8(c) & 255) << 16 | static_cast<u32>(to_int8(d)) << 24;
+  // 1.5 * 2^23 leaves no bit for a fraction: the sum is rounded to an integer, which is its lowest byte. No scale lets
+  // one be more than 127.
+  constexpr float WHOLE = 12582912.f;
+  u32 low = __byte_perm(__float_as_int(a + WHOLE), __float_as_int(b + WHOLE), 0x0040);
+  return __byte_perm(low, __byte_perm(__float_as_int(c + WHOLE), __float_as_int(d + WHOLE), 0x0040), 0x5410);
 #else
   return pack_e4m3(a, b, c, d);
 #endif
 }
 
 // 8 codes of a row into its tile image: half of a chunk of 16 bytes, wherever the swizzle has put that. A product with
-// 1 / scale, since a division costs ten times as much; a number beside a tie may go the other way.
+// 1 / scale, since a division is many instructions.
 DEVICE void write_codes(u8* image, int row, int channel, const float (&x)[CHANNELS], float inverse) {
-  u32* to = reinterpret_cast<u32*>(image + swizzled(row, channel));
-#pragma unroll
-  for (int i = 0; i < CHANNELS; i += 4)
-    to[i / 4] = four_codes(x[i] * inverse, x[i + 1] * inverse, x[i + 2] * inverse, x[i + 3] * inverse);
+  u32 low = four_codes(x[0] * inverse, x[1] * inverse, x[2] * inverse, x[3] * inverse);
+  u32 high = four_codes(x[4] * inverse, x[5] * inverse, x[6] * inverse, x[7] * inverse);
+  *reinterpret_cast<u64*>(image + swizzled(row, channel)) = low | static_cast<u64>(high) << 32;
 }
 
 DEVICE float largest_of(const float (&x)[CHANNELS]) {
   float largest = 0;
 #pragma unroll
-  for (int i = 0; i < CHANNELS; i++) largest = fmaxf(largest, fabsf(x[i]));
+  for (int i = 0; i < CHANNELS; i++) largest = max_or_nan(largest, fabsf(x[i]));
   return largest;
 }
 
-// q: one scale for each token.
-DEVICE void quantize_q(const Parameters& P, const Place& at, Shared& sm) {
-  float pooled[CHANNELS] = {};
-  for (int row = at.row; row < TILE_TOKENS; row += ROWS_AT_ONCE) {
-    float x[CHANNELS] = {};
-    if (row < at.valid) {
-      load(x, P.q + at.element(P, row));
-      norm_and_rotate(x, P, at, row, P.norm_q, P.q_rms);
-    }
-#pragma unroll
-    for (int i = 0; i < CHANNELS; i++) pooled[i] += x[i];
-    float largest = largest_of(x);
-#pragma unroll
-    for (int lanes = ROW_THREADS / 2; lanes; lanes /= 2) largest = fmaxf(largest, shuffle_xor(largest, lanes));
-    float scale = scale_for(largest, QK_LARGEST);
-    write_codes(P.q_image + at.item * TILE_BYTES, row, at.channel, x, 1.f / scale);
-    if (at.channel == 0)
-      P.q_scale[at.item * TILE_TOKENS + row] = scale * (LOG2_E / sqrtf(HEAD_DIM));
-  }
-  float sum = over_rows<false>(pooled, sm);
-  if (threadIdx.x < HEAD_DIM) P.q_pooled[at.item * HEAD_DIM + threadIdx.x] = sum / at.valid;
+// The mean of a tile's tokens, from each thread's sums.
+DEVICE void pool(const float (&sums)[CHANNELS], const Place& at, Shared& sm, float* to) {
+  float sum = over_rows<false>(sums, sm);
+  if (threadIdx.x < HEAD_DIM) to[at.item * HEAD_DIM + threadIdx.x] = sum / at.valid;
 }
 
-// k: one scale for the tile, so all its rows are held until it is known. Pooled before smoothing. Empty slots repeat the
-// last token.
-DEVICE void quantize_k(const Parameters& P, const Place& at, Shared& sm) {
-  float x[PASSES][CHANNELS], pooled[CHANNELS] = {}, mean[CHANNELS] = {}, largest = 0;
+// q: one scale for each token. Empty slots of q and k repeat the last token.
+DEVICE void quantize_q(const Parameters& P, const Place& at, Shared& sm) {
+  float norm[CHANNELS], sums[CHANNELS] = {};
+  load(norm, P.norm_q + at.head * HEAD_DIM + at.channel);
+  for (int first = at.row; first < SLOTS; first += TOGETHER * ROWS_AT_ONCE) {
+    float x[TOGETHER][CHANNELS];  // no load goes before a store that may be to the same place
 #pragma unroll
-  for (int pass = 0; pass < PASSES; pass++) {
-    int row = min(at.row + pass * ROWS_AT_ONCE, at.valid - 1);
-    load(x[pass], P.k + at.element(P, row));
-    norm_and_rotate(x[pass], P, at, row, P.norm_k, P.k_rms);
+    for (int n = 0; n < TOGETHER; n++)
+      norm_and_rotate(x[n], P.q, P, at, min(first + n * ROWS_AT_ONCE, at.valid - 1), norm, P.q_rms);
+#pragma unroll
+    for (int n = 0; n < TOGETHER; n++) {
+      int slot = first + n * ROWS_AT_ONCE;
+      float largest = largest_of(x[n]);
+#pragma unroll
+      for (int lanes = ROW_THREADS / 2; lanes; lanes /= 2) largest = max_or_nan(largest, shuffle_xor(largest, lanes));
+      float scale = scale_for(largest, QK_LARGEST);
+      write_codes(P.q_image + at.item * TILE_BYTES, slot, at.channel, x[n], 1.f / scale);
+      if (at.channel == 0) P.q_scale[at.item * SLOTS + slot] = scale * (LOG2_E / sqrtf(HEAD_DIM));
+      if (slot >= at.valid) continue;
+#pragma unroll
+      for (int i = 0; i < CHANNELS; i++) sums[i] += x[n][i];
+    }
   }
-#pragma unroll
-  for (int pass = 0; pass < PASSES; pass++) {
-    if (at.row + pass * ROWS_AT_ONCE >= at.valid) break;
-#pragma unroll
-    for (int i = 0; i < CHANNELS; i++) pooled[i] += x[pass][i];
-  }
-  float sum = over_rows<false>(pooled, sm);
-  if (threadIdx.x < HEAD_DIM) P.k_pooled[at.item * HEAD_DIM + threadIdx.x] = sum / at.valid;
+  pool(sums, at, sm, P.q_pooled);
+}
 
-  if (SMOOTH_K)
+// k: one scale for the tile, so its rows are gone through twice, the second time from the cache. Pooled before smoothing.
+DEVICE void quantize_k(const Parameters& P, const Place& at, Shared& sm) {
+  float norm[CHANNELS], mean[CHANNELS] = {}, sums[CHANNELS] = {}, largest = 0;
+  load(norm, P.norm_k + at.head * HEAD_DIM + at.channel);
+  if (SMOOTH_K) load(mean, P.k_mean + at.stream * HEAD_DIM + at.channel);
+#pragma unroll TOGETHER
+  for (int row = at.row; row < at.valid; row += ROWS_AT_ONCE) {
+    float x[CHANNELS];
+    norm_and_rotate(x, P.k, P, at, row, norm, P.k_rms);
 #pragma unroll
-    for (int i = 0; i < CHANNELS; i++) mean[i] = P.k_mean[at.stream * HEAD_DIM + at.channel + i];
-#pragma unroll
-  for (int pass = 0; pass < PASSES; pass++) {
-#pragma unroll
-    for (int i = 0; i < CHANNELS; i++) x[pass][i] -= mean[i];
-    largest = fmaxf(largest, largest_of(x[pass]));
+    for (int i = 0; i < CHANNELS; i++) sums[i] += x[i], x[i] -= mean[i];
+    largest = max_or_nan(largest, largest_of(x));
   }
 #pragma unroll
-  for (int lanes = 16; lanes; lanes /= 2) largest = fmaxf(largest, shuffle_xor(largest, lanes));
+  for (int lanes = 16; lanes; lanes /= 2) largest = max_or_nan(largest, shuffle_xor(largest, lanes));
   if (threadIdx.x % 32 == 0) sm.largest[threadIdx.x / 32] = largest;
   __syncthreads();
-  for (int warp = 0; warp < THREADS / 32; warp++) largest = fmaxf(largest, sm.largest[warp]);
+  for (int warp = 0; warp < THREADS / 32; warp++) largest = max_or_nan(largest, sm.largest[warp]);
   float scale = scale_for(largest, QK_LARGEST), inverse = 1.f / scale;
+#pragma unroll TOGETHER
+  for (int slot = at.row; slot < SLOTS; slot += ROWS_AT_ONCE) {
+    float x[CHANNELS];
+    norm_and_rotate(x, P.k, P, at, min(slot, at.valid - 1), norm, P.k_rms);
 #pragma unroll
-  for (int pass = 0; pass < PASSES; pass++)
-    write_codes(P.k_image + at.item * TILE_BYTES, at.row + pass * ROWS_AT_ONCE, at.channel, x[pass], inverse);
+    for (int i = 0; i < CHANNELS; i++) x[i] -= mean[i];
+    write_codes(P.k_image + at.item * TILE_BYTES, slot, at.channel, x, inverse);
+  }
   if (threadIdx.x == 0) P.trailers[at.item] = {scale, at.valid, {0, 0}};
+  pool(sums, at, sm, P.k_pooled);
 }
 
-// v, transposed by way of shared memory: a warp writes one channel's 128 tokens, 4 per thread.
+DEVICE void write_row(u8* image, int row, int position, u32 codes) {
+  *reinterpret_cast<u32*>(image + swizzled(row, position)) = codes;
+}
+
+// Where a token's pair of channels lies in sm.v. The 32 threads of a warp read one pair of tokens 2 a + 16 b, a < 4 and
+// b < 8, plus 0, 1, 8 or 9 for all of them (token_at): a and b choose the bank. Two rows that a warp writes differ in
+// the lowest bit.
+DEVICE int pair_at(int token, int pair) { return pair ^ ((token >> 1 & 3) ^ (token & 1) | (token >> 4) << 2); }
+
+// v, transposed by way of shared memory: a warp writes two channels' 128 tokens, 4 of each per thread.
 DEVICE void quantize_v(const Parameters& P, const Place& at, Shared& sm) {
-  for (int row = at.row; row < TILE_TOKENS; row += ROWS_AT_ONCE) {
+  for (int row = at.row; row < SLOTS; row += ROWS_AT_ONCE) {
     Bytes16 raw = {};
     if (row < at.valid) raw = *reinterpret_cast<const Bytes16*>(P.v + at.element(P, row));
 #pragma unroll
-    for (int i = 0; i < 4; i++) sm.v[row][at.channel / 2 + i] = raw.word[i];
+    for (int i = 0; i < 4; i++) sm.v[row][pair_at(row, at.channel / 2 + i)] = raw.word[i];
   }
+  if (threadIdx.x < HEAD_DIM) sm.v_inverse[threadIdx.x] = 1.f / P.v_scale[at.stream * HEAD_DIM + threadIdx.x];
   __syncthreads();
   u8* image = P.v_image + at.item * V_BYTES;
   int position = threadIdx.x % 32 * 4;
-  for (int channel = threadIdx.x / 32; channel < HEAD_DIM + V_ONES; channel += THREADS / 32) {
-    u32 codes = 0;
-    if (channel < HEAD_DIM) {
-      float x[4], inverse = 1.f / P.v_scale[at.stream * HEAD_DIM + channel];
+  for (int channel = threadIdx.x / 32 * 2; channel < HEAD_DIM; channel += THREADS / 32 * 2) {
+    float even[4], odd[4];
 #pragma unroll
-      for (int i = 0; i < 4; i++) {
-        u32 pair = sm.v[token_at(position + i)][channel / 2];
-        x[i] = (channel % 2 ? bf16_high(pair) : bf16_low(pair)) * inverse;
-      }
-      codes = pack_e4m3(x[0], x[1], x[2], x[3]);
-    } else {
-#pragma unroll
-      for (int i = 0; i < 4; i++)
-        if (token_at(position + i) < at.valid) codes |= E4M3_ONE << 8 * i;
+    for (int i = 0; i < 4; i++) {
+      int token = token_at(position + i);
+      u32 pair = sm.v[token][pair_at(token, channel / 2)];
+      even[i] = bf16_low(pair) * sm.v_inverse[channel], odd[i] = bf16_high(pair) * sm.v_inverse[channel + 1];
     }
-    *reinterpret_cast<u32*>(image + swizzled(channel, position)) = codes;
+    write_row(image, channel, position, pack_e4m3(even[0], even[1], even[2], even[3]));
+    write_row(image, channel + 1, position, pack_e4m3(odd[0], odd[1], odd[2], odd[3]));
   }
+  u32 ones = 0;
+#pragma unroll
+  for (int i = 0; i < 4; i++)
+    if (token_at(position + i) < at.valid) ones |= E4M3_ONE << 8 * i;
+  for (int row = HEAD_DIM + threadIdx.x / 32; row < HEAD_DIM + V_ONES; row += THREADS / 32)
+    write_row(image, row, position, ones);
 }
 
-// One block for each tile of each head.
-KERNEL(THREADS, 2) fps_prologue(PARAMETERS Parameters P) {
+// One block for q, one for k and one for v of each tile of each head: together they would need twice the registers.
+KERNEL(THREADS, 3) fps_prologue(PARAMETERS Parameters P) {
   SHARED(Shared, sm);
-  Place at(P);
-  quantize_q(P, at, sm);
-  quantize_k(P, at, sm);
-  quantize_v(P, at, sm);
+  Place at(P, blockIdx.x / 3);
+  if (blockIdx.x % 3 == 0) quantize_q(P, at, sm);
+  if (blockIdx.x % 3 == 1) quantize_k(P, at, sm);
+  if (blockIdx.x % 3 == 2) quantize_v(P, at, sm);
 }

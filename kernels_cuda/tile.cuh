@@ -10,11 +10,11 @@
 //   …
 //
 // q and k: a row is a token, a byte a channel. v is transposed: a row is a channel, a byte a token, see token_at. Behind
-// the tokens of a tile come empty slots: zeros in q and v, the last token again in k.
+// the tokens of a tile come empty slots: zeros in v, the last token again in q and k.
 #pragma once
 #include <hopper.cuh>
 
-constexpr int TILE_TOKENS = 128, HEAD_DIM = 128, TILE_BYTES = TILE_TOKENS * HEAD_DIM;
+constexpr int SLOTS = 128, HEAD_DIM = 128, TILE_BYTES = SLOTS * HEAD_DIM;
 
 // What a tile of k has besides its image; copied with it.
 struct Trailer {

@@ -1,6 +1,6 @@
 """A Wan2.1 folder small enough for a test: every component real, every weight random.
 
-diffusers is imported where it is used: tests of kernels and attention run without it.
+What a fixture needs is imported in it: tests of kernels and attention run without diffusers, safetensors, tokenizers.
 """
 
 from __future__ import annotations
@@ -11,11 +11,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
-from safetensors.torch import save_file
-
-from fpsgen.wan import keys
-from tests.tools import original_t5
-from tests.tools.tokenizer import WORDS
 
 if TYPE_CHECKING:
     from diffusers import WanPipeline
@@ -43,7 +38,10 @@ def both_formats(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     Of Wan2.1's own structure, which is all that the original format can say: heads 128 wide, the VAE's blocks.
     """
     from diffusers import AutoencoderKLWan, WanTransformer3DModel
+    from safetensors.torch import save_file
 
+    from fpsgen.wan import keys
+    from tests.tools import original_t5
     from tests.tools.wan_pipeline import TEXT_DIM, make_wan_pipeline
 
     torch.manual_seed(1)
@@ -73,6 +71,8 @@ def both_formats(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture(scope="session")
 def pocket_folder(wan_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same weights with a pocket model's card: one size, few words."""
+    from tests.tools.tokenizer import WORDS
+
     folder = tmp_path_factory.mktemp("pocket")
     for part in wan_folder.iterdir():
         (folder / part.name).symlink_to(part)

@@ -36,10 +36,12 @@ SEED = 0
 def fraction(text: str) -> str:
     """A density, as it is written: 1, 1/4 or 0.25."""
     try:
-        if not 0 < Fraction(text) <= 1:
+        kept, _, of = text.partition("/")
+        if not 1e-6 <= float(kept) / float(of or 1) <= 1:  # before Fraction, which takes 1e-99999999 at its word
             raise ValueError
+        Fraction(text)
     except (ValueError, ZeroDivisionError):
-        raise argparse.ArgumentTypeError(f"{text} is no density: more than 0, up to 1, such as 1/4") from None
+        raise argparse.ArgumentTypeError(f"{text} is no density: from a millionth to 1, such as 1/4") from None
     return text
 
 
@@ -56,8 +58,11 @@ def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.repeats is None:
         args.repeats = 5 if args.smoke else 20
-    if args.repeats < 1 or args.seconds <= 0:
-        parser.error("at least 1 repeat, and some seconds")
+    if args.repeats < 1 or not 0 < args.seconds < 1e6:
+        parser.error("at least 1 repeat, and some seconds, up to a million")
+    if args.out and not args.out.name:
+        parser.error("--out must end in a name")
+    args.variant = list(dict.fromkeys(args.variant))
     return args
 
 
@@ -140,6 +145,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.smoke and not args.out:
         base = Path("build/attention-smoke")  # not for publication; ignored by git
     shapes = [SMOKE] if args.smoke else [shape(model, res) for model in args.model for res in args.res]
+    write(base.with_name(base.name + ".json"), record)  # a place that cannot be written is no news for later
     watchdog = end_at(hard, base, record)
     run(shapes, args, device, total, base, record)
     watchdog.cancel()

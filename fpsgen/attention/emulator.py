@@ -30,6 +30,7 @@ from fpsgen.attention.tiles import key_lists
 
 _P_LOG2 = 8.0  # P is scaled by 2^8
 _FIRST_REFERENCE = -1e30  # below any score
+HOPPER_BITS = 13  # what Hopper's FP8 sums keep behind the leading one
 _STEP = 32  # operands of an 8-bit wgmma along the summed axis
 
 # A linear mantissa makes 2^x too large by up to 6 %; taking this from x leaves ±3 %, so that the synthesised half of P
@@ -55,7 +56,8 @@ class Variant:
     promote: int | None
 
 
-# By the names of our notes; B and D, C with all exponentials computed and all synthesised, lost to it on paper.
+# A: the plain one, FP32 scores and every exponential computed. C: the fewest instructions. E: C with q and k in INT8,
+# the most exact.
 # C's largest of 16 keeps |q kᵀ| at 16 · 16 · head_dim at most, which at 128 is half of what FP16 can hold.
 VARIANTS: dict[str, Variant] = {
     "A": Variant("fp8", 448.0, "fp32", synthesise=False, sum_codes=False, promote=1),

@@ -11,7 +11,6 @@ import functools
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
-from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import torch
@@ -53,16 +52,24 @@ def why_not_here(device: torch.device) -> str | None:
     """Why it cannot run anything on `device`."""
     if device.type != "cuda":
         return "it is for CUDA GPUs"
+    if torch.version.hip is not None:  # AMD's, which torch calls cuda, too
+        return "it is for NVIDIA GPUs"
     if not torch.cuda.is_available():
         return "torch sees no CUDA GPU"
     if (found := torch.cuda.get_device_capability(device)) != (9, 0):
         return "it is for Hopper (compute capability 9.0), not {}.{}".format(*found)
-    if find_spec("cupy") is None:
-        return 'it needs CuPy: pip install "fpsgen[cuda13]", or [cuda12]'
     try:
-        nvrtc.library()
+        import cupy  # noqa: F401  # here and not at the first launch, minutes later
+    except ModuleNotFoundError:
+        return 'it needs CuPy: pip install "fpsgen[cuda13]", or [cuda12]'
+    except Exception as fault:  # CuPy looks for libraries while it is imported
+        return f"CuPy cannot be used: {type(fault).__name__}: {fault}".splitlines()[0]
+    try:
+        compiler, driver = nvrtc.version(), nvrtc.driver_version()
     except nvrtc.NoCompilerError as missing:
         return f"{missing}: {missing.hint}"
+    if driver and compiler[0] > driver[0]:
+        return f'NVRTC is of CUDA {compiler[0]}, the driver runs CUDA {driver[0]}: pip install "fpsgen[cuda12]"'
     return None
 
 
@@ -87,7 +94,8 @@ def attention(
     What is not bfloat16 is rounded to it first, which 8 bits do not notice. variant: a key of `emulator.VARIANTS`, by
     default the fastest that the plan's precision allows. NotImplementedError where gradients are wanted.
     """
-    if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
+    given = (q, k, v, qk_transform.norm_q, qk_transform.norm_k, qk_transform.rope)
+    if torch.is_grad_enabled() and any(x.requires_grad for x in given):
         raise NotImplementedError("the Hopper kernel has no gradients: run it under torch.no_grad()")
     variant = variant or FASTEST[plan.qk]
     operands = prologue(q, k, v, qk_transform, plan, variant)
@@ -102,6 +110,7 @@ def prologue(
     A stream is one head of one batch entry. q, k, v: tile images, uint8 [streams, tiles, rows, 128]; trailers: of k's;
     q_scale [streams, tiles, 128] and v_scale [streams, head_dim]: float32.
     """
+    check(q, k, v, qk_transform, plan)
     (batch, tokens, heads, dim), count, device = q.shape, len(plan.tiles.valid), q.device
     streams = batch * heads
     kernel, _ = kernels(plan, variant)
@@ -143,10 +152,24 @@ def prologue(
         ("fps_row_rms", -(-2 * batch * tokens // warps)),  # a warp for each row of q and of k
         ("fps_channel_sums", streams * count),
         ("fps_channel_totals", streams),
-        ("fps_prologue", streams * count),
+        ("fps_prologue", 3 * streams * count),  # for q, for k, for v
     ):
         launch(kernel, function, blocks, parameters, device)
     return made
+
+
+def check(q: Tensor, k: Tensor, v: Tensor, qk_transform: QKTransform, plan: AttentionPlan) -> None:
+    """ValueError for what a kernel would read beyond its end."""
+    batch, _, heads, _ = q.shape
+    tokens = plan.tiles.tokens
+    wanted: dict[str, tuple[Tensor, tuple[int, ...]]] = {
+        **{name: (x, (batch, tokens, heads, HEAD_DIM)) for name, x in (("q", q), ("k", k), ("v", v))},
+        **{name: (getattr(qk_transform, name), (heads * HEAD_DIM,)) for name in ("norm_q", "norm_k")},
+        "rope": (qk_transform.rope, (tokens, HEAD_DIM // 2, 2)),
+    }
+    for name, (x, shape) in wanted.items():
+        if tuple(x.shape) != shape or x.device != q.device:
+            raise ValueError(f"{name} is {list(x.shape)} on {x.device}; {list(shape)} on {q.device} is wanted")
 
 
 def attention_over(operands: Mapping[str, Tensor], plan: AttentionPlan, variant: str, batch: int) -> Tensor:

@@ -41,8 +41,8 @@ class Quantized:
 def round_to_(x: Tensor, kind: Format) -> Tensor:
     """Each float32 value becomes the nearest number of the format, in place: ties to even, saturating, NaN stays.
 
-    As Hopper's `cvt.rn.satfinite.e4m3x2.f32` and `cvt.rni.sat.s8.f32` do; INT8 reaches -128, though no scale here aims
-    there. Arithmetic, not a conversion to 8 bits and back, which on a CPU takes four times as long.
+    As Hopper's `cvt.rn.satfinite.e4m3x2.f32` does; INT8 reaches -128, though no scale here aims
+    there. Arithmetic, not a conversion to 8 bits and back, which on a CPU takes longer.
     """
     if kind == "int8":
         return x.round_().clamp_(-128.0, 127.0)

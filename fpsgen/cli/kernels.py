@@ -114,7 +114,7 @@ def build(
 
     out = Output(json)
     told: list[dict] = []
-    wanted = [kernels.find(name) for name in dict.fromkeys(names or kernels.KERNELS)]
+    wanted = list(dict.fromkeys(kernels.find(name) for name in names or kernels.KERNELS))
     notes: set[str] = set()
     for named in wanted:
         begin = time.perf_counter()

@@ -77,7 +77,8 @@ class AttentionKernel:
         """The size of `Shared`, which the source asserts: q twice, k and v by stage, rows of the result, barriers."""
         v = _TILE_BYTES + (1024 if self.SUM_CODES else 0)
         out = 128 * (2 * 128 + 16)
-        return 2 * _TILE_BYTES + self.STAGES * (_TILE_BYTES + v + 16 + 4 * 8) + out + 4 * 8
+        whole = 2 * _TILE_BYTES + self.STAGES * (_TILE_BYTES + v + 16 + 4 * 8) + out + 4 * 8
+        return -(-whole // 1024) * 1024
 
 
 # By the names of `fpsgen.attention.emulator.VARIANTS`.

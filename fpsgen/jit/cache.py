@@ -109,18 +109,25 @@ def build(kernel: Kernel, within: Path | None = None) -> Built:
     place = within / name_of(kernel)
     if found := read(name, options, place):
         return found
+    if (found := _PRIVATE.get(place)) and found.cubin.exists():
+        return replace(found, fresh=False)
+    compiled = None
     try:
         with locked(place):
             if found := read(name, options, place):  # another process was faster
                 return found
-            return publish(name, options, place, compile_checked(name, source, headers, options))
+            compiled = compile_checked(name, source, headers, options)
+            return publish(name, options, place, compiled)
     except OSError as fault:
-        private = Path(_private_folder().name) / place.name
-        made = read(name, options, private) or publish(
-            name, options, private, compile_checked(name, source, headers, options)
-        )
-        why = f"{within} cannot be used ({fault.strerror or fault}): compiled for this process alone"
-        return replace(made, note=why)
+        compiled = compiled or compile_checked(name, source, headers, options)
+        why = f"{within} cannot be used ({fault.strerror or fault})"
+        try:
+            made = publish(name, options, Path(_private_folder().name) / place.name, compiled)
+        except OSError as again:
+            hint = "make room, or let FPSGEN_CACHE_DIR name another folder"
+            raise UsageError(f"{why}, nor can {tempfile.gettempdir()} ({again.strerror or again})", hint) from None
+        _PRIVATE[place] = replace(made, note=f"{why}: compiled for this process alone")
+        return _PRIVATE[place]
 
 
 def find(kernel: Kernel) -> Built | None:
@@ -144,8 +151,11 @@ def options_of(kernel: Kernel) -> tuple[str, ...]:
 def sources(name: str) -> tuple[str, dict[str, str]]:
     """A kernel's text and the headers that it may include, by name."""
     kernels = assets.folder("kernels_cuda")
-    headers = {path.name: path.read_text() for path in sorted([*kernels.glob("*.cuh"), *kernels.glob("device/*.cuh")])}
-    return (kernels / f"{name}.cu").read_text(), headers
+    headers = {
+        path.name: path.read_text(encoding="utf-8")
+        for path in sorted([*kernels.glob("*.cuh"), *kernels.glob("device/*.cuh")])
+    }
+    return (kernels / f"{name}.cu").read_text(encoding="utf-8"), headers
 
 
 def key(source: str, headers: dict[str, str], options: tuple[str, ...]) -> str:
@@ -179,11 +189,11 @@ def resources(log: str) -> dict[str, Resources]:
 def read(name: str, options: tuple[str, ...], place: Path) -> Built | None:
     """A kernel that is there and whole; None otherwise."""
     try:
-        facts = json.loads((place / _FACTS).read_text())
+        facts = json.loads((place / _FACTS).read_text(encoding="utf-8"))
         if hashlib.sha256((place / _CUBIN).read_bytes()).hexdigest() != facts["sha256"]:
             return None
         functions = {entry: Resources(**used) for entry, used in facts["functions"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
     return Built(name, options, place / _CUBIN, functions)
 
@@ -202,9 +212,12 @@ def publish(name: str, options: tuple[str, ...], place: Path, compiled: tuple[by
             "sha256": hashlib.sha256(cubin).hexdigest(),
             "functions": functions,
         }
-        (beside / _FACTS).write_text(json.dumps(facts, indent=2))
-        if place.exists():  # damaged, or `read` had found it
+        (beside / _FACTS).write_text(json.dumps(facts, indent=2), encoding="utf-8")
+        beside.chmod(0o777 & ~_umask())  # mkdtemp's is for one user, and a cache may be made by another
+        if place.is_dir() and not place.is_symlink():  # damaged
             shutil.rmtree(place)
+        else:
+            place.unlink(missing_ok=True)
         beside.rename(place)
     except BaseException:
         shutil.rmtree(beside, ignore_errors=True)
@@ -254,10 +267,10 @@ def remove(name: str) -> Held | None:
     with locked(folder() / name, wait=False) as ours:
         if not ours:
             return None
-        found = held(scan()[name])  # the lock at least is there
+        found = held(scan().get(name, []))
         for own in found.folders:
             shutil.rmtree(own)
-        lock_of(folder() / name).unlink()
+        lock_of(folder() / name).unlink(missing_ok=True)
     return found
 
 
@@ -287,8 +300,19 @@ def locked(place: Path, wait: bool = True) -> Iterator[bool]:
 
 
 def not_a_link(path: str, flags: int) -> int:
-    """Opens a file for `open`; OSError where somebody has put a link in its place."""
-    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
+    """Opens a file for `open`; OSError where somebody has put a link or a pipe in its place."""
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0), 0o666)
+
+
+def _umask() -> int:
+    """Of this process; it can only be read by being set."""
+    own = os.umask(0)
+    os.umask(own)
+    return own
+
+
+# Kernels that the cache could not keep, by the place that they should have had.
+_PRIVATE: dict[Path, Built] = {}
 
 
 @cache

@@ -47,9 +47,15 @@ def launch(kernel: Kernel, function: str, blocks: int, parameters: np.ndarray, d
 @cache
 def loaded(kernel: Kernel, function: str, device_index: int) -> Any:
     """An entry function on the current device, as CuPy has it."""
-    import cupy
-
-    entry = cupy.RawModule(path=str(build(kernel).cubin)).get_function(function)
+    entry = module(kernel, device_index).get_function(function)
     if kernel.shared_bytes:  # more than 48 KB must be asked for
         entry.max_dynamic_shared_size_bytes = kernel.shared_bytes
     return entry
+
+
+@cache
+def module(kernel: Kernel, device_index: int) -> Any:
+    """A kernel's file on the current device."""
+    import cupy
+
+    return cupy.RawModule(path=str(build(kernel).cubin))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import ctypes.util
+import sys
 from functools import cache
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
@@ -14,7 +15,7 @@ from pathlib import Path
 from fpsgen.errors import FpsgenError, UsageError
 
 # Wheels that carry it, newest first; extras cuda13 and cuda12 install one, and so does a CUDA build of torch.
-_WHEELS = ("nvidia-cuda-nvrtc", "nvidia-cuda-nvrtc-cu12")
+_WHEELS = {13: "nvidia-cuda-nvrtc", 12: "nvidia-cuda-nvrtc-cu12"}
 _INSTALL = 'pip install "fpsgen[cuda13]"'
 
 
@@ -86,7 +87,9 @@ def library() -> ctypes.CDLL:
 
 def found_library() -> ctypes.CDLL | None:
     """OSError where it is there and cannot be loaded."""
-    folders = [folder for wheel in _WHEELS if (folder := wheel_folder(wheel))]
+    driver = driver_version() or (99, 0)  # one for CUDA 12 does not load what CUDA 13 compiled
+    in_turn = sorted(_WHEELS, key=lambda major: (major > driver[0], -major))
+    folders = [folder for major in in_turn if (folder := wheel_folder(_WHEELS[major]))]
     for folder in folders:
         # NVRTC 13.0 opens this by its bare name, which the linker finds only if it is loaded already.
         for builtins in sorted(folder.glob("libnvrtc-builtins.so.*")):
@@ -95,6 +98,19 @@ def found_library() -> ctypes.CDLL | None:
             return ctypes.CDLL(str(path))
     name = ctypes.util.find_library("nvrtc")
     return ctypes.CDLL(name) if name else None
+
+
+@cache
+def driver_version() -> tuple[int, int] | None:
+    """The newest CUDA that the installed driver runs, asked of itself: torch without CUDA cannot tell."""
+    try:
+        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return None
+    number = ctypes.c_int()
+    if driver.cuDriverGetVersion(ctypes.byref(number)):
+        return None
+    return number.value // 1000, number.value % 1000 // 10
 
 
 def wheel_folder(wheel: str) -> Path | None:

@@ -7,8 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
-# `Parameters` of the source, which says what each is; pointers, then counts. Names that end in _in are the source's
-# q, k, v; those that end in _image, what `sm90_attention.cu` calls so.
+# `Parameters` of the source, which says what each is; pointers, then counts.
 PARAMETERS = np.dtype(
     [
         *((name, np.uint64) for name in ("q", "k", "v", "norm_q", "norm_k", "rope", "offsets")),

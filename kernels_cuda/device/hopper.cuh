@@ -61,14 +61,6 @@ DEVICE void bulk_load(void* shared, const void* global, u32 bytes, u64* barrier)
                "l"(global), "r"(bytes), "r"(shared_address(barrier))
                : "memory");
 }
-DEVICE void bulk_store(void* global, const void* shared, u32 bytes) {
-  asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(global), "r"(shared_address(shared)),
-               "r"(bytes)
-               : "memory");
-}
-DEVICE void bulk_store_commit() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
-// The thread's own stores have read their shared memory; it may be written again.
-DEVICE void bulk_store_wait_read() { asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory"); }
 // What this thread wrote to shared memory is visible to the copy engine and the tensor cores.
 DEVICE void fence_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
@@ -80,6 +72,10 @@ DEVICE void barrier_arrive(int id, int threads) {
   asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 DEVICE float shuffle_xor(float x, int lane_mask) { return __shfl_xor_sync(0xffffffffu, x, lane_mask); }
+// Where threads of a warp meet, and see what the others wrote before.
+DEVICE void warp_sync() { __syncwarp(); }
+// A number that all threads of a warp share, said so that the compiler knows.
+DEVICE int warp_uniform(int x) { return __shfl_sync(0xffffffffu, x, 0); }
 DEVICE bool warp_any(bool x) { return __any_sync(0xffffffffu, x); }
 // Registers move from the producer's warpgroup to the consumers'.
 template <int COUNT>
@@ -100,8 +96,10 @@ template <int PENDING>
 DEVICE void wgmma_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory");
 }
-// Descriptor of an operand in shared memory: rows of 128 bytes, K-major, 128-byte swizzle, groups of 8 rows 1024 bytes
-// apart. The next 32 bytes along K are at descriptor + 2: addresses count in units of 16 bytes.
+// Descriptor of an operand in shared memory: rows of 128 bytes, K-major, 128-byte swizzle (1 << 62), groups of 8 rows
+// 1024 bytes apart (64 << 32; the other distance, 1 << 16, is not used). The next 32 bytes along K are at descriptor + 2:
+// addresses count in units of 16 bytes. That works inside the swizzle because the hardware swizzles the address that it
+// arrives at, bits 4 to 6 by bits 7 to 9, and not the descriptor; hence operands begin at multiples of 1024.
 DEVICE u64 swizzled_operand(const void* p) {
   return static_cast<u64>((shared_address(p) & 0x3FFFF) >> 4) | (1ull << 16) | (64ull << 32) | (1ull << 62);
 }
@@ -111,6 +109,12 @@ DEVICE u64 swizzled_operand(const void* p) {
 DEVICE float exp2_approx(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+// The larger one; NaN where either is, unlike fmaxf.
+DEVICE float max_or_nan(float a, float b) {
+  float y;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(y) : "f"(a), "f"(b));
   return y;
 }
 // a b + c, cut to [0, 1].
@@ -131,12 +135,6 @@ DEVICE u32 pack_e4m3(float a, float b, float c, float d) {
 DEVICE u32 pack_bf16(float low, float high) {
   u32 r;
   asm("cvt.rn.bf16x2.f32 %0, %2, %1;" : "=r"(r) : "f"(low), "f"(high));
-  return r;
-}
-// Round to the nearest integer, ties to even, cut to -128 … 127.
-DEVICE int to_int8(float x) {
-  int r;
-  asm("cvt.rni.sat.s8.f32 %0, %1;" : "=r"(r) : "f"(x));
   return r;
 }
 

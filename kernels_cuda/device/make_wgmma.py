@@ -17,6 +17,12 @@ HEAD = """\
 // ss: A and B are in shared memory, given by descriptors. rs: A is in registers, four per thread.
 // D of a thread, t = thread % 128, in 32 bits: d[4 j + 2 h + b] is row 16 (t / 32) + (t % 32) / 4 + 8 h and column
 // 8 j + 2 (t % 4) + b; in FP16 the pair b = 0, 1 shares register d[2 j + h].
+//
+//     lanes that hold columns 8 j + 0 … 7 of   row 0, h = 0    0  0  1  1  2  2  3  3
+//                                              row 1           4  4  5  5  6  6  7  7
+//                                              row 7          28 28 29 29 30 30 31 31
+//                                              row 8, h = 1    0  0  1  1  2  2  3  3
+//
 // A of a thread, in bytes along K: a[i] holds row … + 8 (i % 2), bytes 16 (i / 2) + 4 (t % 4) to + 3.
 #pragma once
 """

@@ -11,13 +11,16 @@
 #define blockIdx (host::machine.block)
 #define gridDim (host::machine.grid)
 
-// Exports run_<kernel>: every block of a grid; null, or what went wrong. And the size of its parameters.
+// Exports run_<kernel>: every block of a grid; null, or what went wrong. And the size of its parameters and the threads
+// of a block, both of which the code that launches it says once more.
 #define HOST_RUN(KERNEL_NAME, PARAMETERS_TYPE, BLOCK_THREADS, SHARED_TYPE)                                             \
-  extern "C" const int parameters_of_##KERNEL_NAME = sizeof(PARAMETERS_TYPE);                                           \
-  extern "C" const char* run_##KERNEL_NAME(const PARAMETERS_TYPE* parameters, int grid, int seed, int late, int bits) {      \
+  extern "C" const int parameters_of_##KERNEL_NAME = sizeof(PARAMETERS_TYPE);                                          \
+  extern "C" const int threads_of_##KERNEL_NAME = BLOCK_THREADS;                                                       \
+  extern "C" const char* run_##KERNEL_NAME(const PARAMETERS_TYPE* given, int grid, int seed, int late, int bits) {     \
     static PARAMETERS_TYPE P;                                                                                          \
-    P = *parameters;                                                                                                   \
-    return host::launch([] { KERNEL_NAME(P); }, grid, BLOCK_THREADS, sizeof(SHARED_TYPE), seed, host::Late(late), bits);    \
+    P = *given;                                                                                                        \
+    auto kernel = [] { KERNEL_NAME(P); };                                                                              \
+    return host::launch(kernel, grid, BLOCK_THREADS, sizeof(SHARED_TYPE), seed, host::Late(late), bits);               \
   }
 
 // ---- mbarrier ------------------------------------------------------------------------------------------------------
@@ -61,13 +64,6 @@ DEVICE void bulk_load(void* shared, const void* global, u32 bytes, u64* barrier)
   mbarrier_at(barrier);
   host::machine.copies.push_back({shared, global, bytes, barrier});
 }
-DEVICE void bulk_store(void* global, const void* shared, u32 bytes) {
-  check_copy(shared, global, bytes);
-  host::shared_offset(shared);
-  host::machine.current->stores.push_back({global, shared, bytes});
-}
-DEVICE void bulk_store_commit() {}
-DEVICE void bulk_store_wait_read() { host::run_stores(*host::machine.current); }
 DEVICE void fence_async() {}
 
 // ---- warps and blocks ----------------------------------------------------------------------------------------------
@@ -98,6 +94,12 @@ DEVICE float shuffle_xor(float x, int lane_mask) {
   u32 all[32];
   host::warp_exchange(__float_as_int(x), all);
   return __int_as_float(all[threadIdx.x % 32 ^ lane_mask]);
+}
+DEVICE void warp_sync() { host::warp_sync(); }
+DEVICE int warp_uniform(int x) {
+  u32 all[32];
+  host::warp_exchange(x, all);
+  return static_cast<int>(all[0]);
 }
 DEVICE bool warp_any(bool x) {
   u32 all[32];
@@ -143,6 +145,11 @@ WGMMA_RS(wgmma_n136_f32_e4m3_rs, host::Wgmma::F32_E4M3, 136, float, 68)
 
 using std::max;
 using std::min;
+// NaN where either is; of two zeros the positive one.
+DEVICE float max_or_nan(float a, float b) {
+  if (a != a || b != b) return NAN;
+  return a > b || (a == b && std::signbit(b)) ? a : b;
+}
 // .sat: cut to [0, 1]; NaN becomes 0.
 template <class NUMBER>
 DEVICE NUMBER saturate(NUMBER x) {
@@ -162,9 +169,6 @@ DEVICE u32 to_bf16(float x) {
   return x != x ? 0x7fff : (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
 }
 DEVICE u32 pack_bf16(float low, float high) { return to_bf16(low) | to_bf16(high) << 16; }
-DEVICE int to_int8(float x) {
-  return x != x ? 0 : static_cast<int>(fminf(fmaxf(nearbyintf(x), -128.f), 127.f));
-}
 DEVICE u32 __byte_perm(u32 a, u32 b, u32 selector) {
   u64 bytes = static_cast<u64>(b) << 32 | a;
   u32 r = 0;

@@ -1,10 +1,9 @@
 // A Hopper block on a CPU, as far as our kernels can tell: one fiber per CUDA thread, asynchronous work really late.
 //
 // What the hardware may do late is done late, so that a missing wait shows in the numbers: bulk copies land at random
-// times, wgmmas read and write at the wait, bulk stores read shared memory when they are waited for. An adversarial
-// machine is as late as can be with either kind (Late), and quick with the other. Shared memory starts as NaN. Threads
-// that wait for each other for ever are a deadlock, and reported. What it cannot know: fences between proxies, register
-// hazards, speed.
+// times, wgmmas read and write at the wait. An adversarial machine is as late as can be with either kind (Late), and
+// quick with the other. Shared memory starts as NaN. Threads that wait for each other for ever are a deadlock, and
+// reported. What it cannot know: fences between proxies, register hazards, speed.
 #pragma once
 #include <ucontext.h>
 
@@ -39,12 +38,6 @@ struct Wgmma {
   bool accumulate;
 };
 
-struct Store {
-  void* to;
-  const void* from;
-  u32 bytes;
-};
-
 struct Fiber {
   ucontext_t context;
   std::vector<u8> stack;
@@ -54,7 +47,6 @@ struct Fiber {
   u64 exchanges = 0;
   std::vector<Wgmma> open;               // issued, not committed
   std::deque<std::vector<Wgmma>> groups;  // committed, oldest first
-  std::vector<Store> stores;
 };
 
 struct Mbarrier {
@@ -151,11 +143,6 @@ inline void land(size_t i) {
   machine.progress++;
 }
 
-inline void run_stores(Fiber& fiber) {
-  for (Store& store : fiber.stores) memcpy(store.to, store.from, store.bytes);
-  fiber.stores.clear();
-}
-
 template <class Kernel>
 void run_block(const Kernel& kernel, int threads) {
   Machine& m = machine;
@@ -175,7 +162,6 @@ void run_block(const Kernel& kernel, int threads) {
     fiber.context.uc_link = &m.scheduler;
     auto body = [] {
       (*entry)();
-      if (!machine.current->stores.empty()) fail("a thread ended before its bulk stores had read shared memory");
       machine.current->done = true;
       machine.progress++;
     };

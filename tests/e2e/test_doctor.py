@@ -52,7 +52,7 @@ def card(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: about)
     monkeypatch.setattr("fpsgen.memory.free_bytes", lambda device: 84_000_000_000)
     monkeypatch.setattr(doctor, "best_device", lambda: torch.device("cpu"))
-    monkeypatch.setattr(doctor, "driver_cuda", lambda: "13.0")
+    monkeypatch.setattr(nvrtc, "driver_version", lambda: (13, 0))
     monkeypatch.setattr(hopper, "why_not_here", lambda device: None)
 
 

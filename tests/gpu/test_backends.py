@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from benchmarks.attention.check import error
 from fpsgen import attention
 from fpsgen.attention import emulator, flex, reference
 from fpsgen.attention.plan import AttentionPlan
@@ -20,10 +21,6 @@ def random_qkv(tiles: TileGrid, heads: int, head_dim: int, dtype: torch.dtype) -
     generator = torch.Generator().manual_seed(tiles.tokens)
     shape = (1, tiles.tokens, heads, head_dim)
     return [torch.randn(shape, generator=generator).to("cuda", dtype) for _ in range(3)]
-
-
-def error(found: torch.Tensor, expected: torch.Tensor) -> float:
-    return float((found.double() - expected.double()).norm() / expected.double().norm())
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])

@@ -4,7 +4,6 @@ sources; on streams, in dirty memory, on several cards. `test_hopper_sizes` has 
 from __future__ import annotations
 
 import shutil
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,59 +12,24 @@ from torch import Tensor
 
 from benchmarks.attention.check import Oracles
 from fpsgen import attention
-from fpsgen.attention import QKTransform, hopper, prepare
+from fpsgen.attention import hopper
 from fpsgen.attention.emulator import VARIANTS
 from fpsgen.attention.plan import AttentionPlan
-from fpsgen.attention.tiles import Shape3, TileGrid
-from tests.kernels import host
+from fpsgen.attention.tiles import TileGrid
+from tests.gpu.hopper import another_card, tell
+from tests.kernels import cases, host
+from tests.kernels.cases import RAGGED, TOLERANCE, Given, assert_same_operands, line, moved, plan_for, prepared
 
 # As a string it is looked at when a test runs, not when tests are collected, which shall not wake the card.
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif("another_card()", reason="for Hopper")]
+assert another_card  # the mark's string names it
 
-RAGGED = TileGrid((2, 5, 9), (2, 3, 4))  # 1 x 2 x 3 tiles of 4 to 24 tokens
-GRIDS = {
-    "ragged": RAGGED,
-    "of 120": TileGrid((3, 10, 16), (3, 5, 8)),
-    "full": TileGrid((2, 8, 24), (2, 8, 8)),
-    "more tiles than SMs": TileGrid((3, 50, 80), (3, 5, 8)),
-}
-# Kernel and emulator both round the result to bfloat16, 1e-3 where they differ at all, and a code of P beside a tie may
-# fall to either side. Nobody documents the FP8 sums: one bit more or less moves C and E by 1e-3, A by 5e-3.
-TOLERANCE = 3e-3
-
-
-def another_card() -> bool:
-    return torch.cuda.is_available() and torch.cuda.get_device_capability() != (9, 0)
-
-
-def tell(capsys: pytest.CaptureFixture[str], what: object) -> None:
-    """Say something though the test passes: how large an error is, is news even where it is small."""
-    with capsys.disabled():
-        print(f" {what}", end="", flush=True)
-
-
-Given = tuple[Tensor, Tensor, Tensor, QKTransform]
+GRIDS = {**cases.GRIDS, "more tiles than SMs": TileGrid((3, 50, 80), (3, 5, 8))}
 
 
 def inputs(tiles: TileGrid, heads: int = 2, batch: int = 1, seed: int = 0) -> Given:
-    """q, k, v as projected, drawn on the CPU, and what attention does to q and k first; all on the card."""
-    generator = torch.Generator().manual_seed(tiles.tokens + heads + seed)
-    q, k, v = (torch.randn(batch, tiles.tokens, heads, 128, generator=generator).bfloat16() for _ in range(3))
-    norm_q, norm_k = (torch.rand(heads * 128, generator=generator) + 0.5 for _ in range(2))
-    angles = torch.rand(tiles.tokens, 64, generator=generator) * 6
-    rope = torch.stack([angles.cos(), angles.sin()], -1)
-    q, k, v, norm_q, norm_k, rope = (x.cuda() for x in (3 * q, k + 1, v + 0.3, norm_q, norm_k, rope))
-    return q, k, v, QKTransform(norm_q, norm_k, 1e-6, rope)
-
-
-def prepared(given: Given) -> list[Tensor]:
-    """q and k in float32, as the prologue holds them; `attend` would round them to bfloat16."""
-    q, k, _, transform = given
-    return [prepare(q, transform.norm_q, transform), prepare(k, transform.norm_k, transform)]
-
-
-def plan_for(name: str, tiles: TileGrid, windows: tuple[Shape3 | None, ...] = (None,), **more: object) -> AttentionPlan:
-    return AttentionPlan(tiles, windows, qk=VARIANTS[name].qk, pv="fp8", **more)  # type: ignore[arg-type]
+    """Drawn on the CPU, hence the same on every card."""
+    return moved(cases.inputs(tiles, heads, batch, seed), "cuda")
 
 
 def emulated_errors(given: Given, plan: AttentionPlan, name: str) -> dict[str, float]:
@@ -96,48 +60,17 @@ def test_windows_by_head_over_a_batch(name: str, capsys: pytest.CaptureFixture[s
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_list_lengths(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Through the ring of stages once, twice, three times, and every remainder of a promotion."""
+    """Through the ring of stages once, twice, three times, and every remainder of a promotion, by both consumers."""
     found = {}
     for length in range(1, 13):
-        # The odd lengths are windows of a longer line, but for every other; even ones are whole lines.
-        count = length + 1 if length % 4 == 1 else length
-        tiles = TileGrid((1, 1, 8 * count), (1, 1, 8))
-        plan = plan_for(name, tiles, (tiles.fit((1, 1, length)),))
+        tiles, window = line(length)
+        plan = plan_for(name, tiles, (window,))
         found[length] = min(emulated_errors(inputs(tiles, heads=3), plan, name).values())
     tell(capsys, max(found.values()))
     assert max(found.values()) <= TOLERANCE, found
 
 
 # ---- the prologue ---------------------------------------------------------------------------------------------------
-
-
-def on_cpu(given: Given) -> Given:
-    q, k, v, transform = given
-    moved = {name: getattr(transform, name).cpu() for name in ("norm_q", "norm_k", "rope")}
-    return q.cpu(), k.cpu(), v.cpu(), replace(transform, **moved)
-
-
-def levels(codes: np.ndarray, kind: str) -> np.ndarray:
-    """Codes as numbers that differ by 1 between neighbours: E4M3 is sign and magnitude, with two zeros."""
-    if kind == "int8":
-        return codes.view(np.int8).astype(int)
-    return np.where(codes & 128, -(codes & 127).astype(int), codes & 127)
-
-
-def assert_same_operands(found: dict[str, np.ndarray], expected: dict[str, np.ndarray], plan: AttentionPlan) -> None:
-    """Byte for byte, but for sums in another order, and values beside a tie, which may go either way."""
-    tokens = np.arange(host.SLOTS) < plan.tiles.valid.numpy()[:, None]  # the scale of a slot without one is free
-    scales = [("q_scale", tokens), ("v_scale", np.s_[:])]
-    for key, kept in scales:
-        ours, theirs = found[key], expected[key].reshape(found[key].shape)
-        np.testing.assert_allclose(ours[:, kept], theirs[:, kept], rtol=2e-6, err_msg=key)
-    ours, theirs = host.trailers(found["trailers"]), host.trailers(expected["trailers"])
-    np.testing.assert_allclose(ours["scale"], theirs["scale"], rtol=2e-6)
-    np.testing.assert_array_equal(ours["valid"], theirs["valid"])
-    for key, kind in (("q", plan.qk), ("k", plan.qk), ("v", "fp8")):
-        apart = np.abs(levels(found[key], kind) - levels(expected[key], kind))
-        assert apart.max() <= 1, key
-        assert (apart > 0).mean() < 1e-3, key
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -147,8 +80,8 @@ def test_prologue_makes_the_emulator_s_operands(name: str, grid: str, smooth_k: 
     given = inputs(GRIDS[grid], batch=2)
     plan = plan_for(name, GRIDS[grid], smooth_k=smooth_k)
     found = {key: x.cpu().numpy() for key, x in hopper.prologue(*given, plan, name).items()}
-    q, k = (x.cpu() for x in prepared(on_cpu(given)))
-    assert_same_operands(found, host.images(q, k, given[2].cpu(), plan, name), plan)
+    there = moved(given, "cpu")
+    assert_same_operands(found, host.images(*prepared(there), there[2], plan, name), plan)
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="the CPU machine is compiled by g++")
@@ -157,7 +90,7 @@ def test_prologue_is_the_cpu_machine_s(name: str) -> None:
     given = inputs(RAGGED, batch=2)
     plan = plan_for(name, RAGGED)
     found = {key: x.cpu().numpy() for key, x in hopper.prologue(*given, plan, name).items()}
-    expected = host.prologue(*on_cpu(given), plan, name)
+    expected = host.prologue(*moved(given, "cpu"), plan, name)
     assert_same_operands(found, expected, plan)
     for key in ("q_pooled", "k_pooled"):
         np.testing.assert_allclose(found[key], expected[key], rtol=1e-4, atol=1e-5, err_msg=key)
@@ -244,11 +177,10 @@ def test_nothing_is_read_that_was_not_written(job: tuple[Given, AttentionPlan, s
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two cards")
 def test_another_card_than_the_current_one(job: tuple[Given, AttentionPlan, str]) -> None:
-    (q, k, v, transform), plan, name = job
-    expected = hopper.attention(q, k, v, transform, plan, name)
+    given, plan, name = job
+    expected = hopper.attention(*given, plan, name)
     there = torch.device("cuda", 1)
-    moved = {key: getattr(transform, key).to(there) for key in ("norm_q", "norm_k", "rope")}
-    found = hopper.attention(q.to(there), k.to(there), v.to(there), replace(transform, **moved), plan, name)
+    found = hopper.attention(*moved(given, there), plan, name)
     assert found.device == there
     assert torch.equal(found.cpu(), expected.cpu())
 

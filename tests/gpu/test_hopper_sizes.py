@@ -11,11 +11,12 @@ from torch import Tensor
 
 from benchmarks.attention.check import Oracles, error, sampled_rows
 from benchmarks.attention.contenders import Inputs
-from benchmarks.attention.shapes import DENSITIES, chosen_windows, plan_8bit, shape
+from benchmarks.attention.shapes import DENSITIES, chosen_windows, shape
 from fpsgen.attention import dense, hopper, reference
 from fpsgen.attention.plan import AttentionPlan
 from fpsgen.attention.tiles import Shape3, TileGrid
-from tests.gpu.test_hopper import TOLERANCE, another_card, tell
+from tests.gpu.hopper import another_card, tell
+from tests.kernels.cases import TOLERANCE, plan_for
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif("another_card()", reason="for Hopper")]
 assert another_card  # the mark's string names it
@@ -66,7 +67,7 @@ def test_true_size(model: str, res: str, density: str, variant: str, capsys: pyt
     inputs = inputs_of(model, res)
     tiles = inputs.shape.tiles
     window = chosen_windows(tiles, DENSITIES)[density]
-    plan = plan_8bit(tiles, window, variant)
+    plan = plan_for(variant, tiles, (window,))
     found = hopper.attention(inputs.q, inputs.k, inputs.v, inputs.transform, plan, variant)
     assert found.isfinite().all()
 

@@ -5,8 +5,11 @@
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import hashlib
+import os
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -40,7 +43,10 @@ ENTRIES = {
 
 @cache
 def build_folder() -> Path:
-    return Path(tempfile.mkdtemp(prefix="fpsgen-host-"))
+    """A folder that goes when this process ends, but not when one that it forked does."""
+    folder, owner = Path(tempfile.mkdtemp(prefix="fpsgen-host-")), os.getpid()
+    atexit.register(lambda: os.getpid() == owner and shutil.rmtree(folder, ignore_errors=True))
+    return folder
 
 
 def build(source: str, main: str, options: Mapping[str, int]) -> ctypes.CDLL:
@@ -91,6 +97,8 @@ def on_this_machine(
     def launch(kernel: Kernel, entry: str, count: int, parameters: np.ndarray, _: torch.device) -> None:
         text = (edited or {}).get(kernel.SOURCE) or (SOURCES / f"{kernel.SOURCE}.cu").read_text()
         library = build(text, exported(ENTRIES[kernel.SOURCE]), kernel.defines)
+        threads = ctypes.c_int.in_dll(library, f"threads_of_{entry}").value
+        assert threads == kernel.THREADS, f"{entry} has {threads} threads, and is launched with {kernel.THREADS}"
         run(library, entry, parameters, count, schedule)
 
     choose.cache_clear()
@@ -187,7 +195,7 @@ def images(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, variant: str) -
     queries, keys, values = operands(q, k, v, plan, kind, "token")
     count = len(tiles.valid)
     image = {
-        "q": swizzled(codes(slots(queries.numbers, tiles), kind.qk)),
+        "q": swizzled(codes(slots(queries.numbers, tiles, repeat=True), kind.qk)),
         "k": swizzled(codes(slots(keys.numbers, tiles, repeat=True), kind.qk)),
     }
     transposed = np.swapaxes(codes(slots(values.numbers, tiles), "fp8"), -1, -2)[..., token_at()]
@@ -203,7 +211,7 @@ def images(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, variant: str) -
         **image,
         "v": swizzled(transposed),
         "trailers": of_k.view(np.uint8),
-        "q_scale": slots(per_score[..., 0], tiles),
+        "q_scale": slots(per_score[..., 0], tiles, repeat=True),
         "v_scale": values.scale.flatten(0, 2).numpy(),
     }
     return {name: np.ascontiguousarray(x) for name, x in made.items()}

@@ -76,11 +76,6 @@ def for_half(random: np.random.Generator) -> Words:
     return np.concatenate([around(numbers), FLOATS, random.integers(0, 1 << 32, 1 << 14, np.uint32)])[None]
 
 
-def for_int8(random: np.random.Generator) -> Words:
-    far = bits(np.array([1e3, 32768, 2147483648, 4294967296, 1e20, -1e3, -32769, -2147483648, -4294967296, -1e20]))
-    return np.concatenate([around(np.arange(140)), far, FLOATS, random.integers(0, 1 << 32, 1 << 14, np.uint32)])[None]
-
-
 def exponents(random: np.random.Generator) -> Words:
     spread = random.uniform(-150, 130, 1 << 14)
     near_zero = np.exp2(random.uniform(-30, 0, 1 << 12)) * random.choice([-1, 1], 1 << 12)

@@ -82,24 +82,6 @@ KERNEL(GROUP, 1) probe_bulk_load(PARAMETERS Parameters P) {
   }
 }
 
-// The buffer is written anew, at last with junk, as soon as the copies have read it.
-KERNEL(GROUP, 1) probe_bulk_store(PARAMETERS Parameters P) {
-  SHARED(Shared, sm);
-  constexpr int SENDERS = 4, EACH = WORDS / SENDERS;
-  int thread = threadIdx.x;
-  for (int round = 0; round <= ROUNDS; round++) {
-    for (int i = thread; i < WORDS; i += GROUP) sm.words[i] = round < ROUNDS ? P.in[round * WORDS + i] : JUNK;
-    fence_async();
-    __syncthreads();
-    if (round < ROUNDS && thread < SENDERS) {
-      bulk_store(P.out + round * WORDS + thread * EACH, sm.words + thread * EACH, 4 * EACH);
-      bulk_store_commit();
-      bulk_store_wait_read();
-    }
-    __syncthreads();
-  }
-}
-
 // ---- warps and blocks ----------------------------------------------------------------------------------------------
 
 // Each of two groups has a barrier of its own, and reads what its last thread wrote first.
@@ -139,6 +121,25 @@ KERNEL(GROUP, 1) probe_shuffle_xor(PARAMETERS Parameters P) {
   float x = __int_as_float(P.in[thread]);
 #pragma unroll
   for (int i = 0; i < 5; i++) P.out[i * GROUP + thread] = __float_as_int(shuffle_xor(x, 1 << i));
+}
+
+// Each warp hands words from lane to lane through shared memory, round after round.
+KERNEL(GROUP, 1) probe_warp_sync(PARAMETERS Parameters P) {
+  SHARED(Shared, sm);
+  int thread = threadIdx.x;
+  for (int round = 0; round < ROUNDS; round++) {
+    sm.words[thread] = P.in[round * GROUP + thread];
+    warp_sync();
+    P.out[round * GROUP + thread] = sm.words[thread ^ 31];
+    warp_sync();
+  }
+}
+
+KERNEL(GROUP, 1) probe_warp_uniform(PARAMETERS Parameters P) {
+  for (int round = 0; round < ROUNDS; round++) {
+    int i = round * GROUP + threadIdx.x;
+    P.out[i] = warp_uniform(P.in[i]);
+  }
 }
 
 KERNEL(GROUP, 1) probe_warp_any(PARAMETERS Parameters P) {
@@ -301,10 +302,10 @@ DEVICE void each(const Parameters& P, FUNCTION function) {
 #define PROBE(NAME, RESULT) \
   KERNEL(GROUP, 1) probe_##NAME(PARAMETERS Parameters P) { each(P, [](Operands x) { return RESULT; }); }
 PROBE(exp2_approx, exp2_approx(x.number(0)))
+PROBE(max_or_nan, max_or_nan(x.number(0), x.number(1)))
 PROBE(fma_saturate, fma_saturate(x.number(0), x.number(1), x.number(2)))
 PROBE(pack_e4m3, pack_e4m3(x.number(0), x.number(1), x.number(2), x.number(3)))
 PROBE(pack_bf16, pack_bf16(x.number(0), x.number(1)))
-PROBE(to_int8, to_int8(x.number(0)))
 PROBE(half2, half2(x.number(0)))
 PROBE(half2_low, half2_low(x.word(0)))
 PROBE(half2_high, half2_high(x.word(0)))

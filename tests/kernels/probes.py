@@ -120,10 +120,10 @@ WGMMAS = (
 )
 NUMBERS = (
     Probe("exp2_approx", given.exponents, numbers="float32", allowed=ulps_of_exp2),
+    Probe("max_or_nan", given.float_triples, numbers="float32"),  # the third is not read
     Probe("fma_saturate", given.float_triples, numbers="float32", signed_zeros=False),  # -0 cut to [0, 1] is either
     Probe("pack_e4m3", given.for_e4m3, numbers="e4m3"),
     Probe("pack_bf16", given.for_bf16, numbers="bfloat16"),
-    Probe("to_int8", given.for_int8, numbers="int32"),
     Probe("half2", given.for_half, numbers="float16"),
     Probe("half2_low", given.all_halves, numbers="float32"),
     Probe("half2_high", given.all_halves, numbers="float32"),
@@ -137,10 +137,11 @@ THREADS = (
     Probe("mbarrier", given.words(ROUNDS, GROUP // 2), out=(ROUNDS, GROUP // 2)),
     Probe("mbarrier_arrive_warp", given.words(ROUNDS, GROUP // 2), out=(ROUNDS, GROUP // 2)),
     Probe("bulk_load", given.words(ROUNDS, 1024), out=(ROUNDS, 1024)),
-    Probe("bulk_store", given.words(ROUNDS, 1024), out=(ROUNDS, 1024)),
     Probe("barrier_sync", given.words(2 * ROUNDS, GROUP), 2 * GROUP, out=(2 * ROUNDS, GROUP)),
     Probe("barrier_arrive", given.words(2 * ROUNDS, GROUP), 2 * GROUP, out=(2 * ROUNDS, GROUP)),
     Probe("shuffle_xor", given.words(1, GROUP), out=(5, GROUP)),
+    Probe("warp_sync", given.words(ROUNDS, GROUP), out=(ROUNDS, GROUP)),
+    Probe("warp_uniform", given.words(ROUNDS, GROUP), out=(ROUNDS, GROUP)),
     Probe("warp_any", given.conditions, out=(ROUNDS, GROUP)),
     Probe("registers", given.words(1, GROUP + 200 * 2 * GROUP), 3 * GROUP),
     Probe("swizzled_operand", given.offsets, out=(13, 3)),

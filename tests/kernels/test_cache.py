@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
+import random
 import shutil
-import time
+import subprocess
+import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import pytest
 
+from fpsgen import assets
 from fpsgen.jit import cache, nvrtc
 from fpsgen.jit.attention import VARIANTS
+from fpsgen.jit.kernels import KERNELS
+
+ROOT = assets.folder("kernels_cuda").parent
 
 
 @pytest.fixture
@@ -48,28 +58,31 @@ def test_once_for_each_content(place: Path, builds: list[str], monkeypatch: pyte
     assert len(builds) == 5
 
 
-def build_in_a_process(_: int) -> tuple[int, bytes]:
-    count = 0
+def build_all(seed: int) -> tuple[list[str], list[str | None], set[bytes]]:
+    """All kernels, in an order of this process's own: options of those compiled here, notes, and how files begin."""
+    compiled: list[str] = []
     real = nvrtc.compile_cubin
 
-    def counted(*arguments: object) -> tuple[bytes, str]:
-        nonlocal count
-        count += 1
-        return real(*arguments)  # type: ignore[arg-type]
+    def counted(source: str, headers: dict[str, str], options: list[str]) -> tuple[bytes, str]:
+        compiled.append(" ".join(options))
+        return real(source, headers, options)
 
-    nvrtc.compile_cubin = counted  # type: ignore[assignment]
-    head = cache.build(VARIANTS["E"]).cubin.read_bytes()[:4]
-    return count, head
+    order = list(KERNELS.values())
+    random.Random(seed).shuffle(order)
+    with mock.patch.object(nvrtc, "compile_cubin", counted):
+        built = [cache.build(named.kernel) for named in order]
+    return compiled, [own.note for own in built], {own.cubin.read_bytes()[:4] for own in built}
 
 
-def test_eight_processes_build_once(place: Path) -> None:
+def test_eight_processes_build_each_kernel_once(place: Path) -> None:
     with multiprocessing.get_context("spawn").Pool(8) as pool:
-        found = pool.map(build_in_a_process, range(8), chunksize=1)
-    assert sum(count for count, _ in found) == 1
-    assert {head for _, head in found} == {b"\x7fELF"}
-    assert [path.name for path in place.iterdir() if not path.name.startswith(".")] == [
-        cache.build(VARIANTS["E"]).cubin.parent.name
-    ]
+        found = pool.map(build_all, range(8), chunksize=1)
+    compiled = [options for own, _, _ in found for options in own]
+    assert len(compiled) == len(set(compiled)) == len(KERNELS)
+    assert {note for _, notes, _ in found for note in notes} == {None}
+    assert {head for _, _, heads in found for head in heads} == {b"\x7fELF"}
+    names = {path.name for path in place.iterdir() if not path.name.startswith(".")}
+    assert names == {cache.name_of(named.kernel) for named in KERNELS.values()}
 
 
 @pytest.mark.parametrize("damage", ["cut", "changed", "no facts", "facts of another kind", "no cubin"])
@@ -107,12 +120,12 @@ def test_a_folder_that_cannot_be_used(
     assert len(builds) == 1  # once in a process
 
 
-def test_a_full_disk(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk(place: Path, monkeypatch: pytest.MonkeyPatch, builds: list[str]) -> None:
     real = Path.write_bytes
 
     def full(self: Path, data: bytes) -> int:
         if place in self.parents:
-            raise OSError(28, os.strerror(28))
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return real(self, data)
 
     monkeypatch.setattr(Path, "write_bytes", full)
@@ -120,14 +133,64 @@ def test_a_full_disk(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "No space left on device" in str(built.note)
     assert built.cubin.exists()
     assert [path.name for path in place.iterdir() if path.is_dir()] == []  # nothing half-written
+    assert len(builds) == 1  # what was compiled is kept for this process
 
 
-def test_a_lookup_is_quick(place: Path) -> None:
-    """Everything but the compiler: no torch, no process, one read."""
+def read_only(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing below `place` can be made or opened for writing; root, who may do anything, is refused nothing else."""
+
+    def refuse(name: str, changes: Callable[..., bool]) -> None:
+        real = getattr(os, name)
+
+        def refusing(path: object, *rest: Any, **options: Any) -> Any:
+            if isinstance(path, str | os.PathLike) and place in Path(path).parents and changes(path, *rest):
+                raise OSError(errno.EROFS, os.strerror(errno.EROFS), os.fspath(path))
+            return real(path, *rest, **options)
+
+        monkeypatch.setattr(os, name, refusing)
+
+    refuse("open", lambda path, flags, *_: bool(flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)))
+    for name in ("mkdir", "rename", "replace", "unlink", "rmdir"):
+        refuse(name, lambda *_: True)
+
+
+def test_a_read_only_cache(place: Path, monkeypatch: pytest.MonkeyPatch, builds: list[str]) -> None:
+    """As an administrator leaves it: what is there is used, what is not, or is damaged, is compiled, and it is said."""
     cache.build(VARIANTS["A"])
-    begin = time.perf_counter()
-    cache.build(VARIANTS["A"])
-    assert time.perf_counter() - begin < 0.05
+    damaged = cache.build(VARIANTS["C"]).cubin
+    damaged.write_bytes(b"damaged")
+    read_only(place, monkeypatch)
+    found = cache.build(VARIANTS["A"])
+    assert (found.fresh, found.note, len(builds)) == (False, None, 2)
+    for name in ("C", "E"):
+        made = cache.build(VARIANTS[name])
+        assert "Read-only file system" in str(made.note)
+        assert "for this process alone" in str(made.note)
+        assert place not in made.cubin.parents
+        assert made.cubin.read_bytes()[:4] == b"\x7fELF"
+    assert len(builds) == 4
+    assert damaged.read_bytes() == b"damaged"
+
+
+def seconds_in_a_new_process(name: str) -> float:
+    """Of a process's first `cache.build`, imports not counted."""
+    code = (
+        "import time; from fpsgen.jit import cache, kernels; begin = time.perf_counter();"
+        f"cache.build(kernels.KERNELS[{name!r}].kernel); print(time.perf_counter() - begin)"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, cwd=ROOT)
+    return float(found.stdout)
+
+
+def test_a_first_build_is_quick_and_a_lookup_quicker(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """2 s and 0.05 s are promised for an idle machine; a shared one may take five times as long to compile. A lookup
+    is one read and the compiler's version: the best of three, since others' work is not what is measured."""
+    cold = seconds_in_a_new_process("attention-c")
+    warm = min(seconds_in_a_new_process("attention-c") for _ in range(3))
+    with capsys.disabled():
+        print(f" cold {cold:.2f} s, warm {warm * 1000:.0f} ms", end="", flush=True)
+    assert cold < 10
+    assert warm < 0.05
 
 
 def test_no_compiler_is_said(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

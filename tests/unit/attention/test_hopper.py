@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -24,12 +26,21 @@ def hopper_card(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]
     """As if a card of the right kind were here, and CuPy with it."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    monkeypatch.setattr(hopper, "find_spec", lambda name: object())
+    monkeypatch.setitem(sys.modules, "cupy", ModuleType("cupy"))
+    monkeypatch.setattr(nvrtc, "driver_version", lambda: (13, 0))
     for cached in (hopper.why_not_here, attention.choose):
         cached.cache_clear()
     yield monkeypatch
     for cached in (hopper.why_not_here, attention.choose):
         cached.cache_clear()
+
+
+class Broken:
+    """A package that fails while it is imported."""
+
+    def find_spec(self, name: str, *_: object) -> None:
+        if name == "cupy":
+            raise ImportError("libcublas is missing")
 
 
 def test_it_runs_8_bit_plans_on_hopper(hopper_card: pytest.MonkeyPatch) -> None:
@@ -68,14 +79,24 @@ def test_machines_that_it_refuses(hopper_card: pytest.MonkeyPatch) -> None:
             patch.setattr(torch.cuda, "get_device_capability", lambda device, own=capability: own)
             assert "Hopper (compute capability 9.0), not {}.{}".format(*capability) in reason()
     with hopper_card.context() as patch:
-        patch.setattr(hopper, "find_spec", lambda name: None)
+        patch.setitem(sys.modules, "cupy", None)
         assert 'pip install "fpsgen[cuda13]"' in reason()
+    with hopper_card.context() as patch:
+        patch.delitem(sys.modules, "cupy")
+        patch.setattr(sys, "meta_path", [Broken()])
+        assert "CuPy cannot be used: ImportError: libcublas is missing" in reason()
+    with hopper_card.context() as patch:
+        patch.setattr(nvrtc, "driver_version", lambda: (12, 8))
+        patch.setattr(nvrtc, "version", lambda: (13, 0))
+        assert "NVRTC is of CUDA 13, the driver runs CUDA 12" in reason()
     with hopper_card.context() as patch:
         patch.setattr(nvrtc, "wheel_folder", lambda wheel: None)
         patch.setattr(nvrtc.ctypes.util, "find_library", lambda name: None)
-        nvrtc.library.cache_clear()
-        assert "NVRTC" in reason()
-    nvrtc.library.cache_clear()
+        for cached in (nvrtc.library, nvrtc.version):
+            cached.cache_clear()
+        assert "NVRTC, which compiles kernels, is not installed" in reason()
+    for cached in (nvrtc.library, nvrtc.version):
+        cached.cache_clear()
 
 
 def test_lists_of_all_windows_are_one_table() -> None:
@@ -110,3 +131,30 @@ def test_gradients_are_refused() -> None:
     transform = QKTransform(torch.ones(128), torch.ones(128), 1e-6, torch.zeros(TILES.tokens, 64, 2))
     with pytest.raises(NotImplementedError, match="no gradients"):
         hopper.attention(x, x, x, transform, EIGHT_BIT)
+
+
+@pytest.mark.parametrize(
+    ("what", "shape"),
+    [("k", (1, 9, 2, 128)), ("v", (1, 90, 1, 128)), ("norm_q", (128,)), ("rope", (5, 64, 2))],
+)
+def test_shapes_that_a_kernel_would_read_beyond(what: str, shape: tuple[int, ...]) -> None:
+    x = torch.zeros(1, TILES.tokens, 2, 128)
+    given = {"q": x, "k": x, "v": x, "norm_q": torch.ones(256), "norm_k": torch.ones(256)}
+    given |= {"rope": torch.zeros(TILES.tokens, 64, 2), what: torch.zeros(shape)}
+    transform = QKTransform(given["norm_q"], given["norm_k"], 1e-6, given["rope"])
+    with pytest.raises(ValueError, match=f"{what} is .* is wanted"):
+        hopper.attention(given["q"], given["k"], given["v"], transform, EIGHT_BIT)
+
+
+def test_gradients_of_the_norms_are_refused() -> None:
+    x = torch.zeros(1, TILES.tokens, 1, 128)
+    transform = QKTransform(torch.ones(128, requires_grad=True), torch.ones(128), 1e-6, torch.zeros(90, 64, 2))
+    with pytest.raises(NotImplementedError, match="no gradients"):
+        hopper.attention(x, x, x, transform, EIGHT_BIT)
+
+
+def test_amd_is_no_hopper(hopper_card: pytest.MonkeyPatch) -> None:
+    """gfx90a calls itself 9.0, too."""
+    hopper_card.setattr(torch.version, "hip", "6.2")
+    hopper.why_not_here.cache_clear()
+    assert "NVIDIA" in str(hopper.why_not(CUDA, EIGHT_BIT, 128))

@@ -213,7 +213,7 @@ def test_arguments() -> None:
 
 
 def test_without_a_card_and_without_packages_it_says_so() -> None:
-    """One sentence and exit code 2; nothing is imported that a lent card's machine may lack."""
+    """One sentence and exit code 2; nothing is imported that a bare machine with a card may lack."""
     missing = ["diffusers", "imageio_ffmpeg", "psutil", "cupy", "triton", "typer", "ftfy"]
     code = (
         f"import sys, runpy; sys.modules.update(dict.fromkeys({missing})); sys.argv = ['attention'];"

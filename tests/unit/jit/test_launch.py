@@ -51,9 +51,11 @@ def entries(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[En
     monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=0x51))
     monkeypatch.setenv("FPSGEN_CACHE_DIR", str(tmp_path))
-    launch.loaded.cache_clear()
+    for cached in (launch.loaded, launch.module):
+        cached.cache_clear()
     yield seen
-    launch.loaded.cache_clear()
+    for cached in (launch.loaded, launch.module):
+        cached.cache_clear()
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,115 @@
+"""What tests of the kernels, on this machine and on a card, share: inputs, plans, and how near is near enough."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.attention.check import error
+from fpsgen.attention import QKTransform, prepare
+from fpsgen.attention.emulator import VARIANTS
+from fpsgen.attention.plan import AttentionPlan
+from fpsgen.attention.tiles import Shape3, TileGrid
+from tests.kernels import host
+
+RAGGED = TileGrid((2, 5, 9), (2, 3, 4))  # 1 x 2 x 3 tiles of 4 to 24 tokens
+GRIDS = {
+    "ragged": RAGGED,
+    "of 120": TileGrid((3, 10, 16), (3, 5, 8)),
+    "full": TileGrid((2, 8, 24), (2, 8, 8)),
+}
+# Of a result, against the emulator's. Both round it to bfloat16, 1e-3 where they differ at all, and a code of P beside
+# a tie may fall to either side. Nobody documents a card's FP8 sums: a bit more or less is 1e-3 for C and E, 5e-3 for A.
+TOLERANCE = 3e-3
+
+Given = tuple[Tensor, Tensor, Tensor, QKTransform]
+
+
+def plan_for(name: str, tiles: TileGrid, windows: tuple[Shape3 | None, ...] = (None,), **more: object) -> AttentionPlan:
+    """What a variant of the kernel runs."""
+    return AttentionPlan(tiles, windows, qk=VARIANTS[name].qk, pv="fp8", **more)  # type: ignore[arg-type]
+
+
+def line(length: int, tokens: int = 120) -> tuple[TileGrid, Shape3]:
+    """Tiles in a line, each of so many tokens, and a window whose lists are so long.
+
+    Tiles of more than 64 tokens give both of the kernel's consumers rows. Every other odd length is a window of a
+    longer line, the rest are the whole line.
+    """
+    count = length + 1 if length % 4 == 1 else length
+    tiles = TileGrid((1, 1, tokens * count), (1, 1, tokens))
+    return tiles, tiles.fit((1, 1, length))
+
+
+def random_qkv(tiles: TileGrid, heads: int = 2, batch: int = 1) -> list[Tensor]:
+    """q, k, v behind norm and RoPE."""
+    generator = torch.Generator().manual_seed(tiles.tokens + heads)
+    q, k, v = (torch.randn(batch, tiles.tokens, heads, 128, generator=generator) for _ in range(3))
+    return [2 * q, k + 0.5, v + 0.3]
+
+
+def inputs(tiles: TileGrid, heads: int = 2, batch: int = 1, seed: int = 0) -> Given:
+    """q, k, v as projected, and what attention does to q and k first."""
+    generator = torch.Generator().manual_seed(tiles.tokens + heads + seed)
+    q, k, v = (torch.randn(batch, tiles.tokens, heads, 128, generator=generator).bfloat16() for _ in range(3))
+    norm_q, norm_k = (torch.rand(heads * 128, generator=generator) + 0.5 for _ in range(2))
+    angles = torch.rand(tiles.tokens, 64, generator=generator) * 6
+    return 3 * q, k + 1, v + 0.3, QKTransform(norm_q, norm_k, 1e-6, torch.stack([angles.cos(), angles.sin()], -1))
+
+
+def moved(given: Given, device: torch.device | str) -> Given:
+    q, k, v, transform = given
+    there = {name: getattr(transform, name).to(device) for name in ("norm_q", "norm_k", "rope")}
+    return q.to(device), k.to(device), v.to(device), replace(transform, **there)
+
+
+def prepared(given: Given) -> list[Tensor]:
+    """q and k in float32, as the prologue holds them; `attend` would round them to bfloat16."""
+    q, k, _, transform = given
+    return [prepare(q, transform.norm_q, transform), prepare(k, transform.norm_k, transform)]
+
+
+def assert_near(found: Tensor, expected: Tensor, what: object = "") -> None:
+    """A result and the emulator's."""
+    assert bool(found.isfinite().all()), "not finite"
+    difference = error(found, expected)
+    assert difference < TOLERANCE, f"error {difference:.1g} {what}".rstrip()
+
+
+def levels(codes: np.ndarray, kind: str) -> np.ndarray:
+    """Codes as numbers that differ by 1 between neighbours: E4M3 is sign and magnitude, with two zeros."""
+    if kind == "int8":
+        return codes.view(np.int8).astype(int)
+    return np.where(codes & 128, -(codes & 127).astype(int), codes & 127)
+
+
+def assert_same_operands(
+    found: dict[str, np.ndarray], expected: dict[str, np.ndarray], plan: AttentionPlan, every_v: bool = False
+) -> None:
+    """What a prologue made, but for sums in another order, and values beside a tie, which may go either way: few codes,
+    by one. every_v: v, which is only rounded, is the same byte for byte."""
+    for key, kind in (("q", plan.qk), ("k", plan.qk), ("v", "fp8")):
+        apart = np.abs(levels(found[key], kind) - levels(expected[key], kind))
+        assert (apart > 0).mean() < 1e-3, f"image of {key}"
+        assert apart.max() <= 1, f"image of {key}"
+    assert not every_v or np.array_equal(found["v"], expected["v"]), "image of v"
+    tokens = np.arange(host.SLOTS) < plan.tiles.valid.numpy()[:, None]  # the scale of a slot without one is free
+    ours, theirs = host.trailers(found["trailers"]), host.trailers(expected["trailers"])
+    for key, own, other in (
+        ("q's scales", found["q_scale"][:, tokens], expected["q_scale"][:, tokens]),
+        ("k's scales", ours["scale"], theirs["scale"]),
+        ("v's scales", found["v_scale"].ravel(), expected["v_scale"].ravel()),
+    ):
+        assert np.allclose(own, other, rtol=2e-6, atol=0), key  # float32 has 6e-8; sums over channels, and a root
+    assert np.array_equal(ours["valid"], theirs["valid"]), "tokens in a tile"
+
+
+def assert_pooled(found: dict[str, np.ndarray], given: Given, tiles: TileGrid) -> None:
+    """Each tile's mean of q and k, against float32 sums in another order: a mean near 0 has its terms' last bits."""
+    for key, x in zip(("q_pooled", "k_pooled"), prepared(given), strict=True):
+        rows = x.transpose(1, 2).flatten(0, 1).tensor_split(tiles.offsets[1:-1], 1)
+        means = torch.stack([own.mean(1) for own in rows], 1)
+        assert np.allclose(found[key], means, rtol=1e-4, atol=1e-5), f"means of {key[0]}"

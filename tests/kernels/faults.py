@@ -1,0 +1,144 @@
+"""Faults to edit into the kernels' sources, one at a time; `mutations` does, for all of them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from tests.kernels import host
+
+ATTENTION, PROLOGUE, TILE = "sm90_attention.cu", "sm90_prologue.cu", "tile.cuh"
+
+
+@dataclass(frozen=True)
+class Fault:
+    """In `file`, the `number`-th `old` becomes `new`."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    number: int = 0
+
+    def source(self) -> str:
+        """The kernel's text with the fault; that of the prologue, which makes tiles, for a fault in their header."""
+        parts = (host.SOURCES / self.file).read_text().split(self.old)
+        assert len(parts) > self.number + 1, f"{self.name}: the source has no such line"
+        at = self.number + 1
+        text = self.old.join(parts[:at]) + self.new + self.old.join(parts[at:])
+        if self.file != TILE:
+            return text
+        include = f"#include <{TILE}>"
+        kernel = (host.SOURCES / PROLOGUE).read_text()
+        assert include in kernel
+        return kernel.replace(include, text.replace("#pragma once", ""))
+
+
+def of_attention() -> Iterator[Fault]:
+    wait_k, wait_v = "mbarrier_wait(&sm.k_full[k.at], k.parity);", "mbarrier_wait(&sm.v_full[v.at], v.parity);"
+    for name, old, new, *number in (
+        ("no wait for q", "mbarrier_wait(&sm.q_full[q.at], q.parity);", ""),
+        ("no wait for the first k", wait_k, ""),
+        ("no wait for the next k", wait_k, "", 1),
+        ("no wait for v", wait_v, ""),
+        ("no wait for the last v", wait_v, "", 1),
+        ("producer takes a full k buffer", "mbarrier_wait(&sm.k_empty[kv.at], kv.parity ^ 1);", ""),
+        ("producer takes a full v buffer", "mbarrier_wait(&sm.v_empty[kv.at], kv.parity ^ 1);", ""),
+        ("producer takes a full q buffer", "mbarrier_wait(&sm.q_empty[q.at], q.parity ^ 1);", ""),
+        ("wrong parity for k", wait_k, wait_k.replace("k.parity", "k.parity ^ 1"), 1),
+        ("wrong parity for a free v", "kv.parity ^ 1);", "kv.parity);", 1),
+        ("k is never released", "mbarrier_arrive_warp(&sm.k_empty[k.at]);", ""),
+        ("v is released before it is read", "wgmma_wait<0>();\n      mbarrier_arrive_warp(&sm.v_empty[v.at]);",
+         "mbarrier_arrive_warp(&sm.v_empty[v.at]);\n      wgmma_wait<0>();"),
+        ("the wrong group begins", "if (group == 1) pass_turn(group);", "if (group == 0) pass_turn(group);"),
+        ("no turn is passed on", "      pass_turn(group);\n", ""),
+        ("scores are used before they are there", "wgmma_wait<1>();", "wgmma_wait<2>();"),
+        ("sums are used before they are there", "      wgmma_wait<0>();\n      mbarrier", "      mbarrier"),
+        ("p is packed before the last one is read", "      bool rose = softmax();\n",
+         "      bool rose = softmax();\n      pack(p, scores);\n"),
+        ("q and k swapped", "u64 a = swizzled_operand(q), b = swizzled_operand(k);",
+         "u64 a = swizzled_operand(k), b = swizzled_operand(q);", 2),
+        ("second group reads the first one's q", "GROUP_ROWS * group * HEAD_DIM;", "0;"),
+        ("scale of the next tile", "P.trailers + key",
+         "P.trailers + (u64)stream * P.tiles + list[j + 1 < list.count ? j + 1 : 0]"),
+        ("a step along K left out", "i < K_STEPS; i++) wgmma_n128_f16", "i < K_STEPS - 1; i++) wgmma_n128_f16"),
+        ("stale row maximum", "      m[h] = raised;\n", ""),
+        ("maximum of one thread, not of the row", "top[h] = fmaxf(top[h], shuffle_xor(top[h], 2));", ""),
+        ("earlier sums are not rescaled", "if (rescale) sums.scale_total(reference.fade);", ""),
+        ("the short sum is not rescaled", "if (rescale) sums.scale_short(reference.fade);", ""),
+        ("the sum of P is not rescaled", "sum[0] *= reference.fade[0], sum[1] *= reference.fade[1];", ""),
+        ("sums are rescaled before P V is in them",
+         "if (rescale) sums.scale_total(reference.fade);\n      wgmma_wait<0>();",
+         "if (rescale) sums.scale_total(reference.fade), sums.scale_short(reference.fade), rescale = false;\n"
+         "      wgmma_wait<0>();"),
+        ("never promoted", "if (j % PROMOTE == 0) sums.promote();", ""),
+        ("promoted by the first group alone", "if (j % PROMOTE == 0) sums.promote();",
+         "if (j % PROMOTE == 0 && (PROMOTE == 1 || group == 0)) sums.promote();"),
+        ("the second group's p is spoilt in a long list", "pack(p, scores);  // not before",
+         "pack(p, scores);\n      if (group == 1 && j >= 4) p[0] = 0;  // not before"),
+        ("promoted one tile late", "sums.issue(p, sm.v[v.at], (j - 1) % PROMOTE != 0);",
+         "sums.issue(p, sm.v[v.at], j % PROMOTE != 0);"),
+        ("a masked key too few", "if (8 * (i / 4) + 2 * quad + (i & 1) >= valid) s[i] = -1e30f;",
+         "if (8 * (i / 4) + 2 * quad + (i & 1) > valid) s[i] = -1e30f;"),
+        ("a masked key too many", "if (8 * (i / 4) + 2 * quad + (i & 1) >= valid) s[i] = -1e30f;",
+         "if (8 * (i / 4) + 2 * quad + (i & 1) >= valid - 1) s[i] = -1e30f;"),
+        ("a row too many is stored", "if (row < valid)",
+         "if (row <= valid)"),
+        ("a row too few is stored", "if (row < valid)",
+         "if (row + 1 < valid)"),
+        ("k is freed by half of its readers", "k_empty[i], CONSUMER_WARPS)", "k_empty[i], CONSUMER_WARPS / 2)"),
+        ("v is freed by half of its readers", "v_empty[i], CONSUMER_WARPS)", "v_empty[i], CONSUMER_WARPS / 2)"),
+        ("q is freed by half of its readers", "q_empty[i], CONSUMER_WARPS)", "q_empty[i], CONSUMER_WARPS / 2)"),
+        ("rows leave before all are written", "  warp_sync();\n  int first", "  int first"),
+        ("a warp sends another's rows", "at.thread / 32 * 16 + half", "(at.thread / 32 ^ 1) * 16 + half"),
+        ("p in another order than v", "int a = 4 * (i / 2) + (i & 1);", "int a = 4 * (i / 2) + 1 - (i & 1);"),
+        ("the wrong half is synthesised", "return SYNTHESISE && (j & 2);", "return SYNTHESISE && !(j & 2);"),
+        ("synthesised codes one too low", "LINEAR = 0.044f", "LINEAR = 0.169f"),
+        ("the sum of one thread, not of the row", "denominator[h] += shuffle_xor(denominator[h], 2);", ""),
+        ("v's scale of another channel", "v_scale[pair].low", "v_scale[pair].high"),
+        ("lists of the first head for all", "P.list_of[head * P.tiles + tile]", "P.list_of[tile]"),
+        ("all of the batch into its first entry",
+         "static_cast<u64>(stream / P.heads) * P.tokens", "static_cast<u64>(0)"),
+    ):  # fmt: skip
+        yield Fault(name, ATTENTION, old, new, *number)
+
+
+def of_prologue() -> Iterator[Fault]:
+    for name, old, new, *number in (
+        ("RoPE turns the wrong way", "even * turn[i] - odd * turn[i + 1];", "even * turn[i] + odd * turn[i + 1];"),
+        ("wrong RoPE pair", "odd = x[i + 1] * factor", "odd = x[i ? i - 1 : i + 1] * factor"),
+        ("RoPE of the row in the tile", "static_cast<u64>(at.first + in_tile)", "static_cast<u64>(in_tile)"),
+        ("norm over one head", "int width = P.heads * HEAD_DIM;", "int width = HEAD_DIM;"),
+        ("k's norm is q's", "load(norm, P.norm_k", "load(norm, P.norm_q", 1),
+        ("q's scale of half a row", "lanes = ROW_THREADS / 2", "lanes = ROW_THREADS / 4"),
+        ("k's scale of one warp", "sm.largest[warp]);", "largest);"),
+        ("tokens of v in their own order", "token = token_at(position + i);", "token = position + i;"),
+        ("v's channels swapped", "even[i] = bf16_low(pair)", "even[i] = bf16_high(pair)"),
+        ("two tokens of v in one place", "(token >> 4) << 2", "(token >> 5) << 2"),
+        ("v read before it is written", "threadIdx.x];\n  __syncthreads();", "threadIdx.x];"),
+        ("mean of k over a token too many", "sum / P.tokens", "sum / (P.tokens + 1)"),
+        ("k is not smoothed", "x[i] -= mean[i];\n    write", "x[i] -= 0;\n    write"),
+        ("k's mean is taken of one half of the tiles", "sum += sm.warps[0][channel], ", ""),
+        ("empty slots repeat the next tile's token", "at.valid - 1)", "at.valid)", 1),
+        ("ones below tokens that are not there", "if (token_at(position + i) < at.valid) ones", "ones"),
+        ("a token of v too many", "if (row < at.valid) raw", "if (row <= at.valid) raw"),
+        ("v's largest of the last rows", "max_or_nan(all, sm.warps[w][threadIdx.x])", "sm.warps[w][threadIdx.x]"),
+        ("no log2 e in the scale", "scale * (LOG2_E / sqrtf(HEAD_DIM))", "scale * (1.f / sqrtf(HEAD_DIM))"),
+    ):  # fmt: skip
+        yield Fault(name, PROLOGUE, old, new, *number)
+    for name, old, new in (
+        ("another swizzle", "(column / 16 ^ (row & 7)) << 4", "(column / 16 ^ (row & 3)) << 4"),
+        ("tokens of v by halves", "inner % 4 / 2) + 2 *", "inner % 2) + 2 *"),
+    ):
+        yield Fault(name, TILE, old, new)
+
+
+FAULTS = {fault.name: fault for fault in (*of_attention(), *of_prologue())}
+
+
+def digest() -> str:
+    """Of all that the CPU machine runs, and of the faults: what a table of who noticed them is true for."""
+    paths = sorted([*host.SOURCES.glob("*.cu"), *host.SOURCES.glob("*.cuh"), *(host.SOURCES / "host").iterdir()])
+    content = [(path.name, path.read_text()) for path in paths if path.is_file()]
+    return hashlib.sha256(repr((content, list(FAULTS.values()))).encode()).hexdigest()[:32]

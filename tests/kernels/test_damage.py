@@ -1,0 +1,37 @@
+"""What is no number must not look like a video: NaN and infinity reach the result, whatever the format has for them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fpsgen.attention import QKTransform, hopper, prepare, reference
+from fpsgen.attention.plan import AttentionPlan
+from fpsgen.attention.tiles import TileGrid
+from tests.kernels import host
+
+TILES = TileGrid((1, 6, 6), (1, 3, 6))  # two tiles of 18 tokens
+TOKEN = 20  # the second of the second tile; in v's and P's order it falls to a synthesised half
+HEADS = 2
+
+
+@pytest.mark.parametrize("qk", ["fp8", "int8"])
+@pytest.mark.parametrize(("what", "smooth_k"), [("q", True), ("k", True), ("k", False), ("v", True), ("norm_k", True)])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_damage_shows_wherever_the_reference_shows_it(qk: str, what: str, smooth_k: bool, value: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    given = {name: torch.randn(1, TILES.tokens, HEADS, 128, generator=generator) for name in ("q", "k", "v")}
+    norms = {name: torch.ones(HEADS * 128) for name in ("norm_q", "norm_k")}
+    if what in given:
+        given[what][0, TOKEN, 1, 7] = value
+    else:
+        norms[what][128 + 7] = value
+    angles = torch.rand(TILES.tokens, 64, generator=generator)
+    transform = QKTransform(**norms, eps=1e-6, rope=torch.stack([angles.cos(), angles.sin()], -1))
+    plan = AttentionPlan(TILES, qk=qk, pv="fp8", smooth_k=smooth_k)  # type: ignore[arg-type]
+    q, k = (prepare(given[name], norms[f"norm_{name}"], transform) for name in ("q", "k"))
+    damaged = ~reference.attention(q, k, given["v"], plan).isfinite()
+    with host.on_this_machine():
+        found = hopper.attention(given["q"], given["k"], given["v"], transform, plan)
+    assert damaged.any()
+    assert not (found.isfinite() & damaged).any()
