@@ -6,8 +6,12 @@ What a fixture needs is imported in it: tests of kernels and attention run witho
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # workers with all cores each would stand in each other's way
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch reads it, and for what tests start
 
 import pytest
 import torch

@@ -115,7 +115,7 @@ def of_prologue() -> Iterator[Fault]:
         ("k's scale of one warp", "sm.largest[warp]);", "largest);"),
         ("tokens of v in their own order", "token = token_at(position + i);", "token = position + i;"),
         ("v's channels swapped", "even[i] = bf16_low(pair)", "even[i] = bf16_high(pair)"),
-        ("two tokens of v in one place", "(token >> 4) << 2", "(token >> 5) << 2"),
+        ("v read where it was not written", "sm.v[token][pair_at(token, channel / 2)]", "sm.v[token][channel / 2]"),
         ("v read before it is written", "threadIdx.x];\n  __syncthreads();", "threadIdx.x];"),
         ("mean of k over a token too many", "sum / P.tokens", "sum / (P.tokens + 1)"),
         ("k is not smoothed", "x[i] -= mean[i];\n    write", "x[i] -= 0;\n    write"),

@@ -42,18 +42,21 @@ def layer() -> tuple[Block, tuple]:
 
 @torch.inference_mode()
 @pytest.mark.parametrize(
-    "plan",
+    ("plan", "branches"),
     [
-        AttentionPlan(TileGrid(GRID, (2, 2, 2)), ((1, 1, 3), (3, 1, 1), (1, 3, 1)), (0, 2, 1), "fp8", "fp8"),
-        AttentionPlan(TileGrid(GRID, (4, 3, 5)), qk="fp8", pv="fp8"),
-        AttentionPlan(TileGrid(GRID, (4, 3, 5)), ((1, 2, 1), None), (1, 0, 0), "int8", "fp8"),
+        (AttentionPlan(TileGrid(GRID, (2, 2, 2)), ((1, 1, 3), (3, 1, 1), (1, 3, 1)), (0, 2, 1), "fp8", "fp8"), 1),
+        (AttentionPlan(TileGrid(GRID, (4, 3, 5)), qk="fp8", pv="fp8"), 2),
+        (AttentionPlan(TileGrid(GRID, (4, 3, 5)), ((1, 2, 1), None), (1, 0, 0), "int8", "fp8"), 2),
     ],
     ids=str,
 )
-def test_a_block_through_the_sources_is_the_emulator_s(layer: tuple[Block, tuple], plan: AttentionPlan) -> None:
+def test_a_block_through_the_sources_is_the_emulator_s(
+    layer: tuple[Block, tuple], plan: AttentionPlan, branches: int
+) -> None:
     block, (x, modulation, key_value, rope, dense) = layer
     rope = rope[dense.tiles.order][plan.tiles.inverse]
-    x = x[:, dense.tiles.order][:, plan.tiles.inverse]
+    x = x[:branches, dense.tiles.order][:, plan.tiles.inverse]
+    modulation, key_value = modulation[:branches], tuple(of_text[:branches] for of_text in key_value)
     attended: list[Tensor] = []
     handle = block.self_attn.register_forward_hook(lambda *of: attended.append(of[2]))
     with host.on_this_machine(host.Schedule(seed=5)):

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -186,3 +189,43 @@ def test_no_home_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FPSGEN_CACHE_DIR", "~nobody-of-that-name/a")
     with pytest.raises(UsageError, match="no such home folder"):
         cache.folder()
+
+
+@pytest.fixture
+def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where kernels will be kept."""
+    monkeypatch.setenv("FPSGEN_CACHE_DIR", str(tmp_path))
+    return tmp_path / "kernels"
+
+
+def test_another_user_can_read_what_one_has_built(empty: Path) -> None:
+    """A container is often built as root and run as somebody else."""
+    before = os.umask(0o022)
+    try:
+        built = cache.build(attention.VARIANTS["A"])
+    finally:
+        os.umask(before)
+    assert [path.stat().st_mode & 0o777 for path in (built.cubin.parent, built.cubin)] == [0o755, 0o644]
+
+
+@pytest.mark.parametrize("kind", ["a file", "a link", "a dangling link"])
+def test_what_stands_in_a_kernel_s_place_is_replaced(empty: Path, tmp_path: Path, kind: str) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    if kind == "a link":
+        elsewhere.mkdir()
+        (elsewhere / "mine").write_text("mine")
+    empty.mkdir(parents=True)
+    place = empty / cache.name_of(attention.VARIANTS["A"])
+    place.write_text("") if kind == "a file" else place.symlink_to(elsewhere)
+    assert cache.build(attention.VARIANTS["A"]).note is None
+    assert place.is_dir()
+    assert not place.is_symlink()
+    if kind == "a link":
+        assert (elsewhere / "mine").read_text() == "mine"
+
+
+def test_sources_are_utf_8_whatever_the_locale_says() -> None:
+    code = "from fpsgen.jit import cache; print(len(cache.sources('sm90_attention')[0]))"
+    environment = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    found = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert int(found.stdout) == len(cache.sources("sm90_attention")[0]), found.stderr
