@@ -114,22 +114,27 @@ def build(
 
     out = Output(json)
     told: list[dict] = []
+    lost = 0
     wanted = list(dict.fromkeys(kernels.find(name) for name in names or kernels.KERNELS))
     notes: set[str] = set()
     for named in wanted:
         begin = time.perf_counter()
         built = cache.build(named.kernel)
         seconds = time.perf_counter() - begin
-        if built.note and built.note not in notes:
-            out.note(built.note)
-            notes.add(built.note)
+        if built.note:
+            lost += 1
+            if built.note not in notes:
+                out.note(built.note)
+                notes.add(built.note)
         how = f"{seconds:.2f} s" if built.fresh else "from the cache"
         registers = ", ".join(str(used.registers) for used in built.functions.values())
         out.line(f"{named.name:23}{how:16}{registers} registers")
         told.append({**told_of(named, built), "fresh": built.fresh, "seconds": round(seconds, 3)})
     fresh = sum(entry["fresh"] for entry in told)
-    where = "nothing is kept" if notes else f"kept in {cache.folder()}"
-    out.result(f"{fresh} compiled, {len(told) - fresh} from the cache; {where}", {"kernels": told})
+    kept = f"kept in {cache.folder()}" if not lost else f"{lost} of {len(told)} could not be kept"
+    out.result(f"{fresh} compiled, {len(told) - fresh} from the cache; {kept}", {"kernels": told})
+    if lost:  # what was asked for is not there when the next command wants it
+        raise typer.Exit(1)
 
 
 @app.command(epilog=EXAMPLES)
@@ -213,7 +218,7 @@ def draw(out: Output, told: dict) -> None:
         )
     out.line(f"block      {told['threads']} threads, {told['shared_bytes']} bytes of dynamic shared memory")
     out.line(f"options    {' '.join(told['options'])}")
-    out.line(f"cubin      {told['path']} ({readable(told['bytes'])})")
+    out.line(f"cubin      {told['path'] or 'not kept'} ({readable(told['bytes'])})")
 
 
 def told_of(named: Named, built: Built) -> dict:
@@ -226,7 +231,7 @@ def told_of(named: Named, built: Built) -> dict:
         "threads": named.kernel.THREADS,
         "shared_bytes": named.kernel.shared_bytes,
         "functions": {function: asdict(used) for function, used in built.functions.items()},
-        "path": str(built.cubin),
+        "path": None if built.note else str(built.cubin),  # else it goes with this process
         "bytes": built.cubin.stat().st_size,
         "note": built.note,
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json as jsonlib
 import os
 import sys
@@ -41,7 +42,10 @@ class Output:
 
     def show(self, table: Table) -> None:
         """A table that is the command's result, on stdout."""
-        Console(highlight=False).print(table)
+        there, drawn = Console(), io.StringIO()
+        as_there = {"width": there.width, "force_terminal": there.is_terminal, "color_system": there.color_system}
+        Console(file=drawn, highlight=False, **as_there).print(table)  # type: ignore[arg-type]
+        self._print(drawn.getvalue().rstrip("\n"))
 
     def line(self, text: str) -> None:
         """One line of a result that has several, on stdout; --json has them in its object."""
