@@ -258,8 +258,12 @@ def trial_launch() -> dict:
 
     They are compiled into the cache, as `fpsgen generate` would.
     """
+    import torch
+
     from fpsgen.attention import hopper
 
+    if not torch.cuda.is_available():
+        return {"state": "skipped", "why": "there is no CUDA GPU", "errors": {}}
     device = best_device()
     for plan in tiny_plans().values():
         if reason := hopper.why_not(device, plan, HEAD_DIM):
@@ -337,7 +341,11 @@ def verdict(report: dict[str, dict]) -> dict:
     if problems:
         absent = report["versions"].get("absent", {})
         commands = (absent[name] for name in _REQUIRED if name in absent)
-        following = next(commands, "fpsgen --debug doctor, and report what it says")
+        log = "fpsgen kernels build, which prints the compiler's log"
+        fallback = (
+            log if report["compile"].get("state") == "failed" else "fpsgen --debug doctor, and report what it says"
+        )
+        following = next(commands, fallback)
     return {"works": not problems, "problems": problems, "warnings": warnings, "can": can, "next": following}
 
 

@@ -65,7 +65,8 @@ def tell_list(out: Output) -> None:
 
     table = Table(box=None, padding=(0, 2, 0, 0))
     for column in ("kernel", "for", "compiled", "size"):
-        table.add_column(column, justify="right" if column == "size" else "left", overflow="fold")
+        names = column == "kernel"  # which are typed, and not to be broken
+        table.add_column(column, justify="right" if column == "size" else "left", overflow="fold", no_wrap=names)
     states = {True: "yes", False: "no", None: "?"}
     for entry in told["kernels"]:
         size = "" if entry["bytes"] is None else readable(entry["bytes"])
@@ -144,7 +145,7 @@ def clear(
     json: Json = False,
 ) -> None:
     """Remove compiled kernels; whatever else lies in their folder stays."""
-    from fpsgen.jit import cache, kernels
+    from fpsgen.jit import cache, kernels, nvrtc
 
     out, folder = Output(json), cache.folder()
     removed: dict[str, Held] = {}
@@ -153,7 +154,14 @@ def clear(
         held = cache.contents()
     except OSError as fault:
         raise UsageError(f"{folder} cannot be read: {fault.strerror or fault}", hint=_FOLDER_HINT) from None
-    for name in kernels.stale(held) if stale else held:
+    try:
+        chosen = kernels.stale(held) if stale else held
+    except nvrtc.NoCompilerError as missing:
+        raise UsageError(
+            f"which kernels are stale depends on the compiler, and {missing}",
+            hint=f"{missing.hint}, or fpsgen kernels clear, which removes all",
+        ) from None
+    for name in chosen:
         try:
             if found := cache.remove(name):
                 removed[name] = found

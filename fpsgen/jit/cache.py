@@ -165,7 +165,7 @@ def key(source: str, headers: dict[str, str], options: tuple[str, ...]) -> str:
 
 def compile_checked(name: str, source: str, headers: dict[str, str], options: tuple[str, ...]) -> tuple[bytes, dict]:
     """The cubin and its functions' resources; CompileError where ptxas spilled, or gave up on asynchronous wgmma."""
-    cubin, log = nvrtc.compile_cubin(source, headers, list(options))
+    cubin, log = nvrtc.compile_cubin(source, headers, list(options), f"{name}.cu")
     if serialised := re.findall(r"\(C75\d\d\)", log):  # 0 spills, and yet several times slower
         raise nvrtc.CompileError(f"{name}: ptxas serialised the tensor cores' work {sorted(set(serialised))}: {log}")
     functions = resources(log)

@@ -27,8 +27,10 @@ class NoCompilerError(UsageError):
     """NVRTC is not installed, or cannot be loaded."""
 
 
-def compile_cubin(source: str, headers: dict[str, str], options: list[str]) -> tuple[bytes, str]:
-    """The cubin of `source` and the compiler's log; `headers` are what it may include, by name.
+def compile_cubin(
+    source: str, headers: dict[str, str], options: list[str], name: str = "kernel.cu"
+) -> tuple[bytes, str]:
+    """The cubin of `source` and the compiler's log; `headers` are what it may include, by name. name: for its errors.
 
     CompileError where it does not compile, NoCompilerError where there is nothing to compile with.
     """
@@ -40,7 +42,7 @@ def compile_cubin(source: str, headers: dict[str, str], options: list[str]) -> t
         nvrtc.nvrtcCreateProgram(
             ctypes.byref(program),
             source.encode(),
-            b"kernel.cu",
+            name.encode(),
             len(names),
             (text * len(names))(*bodies),
             (text * len(names))(*names),
@@ -51,7 +53,7 @@ def compile_cubin(source: str, headers: dict[str, str], options: list[str]) -> t
         result = nvrtc.nvrtcCompileProgram(program, len(given), (text * len(given))(*given))
         log = output(program, "ProgramLog").decode(errors="replace").rstrip("\0").strip()
         if result:
-            raise CompileError(f"a kernel does not compile: {log}")
+            raise CompileError(f"{name} does not compile: {log}")
         return output(program, "CUBIN"), log
     finally:
         nvrtc.nvrtcDestroyProgram(ctypes.byref(program))

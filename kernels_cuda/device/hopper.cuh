@@ -1,7 +1,7 @@
 // The part of Hopper's PTX that our kernels use, one name each. host/hopper.cuh has the same names for g++.
 //
-// Kernels include nothing but this and contain no inline assembly of their own: what runs on the card is then
-// line by line what the tests run on a CPU. References: PTX ISA 8.x, sections in brackets.
+// Kernels include nothing but this and tile.cuh, and contain no inline assembly of their own: what runs on the card is
+// then line by line what the tests run on a CPU. References: PTX ISA 8.x, sections in brackets.
 #pragma once
 
 typedef unsigned char u8;

@@ -94,7 +94,7 @@ def test_its_json_is_complete(no_card: None, caches: Path) -> None:
     assert report["compile"]["state"] == "ok"
     assert report["compile"]["registers"] == 168
     assert report["compile"]["seconds"] > 0
-    assert report["launch"] == {"state": "skipped", "why": "it is for CUDA GPUs", "errors": {}}
+    assert report["launch"] == {"state": "skipped", "why": "there is no CUDA GPU", "errors": {}}
     assert report["verdict"]["works"]
     assert list(caches.iterdir()) == []  # nothing stays
 

@@ -63,9 +63,9 @@ def build_all(seed: int) -> tuple[list[str], list[str | None], set[bytes]]:
     compiled: list[str] = []
     real = nvrtc.compile_cubin
 
-    def counted(source: str, headers: dict[str, str], options: list[str]) -> tuple[bytes, str]:
+    def counted(source: str, headers: dict[str, str], options: list[str], name: str) -> tuple[bytes, str]:
         compiled.append(" ".join(options))
-        return real(source, headers, options)
+        return real(source, headers, options, name)
 
     order = list(KERNELS.values())
     random.Random(seed).shuffle(order)
