@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from fpsgen.attention.hopper import SLOTS, TRAILER_BYTES
+from fpsgen.jit.attention import SLOTS, TRAILER_BYTES
 
 # Of one SM in one clock, dense: 4 tensor cores with 1024 multiply-adds each in 8 bits, 512 in 16 (NVIDIA H100 Tensor
 # Core GPU Architecture, the white paper).

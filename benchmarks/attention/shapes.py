@@ -16,7 +16,7 @@ from fpsgen.wan.config import WAN_1_3B, WAN_14B
 from fpsgen.wan.sizes import DEFAULTS, NAMED
 
 MODELS = {"1.3b": WAN_1_3B, "14b": WAN_14B}
-HEAD_DIM = 128
+HEAD_DIM = WAN_14B.head_dim  # and of 1.3B
 DENSITIES = ("1", "1/2", "1/4", "1/6", "1/10")
 
 

@@ -17,20 +17,16 @@ import torch
 from torch import Tensor
 
 from fpsgen.attention.plan import AttentionPlan
-from fpsgen.attention.tiles import key_lists, outlives_inference
+from fpsgen.attention.tiles import TileGrid, key_lists, outlives_inference
 from fpsgen.jit import attention as attention_kernels
 from fpsgen.jit import cache, nvrtc
 from fpsgen.jit import prologue as prologue_kernels
-from fpsgen.jit.attention import AttentionKernel
+from fpsgen.jit.attention import HEAD_DIM, SLOTS, TRAILER_BYTES, AttentionKernel
 from fpsgen.jit.launch import launch, packed
 from fpsgen.jit.prologue import PrologueKernel
 
 if TYPE_CHECKING:
     from fpsgen.attention import QKTransform
-
-SLOTS = 128  # of a tile
-HEAD_DIM = 128
-TRAILER_BYTES = 16
 
 # The variant of the kernel that runs a plan, by the plan's qk; `emulator.VARIANTS` says what each computes.
 FASTEST = {"fp8": "C", "int8": "E"}
@@ -134,7 +130,7 @@ def prologue(
         "norm_q": qk_transform.norm_q.float().contiguous(),
         "norm_k": qk_transform.norm_k.float().contiguous(),
         "rope": qk_transform.rope.float().contiguous(),
-        "offsets": device_offsets(plan, device),
+        "offsets": device_offsets(plan.tiles, device),
         "eps": qk_transform.eps,
     }
     between = {
@@ -180,7 +176,7 @@ def attention_over(operands: Mapping[str, Tensor], plan: AttentionPlan, variant:
     out = torch.empty(batch, tokens, heads, dim, dtype=torch.bfloat16, device=device)
     counts = {"streams": streams, "heads": heads, "tiles": count, "tokens": tokens}
     lists = device_lists(plan, heads, device)
-    offsets = device_offsets(plan, device)
+    offsets = device_offsets(plan.tiles, device)
     parameters = packed(attention_kernels.PARAMETERS, {**operands, **lists, **counts, "offsets": offsets, "out": out})
     launch(kernel, "fps_attention", min(multiprocessors(device), streams * count), parameters, device)
     return out
@@ -207,9 +203,9 @@ def device_lists(plan: AttentionPlan, heads: int, device: torch.device) -> dict[
 
 @lru_cache(maxsize=64)
 @outlives_inference
-def device_offsets(plan: AttentionPlan, device: torch.device) -> Tensor:
+def device_offsets(tiles: TileGrid, device: torch.device) -> Tensor:
     """int32 [tiles + 1]: the first row of each tile."""
-    return plan.tiles.offsets.int().to(device)
+    return tiles.offsets.int().to(device)
 
 
 @functools.cache

@@ -8,7 +8,9 @@ from typing import ClassVar, Literal
 import numpy as np
 
 _SCORES = {"FP32": 0, "FP16": 1, "INT32": 2}
-_TILE_BYTES = 128 * 128
+
+# Of `kernels_cuda/tile.cuh`: tokens that a tile has room for, channels of a head, bytes beside a tile of k.
+SLOTS, HEAD_DIM, TRAILER_BYTES = 128, 128, 16
 
 # `Parameters` of the source, which says what each is; pointers, then counts.
 PARAMETERS = np.dtype(
@@ -75,9 +77,10 @@ class AttentionKernel:
     @property
     def shared_bytes(self) -> int:
         """The size of `Shared`, which the source asserts: q twice, k and v by stage, rows of the result, barriers."""
-        v = _TILE_BYTES + (1024 if self.SUM_CODES else 0)
-        out = 128 * (2 * 128 + 16)
-        whole = 2 * _TILE_BYTES + self.STAGES * (_TILE_BYTES + v + 16 + 4 * 8) + out + 4 * 8
+        tile = SLOTS * HEAD_DIM
+        v = tile + (1024 if self.SUM_CODES else 0)
+        out = SLOTS * (2 * HEAD_DIM + 16)
+        whole = 2 * tile + self.STAGES * (tile + v + TRAILER_BYTES + 4 * 8) + out + 4 * 8
         return -(-whole // 1024) * 1024
 
 
