@@ -1,0 +1,1 @@
+"""Whether calibration is worth it: the pocket model on held-out prompts, at equal cost."""
