@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from pathlib import Path
 
@@ -17,10 +17,9 @@ import torch
 from torch import Tensor
 
 from fpsgen import __version__, attention, memory, sampling
-from fpsgen.attention.plan import AttentionPlan
 from fpsgen.attention.tiles import TileGrid
 from fpsgen.errors import RenderError
-from fpsgen.presets import BF16, Preset
+from fpsgen.presets import BF16, Plans, Preset, file, shipped
 from fpsgen.timing import Timings
 from fpsgen.video import VideoWriter
 from fpsgen.wan import vae as wan_vae
@@ -118,6 +117,8 @@ def generate(
     yield Phase("load")
     with timings.phase("load"):
         transformer = load_transformer(model.checkpoint, device, dtype)
+    if surprise := request.preset.surprise(transformer.fingerprint(), request.width, request.height, request.frames):
+        yield Notice(surprise)
     latents = yield from denoise(request, transformer, plans, texts, device, timings)
     with timings.phase("load"):
         del transformer
@@ -151,33 +152,53 @@ def encode_prompts(
     return texts
 
 
-def schedule(request: Request, model: Model) -> list[AttentionPlan]:
-    """What attention does at each step; UsageError where the preset does not fit the video's size."""
-    grid = model.config.grid(request.latent_shape)
-    tiles = TileGrid(grid, request.preset.tile or model.tile(grid))
-    return request.preset.schedule(request.new_solver().sigmas[:-1].tolist(), tiles)
+def schedule(request: Request, model: Model) -> list[Plans]:
+    """What each layer does at each step; UsageError where the preset is for another model or another video's size."""
+    preset, config = request.preset, model.config
+    preset.check_family(model.family)
+    grid = config.grid(request.latent_shape)
+    tiles = TileGrid(grid, preset.tile or model.tile(grid))
+    return preset.schedule(request.new_solver().sigmas[:-1].tolist(), tiles, config.num_layers, config.num_heads)
 
 
-def attention_by_step(plans: list[AttentionPlan], device: torch.device, head_dim: int) -> Iterator[Notice]:
-    """Which plan runs in which steps, on which backend, and why on no other."""
-    if device.type == "cuda" and any(attention.choose(device, plan, head_dim).name == "reference" for plan in plans):
+def default_preset(model: Model, width: int, height: int, frames: int, device: torch.device) -> Preset:
+    """The `quality` grade where a kernel of ours runs it, else BF16."""
+    if device.type != "cuda":
+        return BF16
+    preset = shipped.of_grade("quality", model.family, width, height)
+    grid = model.config.grid(wan_vae.latent_shape(frames, height, width))
+    tiles = TileGrid(grid, preset.tile or model.tile(grid))
+    phases = preset.plans(tiles, model.config.num_layers, model.config.num_heads)
+    rounded = {plan for plans in phases.values() for plan in plans if not plan.is_dense or plan.is_8bit}
+    ours = all(attention.choose(device, plan, model.config.head_dim).name == "hopper" for plan in rounded)
+    return preset if ours else BF16
+
+
+def attention_by_step(plans: list[Plans], device: torch.device, head_dim: int) -> Iterator[Notice]:
+    """Which plan runs in which steps and layers, on which backend, and why on no other."""
+    every = {plan for layers in plans for plan in layers}
+    if device.type == "cuda" and any(attention.choose(device, plan, head_dim).name == "reference" for plan in every):
         yield Notice("plain PyTorch runs this preset's attention here, which may take longer than --preset bf16")
     first = 1
-    for plan, alike in groupby(plans):
+    for layers, alike in groupby(plans):
         last = first + sum(1 for _ in alike) - 1
-        choice = attention.choose(device, plan, head_dim)
         steps = f"step {first}" if first == last else f"steps {first} to {last}"
-        refused = "".join(f"; not {name}: {reason}" for name, reason in choice.refused)
-        yield Notice(f"{steps}: {plan}, by {choice.name}{refused}", detail=True)
+        for plan in dict.fromkeys(layers):
+            own = [number for number, each in enumerate(layers) if each == plan]
+            where = steps if len(own) == len(layers) else f"{steps}, layers {file.ranges(own)}"
+            choice = attention.choose(device, plan, head_dim)
+            refused = "".join(f"; not {name}: {reason}" for name, reason in choice.refused)
+            yield Notice(f"{where}: {plan}, by {choice.name}{refused}", detail=True)
         first = last + 1
 
 
-def build_kernels(
-    plans: list[AttentionPlan], device: torch.device, head_dim: int, timings: Timings
+def make_ready(
+    plans: list[Plans], device: torch.device, heads: int, head_dim: int, timings: Timings
 ) -> Iterator[Notice]:
-    """Compile the kernels that the steps launch; what was compiled, and where the cache cannot keep it."""
+    """Compile the kernels that the steps launch, and bring all key lists to the device, so that no phase begins with a
+    wait; what was compiled, and where the cache cannot keep it."""
     with timings.phase("compile"):
-        built = attention.build_kernels(device, plans, head_dim)
+        built = attention.make_ready(device, {plan for layers in plans for plan in layers}, heads, head_dim)
     if fresh := sorted({kernel.name for kernel in built if kernel.fresh and not kernel.note}):
         yield Notice(
             f"compiled {', '.join(fresh)}, which later runs find in {built[0].cubin.parent.parent}", detail=True
@@ -190,28 +211,29 @@ def build_kernels(
 def denoise(
     request: Request,
     transformer: WanTransformer,
-    plans: list[AttentionPlan],
+    plans: list[Plans],
     texts: list[Tensor],
     device: torch.device,
     timings: Timings,
 ) -> Generator[Event, None, Tensor]:
-    """From noise to latents [1, 16, T, h, w], the generator's return value; plans: what attention does at each step."""
+    """From noise to latents [1, 16, T, h, w], the generator's return value; plans: each layer's at each step."""
     yield Phase("denoise")
     with timings.phase("denoise"):
         solver = request.new_solver()
         latents = sampling.noise(transformer.config.in_channels, request.latent_shape, request.seed).to(device)
-        together = both_fit(transformer, plans[0].tiles.tokens, device)
+        together = both_fit(transformer, plans[0][0].tiles.tokens, device)
         batches = [torch.cat(texts)] if together else texts
         contexts = [transformer.embed_text(batch) for batch in batches]
     if len(texts) > 1:
         how = "in one batch" if together else "one after the other"
         yield Notice(f"guidance branches run {how}", detail=True)
     yield from attention_by_step(plans, device, transformer.config.head_dim)
-    yield from build_kernels(plans, device, transformer.config.head_dim, timings)
-    for index, (timestep, plan) in enumerate(zip(solver.timesteps, plans, strict=True)):
+    config = transformer.config
+    yield from make_ready(plans, device, config.num_heads, config.head_dim, timings)
+    for index, (timestep, layers) in enumerate(zip(solver.timesteps, plans, strict=True)):
         begin = time.perf_counter()
         with timings.phase("denoise"):
-            velocity = predict(transformer, latents, timestep, contexts, plan, request.guidance)
+            velocity = predict(transformer, latents, timestep, contexts, layers, request.guidance)
             latents = solver.step(velocity, latents)
             finite = bool(latents.isfinite().all())  # waits for the device, too
         timings.steps.append(time.perf_counter() - begin)
@@ -227,12 +249,11 @@ def predict(
     latents: Tensor,
     timestep: Tensor,
     contexts: list[list[KeyValue]],
-    plan: AttentionPlan,
+    plans: Plans,
     guidance: float,
 ) -> Tensor:
     """Guided velocity. Contexts are one per branch, or one that holds both branches as a batch."""
     branches: list[Tensor] = []
-    plans = [plan] * len(transformer.blocks)
     for context in contexts:
         batch = len(context[0][0])
         velocity = transformer(latents.expand(batch, -1, -1, -1, -1), timestep.expand(batch), context, plans)
@@ -286,9 +307,9 @@ def decode(
 
 def describe(request: Request, model: Model, device: torch.device, dtype: torch.dtype, text_dtype: torch.dtype) -> dict:
     """What was made, by what and with which settings; stored in the file, printed by --json."""
-    settings = asdict(request)
+    settings = {**asdict(replace(request, preset=BF16)), "preset": file.as_dict(request.preset)}
     del settings["output"]
-    plans = schedule(request, model)
+    plans = [plan for layers in schedule(request, model) for plan in layers]
     name = f"pocket v{model.card['version']}" if model.card else model.name
     return {
         "fpsgen": __version__,
@@ -300,6 +321,6 @@ def describe(request: Request, model: Model, device: torch.device, dtype: torch.
         "attention": {
             "tile": plans[0].tiles.tile,
             "density": round(sum(plan.density for plan in plans) / len(plans), 6),
-            "backends": sorted({attention.choose(device, plan, model.config.head_dim).name for plan in plans}),
+            "backends": sorted({attention.choose(device, plan, model.config.head_dim).name for plan in set(plans)}),
         },
     }

@@ -33,6 +33,10 @@ class PreparedBackend(Backend, Protocol):
 
     def attention(self, q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan) -> Tensor: ...
 
+    def make_ready(self, plan: AttentionPlan, device: torch.device) -> None:
+        """Make, and keep, what depends on the plan alone."""
+        ...
+
 
 _PREPARED: dict[str, PreparedBackend] = {"dense": dense, "flex": flex, "reference": reference}
 
@@ -59,11 +63,16 @@ def choose(device: torch.device, plan: AttentionPlan, head_dim: int) -> Choice:
     raise AssertionError("the reference runs every plan")
 
 
-def build_kernels(device: torch.device, plans: Iterable[AttentionPlan], head_dim: int) -> list[Built]:
-    """Compile what `attend` will launch for `plans`, so that no layer waits for it; not FlexAttention, which torch
-    compiles when it first runs."""
-    ours = [plan for plan in dict.fromkeys(plans) if choose(device, plan, head_dim).name == "hopper"]
-    return [built for plan in ours for built in hopper.build_kernels(plan)]
+def make_ready(device: torch.device, plans: Iterable[AttentionPlan], heads: int, head_dim: int) -> list[Built]:
+    """Make what `attend` will need for `plans`, so that no layer waits for it: key lists on the device, and our
+    kernels, compiled; not FlexAttention, which torch compiles when it first runs."""
+    ours = []
+    for plan in dict.fromkeys(plans):
+        if (name := choose(device, plan, head_dim).name) == "hopper":
+            ours.append(plan)
+        else:
+            _PREPARED[name].make_ready(plan, device)
+    return hopper.make_ready(ours, heads, device)
 
 
 @dataclass(frozen=True)

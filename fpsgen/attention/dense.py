@@ -16,6 +16,10 @@ def why_not(device: torch.device, plan: AttentionPlan, head_dim: int) -> str | N
     return "it does not round to 8 bits" if plan.is_8bit else None
 
 
+def make_ready(plan: AttentionPlan, device: torch.device) -> None:
+    """There is nothing to make."""
+
+
 def attention(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan | None = None) -> Tensor:
     """softmax(q kᵀ / √head_dim) v over [batch, tokens, heads, head_dim], any key length.
 

@@ -34,6 +34,13 @@ def why_not(device: torch.device, plan: AttentionPlan, head_dim: int) -> str | N
     return None if find_spec("triton") else "it needs Triton, which this torch came without"
 
 
+def make_ready(plan: AttentionPlan, device: torch.device) -> None:
+    """Lay out the rows, and the blocks of every window."""
+    padded_rows(plan.tiles, device)
+    for window in plan.windows:
+        block_mask(plan.tiles, window, device)
+
+
 def attention(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan) -> Tensor:
     """q, k, v and the result [batch, tokens, heads, head_dim], rows in tile order."""
     slots = tile_slots(plan.tiles)
@@ -75,7 +82,7 @@ def pad(x: Tensor, rows: Tensor, length: int) -> Tensor:
     return padded.index_copy(1, rows, x).transpose(1, 2)
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=128)
 @outlives_inference
 def block_mask(tiles: TileGrid, window: Shape3 | None, device: torch.device) -> BlockMask:
     """The window's key lists as FlexAttention wants them: for each query block, all key blocks, wanted ones first."""

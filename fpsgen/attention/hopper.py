@@ -8,7 +8,7 @@ each token, which costs the kernel nothing, instead of one for each tile.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -77,9 +77,13 @@ def kernels(plan: AttentionPlan, variant: str) -> tuple[PrologueKernel, Attentio
     return replace(before, SMOOTH_K=plan.smooth_k), kernel
 
 
-def build_kernels(plan: AttentionPlan) -> list[cache.Built]:
-    """Compile what `attention` launches for `plan`, unless it is compiled already."""
-    return [cache.build(kernel) for kernel in kernels(plan, FASTEST[plan.qk])]
+def make_ready(plans: Sequence[AttentionPlan], heads: int, device: torch.device) -> list[cache.Built]:
+    """Compile what `attention` launches for `plans`, unless it is compiled already, and bring their lists over."""
+    for plan in plans:
+        device_offsets(plan.tiles, device)
+        device_lists(plan, heads, device)
+    wanted = dict.fromkeys(kernel for plan in plans for kernel in kernels(plan, FASTEST[plan.qk]))
+    return [cache.build(kernel) for kernel in wanted]
 
 
 def attention(
@@ -182,7 +186,7 @@ def attention_over(operands: Mapping[str, Tensor], plan: AttentionPlan, variant:
     return out
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=1024)  # a plan for each layer of each phase
 @outlives_inference
 def device_lists(plan: AttentionPlan, heads: int, device: torch.device) -> dict[str, Tensor]:
     """The key lists of all windows in one CSR structure (row_ptr, cols), and list_of [heads, tiles], -1 where dense."""

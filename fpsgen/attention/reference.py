@@ -32,6 +32,12 @@ def why_not(device: torch.device, plan: AttentionPlan, head_dim: int) -> str | N
     return None
 
 
+def make_ready(plan: AttentionPlan, device: torch.device) -> None:
+    """Group the rows of every window."""
+    for window in plan.windows:
+        grouped(plan.tiles, window, device)
+
+
 def attention(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan) -> Tensor:
     """q, k, v and the result [batch, tokens, heads, head_dim], rows in tile order; computed in float32.
 
@@ -102,7 +108,7 @@ def gathered(x: Tensor, rows: Tensor, window: Shape3 | None) -> Tensor:
     return x.index_select(2, rows.flatten()).unflatten(2, rows.shape)
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=128)
 @outlives_inference
 def grouped(tiles: TileGrid, window: Shape3 | None, device: torch.device) -> tuple[Tensor, Tensor, tuple[Group, ...]]:
     """Query rows grouped by the shape of what they see: their order, its inverse, and the groups in that order."""

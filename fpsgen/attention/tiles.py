@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from math import ceil, prod
+from itertools import product
+from math import ceil, log, prod
 
 import torch
 from torch import Tensor
@@ -114,6 +115,39 @@ class TileGrid:
                     f"a window is odd, or spans its axis"
                 )
         return None if (t, h, w) == self.counts else (t, h, w)
+
+    @cached_property
+    def windows(self) -> tuple[Shape3, ...]:
+        """Every window there is, odd or spanning along each axis; all tiles, which is dense, among them."""
+        t, h, w = (sorted({*range(1, count + 1, 2), count}) for count in self.counts)
+        return tuple(product(t, h, w))
+
+    def window_of(self, density: float) -> Shape3 | None:
+        """The window that keeps at least `density` of all pairs, little more than that, and a like share of each axis.
+
+        It has the least sum of squares of log(kept / density), tenfold, and of log(share / density^(1/3)) of each axis.
+        None, for all tiles, where no other keeps that much.
+        """
+        wanted = log(density) / 3
+        shares = [
+            {length: log(self._share(axis, length)) for length in {window[axis] for window in self.windows}}
+            for axis in range(3)
+        ]
+        logs = {window: [shares[axis][length] for axis, length in enumerate(window)] for window in self.windows}
+        dense_enough = (window for window in self.windows if sum(logs[window]) >= log(density) - 1e-9)
+
+        def far(window: Shape3) -> float:
+            kept, each = sum(logs[window]) - log(density), logs[window]
+            return round(10 * kept**2 + sum((share - wanted) ** 2 for share in each), 9)
+
+        best = min(dense_enough, key=lambda window: (far(window), window))
+        return None if best == self.counts else best
+
+    def _share(self, axis: int, length: int) -> float:
+        """The share of pairs along one axis that a window of that length keeps."""
+        window = list(self.counts)
+        window[axis] = length
+        return self.density((window[0], window[1], window[2]))
 
     def density(self, window: Shape3 | None) -> float:
         """The share of (query token, key token) pairs inside `window`, a product over the axes; 1 where it is None."""

@@ -19,7 +19,7 @@ POCKET = (
 
 WAN = (
     "A red fox trots through fresh snow at the edge of a birch forest, its breath steaming in the cold morning light",
-    "Slow aerial shot over terraced rice fields after rain, clouds drifting between the hills, sunlight breaking through",
+    "Slow aerial shot over terraced rice fields after rain, clouds drifting between the hills, sun breaking through",
     "A street musician plays the violin under an arcade at night, rain on the cobbles, people pass with umbrellas",
     "Close-up of hands shaping a tall vase on a potter's wheel, wet clay turning, warm workshop light",
     "Two sailing boats race past a lighthouse in a storm, waves break over the rocks, spray in the wind",

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from fpsgen.pipeline import Event
+    from fpsgen.presets import Preset
     from fpsgen.wan.models import Model
 
 EXAMPLES = """[bold]Examples[/bold]
@@ -86,9 +87,12 @@ def generate(
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Same seed, same video.", show_default="random")] = None,
     preset: Annotated[
-        str,
-        typer.Option(help="bf16, dense attention without rounding, or a .toml file that says how sparse and precise."),
-    ] = "bf16",
+        str | None,
+        typer.Option(
+            help="bf16 (dense and exact), quality, balanced, fast, another of `fpsgen presets`, or a .toml file.",
+            show_default="quality where our kernels run it, else bf16",
+        ),
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="FILE.mp4, .webm or .gif.", show_default="from the prompt")
     ] = None,
@@ -116,10 +120,10 @@ def generate(
         from fpsgen.video import check_path
 
         check_path(output)  # before torch, which takes seconds
-        from fpsgen import presets
+        from fpsgen.presets import shipped
 
-        chosen_preset = presets.find(preset)
-        if preset != presets.BF16.name and output.exists() and output.samefile(Path(preset).expanduser()):
+        named = None if preset is None or preset in shipped.GRADES else shipped.find(preset)
+        if preset and output.exists() and (given := Path(preset).expanduser()).exists() and output.samefile(given):
             raise UsageError(f"{output} is the preset: the video would replace it", hint="choose another -o")
         from fpsgen import pipeline
         from fpsgen.wan import load, models
@@ -131,6 +135,9 @@ def generate(
     settings = chosen.defaults.override(
         width=width, height=height, frames=frames, steps=steps, guidance=guidance, shift=shift, negative=negative
     )
+    if named is None and preset is not None:
+        named = shipped.of_grade(preset, chosen.family, settings.width, settings.height)
+    chosen_preset = named or pipeline.default_preset(chosen, settings.width, settings.height, settings.frames, target)
     request = pipeline.Request(
         prompt=prompt.strip(), seed=seed, output=output, scale_to=scale_to, solver=solver.value, grid=grid.value,
         preset=chosen_preset,
@@ -146,9 +153,9 @@ def generate(
     # Closed here, not whenever it is collected: a failure while drawing must not leave an encoder running.
     with contextlib.closing(pipeline.generate(request, chosen, target, precision, text_precision, timings)) as events:
         draw(events, out)
-    out.table(timing_table(timings, target))
-    out.detail("seconds per step: " + " ".join(f"{seconds:.2f}" for seconds in timings.steps))
     told = pipeline.describe(request, chosen, target, precision, text_precision)
+    out.table(timing_table(timings, target, (chosen_preset.name, preset_remark(chosen_preset, told["attention"]))))
+    out.detail("seconds per step: " + " ".join(f"{seconds:.2f}" for seconds in timings.steps))
     out.result(str(output), {"output": str(output), **told, "timings": timings.as_dict()})
 
 
@@ -236,13 +243,24 @@ def draw(events: Iterator[Event], out: Output) -> None:
                 out.note(event.text)
 
 
-def timing_table(timings: Timings, device: torch.device) -> Table:
+def preset_remark(preset: Preset, ran: dict) -> str:
+    """The preset's mean density, and what it was measured to cost."""
+    told = [f"density {ran['density']:.2f}"]
+    if of := preset.measured:
+        told.append(f"measured: PSNR {of.psnr:.1f} ± {of.psnr_ci95:.1f} dB against bf16, {of.clips} clips")
+    elif not preset.is_exact:
+        told.append("not calibrated")
+    return ", ".join(told)
+
+
+def timing_table(timings: Timings, device: torch.device, preset: tuple[str, str]) -> Table:
     from rich.table import Table
 
     table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
     table.add_column()
     table.add_column(justify="right")
     table.add_column(style="dim")
+    table.add_row("preset", *preset)
     count = len(timings.steps)
     remarks = {"denoise": f"{count} steps, {sum(timings.steps) / count:.2f} s each" if count else ""}
     for name, seconds in timings.seconds.items():

@@ -37,6 +37,11 @@ class Model:
     def config(self) -> WanConfig:
         return self.checkpoint.config
 
+    @property
+    def family(self) -> str:
+        """1.3b, 14b or pocket: whose presets it takes. Of others than Wan2.1's, the one of the nearest width."""
+        return POCKET if self.card else sizes.family_of(self.config.dim)
+
     def tile(self, grid: Shape3) -> Shape3:
         if self.card:
             t, h, w = self.card["tile"]
@@ -125,7 +130,7 @@ def choose(size: tuple[int, int] | None, cuda: bool) -> tuple[Model, str | None]
 
 def preferred(size: tuple[int, int] | None) -> str:
     """The model for a size, were both on disk."""
-    return "14b" if size is not None and size[0] * size[1] > 832 * 480 else "1.3b"
+    return "14b" if size is not None and sizes.named_size(*size) == "720p" else "1.3b"
 
 
 def open_folder(folder: Path, name: str) -> Model:

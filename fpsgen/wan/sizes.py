@@ -49,9 +49,19 @@ DEFAULTS = {
 }
 
 
+def family_of(dim: int) -> str:
+    """Which of Wan2.1's two a model is taken for, by the width of its transformer: 1.3B up to its width, 14B above."""
+    return "1.3b" if dim <= WAN_1_3B.dim else "14b"
+
+
 def defaults_of(dim: int) -> Defaults:
-    """Defaults of a model by the width of its transformer: of 1.3B up to its width, of 14B above."""
-    return DEFAULTS["1.3b" if dim <= WAN_1_3B.dim else "14b"]
+    """Defaults of a model by the width of its transformer."""
+    return DEFAULTS[family_of(dim)]
+
+
+def named_size(width: int, height: int) -> str:
+    """480p or 720p: the one whose settings a size takes."""
+    return "480p" if width * height <= NAMED["480p"][0] * NAMED["480p"][1] else "720p"
 
 
 def parse_resolution(text: str) -> tuple[int, int]:

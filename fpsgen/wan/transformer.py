@@ -9,6 +9,7 @@ cross-attention keys and values are computed once per prompt; self-attention goe
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from typing import cast
 
@@ -51,6 +52,15 @@ class WanTransformer(nn.Module):
     def dtype(self) -> torch.dtype:
         """The dtype of the matrix products."""
         return self.patch_embedding.weight.dtype
+
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits that tell these weights from others: of the self-attention norms' weights, as bfloat16,
+        so that it is the same in either format and at any dtype."""
+        told = hashlib.sha256()
+        for block in self.layers():
+            for norm in (block.self_attn.norm_q, block.self_attn.norm_k):
+                told.update(norm.weight.detach().bfloat16().cpu().view(torch.int16).numpy().tobytes())
+        return told.hexdigest()[:16]
 
     def embed_text(self, text: Tensor) -> list[KeyValue]:
         """Cross-attention keys and values per layer, from text [batch, length, text_dim].

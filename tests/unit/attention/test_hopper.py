@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -119,11 +120,15 @@ def test_lists_of_all_windows_are_one_table() -> None:
 
 def test_what_a_schedule_compiles(hopper_card: pytest.MonkeyPatch, tmp_path: Path) -> None:
     hopper_card.setenv("FPSGEN_CACHE_DIR", str(tmp_path))
-    dense = AttentionPlan(TILES)
-    built = attention.build_kernels(CUDA, [dense, EIGHT_BIT, EIGHT_BIT], 128)
+    listed: list[AttentionPlan] = []  # there is no device to bring lists to
+    hopper_card.setattr(hopper, "device_lists", lambda plan, heads, device: listed.append(plan))
+    hopper_card.setattr(hopper, "device_offsets", lambda tiles, device: None)
+    dense, other = AttentionPlan(TILES), replace(EIGHT_BIT, windows=(None,))
+    built = attention.make_ready(CUDA, [dense, EIGHT_BIT, other, EIGHT_BIT], 2, 128)
     assert [(kernel.name, kernel.fresh) for kernel in built] == [("sm90_prologue", True), ("sm90_attention", True)]
-    assert not any(kernel.fresh for kernel in attention.build_kernels(CUDA, [EIGHT_BIT], 128))
-    assert attention.build_kernels(CPU, [EIGHT_BIT], 128) == []
+    assert listed == [EIGHT_BIT, other]
+    assert not any(kernel.fresh for kernel in attention.make_ready(CUDA, [EIGHT_BIT], 2, 128))
+    assert attention.make_ready(CPU, [EIGHT_BIT], 2, 128) == []
 
 
 def test_gradients_are_refused() -> None:

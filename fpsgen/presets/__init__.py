@@ -1,0 +1,193 @@
+"""Presets: how sparse and how precise attention is, by noise level, layer and head.
+
+A preset is a TOML file (`file`); some ship with fpsgen (`shipped`). Phases are keyed by noise level and not by step, so
+that a preset means the same at any step count and flow shift.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from fpsgen.attention.plan import AttentionPlan, PVPrecision, QKPrecision
+from fpsgen.attention.tiles import Shape3, TileGrid
+from fpsgen.errors import UsageError
+
+DENSE_HEAD = "-"  # in `heads`, where letters stand for windows
+_ROUNDING = 1e-6
+
+# The plans of all layers at one step.
+Plans = tuple[AttentionPlan, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What attention does in some layers at some noise levels: dense, unless one of window, density and heads is given.
+
+    window: in tiles. density: the window that comes nearest to it, see `TileGrid.window_of`. heads: for each head a
+    letter of the preset's windows, or `DENSE_HEAD`. line: of the file, where the window stands.
+    """
+
+    window: Shape3 | None = None
+    density: float | None = None
+    heads: str = ""
+    qk: QKPrecision = "bf16"
+    pv: PVPrecision = "bf16"
+    smooth_k: bool = True
+    line: int | None = field(default=None, compare=False, repr=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layers(Setting):
+    """What the layers `at`, counted from 0, do instead of what their phase says."""
+
+    at: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase(Setting):
+    """What attention does from noise level sigma[0] down to just above sigma[1]."""
+
+    sigma: tuple[float, float]
+    layers: tuple[Layers, ...] = ()
+
+    def of_layer(self, number: int) -> Setting:
+        return next((own for own in self.layers if number in own.at), self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What a preset was measured to cost in quality, against BF16 from the same noise, and where.
+
+    weights: the transformer's `fingerprint`. clips: how many were compared. error: 1 - cosine of the final latents;
+    psnr: of the frames, in dB. Both are means over the clips, with 95 % intervals (±). cost: of attention, in dense
+    BF16 attention's (`fpsgen/calibrate/cost.py`).
+    """
+
+    weights: str
+    size: str
+    frames: int
+    steps: int
+    shift: float
+    guidance: float
+    clips: int
+    density: float
+    cost: float
+    error: float
+    error_ci95: float
+    psnr: float
+    psnr_ci95: float
+    psnr_worst: float
+    device: str
+    fpsgen: str
+    torch: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """Phases from sigma 1 down to 0, without a gap.
+
+    model: the family it is for, None for any. tile: None for the model's own. windows: by letter. about: a sentence of
+    its author's. lines: of the file, by key.
+    """
+
+    name: str
+    phases: tuple[Phase, ...]
+    tile: Shape3 | None = None
+    model: str | None = None
+    about: str = ""
+    windows: Mapping[str, Shape3] = field(default_factory=dict)
+    measured: Measured | None = None
+    lines: Mapping[str, int] = field(default_factory=dict, compare=False, repr=False)
+
+    def at(self, sigma: float) -> Phase:
+        """The phase of a noise level. Where one phase ends the next begins; solvers' levels are rounded to float32."""
+        return next((phase for phase in self.phases if sigma > phase.sigma[1] + _ROUNDING), self.phases[-1])
+
+    @cached_property
+    def is_exact(self) -> bool:
+        """Whether it is dense and unrounded everywhere."""
+        return all(
+            (own.window, own.density, own.heads, own.qk, own.pv) == (None, None, "", "bf16", "bf16")
+            for phase in self.phases
+            for own in (phase, *phase.layers)
+        )
+
+    def fault(self, told: str, line: int | None, hint: str | None = None) -> UsageError:
+        """An error about this preset that names the line."""
+        return UsageError(f"preset {self.name}{f', line {line}' if line else ''}: {told}", hint)
+
+    def surprise(self, weights: str, width: int, height: int, frames: int) -> str | None:
+        """What a user should know before trusting it, in one sentence; weights: the model's fingerprint."""
+        if self.is_exact:
+            return None
+        if (of := self.measured) is None:
+            return f"preset {self.name} is not calibrated: what it costs in quality was not measured"
+        others = []
+        if of.weights != weights:
+            others.append("on other weights")
+        if (of.size, of.frames) != (f"{width}x{height}", frames):
+            others.append(f"at {of.size} and {of.frames} frames")
+        if not others:
+            return None
+        return f"preset {self.name} was measured {' and '.join(others)}: what it costs in quality here is not known"
+
+    def check_family(self, family: str) -> None:
+        """UsageError where the preset is for other models than those of `family`."""
+        if self.model not in (None, family):
+            told = f"it is for {self.model}, and the model is of the family {family}"
+            raise self.fault(told, self.lines.get("model"), hint="see `fpsgen presets`, or use --preset bf16")
+
+    def plans(self, tiles: TileGrid, layers: int, heads: int) -> dict[Phase, Plans]:
+        """For each phase, a plan for each of `layers` layers of `heads` heads, equal ones shared.
+
+        UsageError, with the line, where a window, a layer or a head does not fit, used or not.
+        """
+        made: dict[Setting, AttentionPlan] = {}
+        for letter, window in self.windows.items():
+            self._fit(window, tiles, self.lines.get(f"windows.{letter}"))
+        for phase in self.phases:
+            for own in (phase, *phase.layers):
+                if own not in made:
+                    made[own] = self._plan(own, tiles, heads)
+            for own in phase.layers:
+                if own.at[-1] >= layers:
+                    told = f"there is no layer {own.at[-1]}: this model's are 0 to {layers - 1}"
+                    raise self.fault(told, own.line, hint="layers are counted from 0")
+        same: dict[AttentionPlan, AttentionPlan] = {}
+        shared = {own: same.setdefault(plan, plan) for own, plan in made.items()}
+        return {phase: tuple(shared[phase.of_layer(number)] for number in range(layers)) for phase in self.phases}
+
+    def schedule(self, sigmas: Sequence[float], tiles: TileGrid, layers: int, heads: int) -> list[Plans]:
+        """What each layer does at each step, given the noise level before it; errors as `plans`."""
+        plans = self.plans(tiles, layers, heads)
+        return [plans[self.at(sigma)] for sigma in sigmas]
+
+    def _fit(self, window: Shape3, tiles: TileGrid, line: int | None) -> Shape3 | None:
+        try:
+            return tiles.fit(window)
+        except ValueError as fault:
+            counts = " x ".join(map(str, tiles.counts))
+            hint = f"this video has {counts} tiles; use odd lengths, or all of them"
+            raise self.fault(str(fault), line, hint) from None
+
+    def _plan(self, own: Setting, tiles: TileGrid, heads: int) -> AttentionPlan:
+        if own.heads and len(own.heads) != heads:
+            told = f"heads has {len(own.heads)} letters, and this model {heads} heads"
+            raise self.fault(told, own.line, hint=f"one letter of [windows] for each head, {DENSE_HEAD} for dense")
+        windows: tuple[Shape3 | None, ...]
+        if own.heads:
+            each = [None if c == DENSE_HEAD else self._fit(self.windows[c], tiles, own.line) for c in own.heads]
+            windows = tuple(dict.fromkeys(each))
+            index = tuple(windows.index(window) for window in each) if len(windows) > 1 else ()
+            return AttentionPlan(tiles, windows, index, own.qk, own.pv, own.smooth_k)
+        if own.density is not None:
+            window = tiles.window_of(own.density)
+        else:
+            window = None if own.window is None else self._fit(own.window, tiles, own.line)
+        return AttentionPlan(tiles, (window,), (), own.qk, own.pv, own.smooth_k)
+
+
+# Dense, as exact as the tensors are: what everything is measured against.
+BF16 = Preset(name="bf16", phases=(Phase(sigma=(1.0, 0.0)),), about="dense attention, not rounded")

@@ -1,0 +1,51 @@
+"""Presets by name: those that ship with fpsgen, `bf16`, and files."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+
+from fpsgen import assets
+from fpsgen.errors import UsageError
+from fpsgen.presets import BF16, Preset, file
+from fpsgen.wan.sizes import named_size
+
+# From true to fast. One of each ships for every family and size.
+GRADES = ("quality", "balanced", "fast")
+
+
+def names() -> list[str]:
+    """Of all presets that ship, without `bf16`."""
+    return sorted(path.stem for path in assets.folder("presets").glob("*.toml"))
+
+
+def load(name: str) -> Preset:
+    """The shipped preset of that name."""
+    return file.parse((assets.folder("presets") / f"{name}.toml").read_bytes(), name)
+
+
+def of_grade(grade: str, family: str, width: int, height: int) -> Preset:
+    """The shipped preset of a grade for a model and the size nearest to its video's."""
+    return load(f"{family}-{grade}" if family == "pocket" else f"{family}-{named_size(width, height)}-{grade}")
+
+
+def find(name: str) -> Preset:
+    """`bf16`, a shipped preset by its full name, or that of a file; UsageError that says what is wrong with it."""
+    if name == BF16.name:
+        return BF16
+    if name in names():
+        return load(name)
+    path = Path(name)
+    try:
+        there = path.expanduser().exists()
+    except (OSError, RuntimeError, ValueError):  # `read` tells what is wrong
+        there = True
+    if there and name:
+        return file.read(path, name)
+    known = (BF16.name, *GRADES, *names())
+    near = difflib.get_close_matches(name, known, 1)
+    told = f"; did you mean {near[0]}?" if near else ""
+    raise UsageError(
+        f"there is no preset {name[:200]!r}: no file of that name, and none that ships{told}",
+        hint="`fpsgen presets` lists them; or give a preset's .toml file",
+    )
