@@ -1,11 +1,14 @@
-"""Files that ship with fpsgen and are not Python: kernels, presets, the pocket model.
+"""Files that are not Python: those that ship with fpsgen (kernels, presets, the pocket model), and its cache.
 
 In a wheel they lie inside the package; in an editable install `kernels_cuda/` and `presets/` lie beside it.
 """
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+
+from fpsgen.errors import UsageError
 
 _PACKAGE = Path(__file__).parent
 
@@ -16,6 +19,16 @@ def folder(name: str) -> Path:
         if path.is_dir():
             return path
     raise FileNotFoundError(f"this installation of fpsgen lacks its {name} folder")
+
+
+def cache(name: str) -> Path:
+    """The folder `name` of FPSGEN_CACHE_DIR, or of the user's cache: for what can be made anew."""
+    given, base = os.environ.get("FPSGEN_CACHE_DIR"), os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    try:
+        return (Path(given) if given else Path(base) / "fpsgen").expanduser() / name
+    except RuntimeError:  # somebody unknown, or a container's user without a home
+        hint = "let FPSGEN_CACHE_DIR name a folder to keep things in"
+        raise UsageError(f"{given or base}: there is no such home folder", hint) from None
 
 
 def existing(path: Path) -> Path:

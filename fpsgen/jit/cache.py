@@ -88,13 +88,8 @@ class Held:
 
 
 def folder() -> Path:
-    """Where compiled kernels are kept: FPSGEN_CACHE_DIR, or the user's cache."""
-    given, base = os.environ.get("FPSGEN_CACHE_DIR"), os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    try:
-        return Path(given).expanduser() / "kernels" if given else Path(base).expanduser() / "fpsgen" / "kernels"
-    except RuntimeError:  # somebody unknown, or a container's user without a home
-        hint = "let FPSGEN_CACHE_DIR name a folder to keep kernels in"
-        raise UsageError(f"{given or base}: there is no such home folder", hint) from None
+    """Where compiled kernels are kept."""
+    return assets.cache("kernels")
 
 
 def build(kernel: Kernel, within: Path | None = None) -> Built:

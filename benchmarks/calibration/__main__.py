@@ -1,0 +1,222 @@
+"""Is calibration worth it? The pocket model on held-out prompts, at equal cost; `PROTOCOL.md` says what is compared.
+
+    python -m benchmarks.calibration --out benchmarks/results/calibration
+
+Every clip is kept in fpsgen's cache (FPSGEN_CACHE_DIR), so that a run which was ended goes on where it was. Writes
+.json and .md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from functools import cached_property
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from benchmarks.calibration.page import document, rows_of
+from benchmarks.record import RESULTS, provenance, write
+from fpsgen import assets
+from fpsgen.attention.plan import AttentionPlan
+from fpsgen.calibrate import cost, solve
+from fpsgen.calibrate.budget import Budget
+from fpsgen.calibrate.candidates import PRECISIONS
+from fpsgen.calibrate.job import Job, mean_cost, mean_density, problem, step_plans, to_preset
+from fpsgen.calibrate.journal import Journal
+from fpsgen.calibrate.run import calibrate
+from fpsgen.calibrate.settings import Video, defaults
+from fpsgen.calibrate.solve import Axis
+from fpsgen.calibrate.trajectory import Clip, Renderer
+from fpsgen.calibrate.verify import Checked, Checker
+from fpsgen.presets import Plans, shipped
+from fpsgen.wan import models
+from fpsgen.wan.load import load_transformer, load_vae
+from fpsgen.wan.text_encoder import TextEncoder
+from recipes.pocket.evaluate import NOISE_SEED, prompts_for
+
+CPU = torch.device("cpu")
+LEVELS = {"high": 0.600, "middle": 0.478, "low": 0.265}  # densities of the uniform INT8 plans whose costs they are
+HELD_OUT, FIRST = 24, 32
+WITHOUT: dict[str, Axis] = {"without steps": "phase", "without layers": "layer", "without heads": "head"}
+SPREAD = 0.15  # below a level: what counts as a uniform plan of that cost
+
+Spec = tuple[str, int]  # prompt, seed
+
+
+def job_for(level: float) -> Job:
+    """What `fpsgen calibrate --model pocket --target-cost LEVEL` runs."""
+    model = models.find("pocket")
+    effort, prompts = defaults(model.family)
+    settings = dataclasses.asdict(model.defaults)
+    del settings["fps"]
+    return Job(model, Video(**settings), effort, Budget("cost", level), prompts, 0, "calibrated")
+
+
+class Worker:
+    """The pocket model in a process of its own, on one core."""
+
+    @classmethod
+    def start(cls) -> None:
+        torch.set_num_threads(1)
+        cls.job = job_for(1.0)
+        checkpoint = cls.job.model.checkpoint
+        cls.encoder = TextEncoder(checkpoint, CPU, torch.bfloat16)
+        cls.transformer = load_transformer(checkpoint, CPU, torch.float32)
+        cls.vae = load_vae(checkpoint, CPU)
+        cls.negative = cls.encoder.encode(cls.job.video.negative, drop_unknown=True).text
+
+    @classmethod
+    @torch.inference_mode()
+    def run(cls, spec: Spec, contenders: list[list[Plans]]) -> list[Checked]:
+        """One clip with each contender's plans by step."""
+        prompt, seed = spec
+        clip = Clip(prompt, seed, cls.encoder.encode(prompt, drop_unknown=True).text)
+        key = {"benchmark": spec, "weights": cls.transformer.fingerprint(), "torch": torch.__version__}
+        journal = Journal(assets.cache("calibration-benchmark"), key)
+        tiles, video = cls.job.tiles, cls.job.video
+        renderer = Renderer(cls.transformer, tiles, video, cls.negative, CPU, journal, lambda work: None)
+        checker = Checker(renderer, [clip], cls.vae, lambda work: None)
+        return [checker.check(plans)[0] for plans in contenders]
+
+
+class Pool:
+    """Clips side by side, and how many are done."""
+
+    def __init__(self, workers: int, console: Console):
+        # Processes of their own: torch's threads do not survive a fork.
+        self._pool = ProcessPoolExecutor(workers, get_context("spawn"), Worker.start)
+        self._console = console
+
+    def run(self, title: str, specs: list[Spec], contenders: list[list[Plans]]) -> list[list[Checked]]:
+        """By contender, then by clip."""
+        found = []
+        for number, one in enumerate(self._pool.map(Worker.run, specs, [contenders] * len(specs)), 1):
+            found.append(one)
+            self._console.print(f"{title}: {number} of {len(specs)} clips")
+        return [list(own) for own in zip(*found, strict=True)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Uniform:
+    """One plan everywhere."""
+
+    job: Job
+    precision: int
+    window: int
+
+    @property
+    def name(self) -> str:
+        return f"{'x'.join(map(str, self.job.candidates.windows[self.window]))}, {PRECISIONS[self.precision]}"
+
+    @cached_property
+    def plans(self) -> list[Plans]:
+        config = self.job.model.config
+        plan = self.job.candidates.plan(self.precision, [self.window] * config.num_heads)
+        return [(plan,) * config.num_layers] * self.job.video.steps
+
+    @property
+    def cost(self) -> float:
+        return float(self.job.candidates.costs[self.precision, self.window])
+
+
+def uniform_near(job: Job, level: float) -> list[Uniform]:
+    """8-bit plans that cost at most `level`, and not much less."""
+    every = [Uniform(job, p, w) for p in (1, 2) for w in range(len(job.candidates.windows))]
+    return [one for one in every if level * (1 - SPREAD) <= one.cost <= level + 1e-9]
+
+
+def mean(checked: list[Checked]) -> float:
+    return sum(one.error for one in checked) / len(checked)
+
+
+class Quiet:
+    """Watches a calibration, and says what it notes."""
+
+    def __init__(self, console: Console):
+        self.console = console
+
+    def phase(self, name: str) -> None: ...
+
+    def total(self, work: float) -> None: ...
+
+    def advance(self, work: float) -> None: ...
+
+    def note(self, text: str) -> None:
+        self.console.print(text)
+
+
+def contenders_of(job: Job, level: float, pool: Pool, console: Console) -> dict[str, list[Plans]]:
+    """All of one level, the two best uniform plans among them."""
+    result = calibrate(job, CPU, torch.float32, torch.bfloat16, Quiet(console))
+    found = {"calibrated": step_plans(job, result.preset)}
+    task = problem(job, result.measurement)
+    for name, axis in WITHOUT.items():
+        solved = solve.within_cost(dataclasses.replace(task, tied=frozenset({axis})), level)
+        assert solved is not None
+        found[name] = step_plans(job, to_preset(job, solved))
+    uniform = uniform_near(job, level)
+    specs = [(prompt, job.seed + i) for i, prompt in enumerate(job.prompts[: job.effort.clips])]
+    errors = [
+        mean(own) for own in pool.run("uniform plans on calibration clips", specs, [one.plans for one in uniform])
+    ]
+    ranked = sorted(range(len(uniform)), key=errors.__getitem__)
+    for at in ranked[:2]:
+        found[f"uniform {uniform[at].name}"] = uniform[at].plans
+        console.print(f"{uniform[at].name}: {errors[at]:.4f} on calibration clips")
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=RESULTS / "calibration")
+    parser.add_argument("--workers", type=int, default=2, help="processes, one core each")
+    args = parser.parse_args()
+    console = Console(stderr=True, highlight=False)
+    begin = provenance(["python", "-m", "benchmarks.calibration", *sys.argv[1:]])  # of the code that is running
+    pool = Pool(args.workers, console)
+    base = job_for(1.0)
+    every: dict[tuple[str, str], list[Plans]] = {}
+    costs = {}
+    for level, density in LEVELS.items():
+        costs[level] = cost.of_pairs(next_density(base, density), "int8", base.candidates.tokens)
+        job = job_for(costs[level])
+        every |= {(level, name): plans for name, plans in contenders_of(job, costs[level], pool, console).items()}
+    dense = AttentionPlan(base.tiles, qk="int8", pv="fp8")
+    config = base.model.config
+    every["", "dense, int8"] = [(dense,) * config.num_layers] * base.video.steps
+    every["", "paper"] = step_plans(base, shipped.load("paper"))
+    prompts, _ = prompts_for(FIRST + HELD_OUT, True, True)
+    specs = [(prompt, NOISE_SEED + 1000 + i) for i, prompt in enumerate(prompts[FIRST:])]
+    checked = pool.run("held-out clips", specs, list(every.values()))
+    told = [
+        {
+            "level": level,
+            "name": name,
+            "cost": mean_cost(base, plans),
+            "density": mean_density(plans),
+            "error": [one.error for one in own],
+            "psnr": [one.psnr for one in own],
+        }
+        for ((level, name), plans), own in zip(every.items(), checked, strict=True)
+    ]
+    card = base.model.card or {}
+    begin["pocket"] = {key: card[key] for key in ("version", "sha256")}
+    record = {**begin, "levels": costs, "prompts": [prompt for prompt, _ in specs], "contenders": told}
+    record["rows"] = rows_of(record)
+    write(args.out.with_suffix(".json"), record)
+    args.out.with_suffix(".md").write_text(document(record), encoding="utf-8")
+
+
+def next_density(job: Job, density: float) -> float:
+    """The density of the window that comes nearest to it, more exactly."""
+    every = [job.tiles.density(job.tiles.fit(window)) for window in job.candidates.windows]
+    return min(every, key=lambda own: abs(own - density))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""What is calibrated, and what follows from that alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+
+from fpsgen.attention.tiles import TileGrid
+from fpsgen.calibrate import cost, schedule
+from fpsgen.calibrate.budget import Budget
+from fpsgen.calibrate.candidates import Candidates
+from fpsgen.calibrate.measure import Measurement
+from fpsgen.calibrate.settings import Effort, Span, Video, spans
+from fpsgen.calibrate.solve import Problem, Schedule
+from fpsgen.presets import Plans, Preset
+from fpsgen.sampling import Solver
+from fpsgen.wan.models import Model
+from fpsgen.wan.vae import latent_shape
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is calibrated. prompts: enough for effort.clips and, behind them, effort.checks; seeds count from `seed`.
+    name: of the preset."""
+
+    model: Model
+    video: Video
+    effort: Effort
+    budget: Budget
+    prompts: tuple[str, ...]
+    seed: int
+    name: str
+
+    @cached_property
+    def tiles(self) -> TileGrid:
+        grid = self.model.config.grid(latent_shape(self.video.frames, self.video.height, self.video.width))
+        return TileGrid(grid, self.model.tile(grid))
+
+    @cached_property
+    def candidates(self) -> Candidates:
+        tokens = cost.STAND_IN_TOKENS if self.model.card else self.tiles.tokens
+        return Candidates(self.tiles, tokens)
+
+    @cached_property
+    def sigmas(self) -> list[float]:
+        """The noise level before each step of the video."""
+        own = self.video
+        return Solver(own.steps, own.shift, own.solver, own.grid).sigmas[:-1].tolist()
+
+    @cached_property
+    def phases(self) -> list[Span]:
+        own = self.video
+        return spans(self.effort.steps, self.effort.phases, own.shift, own.solver, own.grid)
+
+    @property
+    def work(self) -> float:
+        """Steps of both guidance branches, or their time, until the first round is verified."""
+        own, phases = self.effort, self.phases
+        probed = own.probed * (len(phases) * own.layers + sum(own.steps - span.first for span in phases))
+        measured = own.clips * (own.steps + len(phases) * own.look)
+        return measured + probed + own.checks * (self.video.steps + own.decode) + self.round
+
+    @property
+    def round(self) -> float:
+        """Steps, or their time, of one more round of verification."""
+        return self.effort.checks * (self.video.steps + self.effort.decode)
+
+
+def problem(job: Job, measurement: Measurement) -> Problem:
+    """What is to be solved, with nothing tied."""
+    steps = torch.tensor([span.steps for span in job.phases], dtype=torch.float64)
+    return Problem(measurement.errors, job.candidates.costs, steps / steps.sum())
+
+
+def to_preset(job: Job, solved: Schedule) -> Preset:
+    """A schedule as a preset that says nothing of its quality yet."""
+    return schedule.preset(solved, job.candidates, job.phases, job.name, job.model.family)
+
+
+def step_plans(job: Job, preset: Preset) -> list[Plans]:
+    """What each layer does at each step of the video."""
+    config = job.model.config
+    return preset.schedule(job.sigmas, job.tiles, config.num_layers, config.num_heads)
+
+
+def mean_cost(job: Job, plans: list[Plans]) -> float:
+    """Of the video's attention, in dense BF16 attention's."""
+    tokens = job.candidates.tokens
+    return float(np.mean([[cost.of_plan(plan, tokens) for plan in layers] for layers in plans]))
+
+
+def mean_density(plans: list[Plans]) -> float:
+    """Share of token pairs that are computed, over steps, layers and heads."""
+    return float(np.mean([[plan.density for plan in layers] for layers in plans]))

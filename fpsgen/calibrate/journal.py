@@ -1,0 +1,69 @@
+"""Work that is kept on disk piece by piece, so that whoever is killed goes on where they were."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from pathlib import Path
+
+import safetensors.torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from fpsgen.errors import RenderError
+
+
+class Journal:
+    """Named pieces in the folder of one key: whatever the pieces depend on. A piece appears whole or not at all."""
+
+    def __init__(self, root: Path, key: dict):
+        told = json.dumps(key, sort_keys=True, ensure_ascii=False)
+        self.folder = root / hashlib.sha256(told.encode()).hexdigest()[:24]
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / "key.json").write_text(told, encoding="utf-8")
+        except OSError as fault:
+            raise _no_room(self.folder, fault) from None
+
+    def get(self, name: str) -> dict[str, Tensor] | None:
+        """The piece, or None where it is not there; one that is damaged is not."""
+        try:
+            return safetensors.torch.load_file(self._path(name))
+        except (OSError, SafetensorError):
+            return None
+
+    def put(self, name: str, **tensors: Tensor) -> dict[str, Tensor]:
+        """Keep a piece; returns it as `get` will."""
+        kept = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+        beside = self.folder / f".{secrets.token_hex(6)}.part"
+        try:
+            safetensors.torch.save_file(kept, beside)
+            os.replace(beside, self._path(name))
+        except (OSError, SafetensorError) as fault:  # safetensors has an error of its own for a full disk
+            with contextlib.suppress(OSError):
+                beside.unlink()
+            raise _no_room(self.folder, fault) from None
+        return kept
+
+    def drop(self, begin: str) -> None:
+        """Remove the pieces whose names begin so."""
+        for path in self.folder.glob(f"{begin}*.safetensors"):
+            path.unlink(missing_ok=True)
+
+    def forget(self) -> None:
+        """Remove all pieces."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def _path(self, name: str) -> Path:
+        return self.folder / f"{name}.safetensors"
+
+
+def _no_room(folder: Path, fault: Exception) -> RenderError:
+    told = getattr(fault, "strerror", None) or str(fault).partition("\n")[0]
+    hint = "FPSGEN_CACHE_DIR names another place; what was measured is kept"
+    return RenderError(f"{folder} cannot be written: {told}", hint)

@@ -1,0 +1,237 @@
+"""From a dense model to a table: what every candidate, in every head, layer and phase, does to the final latents.
+
+The estimate has three factors:
+
+    phase       error of the final latents with the probe plan in all layers in the steps of one phase, dense elsewhere
+    layer       the share of a layer in that: squared change of the velocity, at a step of the phase, with the probe
+                plan in that layer alone, over the sum of the layers'
+    local       what a candidate in one head adds to the residual stream, from real q, k and v (`local.errors`), over
+                what the probe plan adds in all heads of the layer
+
+Errors of different heads, layers and phases are taken to add up, as those of independent causes do in squares. That
+they do not quite is what verification is for. Steps of one phase are not taken to be independent: a phase is probed
+whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from fpsgen import metrics
+from fpsgen.attention import QKTransform, prepare
+from fpsgen.attention.plan import AttentionPlan
+from fpsgen.calibrate import local
+from fpsgen.calibrate.candidates import Candidates
+from fpsgen.calibrate.settings import Effort, Span
+from fpsgen.calibrate.trajectory import Clip, Renderer
+from fpsgen.presets import Plans
+from fpsgen.wan.transformer import Block, SelfAttention, WanTransformer
+
+_TINY = 1e-300  # where nothing is to be divided by 0
+
+
+@dataclass(frozen=True, eq=False)
+class Measurement:
+    """errors: float64 [phases, layers, heads, precisions, windows], what each choice alone, in all steps of its phase,
+    is estimated to do to the final latents (1 - cosine); probed: [phases, layers], the same of the probe plan."""
+
+    errors: Tensor
+    probed: Tensor
+
+
+def measure(
+    renderer: Renderer, clips: list[Clip], candidates: Candidates, phases: list[Span], effort: Effort, seed: int
+) -> Measurement:
+    """All of it, piece by piece through the renderer's journal."""
+    found: list[Tensor] = []
+    changes: list[Tensor] = []
+    ended: list[Tensor] = []
+    taps = {span.first + (span.steps - 1) // 2: index for index, span in enumerate(phases)}
+    for number, clip in enumerate(clips):
+        name = f"measure{number}"
+        velocities, final, errors = _trajectory(renderer, clip, name, candidates, taps, effort, seed + number)
+        found.append(errors)
+        if number < effort.probed:
+            change = _layer_changes(renderer, clip, name, candidates, taps, effort, velocities)
+            changes.append(change / change.sum(1, keepdim=True).clamp(min=_TINY))
+            ended.append(_phase_errors(renderer, clip, name, candidates, phases, velocities, final))
+    errors, share = (torch.stack(each).mean(0) for each in (found, changes))
+    probed = torch.stack(ended).mean(0)[:, None] * share
+    precision, window = candidates.probe
+    of_probe = errors[..., precision, window].sum(2).clamp(min=_TINY)  # [phases, layers]
+    return Measurement(errors * (probed / of_probe)[:, :, None, None, None], probed)
+
+
+def _trajectory(
+    renderer: Renderer,
+    clip: Clip,
+    name: str,
+    candidates: Candidates,
+    taps: dict[int, int],
+    effort: Effort,
+    seed: int,
+) -> tuple[list[Tensor], Tensor, Tensor]:
+    """Dense velocities and final latents, and local errors [phases, layers, heads, precisions, windows]."""
+    found: dict[int, Tensor] = {}
+
+    def before(step: int, latents: Tensor, timestep: Tensor) -> None:
+        if step not in taps:
+            return
+        piece = f"{name}-local{step}"
+        if renderer.journal.get(piece) is None:
+            errors = _tapped(renderer, clip, latents, timestep, candidates, effort, seed * 1000 + step)
+            renderer.journal.put(piece, errors=errors)
+
+    velocities, final = renderer.render(clip, effort.steps, name, lambda step: renderer.dense, before=before)
+    for step, phase in taps.items():
+        kept = renderer.journal.get(f"{name}-local{step}")
+        if kept is None:  # a piece was lost, whose step was not
+            solver, latents = renderer.new_solver(effort.steps), renderer.noise(clip)
+            for earlier in range(step):
+                latents = solver.step(velocities[earlier].to(renderer.device), latents)
+            before(step, latents, solver.timesteps[step])
+            kept = renderer.journal.get(f"{name}-local{step}") or {}
+        found[phase] = kept["errors"]
+    return velocities, final, torch.stack([found[phase] for phase in range(len(taps))])
+
+
+def _tapped(
+    renderer: Renderer,
+    clip: Clip,
+    latents: Tensor,
+    timestep: Tensor,
+    candidates: Candidates,
+    effort: Effort,
+    seed: int,
+) -> Tensor:
+    """Local errors of all layers at one step: a forward pass that is looked into."""
+    rng = torch.Generator().manual_seed(seed)
+    layers, count = renderer.transformer.config.num_layers, len(candidates.tiles.valid)
+    picked = [torch.randperm(count, generator=rng)[: effort.tiles] for _ in range(layers)]
+    sums: list[list[Tensor]] = [[] for _ in range(layers)]
+
+    def see(layer: int, q: Tensor, k: Tensor, v: Tensor, gram: Tensor) -> None:
+        sums[layer].append(local.errors(q, k, v, gram, candidates, picked[layer]).cpu())
+
+    with tapping(renderer.transformer, see):
+        renderer.velocity(clip, latents, timestep, renderer.dense)
+    return torch.stack([torch.stack(own).mean(0).movedim(2, 0) for own in sums])
+
+
+@contextmanager
+def tapping(transformer: WanTransformer, see: Callable[[int, Tensor, Tensor, Tensor, Tensor], None]) -> Iterator[None]:
+    """While inside, `see` gets each self-attention's number, q, k and v as attention gets them, and the weight of its
+    output, by head: float32 [heads, head_dim, head_dim]."""
+    handles = []
+    for number, block in enumerate(transformer.layers()):
+        handles += _tap(block, number, see)
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _tap(
+    block: Block, number: int, see: Callable[[int, Tensor, Tensor, Tensor, Tensor], None]
+) -> list[torch.utils.hooks.RemovableHandle]:
+    gates: list[Tensor] = []
+    own: SelfAttention = block.self_attn
+
+    def enter(_: nn.Module, given: tuple) -> None:
+        _, modulation, *_ = given
+        gates[:] = [(block.modulation + modulation).chunk(6, dim=1)[2][0, 0]]  # by time, so alike in a batch
+
+    def look(_: nn.Module, given: tuple) -> None:
+        x, rope, _ = given
+        transform = QKTransform(own.norm_q.weight, own.norm_k.weight, own.eps, rope)
+        v = own.split(own.v(x))
+        q = prepare(own.split(own.q(x)), own.norm_q.weight, transform).to(v.dtype)
+        k = prepare(own.split(own.k(x)), own.norm_k.weight, transform).to(v.dtype)
+        weight = own.o.weight.float().unflatten(1, (own.heads, -1))  # [dim, heads, head_dim]
+        see(number, q, k, v, torch.einsum("ohd,o,ohe->hde", weight, gates[0].square(), weight))
+
+    return [block.register_forward_pre_hook(enter), own.register_forward_pre_hook(look)]
+
+
+def _layer_changes(
+    renderer: Renderer,
+    clip: Clip,
+    name: str,
+    candidates: Candidates,
+    taps: dict[int, int],
+    effort: Effort,
+    velocities: list[Tensor],
+) -> Tensor:
+    """float64 [phases, layers]: squared change of the guided velocity by the probe plan in one layer. What was not
+    probed is interpolated between layers, in logarithms."""
+    layers = renderer.transformer.config.num_layers
+    probed = sorted({round(i * (layers - 1) / max(1, effort.layers - 1)) for i in range(effort.layers)})
+    changes = torch.zeros(len(taps), layers, dtype=torch.float64)
+    solver, latents = renderer.new_solver(effort.steps), renderer.noise(clip)
+    for step, timestep in enumerate(solver.timesteps):
+        if step in taps:
+            for layer in probed:
+                piece = f"{name}-layer{layer}-{step}"
+                if (kept := renderer.journal.get(piece)) is None:
+                    plans = list(renderer.dense)
+                    plans[layer] = probe_plan(renderer, candidates)
+                    velocity = renderer.velocity(clip, latents, timestep, tuple(plans)).cpu()
+                    change = (velocity - velocities[step]).double().square().sum()
+                    kept = renderer.journal.put(piece, change=change.reshape(1))
+                else:
+                    renderer.tick(1)
+                changes[taps[step], layer] = kept["change"][0]
+        latents = solver.step(velocities[step].to(renderer.device), latents)
+    return _between(changes, probed)
+
+
+def _between(values: Tensor, known: list[int]) -> Tensor:
+    """Columns that are not `known` from those beside them, linear in the logarithm."""
+    logs = values.clamp(min=_TINY).log()
+    for left, right in pairwise(known):
+        for column in range(left + 1, right):
+            share = (column - left) / (right - left)
+            logs[:, column] = (1 - share) * logs[:, left] + share * logs[:, right]
+    return logs.exp()
+
+
+def _phase_errors(
+    renderer: Renderer,
+    clip: Clip,
+    name: str,
+    candidates: Candidates,
+    phases: list[Span],
+    velocities: list[Tensor],
+    final: Tensor,
+) -> Tensor:
+    """float64 [phases]: error of the final latents with the probe plan in all layers in all steps of the phase."""
+    probe: Plans = (probe_plan(renderer, candidates),) * renderer.transformer.config.num_layers
+    found = []
+    for index, span in enumerate(phases):
+
+        def plans(step: int, span: Span = span) -> Plans:
+            return probe if span.first <= step <= span.last else renderer.dense
+
+        piece = f"{name}-phase{index}"
+        if (kept := renderer.journal.get(piece)) is None:
+            _, ended = renderer.render(clip, len(velocities), piece, plans, velocities[: span.first])
+            error = torch.tensor([metrics.latent_error(ended, final)], dtype=torch.float64)
+            kept = renderer.journal.put(piece, error=error)
+            renderer.journal.drop(f"{piece}-step")
+        else:
+            renderer.tick(len(velocities) - span.first)
+        found.append(kept["error"])
+    return torch.cat(found)
+
+
+def probe_plan(renderer: Renderer, candidates: Candidates) -> AttentionPlan:
+    """What sensitivities are measured with, for one layer."""
+    precision, window = candidates.probe
+    return candidates.plan(precision, [window] * renderer.transformer.config.num_heads)

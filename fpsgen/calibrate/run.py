@@ -1,0 +1,208 @@
+"""`fpsgen calibrate`: from a model and a budget to a preset that was verified, and the record of how it came about."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from fpsgen import __version__, assets, metrics, pipeline
+from fpsgen.calibrate import budget as budgets
+from fpsgen.calibrate import frontier
+from fpsgen.calibrate.budget import Tried
+from fpsgen.calibrate.candidates import PRECISIONS
+from fpsgen.calibrate.job import Job, mean_cost, mean_density, problem, step_plans, to_preset
+from fpsgen.calibrate.journal import Journal
+from fpsgen.calibrate.measure import Measurement, measure
+from fpsgen.calibrate.solve import Schedule
+from fpsgen.calibrate.trajectory import Clip, Renderer
+from fpsgen.calibrate.verify import Checked, Checker
+from fpsgen.presets import Measured, Preset, file
+from fpsgen.timing import Timings
+from fpsgen.wan.load import load_transformer, load_vae
+
+# Raised where the table of errors changes its meaning, so that older measurements are not taken for new ones.
+_VERSION = 1
+
+
+class Watcher(Protocol):
+    """Whoever looks on. Work is counted in steps of both guidance branches."""
+
+    def phase(self, name: str) -> None: ...
+
+    def total(self, work: float) -> None: ...
+
+    def advance(self, work: float) -> None: ...
+
+    def note(self, text: str) -> None: ...
+
+
+@dataclass(frozen=True)
+class Result:
+    """preset: verified. record: what `report.write` takes. pairs: of the first clips, prompt, PSNR, BF16's frames and
+    ours. measurement: what it was solved from."""
+
+    preset: Preset
+    record: dict
+    pairs: list[tuple[str, float, np.ndarray, np.ndarray]]
+    measurement: Measurement
+
+
+@torch.inference_mode()
+def calibrate(
+    job: Job, device: torch.device, dtype: torch.dtype, text_dtype: torch.dtype, watcher: Watcher, fresh: bool = False
+) -> Result:
+    """Measure, solve, verify. UsageError where nothing but dense BF16 attention holds the budget.
+
+    Everything measured is kept, and found again by the next run of the same job, whatever its budget, unless `fresh`.
+    """
+    watcher.total(job.work)
+    watcher.phase("load")
+    clips, negative = _encoded(job, device, text_dtype, watcher)
+    transformer = load_transformer(job.model.checkpoint, device, dtype)
+    weights = transformer.fingerprint()
+    journal = Journal(assets.cache("calibration"), _key(job, weights, device, dtype, text_dtype))
+    if fresh:
+        journal.forget()
+    renderer = Renderer(transformer, job.tiles, job.video, negative, device, journal, watcher.advance)
+    seconds: dict[str, float] = {}
+    watcher.phase("measure")
+    begin = time.perf_counter()
+    measurement = measure(renderer, clips[: job.effort.clips], job.candidates, job.phases, job.effort, job.seed)
+    seconds["measure"] = time.perf_counter() - begin
+    watcher.phase("verify")
+    begin = time.perf_counter()
+    vae = load_vae(job.model.checkpoint, device)
+    decode = job.effort.decode
+    checker = Checker(renderer, clips[job.effort.clips :], vae, lambda count: watcher.advance(count * decode))
+    verify = _verifier(job, checker, watcher)
+    tried = budgets.search(problem(job, measurement), job.budget, job.effort.rounds, verify)
+    taken = tried[-1]
+    found = to_preset(job, taken.schedule)
+    plans = step_plans(job, found)
+    measured = _measured(job, weights, found, taken, device)
+    found = replace(found, measured=measured, about=f"calibrated for {job.budget}")
+    pairs = []
+    for number, one in enumerate(taken.checked[:2]):
+        exact, ours = checker.frames(plans, number)
+        pairs.append((one.prompt, one.psnr, exact, ours))
+    seconds["verify"] = time.perf_counter() - begin
+    return Result(found, record(job, measurement, tried, found, seconds), pairs, measurement)
+
+
+def _encoded(job: Job, device: torch.device, dtype: torch.dtype, watcher: Watcher) -> tuple[list[Clip], torch.Tensor]:
+    """The clips that are rendered, and the encoded negative prompt; the text encoder is gone afterwards."""
+    prompts = job.prompts[: job.effort.clips + job.effort.checks]
+    events = pipeline.encode_prompts([*prompts, job.video.negative], job.model, device, dtype, Timings())
+    while True:
+        try:
+            event = next(events)
+        except StopIteration as end:
+            *texts, negative = end.value
+            break
+        if isinstance(event, pipeline.Notice):
+            watcher.note(event.text)
+    clips = [Clip(prompt, job.seed + i, text) for i, (prompt, text) in enumerate(zip(prompts, texts, strict=True))]
+    return clips, negative
+
+
+def _verifier(job: Job, checker: Checker, watcher: Watcher) -> Callable[[Schedule], list[Checked]]:
+    rounds = 0
+
+    def verify(solved: Schedule) -> list[Checked]:
+        nonlocal rounds
+        rounds += 1
+        if rounds > 1:
+            watcher.total(job.work + (rounds - 1) * job.round)
+        checked = checker.check(step_plans(job, to_preset(job, solved)))
+        watcher.note(f"round {rounds}: cost {solved.cost:.3f} reaches {job.budget.reached(checked)}")
+        return checked
+
+    return verify
+
+
+def _key(job: Job, weights: str, device: torch.device, dtype: torch.dtype, text_dtype: torch.dtype) -> dict:
+    """All that the measurements depend on; not the budget, nor the preset's name."""
+    return {
+        "version": _VERSION,
+        "fpsgen": __version__,
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads() if device.type == "cpu" else None,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "dtypes": [str(dtype), str(text_dtype)],
+        "weights": weights,
+        "video": asdict(job.video),
+        "tiles": asdict(job.tiles),
+        "effort": {**asdict(job.effort), "rounds": None},
+        "prompts": job.prompts[: job.effort.clips + job.effort.checks],
+        "seed": job.seed,
+    }
+
+
+def _measured(job: Job, weights: str, preset: Preset, taken: Tried, device: torch.device) -> Measured:
+    error, error_ci95 = metrics.mean_ci95([one.error for one in taken.checked])
+    psnr, psnr_ci95 = metrics.mean_ci95([one.psnr for one in taken.checked])
+    plans = step_plans(job, preset)
+    return Measured(
+        weights=weights,
+        size=f"{job.video.width}x{job.video.height}",
+        frames=job.video.frames,
+        steps=job.video.steps,
+        shift=job.video.shift,
+        guidance=job.video.guidance,
+        clips=len(taken.checked),
+        density=round(mean_density(plans), 4),
+        cost=round(mean_cost(job, plans), 4),
+        error=float(f"{error:.4g}"),
+        error_ci95=float(f"{error_ci95:.3g}"),
+        psnr=round(psnr, 2),
+        psnr_ci95=round(psnr_ci95, 2),
+        psnr_worst=round(min(one.psnr for one in taken.checked), 2),
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        fpsgen=__version__,
+        torch=torch.__version__,
+    )
+
+
+def record(job: Job, measurement: Measurement, tried: list[Tried], preset: Preset, seconds: dict[str, float]) -> dict:
+    """What the report shows, as JSON has it."""
+    taken, of, tiles = tried[-1], preset.measured, job.tiles
+    assert of is not None
+    densities = torch.tensor([job.tiles.density(job.tiles.fit(window)) for window in job.candidates.windows])
+    precision, window = job.candidates.probe
+    return {
+        "model": f"pocket v{job.model.card['version']}" if job.model.card else job.model.name,
+        "weights": of.weights,
+        "device": of.device,
+        "versions": {"fpsgen": of.fpsgen, "torch": of.torch},
+        "size": of.size,
+        "frames": of.frames,
+        "steps": of.steps,
+        "shift": of.shift,
+        "guidance": of.guidance,
+        "solver": job.video.solver,
+        "grid": list(tiles.grid),
+        "tile": list(tiles.tile),
+        "tiles": list(tiles.counts),
+        "layers": job.model.config.num_layers,
+        "heads": job.model.config.num_heads,
+        "budget": str(job.budget),
+        "holds": taken.holds,
+        "phases": [{"steps": f"{own.first + 1}-{own.last + 1}", "sigma": list(own.sigma)} for own in job.phases],
+        "error": measurement.probed.tolist(),
+        "probe": "window {}x{}x{}, {}".format(*job.candidates.windows[window], PRECISIONS[precision]),
+        "density": densities[taken.schedule.window].mean(2).tolist(),
+        "precision": [[PRECISIONS[int(p)] for p in layers] for layers in taken.schedule.precision],
+        "cost": of.cost,
+        "mean_density": of.density,
+        "frontier": frontier.points(job, measurement, tried),
+        "clips": [asdict(one) for one in taken.checked],
+        "summary": {key: getattr(of, key) for key in ("error", "error_ci95", "psnr", "psnr_ci95", "psnr_worst")},
+        "prompts": list(job.prompts[: job.effort.clips]),
+        "seconds": {key: round(value, 1) for key, value in seconds.items()},
+        "preset": file.text(preset),
+    }

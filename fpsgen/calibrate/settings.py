@@ -1,0 +1,87 @@
+"""How much is measured, of which video, and on which prompts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fpsgen.calibrate import prompts
+from fpsgen.sampling import SigmaGrid, Solver, SolverName
+
+_MOST_PHASES = 10
+_LEAST_STEPS = 2  # in a phase, where the trajectory has that many
+
+
+@dataclass(frozen=True)
+class Effort:
+    """clips: prompts that the model is measured on; probed: those of them on which sensitivities are; checks: prompts
+    behind them that the schedule is verified on; steps: of the measured trajectories; phases: of the schedule; layers:
+    how many of them are probed, those between by interpolation; tiles: of queries, for each layer and phase; rounds: of
+    verification, at most. look, decode: time of looking into a step, and of decoding a clip, in a step's, for the time
+    that is left."""
+
+    clips: int
+    probed: int
+    checks: int
+    steps: int
+    phases: int
+    layers: int
+    tiles: int
+    rounds: int
+    look: float
+    decode: float
+
+
+# The pocket model: minutes on two cores. Wan2.1: at most what three BF16 clips take, verification included.
+EFFORT = {
+    "pocket": Effort(
+        clips=4, probed=4, checks=8, steps=20, phases=10, layers=6, tiles=12, rounds=6, look=10, decode=12
+    ),
+    "wan": Effort(clips=2, probed=1, checks=1, steps=10, phases=4, layers=4, tiles=8, rounds=4, look=1, decode=0.5),
+}
+
+
+@dataclass(frozen=True)
+class Video:
+    """What is rendered: every clip alike, but for its prompt and seed."""
+
+    width: int
+    height: int
+    frames: int
+    steps: int
+    guidance: float
+    shift: float
+    negative: str
+    solver: SolverName = "unipc"
+    grid: SigmaGrid = "original"
+
+
+@dataclass(frozen=True)
+class Span:
+    """A phase of the schedule: steps first to last of the measured trajectory, and its noise levels, (from, to]."""
+
+    first: int
+    last: int
+    sigma: tuple[float, float]
+
+    @property
+    def steps(self) -> int:
+        return self.last - self.first + 1
+
+
+def spans(steps: int, count: int, shift: float, solver: SolverName, grid: SigmaGrid) -> list[Span]:
+    """`count` phases of nearly equally many steps, ended halfway between two noise levels, rounded to 4 digits."""
+    sigmas = Solver(steps, shift, solver, grid).sigmas.tolist()
+    begins = [round(index * steps / count) for index in range(count)] + [steps]
+    ends = [1.0] + [round((sigmas[at - 1] + sigmas[at]) / 2, 4) for at in begins[1:-1]] + [0.0]
+    pairs = zip(begins, begins[1:], ends, ends[1:], strict=False)
+    return [Span(first, after - 1, (high, low)) for first, after, high, low in pairs]
+
+
+def defaults(family: str) -> tuple[Effort, tuple[str, ...]]:
+    """How much is measured, and the prompts, where the user says nothing."""
+    return (EFFORT["pocket"], prompts.POCKET) if family == "pocket" else (EFFORT["wan"], prompts.WAN)
+
+
+def phases_of(steps: int, most: int = _MOST_PHASES) -> int:
+    """How many phases a trajectory of so many steps is divided into."""
+    return max(1, min(most, steps // _LEAST_STEPS))

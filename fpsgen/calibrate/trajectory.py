@@ -1,0 +1,113 @@
+"""A model's own trajectory: rendered once, kept step by step, and run again from anywhere with other attention."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fpsgen import pipeline, sampling
+from fpsgen.attention.plan import AttentionPlan
+from fpsgen.attention.tiles import TileGrid
+from fpsgen.calibrate.journal import Journal
+from fpsgen.calibrate.settings import Video
+from fpsgen.errors import RenderError
+from fpsgen.presets import Plans
+from fpsgen.wan.transformer import KeyValue, WanTransformer
+from fpsgen.wan.vae import latent_shape
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A prompt, encoded [1, length, text_dim], and the seed of its noise."""
+
+    prompt: str
+    seed: int
+    text: Tensor
+
+
+class Renderer:
+    """The transformer with all that a clip needs but its prompt. tick: called with the forwards of both guidance
+    branches that a step took, 1 for a whole step."""
+
+    def __init__(
+        self,
+        transformer: WanTransformer,
+        tiles: TileGrid,
+        video: Video,
+        negative: Tensor,
+        device: torch.device,
+        journal: Journal,
+        tick: Callable[[float], None],
+    ):
+        self.transformer, self.tiles, self.video, self.device = transformer, tiles, video, device
+        self.journal, self.tick, self._negative = journal, tick, negative
+        self._together = pipeline.both_fit(transformer, tiles.tokens, device)
+        self._contexts: tuple[str, list[list[KeyValue]]] | None = None
+
+    @property
+    def dense(self) -> Plans:
+        return (AttentionPlan(self.tiles),) * self.transformer.config.num_layers
+
+    def contexts(self, clip: Clip) -> list[list[KeyValue]]:
+        """What cross-attention reads, of one clip at a time; as `pipeline.predict` wants it."""
+        if self._contexts is None or self._contexts[0] != clip.prompt:
+            self._contexts = None  # frees the last one first
+            texts = [clip.text] if self.video.guidance == 1 else [clip.text, self._negative]
+            batches = [torch.cat(texts)] if self._together else texts
+            self._contexts = clip.prompt, [self.transformer.embed_text(batch) for batch in batches]
+        return self._contexts[1]
+
+    def new_solver(self, steps: int) -> sampling.Solver:
+        return sampling.Solver(steps, self.video.shift, self.video.solver, self.video.grid)
+
+    def noise(self, clip: Clip) -> Tensor:
+        shape = latent_shape(self.video.frames, self.video.height, self.video.width)
+        return sampling.noise(self.transformer.config.in_channels, shape, clip.seed).to(self.device)
+
+    def velocity(self, clip: Clip, latents: Tensor, timestep: Tensor, plans: Plans) -> Tensor:
+        """Guided; RenderError where it is not finite."""
+        velocity = pipeline.predict(
+            self.transformer, latents, timestep, self.contexts(clip), plans, self.video.guidance
+        )
+        if not velocity.isfinite().all():
+            hint = None if self.transformer.dtype == torch.float32 else "try --dtype fp32"
+            raise RenderError("the model gave values that are not finite", hint)
+        self.tick(1)
+        return velocity
+
+    def render(
+        self,
+        clip: Clip,
+        steps: int,
+        name: str,
+        plans: Callable[[int], Plans],
+        known: Sequence[Tensor] = (),
+        before: Callable[[int, Tensor, Tensor], None] | None = None,
+    ) -> tuple[list[Tensor], Tensor]:
+        """The velocities of all steps, and the final latents.
+
+        plans: of a step. name: of its pieces in the journal. known: velocities of the first steps, which are not
+        computed again. before: called ahead of a step that is computed, with its number, latents and timestep.
+        """
+        solver, latents = self.new_solver(steps), self.noise(clip)
+        velocities = []
+        for step, timestep in enumerate(solver.timesteps):
+            piece = f"{name}-step{step}"
+            if step < len(known):
+                velocity = known[step]
+            elif (kept := self.journal.get(piece)) is not None:
+                velocity = kept["velocity"]
+                self.tick(1)
+            else:
+                if before is not None:
+                    before(step, latents, timestep)
+                velocity = self.journal.put(piece, velocity=self.velocity(clip, latents, timestep, plans(step)))[
+                    "velocity"
+                ]
+            velocity = velocity.to(self.device)
+            latents = solver.step(velocity, latents)
+            velocities.append(velocity.cpu())
+        return velocities, latents

@@ -1,0 +1,90 @@
+"""What a schedule really costs in quality: whole clips, against BF16 from the same noise."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKLWan
+from torch import Tensor
+
+from fpsgen import metrics
+from fpsgen.calibrate.trajectory import Clip, Renderer
+from fpsgen.errors import RenderError
+from fpsgen.presets import Plans
+from fpsgen.wan import vae as wan_vae
+
+
+@dataclass(frozen=True)
+class Checked:
+    """One clip with a schedule. error: 1 - cosine of the final latents; psnr: of the frames, dB."""
+
+    prompt: str
+    seed: int
+    error: float
+    psnr: float
+
+
+class Checker:
+    """Renders the verification clips, dense ones once. tick: called with the clips that were decoded."""
+
+    def __init__(self, renderer: Renderer, clips: list[Clip], vae: AutoencoderKLWan, tick: Callable[[float], None]):
+        self.renderer, self.clips, self._vae, self._tick = renderer, clips, vae, tick
+        self._steps = renderer.video.steps
+
+    def check(self, plans: list[Plans]) -> list[Checked]:
+        """Every clip with the plans of each step."""
+        return [self._check(number, clip, plans, _name(plans, number)) for number, clip in enumerate(self.clips)]
+
+    def _check(self, number: int, clip: Clip, plans: list[Plans], name: str) -> Checked:
+        journal = self.renderer.journal
+        if (kept := journal.get(name)) is not None:
+            self.renderer.tick(self._steps)
+        else:
+            dense = self.renderer.dense
+            velocities, exact = self.renderer.render(clip, self._steps, f"check{number}", lambda step: dense)
+            # What comes before the first step that differs is known.
+            same = next((step for step, own in enumerate(plans) if own != dense), self._steps)
+            _, ours = self.renderer.render(clip, self._steps, name, lambda step: plans[step], velocities[:same])
+            error = metrics.latent_error(ours, exact)
+            apart = metrics.mean_square(self.decode(ours), self._exact_frames(number, exact))
+            kept = journal.put(name, latents=ours, found=torch.tensor([error, apart], dtype=torch.float64))
+            journal.drop(f"{name}-step")
+        self._tick(1)
+        error, apart = kept["found"].tolist()
+        return Checked(clip.prompt, clip.seed, error, metrics.psnr(apart))
+
+    def frames(self, plans: list[Plans], number: int) -> tuple[np.ndarray, np.ndarray]:
+        """uint8 frames of a clip that was checked, BF16's and ours."""
+        kept = self.renderer.journal.get(_name(plans, number))
+        if kept is None:
+            raise RenderError("a clip that was verified is gone", hint="run the same command again")
+        _, exact = self.renderer.render(
+            self.clips[number], self._steps, f"check{number}", lambda step: self.renderer.dense
+        )
+        return self._exact_frames(number, exact), self.decode(kept["latents"])
+
+    def _exact_frames(self, number: int, exact: Tensor) -> np.ndarray:
+        """Decoded once."""
+        name = f"check{number}-frames"
+        kept = self.renderer.journal.get(name) or self.renderer.journal.put(
+            name, frames=torch.from_numpy(self.decode(exact))
+        )
+        return kept["frames"].numpy()
+
+    def decode(self, latents: Tensor) -> np.ndarray:
+        """uint8 [frames, height, width, 3]; RenderError where the VAE's values are not finite."""
+        pieces = []
+        for piece in wan_vae.stream(self._vae, wan_vae.denormalise(self._vae, latents.to(self.renderer.device))):
+            if not piece.isfinite().all():
+                raise RenderError("the VAE gave values that are not finite: its weights are damaged")
+            pieces.append(wan_vae.to_uint8(piece))
+        return np.concatenate(pieces)
+
+
+def _name(plans: list[Plans], number: int) -> str:
+    """Of a clip's piece in the journal."""
+    return f"check{number}-{hashlib.sha256(repr(plans).encode()).hexdigest()[:24]}"
