@@ -17,6 +17,12 @@ class FpsgenError(Exception):
         self.hint = hint
 
 
+class Stopped(FpsgenError):
+    """Ended by its user, with something to say about what is kept."""
+
+    exit_code = 130
+
+
 class UsageError(FpsgenError):
     """The user asked for something that cannot be: a size, an option, a file."""
 

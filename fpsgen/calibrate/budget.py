@@ -13,6 +13,8 @@ from fpsgen.calibrate.solve import Problem, Schedule
 from fpsgen.calibrate.verify import Checked
 from fpsgen.errors import UsageError
 
+Kind = Literal["psnr", "error", "cost"]
+
 LEAST_SAVING = 0.01  # of dense BF16 attention's cost: a schedule that saves less is not worth a file
 _NEAR = 0.5  # dB above the budget, where the search ends
 _AIM = 0.25  # dB above it, that a guess aims at
@@ -23,7 +25,7 @@ _NARROW = 0.02  # of a bracket, in powers of ten of the estimated error
 class Budget:
     """psnr: at least so many dB, mean over the clips; error: at most, mean; cost: at most, in BF16 attention's."""
 
-    kind: Literal["psnr", "error", "cost"]
+    kind: Kind
     value: float
 
     def __str__(self) -> str:

@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from fpsgen.attention.tiles import TileGrid
+from fpsgen.attention.tiles import Shape3, TileGrid
 from fpsgen.calibrate import cost, schedule
 from fpsgen.calibrate.budget import Budget
 from fpsgen.calibrate.candidates import Candidates
@@ -34,9 +34,13 @@ class Job:
     seed: int
     name: str
 
+    @property
+    def latent_shape(self) -> Shape3:
+        return latent_shape(self.video.frames, self.video.height, self.video.width)
+
     @cached_property
     def tiles(self) -> TileGrid:
-        grid = self.model.config.grid(latent_shape(self.video.frames, self.video.height, self.video.width))
+        grid = self.model.config.grid(self.latent_shape)
         return TileGrid(grid, self.model.tile(grid))
 
     @cached_property

@@ -80,22 +80,21 @@ def _trajectory(
     """Dense velocities and final latents, and local errors [phases, layers, heads, precisions, windows]."""
     found: dict[int, Tensor] = {}
 
-    def before(step: int, latents: Tensor, timestep: Tensor) -> None:
+    def look(step: int, latents: Tensor, timestep: Tensor) -> Tensor | None:
         if step not in taps:
-            return
-        piece = f"{name}-local{step}"
-        if renderer.journal.get(piece) is None:
-            errors = _tapped(renderer, clip, latents, timestep, candidates, effort, seed * 1000 + step)
-            renderer.journal.put(piece, errors=errors)
+            return None
+        velocity, errors = _tapped(renderer, clip, latents, timestep, candidates, effort, seed * 1000 + step)
+        renderer.journal.put(f"{name}-local{step}", errors=errors)  # ahead of the step's own piece
+        return velocity
 
-    velocities, final = renderer.render(clip, effort.steps, name, lambda step: renderer.dense, before=before)
+    velocities, final = renderer.render(clip, effort.steps, name, lambda step: renderer.dense, look=look)
     for step, phase in taps.items():
         kept = renderer.journal.get(f"{name}-local{step}")
         if kept is None:  # a piece was lost, whose step was not
             solver, latents = renderer.new_solver(effort.steps), renderer.noise(clip)
             for earlier in range(step):
                 latents = solver.step(velocities[earlier].to(renderer.device), latents)
-            before(step, latents, solver.timesteps[step])
+            look(step, latents, solver.timesteps[step])
             kept = renderer.journal.get(f"{name}-local{step}") or {}
         found[phase] = kept["errors"]
     return velocities, final, torch.stack([found[phase] for phase in range(len(taps))])
@@ -109,8 +108,8 @@ def _tapped(
     candidates: Candidates,
     effort: Effort,
     seed: int,
-) -> Tensor:
-    """Local errors of all layers at one step: a forward pass that is looked into."""
+) -> tuple[Tensor, Tensor]:
+    """The velocity at one step, and local errors [layers, heads, precisions, windows]: a pass that is looked into."""
     rng = torch.Generator().manual_seed(seed)
     layers, count = renderer.transformer.config.num_layers, len(candidates.tiles.valid)
     picked = [torch.randperm(count, generator=rng)[: effort.tiles] for _ in range(layers)]
@@ -120,8 +119,8 @@ def _tapped(
         sums[layer].append(local.errors(q, k, v, gram, candidates, picked[layer]).cpu())
 
     with tapping(renderer.transformer, see):
-        renderer.velocity(clip, latents, timestep, renderer.dense)
-    return torch.stack([torch.stack(own).mean(0).movedim(2, 0) for own in sums])
+        velocity = renderer.velocity(clip, latents, timestep, renderer.dense)
+    return velocity, torch.stack([torch.stack(own).mean(0).movedim(2, 0) for own in sums])
 
 
 @contextmanager
@@ -145,11 +144,12 @@ def _tap(
     own: SelfAttention = block.self_attn
 
     def enter(_: nn.Module, given: tuple) -> None:
-        _, modulation, *_ = given
-        gates[:] = [(block.modulation + modulation).chunk(6, dim=1)[2][0, 0]]  # by time, so alike in a batch
+        modulation = given[1]
+        gates.clear()
+        gates.append((block.modulation + modulation).chunk(6, dim=1)[2][0, 0])  # by time, so alike in a batch
 
     def look(_: nn.Module, given: tuple) -> None:
-        x, rope, _ = given
+        x, rope = given[:2]
         transform = QKTransform(own.norm_q.weight, own.norm_k.weight, own.eps, rope)
         v = own.split(own.v(x))
         q = prepare(own.split(own.q(x)), own.norm_q.weight, transform).to(v.dtype)

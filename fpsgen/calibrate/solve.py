@@ -46,7 +46,7 @@ class Problem:
 
 @dataclass(frozen=True, eq=False)
 class Schedule:
-    """precision: int64 [phases, layers]; window: int64 [phases, layers, heads], by number; cost and error, estimated."""
+    """precision: int64 [phases, layers]; window: int64 [phases, layers, heads], by number; cost, error: estimates."""
 
     precision: Tensor
     window: Tensor

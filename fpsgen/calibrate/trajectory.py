@@ -85,12 +85,13 @@ class Renderer:
         name: str,
         plans: Callable[[int], Plans],
         known: Sequence[Tensor] = (),
-        before: Callable[[int, Tensor, Tensor], None] | None = None,
+        look: Callable[[int, Tensor, Tensor], Tensor | None] | None = None,
     ) -> tuple[list[Tensor], Tensor]:
         """The velocities of all steps, and the final latents.
 
         plans: of a step. name: of its pieces in the journal. known: velocities of the first steps, which are not
-        computed again. before: called ahead of a step that is computed, with its number, latents and timestep.
+        computed again. look: called with the number, latents and timestep of a step that is to be computed; where it
+        has computed the velocity, it returns that.
         """
         solver, latents = self.new_solver(steps), self.noise(clip)
         velocities = []
@@ -102,11 +103,9 @@ class Renderer:
                 velocity = kept["velocity"]
                 self.tick(1)
             else:
-                if before is not None:
-                    before(step, latents, timestep)
-                velocity = self.journal.put(piece, velocity=self.velocity(clip, latents, timestep, plans(step)))[
-                    "velocity"
-                ]
+                seen = look(step, latents, timestep) if look is not None else None
+                velocity = self.velocity(clip, latents, timestep, plans(step)) if seen is None else seen
+                velocity = self.journal.put(piece, velocity=velocity)["velocity"]
             velocity = velocity.to(self.device)
             latents = solver.step(velocity, latents)
             velocities.append(velocity.cpu())

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from fpsgen import __version__
-from fpsgen.cli import doctor, errors, generate, kernels, models
+from fpsgen.cli import calibrate, doctor, errors, generate, kernels, models, presets
 
 app = typer.Typer(
     name="fpsgen",
@@ -20,7 +20,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("generate", epilog=generate.EXAMPLES, no_args_is_help=True)(generate.generate)
+app.command("calibrate", epilog=calibrate.EXAMPLES)(calibrate.calibrate)
 app.add_typer(models.app, name="models")
+app.add_typer(presets.app, name="presets")
 app.add_typer(kernels.app, name="kernels")
 app.command("doctor")(doctor.doctor)
 

@@ -158,3 +158,6 @@ def _epsilon(config: dict) -> float:
 
 WAN_1_3B = WanConfig(dim=1536, ffn_dim=8960, num_heads=12, num_layers=30)
 WAN_14B = WanConfig(dim=5120, ffn_dim=13824, num_heads=40, num_layers=40)
+
+# By the family whose presets they take.
+FAMILIES = {"1.3b": WAN_1_3B, "14b": WAN_14B}

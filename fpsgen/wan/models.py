@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from fpsgen import assets
 from fpsgen.attention.tiles import Shape3, default_tile
 from fpsgen.errors import ModelError, UsageError
-from fpsgen.wan import hub, layout, sizes
+from fpsgen.wan import config, hub, layout, sizes
 from fpsgen.wan.checkpoint import read_json
 from fpsgen.wan.config import WanConfig
 from fpsgen.wan.layout import Checkpoint
@@ -47,6 +48,13 @@ class Model:
             t, h, w = self.card["tile"]
             return t, h, w
         return default_tile(grid)
+
+
+def absent(key: str) -> Model:
+    """Wan2.1 `1.3b` or `14b` without its files: shapes and defaults, for what is worked out beforehand."""
+    nothing: Any = ()
+    checkpoint = Checkpoint("original", config.FAMILIES[key], nothing, nothing, {}, nothing, {}, Path())
+    return Model(key, Path(), checkpoint, sizes.DEFAULTS[key])
 
 
 class NoWeightsError(ModelError):

@@ -1,0 +1,352 @@
+"""`fpsgen calibrate`: a preset for a model, measured and verified."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import secrets
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fpsgen.cli.errors import explained
+from fpsgen.cli.generate import MAX_PROMPT, per_model
+from fpsgen.cli.options import Dtype, Json, Verbose, choose_dtype, choose_text_dtype, expand, parse_device
+from fpsgen.cli.output import Output, readable
+from fpsgen.errors import FpsgenError, Stopped, UsageError
+from fpsgen.wan import sizes
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+    from fpsgen.calibrate.budget import Budget
+    from fpsgen.calibrate.job import Job
+    from fpsgen.calibrate.run import Result
+    from fpsgen.wan.models import Model
+
+EXAMPLES = """[bold]Examples[/bold]
+
+fpsgen calibrate --model pocket --min-psnr 30 -o my.toml
+
+fpsgen calibrate --model 14b --res 720p --dry-run
+
+fpsgen calibrate --model 1.3b --target-cost 0.3 --prompts mine.txt --checks 4
+"""
+
+MAX_PROMPTS = 1000
+
+
+@explained
+def calibrate(
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="pocket, 1.3b, 14b, a folder, a .safetensors file or a hub id.",
+            show_default="by size and what is on disk",
+        ),
+    ] = None,
+    min_psnr: Annotated[float | None, typer.Option(help="Frames at least so near to bf16's, in dB.")] = None,
+    max_error: Annotated[float | None, typer.Option(help="1 - cosine of the final latents, at most.")] = None,
+    target_cost: Annotated[float | None, typer.Option(help="Of attention, at most; dense bf16 is 1.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The preset, a .toml file.", show_default="from the model")
+    ] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="The report, an .html file.", show_default="beside the preset")
+    ] = None,
+    no_report: Annotated[bool, typer.Option("--no-report", help="Write the preset alone.")] = False,
+    res: Annotated[str | None, typer.Option(help="480p, 720p or WIDTHxHEIGHT.", show_default="the model's own")] = None,
+    frames: Annotated[int | None, typer.Option(help="Frames, 4n + 1.", show_default=per_model("frames"))] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Denoising steps of what is verified.", show_default=per_model("steps"))
+    ] = None,
+    guidance: Annotated[
+        float | None, typer.Option(help="Guidance scale; 1 switches it off.", show_default=per_model("guidance"))
+    ] = None,
+    shift: Annotated[
+        float | None, typer.Option(help="Above 1, more steps at high noise.", show_default=per_model("shift"))
+    ] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help="A file of prompts, one a line.", show_default="twelve of ours")
+    ] = None,
+    clips: Annotated[
+        int | None, typer.Option(min=1, help="Prompts to measure on.", show_default="pocket 4, else 2")
+    ] = None,
+    checks: Annotated[
+        int | None,
+        typer.Option(min=1, help="Prompts behind them to verify on.", show_default="pocket 8, else 1"),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the first clip; each further one counts up.")] = 0,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.", show_default="cuda if there")] = None,
+    dtype: Annotated[
+        Dtype | None,
+        typer.Option(help="Precision of matrix products.", show_default="bf16; DiT on CPU fp32"),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say how long it takes; load nothing.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Measure anew what an earlier run has kept.")] = False,
+    json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Find how sparse and how precise attention may be, step by step, layer by layer, and write it as a preset.
+
+    Measures the dense model on a few prompts, takes the cheapest schedule within a budget (--min-psnr 30 where none is
+    given), and verifies it on other prompts. What was measured is kept: a run that was stopped goes on where it was,
+    and another budget costs verification alone.
+    """
+    out = Output(json, verbose)
+    size = sizes.parse_resolution(res) if res is not None else None
+    sizes.check_settings(frames, steps, guidance, shift)
+    check_seed(seed)
+    budget = budget_of(min_psnr, max_error, target_cost)
+    own = read_prompts(prompts) if prompts is not None else None
+    if no_report and report is not None:
+        raise UsageError("--report and --no-report contradict each other", hint="leave one out")
+    target = parse_device(device)
+    chosen = choose_model(model, size, target.type == "cuda", dry_run, out)
+    given = {"frames": frames, "steps": steps, "guidance": guidance, "shift": shift}
+    output = expand(output) if output is not None else Path(f"{safe_name(chosen.name)}-calibrated.toml")
+    job = make_job(chosen, size, given, budget, own, (clips, checks), seed, output.name)
+    if dry_run:
+        tell_estimate(out, job)
+        return
+    page = None if no_report else expand(report) if report is not None else output.with_suffix(".html")
+    check_places(output, page)
+    precision, text_precision = choose_dtype(dtype, target), choose_text_dtype(dtype)
+    out.detail(f"model {chosen.name} from {chosen.folder}; {target}, {str(precision).removeprefix('torch.')}")
+    from fpsgen.calibrate.run import calibrate as run
+
+    try:
+        with out.progress() as progress:
+            result = run(job, target, precision, text_precision, Bar(progress, out), fresh)
+        written = write(result, output, page)
+    except KeyboardInterrupt:
+        raise Stopped(
+            "stopped; what was measured is kept", hint="run the same command again: it goes on from there"
+        ) from None
+    tell(out, result, job, written)
+
+
+def check_seed(seed: int) -> None:
+    if not 0 <= seed < 2**62:
+        raise UsageError(f"--seed {seed}: must be 0 to {2**62 - 1}", hint="leave --seed out for 0")
+
+
+def budget_of(min_psnr: float | None, max_error: float | None, target_cost: float | None) -> Budget:
+    """The one that was given; UsageError where it is none, or two."""
+    from fpsgen.calibrate.budget import Budget, Kind
+
+    every: dict[Kind, float | None] = {"psnr": min_psnr, "error": max_error, "cost": target_cost}
+    given = [Budget(kind, value) for kind, value in every.items() if value is not None]
+    if len(given) > 1:
+        raise UsageError(f"{given[0]} and {given[1]} are two budgets", hint="give one of them")
+    budget = given[0] if given else Budget("psnr", 30.0)
+    low, high = {"psnr": (0, 100), "error": (0, 1), "cost": (0, 1)}[budget.kind]
+    if not low < budget.value < high:  # nan is neither
+        raise UsageError(f"{budget} is out of range", hint=f"give a number between {low} and {high}")
+    return budget
+
+
+def read_prompts(path: Path) -> tuple[str, ...]:
+    """The lines of a file that are neither empty nor comments."""
+    try:
+        with expand(path).open(encoding="utf-8-sig") as file:
+            text = file.read(4 * MAX_PROMPT * MAX_PROMPTS)
+    except UnicodeDecodeError:
+        raise UsageError(f"{path} is not UTF-8 text", hint="save it as UTF-8, a prompt a line") from None
+    except (OSError, ValueError) as fault:
+        told = getattr(fault, "strerror", None) or fault
+        raise UsageError(f"cannot read the prompts in {path}: {told}", hint="give a file, a prompt a line") from None
+    lines = [line.strip() for line in text.splitlines()]
+    for number, line in enumerate(lines, 1):
+        if len(line) > MAX_PROMPT:
+            told = f"{path}, line {number}: a prompt of {len(line)} characters; at most {MAX_PROMPT} are taken"
+            raise UsageError(told, hint="shorten it: the model reads its first 512 tokens")
+    found = [line for line in lines if line and not line.startswith("#")]
+    if len(set(found)) != len(found):
+        twice = next(line for line in found if found.count(line) > 1)
+        raise UsageError(f"{path} has a prompt twice: {twice[:80]}", hint="measure and verify on different ones")
+    return tuple(found)
+
+
+def choose_model(name: str | None, size: tuple[int, int] | None, cuda: bool, dry_run: bool, out: Output) -> Model:
+    """The model that was named, or the default; for a dry run it need not be here."""
+    from fpsgen.wan import hub, load, models
+
+    if dry_run and name is not None and name.lower() in hub.REPOSITORIES:
+        return models.absent(name.lower())
+    if name is not None:
+        chosen = models.find(name)
+    else:
+        chosen, surprise = models.choose(size, cuda)
+        if surprise:
+            out.note(surprise)
+    load.check(chosen.checkpoint)
+    return chosen
+
+
+def make_job(
+    model: Model,
+    size: tuple[int, int] | None,
+    given: dict,
+    budget: Budget,
+    prompts: tuple[str, ...] | None,
+    counts: tuple[int | None, int | None],
+    seed: int,
+    name: str,
+) -> Job:
+    """All settings together; UsageError where they do not fit the model, or the prompts do not suffice."""
+    from fpsgen.calibrate.job import Job
+    from fpsgen.calibrate.settings import Video, defaults, phases_of
+    from fpsgen.presets import file
+
+    own = (model.defaults.width, model.defaults.height)
+    if model.card is not None and size not in (None, own):
+        raise UsageError(f"the pocket model renders {own[0]}x{own[1]} alone", hint="leave --res out")
+    width, height = size or own
+    sizes.check_model_size(width, height)
+    settings = dataclasses.asdict(model.defaults.override(width=width, height=height, **given))
+    del settings["fps"]
+    effort, ours = defaults(model.family)
+    steps = min(effort.steps, settings["steps"])
+    clips, checks = counts[0] or effort.clips, counts[1] or effort.checks
+    effort = dataclasses.replace(
+        effort, clips=clips, checks=checks, probed=min(effort.probed, clips), steps=steps,
+        phases=phases_of(steps, effort.phases), layers=min(effort.layers, model.config.num_layers),
+    )  # fmt: skip
+    chosen = ours if prompts is None else prompts
+    if len(chosen) < clips + checks:
+        told = f"there are {len(chosen)} prompts; {clips} to measure on and {checks} to verify on are wanted"
+        raise UsageError(told, hint="bring more with --prompts FILE, or ask for less by --clips and --checks")
+    return Job(model, Video(**settings), effort, budget, chosen, seed, file.printable(name))
+
+
+def check_places(output: Path, page: Path | None) -> None:
+    """UsageError where the preset or its report cannot be written, or would replace what is not their like."""
+    if output.suffix != ".toml":
+        raise UsageError(f"-o {output}: a preset is a .toml file", hint=f"try -o {output.with_suffix('.toml')}")
+    if output.is_dir() or not os.access(output.absolute().parent, os.W_OK):
+        raise UsageError(f"{output} cannot be written: no such folder, or not yours", hint="choose another -o")
+    if output.exists():
+        from fpsgen.presets import file
+
+        try:
+            before = file.read(output, str(output))
+        except UsageError:
+            before = None
+        if before is None or before.measured is None:
+            raise UsageError(f"{output} is there, and no calibration wrote it", hint="choose another -o")
+    if page is not None:
+        from fpsgen import report
+
+        report.check_path(page)
+
+
+def safe_name(name: str) -> str:
+    """A model's name as part of a file's."""
+    return "".join(c if c.isalnum() or c in "._-" else "-" for c in Path(name).name) or "model"
+
+
+class Bar:
+    """Watches a calibration for the terminal: one bar; in a log, a line for every tenth."""
+
+    def __init__(self, progress: Progress, out: Output):
+        self._progress, self._out = progress, out
+        self._task: TaskID = progress.add_task("load", total=None, rate="")
+        self._done = self._total = 0.0
+        self._told = 0
+        self._begun = time.monotonic()
+
+    def phase(self, name: str) -> None:
+        self._progress.update(self._task, description=name)
+        self._out.milestone(name)
+
+    def total(self, work: float) -> None:
+        self._total = work
+        self._progress.update(self._task, total=round(work))
+
+    def advance(self, work: float) -> None:
+        self._done += work
+        self._progress.update(self._task, completed=round(self._done), rate="steps")
+        tenth = int(10 * self._done / self._total)
+        if tenth > self._told and self._done < self._total:
+            left = (time.monotonic() - self._begun) * (self._total / self._done - 1)
+            self._out.milestone(f"{10 * tenth} % done, about {left / 60:.0f} min left")
+        self._told = max(self._told, tenth)
+
+    def note(self, text: str) -> None:
+        self._out.milestone(text) if self._out.shows_progress is False else self._out.detail(text)
+
+
+def write(result: Result, output: Path, page: Path | None) -> list[Path]:
+    """The preset by one rename, and its report; returns what was written."""
+    from fpsgen.presets import file
+
+    beside = output.with_name(f".{output.name}.{secrets.token_hex(4)}.part")
+    try:
+        beside.write_text(file.text(result.preset), encoding="utf-8")
+        beside.replace(output)
+    except OSError as fault:
+        beside.unlink(missing_ok=True)
+        hint = "run the same command again with another -o: what was measured is kept"
+        raise FpsgenError(f"{output} cannot be written: {fault.strerror or fault}", hint) from None
+    if page is None:
+        return [output]
+    from fpsgen import report
+
+    command = ["fpsgen", *sys.argv[1:]]
+    pairs = [report.Pair(prompt, psnr, exact, ours) for prompt, psnr, exact, ours in result.pairs]
+    return [output, *report.write({**result.record, "command": command}, pairs, page)]
+
+
+def tell(out: Output, result: Result, job: Job, written: list[Path]) -> None:
+    """What came out."""
+    of = result.preset.measured
+    assert of is not None
+    out.line(f"cost     {of.cost:.3f} of dense bf16 attention's, by a stated model; density {of.density:.3f}")
+    out.line(f"error    {of.error:.2g} ± {of.error_ci95:.1g}, 1 - cosine of the final latents")
+    out.line(f"PSNR     {of.psnr:.1f} ± {of.psnr_ci95:.1f} dB against bf16, worst {of.psnr_worst:.1f}")
+    out.line(f"         on {of.clips} clips that it was not measured on, for {job.budget}")
+    out.line(f"use it   fpsgen generate PROMPT --preset {shlex.quote(str(written[0]))}")
+    told = {"preset": str(written[0]), "report": str(written[1]) if len(written) > 1 else None, **result.record}
+    out.result("\n".join(str(path) for path in written[:2]), told)
+
+
+def tell_estimate(out: Output, job: Job) -> None:
+    """What a calibration would take on one H100."""
+    from rich.table import Table
+
+    from fpsgen.calibrate import estimate
+
+    parts = estimate.parts(job)
+    clip, total = estimate.clip_seconds(job), sum(part.seconds for part in parts)
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    table.add_column("part")
+    for column in ("forwards", "hours", "BF16 clips"):
+        table.add_column(column, justify="right")
+    for part in parts:
+        table.add_row(part.name, f"{part.forwards:.0f}", f"{part.seconds / 3600:.2f}", f"{part.seconds / clip:.2f}")
+    total_forwards = sum(part.forwards for part in parts)
+    table.add_row("total", f"{total_forwards:.0f}", f"{total / 3600:.2f}", f"{total / clip:.2f}")
+    if not out.json:
+        out.show(table)
+    windows = len(job.candidates.windows)
+    out.line(
+        f"on one H100, worked out from published figures, not measured; {windows} windows in 2 precisions, and bf16;"
+    )
+    out.line(f"each further round of verification adds its line; {readable(estimate.disk_bytes(job))} of cache")
+    told = {
+        "model": job.model.name,
+        "size": f"{job.video.width}x{job.video.height}",
+        "frames": job.video.frames,
+        "steps": job.video.steps,
+        "windows": windows,
+        "parts": [dataclasses.asdict(part) for part in parts],
+        "seconds": total,
+        "bf16_clips": total / clip,
+        "cache_bytes": estimate.disk_bytes(job),
+    }
+    out.result(f"{total / 3600:.1f} hours, the time of {total / clip:.1f} BF16 clips", told)

@@ -1,0 +1,387 @@
+"""`fpsgen presets`: which there are, what one does at each step and saves, whether a file is one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from fpsgen.cli.errors import explained
+from fpsgen.cli.generate import per_model
+from fpsgen.cli.options import GridName, Json, SolverName, Verbose
+from fpsgen.cli.output import Output
+from fpsgen.errors import UsageError
+from fpsgen.wan import sizes
+
+if TYPE_CHECKING:
+    from fpsgen.attention.plan import AttentionPlan
+    from fpsgen.attention.tiles import Shape3, TileGrid
+    from fpsgen.presets import Plans, Preset
+    from fpsgen.wan.config import WanConfig
+
+EXAMPLES = """[bold]Examples[/bold]
+
+fpsgen presets
+
+fpsgen presets show fast --model 14b --res 720p
+
+fpsgen presets show mine.toml --steps 30 --verbose
+
+fpsgen presets check mine.toml
+"""
+
+_ANY = "14b"  # the model by which presets for any are shown
+_MOST_ROWS = 4  # plans of one run of steps that are shown one by one
+
+Model = Annotated[
+    str | None,
+    typer.Option(
+        help="pocket, 1.3b or 14b, on disk or not; or a folder, a .safetensors file or a hub id.",
+        show_default=f"the preset's; {_ANY} where it is for any",
+    ),
+]
+Res = Annotated[str | None, typer.Option(help="480p, 720p or WIDTHxHEIGHT.", show_default="the preset's or model's")]
+FrameCount = Annotated[int | None, typer.Option(help="Frames, 4n + 1.", show_default=per_model("frames"))]
+
+app = typer.Typer(
+    help="List presets, show what one does and saves, check a file.", epilog=EXAMPLES, rich_markup_mode="rich"
+)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What presets are looked at for: a model, which need not be on disk, and a video of its."""
+
+    family: str
+    config: WanConfig
+    tile: Callable[[Shape3], Shape3]
+    settings: sizes.Defaults
+    solver: SolverName = SolverName.UNIPC
+    grid: GridName = GridName.ORIGINAL
+
+    def tiles(self, preset: Preset) -> TileGrid:
+        from fpsgen.attention.tiles import TileGrid
+        from fpsgen.wan.vae import latent_shape
+
+        grid = self.config.grid(latent_shape(self.settings.frames, self.settings.height, self.settings.width))
+        return TileGrid(grid, preset.tile or self.tile(grid))
+
+    def steps(self, preset: Preset) -> list[tuple[float, Plans]]:
+        """The noise level before each step, and each layer's plan; UsageError where the preset does not fit."""
+        from fpsgen.sampling import Solver
+
+        preset.check_family(self.family)
+        solver = Solver(self.settings.steps, self.settings.shift, self.solver.value, self.grid.value)
+        levels = solver.sigmas[:-1].tolist()
+        plans = preset.schedule(levels, self.tiles(preset), self.config.num_layers, self.config.num_heads)
+        return list(zip(levels, plans, strict=True))
+
+
+def subject_of(name: str) -> tuple[Subject, bool]:
+    """The model `name` with its defaults, and whether it renders at its own size only."""
+    from fpsgen.attention.tiles import default_tile
+    from fpsgen.wan import config, models
+
+    if (key := name.lower()) in config.FAMILIES:
+        return Subject(key, config.FAMILIES[key], default_tile, sizes.DEFAULTS[key]), False
+    model = models.find(name)
+    return Subject(model.family, model.config, model.tile, model.defaults), model.card is not None
+
+
+def chosen(
+    name: str | Preset, model: str | None, res: str | None, out: Output, **given: float | None
+) -> tuple[Preset, Subject]:
+    """A preset, or that of a name or grade, and what it is looked at for; given: settings that the user named."""
+    from fpsgen.presets import shipped
+
+    size = sizes.parse_resolution(res) if res is not None else None
+    preset = name if not isinstance(name, str) else None if name in shipped.GRADES else shipped.find(name)
+    subject, fixed = subject_of(model if model is not None else (preset and preset.model) or _ANY)
+    own = (subject.settings.width, subject.settings.height)
+    if fixed and size not in (None, own):
+        out.note(f"the {subject.family} model renders {own[0]}x{own[1]}, to whatever size its pixels are scaled")
+    width, height = own if fixed else size or (preset and shipped.size_of(preset)) or own
+    sizes.check_model_size(width, height)
+    subject = replace(subject, settings=subject.settings.override(width=width, height=height, **given))
+    return preset or shipped.of_grade(str(name), subject.family, width, height), subject
+
+
+@app.callback(invoke_without_command=True, epilog=EXAMPLES)
+@explained
+def bare(context: typer.Context, json: Json = False) -> None:
+    """List the presets that ship with fpsgen."""
+    if context.invoked_subcommand is None:
+        tell_list(Output(json))
+    elif json:
+        raise UsageError(
+            "--json stands before the command", hint=f"fpsgen presets {context.invoked_subcommand} … --json"
+        )
+
+
+@app.command("list", epilog=EXAMPLES)
+@explained
+def list_presets(json: Json = False) -> None:
+    """Say which presets ship with fpsgen."""
+    tell_list(Output(json))
+
+
+def tell_list(out: Output) -> None:
+    from fpsgen.presets import BF16, shipped
+
+    told = [entry(shipped.find(name), out) for name in (BF16.name, *shipped.names())]
+    if out.json:
+        out.result("", {"presets": told})
+        return
+    from rich.table import Table
+
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for column in ("preset", "model", "size", "phases", "density", "cost", "quality"):
+        number = column in ("phases", "density", "cost")
+        table.add_column(column, justify="right" if number else "left", overflow="fold", no_wrap=column == "preset")
+    for each in told:
+        numbers = (str(each["phases"]), f"{each['density']:.2f}", f"{each['cost']:.2f}")
+        table.add_row(each["name"], each["model"] or "any", each["size"] or "any", *numbers, quality(each))
+    out.show(table)
+    out.line(f"means over the steps of the model's defaults, of {_ANY} where it is any; {_COST}")
+    out.line("a grade picks by model and size: --preset quality, balanced or fast; fpsgen presets show NAME says more")
+
+
+_FLOPS = ("dense_flops", "saved_flops")
+_COST = "cost is of attention, estimated, in dense bf16's"
+
+
+def entry(preset: Preset, out: Output) -> dict[str, Any]:
+    """What the list says of a preset, and `show` besides its steps."""
+    from fpsgen.presets import shipped
+
+    _, subject = chosen(preset, None, None, out)
+    size = shipped.size_of(preset)
+    whole = account(preset, subject)
+    return {
+        **facts(preset),
+        "size": f"{size[0]}x{size[1]}" if size else None,
+        **{key: whole[key] for key in ("density", "cost", "at")},
+    }
+
+
+def facts(preset: Preset) -> dict[str, Any]:
+    """What is so on every video."""
+    return {
+        "name": preset.name,
+        "model": preset.model,
+        "about": preset.about,
+        "phases": len(preset.phases),
+        "exact": preset.is_exact,
+        "measured": asdict(preset.measured) if preset.measured else None,
+    }
+
+
+def quality(told: dict) -> str:
+    if of := told["measured"]:
+        return f"PSNR {of['psnr']:.1f} ± {of['psnr_ci95']:.1f} dB"
+    return "exact" if told["exact"] else "not calibrated"
+
+
+@app.command(epilog=EXAMPLES, no_args_is_help=True)
+@explained
+def show(
+    name: Annotated[str, typer.Argument(help="One that ships, a grade (quality, balanced, fast) or a .toml file.")],
+    model: Model = None,
+    res: Res = None,
+    frames: FrameCount = None,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps.", show_default=per_model("steps"))] = None,
+    shift: Annotated[
+        float | None, typer.Option(help="Above 1, more steps at high noise.", show_default=per_model("shift"))
+    ] = None,
+    solver: Annotated[SolverName, typer.Option(help="How a step moves the latents.")] = SolverName.UNIPC,
+    grid: Annotated[GridName, typer.Option(help="Which noise levels: Wan2.1's, or diffusers'.")] = GridName.ORIGINAL,
+    json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Say what a preset does at each step, and what it saves. Needs no weights."""
+    out = Output(json, verbose)
+    sizes.check_settings(frames, steps, None, shift)
+    preset, subject = chosen(name, model, res, out, frames=frames, steps=steps, shift=shift)
+    told = {**facts(preset), **account(preset, replace(subject, solver=solver, grid=grid))}
+    if json:
+        out.result("", told)
+    else:
+        draw(out, told)
+
+
+@app.command(epilog=EXAMPLES, no_args_is_help=True)
+@explained
+def check(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="A preset's .toml file.")],
+    model: Model = None,
+    res: Res = None,
+    frames: FrameCount = None,
+    json: Json = False,
+) -> None:
+    """Say whether a file is a preset, and fits the videos of the model it is for; else what is wrong, and where."""
+    from fpsgen.presets import file as files
+
+    out = Output(json)
+    sizes.check_settings(frames, None, None, None)
+    preset = files.read(Path(file), file)
+    fits, at = "--model checks its windows, layers and heads, too", None
+    if preset.model or model is not None or res is not None or frames is not None:
+        _, subject = chosen(preset, model, res, out, frames=frames)
+        whole = account(preset, subject)
+        at = whole["at"]
+        fits = (
+            f"fits {at['model']} at {at['width']}x{at['height']}, {at['frames']} frames: density {whole['density']:.2f}"
+        )
+    many = f"{len(preset.phases)} phase{'s' if len(preset.phases) > 1 else ''}"
+    line = f"{files.printable(file)}: is a preset: for {preset.model or 'any model'}, {many}; {fits}"
+    out.result(line, {**facts(preset), "file": file, "at": at})
+
+
+def account(preset: Preset, subject: Subject) -> dict[str, Any]:
+    """What a preset does in each run of steps of one phase, and sums: flops of one guidance branch."""
+    steps = subject.steps(preset)
+    tiles, settings = subject.tiles(preset), subject.settings
+    runs = []
+    for _, group in groupby(enumerate(steps, 1), key=lambda step: preset.at(step[1][0])):
+        each = list(group)
+        (first, (begin, plans)), (last, (end, _)) = each[0], each[-1]
+        runs.append({"steps": [first, last], "sigma": [begin, end], **of_layers(plans, subject, len(each))})
+    mean = {
+        key: sum(run[key] * (run["steps"][1] - run["steps"][0] + 1) for run in runs) / len(steps)
+        for key in ("density", "cost")
+    }
+    sums = {key: sum(run[key] for run in runs) for key in _FLOPS}
+    at: dict[str, Any] = {"model": subject.family, "solver": subject.solver.value, "grid": subject.grid.value}
+    at |= {key: getattr(settings, key) for key in ("width", "height", "frames", "steps", "shift")}
+    at |= {"tokens": tiles.tokens, "tile": tiles.tile, "tiles": tiles.counts}
+    return {"at": at, "runs": runs, **mean, **sums}
+
+
+def of_layers(plans: Plans, subject: Subject, steps: int) -> dict[str, Any]:
+    """What all layers do at one step, layers of one plan together, and its cost; flops: of `steps` such steps."""
+    from fpsgen.attention.plan import AttentionPlan
+    from fpsgen.calibrate import cost
+    from fpsgen.presets import file
+
+    heads, width = subject.config.num_heads, subject.config.head_dim
+    tokens = cost.STAND_IN_TOKENS if subject.family == "pocket" else plans[0].tiles.tokens
+    every = AttentionPlan(plans[0].tiles).flops(heads, width)
+    layers: list[dict[str, Any]] = []
+    for plan in dict.fromkeys(plans):
+        own = [number for number, each in enumerate(plans) if each == plan]
+        dense = steps * len(own) * every
+        layers.append(
+            {
+                "at": file.ranges(own),
+                "layers": len(own),
+                "windows": windows_of(plan, heads),
+                **{key: getattr(plan, key) for key in ("qk", "pv", "smooth_k", "density")},
+                "cost": cost.of_plan(plan, tokens),
+                "dense_flops": dense,
+                "saved_flops": dense * (1 - plan.density),
+            }
+        )
+    mean = {key: sum(own[key] * own["layers"] for own in layers) / len(plans) for key in ("density", "cost")}
+    return {"layers": layers, **mean, **{key: sum(own[key] for own in layers) for key in _FLOPS}}
+
+
+def windows_of(plan: AttentionPlan, heads: int) -> list[dict[str, Any]]:
+    """Each window of a plan, None for dense, and the heads that have it."""
+    from fpsgen.presets import file
+
+    return [
+        {
+            "window": window,
+            "heads": file.ranges([head for head, own in enumerate(plan.heads or (0,) * heads) if own == index]),
+            "density": plan.tiles.density(window),
+        }
+        for index, window in enumerate(plan.windows)
+    ]
+
+
+def draw(out: Output, told: dict) -> None:
+    """A preset, for people."""
+    from rich.table import Table
+
+    at = told["at"]
+    out.line(f"{told['name']}: {told['about']}" if told["about"] else told["name"])
+    out.line(
+        "{model} at {width}x{height}, {frames} frames, {tokens} tokens in {} tiles of {}; "
+        "{steps} steps, {solver}, shift {shift:g}".format(*(times(at[key]) for key in ("tiles", "tile")), **at)
+    )
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for column in ("steps", "noise", "layers", "heads", "sees", "precision", "density", "FLOPs saved"):
+        justify: Literal["left", "right"] = "right" if column in ("density", "FLOPs saved") else "left"
+        table.add_column(column, justify=justify, overflow="fold", no_wrap=column in ("steps", "noise"))
+    for run in told["runs"]:
+        (first, last), (begin, end) = run["steps"], run["sigma"]
+        head = [span(str(first), str(last)), span(f"{begin:.3f}", f"{end:.3f}")]
+        for row in rows(run, out.verbose):
+            table.add_row(*head, *row)
+            head = ["", ""]
+    out.show(table)
+    saved, dense = amount(told["saved_flops"]), amount(told["dense_flops"])
+    out.line(f"density {told['density']:.3f}; saves {saved} of {dense} FLOPs of attention, of each guidance branch")
+    out.line(f"cost    {told['cost']:.3f} of dense bf16 attention's, estimated")
+    if of := told["measured"]:
+        where = f"{of['size']}, {of['frames']} frames, {of['steps']} steps, {of['clips']} clips"
+        out.line(f"quality {quality(told)} against bf16, measured at {where}")
+    else:
+        out.line(f"quality {quality(told)}" + ("" if told["exact"] else ": what it costs was not measured"))
+
+
+def rows(run: dict, verbose: bool) -> list[tuple[str, ...]]:
+    """A run of steps, from its layers on: a row for each plan and, with `verbose`, for each window of its."""
+    if len(run["layers"]) > _MOST_ROWS and not verbose:
+        every = {own["window"] for group in run["layers"] for own in group["windows"]}
+        precisions = {precision(own) for own in run["layers"]}
+        kind = precisions.pop() if len(precisions) == 1 else f"{len(precisions)} kinds"
+        seen = f"{len(run['layers'])} plans, {sight(every)}"
+        return [("all", "all", seen, kind, f"{run['density']:.3f}", amount(run["saved_flops"]))]
+    found = []
+    for own in run["layers"]:
+        layers = "all" if len(run["layers"]) == 1 else own["at"]
+        tail = [precision(own), f"{own['density']:.3f}", amount(own["saved_flops"])]
+        if len(own["windows"]) == 1 or not verbose:
+            found.append((layers, "all", sight({each["window"] for each in own["windows"]}), *tail))
+            continue
+        for each in own["windows"]:
+            found.append((layers, each["heads"], sight({each["window"]}), precision(own), f"{each['density']:.3f}", ""))
+            layers = ""
+        found[-1] = (*found[-1][:-1], tail[-1])
+    return found
+
+
+def sight(windows: set[Shape3 | None]) -> str:
+    """What is seen of all tiles: one window, or how many."""
+    sparse = sorted(window for window in windows if window is not None)
+    told = ["dense"] if None in windows else []
+    if sparse:
+        told.append(f"window {times(sparse[0])}" if len(sparse) == 1 else f"{len(sparse)} windows")
+    return " and ".join(told)
+
+
+def precision(own: dict) -> str:
+    if (own["qk"], own["pv"]) == ("bf16", "bf16"):
+        return "bf16"
+    return f"qk {own['qk']}, pv {own['pv']}" + (
+        ", k not smoothed" if own["qk"] != "bf16" and not own["smooth_k"] else ""
+    )
+
+
+def span(first: str, last: str) -> str:
+    return first if first == last else f"{first}-{last}"
+
+
+def times(shape: Shape3) -> str:
+    return "x".join(map(str, shape))
+
+
+def amount(count: float) -> str:
+    """A large number, with its prefix."""
+    power = next((power for power in range(6) if count < 999.5 * 1000**power), 6)
+    return f"{count / 1000**power:.3g} {' kMGTPE'[power]}".rstrip()
