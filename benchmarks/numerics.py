@@ -96,7 +96,7 @@ def captured() -> Iterator[tuple[str, Data, TileGrid]]:
             if isinstance(event, pipeline.Step):
                 for name, step in STEPS.items():
                     if event.done == step:
-                        yield from ((f"pocket, {name}", (q[:1], k[:1], v[:1]), plans[0].tiles) for q, k, v in seen)
+                        yield from ((f"pocket, {name}", (q[:1], k[:1], v[:1]), plans[0][0].tiles) for q, k, v in seen)
                 seen.clear()
 
 

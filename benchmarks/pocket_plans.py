@@ -16,6 +16,7 @@ import sys
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ from torch import Tensor
 from benchmarks.record import page, provenance, write
 from fpsgen import pipeline
 from fpsgen.attention.tiles import Shape3
-from fpsgen.presets import Phase, Preset
+from fpsgen.presets import Phase, Preset, file
 from fpsgen.timing import Timings
 from fpsgen.wan import models
 from fpsgen.wan import vae as wan_vae
@@ -37,20 +38,25 @@ from recipes.pocket.world import contact_sheet
 # Windows whose density is near 1/2, 1/4 and 1/8, of 4 x 3 x 5 tiles. Chosen by a pilot of 8 of these prompts: of the
 # shapes near one density, the one whose latents stayed nearest to dense ones.
 WINDOWS: dict[str, Shape3 | None] = {"1": None, "1/2": (3, 3, 3), "1/4": (1, 3, 5), "1/8": (3, 3, 1)}
-PRECISIONS = {"bf16": ("bf16", "bf16"), "fp8": ("fp8", "fp8"), "int8": ("int8", "fp8")}
+PRECISIONS: dict[str, dict[str, Any]] = {
+    "bf16": {"qk": "bf16", "pv": "bf16"},
+    "fp8": {"qk": "fp8", "pv": "fp8"},
+    "int8": {"qk": "int8", "pv": "fp8"},
+}
 DENSE_ABOVE = 0.9  # sigma; the first 5 of the pocket model's 20 steps
 
 
 def presets() -> list[Preset]:
     """Uniform ones first, then those that begin dense."""
     found = [
-        Preset(f"{density}, {name}", (Phase((1.0, 0.0), window, *PRECISIONS[name]),))
+        Preset(name=f"{density}, {name}", phases=(Phase(sigma=(1.0, 0.0), window=window, **PRECISIONS[name]),))
         for density, window in WINDOWS.items()
         for name in PRECISIONS
     ]
     for density, window in list(WINDOWS.items())[1:]:
-        phases = (Phase((1.0, DENSE_ABOVE)), Phase((DENSE_ABOVE, 0.0), window, *PRECISIONS["int8"]))
-        found.append(Preset(f"dense above sigma {DENSE_ABOVE}, then {density}, int8", phases))
+        late = Phase(sigma=(DENSE_ABOVE, 0.0), window=window, **PRECISIONS["int8"])
+        name = f"dense above sigma {DENSE_ABOVE}, then {density}, int8"
+        found.append(Preset(name=name, phases=(Phase(sigma=(1.0, DENSE_ABOVE)), late)))
     return found
 
 
@@ -120,7 +126,7 @@ def summarise(clips: list[list[dict]], truth: list[tuple[str, str, str]]) -> lis
         rows.append(
             {
                 "preset": preset.name,
-                "phases": [dataclasses.asdict(phase) for phase in preset.phases],
+                "phases": file.as_dict(preset)["phases"],
                 "cosine": round(float(cosine.mean()), 4),
                 "cosine_ci95": round(float(1.96 * cosine.std(ddof=1) / len(own) ** 0.5), 4),
                 "psnr_db": round(float(np.mean(psnr)), 2) if psnr else None,
@@ -140,7 +146,7 @@ def add_density(rows: list[dict]) -> None:
         request = pipeline.Request(
             prompt="", seed=0, output=Path(), preset=preset, **dataclasses.asdict(model.defaults)
         )
-        plans = pipeline.schedule(request, model)
+        plans = [plan for layers in pipeline.schedule(request, model) for plan in layers]
         row["density"] = round(sum(plan.density for plan in plans) / len(plans), 3)
 
 
@@ -174,7 +180,7 @@ def document(record: dict) -> str:
         step: median over all clips, and the median of its ratio to the first row's in the same clip, which other work
         on the machine disturbs less; one core for each process.""",
         """Rows: nominal density, and the format of q and k: bf16 is not rounded, fp8 and int8 go with P and v in fp8.
-        With int8 and a dense start, 1/2 is the README's example. The picture: the first clip, six frames a row.""",
+        The picture: the first clip, six frames a row.""",
         f"`{' '.join(record['command'])}` makes this page and `{sheet}`, the first clip with every plan.",
     )
     picture = f"\n![{record['prompts'][0]}, with every plan]({sheet})\n"

@@ -40,9 +40,10 @@ class Setting:
 
 @dataclass(frozen=True, kw_only=True)
 class Layers(Setting):
-    """What the layers `at`, counted from 0, do instead of what their phase says."""
+    """What the layers `at`, counted from 0, do instead of what their phase says. at_line: where the file names them."""
 
     at: tuple[int, ...]
+    at_line: int | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,7 +155,7 @@ class Preset:
             for own in phase.layers:
                 if own.at[-1] >= layers:
                     told = f"there is no layer {own.at[-1]}: this model's are 0 to {layers - 1}"
-                    raise self.fault(told, own.line, hint="layers are counted from 0")
+                    raise self.fault(told, own.at_line, hint="layers are counted from 0")
         same: dict[AttentionPlan, AttentionPlan] = {}
         shared = {own: same.setdefault(plan, plan) for own, plan in made.items()}
         return {phase: tuple(shared[phase.of_layer(number)] for number in range(layers)) for phase in self.phases}

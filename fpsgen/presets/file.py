@@ -44,19 +44,19 @@ from fpsgen.attention.plan import PVPrecision, QKPrecision
 from fpsgen.attention.tiles import Shape3
 from fpsgen.errors import UsageError
 from fpsgen.presets import DENSE_HEAD, Layers, Measured, Phase, Preset, Setting
+from fpsgen.presets.lines import Lines, Names, too_many_dots
+from fpsgen.wan import sizes
 
 FORMAT = 1
 FAMILIES = ("1.3b", "14b", "pocket")
 _MOST_BYTES = 2**18
-_MOST_DOTS = 20  # in a line: tomllib needs memory by the square of a key's dots
+_MOST_DOTS = 20  # in a key: tomllib needs memory by the square of a key's dots
 _MOST_PHASES = 100
 _MOST_LAYERS = 1000
 _ROUNDING = 1e-6
 _CHOICE = ("window", "density", "heads")
 _SETTING = (*_CHOICE, "qk", "pv", "smooth_k", "linear")
 _HINT = 'the least: format = 1, and [[phase]] with sigma = [1.0, 0.0], window = [3, 3, 3], qk = "int8", pv = "fp8"'
-
-Path_ = tuple[str | int, ...]
 
 
 class _Fault(ValueError):
@@ -80,17 +80,14 @@ def read(path: Path, name: str) -> Preset:
 
 def parse(data: bytes, name: str) -> Preset:
     """A preset from the bytes of its file; UsageError that says what is wrong, and in which line."""
-    from fpsgen.presets.lines import Lines
-
     if len(data) > _MOST_BYTES:
         raise UsageError(f"the preset {name} is larger than {_MOST_BYTES} bytes", hint="give a preset's .toml file")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError:
         raise UsageError(f"preset {name} is not UTF-8 text", hint="save it as UTF-8") from None
-    for number, each in enumerate(text.splitlines(), 1):
-        if each.partition("#")[0].count(".") > _MOST_DOTS:
-            raise UsageError(f"preset {name}, line {number}: more than {_MOST_DOTS} dots", hint=_HINT)
+    if line := too_many_dots(text, _MOST_DOTS):
+        raise UsageError(f"preset {name}, line {line}: a key of more than {_MOST_DOTS} dots", hint=_HINT)
     try:
         table = tomllib.loads(text)
     except (ValueError, RecursionError) as fault:  # no TOML, or a number of thousands of digits
@@ -104,7 +101,7 @@ def parse(data: bytes, name: str) -> Preset:
         raise UsageError(f"preset {name}{where}: {fault}", hint=_HINT) from None
 
 
-def _preset(table: dict[str, Any], name: str, lines: Any) -> Preset:
+def _preset(table: dict[str, Any], name: str, lines: Lines) -> Preset:
     known = ("format", "model", "about", "tile", "windows", "phase", "measured")
     if (found := table.get("format")) != FORMAT or type(found) is not int:
         told = f"format = {quoted(found)}" if "format" in table else "it does not say its format"
@@ -134,7 +131,7 @@ def _preset(table: dict[str, Any], name: str, lines: Any) -> Preset:
     used = {letter for phase in phases for own in (phase, *phase.layers) for letter in own.heads}
     if unused := sorted(set(windows) - used):
         raise _Fault(f"no heads use the window {unused[0]}", "windows", unused[0])
-    paths: dict[str, Path_] = {"model": ("model",), **{f"windows.{letter}": ("windows", letter) for letter in windows}}
+    paths: dict[str, Names] = {"model": ("model",), **{f"windows.{letter}": ("windows", letter) for letter in windows}}
     where = {key: line for key, path in paths.items() if (line := lines.of(*path))}
     measured = _measured(table["measured"]) if "measured" in table else None
     return Preset(
@@ -147,12 +144,12 @@ def _windows(table: Any) -> dict[str, Shape3]:
     if not isinstance(table, dict):
         raise _Fault("windows must be a table of a letter for each", "windows")
     for letter in table:
-        if not re.fullmatch("[a-zA-Z]", letter):
-            raise _Fault(f"the window {quoted(letter)} must be called by one letter", "windows", letter)
+        if not re.fullmatch("[a-zA-Z0-9_]", letter):
+            raise _Fault(f"the window {quoted(letter)} must be called by one letter, digit or _", "windows", letter)
     return {letter: _triple(value, "windows", letter) for letter, value in table.items()}
 
 
-def _phase(entry: dict[str, Any], path: Path_, begin: float, windows: Mapping[str, Shape3], lines: Any) -> Phase:
+def _phase(entry: dict[str, Any], path: Names, begin: float, windows: Mapping[str, Shape3], lines: Lines) -> Phase:
     """One [[phase]], which must start at sigma `begin`."""
     _check_keys(entry, ("sigma", *_SETTING, "layers"), *path)
     sigma = entry.get("sigma")
@@ -184,15 +181,16 @@ def _phase(entry: dict[str, Any], path: Path_, begin: float, windows: Mapping[st
             taken[number] = index
         if len(each) == 1:
             raise _Fault("these layers say nothing of their own", *here)
-        layers.append(Layers(at=numbers, **_setting(each, here, own, windows, lines)))
+        at_line = lines.of(*here, "at")
+        layers.append(Layers(at=numbers, at_line=at_line, **_setting(each, here, own, windows, lines)))
     return Phase(sigma=(float(sigma[0]), float(sigma[1])), layers=tuple(layers), **own)
 
 
 def _setting(
-    entry: dict[str, Any], path: Path_, inherited: dict[str, Any], windows: Mapping[str, Shape3], lines: Any
+    entry: dict[str, Any], path: Names, inherited: dict[str, Any], windows: Mapping[str, Shape3], lines: Lines
 ) -> dict[str, Any]:
     """The arguments of a Setting, what the table does not say from `inherited`."""
-    given = [key for key in _CHOICE if key in entry]
+    given = [key for key in entry if key in _CHOICE]
     if len(given) > 1:
         raise _Fault(f"{given[0]} and {given[1]} both say what is seen; give one of them", *path, given[1])
     own = dict(inherited)
@@ -235,16 +233,17 @@ def _heads(value: Any, windows: Mapping[str, Shape3], *path: str | int) -> str:
 
 def _numbers(value: Any, *path: str | int) -> tuple[int, ...]:
     """Layers by "0-1,39", ascending."""
-    if not isinstance(value, str) or not re.fullmatch(r"\s*\d{1,4}(\s*[-,]\s*\d{1,4})*\s*", value):
+    if not isinstance(value, str) or not re.fullmatch(r"\s*\d{1,4}(\s*[-,]\s*\d{1,4})*\s*", value, re.ASCII):
         raise _Fault(f'at = {quoted(value)}; it must name layers, such as "0-1,39"', *path)
-    found: list[int] = []
+    found: set[int] = set()
     for part in value.split(","):
         ends = [int(end) for end in part.split("-")]
         if len(ends) > 2 or ends[0] > ends[-1] or ends[-1] >= _MOST_LAYERS:
-            raise _Fault(f"at = {quoted(value)}: {part.strip()} is no range of layers", *path)
-        found += range(ends[0], ends[-1] + 1)
-    if len(set(found)) != len(found):
-        raise _Fault(f"at = {quoted(value)} names a layer twice", *path)
+            raise _Fault(f"at = {quoted(value)}: {quoted(part.strip())} is no range of layers", *path)
+        own = range(ends[0], ends[-1] + 1)
+        if not found.isdisjoint(own):
+            raise _Fault(f"at = {quoted(value)} names a layer twice", *path)
+        found.update(own)
     return tuple(sorted(found))
 
 
@@ -256,12 +255,20 @@ def _measured(table: Any) -> Measured:
     for key, kind in kinds.items():
         if key not in table:
             raise _Fault(f"measured lacks {key}", "measured")
-        wanted = {"str": (str,), "int": (int,), "float": (int, float)}[str(kind)]
         value = table[key]
-        if type(value) not in wanted or (isinstance(value, str) and (len(value) > 200 or not value.isprintable())):
-            raise _Fault(
-                f"{key} = {quoted(value)}; it must be {'text' if kind == 'str' else 'a number'}", "measured", key
-            )
+        if kind == "str":
+            good = isinstance(value, str) and len(value) <= 200 and value.isprintable()
+        else:
+            good = type(value) in ((int,) if kind == "int" else (int, float)) and abs(value) < 1e9  # so none is nan
+        if not good:
+            wanted = {"str": "one line of text", "int": "a whole number", "float": "a number"}[str(kind)]
+            raise _Fault(f"{key} = {quoted(value)}; it must be {wanted}", "measured", key)
+    try:
+        sizes.check_model_size(*sizes.parse_resolution(table["size"] if re.match(r"\d+x", table["size"]) else ""))
+    except UsageError:
+        raise _Fault(
+            f"size = {quoted(table['size'])}; it must be that of a video, such as 832x480", "measured", "size"
+        ) from None
     return Measured(**table)
 
 
@@ -333,10 +340,12 @@ def text(preset: Preset) -> str:
         blocks.append(["[windows]", *(f"{letter} = {list(window)}" for letter, window in preset.windows.items())])
     for phase in preset.phases:
         blocks.append(["[[phase]]", f"sigma = {list(phase.sigma)}", *_written(phase, Setting())])
-        blocks += [["[[phase.layers]]", f'at = "{ranges(own.at)}"', *_written(own, phase)] for own in phase.layers]
+        for own in phase.layers:  # `parse` wants that they say something, were it what the phase says
+            said = _written(own, phase) or [f'qk = "{own.qk}"']
+            blocks.append(["[[phase.layers]]", f'at = "{ranges(own.at)}"', *said])
     if preset.measured:
         values = ((field.name, getattr(preset.measured, field.name)) for field in fields(Measured))
-        told = (f"{name} = {_basic(value) if isinstance(value, str) else value!r}" for name, value in values)
+        told = (f"{name} = {_basic(value) if isinstance(value, str) else repr(value)}" for name, value in values)
         blocks.append(["[measured]", *told])
     return "\n\n".join("\n".join(block) for block in blocks) + "\n"
 

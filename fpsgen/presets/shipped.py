@@ -8,7 +8,7 @@ from pathlib import Path
 from fpsgen import assets
 from fpsgen.errors import UsageError
 from fpsgen.presets import BF16, Preset, file
-from fpsgen.wan.sizes import named_size
+from fpsgen.wan.sizes import NAMED, named_size, parse_resolution
 
 # From true to fast. One of each ships for every family and size.
 GRADES = ("quality", "balanced", "fast")
@@ -27,6 +27,15 @@ def load(name: str) -> Preset:
 def of_grade(grade: str, family: str, width: int, height: int) -> Preset:
     """The shipped preset of a grade for a model and the size nearest to its video's."""
     return load(f"{family}-{grade}" if family == "pocket" else f"{family}-{named_size(width, height)}-{grade}")
+
+
+def size_of(preset: Preset) -> tuple[int, int] | None:
+    """Width and height that a preset was measured at, or ships for; None where it is for any."""
+    if preset.measured:
+        return parse_resolution(preset.measured.size)
+    if preset.name in names():
+        return next((size for name, size in NAMED.items() if name in preset.name.split("-")), None)
+    return None
 
 
 def find(name: str) -> Preset:

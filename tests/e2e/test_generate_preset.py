@@ -99,9 +99,12 @@ def test_odd_sizes_and_dtypes(run: Runner, preset: Path, res: str, frames: int, 
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (("[2, 1, 1]", "[1, 2, 2]"), "phase 2: window (1, 2, 2): 2 of 3 tiles along W is even"),
-        (("sigma = [0.8", "sigma = [0.7"), "phase 2: it starts at sigma 0.7"),
-        (("format = 1", "format = 9"), "format = 9"),
+        (("[2, 1, 1]", "[1, 2, 2]"), "line 10: window (1, 2, 2): 2 of 3 tiles along W is even"),
+        (("sigma = [0.8", "sigma = [0.7"), "line 9: the phase starts at sigma 0.7"),
+        (("format = 1", "format = 9"), "line 2: format = 9"),
+        (("tile =", 'model = "14b"\ntile ='), "line 3: it is for 14b, and the model is of the family 1.3b"),
+        (("window = [2, 1, 1]", 'heads = "-----"'), "line 10: heads has 5 letters, and this model 2 heads"),
+        (('"fp8"', '"fp8"\n[[phase.layers]]\nat = "0,2"\nqk = "bf16"'), "line 14: there is no layer 2"),
     ],
 )
 def test_a_preset_that_does_not_fit_ends_before_anything_loads(
@@ -118,6 +121,65 @@ def test_a_preset_that_does_not_fit_ends_before_anything_loads(
     assert not output.exists()
 
 
+LAYERS = """
+format = 1
+tile = [1, 2, 2]
+
+[windows]
+a = [2, 1, 1]
+b = [1, 1, 3]
+
+[[phase]]
+sigma = [1.0, 0.0]
+heads = "ab"
+qk = "int8"
+pv = "fp8"
+
+[[phase.layers]]
+at = "0"
+window = "dense"
+qk = "bf16"
+pv = "bf16"
+"""
+
+
+def test_layers_and_heads_run_their_own(run: Runner, preset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[AttentionPlan] = []
+    real = reference.attention
+    monkeypatch.setattr(reference, "attention", lambda q, k, v, plan: ran.append(plan) or real(q, k, v, plan))
+    preset.write_text(LAYERS)
+    report = run(steps=3, preset=preset)
+    assert {(plan.windows, plan.heads, plan.qk) for plan in ran} == {(((2, 1, 1), (1, 1, 3)), (0, 1), "int8")}
+    assert len(ran) == 3  # the second layer's, at each step; the first goes to SDPA
+    # A window of 2 x 1 x 1 of 2 x 2 x 3 tiles keeps 1/6, one of 1 x 1 x 3 keeps 1/4.
+    assert report["attention"]["density"] == pytest.approx((1 + (1 / 6 + 1 / 4) / 2) / 2, abs=1e-6)
+    assert report["preset"]["phases"][0]["layers"][0]["at"] == "0"
+
+
+def test_verbose_names_layers(run: Runner, preset: Path) -> None:
+    preset.write_text(LAYERS)
+    options = ("--res", "96x64", "--frames", 5, "--steps", 2, "--seed", 1, "-o", run.directory / "v.mp4")
+    result = invoke("a cat", "--model", run.folder, *options, "--preset", preset, "--verbose")
+    assert result.exit_code == 0, result.output
+    assert "steps 1 to 2, layers 0: dense of 2x2x3 tiles" in result.stderr
+    assert "steps 1 to 2, layers 1: window 2x1x1, window 1x1x3 of 2x2x3 tiles" in result.stderr
+
+
+def test_an_uncalibrated_preset_says_so_once(run: Runner, preset: Path) -> None:
+    options = ("--model", run.folder, "--res", "96x64", "--frames", 5, "--steps", 2, "-o", run.directory / "v.mp4")
+    result = invoke("a cat", *options, "--preset", preset, "--json")
+    assert result.exit_code == 0, result.output
+    assert result.stderr.count("preset halves.toml is not calibrated") == 1
+    assert "calibrated" not in invoke("a cat", *options, "--preset", "bf16", "--json").stderr
+
+
+def test_a_grade_is_that_of_the_model_and_size(run: Runner) -> None:
+    """The small model is taken for one of the 1.3B family."""
+    report = run(preset="fast", steps=2)
+    assert report["preset"]["name"] == "1.3b-480p-fast"
+    assert run(preset="1.3b-720p-fast", steps=2)["preset"]["name"] == "1.3b-720p-fast"
+
+
 def test_the_preset_is_not_overwritten(run: Runner, preset: Path) -> None:
     shared = preset.rename(preset.with_suffix(".mp4"))
     result = invoke("a cat", "--model", run.folder, "--preset", shared, "-o", shared)
@@ -130,13 +192,14 @@ def test_no_such_preset(run: Runner) -> None:
     result = invoke("a cat", "--model", run.folder, "--preset", "fastest")
     assert result.exit_code == 2
     assert "there is no preset 'fastest'" in result.stderr
-    assert "give bf16, or a preset's .toml file" in result.stderr
+    assert "did you mean fast?" in result.stderr
+    assert "`fpsgen presets` lists them" in result.stderr
 
 
 def test_plain_pytorch_on_a_gpu_is_said_without_being_asked() -> None:
     """Somebody with a GPU expects speed."""
     tiles = TileGrid((7, 6, 10), (2, 2, 2))
-    plans = [AttentionPlan(tiles), AttentionPlan(tiles, ((3, 3, 3),), (), "int8", "fp8")]
+    plans = [(AttentionPlan(tiles),) * 2, (AttentionPlan(tiles, ((3, 3, 3),), (), "int8", "fp8"),) * 2]
     for device, told in (("cpu", False), ("cuda", True)):
         notices = list(pipeline.attention_by_step(plans, torch.device(device), 128))
         assert any("plain PyTorch" in notice.text and not notice.detail for notice in notices) is told

@@ -8,7 +8,7 @@ import torch
 from fpsgen.attention import reference
 from fpsgen.attention.plan import AttentionPlan
 from fpsgen.attention.tiles import TileGrid, key_lists
-from fpsgen.presets import Phase, Preset
+from fpsgen.presets import DENSE_HEAD, Layers, Phase, Preset
 
 HD = TileGrid((21, 45, 80), (3, 5, 8))  # 1280x720, 81 frames: 7 x 9 x 10 tiles
 
@@ -43,11 +43,17 @@ def test_plans_that_mean_nothing_are_refused() -> None:
 def test_a_schedule_at_720p_takes_little_memory() -> None:
     """Fifty steps of 40 layers whose heads have one of twelve windows; at most 64 MB, lists shared, dense none."""
     windows = [(t, h, w) for t in (3, 5, 7) for h in (3, 5) for w in (3, 5)]
-    preset = Preset("many", tuple(Phase((1 - i / 12, 1 - (i + 1) / 12), window) for i, window in enumerate(windows)))
-    steps = preset.schedule([1 - i / 50 for i in range(50)], HD)
-    schedule = [
-        [plan, AttentionPlan(HD, (*plan.windows, None), tuple(i % 2 for i in range(40)))] * 20 for plan in steps
-    ]
+    letters = "abcdefghijkl"
+    phases = tuple(
+        Phase(
+            sigma=(1 - i / 12, 1 - (i + 1) / 12),
+            heads=(letter + DENSE_HEAD) * 20,
+            layers=(Layers(at=tuple(range(0, 40, 2)), window=windows[i]),),
+        )
+        for i, letter in enumerate(letters)
+    )
+    preset = Preset(name="many", phases=phases, windows=dict(zip(letters, windows, strict=True)))
+    schedule = preset.schedule([1 - i / 50 for i in range(50)], HD, 40, 40)
     tensors, rows = {}, {}
     for plan in (plan for layers in schedule for plan in layers):
         for window in plan.windows:

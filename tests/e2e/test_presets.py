@@ -1,0 +1,290 @@
+"""`fpsgen presets` through the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from fpsgen.cli import app
+from fpsgen.presets import shipped
+from tests.tools.cli import told
+from tests.tools.presets import MEASURED
+
+SMALL = """\
+format = 1
+model = "pocket"
+about = "for a test"
+
+[[phase]]
+sigma = [1.0, 0.9]
+
+[[phase]]
+sigma = [0.9, 0.0]
+window = [3, 3, 3]
+qk = "int8"
+pv = "fp8"
+smooth_k = true
+
+[[phase.layers]]
+at = "0-1"
+window = "dense"
+"""
+MANY = """\
+format = 1
+model = "pocket"
+
+[windows]
+a = [3, 3, 3]
+b = [1, 3, 5]
+
+[[phase]]
+sigma = [1.0, 0.0]
+heads = "ab-"
+qk = "fp8"
+pv = "fp8"
+smooth_k = false
+"""
+
+
+def presets(*args: object) -> Any:
+    return CliRunner().invoke(app, ["presets", *map(str, args)])
+
+
+def refused(*args: object) -> str:
+    """What is said on stderr of what cannot be."""
+    result = presets(*args)
+    assert result.exit_code == 2, result.output
+    assert "Traceback" not in result.output
+    assert not result.stdout
+    return result.stderr
+
+
+@pytest.fixture
+def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("COLUMNS", "160")
+    path = tmp_path / "small.toml"
+    path.write_text(SMALL)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def no_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """None of Wan2.1's on disk."""
+    monkeypatch.setattr("fpsgen.wan.hub.on_disk", lambda key: pytest.fail("it looked for weights"))
+
+
+def cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.split("  ") if cell.strip()]
+
+
+def test_the_list(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+    report = told(presets("--json"))["presets"]
+    assert report == told(presets("list", "--json"))["presets"]
+    assert [entry["name"] for entry in report] == ["bf16", *shipped.names()]
+    result = presets()
+    assert result.exit_code == 0
+    assert not result.stderr
+    rows = {cells(line)[0]: cells(line)[1:] for line in result.stdout.splitlines()}
+    assert rows["preset"] == ["model", "size", "phases", "density", "cost", "quality"]
+    for entry in report:
+        quality = rows[entry["name"]].pop()
+        numbers = [str(entry["phases"]), f"{entry['density']:.2f}", f"{entry['cost']:.2f}"]
+        assert rows[entry["name"]] == [entry["model"] or "any", entry["size"] or "any", *numbers]
+        assert quality == "exact" if entry["exact"] else ("PSNR" in quality) == bool(entry["measured"])
+        assert entry["exact"] == (entry["name"] == "bf16")
+    assert rows["14b-480p-fast"][:2] == ["14b", "832x480"]
+    assert rows["paper"][:2] == ["any", "any"]
+    assert "--preset quality, balanced or fast" in result.stdout
+
+
+def test_json_stands_after_the_command() -> None:
+    result = presets("--json", "check", "x.toml")
+    assert result.exit_code == 2
+    assert "--json stands before the command" in result.stderr
+
+
+def test_the_steps_of_a_preset(small: Path) -> None:
+    """At 20 steps and shift 3 the first five noise levels are above 0.9."""
+    result = presets("show", small)
+    assert result.exit_code == 0, result.output
+    assert not result.stderr
+    title, about, head, *rows = result.stdout.splitlines()
+    assert title == "small.toml: for a test"
+    assert about == ("pocket at 160x96, 25 frames, 420 tokens in 4x3x5 tiles of 2x2x2; 20 steps, unipc, shift 3")
+    assert cells(head) == ["steps", "noise", "layers", "heads", "sees", "precision", "density", "FLOPs saved"]
+    # 3 of 4, of 3 and of 5 tiles; the edge tile along T is half as deep: (5.75 / 7) x 1 x 0.6 would be it without.
+    assert cells(rows[0]) == ["1-5", "1.000-0.923", "all", "all", "dense", "bf16", "1.000", "0"]
+    assert cells(rows[1])[:6] == ["6-20", "0.900-0.136", "0-1", "all", "dense", "qk int8, pv fp8"]
+    assert cells(rows[2])[:5] == ["2-5", "all", "window 3x3x3", "qk int8, pv fp8", "0.478"]
+    # 4 of 6 layers in 15 of 20 steps save 52.2 %: 26.1 % of 20 x 6 layers of 4 x 420² x 3 heads of 128.
+    assert rows[3] == "density 0.739; saves 8.49 G of 32.5 G FLOPs of attention, of each guidance branch"
+    assert rows[-1] == "quality not calibrated: what it costs was not measured"
+
+
+def test_show_for_programs(small: Path) -> None:
+    report = told(presets("show", small, "--json"))
+    assert report["at"] == {
+        "model": "pocket", "solver": "unipc", "grid": "original", "width": 160, "height": 96, "frames": 25,
+        "steps": 20, "shift": 3.0, "tokens": 420, "tile": [2, 2, 2], "tiles": [4, 3, 5],
+    }  # fmt: skip
+    assert (report["name"], report["model"], report["exact"], report["measured"]) == (
+        "small.toml",
+        "pocket",
+        False,
+        None,
+    )
+    assert [run["steps"] for run in report["runs"]] == [[1, 5], [6, 20]]
+    assert [group["at"] for group in report["runs"][1]["layers"]] == ["0-1", "2-5"]
+    assert report["saved_flops"] == pytest.approx(report["dense_flops"] * (1 - report["density"]))
+    # By hand: 15 steps in INT8, 470 / 882 of the pairs that are kept; rounding adds 9 x 470 / (4 x 3.0) / 75600.
+    kept = 0.25 + 0.75 * ((1 + 2 * 0.478333) / 3 * 470 / 882 + 9 * 470 / 12 / 75600)
+    assert report["cost"] == pytest.approx(kept, abs=2e-3)
+
+
+def test_settings_move_the_steps(small: Path) -> None:
+    report = told(presets("show", small, "--steps", 10, "--shift", 1, "--solver", "euler", "--json"))
+    assert [run["steps"] for run in report["runs"]] == [[1, 1], [2, 10]]  # 0.999, 0.899, …
+    report = told(presets("show", small, "--steps", 10, "--shift", 1, "--solver", "dpm++", "--json"))
+    assert [run["steps"] for run in report["runs"]] == [[1, 1], [2, 10]]  # 1.0, 0.9, …: the second is not above 0.9
+    assert told(presets("show", small, "--frames", 9, "--json"))["at"]["tiles"] == [2, 3, 5]
+    own, other = (told(presets("show", "bf16", "--grid", name, "--json")) for name in ("original", "diffusers"))
+    assert own["runs"][0]["sigma"] != other["runs"][0]["sigma"]
+
+
+def test_many_plans_fit_a_screen_and_verbose_tells_all(small: Path) -> None:
+    shapes = ("[1, 1, 1]", "[3, 1, 1]", "[1, 3, 1]", "[1, 1, 3]", "[3, 3, 3]")  # the last is one of the heads', too
+    small.write_text(MANY + "".join(f'[[phase.layers]]\nat = "{i}"\nwindow = {own}\n' for i, own in enumerate(shapes)))
+    (run,) = told(presets("show", small, "--json"))["runs"]
+    assert [group["at"] for group in run["layers"]] == ["0", "1", "2", "3", "4", "5"]
+    (row,) = presets("show", small).stdout.splitlines()[3:-3]
+    assert cells(row)[2:6] == ["all", "all", "6 plans, dense and 6 windows", "qk fp8, pv fp8, k not smoothed"]
+    every = [cells(line) for line in presets("show", small, "-v").stdout.splitlines()[3:-3]]
+    assert [line[-4] for line in every[:5]] == [f"window {own[1:-1].replace(', ', 'x')}" for own in shapes]
+    assert every[5][:3] == ["5", "0", "window 3x3x3"]
+    assert every[6][:2] == ["1", "window 1x3x5"]
+    assert every[7][:2] == ["2", "dense"]
+
+
+def test_heads_are_summed_up_but_for_programs(small: Path) -> None:
+    small.write_text(MANY)
+    (row,) = presets("show", small).stdout.splitlines()[3:-3]
+    assert cells(row)[2:5] == ["all", "all", "dense and 2 windows"]
+    (group,) = told(presets("show", small, "--json"))["runs"][0]["layers"]
+    assert [(own["window"], own["heads"]) for own in group["windows"]] == [
+        ([3, 3, 3], "0"), ([1, 3, 5], "1"), (None, "2"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("args", "name", "at"),
+    [
+        (("fast",), "14b-720p-fast", ("14b", 1280, 720)),
+        (("fast", "--model", "1.3b"), "1.3b-480p-fast", ("1.3b", 832, 480)),
+        (("quality", "--model", "14B", "--res", "480p"), "14b-480p-quality", ("14b", 832, 480)),
+        (("balanced", "--res", "720x1280"), "14b-720p-balanced", ("14b", 720, 1280)),
+        (("14b-480p-fast",), "14b-480p-fast", ("14b", 832, 480)),
+        (("14b-480p-fast", "--res", "640x640", "--frames", 49), "14b-480p-fast", ("14b", 640, 640)),
+        (("paper",), "paper", ("14b", 1280, 720)),
+        (("paper", "--model", "pocket"), "paper", ("pocket", 160, 96)),
+        (("bf16",), "bf16", ("14b", 1280, 720)),
+    ],
+)
+def test_which_is_shown_at_which_size(args: tuple, name: str, at: tuple) -> None:
+    report = told(presets("show", *args, "--json"))
+    assert report["name"] == name
+    assert (report["at"]["model"], report["at"]["width"], report["at"]["height"]) == at
+    assert report["at"]["frames"] == (49 if "--frames" in args else 25 if at[0] == "pocket" else 81)
+
+
+def test_the_pocket_has_one_size(small: Path) -> None:
+    result = presets("show", small, "--res", "480p", "--json")
+    assert told(result)["at"]["width"] == 160
+    assert result.stderr.count("note:") == 1
+    assert "renders 160x96" in result.stderr
+
+
+def test_a_folder_is_a_model(wan_folder: Path, small: Path) -> None:
+    small.write_text(SMALL.replace("pocket", "1.3b"))
+    report = told(presets("show", small, "--model", wan_folder, "--res", "96x64", "--frames", 5, "--json"))
+    assert (report["at"]["model"], report["at"]["tokens"]) == ("1.3b", 48)
+    assert [group["at"] for group in report["runs"][1]["layers"]] == ["0-1"]
+
+
+def test_what_was_measured_is_shown(small: Path) -> None:
+    small.write_text(SMALL + MEASURED)
+    assert "quality PSNR 31.5 ± 0.5 dB against bf16, measured at 160x96, 25 frames" in presets("show", small).stdout
+    assert told(presets("show", small, "--json"))["measured"]["clips"] == 32
+    small.write_text(SMALL.replace("pocket", "14b") + MEASURED.replace("160x96", "832x480"))
+    assert told(presets("show", small, "--json"))["at"]["width"] == 832  # where it was measured
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (("nope",), "there is no preset 'nope'"),
+        (("quallity",), "did you mean quality?"),
+        (("no-such.toml",), "there is no preset 'no-such.toml'"),
+        (("fast", "--model", "15b"), "there is no model 15b"),
+        (("fast", "--model", ""), "--model is empty"),
+        (("14b-480p-fast", "--model", "1.3b"), "preset 14b-480p-fast, line 4: it is for 14b"),
+        (("fast", "--res", "100x100"), "multiples of 16"),
+        (("fast", "--res", "big"), "is not a size"),
+        (("fast", "--frames", 8), "must be 4n + 1"),
+        (("fast", "--steps", 0), "--steps 0: must be 1 to 1000"),
+        (("fast", "--shift", 0), "--shift 0: must be"),
+    ],
+)
+def test_what_cannot_be_shown(args: tuple, says: str) -> None:
+    assert says in refused("show", *args)
+
+
+def test_a_file_that_is_a_preset(small: Path) -> None:
+    result = presets("check", small)
+    assert result.exit_code == 0, result.output
+    assert result.stdout.splitlines() == [
+        f"{small}: is a preset: for pocket, 2 phases; fits pocket at 160x96, 25 frames: density 0.74"
+    ]
+    report = told(presets("check", small, "--json"))
+    assert (report["file"], report["phases"], report["at"]["tiles"]) == (str(small), 2, [4, 3, 5])
+
+
+def test_a_preset_for_any_model_is_checked_against_one_if_asked(small: Path) -> None:
+    small.write_text(SMALL.replace('model = "pocket"\n', "").replace("[3, 3, 3]", "[3, 4, 3]"))
+    result = presets("check", small)
+    assert result.exit_code == 0
+    assert "is a preset: for any model, 2 phases; --model checks" in result.stdout
+    assert told(presets("check", small, "--json"))["at"] is None
+    assert "small.toml, line 9: window (3, 4, 3): 4 of 9 tiles along H is even" in refused(
+        "check", small, "--model", "14b"
+    )
+    assert presets("check", small, "--model", "pocket").exit_code == 0  # its 3 tiles along H are spanned
+    assert "of 9 tiles" in refused("check", small, "--res", "720p")
+    assert presets("check", small, "--res", "480p").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (("smooth", "smoth"), "line 13: there is no key 'smoth_k'; did you mean smooth_k?"),
+        (("[3, 3, 3]", "[3, 3, 2]"), "line 10: window (3, 3, 2): 2 of 5 tiles along W is even"),
+        (('"0-1"', '"0,6"'), "line 16: there is no layer 6: this model's are 0 to 5"),
+        (("window = [3, 3, 3]", 'heads = "--"'), "line 10: heads has 2 letters, and this model 3 heads"),
+        (("[[phase]]", "[[phase"), "is no TOML"),
+    ],
+)
+def test_a_file_that_is_none(small: Path, change: tuple[str, str], says: str) -> None:
+    small.write_text(SMALL.replace(*change))
+    assert says in refused("check", small)
+    result = presets("check", small, "--json")
+    assert result.exit_code == 2
+    assert says in json.loads(result.stdout)["error"]
+
+
+@pytest.mark.parametrize("name", ["fast", "no-such.toml", ".", ""])
+def test_only_files_are_checked(name: str) -> None:
+    assert "cannot read the preset" in refused("check", name)

@@ -1,0 +1,258 @@
+"""Preset files: what they may say, and the one sentence, with the line, for what they may not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fpsgen.attention.tiles import TileGrid
+from fpsgen.errors import UsageError
+from fpsgen.presets import BF16, Layers, Measured, Phase, file, shipped
+from tests.tools.presets import MEASURED
+
+WHOLE = """\
+format = 1
+model = "14b"
+about = "all there is"
+tile = [2, 2, 2]
+
+[windows]
+a = [3, 3, 5]
+B = [1, 1, 1]
+
+[[phase]]
+sigma = [1, 0.9]
+
+[[phase]]
+sigma = [0.9, 0.5]
+window = [3, 3, 5]
+qk = "fp8"
+pv = "fp8"
+smooth_k = false
+
+[[phase.layers]]
+at = "0-1, 5"
+window = "dense"
+qk = "bf16"
+pv = "bf16"
+
+[[phase.layers]]
+at = "3"
+heads = "aB-a"
+
+[[phase]]
+sigma = [0.5, 0]
+density = 0.25
+linear = "bf16"
+"""
+ONE = "format = 1\n[[phase]]\nsigma = [1.0, 0.0]\n"  # 3 lines: what is added stands on the fourth
+LAYERS = ONE + '[[phase.layers]]\nat = "0"\n'  # 5 lines
+
+
+def parse(text: str) -> file.Preset:
+    return file.parse(text.encode(), "mine.toml")
+
+
+def test_a_file_is_read_as_it_is_written(tmp_path: Path) -> None:
+    (tmp_path / "whole.toml").write_text(WHOLE)
+    preset = shipped.find(str(tmp_path / "whole.toml"))
+    assert (preset.name, preset.model, preset.about) == ("whole.toml", "14b", "all there is")
+    assert preset.tile == (2, 2, 2)
+    assert preset.windows == {"a": (3, 3, 5), "B": (1, 1, 1)}
+    assert preset.measured is None
+    middle = Phase(
+        sigma=(0.9, 0.5), window=(3, 3, 5), qk="fp8", pv="fp8", smooth_k=False,
+        layers=(
+            Layers(at=(0, 1, 5), smooth_k=False),
+            Layers(at=(3,), heads="aB-a", qk="fp8", pv="fp8", smooth_k=False),
+        ),
+    )  # fmt: skip
+    assert preset.phases == (Phase(sigma=(1.0, 0.9)), middle, Phase(sigma=(0.5, 0.0), density=0.25))
+
+
+def test_what_was_measured_is_read() -> None:
+    preset = parse(ONE + MEASURED)
+    assert isinstance(preset.measured, Measured)
+    assert (preset.measured.size, preset.measured.psnr, preset.measured.clips) == ("160x96", 31.5, 32)
+
+
+def test_lines_of_what_may_not_fit_are_kept() -> None:
+    """Videos, layers and heads are known later than the file is read."""
+    preset = parse(WHOLE)
+    assert preset.lines == {"model": 2, "windows.a": 7, "windows.B": 8}
+    _, middle, last = preset.phases
+    assert [own.line for own in (middle, *middle.layers, last)] == [15, 22, 28, 32]
+
+
+@pytest.mark.parametrize("source", ["README.md", "presets/README.md", "the module"])
+def test_examples_are_presets(source: str) -> None:
+    if source == "the module":
+        text = (file.__doc__ or "").split("\n\n", 1)[1]
+    else:
+        page = (Path(__file__).parents[3] / source).read_text(encoding="utf-8")
+        text = page.split("```toml")[1].split("```")[0]
+    preset = parse(text)
+    assert len(preset.phases) == 2
+    hd = TileGrid((21, 45, 80), (3, 5, 8))
+    assert all(len(plans) == 40 for plans in preset.plans(hd, 40, 40).values())
+
+
+def measured(key: str, value: str) -> str:
+    """A file in which `key` is wrong, and a mark for its line."""
+    lines = [f"{key} = {value}" if line.startswith(f"{key} =") else line for line in MEASURED.splitlines()]
+    return ONE + "\n".join(lines) + "\n"
+
+
+HUGE = "1" + "0" * 400
+WRONG: list[tuple[str, int | None, str]] = [
+    ("format = 1\n[[phase]\n", None, "no TOML"),
+    ("[[phase]]\nsigma = [1, 0]\n", None, "it does not say its format; this fpsgen reads format = 1"),
+    (ONE.replace("1\n", "2\n", 1), 1, "format = 2"),
+    (ONE.replace("1\n", "true\n", 1), 1, "format = True"),
+    (ONE.replace("1\n", "1.0\n", 1), 1, "format = 1.0"),
+    ("format = 1\n", None, "no [[phase]]"),
+    ("format = 1\nphase = 3\n", 2, "no [[phase]]"),
+    ("format = 1\nphase = []\n", 2, "no [[phase]]"),
+    ("format = 1\nphase = [1]\n", 2, "no [[phase]]"),
+    ("format = 1\n\n[phase]\nsigma = [1, 0]\n", 3, "[phase] needs double brackets"),
+    ("format = 1\n" + "[[phase]]\nsigma = [1, 0]\n" * 101, 2, "it has 101 phases; at most 100"),
+    ("tiles = [1, 2, 3]\n" + ONE, 1, "no key 'tiles'; did you mean tile?"),
+    (f"{'x' * 5000} = 1\n" + ONE, 1, "there is no key 'xxx"),
+    # The head
+    ('model = "15b"\n' + ONE, 1, "model = '15b'; it is one of 1.3b, 14b, pocket; did you mean 14b?"),
+    ("model = 14\n" + ONE, 1, "model = 14; it is one of"),
+    ("model = [1]\n" + ONE, 1, "model = [1]; it is one of"),
+    ('about = "a\\nb"\n' + ONE, 1, "about must be one line"),
+    (f'about = "{"a" * 501}"\n' + ONE, 1, "at most 500 characters"),
+    ("about = 1\n" + ONE, 1, "about must be"),
+    ("tile = [2, 2]\n" + ONE, 1, "tile = [2, 2]; it must be three counts"),
+    ("tile = [2, 2, 0]\n" + ONE, 1, "three counts"),
+    ("tile = [2, 2, 32768]\n" + ONE, 1, "three counts"),
+    # Noise levels
+    ("format = 1\n\n[[phase]]\nqk = 'fp8'\n", 3, "sigma must be two numbers"),
+    (ONE.replace("[1.0, 0.0]", "[1.0]"), 3, "sigma must be two numbers"),
+    (ONE.replace("[1.0, 0.0]", "['a', 'b']"), 3, "sigma must be two numbers"),
+    (ONE.replace("[1.0, 0.0]", "[true, false]"), 3, "sigma must be two numbers"),
+    (ONE.replace("[1.0, 0.0]", "[nan, 0.0]"), 3, "noise levels are 0 to 1"),
+    (ONE.replace("[1.0, 0.0]", "[1.0, nan]"), 3, "noise levels are 0 to 1"),
+    (ONE.replace("[1.0, 0.0]", "[1.0, -1.0]"), 3, "noise levels are 0 to 1"),
+    (ONE.replace("[1.0, 0.0]", f"[{HUGE}, 0.0]"), 3, "noise levels are 0 to 1"),
+    (ONE.replace("[1.0, 0.0]", f"[0x{'f' * 5000}, 0.0]"), 3, "noise levels are 0 to 1"),
+    (ONE.replace("[1.0, 0.0]", f"[1{'0' * 5000}, 0.0]"), None, "no TOML"),
+    (ONE.replace("[1.0, 0.0]", "[0.0, 1.0]"), 3, "does not fall"),
+    (ONE.replace("[1.0, 0.0]", "[1.0, 1.0]"), 3, "does not fall"),
+    (ONE.replace("[1.0, 0.0]", "[1.0, 0.9999999]"), 3, "does not fall"),
+    (ONE + "[[phase]]\nsigma = [0.0, 0.0]\n", 5, "sigma = [0.0, 0.0] does not fall"),
+    (ONE.replace("[1.0, 0.0]", "[0.9, 0.0]"), 3, "starts at sigma 0.9 and leaves a gap: it must start at 1.0"),
+    (ONE.replace("0.0]", "0.5]") + "[[phase]]\nsigma = [0.6, 0.0]\n", 5, "starts at sigma 0.6 and overlaps"),
+    (ONE.replace("0.0]", "0.5]") + "[[phase]]\nsigma = [0.4, 0.0]\n", 5, "a gap: it must start at 0.5"),
+    (ONE.replace("0.0]", "0.3]") + "[[phase]]\nsigma = [0.30000000000000004, 0]\n", 5, "00004 and overlaps"),
+    (ONE.replace("[1.0, 0.0]", "[1.0, 0.5]"), 3, "the last phase ends at sigma 0.5"),
+    # Settings
+    (ONE + "windows = [1, 1, 1]\n", 4, "there is no key 'windows'; did you mean window?"),
+    (ONE + "zzz = 1\n", 4, "known are sigma, window, density, heads, qk, pv, smooth_k"),
+    (ONE + "window = [1, 1.0, 3]\n", 4, "three counts"),
+    (ONE + "window = [1, true, 3]\n", 4, "three counts"),
+    (ONE + "window = 3\n", 4, "three counts"),
+    (ONE + f"window = 0x{'f' * 5000}\n", 4, "window = a number of thousands of digits; it must be three counts"),
+    (ONE + "window = " + "[" * 5000, None, "no TOML"),
+    (ONE + "density = 0\n", 4, "density = 0; it must be above 0 and at most 1"),
+    (ONE + "density = 1.1\n", 4, "above 0 and at most 1"),
+    (ONE + "density = nan\n", 4, "above 0 and at most 1"),
+    (ONE + "density = true\n", 4, "above 0 and at most 1"),
+    (ONE + f"density = {HUGE}\n", 4, "above 0 and at most 1"),
+    (ONE + "density = 0.5\nqk = 'int8'\nwindow = [1, 1, 1]\n", 6, "density and window both say what is seen"),
+    (ONE + "qk = 'fp4'\n", 4, "qk = 'fp4'; it is one of bf16, fp8, int8"),
+    (ONE + f'qk = "{"x" * 5000}"\n', 4, "it is one of bf16, fp8, int8"),
+    (ONE + "pv = 'int8'\n", 4, "pv = 'int8'; it is one of bf16, fp8"),
+    (ONE + "pv = [1]\n", 4, "pv = [1]; it is one of bf16, fp8"),
+    (ONE + "smooth_k = 1\n", 4, "smooth_k must be true or false"),
+    (ONE + "linear = 'fp8'\n", 4, "linear layers run in bf16"),
+    # Heads and their windows
+    (ONE + "heads = 3\n", 4, "heads = 3; it must be a letter for each head"),
+    (ONE + "heads = ''\n", 4, "a letter for each head"),
+    (ONE + "heads = 'x'\n", 4, "heads names a window 'x'; there are - for dense"),
+    ("windows = 3\n" + ONE, 1, "windows must be a table"),
+    (ONE + "[windows]\nab = [1, 1, 1]\n", 5, "the window 'ab' must be called by one letter"),
+    (ONE + '[windows]\n"ä" = [1, 1, 1]\n', 5, "must be called by one letter"),
+    (ONE + '[windows]\n"" = [1, 1, 1]\n', 5, "must be called by one letter"),
+    (ONE + "[windows]\na = [1, 1]\n", 5, "window = [1, 1]; it must be three counts"),
+    (ONE + "heads = '-b'\n[windows]\nb = [1, 1, 1]\na = [1, 1, 1]\n", 7, "no heads use the window a"),
+    # Layers
+    (ONE + "layers = 3\n", 4, "layers must be [[phase.layers]] tables"),
+    (ONE + "[phase.layers]\nat = '0'\n", 4, "layers must be [[phase.layers]] tables"),
+    (ONE + "[[phase.layers]]\nqk = 'fp8'\n", 4, "at = None; it must name layers"),
+    (LAYERS, 4, "these layers say nothing of their own"),
+    (LAYERS + "sigma = [1, 0]\n", 6, "there is no key 'sigma'"),
+    (LAYERS.replace('"0"', "0") + "qk = 'fp8'\n", 5, "at = 0; it must name layers, such as"),
+    (LAYERS.replace('"0"', '"a"') + "qk = 'fp8'\n", 5, "it must name layers"),
+    (LAYERS.replace('"0"', '"1-"') + "qk = 'fp8'\n", 5, "it must name layers"),
+    (LAYERS.replace('"0"', '"٣"') + "qk = 'fp8'\n", 5, "it must name layers"),
+    (LAYERS.replace('"0"', '"2-1"') + "qk = 'fp8'\n", 5, "'2-1' is no range of layers"),
+    (LAYERS.replace('"0"', '"0-1-2"') + "qk = 'fp8'\n", 5, "'0-1-2' is no range of layers"),
+    (LAYERS.replace('"0"', '"0-1000"') + "qk = 'fp8'\n", 5, "'0-1000' is no range of layers"),
+    (LAYERS.replace('"0"', '"0-3,2"') + "qk = 'fp8'\n", 5, "names a layer twice"),
+    (LAYERS.replace('"0"', f'"{"0-999," * 9999}0"') + "qk = 'fp8'\n", 5, "names a layer twice"),
+    (LAYERS + "qk = 'fp8'\n[[phase.layers]]\nat = '0-2'\nqk = 'int8'\n", 8, "layer 0 has its own setting already, of"),
+    (LAYERS + "qk = 'fp4'\n", 6, "qk = 'fp4'"),
+    # What was measured
+    ("measured = 3\n" + ONE, 1, "measured must be a table"),
+    (ONE + "[measured]\nclips = 3\n", 4, "measured lacks weights"),
+    (ONE + MEASURED + "extra = 1\n", ONE.count("\n") + MEASURED.count("\n") + 1, "there is no key 'extra'"),
+    *(
+        (measured(key, value), 4 + [line.split(" ")[0] for line in MEASURED.splitlines()].index(key), f"{key} = ")
+        for key, value in (
+            ("psnr", "nan"), ("psnr", HUGE), ("psnr", "inf"), ("psnr", '"31"'), ("psnr", "true"), ("frames", "1.5"),
+            ("steps", "false"), ("device", "3"), ("device", '"a\\nb"'), ("size", '"480p"'), ("size", '"33x33"'),
+            ("size", '"160 x 96"'), ("size", '""'),
+        )
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "line", "told"), WRONG, ids=range(len(WRONG)))
+@pytest.mark.parametrize("ends", ["\n", "\r\n"])
+def test_what_is_wrong_is_said_with_its_line(text: str, line: int | None, told: str, ends: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse(text.replace("\n", ends))
+    said = str(caught.value)
+    assert told in said
+    assert said.startswith("preset mine.toml" + (f", line {line}: " if line else ""))
+    assert line or ", line" not in said
+    assert "\n" not in said
+    assert len(said) < 400
+    assert caught.value.hint
+
+
+def test_encodings() -> None:
+    with pytest.raises(UsageError, match="not UTF-8 text"):
+        file.parse(ONE.encode("utf-16"), "mine.toml")
+    assert file.parse(ONE.encode("utf-8-sig"), "x") == file.parse(ONE.encode(), "x")
+
+
+def test_a_name_cannot_speak_to_the_terminal(tmp_path: Path) -> None:
+    path = tmp_path / "a\x1b[31m\nb.toml"
+    path.write_text("format = 2\n")
+    with pytest.raises(UsageError, match=r"preset a\?\[31m\?b.toml, line 1: format = 2"):
+        shipped.find(str(path))
+
+
+@pytest.mark.parametrize("name", ["", "no-such.toml", "~nobody-here/x.toml", "a\0b", "/"])
+def test_files_that_cannot_be_read(name: str) -> None:
+    with pytest.raises(UsageError, match=r"the preset|no preset"):
+        shipped.find(name)
+
+
+def test_a_file_too_large(tmp_path: Path) -> None:
+    (tmp_path / "x.toml").write_bytes(b"#" * (2**18 + 1))
+    with pytest.raises(UsageError, match="larger"):
+        shipped.find(str(tmp_path / "x.toml"))
+
+
+def test_bf16_is_no_file() -> None:
+    assert shipped.find("bf16") is BF16
+    assert BF16.is_exact
+    assert not parse(WHOLE).is_exact
+    assert not parse(LAYERS + "qk = 'fp8'\n").is_exact
+    assert parse(LAYERS + "window = 'dense'\n").is_exact

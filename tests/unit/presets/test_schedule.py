@@ -1,0 +1,153 @@
+"""From noise levels to what each layer and head does."""
+
+from __future__ import annotations
+
+import pytest
+
+from fpsgen.attention.plan import AttentionPlan
+from fpsgen.attention.tiles import TileGrid
+from fpsgen.errors import UsageError
+from fpsgen.presets import BF16, Preset, file
+from fpsgen.sampling import Solver, SolverName
+from tests.tools.presets import HEADS, LAYERS, MEASURED, random_preset
+
+TILES = TileGrid((7, 6, 10), (2, 2, 2))  # 4 x 3 x 5
+WIDE = TileGrid((14, 10, 22), (2, 2, 2))  # 7 x 5 x 11
+ONE = "format = 1\n[[phase]]\nsigma = [1.0, 0.0]\n"
+WHOLE = """\
+format = 1
+model = "14b"
+[windows]
+a = [3, 3, 5]
+b = [9, 9, 9]
+[[phase]]
+sigma = [1.0, 0.9]
+[[phase]]
+sigma = [0.9, 0.5]
+window = [3, 3, 3]
+qk = "fp8"
+pv = "fp8"
+smooth_k = false
+[[phase.layers]]
+at = "0"
+window = "dense"
+[[phase.layers]]
+at = "2-3"
+heads = "-aab"
+qk = "int8"
+[[phase]]
+sigma = [0.5, 0.0]
+window = [9, 9, 9]
+qk = "int8"
+"""
+
+
+def parse(text: str) -> Preset:
+    return file.parse(text.encode(), "mine.toml")
+
+
+def test_each_step_layer_and_head_gets_its_plan() -> None:
+    steps = parse(WHOLE).schedule([1.0, 0.9000001, 0.9, 0.5001, 0.5, 0.0], TILES, 5, 4)
+    exact, wide = AttentionPlan(TILES), AttentionPlan(TILES, qk="int8")  # a window beyond the grid is dense
+    fp8 = {"qk": "fp8", "pv": "fp8", "smooth_k": False}
+    dense, most = AttentionPlan(TILES, **fp8), AttentionPlan(TILES, ((3, 3, 3),), **fp8)
+    heads = AttentionPlan(TILES, (None, (3, 3, 5)), (0, 1, 1, 0), **{**fp8, "qk": "int8"})
+    middle = (dense, most, heads, heads, most)
+    assert steps == [(exact,) * 5, middle, middle, middle, (wide,) * 5, (wide,) * 5]
+
+
+@pytest.mark.parametrize("solver", ["unipc", "dpm++", "euler"])
+def test_a_boundary_that_is_a_solver_s_level_begins_the_next_phase(solver: SolverName) -> None:
+    """Levels are float32: 0.9 may be a little more or less. Without a shift, 10 steps of DPM++ go by tenths."""
+    levels = Solver(10, 1.0, solver).sigmas.tolist()
+    for level in levels[1:-1]:
+        end = round(level, 6)
+        preset = parse(f"{ONE.replace('0.0]', f'{end}]')}[[phase]]\nsigma = [{end}, 0.0]\n")
+        assert [preset.at(x) is preset.phases[1] for x in levels[:-1]] == [x <= level for x in levels[:-1]]
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_heads_see_what_the_file_says(seed: int) -> None:
+    """Every random preset, head by head: its window by the preset's own fields, not by the plan's."""
+    preset = random_preset(seed)
+    for phase, (first, *plans) in zip(preset.phases, preset.plans(WIDE, LAYERS, HEADS).values(), strict=True):
+        for number, plan in enumerate([first, *plans]):
+            own = next((layers for layers in phase.layers if number in layers.at), phase)
+            assert (plan.qk, plan.pv, plan.smooth_k) == (own.qk, own.pv, own.smooth_k)
+            got = [plan.windows[index] for index in plan.heads or (0,) * HEADS]
+            if own.heads:
+                wanted = [WIDE.fit(preset.windows.get(letter, WIDE.counts)) for letter in own.heads]
+            else:
+                one = WIDE.fit(own.window or WIDE.counts) if own.density is None else WIDE.window_of(own.density)
+                wanted = [one] * HEADS
+            assert got == wanted
+
+
+def test_equal_plans_are_one() -> None:
+    """Their key lists and compiled kernels are shared."""
+    plans = parse(ONE + "window = [3, 3, 3]\n[[phase.layers]]\nat = '1'\nwindow = [3, 3, 3]\n").plans(TILES, 3, 1)
+    (layers,) = plans.values()
+    assert len({id(plan) for plan in layers}) == 1
+
+
+@pytest.mark.parametrize("density", [1e-9, 0.05, 0.25, 0.5, 0.9, 1.0])
+def test_density_is_kept_at_least_and_little_more(density: float) -> None:
+    (layers,) = parse(ONE + f"density = {density}\n").plans(WIDE, 1, 1).values()
+    kept = layers[0].density
+    others = sorted(WIDE.density(None if window == WIDE.counts else window) for window in WIDE.windows)
+    assert kept >= density * (1 - 1e-9)
+    assert kept <= max(1.35 * density, others[0])  # windows there are lie this close
+    assert (kept == 1) == layers[0].is_dense
+
+
+def test_bf16_is_dense_everywhere() -> None:
+    assert BF16.schedule([1.0, 0.3], TILES, 2, 3) == [(AttentionPlan(TILES),) * 2] * 2
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "told"),
+    [
+        (ONE + "qk = 'fp8'\nwindow = [2, 3, 5]\n", 5, "window (2, 3, 5): 2 of 4 tiles along T is even"),
+        (ONE + "[[phase.layers]]\nat = '1'\nwindow = [2, 3, 5]\n", 6, "2 of 4 tiles along T is even"),
+        (ONE + "heads = '--a'\n[windows]\na = [3, 2, 5]\n", 6, "2 of 3 tiles along H is even"),
+        (ONE + "heads = '----'\n", 4, "heads has 4 letters, and this model 3 heads"),
+        (ONE + "[[phase.layers]]\nat = '1'\nheads = '-'\n", 6, "heads has 1 letters"),
+        (ONE + "[[phase.layers]]\nat = '0,5-6'\nqk = 'fp8'\n", 5, "there is no layer 6: this model's are 0 to 4"),
+    ],
+)
+def test_what_does_not_fit_the_video_or_the_model(text: str, line: int, told: str) -> None:
+    with pytest.raises(UsageError, match=f"^preset mine.toml, line {line}: ") as caught:
+        parse(text).schedule([0.5], TILES, 5, 3)
+    assert told in str(caught.value)
+    assert caught.value.hint
+    if "even" in told:
+        assert "4 x 3 x 5 tiles" in caught.value.hint
+
+
+def test_what_no_step_uses_must_fit_too() -> None:
+    """Else a preset would fail at 50 steps that ran at 20."""
+    text = ONE.replace("0.0]", "0.5]") + "[[phase]]\nsigma = [0.5, 0.0]\nwindow = [2, 3, 5]\n"
+    with pytest.raises(UsageError, match="line 6"):
+        parse(text).schedule([0.9], TILES, 1, 1)
+
+
+def test_a_preset_is_for_its_family() -> None:
+    preset = parse("format = 1\n\n" + 'model = "14b"\n' + ONE.split("\n", 1)[1])
+    preset.check_family("14b")
+    parse(ONE).check_family("pocket")
+    with pytest.raises(UsageError, match=r"preset mine.toml, line 3: it is for 14b, .* family 1.3b"):
+        preset.check_family("1.3b")
+
+
+def test_what_a_user_should_know_is_one_sentence() -> None:
+    assert BF16.surprise("w", 832, 480, 81) is None
+    assert "not calibrated" in (parse(ONE + "qk = 'fp8'\n").surprise("w", 832, 480, 81) or "")
+    preset = parse(ONE + "qk = 'fp8'\n" + MEASURED)
+    weights = "0123456789abcdef"
+    assert preset.surprise(weights, 160, 96, 25) is None
+    assert preset.surprise("other", 160, 96, 25) == (
+        "preset mine.toml was measured on other weights: what it costs in quality here is not known"
+    )
+    assert "measured at 160x96 and 25 frames" in (preset.surprise(weights, 160, 96, 29) or "")
+    assert "measured at 160x96 and 25 frames" in (preset.surprise(weights, 96, 160, 25) or "")
+    assert "on other weights and at 160x96" in (preset.surprise("other", 832, 480, 25) or "")

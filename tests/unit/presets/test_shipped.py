@@ -1,0 +1,163 @@
+"""Every preset that ships: what it promises, and what `fpsgen presets show` says of it against lists really built."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from fpsgen.attention.plan import AttentionPlan
+from fpsgen.attention.tiles import Shape3, TileGrid, key_lists
+from fpsgen.calibrate.cost import RATES
+from fpsgen.cli import app
+from fpsgen.presets import Setting, shipped
+from fpsgen.sampling import Solver
+
+NAMES = shipped.names()
+# By size: tokens and tiles. By family: layers, heads, shift, the size that is shown where none is said.
+GRIDS = {
+    "480p": TileGrid((21, 30, 52), (3, 10, 4)),
+    "720p": TileGrid((21, 45, 80), (3, 5, 8)),
+    "pocket": TileGrid((7, 6, 10), (2, 2, 2)),
+}
+MODELS = {"1.3b": (30, 12, 8.0, 50), "14b": (40, 40, 5.0, 50), "pocket": (6, 3, 3.0, 20)}
+WAN = [f"{family}-{size}" for family in ("1.3b", "14b") for size in ("480p", "720p")]
+
+
+def show(name: str, *options: object) -> dict:
+    result = CliRunner().invoke(app, ["presets", "show", name, *map(str, options), "--json"])
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def grid_of(name: str) -> TileGrid:
+    return next((tiles for size, tiles in GRIDS.items() if size in name), GRIDS["720p"])
+
+
+@cache
+def pairs(tiles: TileGrid, window: Shape3 | None) -> int:
+    """Pairs of tokens that one head computes, counted in the lists: for each query token the tokens of its list."""
+    if window is None:
+        return tiles.tokens**2
+    lists = key_lists(tiles, window)
+    keys = torch.tensor([int(tiles.valid[own.long()].sum()) for own in lists.split()])
+    list_of_token = lists.list_of.long().repeat_interleave(tiles.valid)
+    assert len(list_of_token) == tiles.tokens
+    return int(keys[list_of_token].sum())
+
+
+@cache
+def counted(plan: AttentionPlan, heads: int) -> float:
+    """A plan's density by its lists, head by head."""
+    each = [pairs(plan.tiles, plan.windows[index]) for index in plan.heads or (0,) * heads]
+    assert len(each) == heads
+    return sum(each) / (heads * plan.tiles.tokens**2)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("named", [True, False], ids=["50 steps, shift 5", "defaults"])
+def test_what_is_shown_of_each_step_is_what_the_lists_say(name: str, named: bool) -> None:
+    told = show(name, *(("--steps", 50, "--shift", 5) if named else ()))
+    preset, tiles = shipped.load(name), grid_of(name)
+    layers, heads, shift, steps = MODELS[preset.model or "14b"]
+    shift, steps = (5.0, 50) if named else (shift, steps)
+    levels = Solver(steps, shift).sigmas[:-1].tolist()
+    schedule = preset.schedule(levels, tiles, layers, heads)
+    shown = [run for run in told["runs"] for _ in range(run["steps"][0], run["steps"][1] + 1)]
+    assert told["runs"][0]["steps"][0] == 1
+    assert len(shown) == len(schedule) == steps
+    densities, costs = [], []
+    for number, (run, level, plans) in enumerate(zip(shown, levels, schedule, strict=True), 1):
+        assert run["steps"][0] <= number <= run["steps"][1]
+        assert run["sigma"][0] >= level >= run["sigma"][1]
+        of_layer = {}
+        for group in run["layers"]:
+            for part in group["at"].split(","):
+                first, _, last = part.partition("-")
+                of_layer |= dict.fromkeys(range(int(first), int(last or first) + 1), group)
+        assert sorted(of_layer) == list(range(layers))
+        each = []
+        for layer, plan in enumerate(plans):
+            group = of_layer[layer]
+            each.append(counted(plan, heads))
+            assert group["density"] == pytest.approx(each[-1], rel=1e-12)
+            assert (group["qk"], group["pv"], group["smooth_k"]) == (plan.qk, plan.pv, plan.smooth_k)
+            assert [own["window"] for own in group["windows"]] == [w and list(w) for w in plan.windows]
+            costs.append(each[-1] * RATES[plan.qk])
+        assert run["density"] == pytest.approx(sum(each) / layers, rel=1e-12)
+        densities += each
+    assert told["density"] == pytest.approx(sum(densities) / len(densities), rel=1e-9)
+    assert told["saved_flops"] / told["dense_flops"] == pytest.approx(1 - told["density"], abs=1e-9)
+    assert told["dense_flops"] == pytest.approx(steps * layers * heads * 4 * 128 * tiles.tokens**2)
+    assert 0 <= told["cost"] - sum(costs) / len(costs) < 0.01  # what it adds for rounding is little at these sizes
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_name_says_whom_it_is_for(name: str) -> None:
+    preset = shipped.load(name)
+    assert preset.name == name
+    assert preset.about
+    assert preset.model == (None if name == "paper" else name.split("-")[0])
+    if "pocket" not in name:
+        assert preset.measured is None  # nobody has run it
+        size = {"480p": (832, 480), "720p": (1280, 720)}.get(name.split("-")[-2] if "-" in name else "")
+        assert shipped.size_of(preset) == size
+
+
+def test_every_grade_of_every_wan_model_and_size_ships() -> None:
+    assert {f"{own}-{grade}" for own in WAN for grade in shipped.GRADES} <= set(NAMES)
+    for own in WAN:
+        family, size = own.split("-")
+        width, height = {"480p": (832, 480), "720p": (1280, 720)}[size]
+        for grade in shipped.GRADES:
+            assert shipped.of_grade(grade, family, width, height).name == f"{own}-{grade}"
+            assert shipped.of_grade(grade, family, height, width).name == f"{own}-{grade}"
+
+
+@pytest.mark.parametrize("own", WAN)
+def test_grades_are_ordered(own: str) -> None:
+    quality, balanced, fast = (show(f"{own}-{grade}") for grade in shipped.GRADES)
+    assert 1 > quality["cost"] > balanced["cost"] > fast["cost"]
+    assert 1 >= quality["density"] > balanced["density"] > fast["density"]
+
+
+@pytest.mark.parametrize("grade", shipped.GRADES)
+def test_fewer_tokens_and_the_smaller_model_keep_more(grade: str) -> None:
+    density = {own: show(f"{own}-{grade}")["density"] for own in WAN}
+    for family in ("1.3b", "14b"):
+        assert density[f"{family}-480p"] > density[f"{family}-720p"]
+    for size in ("480p", "720p"):
+        assert density[f"1.3b-{size}"] >= density[f"14b-{size}"]
+
+
+@pytest.mark.parametrize("name", [f"{own}-{grade}" for own in WAN for grade in shipped.GRADES])
+def test_all_start_dense_and_round_q_and_k_to_int8_alone(name: str) -> None:
+    preset = shipped.load(name)
+    levels = Solver(50, MODELS[preset.model or ""][2]).sigmas[:-1].tolist()
+    quarter = [preset.at(level) for level in levels[:12]]
+    assert all(seen(own) == (None, None, "") for phase in quarter for own in (phase, *phase.layers))
+    assert all((phase.qk, phase.pv) == ("bf16", "bf16") for phase in quarter[:6])
+    for phase in preset.phases:
+        assert {own.qk for own in (phase, *phase.layers)} <= {"bf16", "int8"}
+        if phase.sigma[1]:  # but for the last steps, the first layer is dense throughout
+            assert seen(phase.of_layer(0)) == (None, None, "")
+
+
+def seen(own: Setting) -> tuple:
+    return own.window, own.density, own.heads
+
+
+def test_the_paper_s_operating_point() -> None:
+    """FP8 everywhere, k as it is; sparse, then densest, then between; a mean between 0.22 and 0.26 at 720p."""
+    told = show("paper", "--model", "14b", "--res", "720p", "--steps", 50, "--shift", 5)
+    assert {(group["qk"], group["pv"], group["smooth_k"]) for run in told["runs"] for group in run["layers"]} == {
+        ("fp8", "fp8", False)
+    }
+    early, middle, late = (run["density"] for run in told["runs"])
+    assert early == pytest.approx(1 / 6)
+    assert early < late < middle
+    assert [run["steps"] for run in told["runs"]] == [[1, 10], [11, 40], [41, 50]]
+    assert told["density"] == pytest.approx(0.243, abs=5e-4)
