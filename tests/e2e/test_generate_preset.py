@@ -173,6 +173,25 @@ def test_an_uncalibrated_preset_says_so_once(run: Runner, preset: Path) -> None:
     assert "calibrated" not in invoke("a cat", *options, "--preset", "bf16", "--json").stderr
 
 
+def test_the_summary_tells_preset_density_and_quality(run: Runner, preset: Path) -> None:
+    options = ("--model", run.folder, "--res", "96x64", "--frames", 5, "--steps", 2, "-o", run.directory / "v.mp4")
+    told = []
+    measured = (
+        '[measured]\nweights = "0123456789abcdef"\nsize = "96x64"\nframes = 5\nsteps = 2\nshift = 5.0\nguidance = 5.0\n'
+        "clips = 8\ndensity = 0.5\ncost = 0.4\nerror = 0.01\nerror_ci95 = 0.002\npsnr = 31.25\npsnr_ci95 = 1.5\n"
+        'psnr_worst = 28.0\ndevice = "cpu"\nfpsgen = "0.1.0"\ntorch = "2.13.0"\n'
+    )
+    for text in (HALVES, HALVES + measured):
+        preset.write_text(text)
+        result = invoke("a cat", *options, "--preset", preset)
+        assert result.exit_code == 0, result.output
+        told.append(next(line for line in result.stderr.splitlines() if line.startswith("preset  ")))
+        assert "density" in told[-1]
+    assert "not calibrated" in told[0]
+    assert "measured PSNR 31.2 ± 1.5 dB" in told[1]
+    assert result.stderr.count("was measured on other weights: what it costs in quality here is not known") == 1
+
+
 def test_a_grade_is_that_of_the_model_and_size(run: Runner) -> None:
     """The small model is taken for one of the 1.3B family."""
     report = run(preset="fast", steps=2)

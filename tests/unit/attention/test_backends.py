@@ -20,6 +20,20 @@ SLIDING = TileGrid((7, 6, 10), (2, 2, 2))  # 4 x 3 x 5: windows of 3 move along 
 PER_HEAD = ((1, 3, 3), None, (3, 1, 1))
 
 
+def test_nothing_is_left_to_be_made_at_a_phase_s_first_step() -> None:
+    """`make_ready` groups the rows of all windows; whoever groups them later makes a step wait."""
+    reference.grouped.cache_clear()
+    windows: list[Shape3] = [(t, h, w) for t in (1, 3, 4) for h in (1, 3) for w in (1, 3)]
+    plans = [AttentionPlan(SLIDING, (window, None), (0, 1, 0), "int8", "fp8") for window in windows]
+    plans += [AttentionPlan(SLIDING), AttentionPlan(SLIDING, (None,), (), "fp8", "fp8")]
+    assert attention.make_ready(CPU, plans, 3, 32) == []
+    made = reference.grouped.cache_info().misses
+    assert made == len(windows) + 1
+    for plan in plans:
+        attention._PREPARED[attention.choose(CPU, plan, 32).name].attention(*random_qkv(SLIDING, batch=1), plan)
+    assert reference.grouped.cache_info().misses == made
+
+
 def random_qkv(tiles: TileGrid, heads: int = 3, head_dim: int = 32, batch: int = 2) -> list[Tensor]:
     generator = torch.Generator().manual_seed(tiles.tokens)
     return [torch.randn(batch, tiles.tokens, heads, head_dim, generator=generator) for _ in range(3)]
