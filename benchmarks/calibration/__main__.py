@@ -20,68 +20,22 @@ import torch
 from rich.console import Console
 
 from benchmarks.calibration.page import document, rows_of
+from benchmarks.calibration.worker import CPU, Spec, Worker, job_for
 from benchmarks.record import RESULTS, provenance, write
-from fpsgen import assets
 from fpsgen.attention.plan import AttentionPlan
 from fpsgen.calibrate import cost, solve
-from fpsgen.calibrate.budget import Budget
 from fpsgen.calibrate.candidates import PRECISIONS
 from fpsgen.calibrate.job import Job, mean_cost, mean_density, problem, step_plans, to_preset
-from fpsgen.calibrate.journal import Journal
 from fpsgen.calibrate.run import calibrate
-from fpsgen.calibrate.settings import Video, defaults
 from fpsgen.calibrate.solve import Axis
-from fpsgen.calibrate.trajectory import Clip, Renderer
-from fpsgen.calibrate.verify import Checked, Checker
+from fpsgen.calibrate.verify import Checked
 from fpsgen.presets import Plans, shipped
-from fpsgen.wan import models
-from fpsgen.wan.load import load_transformer, load_vae
-from fpsgen.wan.text_encoder import TextEncoder
 from recipes.pocket.evaluate import NOISE_SEED, prompts_for
 
-CPU = torch.device("cpu")
 LEVELS = {"high": 0.600, "middle": 0.478, "low": 0.265}  # densities of the uniform INT8 plans whose costs they are
 HELD_OUT, FIRST = 24, 32
 WITHOUT: dict[str, Axis] = {"without steps": "phase", "without layers": "layer", "without heads": "head"}
 SPREAD = 0.15  # below a level: what counts as a uniform plan of that cost
-
-Spec = tuple[str, int]  # prompt, seed
-
-
-def job_for(level: float) -> Job:
-    """What `fpsgen calibrate --model pocket --target-cost LEVEL` runs."""
-    model = models.find("pocket")
-    effort, prompts = defaults(model.family)
-    settings = dataclasses.asdict(model.defaults)
-    del settings["fps"]
-    return Job(model, Video(**settings), effort, Budget("cost", level), prompts, 0, "calibrated")
-
-
-class Worker:
-    """The pocket model in a process of its own, on one core."""
-
-    @classmethod
-    def start(cls) -> None:
-        torch.set_num_threads(1)
-        cls.job = job_for(1.0)
-        checkpoint = cls.job.model.checkpoint
-        cls.encoder = TextEncoder(checkpoint, CPU, torch.bfloat16)
-        cls.transformer = load_transformer(checkpoint, CPU, torch.float32)
-        cls.vae = load_vae(checkpoint, CPU)
-        cls.negative = cls.encoder.encode(cls.job.video.negative, drop_unknown=True).text
-
-    @classmethod
-    @torch.inference_mode()
-    def run(cls, spec: Spec, contenders: list[list[Plans]]) -> list[Checked]:
-        """One clip with each contender's plans by step."""
-        prompt, seed = spec
-        clip = Clip(prompt, seed, cls.encoder.encode(prompt, drop_unknown=True).text)
-        key = {"benchmark": spec, "weights": cls.transformer.fingerprint(), "torch": torch.__version__}
-        journal = Journal(assets.cache("calibration-benchmark"), key)
-        tiles, video = cls.job.tiles, cls.job.video
-        renderer = Renderer(cls.transformer, tiles, video, cls.negative, CPU, journal, lambda work: None)
-        checker = Checker(renderer, [clip], cls.vae, lambda work: None)
-        return [checker.check(plans)[0] for plans in contenders]
 
 
 class Pool:
@@ -147,6 +101,9 @@ class Quiet:
     def advance(self, work: float) -> None: ...
 
     def note(self, text: str) -> None:
+        self.console.print(text)
+
+    def warn(self, text: str) -> None:
         self.console.print(text)
 
 

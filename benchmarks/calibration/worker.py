@@ -1,0 +1,59 @@
+"""Clips on a core of their own; a module of its own, too, because processes cannot be handed what `__main__` holds."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+
+from fpsgen import assets
+from fpsgen.calibrate.budget import Budget
+from fpsgen.calibrate.job import Job
+from fpsgen.calibrate.journal import Journal
+from fpsgen.calibrate.settings import Video, defaults
+from fpsgen.calibrate.trajectory import Clip, Renderer
+from fpsgen.calibrate.verify import Checked, Checker
+from fpsgen.presets import Plans
+from fpsgen.wan import models
+from fpsgen.wan.load import load_transformer, load_vae
+from fpsgen.wan.text_encoder import TextEncoder
+
+CPU = torch.device("cpu")
+
+Spec = tuple[str, int]  # prompt, seed
+
+
+def job_for(level: float) -> Job:
+    """What `fpsgen calibrate --model pocket --target-cost LEVEL` runs."""
+    model = models.find("pocket")
+    effort, prompts = defaults(model.family)
+    settings = dataclasses.asdict(model.defaults)
+    del settings["fps"]
+    return Job(model, Video(**settings), effort, Budget("cost", level), prompts, 0, "calibrated")
+
+
+class Worker:
+    """The pocket model in a process of its own, on one core."""
+
+    @classmethod
+    def start(cls) -> None:
+        torch.set_num_threads(1)
+        cls.job = job_for(1.0)
+        checkpoint = cls.job.model.checkpoint
+        cls.encoder = TextEncoder(checkpoint, CPU, torch.bfloat16)
+        cls.transformer = load_transformer(checkpoint, CPU, torch.float32)
+        cls.vae = load_vae(checkpoint, CPU)
+        cls.negative = cls.encoder.encode(cls.job.video.negative, drop_unknown=True).text
+
+    @classmethod
+    @torch.inference_mode()
+    def run(cls, spec: Spec, contenders: list[list[Plans]]) -> list[Checked]:
+        """One clip with each contender's plans by step."""
+        prompt, seed = spec
+        clip = Clip(prompt, seed, cls.encoder.encode(prompt, drop_unknown=True).text)
+        key = {"benchmark": spec, "weights": cls.transformer.fingerprint(), "torch": torch.__version__}
+        journal = Journal(assets.cache("calibration-benchmark"), key)
+        tiles, video = cls.job.tiles, cls.job.video
+        renderer = Renderer(cls.transformer, tiles, video, cls.negative, CPU, journal, lambda work: None)
+        checker = Checker(renderer, [clip], cls.vae, lambda work: None)
+        return [checker.check(plans)[0] for plans in contenders]
