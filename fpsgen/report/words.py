@@ -1,0 +1,85 @@
+"""Numbers, phases and times as a reader wants them; the same in pictures and page."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+DASH, TIMES, _MINUS = "\N{EN DASH}", "\N{MULTIPLICATION SIGN}", "\N{MINUS SIGN}"  # named: they look like others
+_SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A number of any size in so many significant digits, with a power of ten where it is small; a dash for none."""
+    if value is None or math.isnan(value):
+        return DASH
+    if math.isinf(value):
+        return "∞" if value > 0 else f"{_MINUS}∞"
+    exponent = _exponent(value, digits)
+    if -2 <= exponent < 4:
+        return _minus(f"{value:.{max(0, digits - 1 - exponent)}f}") if value else "0"
+    return f"{_minus(f'{value / 10.0**exponent:.{digits - 1}f}')} {TIMES} 10{_power(exponent)}"
+
+
+def power(value: float) -> str:
+    """A label of a logarithmic axis: a power of ten, or a few times one."""
+    exponent = _exponent(value, 1)
+    lead = round(value / 10.0**exponent)
+    return f"10{_power(exponent)}" if lead == 1 else f"{lead} {TIMES} 10{_power(exponent)}"
+
+
+def plus_minus(mean: float | None, half: float | None, digits: int = 3) -> str:
+    """A mean and half its confidence interval with the decimals of the mean, under one power of ten."""
+    if mean is None or half is None or not (math.isfinite(mean) and math.isfinite(half)) or mean == 0:
+        return number(mean, digits)
+    exponent = _exponent(mean, digits)
+    if -2 <= exponent < 4:
+        places = max(0, digits - 1 - exponent)
+        return f"{_minus(f'{mean:.{places}f}')} ± {half:.{places}f}"
+    scale = 10.0**exponent
+    return f"({_minus(f'{mean / scale:.{digits - 1}f}')} ± {half / scale:.{digits - 1}f}) {TIMES} 10{_power(exponent)}"
+
+
+def decibels(value: float | None) -> str:
+    """A PSNR: 32.1 dB; infinite where the videos are the same."""
+    if value is None or math.isnan(value):
+        return DASH
+    return f"{_minus(f'{value:.1f}')} dB" if math.isfinite(value) else "∞ dB"
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
+
+
+def steps(phase: dict[str, Any]) -> str:
+    """Which steps a phase has: step 3, steps 4 to 7, no step."""
+    told = str(phase["steps"])
+    if not told:
+        return "no step"
+    return f"step {told}" if told.isdecimal() else f"steps {told.replace('-', DASH).replace(',', ', ')}"
+
+
+def sigmas(phase: dict[str, Any]) -> str:
+    """The noise levels of a phase, from the first to the last."""
+    return DASH.join(f"{sigma:.2f}" for sigma in phase["sigma"])
+
+
+def seconds(value: float) -> str:
+    """A time: 42 s, 12 min, 3 h 20 min."""
+    if value < 100:
+        return f"{value:.0f} s"
+    minutes = round(value / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _exponent(value: float, digits: int) -> int:
+    """The power of ten of the value as it will be rounded: 9.999 is 10.0."""
+    return int(f"{value:.{digits - 1}e}".split("e")[1])
+
+
+def _power(exponent: int) -> str:
+    return str(exponent).translate(_SUPERSCRIPT)
+
+
+def _minus(text: str) -> str:
+    return text.replace("-", _MINUS)
