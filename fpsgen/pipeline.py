@@ -130,7 +130,10 @@ def generate(
 def encode_prompts(
     prompts: list[str], model: Model, device: torch.device, dtype: torch.dtype, timings: Timings
 ) -> Generator[Event, None, list[Tensor]]:
-    """The text embedding of each prompt, the generator's return value; the encoder is gone afterwards."""
+    """The text embedding of each prompt, the generator's return value; the encoder is gone afterwards.
+
+    Of several, the last is the negative one.
+    """
     texts = []
     with timings.phase("load"):
         encoder = TextEncoder(model.checkpoint, device, dtype)
@@ -139,7 +142,8 @@ def encode_prompts(
         with timings.phase("text"):
             encoded = encoder.encode(prompt, drop_unknown=model.card is not None)
             memory.synchronise(device)
-        which = "negative prompt" if index else "prompt"
+        number = f" {index + 1}" if len(prompts) > 2 else ""
+        which = "negative prompt" if 0 < index == len(prompts) - 1 else f"prompt{number}"
         if encoded.unknown and model.card:
             words = ", ".join(encoded.unknown)
             yield Notice(f"words of the {which} left out: {words}. The pocket model knows {model.card['knows']}")

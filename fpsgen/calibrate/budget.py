@@ -19,6 +19,7 @@ LEAST_SAVING = 0.01  # of dense BF16 attention's cost: a schedule that saves les
 _NEAR = 0.5  # dB above the budget, where the search ends
 _AIM = 0.25  # dB above it, that a guess aims at
 _NARROW = 0.02  # of a bracket, in powers of ten of the estimated error
+_MOST_GUESSES = 60  # of which those that lead to a schedule that is known cost no check
 
 
 @dataclass(frozen=True)
@@ -58,27 +59,34 @@ class Tried:
 
 def search(problem: Problem, budget: Budget, rounds: int, check: Callable[[Schedule], list[Checked]]) -> list[Tried]:
     """All that was tried, the one to take last: the cheapest that holds. UsageError where only dense BF16 holds."""
+    check_possible(budget, float(problem.costs.min()))
+    mildest = solve.within_cost(problem, budget.value if budget.kind == "cost" else 1 - LEAST_SAVING)
+    assert mildest is not None
     if budget.kind == "cost":
-        return [_within_cost(problem, budget, check)]
-    mildest = solve.within_cost(problem, 1 - LEAST_SAVING)
-    if mildest is None:
-        raise UsageError("every schedule here costs as much as dense BF16 attention", hint="use --preset bf16")
-    low, high = math.log10(max(mildest.error, 1e-300)), math.log10(_cheapest(problem).error)
+        return [Tried(mildest, check(mildest), True)]
+    cheapest = solve.within_error(problem, math.inf)
+    low, high = (math.log10(max(own.error, 1e-300)) for own in (mildest, cheapest))
     # What the pocket model showed: a true error is some four times the estimate, as errors of successive phases add up,
     # and an error of 1 is a PSNR of 10 dB. The first check corrects both.
     guess = ((10 if budget.kind == "psnr" else 0) - budget.wanted - _AIM) / 10 - math.log10(4)
     tried: list[Tried] = []
     levels: list[tuple[float, float]] = []  # of each tried, the estimate's logarithm and what was reached
-    while len(tried) < rounds:
+    for _ in range(_MOST_GUESSES):
         guess = min(max(guess, low), high)
-        schedule = mildest if guess == low else solve.within_error(problem, 10**guess)
-        if any(schedule.cost == one.schedule.cost for one in tried):  # nothing lies between
+        schedule = cheapest if guess == high else mildest if guess == low else solve.within_error(problem, 10**guess)
+        if schedule.cost > mildest.cost:  # the hull has gaps, and dense BF16 on their other side
+            schedule = mildest
+        same = next((one for one in tried if one.schedule.same(schedule)), None)
+        if same is None and len(tried) == rounds:
             break
-        checked = check(schedule)
+        checked = check(schedule) if same is None else same.checked
         level = budget.level(checked)
-        tried.append(Tried(schedule, checked, level >= budget.wanted))
+        if same is None:
+            tried.append(Tried(schedule, checked, level >= budget.wanted))
         levels.append((guess, level))
-        if (guess == low and level < budget.wanted) or (guess == high and level >= budget.wanted):
+        if (schedule is mildest or guess == low) and level < budget.wanted:
+            break
+        if schedule is cheapest and level >= budget.wanted:
             break
         if 0 <= level - budget.wanted <= _NEAR:
             break
@@ -86,7 +94,7 @@ def search(problem: Problem, budget: Budget, rounds: int, check: Callable[[Sched
         below = min((one for one in levels if one[1] < budget.wanted), default=None)
         if above and below and below[0] - above[0] < _NARROW:
             break
-        guess = _next(above, below, budget.wanted + _AIM, low)
+        guess = _next(above, below, budget.wanted + _AIM, halve=same is not None)
     holding = [one for one in tried if one.holds]
     if not holding and schedule is not mildest:  # the rounds are spent, and there is still somewhere to go
         checked = check(mildest)
@@ -94,34 +102,33 @@ def search(problem: Problem, budget: Budget, rounds: int, check: Callable[[Sched
         holding = [one for one in tried if one.holds]
     if not holding:
         told = f"only dense BF16 attention meets {budget}"
-        saving = f"{LEAST_SAVING:.0%} of attention's cost"
+        saving = f"at least {LEAST_SAVING:.0%} of attention's cost"
         reached = budget.reached(tried[-1].checked)
         raise UsageError(f"{told}: the mildest schedule that saves {saving} reaches {reached}", "use --preset bf16")
     best = min(holding, key=lambda one: one.schedule.cost)
     return [one for one in tried if one is not best] + [best]
 
 
-def _next(above: tuple[float, float] | None, below: tuple[float, float] | None, aim: float, low: float) -> float:
+def _next(above: tuple[float, float] | None, below: tuple[float, float] | None, aim: float, halve: bool) -> float:
     """The next guess: between the nearest on either side, or from the only one by 10 dB for a power of ten."""
     if above and below:
-        share = (above[1] - aim) / (above[1] - below[1]) if above[1] > below[1] else 0.5
+        proportional = not halve and math.inf > above[1] > below[1]
+        share = (above[1] - aim) / (above[1] - below[1]) if proportional else 0.5
         return above[0] + min(max(share, 0.1), 0.9) * (below[0] - above[0])
     if above:
         return above[0] + max((above[1] - aim) / 10, 0.05)
     assert below is not None
-    return below[0] - max((aim - below[1]) / 10, 0.05)
+    return below[0] - max((aim - below[1]) / 7, 0.05)  # tightening brought the pocket model less than 10 dB
 
 
-def _within_cost(problem: Problem, budget: Budget, check: Callable[[Schedule], list[Checked]]) -> Tried:
-    schedule = solve.within_cost(problem, budget.value)
-    if schedule is None:
-        least = _cheapest(problem).cost
-        raise UsageError(f"{budget}: no schedule costs so little", hint=f"the least here is {least:.3f}")
-    return Tried(schedule, check(schedule), True)
-
-
-def _cheapest(problem: Problem) -> Schedule:
-    return solve.within_error(problem, math.inf)
+def check_possible(budget: Budget, least: float) -> None:
+    """UsageError where the cheapest that there is, whose cost is `least`, is too dear."""
+    if least > 1 - LEAST_SAVING:
+        told = "nothing costs less than dense BF16 attention here: a video this small is not worth rounding"
+        raise UsageError(told, hint="use --preset bf16, or calibrate at a larger size")
+    if budget.kind == "cost" and least > budget.value:
+        enough = math.ceil(least * 1000) / 1000
+        raise UsageError(f"{budget}: no schedule costs so little", hint=f"the least here is {enough:.3f}")
 
 
 def _decibel(error: float) -> float:

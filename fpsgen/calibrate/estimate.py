@@ -71,7 +71,8 @@ def looking(job: Job) -> float:
 
 
 def disk_bytes(job: Job) -> int:
-    """Of velocities that are kept, one for each step of each dense trajectory."""
+    """Of what is kept: a velocity for each step of each dense trajectory, the frames of each BF16 clip."""
     t, h, w = job.latent_shape
     steps = job.effort.clips * job.effort.steps + job.effort.checks * job.video.steps
-    return steps * job.model.config.in_channels * t * h * w * 4
+    frames = job.effort.checks * job.video.frames * job.video.height * job.video.width * 3
+    return steps * job.model.config.in_channels * t * h * w * 4 + frames

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import torch
 
 from fpsgen import metrics
@@ -20,7 +22,7 @@ _ESTIMATED = 24  # points of the estimated frontier
 def points(job: Job, measurement: Measurement, tried: list[Tried]) -> list[dict]:
     """Schedules that were verified, and estimates: of others along the frontier, of uniform plans, of shipped presets.
 
-    Estimates are scaled by what the schedule that was taken came to over what it was estimated at.
+    Estimates are scaled by what the schedule that was taken came to over what it was estimated at, and end at 1.
     """
     taken = tried[-1]
     found = []
@@ -46,7 +48,9 @@ def points(job: Job, measurement: Measurement, tried: list[Tried]) -> list[dict]
         try:
             preset = shipped.of_grade(grade, job.model.family, job.video.width, job.video.height)
             plans = step_plans(job, preset)
-        except (UsageError, OSError):  # of another tile, or not shipped yet
+        except (UsageError, OSError):  # its windows do not fit, or it does not ship
+            continue
+        if preset.tile not in (None, job.tiles.tile):
             continue
         error = estimate(measurement, candidates, plans, job) * scale
         if error > 0:
@@ -58,17 +62,13 @@ def estimate(measurement: Measurement, candidates: Candidates, plans: list[Plans
     """The estimated error of any plans of each step; of windows that are no candidates, the nearest in density."""
     densities = torch.tensor([candidates.tiles.density(candidates.tiles.fit(window)) for window in candidates.windows])
     total = 0.0
-    for index, span in enumerate(job.phases):
-        sigma = span.sigma[0] if index else 1.0
-        layers = plans[_step(job, sigma)]
-        for layer, plan in enumerate(layers):
-            total += _of_plan(measurement.errors[index, layer], candidates, densities, plan)
+    for phase in sorted(set(job.phase_of_step)):
+        own = [layers for layers, at in zip(plans, job.phase_of_step, strict=True) if at == phase]
+        for layers, steps in Counter(own).items():  # of plans that change inside of a phase, the mean
+            for layer, plan in enumerate(layers):
+                error = _of_plan(measurement.errors[phase, layer], candidates, densities, plan)
+                total += error * steps / len(own)
     return total
-
-
-def _step(job: Job, sigma: float) -> int:
-    """The step of the video whose noise level is the first at or below `sigma`."""
-    return next((i for i, level in enumerate(job.sigmas) if level <= sigma), len(job.sigmas) - 1)
 
 
 def _of_plan(errors: torch.Tensor, candidates: Candidates, densities: torch.Tensor, plan: AttentionPlan) -> float:
@@ -88,5 +88,6 @@ def _of_plan(errors: torch.Tensor, candidates: Candidates, densities: torch.Tens
 
 def _point(kind: str, name: str, cost: float, error: float, psnr: float | None, measured: bool, chosen: bool) -> dict:
     return {
-        "kind": kind, "name": name, "cost": cost, "error": error, "psnr": psnr, "measured": measured, "chosen": chosen,
+        "kind": kind, "name": name, "cost": cost, "error": error if measured else min(error, 1.0), "psnr": psnr,
+        "measured": measured, "chosen": chosen,
     }  # fmt: skip

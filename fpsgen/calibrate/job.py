@@ -15,7 +15,7 @@ from fpsgen.calibrate.candidates import Candidates
 from fpsgen.calibrate.measure import Measurement
 from fpsgen.calibrate.settings import Effort, Span, Video, spans
 from fpsgen.calibrate.solve import Problem, Schedule
-from fpsgen.presets import Plans, Preset
+from fpsgen.presets import Phase, Plans, Preset
 from fpsgen.sampling import Solver
 from fpsgen.wan.models import Model
 from fpsgen.wan.vae import latent_shape
@@ -59,6 +59,13 @@ class Job:
         own = self.video
         return spans(self.effort.steps, self.effort.phases, own.shift, own.solver, own.grid)
 
+    @cached_property
+    def phase_of_step(self) -> list[int]:
+        """For each step of the video, the number of its phase, as `generate` will find it."""
+        phases = tuple(Phase(sigma=span.sigma) for span in self.phases)
+        preset = Preset(name=self.name, phases=phases)
+        return [phases.index(preset.at(sigma)) for sigma in self.sigmas]
+
     @property
     def work(self) -> float:
         """Steps of both guidance branches, or their time, until the first round is verified."""
@@ -75,7 +82,8 @@ class Job:
 
 def problem(job: Job, measurement: Measurement) -> Problem:
     """What is to be solved, with nothing tied."""
-    steps = torch.tensor([span.steps for span in job.phases], dtype=torch.float64)
+    # Of the video, which may have more steps than the measured trajectory: its cost is what a budget is about.
+    steps = torch.tensor(job.phase_of_step).bincount(minlength=len(job.phases)).double()
     return Problem(measurement.errors, job.candidates.costs, steps / steps.sum())
 
 

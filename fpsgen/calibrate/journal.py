@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 import secrets
-import shutil
 from pathlib import Path
 
 import safetensors.torch
@@ -15,6 +14,17 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from fpsgen.errors import RenderError
+
+
+def check(root: Path) -> None:
+    """RenderError where nothing could be kept in `root`: to be told before there is anything to keep."""
+    probe = root / f".{secrets.token_hex(6)}.part"
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as fault:
+        raise _no_room(root, fault) from None
 
 
 class Journal:
@@ -44,20 +54,23 @@ class Journal:
             safetensors.torch.save_file(kept, beside)
             os.replace(beside, self._path(name))
         except (OSError, SafetensorError) as fault:  # safetensors has an error of its own for a full disk
-            with contextlib.suppress(OSError):
-                beside.unlink()
             raise _no_room(self.folder, fault) from None
+        finally:  # whoever is stopped leaves no half of a piece
+            with contextlib.suppress(OSError):
+                beside.unlink(missing_ok=True)
         return kept
 
     def drop(self, begin: str) -> None:
         """Remove the pieces whose names begin so."""
-        for path in self.folder.glob(f"{begin}*.safetensors"):
-            path.unlink(missing_ok=True)
+        try:
+            for path in self.folder.glob(f"{begin}*.safetensors"):
+                path.unlink(missing_ok=True)
+        except OSError as fault:
+            raise _no_room(self.folder, fault) from None
 
     def forget(self) -> None:
-        """Remove all pieces."""
-        shutil.rmtree(self.folder, ignore_errors=True)
-        self.folder.mkdir(parents=True, exist_ok=True)
+        """Remove all pieces. The folder stays: another run may be writing into it."""
+        self.drop("")
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}.safetensors"

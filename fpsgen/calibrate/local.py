@@ -71,8 +71,10 @@ def _windows(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, candidates: C
             p = quantize.round_to_(p.mul_(quantize.LARGEST[plan.pv]), plan.pv).div_(quantize.LARGEST[plan.pv])
         largest.append(most)
         sums.append(torch.cat([p @ values, p.sum(3, keepdim=True)], 3))
-    tops = torch.stack(largest).double()  # float64: a window may lie e^-80 below the largest score of all
-    scaled = torch.stack(sums).double() * (tops - tops.amax(0)).exp()
+    # float64: a window may lie e^-80 below the largest score of all. Further down than e^-700, where float64 ends, all
+    # cells count alike: what such a window does is wrong by far, and must not be taken for no number, or for nothing.
+    tops = torch.stack(largest).double()
+    scaled = torch.stack(sums).double() * (tops - tops.amax(0)).clamp_(min=-700.0).exp_()
     boxes = scaled.unflatten(0, [len(lengths) for lengths in candidates.lengths])
     boxes = boxes.cumsum(0).cumsum(1).cumsum(2).flatten(0, 2)
     return boxes[..., :-1] / boxes[..., -1:]

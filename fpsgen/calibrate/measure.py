@@ -30,6 +30,7 @@ from fpsgen.calibrate import local
 from fpsgen.calibrate.candidates import Candidates
 from fpsgen.calibrate.settings import Effort, Span
 from fpsgen.calibrate.trajectory import Clip, Renderer
+from fpsgen.errors import RenderError
 from fpsgen.presets import Plans
 from fpsgen.wan.transformer import Block, SelfAttention, WanTransformer
 
@@ -61,6 +62,8 @@ def measure(
             change = _layer_changes(renderer, clip, name, candidates, taps, effort, velocities)
             changes.append(change / change.sum(1, keepdim=True).clamp(min=_TINY))
             ended.append(_phase_errors(renderer, clip, name, candidates, phases, velocities, final))
+    if any(own.isnan().any() for own in (*found, *changes, *ended)):
+        raise RenderError("the model gave values that are not finite")
     errors, share = (torch.stack(each).mean(0) for each in (found, changes))
     probed = torch.stack(ended).mean(0)[:, None] * share
     precision, window = candidates.probe
@@ -85,18 +88,22 @@ def _trajectory(
             return None
         velocity, errors = _tapped(renderer, clip, latents, timestep, candidates, effort, seed * 1000 + step)
         renderer.journal.put(f"{name}-local{step}", errors=errors)  # ahead of the step's own piece
+        found[taps[step]] = errors
+        renderer.tick(effort.look)
         return velocity
 
     velocities, final = renderer.render(clip, effort.steps, name, lambda step: renderer.dense, look=look)
     for step, phase in taps.items():
-        kept = renderer.journal.get(f"{name}-local{step}")
-        if kept is None:  # a piece was lost, whose step was not
+        if phase in found:
+            continue
+        if (kept := renderer.journal.get(f"{name}-local{step}")) is not None:
+            found[phase] = kept["errors"]
+            renderer.tick(effort.look)
+        else:  # a piece was lost, whose step was not
             solver, latents = renderer.new_solver(effort.steps), renderer.noise(clip)
             for earlier in range(step):
                 latents = solver.step(velocities[earlier].to(renderer.device), latents)
             look(step, latents, solver.timesteps[step])
-            kept = renderer.journal.get(f"{name}-local{step}") or {}
-        found[phase] = kept["errors"]
     return velocities, final, torch.stack([found[phase] for phase in range(len(taps))])
 
 
@@ -110,7 +117,7 @@ def _tapped(
     seed: int,
 ) -> tuple[Tensor, Tensor]:
     """The velocity at one step, and local errors [layers, heads, precisions, windows]: a pass that is looked into."""
-    rng = torch.Generator().manual_seed(seed)
+    rng = torch.Generator().manual_seed(seed % 2**63)
     layers, count = renderer.transformer.config.num_layers, len(candidates.tiles.valid)
     picked = [torch.randperm(count, generator=rng)[: effort.tiles] for _ in range(layers)]
     sums: list[list[Tensor]] = [[] for _ in range(layers)]

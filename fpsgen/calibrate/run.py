@@ -13,6 +13,7 @@ import torch
 from fpsgen import __version__, assets, metrics, pipeline
 from fpsgen.calibrate import budget as budgets
 from fpsgen.calibrate import frontier
+from fpsgen.calibrate import journal as journals
 from fpsgen.calibrate.budget import Tried
 from fpsgen.calibrate.candidates import PRECISIONS
 from fpsgen.calibrate.job import Job, mean_cost, mean_density, problem, step_plans, to_preset
@@ -40,6 +41,8 @@ class Watcher(Protocol):
 
     def note(self, text: str) -> None: ...
 
+    def warn(self, text: str) -> None: ...
+
 
 @dataclass(frozen=True)
 class Result:
@@ -60,12 +63,15 @@ def calibrate(
 
     Everything measured is kept, and found again by the next run of the same job, whatever its budget, unless `fresh`.
     """
+    budgets.check_possible(job.budget, float(job.candidates.costs.min()))
+    cache = assets.cache("calibration")
+    journals.check(cache)
     watcher.total(job.work)
     watcher.phase("load")
     clips, negative = _encoded(job, device, text_dtype, watcher)
     transformer = load_transformer(job.model.checkpoint, device, dtype)
     weights = transformer.fingerprint()
-    journal = Journal(assets.cache("calibration"), _key(job, weights, device, dtype, text_dtype))
+    journal = Journal(cache, _key(job, weights, device, dtype, text_dtype))
     if fresh:
         journal.forget()
     renderer = Renderer(transformer, job.tiles, job.video, negative, device, journal, watcher.advance)
@@ -105,7 +111,7 @@ def _encoded(job: Job, device: torch.device, dtype: torch.dtype, watcher: Watche
             *texts, negative = end.value
             break
         if isinstance(event, pipeline.Notice):
-            watcher.note(event.text)
+            watcher.warn(event.text)
     clips = [Clip(prompt, job.seed + i, text) for i, (prompt, text) in enumerate(zip(prompts, texts, strict=True))]
     return clips, negative
 
@@ -168,6 +174,11 @@ def _measured(job: Job, weights: str, preset: Preset, taken: Tried, device: torc
     )
 
 
+def _steps(job: Job, phase: int) -> str:
+    """Those of the video that a phase has, counted from 1."""
+    return file.ranges([step for step, own in enumerate(job.phase_of_step, 1) if own == phase])
+
+
 def record(job: Job, measurement: Measurement, tried: list[Tried], preset: Preset, seconds: dict[str, float]) -> dict:
     """What the report shows, as JSON has it."""
     taken, of, tiles = tried[-1], preset.measured, job.tiles
@@ -192,7 +203,7 @@ def record(job: Job, measurement: Measurement, tried: list[Tried], preset: Prese
         "heads": job.model.config.num_heads,
         "budget": str(job.budget),
         "holds": taken.holds,
-        "phases": [{"steps": f"{own.first + 1}-{own.last + 1}", "sigma": list(own.sigma)} for own in job.phases],
+        "phases": [{"steps": _steps(job, i), "sigma": list(own.sigma)} for i, own in enumerate(job.phases)],
         "error": measurement.probed.tolist(),
         "probe": "window {}x{}x{}, {}".format(*job.candidates.windows[window], PRECISIONS[precision]),
         "density": densities[taken.schedule.window].mean(2).tolist(),

@@ -36,7 +36,7 @@ EFFORT = {
     "pocket": Effort(
         clips=4, probed=4, checks=8, steps=20, phases=10, layers=6, tiles=12, rounds=6, look=10, decode=12
     ),
-    "wan": Effort(clips=2, probed=1, checks=1, steps=10, phases=4, layers=4, tiles=8, rounds=4, look=1, decode=0.5),
+    "wan": Effort(clips=2, probed=1, checks=1, steps=10, phases=4, layers=3, tiles=6, rounds=4, look=1, decode=0.5),
 }
 
 

@@ -19,6 +19,7 @@ Axis = Literal["phase", "layer", "head"]
 _AXES: tuple[Axis, ...] = ("phase", "layer", "head")
 _BISECTIONS = 80
 _PRICES = (1e-6, 1e18)
+_ROUNDING = 1e-12  # of a sum of costs
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +54,10 @@ class Schedule:
     cost: float
     error: float
 
+    def same(self, other: Schedule) -> bool:
+        """Whether the choices are."""
+        return torch.equal(self.precision, other.precision) and torch.equal(self.window, other.window)
+
 
 def within_error(problem: Problem, error: float) -> Schedule:
     """The cheapest whose estimated error is at most `error`; bf16 everywhere, where nothing else is."""
@@ -62,10 +67,11 @@ def within_error(problem: Problem, error: float) -> Schedule:
 def within_cost(problem: Problem, cost: float) -> Schedule | None:
     """The one of least estimated error that costs at most `cost`; None where none costs so little."""
     errors, costs = problem.tables()
-    if _chosen(problem, errors, costs, 0.0).cost > cost:
+    cheapest = _chosen(problem, errors, costs, 0.0)
+    if cheapest.cost > cost + _ROUNDING:
         return None
     found = _search(problem, lambda found: found.cost <= cost, dear_fits=False)
-    return _spend(problem, found, cost)
+    return _spend(problem, found if found.cost <= cost else cheapest, cost)
 
 
 def _search(problem: Problem, fits: Callable[[Schedule], bool], dear_fits: bool) -> Schedule:

@@ -44,8 +44,18 @@ class Renderer:
     ):
         self.transformer, self.tiles, self.video, self.device = transformer, tiles, video, device
         self.journal, self.tick, self._negative = journal, tick, negative
-        self._together = pipeline.both_fit(transformer, tiles.tokens, device)
+        self._together = self._fit()
         self._contexts: tuple[str, list[list[KeyValue]]] | None = None
+
+    def _fit(self) -> bool:
+        """Whether both guidance branches run in one batch. What a run began with, the next one does, where it can:
+        the last bits depend on it."""
+        kept = self.journal.get("together")
+        before = kept is None or bool(kept["together"][0])
+        now = before and pipeline.both_fit(self.transformer, self.tiles.tokens, self.device)
+        if kept is None:
+            self.journal.put("together", together=torch.tensor([now]))
+        return now
 
     @property
     def dense(self) -> Plans:
@@ -86,12 +96,13 @@ class Renderer:
         plans: Callable[[int], Plans],
         known: Sequence[Tensor] = (),
         look: Callable[[int, Tensor, Tensor], Tensor | None] | None = None,
+        again: bool = False,
     ) -> tuple[list[Tensor], Tensor]:
         """The velocities of all steps, and the final latents.
 
         plans: of a step. name: of its pieces in the journal. known: velocities of the first steps, which are not
         computed again. look: called with the number, latents and timestep of a step that is to be computed; where it
-        has computed the velocity, it returns that.
+        has computed the velocity, it returns that. again: the clip was rendered, and its steps counted, before.
         """
         solver, latents = self.new_solver(steps), self.noise(clip)
         velocities = []
@@ -101,7 +112,8 @@ class Renderer:
                 velocity = known[step]
             elif (kept := self.journal.get(piece)) is not None:
                 velocity = kept["velocity"]
-                self.tick(1)
+                if not again:
+                    self.tick(1)
             else:
                 seen = look(step, latents, timestep) if look is not None else None
                 velocity = self.velocity(clip, latents, timestep, plans(step)) if seen is None else seen

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import os
 import secrets
 import shlex
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -38,6 +39,7 @@ fpsgen calibrate --model 1.3b --target-cost 0.3 --prompts mine.txt --checks 4
 """
 
 MAX_PROMPTS = 1000
+_AT_ONCE = 0.005  # seconds for a step's work, which no model is quick enough for
 
 
 @explained
@@ -113,8 +115,12 @@ def calibrate(
     if dry_run:
         tell_estimate(out, job)
         return
+    check_output(output)
     page = None if no_report else expand(report) if report is not None else output.with_suffix(".html")
-    check_places(output, page)
+    if page is not None:
+        from fpsgen.report import check_path
+
+        check_path(page)
     precision, text_precision = choose_dtype(dtype, target), choose_text_dtype(dtype)
     out.detail(f"model {chosen.name} from {chosen.folder}; {target}, {str(precision).removeprefix('torch.')}")
     from fpsgen.calibrate.run import calibrate as run
@@ -124,8 +130,9 @@ def calibrate(
             result = run(job, target, precision, text_precision, Bar(progress, out), fresh)
         written = write(result, output, page)
     except KeyboardInterrupt:
+        how = "without --fresh" if fresh else "again"
         raise Stopped(
-            "stopped; what was measured is kept", hint="run the same command again: it goes on from there"
+            "stopped; what was measured is kept", hint=f"run the same command {how}: it goes on from there"
         ) from None
     tell(out, result, job, written)
 
@@ -167,8 +174,8 @@ def read_prompts(path: Path) -> tuple[str, ...]:
             raise UsageError(told, hint="shorten it: the model reads its first 512 tokens")
     found = [line for line in lines if line and not line.startswith("#")]
     if len(set(found)) != len(found):
-        twice = next(line for line in found if found.count(line) > 1)
-        raise UsageError(f"{path} has a prompt twice: {twice[:80]}", hint="measure and verify on different ones")
+        twice = Counter(found).most_common(1)[0][0][:80]
+        raise UsageError(f"{path} has a prompt twice: {twice!r}", hint="measure and verify on different ones")
     return tuple(found)
 
 
@@ -199,6 +206,7 @@ def make_job(
     name: str,
 ) -> Job:
     """All settings together; UsageError where they do not fit the model, or the prompts do not suffice."""
+    from fpsgen.calibrate.budget import check_possible
     from fpsgen.calibrate.job import Job
     from fpsgen.calibrate.settings import Video, defaults, phases_of
     from fpsgen.presets import file
@@ -221,16 +229,27 @@ def make_job(
     if len(chosen) < clips + checks:
         told = f"there are {len(chosen)} prompts; {clips} to measure on and {checks} to verify on are wanted"
         raise UsageError(told, hint="bring more with --prompts FILE, or ask for less by --clips and --checks")
-    return Job(model, Video(**settings), effort, budget, chosen, seed, file.printable(name))
+    job = Job(model, Video(**settings), effort, budget, chosen, seed, file.printable(name))
+    check_possible(budget, float(job.candidates.costs.min()))
+    return job
 
 
-def check_places(output: Path, page: Path | None) -> None:
-    """UsageError where the preset or its report cannot be written, or would replace what is not their like."""
+def check_output(output: Path) -> None:
+    """UsageError where the preset cannot be written, or would replace what is not its like."""
     if output.suffix != ".toml":
-        raise UsageError(f"-o {output}: a preset is a .toml file", hint=f"try -o {output.with_suffix('.toml')}")
-    if output.is_dir() or not os.access(output.absolute().parent, os.W_OK):
-        raise UsageError(f"{output} cannot be written: no such folder, or not yours", hint="choose another -o")
-    if output.exists():
+        near = output.with_suffix(".toml") if output.name else output / "my.toml"
+        raise UsageError(f"-o {output}: a preset is a .toml file", hint=f"try -o {near}")
+    try:
+        there = output.exists()
+        if output.is_dir():
+            raise UsageError(f"-o {output} is a folder", hint="name a .toml file in it")
+        probe = _beside(output)
+        probe.touch()  # permissions, read-only and special file systems: only trying tells
+        probe.unlink()
+    except OSError as fault:
+        told = f"-o {str(output)[:200]} cannot be written: {fault.strerror or fault}"
+        raise UsageError(told, hint="choose another -o") from None
+    if there:
         from fpsgen.presets import file
 
         try:
@@ -239,10 +258,11 @@ def check_places(output: Path, page: Path | None) -> None:
             before = None
         if before is None or before.measured is None:
             raise UsageError(f"{output} is there, and no calibration wrote it", hint="choose another -o")
-    if page is not None:
-        from fpsgen import report
 
-        report.check_path(page)
+
+def _beside(output: Path) -> Path:
+    """A free hidden name next to a file, or to what it links to; short because names are limited."""
+    return output.resolve().with_name(f".fpsgen-{secrets.token_hex(6)}.part")
 
 
 def safe_name(name: str) -> str:
@@ -258,7 +278,8 @@ class Bar:
         self._task: TaskID = progress.add_task("load", total=None, rate="")
         self._done = self._total = 0.0
         self._told = 0
-        self._begun = time.monotonic()
+        self._found = 0.0
+        self._begun = self._last = time.monotonic()
 
     def phase(self, name: str) -> None:
         self._progress.update(self._task, description=name)
@@ -269,30 +290,43 @@ class Bar:
         self._progress.update(self._task, total=round(work))
 
     def advance(self, work: float) -> None:
+        now = time.monotonic()
+        if now - self._last < _AT_ONCE * work:  # found, not made: it tells nothing of the time that is left
+            self._found += work
+        self._last = now
         self._done += work
         self._progress.update(self._task, completed=round(self._done), rate="steps")
         tenth = int(10 * self._done / self._total)
         if tenth > self._told and self._done < self._total:
-            left = (time.monotonic() - self._begun) * (self._total / self._done - 1)
+            made = max(self._done - self._found, 1.0)
+            left = (now - self._begun) * (self._total - self._done) / made
             self._out.milestone(f"{10 * tenth} % done, about {left / 60:.0f} min left")
         self._told = max(self._told, tenth)
 
     def note(self, text: str) -> None:
-        self._out.milestone(text) if self._out.shows_progress is False else self._out.detail(text)
+        if self._out.shows_progress:
+            self._out.detail(text)
+        else:
+            self._out.milestone(text)
+
+    def warn(self, text: str) -> None:
+        self._out.note(text)
 
 
 def write(result: Result, output: Path, page: Path | None) -> list[Path]:
     """The preset by one rename, and its report; returns what was written."""
     from fpsgen.presets import file
 
-    beside = output.with_name(f".{output.name}.{secrets.token_hex(4)}.part")
+    beside = _beside(output)
     try:
         beside.write_text(file.text(result.preset), encoding="utf-8")
-        beside.replace(output)
+        beside.replace(output.resolve())  # a link stays one
     except OSError as fault:
-        beside.unlink(missing_ok=True)
         hint = "run the same command again with another -o: what was measured is kept"
         raise FpsgenError(f"{output} cannot be written: {fault.strerror or fault}", hint) from None
+    finally:
+        with contextlib.suppress(OSError):
+            beside.unlink(missing_ok=True)
     if page is None:
         return [output]
     from fpsgen import report
@@ -307,11 +341,14 @@ def tell(out: Output, result: Result, job: Job, written: list[Path]) -> None:
     of = result.preset.measured
     assert of is not None
     out.line(f"cost     {of.cost:.3f} of dense bf16 attention's, by a stated model; density {of.density:.3f}")
-    out.line(f"error    {of.error:.2g} ± {of.error_ci95:.1g}, 1 - cosine of the final latents")
-    out.line(f"PSNR     {of.psnr:.1f} ± {of.psnr_ci95:.1f} dB against bf16, worst {of.psnr_worst:.1f}")
-    out.line(f"         on {of.clips} clips that it was not measured on, for {job.budget}")
+    spread = f" ± {of.error_ci95:.1g}" if of.clips > 1 else ""
+    clips = f"{of.clips} clips that it was" if of.clips > 1 else "one clip that it was"
+    out.line(f"error    {of.error:.2g}{spread}, 1 - cosine of the final latents")
+    out.line(f"PSNR     {of.psnr_told} dB against bf16, worst {of.psnr_worst:.1f}")
+    out.line(f"         on {clips} not measured on, for {job.budget}")
     out.line(f"use it   fpsgen generate PROMPT --preset {shlex.quote(str(written[0]))}")
-    told = {"preset": str(written[0]), "report": str(written[1]) if len(written) > 1 else None, **result.record}
+    places = {"preset": str(written[0]), "report": str(written[1]) if len(written) > 1 else None}
+    told = {**result.record, **places}  # the record's preset is the file's text
     out.result("\n".join(str(path) for path in written[:2]), told)
 
 

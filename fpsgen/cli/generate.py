@@ -247,7 +247,7 @@ def preset_remark(preset: Preset, ran: dict) -> str:
     """The preset's mean density, and what it was measured to cost."""
     told = [f"density {ran['density']:.2f}"]
     if of := preset.measured:
-        told.append(f"measured PSNR {of.psnr:.1f} ± {of.psnr_ci95:.1f} dB")
+        told.append(f"measured PSNR {of.psnr_told} dB")
     elif not preset.is_exact:
         told.append("not calibrated")
     return ", ".join(told)

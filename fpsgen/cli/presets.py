@@ -182,7 +182,7 @@ def facts(preset: Preset) -> dict[str, Any]:
 
 def quality(told: dict) -> str:
     if of := told["measured"]:
-        return f"PSNR {of['psnr']:.1f} ± {of['psnr_ci95']:.1f} dB"
+        return f"PSNR {of['psnr']:.1f}" + (f" ± {of['psnr_ci95']:.1f}" if of["clips"] > 1 else "") + " dB"
     return "exact" if told["exact"] else "not calibrated"
 
 

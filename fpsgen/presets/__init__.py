@@ -84,6 +84,11 @@ class Measured:
     fpsgen: str
     torch: str
 
+    @property
+    def psnr_told(self) -> str:
+        """PSNR with its interval, which one clip does not have."""
+        return f"{self.psnr:.1f}" + (f" ± {self.psnr_ci95:.1f}" if self.clips > 1 else "")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:

@@ -22,6 +22,8 @@ from fpsgen.attention.plan import AttentionPlan
 from fpsgen.attention.tiles import Shape3, TileGrid, default_tile, outlives_inference
 from fpsgen.wan.config import WanConfig
 
+_FINGERPRINTED = 256  # values of a parameter, or a few more
+
 # Keys and values of one layer's cross-attention: [batch, text tokens, heads, head_dim] each.
 KeyValue = tuple[Tensor, Tensor]
 
@@ -54,12 +56,13 @@ class WanTransformer(nn.Module):
         return self.patch_embedding.weight.dtype
 
     def fingerprint(self) -> str:
-        """16 hexadecimal digits that tell these weights from others: of the self-attention norms' weights, as bfloat16,
-        so that it is the same in either format and at any dtype."""
+        """16 hexadecimal digits that tell these weights from others: of values spread over every parameter, as
+        bfloat16, so that it is the same in either format and at any dtype."""
         told = hashlib.sha256()
-        for block in self.layers():
-            for norm in (block.self_attn.norm_q, block.self_attn.norm_k):
-                told.update(norm.weight.detach().bfloat16().cpu().view(torch.int16).numpy().tobytes())
+        for name, parameter in sorted(self.named_parameters()):
+            values = parameter.detach().flatten()
+            some = values[:: max(1, len(values) // _FINGERPRINTED)].bfloat16().cpu()
+            told.update(name.encode() + some.view(torch.int16).numpy().tobytes())
         return told.hexdigest()[:16]
 
     def embed_text(self, text: Tensor) -> list[KeyValue]:

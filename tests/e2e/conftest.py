@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from fpsgen import pipeline
+from tests.tools.calibration import Calibrator
 from tests.tools.cli import Runner
 
 
@@ -20,3 +22,19 @@ def pocket(pocket_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("fpsgen.assets.folder", lambda name: pocket_folder)
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture
+def calibrator(pocket_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Calibrator:
+    """`calibrate` on the small test pocket, with a cache of its own, in an empty folder."""
+    monkeypatch.setenv("FPSGEN_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    return Calibrator(pocket_folder, tmp_path)
+
+
+@pytest.fixture
+def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What was loaded: nothing may be, where a command is refused."""
+    loaded: list[str] = []
+    monkeypatch.setattr(pipeline, "TextEncoder", lambda *args: loaded.append("text") or pytest.fail("it loads"))
+    return loaded

@@ -45,3 +45,7 @@ def models(*args: object) -> Any:
 def told(result: Any) -> dict:
     assert result.exit_code == 0, result.output
     return json.loads(result.stdout.splitlines()[-1])
+
+
+def calibrate(*args: object) -> Any:
+    return CliRunner().invoke(app, ["calibrate", *map(str, args)])

@@ -1,0 +1,190 @@
+"""The table of errors: what is looked at is what the model computes, and estimates add up to what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from fpsgen import metrics
+from fpsgen.attention import reference
+from fpsgen.attention.plan import AttentionPlan
+from fpsgen.calibrate import local
+from fpsgen.calibrate.candidates import Candidates
+from fpsgen.calibrate.measure import Measurement, measure, tapping
+from fpsgen.calibrate.settings import spans
+from fpsgen.calibrate.trajectory import Renderer
+from fpsgen.errors import RenderError
+from fpsgen.wan.transformer import WanTransformer
+from tests.tools.calibration import EFFORT, TILES, VIDEO, clips, small_renderer, small_transformer, text
+
+CANDIDATES = Candidates(TILES, 75_600)
+PHASES = spans(EFFORT.steps, EFFORT.phases, VIDEO.shift, VIDEO.solver, VIDEO.grid)
+
+
+@pytest.fixture(autouse=True)
+def _inference() -> Iterator[None]:
+    with torch.inference_mode():
+        yield
+
+
+def forward(transformer: WanTransformer, plans: list[AttentionPlan]) -> Tensor:
+    """At one timestep, both guidance branches in a batch."""
+    latents = torch.randn(2, 16, 3, 8, 12, generator=torch.Generator().manual_seed(1))
+    context = transformer.embed_text(torch.cat([text(1), text(2)]))
+    return transformer(latents, torch.tensor([700.0, 700.0]), context, plans)
+
+
+def taken(renderer: Renderer, effort: object = EFFORT, seed: int = 0) -> Measurement:
+    return measure(renderer, clips(EFFORT.clips), CANDIDATES, PHASES, effort, seed)  # type: ignore[arg-type]
+
+
+def hooks(transformer: WanTransformer) -> int:
+    return sum(len(module._forward_pre_hooks) + len(module._forward_hooks) for module in transformer.modules())
+
+
+def test_tapping_sees_what_attention_gets(monkeypatch: pytest.MonkeyPatch) -> None:
+    transformer = small_transformer()
+    plans = [AttentionPlan(TILES, qk="int8", pv="fp8")] * 2  # which goes to the reference
+    given: list[tuple[Tensor, ...]] = []
+    real = reference.attention
+    monkeypatch.setattr(reference, "attention", lambda q, k, v, plan: given.append((q, k, v)) or real(q, k, v, plan))
+    seen: dict[int, tuple[Tensor, ...]] = {}
+    with tapping(transformer, lambda layer, q, k, v, gram: seen.update({layer: (q, k, v)})):
+        looked_at = forward(transformer, plans)
+    assert sorted(seen) == [0, 1]
+    for layer in seen:
+        assert all(ours.equal(theirs) for ours, theirs in zip(seen[layer], given[layer], strict=True))
+    assert looked_at.equal(forward(transformer, plans)), "looking changes nothing"
+
+
+def test_hooks_are_gone_whatever_happens() -> None:
+    transformer = small_transformer()
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with tapping(transformer, lambda *_: None):
+        assert hooks(transformer) == 4
+    with pytest.raises(KeyboardInterrupt), tapping(transformer, stop):
+        forward(transformer, [AttentionPlan(TILES)] * 2)
+    assert hooks(transformer) == 0
+
+
+@pytest.mark.parametrize("head", [0, 1])
+@pytest.mark.parametrize("layer", [0, 1])
+def test_a_local_error_is_the_change_of_the_residual_stream(layer: int, head: int) -> None:
+    """Of one head with another window: what self-attention adds to the stream, times the gate, row by row. The other
+    head's output does not change, so that there are no cross terms."""
+    transformer = small_transformer()
+    window = CANDIDATES.windows[0]
+    dense = [AttentionPlan(TILES)] * 2
+    plans = list(dense)
+    plans[layer] = AttentionPlan(TILES, (window, None), (0, 1) if head == 0 else (1, 0))
+    block = list(transformer.layers())[layer]
+    found: list[Tensor] = []
+    seen: list[tuple[Tensor, ...]] = []
+    modulations: list[Tensor] = []
+    with tapping(transformer, lambda number, *tensors: seen.append(tensors) if number == layer else None):
+        forward(transformer, dense)
+    block.register_forward_pre_hook(lambda _, given: modulations.append(given[1]))
+    block.self_attn.register_forward_hook(lambda *call: found.append(call[2]))
+    forward(transformer, dense)
+    forward(transformer, plans)
+    gate = (block.modulation + modulations[0]).chunk(6, dim=1)[2]
+    change = (gate * (found[1] - found[0])).double().square().sum(2).mean()
+    every = torch.arange(len(TILES.valid))
+    errors = local.errors(*seen[0], CANDIDATES, every)
+    torch.testing.assert_close(errors[0, 0, head], change, rtol=1e-4, atol=0)  # float32 sums in another order
+
+
+def test_estimates_of_the_probe_add_up_to_what_it_did(tmp_path: Path) -> None:
+    renderer = small_renderer(tmp_path)
+    found = taken(renderer)
+    assert found.errors.shape == (2, 2, 2, 3, len(CANDIDATES.windows))
+    assert found.errors.isfinite().all()
+    assert (found.errors[..., 0, -1] == 0).all(), "dense BF16 errs nothing"
+    precision, window = CANDIDATES.probe
+    (clip,) = clips(1)
+    probe = (CANDIDATES.plan(precision, [window] * 2),) * 2
+    _, exact = renderer.render(clip, 4, "again", lambda step: renderer.dense)
+    for phase, span in enumerate(PHASES):
+
+        def plans(step: int, first: int = span.first, last: int = span.last) -> tuple[AttentionPlan, ...]:
+            return probe if first <= step <= last else renderer.dense
+
+        _, ours = renderer.render(clip, 4, f"by hand {phase}", plans)
+        error = metrics.latent_error(ours, exact)
+        assert error > 0
+        assert float(found.probed[phase].sum()) == pytest.approx(error, rel=1e-9)
+        assert float(found.errors[phase, :, :, precision, window].sum()) == pytest.approx(error, rel=1e-9)
+
+
+def test_layers_between_are_interpolated(tmp_path: Path) -> None:
+    """Two of three probed: the share of the one between is their geometric mean."""
+    effort = replace(EFFORT, layers=2)
+    found = taken(small_renderer(tmp_path, layers=3), effort)
+    assert found.probed.shape == (2, 3)
+    torch.testing.assert_close(found.probed[:, 1], (found.probed[:, 0] * found.probed[:, 2]).sqrt(), rtol=1e-9, atol=0)
+    assert (found.probed[:, 0] != found.probed[:, 2]).all()
+
+
+def test_one_layer_probed(tmp_path: Path) -> None:
+    found = taken(small_renderer(tmp_path), replace(EFFORT, layers=1))
+    assert found.probed.isfinite().all()
+    assert (found.errors >= 0).all()
+
+
+def test_the_same_again_computes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = taken(small_renderer(tmp_path))
+    monkeypatch.setattr(Renderer, "velocity", lambda *args: pytest.fail("it computes"))
+    again = taken(small_renderer(tmp_path))
+    assert again.errors.equal(first.errors)
+    assert again.probed.equal(first.probed)
+
+
+@pytest.mark.parametrize(
+    ("lost", "forwards"),
+    [
+        ("measure0-local*", 2),  # a look into one step of each phase
+        ("measure0-step3", 1),
+        ("measure0-step*", 4),
+        ("measure0-layer1-*", 2),
+        ("measure0-phase1", 2),  # the last two of four steps
+        ("measure0-phase0", 4),
+    ],
+)
+def test_a_lost_piece_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: str, forwards: int) -> None:
+    """And nothing else; damaged ones are as lost."""
+    first = taken(small_renderer(tmp_path))
+    calls: list[int] = []
+    real = Renderer.velocity
+    monkeypatch.setattr(Renderer, "velocity", lambda *args: calls.append(1) or real(*args))
+    for damage in (True, False):
+        for path in tmp_path.glob(f"*/{lost}.safetensors"):
+            path.write_bytes(path.read_bytes()[:-5]) if damage else path.unlink()
+        calls.clear()
+        again = taken(small_renderer(tmp_path))
+        assert again.errors.equal(first.errors)
+        assert again.probed.equal(first.probed)
+        assert len(calls) == forwards
+
+
+def test_seeds_differ_and_any_is_taken(tmp_path: Path) -> None:
+    """It picks the tiles of queries that are compared; `--seed` goes up to 2^62 - 1."""
+    few = replace(EFFORT, tiles=1)
+    one, two, largest = (taken(small_renderer(tmp_path / str(seed)), few, seed) for seed in (0, 1, 2**62 - 1))
+    assert not one.errors.equal(two.errors)
+    assert largest.errors.isfinite().all()
+
+
+def test_weights_that_give_no_numbers(tmp_path: Path) -> None:
+    renderer = small_renderer(tmp_path)
+    next(renderer.transformer.layers()).ffn[0].weight.data[0, 0] = torch.nan
+    with pytest.raises(RenderError, match="the model gave values that are not finite"):
+        taken(renderer)
+    assert hooks(renderer.transformer) == 0

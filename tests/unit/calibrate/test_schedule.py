@@ -1,0 +1,120 @@
+"""A solved schedule as a preset: what `generate` will run is what was solved."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+
+from fpsgen.attention.plan import AttentionPlan
+from fpsgen.attention.tiles import Shape3, TileGrid
+from fpsgen.calibrate import schedule
+from fpsgen.calibrate.candidates import PRECISIONS, Candidates
+from fpsgen.calibrate.settings import Span, spans
+from fpsgen.calibrate.solve import Schedule
+from fpsgen.presets import Plans, Preset, file
+from fpsgen.sampling import Solver
+
+SHIFT = 5.0
+
+
+def solved(seed: int, candidates: Candidates, phases: int, layers: int, heads: int) -> Schedule:
+    """Choices at random: some layers mixed, some alike, some dense, some phases as the one before."""
+    rng = random.Random(seed)
+    count = len(candidates.windows)
+    precision, window = torch.zeros(phases, layers, dtype=torch.int64), torch.zeros(phases, layers, heads).long()
+    for phase in range(phases):
+        if phase and rng.random() < 0.4:
+            precision[phase], window[phase] = precision[phase - 1], window[phase - 1]
+            continue
+        for layer in range(layers):
+            precision[phase, layer] = rng.randrange(3)
+            one = rng.randrange(count)
+            of_heads = [rng.randrange(count) for _ in range(heads)] if rng.random() < 0.6 else [one] * heads
+            window[phase, layer] = torch.tensor(of_heads if precision[phase, layer] else [count - 1] * heads)
+    return Schedule(precision, window, 0.5, 0.1)
+
+
+def check(made: Preset, found: Schedule, candidates: Candidates, phases: list[Span], steps: int) -> None:
+    """Through the file and back, step by step, every head does as it was solved."""
+    layers, heads = found.window.shape[1:]
+    read = file.parse(file.text(made).encode(), made.name)
+    assert read == made
+    sigmas = Solver(steps, SHIFT).sigmas[:-1].tolist()
+    plans: list[Plans] = read.schedule(sigmas, candidates.tiles, layers, heads)
+    assert len(plans) == steps
+    for phase, span in enumerate(phases):
+        for step in range(span.first, span.last + 1):
+            for layer in range(layers):
+                check_layer(
+                    plans[step][layer], candidates, int(found.precision[phase, layer]), found.window[phase, layer]
+                )
+
+
+def check_layer(plan: AttentionPlan, candidates: Candidates, precision: int, windows: torch.Tensor) -> None:
+    assert plan.qk == PRECISIONS[precision]
+    assert plan.pv == ("bf16" if plan.qk == "bf16" else "fp8")
+    assert plan.smooth_k
+    for head, number in enumerate(windows.tolist()):
+        own = plan.windows[plan.heads[head] if plan.heads else 0]
+        assert (own or candidates.tiles.counts) == candidates.windows[number]
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_preset_does_what_was_solved(seed: int) -> None:
+    candidates = Candidates(TileGrid((7, 6, 10), (2, 2, 2)), 75_600)
+    phases = spans(20, 5, SHIFT, "unipc", "original")
+    found = solved(seed, candidates, phases=5, layers=6, heads=6)
+    made = schedule.preset(found, candidates, phases, "made.toml", "pocket")
+    assert made.tile == (2, 2, 2)
+    assert made.model == "pocket"
+    check(made, found, candidates, phases, 20)
+
+
+@pytest.mark.parametrize(
+    ("grid", "layers", "heads"),
+    [((7, 6, 10), 1, 1), ((7, 6, 10), 1, 6), ((7, 6, 10), 4, 1), ((1, 1, 1), 3, 2), ((1, 2, 20), 3, 2)],
+)
+def test_single_layers_heads_and_tiles(grid: Shape3, layers: int, heads: int) -> None:
+    candidates = Candidates(TileGrid(grid, (2, 2, 2)), 75_600)
+    phases = spans(6, 3, SHIFT, "unipc", "original")
+    for seed in range(4):
+        found = solved(seed, candidates, 3, layers, heads)
+        check(schedule.preset(found, candidates, phases, "made.toml", "1.3b"), found, candidates, phases, 6)
+
+
+def test_more_windows_than_letters_of_the_alphabet() -> None:
+    """64 there are at most; one is dense, and the letters, digits and _ suffice for the others."""
+    candidates = Candidates(TileGrid((20, 20, 20), (2, 2, 2)), 75_600)
+    assert len(candidates.windows) == 64
+    phases = spans(4, 2, SHIFT, "unipc", "original")
+    window = torch.randperm(64, generator=torch.Generator().manual_seed(0)).repeat(2, 1).view(2, 2, 32)
+    found = Schedule(torch.full((2, 2), 1), window, 0.5, 0.1)
+    made = schedule.preset(found, candidates, phases, "made.toml", "14b")
+    assert len(made.windows) == 63
+    check(made, found, candidates, phases, 4)
+
+
+def test_phases_that_do_the_same_become_one() -> None:
+    candidates = Candidates(TileGrid((7, 6, 10), (2, 2, 2)), 75_600)
+    phases = spans(8, 4, SHIFT, "unipc", "original")
+    found = solved(1, candidates, phases=4, layers=3, heads=2)
+    found.precision[1:3], found.window[1:3] = found.precision[0], found.window[0]
+    found.precision[3], found.window[3] = 1, 0
+    made = schedule.preset(found, candidates, phases, "made.toml", "pocket")
+    assert [phase.sigma for phase in made.phases] == [(1.0, phases[2].sigma[1]), phases[3].sigma]
+    check(made, found, candidates, phases, 8)
+
+
+def test_what_most_layers_do_is_said_once() -> None:
+    candidates = Candidates(TileGrid((7, 6, 10), (2, 2, 2)), 75_600)
+    precision, window = torch.ones(1, 6, dtype=torch.int64), torch.zeros(1, 6, 2, dtype=torch.int64)
+    window[0, 4] = len(candidates.windows) - 1
+    phases = spans(2, 1, SHIFT, "unipc", "original")
+    found = Schedule(precision, window, 0.5, 0.1)
+    made = schedule.preset(found, candidates, phases, "made.toml", "pocket")
+    (phase,) = made.phases
+    assert phase.window == candidates.windows[0]
+    assert [own.at for own in phase.layers] == [(4,)]
+    check(made, found, candidates, phases, 2)
