@@ -22,6 +22,7 @@ from fpsgen.errors import RenderError
 from fpsgen.presets import BF16, Plans, Preset, file, shipped
 from fpsgen.timing import Timings
 from fpsgen.video import VideoWriter
+from fpsgen.wan import config
 from fpsgen.wan import vae as wan_vae
 from fpsgen.wan.load import load_transformer, load_vae
 from fpsgen.wan.models import Model
@@ -169,6 +170,8 @@ def default_preset(model: Model, width: int, height: int, frames: int, device: t
     """The `quality` grade where a kernel of ours runs it, else BF16."""
     if device.type != "cuda":
         return BF16
+    if model.config.num_layers != config.FAMILIES.get(model.family, model.config).num_layers:
+        return BF16  # a model of another make: what ships is not for it
     preset = shipped.of_grade("quality", model.family, width, height)
     grid = model.config.grid(wan_vae.latent_shape(frames, height, width))
     tiles = TileGrid(grid, preset.tile or model.tile(grid))

@@ -116,10 +116,16 @@ class TileGrid:
                 )
         return None if (t, h, w) == self.counts else (t, h, w)
 
+    @property
+    def lengths(self) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+        """Those that a window may have along T, H and W, ascending: odd, or spanning the axis."""
+        t, h, w = (tuple(sorted({*range(1, count + 1, 2), count})) for count in self.counts)
+        return t, h, w
+
     @cached_property
     def windows(self) -> tuple[Shape3, ...]:
         """Every window there is, odd or spanning along each axis; all tiles, which is dense, among them."""
-        t, h, w = (sorted({*range(1, count + 1, 2), count}) for count in self.counts)
+        t, h, w = self.lengths
         return tuple(product(t, h, w))
 
     def window_of(self, density: float) -> Shape3 | None:

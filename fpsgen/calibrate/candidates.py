@@ -35,7 +35,7 @@ class Candidates:
     @cached_property
     def lengths(self) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
         """Along T, H and W, ascending, the last spanning the axis: all odd ones, or four spread evenly."""
-        t, h, w = (_spread(sorted({*range(1, count + 1, 2), count})) for count in self.tiles.counts)
+        t, h, w = (_spread(lengths) for lengths in self.tiles.lengths)
         return t, h, w
 
     @cached_property
@@ -69,8 +69,8 @@ class Candidates:
         return AttentionPlan(self.tiles, distinct, heads, qk, "bf16" if qk == "bf16" else "fp8")
 
 
-def _spread(lengths: list[int]) -> tuple[int, ...]:
+def _spread(lengths: tuple[int, ...]) -> tuple[int, ...]:
     if len(lengths) <= _MOST_LENGTHS:
-        return tuple(lengths)
+        return lengths
     step = (len(lengths) - 1) / (_MOST_LENGTHS - 1)
     return tuple(lengths[round(i * step)] for i in range(_MOST_LENGTHS))

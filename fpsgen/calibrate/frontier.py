@@ -30,7 +30,9 @@ def points(job: Job, measurement: Measurement, tried: list[Tried]) -> list[dict]
         error = metrics.mean_ci95([each.error for each in one.checked])[0]
         psnr = metrics.mean_ci95([each.psnr for each in one.checked])[0]
         found.append(_point("calibrated", "", one.schedule.cost, error, psnr, True, one is taken))
-    scale = found[-1]["error"] / max(taken.schedule.error, 1e-300)
+    if not taken.schedule.error or not found[-1]["error"]:
+        return found  # there is nothing to scale estimates by
+    scale = found[-1]["error"] / taken.schedule.error
     task = problem(job, measurement)
     low, high = float(job.candidates.costs.min()) + 0.01, 1.0
     for index in range(_ESTIMATED):
@@ -44,11 +46,13 @@ def points(job: Job, measurement: Measurement, tried: list[Tried]) -> list[dict]
                 name = f"{'x'.join(map(str, window))} {precision}"
                 error = float(measurement.errors[..., p, w].sum()) * scale
                 found.append(_point("uniform", name, float(candidates.costs[p, w]), error, None, False, False))
-    for grade in shipped.GRADES:
+    for preset in map(shipped.load, shipped.names()):
+        if shipped.size_of(preset) not in (None, (job.video.width, job.video.height)):
+            continue
         try:
-            preset = shipped.of_grade(grade, job.model.family, job.video.width, job.video.height)
+            preset.check_family(job.model.family)
             plans = step_plans(job, preset)
-        except (UsageError, OSError):  # its windows do not fit, or it does not ship
+        except UsageError:  # for another model, or its windows do not fit
             continue
         if preset.tile not in (None, job.tiles.tile):
             continue

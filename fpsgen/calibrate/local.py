@@ -46,7 +46,7 @@ def _errors(q: Tensor, k: Tensor, v: Tensor, gram: Tensor, candidates: Candidate
             rows = slice(int(tiles.offsets[tile]), int(tiles.offsets[tile + 1]))
             outputs = _windows(rounded[0][:, :, rows], rounded[1], rounded[2], plan, candidates, tile)
             if index == 0:
-                exact[tile] = outputs[-1]
+                exact[tile] = outputs[-1].clone()  # not a view, which would keep all windows
             apart = (outputs - exact[tile]).float()  # [windows, batch, heads, rows, head_dim]
             weighed = torch.einsum("wbhrd,hde->wbhre", apart, gram)
             total[index] += (weighed * apart).sum((1, 3, 4), dtype=torch.float64)

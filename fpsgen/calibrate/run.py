@@ -7,10 +7,12 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Protocol
 
+import diffusers
 import numpy as np
 import torch
+import transformers
 
-from fpsgen import __version__, assets, metrics, pipeline
+from fpsgen import __version__, assets, attention, metrics, pipeline
 from fpsgen.calibrate import budget as budgets
 from fpsgen.calibrate import frontier
 from fpsgen.calibrate import journal as journals
@@ -71,7 +73,10 @@ def calibrate(
     clips, negative = _encoded(job, device, text_dtype, watcher)
     transformer = load_transformer(job.model.checkpoint, device, dtype)
     weights = transformer.fingerprint()
-    journal = Journal(cache, _key(job, weights, device, dtype, text_dtype))
+    backend = attention.choose(device, job.candidates.plan(*_probe(job)), job.model.config.head_dim).name
+    if device.type == "cuda" and backend == "reference":
+        watcher.warn("plain PyTorch runs 8-bit attention here, which may take days: see `fpsgen doctor`")
+    journal = Journal(cache, _key(job, weights, backend, device, dtype, text_dtype))
     if fresh:
         journal.forget()
     renderer = Renderer(transformer, job.tiles, job.video, negative, device, journal, watcher.advance)
@@ -131,12 +136,22 @@ def _verifier(job: Job, checker: Checker, watcher: Watcher) -> Callable[[Schedul
     return verify
 
 
-def _key(job: Job, weights: str, device: torch.device, dtype: torch.dtype, text_dtype: torch.dtype) -> dict:
-    """All that the measurements depend on; not the budget, nor the preset's name."""
+def _probe(job: Job) -> tuple[int, list[int]]:
+    precision, window = job.candidates.probe
+    return precision, [window] * job.model.config.num_heads
+
+
+def _key(
+    job: Job, weights: str, backend: str, device: torch.device, dtype: torch.dtype, text_dtype: torch.dtype
+) -> dict:
+    """All that the measurements depend on; not the budget, nor the preset's name. Of text encoder and VAE, the files'
+    sizes and times: to read them takes longer than to measure anew."""
+    others = [file.stat() for file in (*job.model.checkpoint.text_encoder, *job.model.checkpoint.vae)]
     return {
         "version": _VERSION,
-        "fpsgen": __version__,
-        "torch": torch.__version__,
+        "versions": [__version__, torch.__version__, diffusers.__version__, transformers.__version__],
+        "backend": backend,
+        "others": [[file.st_size, file.st_mtime_ns] for file in others],
         "threads": torch.get_num_threads() if device.type == "cpu" else None,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "dtypes": [str(dtype), str(text_dtype)],

@@ -37,7 +37,7 @@ def preset(schedule: Schedule, candidates: Candidates, spans: list[Span], name: 
         else:
             phases.append(_phase(layers, span, letters))
         last = layers
-    windows = {letter: window for window, letter in letters.items()}
+    windows = {letter: _portable(window) for window, letter in letters.items()}
     return Preset(name=name, phases=tuple(phases), tile=candidates.tiles.tile, model=family, windows=windows)
 
 
@@ -56,4 +56,10 @@ def _setting(layer: _Layer, letters: dict[Shape3, str]) -> dict:
     said: dict = {"qk": qk, "pv": "bf16" if qk == "bf16" else "fp8"}
     if len(set(windows)) > 1:
         return said | {"heads": "".join(letters[window] if window else DENSE_HEAD for window in windows)}
-    return said | {"window": windows[0]}
+    return said | {"window": windows[0] and _portable(windows[0])}
+
+
+def _portable(window: Shape3) -> Shape3:
+    """With odd lengths alone: an even one spans its axis here, and would fit no longer axis of another video."""
+    t, h, w = (length | 1 for length in window)
+    return t, h, w

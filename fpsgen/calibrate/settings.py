@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from fpsgen.calibrate import prompts
 from fpsgen.sampling import SigmaGrid, Solver, SolverName
 
-_MOST_PHASES = 10
 _LEAST_STEPS = 2  # in a phase, where the trajectory has that many
 
 
@@ -82,6 +81,6 @@ def defaults(family: str) -> tuple[Effort, tuple[str, ...]]:
     return (EFFORT["pocket"], prompts.POCKET) if family == "pocket" else (EFFORT["wan"], prompts.WAN)
 
 
-def phases_of(steps: int, most: int = _MOST_PHASES) -> int:
+def phases_of(steps: int, most: int) -> int:
     """How many phases a trajectory of so many steps is divided into."""
     return max(1, min(most, steps // _LEAST_STEPS))

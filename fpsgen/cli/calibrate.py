@@ -58,7 +58,8 @@ def calibrate(
         Path | None, typer.Option("--output", "-o", help="The preset, a .toml file.", show_default="from the model")
     ] = None,
     report: Annotated[
-        Path | None, typer.Option(help="The report, an .html file.", show_default="beside the preset")
+        Path | None,
+        typer.Option(help="The report, an .html file; pictures beside it.", show_default="beside the preset"),
     ] = None,
     no_report: Annotated[bool, typer.Option("--no-report", help="Write the preset alone.")] = False,
     res: Annotated[str | None, typer.Option(help="480p, 720p or WIDTHxHEIGHT.", show_default="the model's own")] = None,
@@ -173,6 +174,8 @@ def read_prompts(path: Path) -> tuple[str, ...]:
             told = f"{path}, line {number}: a prompt of {len(line)} characters; at most {MAX_PROMPT} are taken"
             raise UsageError(told, hint="shorten it: the model reads its first 512 tokens")
     found = [line for line in lines if line and not line.startswith("#")]
+    if len(found) > MAX_PROMPTS:
+        raise UsageError(f"{path} has more than {MAX_PROMPTS} prompts", hint="a calibration needs a dozen")
     if len(set(found)) != len(found):
         twice = Counter(found).most_common(1)[0][0][:80]
         raise UsageError(f"{path} has a prompt twice: {twice!r}", hint="measure and verify on different ones")
@@ -291,10 +294,12 @@ class Bar:
 
     def advance(self, work: float) -> None:
         now = time.monotonic()
-        if now - self._last < _AT_ONCE * work:  # found, not made: it tells nothing of the time that is left
-            self._found += work
+        found = now - self._last < _AT_ONCE * work  # not made: it tells nothing of the time that is left
         self._last = now
         self._done += work
+        if found:
+            self._found += work
+            self._progress.reset(self._task, total=round(self._total), completed=round(self._done))  # its speed, too
         self._progress.update(self._task, completed=round(self._done), rate="steps")
         tenth = int(10 * self._done / self._total)
         if tenth > self._told and self._done < self._total:
@@ -358,6 +363,8 @@ def tell_estimate(out: Output, job: Job) -> None:
 
     from fpsgen.calibrate import estimate
 
+    if job.model.card is not None:
+        raise UsageError("the pocket model takes minutes on two cores, not worked out", hint="leave --dry-run out")
     parts = estimate.parts(job)
     clip, total = estimate.clip_seconds(job), sum(part.seconds for part in parts)
     table = Table(box=None, padding=(0, 2, 0, 0))

@@ -34,8 +34,7 @@ if TYPE_CHECKING:
     import torch
     from rich.table import Table
 
-    from fpsgen.pipeline import Event
-    from fpsgen.presets import Preset
+    from fpsgen.pipeline import Event, Request
     from fpsgen.wan.models import Model
 
 EXAMPLES = """[bold]Examples[/bold]
@@ -154,7 +153,7 @@ def generate(
     with contextlib.closing(pipeline.generate(request, chosen, target, precision, text_precision, timings)) as events:
         draw(events, out)
     told = pipeline.describe(request, chosen, target, precision, text_precision)
-    out.table(timing_table(timings, target, (chosen_preset.name, preset_remark(chosen_preset, told["attention"]))))
+    out.table(timing_table(timings, target, (chosen_preset.name, preset_remark(request, told["attention"]))))
     out.detail("seconds per step: " + " ".join(f"{seconds:.2f}" for seconds in timings.steps))
     out.result(str(output), {"output": str(output), **told, "timings": timings.as_dict()})
 
@@ -243,13 +242,14 @@ def draw(events: Iterator[Event], out: Output) -> None:
                 out.note(event.text)
 
 
-def preset_remark(preset: Preset, ran: dict) -> str:
-    """The preset's mean density, and what it was measured to cost."""
-    told = [f"density {ran['density']:.2f}"]
-    if of := preset.measured:
+def preset_remark(request: Request, ran: dict) -> str:
+    """The preset's mean density, and what it was measured to cost, at the size that was rendered."""
+    preset, told = request.preset, [f"density {ran['density']:.2f}"]
+    size = (f"{request.width}x{request.height}", request.frames)
+    if (of := preset.measured) and (of.size, of.frames) == size:
         told.append(f"measured PSNR {of.psnr_told} dB")
     elif not preset.is_exact:
-        told.append("not calibrated")
+        told.append("measured at another size" if of else "not calibrated")
     return ", ".join(told)
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import difflib
+from math import log, prod
 from pathlib import Path
 
 from fpsgen import assets
 from fpsgen.errors import UsageError
 from fpsgen.presets import BF16, Preset, file
-from fpsgen.wan.sizes import NAMED, named_size, parse_resolution
+from fpsgen.wan.sizes import NAMED, parse_resolution
 
 # From true to fast. One of each ships for every family and size.
 GRADES = ("quality", "balanced", "fast")
@@ -25,8 +26,11 @@ def load(name: str) -> Preset:
 
 
 def of_grade(grade: str, family: str, width: int, height: int) -> Preset:
-    """The shipped preset of a grade for a model and the size nearest to its video's."""
-    return load(f"{family}-{grade}" if family == "pocket" else f"{family}-{named_size(width, height)}-{grade}")
+    """The shipped preset of a grade for a model, and for the size that is nearest, by the ratio of pixels."""
+    if family == "pocket":
+        return load(f"{family}-{grade}")
+    size = min(NAMED, key=lambda name: abs(log(prod(NAMED[name]) / (width * height))))
+    return load(f"{family}-{size}-{grade}")
 
 
 def size_of(preset: Preset) -> tuple[int, int] | None:

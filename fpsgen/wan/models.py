@@ -40,7 +40,7 @@ class Model:
 
     @property
     def family(self) -> str:
-        """1.3b, 14b or pocket: whose presets it takes. Of others than Wan2.1's, the one of the nearest width."""
+        """1.3b, 14b or pocket: whose presets it takes; of models that are none of these, by their width."""
         return POCKET if self.card else sizes.family_of(self.config.dim)
 
     def tile(self, grid: Shape3) -> Shape3:

@@ -32,8 +32,8 @@ def test_14b_at_720p_by_hand() -> None:
     parts = {part.name: part for part in estimate.parts(job)}
     # 2 clips of 10 steps, two guidance branches each.
     assert parts["dense trajectories"].forwards == 2 * 10 * 2
-    # On one of them 4 layers in 4 phases, and the rest of the trajectory from the steps 0, 2, 5 and 8 on.
-    assert parts["sensitivities"].forwards == (4 * 4 + 10 + 8 + 5 + 2) * 2
+    # On one of them 3 layers in 4 phases, and the rest of the trajectory from the steps 0, 2, 5 and 8 on.
+    assert parts["sensitivities"].forwards == (3 * 4 + 10 + 8 + 5 + 2) * 2
     assert parts["verification, BF16"].forwards == parts["verification, a round"].forwards == 50 * 2
     # Wan2.1's README: 1837.9 s for 50 steps on one H100. 5120 wide, 40 layers, FFN 13824; 21 x 45 x 80 tokens.
     tokens = 21 * 45 * 80
@@ -41,8 +41,8 @@ def test_14b_at_720p_by_hand() -> None:
     assert estimate.forward_flops(job)[0] == once
     assert estimate.clip_seconds(job) == pytest.approx(1837.9, rel=0.01)
     assert parts["dense trajectories"].seconds == pytest.approx(0.4 * estimate.clip_seconds(job))
-    # Scores and values of 8 tiles of 120 queries, three precisions, two branches, in 2 clips and 4 phases.
-    looked = 2 * 4 * 2 * 3 * 40 * 4 * 5120 * (8 * 120) * tokens
+    # Scores and values of 6 tiles of 120 queries, three precisions, two branches, in 2 clips and 4 phases.
+    looked = 2 * 4 * 2 * 3 * 40 * 4 * 5120 * (6 * 120) * tokens
     assert parts["candidates"].seconds == pytest.approx(looked / 20e12)
     # A round at half of attention's cost: attention is 4.68 of 6.66 10^15 operations.
     saved = 40 * 4 * 5120 * tokens**2 / 2 / once

@@ -62,7 +62,8 @@ def test_a_shipped_preset_of_other_tiles_is_left_out(
     job = small_job(pocket_folder, budget=Budget("cost", 0.4))
     of = measurement(len(job.candidates.windows))
     phases = (Phase(sigma=(1.0, 0.0), window=(1, 1, 1), qk="int8", pv="fp8"),)
-    monkeypatch.setattr(shipped, "of_grade", lambda *args: Preset(name="theirs", phases=phases, tile=tile))
+    monkeypatch.setattr(shipped, "names", lambda: ["theirs"])
+    monkeypatch.setattr(shipped, "load", lambda name: Preset(name=name, phases=phases, tile=tile))
     solved = within_cost(problem(job, of), 0.4)
     assert solved is not None
     tried = Tried(solved, [Checked("a cat", 0, 0.01, 30.0)], True)

@@ -21,7 +21,7 @@ from tests.tools.calibration import VIDEO, small_job, wan_job
 @pytest.mark.parametrize("shift", [0.01, 0.5, 1.0, 3.0, 8.0, 100.0])
 def test_each_step_is_in_the_phase_it_was_measured_for(solver: SolverName, grid: SigmaGrid, shift: float) -> None:
     for steps in (1, 2, 3, 4, 7, 10, 20):
-        for count in {1, phases_of(steps), phases_of(steps, 4), min(steps, 5)}:
+        for count in {1, phases_of(steps, 10), phases_of(steps, 4), min(steps, 5)}:
             found = spans(steps, count, shift, solver, grid)
             assert len(found) == count
             assert [found[0].sigma[0], found[-1].sigma[1]] == [1.0, 0.0]
@@ -37,7 +37,7 @@ def test_each_step_is_in_the_phase_it_was_measured_for(solver: SolverName, grid:
 
 
 def test_phases_have_two_steps_where_there_are_two() -> None:
-    assert [phases_of(steps) for steps in (1, 2, 3, 4, 5, 19, 20, 50)] == [1, 1, 1, 2, 2, 9, 10, 10]
+    assert [phases_of(steps, 10) for steps in (1, 2, 3, 4, 5, 19, 20, 50)] == [1, 1, 1, 2, 2, 9, 10, 10]
     assert phases_of(10, 4) == 4
 
 
