@@ -131,8 +131,11 @@ def contenders_of(job: Job, level: float, pool: Pool, console: Console) -> dict[
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=RESULTS / "calibration")
+    parser.add_argument("--clips", type=int, default=HELD_OUT, help="the first so many of the protocol's, for a look")
     parser.add_argument("--workers", type=int, default=2, help="processes, one core each")
     args = parser.parse_args()
+    if not 2 <= args.clips <= HELD_OUT or args.workers < 1:
+        parser.error(f"2 to {HELD_OUT} clips, and 1 worker at least")
     console = Console(stderr=True, highlight=False)
     begin = provenance(["python", "-m", "benchmarks.calibration", *sys.argv[1:]])  # of the code that is running
     pool = Pool(args.workers, console)
@@ -148,7 +151,7 @@ def main() -> None:
     every["", "dense, int8"] = [(dense,) * config.num_layers] * base.video.steps
     every["", "paper"] = step_plans(base, shipped.load("paper"))
     prompts, _ = prompts_for(FIRST + HELD_OUT, True, True)
-    specs = [(prompt, NOISE_SEED + 1000 + i) for i, prompt in enumerate(prompts[FIRST:])]
+    specs = [(prompt, NOISE_SEED + 1000 + i) for i, prompt in enumerate(prompts[FIRST:][: args.clips])]
     checked = pool.run("held-out clips", specs, list(every.values()))
     told = [
         {
@@ -163,7 +166,13 @@ def main() -> None:
     ]
     card = base.model.card or {}
     begin["pocket"] = {key: card[key] for key in ("version", "sha256")}
-    record = {**begin, "levels": costs, "prompts": [prompt for prompt, _ in specs], "contenders": told}
+    record = {
+        **begin,
+        "planned_clips": HELD_OUT,
+        "levels": costs,
+        "prompts": [prompt for prompt, _ in specs],
+        "contenders": told,
+    }
     record["rows"] = rows_of(record)
     write(args.out.with_suffix(".json"), record)
     args.out.with_suffix(".md").write_text(document(record), encoding="utf-8")

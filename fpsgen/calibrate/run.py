@@ -102,7 +102,8 @@ def calibrate(
         exact, ours = checker.frames(plans, number)
         pairs.append((one.prompt, one.psnr, exact, ours))
     seconds["verify"] = time.perf_counter() - begin
-    return Result(found, record(job, measurement, tried, found, seconds), pairs, measurement)
+    told = {**record(job, measurement, tried, found, seconds), "backend": backend}
+    return Result(found, told, pairs, measurement)
 
 
 def _encoded(job: Job, device: torch.device, dtype: torch.dtype, watcher: Watcher) -> tuple[list[Clip], torch.Tensor]:

@@ -51,9 +51,13 @@ def calibrate(
             show_default="by size and what is on disk",
         ),
     ] = None,
-    min_psnr: Annotated[float | None, typer.Option(help="Frames at least so near to bf16's, in dB.")] = None,
-    max_error: Annotated[float | None, typer.Option(help="1 - cosine of the final latents, at most.")] = None,
-    target_cost: Annotated[float | None, typer.Option(help="Of attention, at most; dense bf16 is 1.")] = None,
+    min_psnr: Annotated[
+        float | None, typer.Option(help="PSNR of the frames against bf16's, mean over clips, at least.")
+    ] = None,
+    max_error: Annotated[float | None, typer.Option(help="1 - cosine of the final latents, mean, at most.")] = None,
+    target_cost: Annotated[
+        float | None, typer.Option(help="Of attention, as modelled, at most; dense bf16 is 1.")
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="The preset, a .toml file.", show_default="from the model")
     ] = None,
@@ -74,7 +78,7 @@ def calibrate(
         float | None, typer.Option(help="Above 1, more steps at high noise.", show_default=per_model("shift"))
     ] = None,
     prompts: Annotated[
-        Path | None, typer.Option(help="A file of prompts, one a line.", show_default="twelve of ours")
+        Path | None, typer.Option(help="A file, a prompt a line, # for comments.", show_default="twelve of ours")
     ] = None,
     clips: Annotated[
         int | None, typer.Option(min=1, help="Prompts to measure on.", show_default="pocket 4, else 2")
@@ -116,7 +120,8 @@ def calibrate(
     if dry_run:
         tell_estimate(out, job)
         return
-    check_output(output)
+    if replaced := check_output(output):
+        out.note(f"{output} is replaced: {replaced}")
     page = None if no_report else expand(report) if report is not None else output.with_suffix(".html")
     if page is not None:
         from fpsgen.report import check_path
@@ -237,8 +242,9 @@ def make_job(
     return job
 
 
-def check_output(output: Path) -> None:
-    """UsageError where the preset cannot be written, or would replace what is not its like."""
+def check_output(output: Path) -> str | None:
+    """What is told of the preset that is replaced, if one is; UsageError where none can be written, or what is there is
+    not its like."""
     if output.suffix != ".toml":
         near = output.with_suffix(".toml") if output.name else output / "my.toml"
         raise UsageError(f"-o {output}: a preset is a .toml file", hint=f"try -o {near}")
@@ -261,6 +267,8 @@ def check_output(output: Path) -> None:
             before = None
         if before is None or before.measured is None:
             raise UsageError(f"{output} is there, and no calibration wrote it", hint="choose another -o")
+        return before.about or "a calibrated preset"
+    return None
 
 
 def _beside(output: Path) -> Path:
@@ -350,7 +358,11 @@ def tell(out: Output, result: Result, job: Job, written: list[Path]) -> None:
     clips = f"{of.clips} clips that it was" if of.clips > 1 else "one clip that it was"
     out.line(f"error    {of.error:.2g}{spread}, 1 - cosine of the final latents")
     out.line(f"PSNR     {of.psnr_told} dB against bf16, worst {of.psnr_worst:.1f}")
-    out.line(f"         on {clips} not measured on, for {job.budget}")
+    out.line(f"         mean on {clips} not measured on, for {job.budget}")
+    if result.record["backend"] == "reference":
+        out.line(
+            "         plain PyTorch runs it here, which saves no time: the cost is that of kernels for a Hopper GPU"
+        )
     out.line(f"use it   fpsgen generate PROMPT --preset {shlex.quote(str(written[0]))}")
     places = {"preset": str(written[0]), "report": str(written[1]) if len(written) > 1 else None}
     told = {**result.record, **places}  # the record's preset is the file's text

@@ -243,13 +243,13 @@ def draw(events: Iterator[Event], out: Output) -> None:
 
 
 def preset_remark(request: Request, ran: dict) -> str:
-    """The preset's mean density, and what it was measured to cost, at the size that was rendered."""
+    """The preset's mean density, and what it was measured to cost, with settings as here."""
     preset, told = request.preset, [f"density {ran['density']:.2f}"]
-    size = (f"{request.width}x{request.height}", request.frames)
-    if (of := preset.measured) and (of.size, of.frames) == size:
+    here = (f"{request.width}x{request.height}", request.frames, request.steps, request.shift, request.guidance)
+    if (of := preset.measured) and (of.size, of.frames, of.steps, of.shift, of.guidance) == here:
         told.append(f"measured PSNR {of.psnr_told} dB")
     elif not preset.is_exact:
-        told.append("measured at another size" if of else "not calibrated")
+        told.append("measured at other settings" if of else "not calibrated")
     return ", ".join(told)
 
 

@@ -56,7 +56,7 @@ _MOST_LAYERS = 1000
 _ROUNDING = 1e-6
 _CHOICE = ("window", "density", "heads")
 _SETTING = (*_CHOICE, "qk", "pv", "smooth_k", "linear")
-_HINT = 'the least: format = 1, and [[phase]] with sigma = [1.0, 0.0], window = [3, 3, 3], qk = "int8", pv = "fp8"'
+_HINT = "`fpsgen presets check FILE` says when it is right; all keys are in presets/README.md"
 
 
 class _Fault(ValueError):

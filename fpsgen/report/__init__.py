@@ -55,6 +55,12 @@ def write(record: dict[str, Any], frames: Sequence[Pair], path: Path) -> list[Pa
     return [path, *(file for file in files if file != path)]
 
 
+def _is_ours(path: Path) -> bool:
+    """Whether a file is a report, which the next one may replace."""
+    with path.open("rb") as file:
+        return b'content="fpsgen calibrate"' in file.read(1000)
+
+
 def check_path(path: Path) -> None:
     """Refuse a report that could not be written, before any work is done for it."""
     if path.suffix.lower() != ".html":
@@ -70,6 +76,8 @@ def check_path(path: Path) -> None:
             raise UsageError(f"{folder} is no folder", hint="choose another place for the report")
         if path.exists() and not path.is_file():
             raise UsageError(f"{path} is no regular file", hint="choose another name for the report")
+        if path.exists() and not _is_ours(path):
+            raise UsageError(f"{path} is there, and no calibration wrote it", hint="choose another --report")
         if path.exists() and not os.access(path, os.W_OK):
             raise UsageError(f"{path} is write-protected", hint="choose another name for the report")
         with contextlib.suppress(FileNotFoundError):

@@ -109,7 +109,7 @@ def test_dry_run_loads_nothing(calibrator: Calibrator, loads: list[str]) -> None
     told_ = told(result)
     assert told_["bf16_clips"] <= 3
     assert told_["steps"] == 50
-    assert sum(part["forwards"] for part in told_["parts"]) == 322
+    assert sum(part["forwards"] for part in told_["parts"]) == 314
     assert 1e9 < told_["cache_bytes"] < 3e9
     here = calibrator("--dry-run")
     assert here.exit_code == 0, here.output

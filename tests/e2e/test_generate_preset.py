@@ -177,7 +177,7 @@ def test_the_summary_tells_preset_density_and_quality(run: Runner, preset: Path)
     options = ("--model", run.folder, "--res", "96x64", "--frames", 5, "--steps", 2, "-o", run.directory / "v.mp4")
     told = []
     measured = (
-        '[measured]\nweights = "0123456789abcdef"\nsize = "96x64"\nframes = 5\nsteps = 2\nshift = 5.0\nguidance = 5.0\n'
+        '[measured]\nweights = "0123456789abcdef"\nsize = "96x64"\nframes = 5\nsteps = 2\nshift = 8.0\nguidance = 6.0\n'
         "clips = 8\ndensity = 0.5\ncost = 0.4\nerror = 0.01\nerror_ci95 = 0.002\npsnr = 31.25\npsnr_ci95 = 1.5\n"
         'psnr_worst = 28.0\ndevice = "cpu"\nfpsgen = "0.1.0"\ntorch = "2.13.0"\n'
     )

@@ -15,6 +15,8 @@ from fpsgen.calibrate.cost import RATES
 from fpsgen.cli import app
 from fpsgen.presets import Setting, shipped
 from fpsgen.sampling import Solver
+from fpsgen.wan import models
+from fpsgen.wan.load import load_transformer
 
 NAMES = shipped.names()
 # By size: tokens and tiles. By family: layers, heads, shift, the size that is shown where none is said.
@@ -115,6 +117,31 @@ def test_every_grade_of_every_wan_model_and_size_ships() -> None:
         for grade in shipped.GRADES:
             assert shipped.of_grade(grade, family, width, height).name == f"{own}-{grade}"
             assert shipped.of_grade(grade, family, height, width).name == f"{own}-{grade}"
+
+
+def test_the_pocket_s_grades_are_calibrated_on_the_very_model_that_ships() -> None:
+    model = models.find("pocket")
+    weights = load_transformer(model.checkpoint, torch.device("cpu"), torch.float32).fingerprint()
+    found = [shipped.of_grade(grade, "pocket", 1280, 720) for grade in shipped.GRADES]
+    for preset in found:
+        assert preset.measured is not None
+        assert preset.measured.weights == weights
+        told = show(preset.name)
+        assert told["density"] == pytest.approx(preset.measured.density, abs=1e-4)
+        assert told["cost"] == pytest.approx(preset.measured.cost, abs=1e-4)
+        assert preset.surprise(weights, 160, 96, 25) is None
+        assert preset.surprise("0" * 16, 160, 96, 25)
+    costs = [preset.measured.cost for preset in found if preset.measured]
+    qualities = [preset.measured.psnr for preset in found if preset.measured]
+    assert costs == sorted(costs, reverse=True)
+    assert qualities == sorted(qualities, reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("size", "named"), [((848, 480), "480p"), ((832, 496), "480p"), ((1024, 576), "480p"), ((1024, 704), "720p")]
+)
+def test_another_size_takes_the_grade_of_the_nearest(size: tuple[int, int], named: str) -> None:
+    assert shipped.of_grade("fast", "14b", *size).name == f"14b-{named}-fast"
 
 
 @pytest.mark.parametrize("own", WAN)
