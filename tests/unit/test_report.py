@@ -362,7 +362,7 @@ def test_a_failing_write_leaves_nothing_half_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str
 ) -> None:
     path = tmp_path / "r.html"
-    path.write_text("the last one")
+    path.write_text(last := '<meta name="generator" content="fpsgen calibrate">the last one')
     whole, calls = getattr(Path, broken), []
 
     def fails(self: Path, *arguments: Any) -> Any:
@@ -376,11 +376,19 @@ def test_a_failing_write_leaves_nothing_half_written(
     monkeypatch.setattr(Path, broken, fails)
     with pytest.raises(RenderError, match="No space left"):
         report.write(record(), [], path)
-    assert path.read_text() == "the last one"
+    assert path.read_text() == last
     left = sorted(file.name for file in tmp_path.iterdir())
     assert left == (["r.html"] if broken == "write_bytes" else ["r-density.png", "r-error.png", "r.html"])
     for file in tmp_path.glob("*.png"):
         Image.open(file).load()  # raises where a part is missing
+
+
+def test_a_page_that_is_no_report_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "r.html"
+    path.write_text("mine")
+    with pytest.raises(UsageError, match="no calibration wrote it"):
+        report.check_path(path)
+    assert path.read_text() == "mine"
 
 
 def test_a_report_is_replaced(tmp_path: Path) -> None:
