@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks import numerics, pocket_plans
 from benchmarks.attention import report
+from benchmarks.calibration import page as calibration
 from benchmarks.record import RESULTS
 from fpsgen import assets
 
@@ -21,7 +22,11 @@ def maker(name: str) -> Callable[[dict], str]:
     """What makes a page of its results."""
     if name.startswith("attention-"):
         return report.document
-    return {"numerics": numerics.document, "pocket-plans": pocket_plans.document}[name]
+    return {
+        "calibration": calibration.document,
+        "numerics": numerics.document,
+        "pocket-plans": pocket_plans.document,
+    }[name]
 
 
 def record_of(name: str) -> dict:
@@ -31,6 +36,11 @@ def record_of(name: str) -> dict:
 @pytest.mark.parametrize("name", PAGES)
 def test_pages_are_made_of_their_results(name: str) -> None:
     assert (RESULTS / f"{name}.md").read_text(encoding="utf-8") == maker(name)(record_of(name))
+
+
+def test_calibration_s_rows_are_those_of_its_clips() -> None:
+    record = record_of("calibration")
+    assert json.loads(json.dumps(calibration.rows_of(record))) == record["rows"]
 
 
 @pytest.mark.parametrize("name", NAMES)
