@@ -15,6 +15,7 @@ from pathlib import Path
 import imageio_ffmpeg
 import numpy as np
 
+from fpsgen import files
 from fpsgen.errors import RenderError, UsageError
 
 # Per suffix: what imageio-ffmpeg's write_frames takes. crf 10 for x264 is what Wan2.1's "quality 8" comes to.
@@ -44,11 +45,9 @@ def check_path(path: Path) -> None:
                 raise UsageError(f"{path} is no regular file", hint="choose another name with -o")
             if not os.access(path, os.W_OK):
                 raise UsageError(f"{path} is write-protected", hint="choose another name with -o")
-        probe = _beside(path)
-        probe.touch()  # permissions, read-only and special file systems: only trying tells
-        probe.unlink()
+        files.check_writable(path)
     except OSError as fault:
-        message = f"{_short(path)} cannot be written: {fault.strerror or fault}"
+        message = f"{files.shortened(path)} cannot be written: {fault.strerror or fault}"
         raise UsageError(message, hint="choose another place or name with -o") from None
 
 
@@ -63,16 +62,6 @@ def check_encoder() -> None:
             "there is no ffmpeg to write videos with",
             hint="pip install --force-reinstall imageio-ffmpeg, or let IMAGEIO_FFMPEG_EXE name one",
         )
-
-
-def _beside(path: Path) -> Path:
-    """A free hidden name next to `path`, or to what it links to; short because names are limited, absolute because
-    ffmpeg takes "take:1.mp4" for a protocol."""
-    return path.resolve().with_name(f".fpsgen-{secrets.token_hex(6)}{path.suffix}")
-
-
-def _short(path: Path) -> str:
-    return str(path) if len(str(path)) <= 100 else f"{str(path)[:100]}…"
 
 
 def cover(width: int, height: int, target: tuple[int, int]) -> str:
@@ -101,7 +90,7 @@ class VideoWriter:
         scale_to: tuple[int, int] | None = None,
     ):
         self.path, self.frames, self._complete = path, 0, False
-        self._partial = _beside(path)
+        self._partial = files.beside(path)
         options = dict(_FORMATS[path.suffix.lower()])
         filters = [cover(*size, scale_to)] if scale_to and scale_to != size else []
         gif = path.suffix.lower() == ".gif"
@@ -176,7 +165,7 @@ class VideoWriter:
         return tagged
 
     def _tag(self, entry: str) -> bool:
-        tagged = _beside(self.path)
+        tagged = files.beside(self.path)
         command = [
             imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-i", str(self._partial), "-map", "0", "-c", "copy",
             "-movflags", "use_metadata_tags", "-metadata", entry, str(tagged),

@@ -180,8 +180,7 @@ def main() -> None:
 
 def next_density(job: Job, density: float) -> float:
     """The density of the window that comes nearest to it, more exactly."""
-    every = [job.tiles.density(job.tiles.fit(window)) for window in job.candidates.windows]
-    return min(every, key=lambda own: abs(own - density))
+    return min(job.candidates.densities, key=lambda own: abs(own - density))
 
 
 if __name__ == "__main__":

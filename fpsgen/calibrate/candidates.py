@@ -51,14 +51,23 @@ class Candidates:
         for i, precision in enumerate(PRECISIONS):
             for j, window in enumerate(self.windows):
                 if precision != "bf16" or window == self.tiles.counts:
-                    costs[i, j] = cost.of_pairs(self.tiles.density(self.tiles.fit(window)), precision, self.tokens)
+                    costs[i, j] = cost.of_pairs(self.densities[j], precision, self.tokens)
         return costs
+
+    @cached_property
+    def densities(self) -> tuple[float, ...]:
+        """Of the windows."""
+        return tuple(self.tiles.density(self.tiles.fit(window)) for window in self.windows)
 
     @property
     def probe(self) -> tuple[int, int]:
         """The precision and window that sensitivities are measured with: INT8, density nearest to a half."""
-        densities = [self.tiles.density(self.tiles.fit(window)) for window in self.windows]
-        return 1, min(range(len(densities)), key=lambda j: abs(densities[j] - 0.5))
+        return 1, min(range(len(self.densities)), key=lambda j: abs(self.densities[j] - 0.5))
+
+    def probe_plan(self, heads: int) -> AttentionPlan:
+        """The plan of a layer that has the probe in all its heads."""
+        precision, window = self.probe
+        return self.plan(precision, [window] * heads)
 
     def plan(self, precision: int, windows: list[int]) -> AttentionPlan:
         """The plan of a layer; windows: by number, one for each head."""

@@ -64,7 +64,7 @@ def points(job: Job, measurement: Measurement, tried: list[Tried]) -> list[dict]
 
 def estimate(measurement: Measurement, candidates: Candidates, plans: list[Plans], job: Job) -> float:
     """The estimated error of any plans of each step; of windows that are no candidates, the nearest in density."""
-    densities = torch.tensor([candidates.tiles.density(candidates.tiles.fit(window)) for window in candidates.windows])
+    densities = torch.tensor(candidates.densities)
     total = 0.0
     for phase in sorted(set(job.phase_of_step)):
         own = [layers for layers, at in zip(plans, job.phase_of_step, strict=True) if at == phase]

@@ -25,7 +25,6 @@ from torch import Tensor, nn
 
 from fpsgen import metrics
 from fpsgen.attention import QKTransform, prepare
-from fpsgen.attention.plan import AttentionPlan
 from fpsgen.calibrate import local
 from fpsgen.calibrate.candidates import Candidates
 from fpsgen.calibrate.settings import Effort, Span
@@ -188,7 +187,7 @@ def _layer_changes(
                 piece = f"{name}-layer{layer}-{step}"
                 if (kept := renderer.journal.get(piece)) is None:
                     plans = list(renderer.dense)
-                    plans[layer] = probe_plan(renderer, candidates)
+                    plans[layer] = candidates.probe_plan(renderer.transformer.config.num_heads)
                     velocity = renderer.velocity(clip, latents, timestep, tuple(plans)).cpu()
                     change = (velocity - velocities[step]).double().square().sum()
                     kept = renderer.journal.put(piece, change=change.reshape(1))
@@ -219,7 +218,8 @@ def _phase_errors(
     final: Tensor,
 ) -> Tensor:
     """float64 [phases]: error of the final latents with the probe plan in all layers in all steps of the phase."""
-    probe: Plans = (probe_plan(renderer, candidates),) * renderer.transformer.config.num_layers
+    config = renderer.transformer.config
+    probe: Plans = (candidates.probe_plan(config.num_heads),) * config.num_layers
     found = []
     for index, span in enumerate(phases):
 
@@ -236,9 +236,3 @@ def _phase_errors(
             renderer.tick(len(velocities) - span.first)
         found.append(kept["error"])
     return torch.cat(found)
-
-
-def probe_plan(renderer: Renderer, candidates: Candidates) -> AttentionPlan:
-    """What sensitivities are measured with, for one layer."""
-    precision, window = candidates.probe
-    return candidates.plan(precision, [window] * renderer.transformer.config.num_heads)

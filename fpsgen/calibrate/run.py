@@ -24,7 +24,7 @@ from fpsgen.calibrate.measure import Measurement, measure
 from fpsgen.calibrate.solve import Schedule
 from fpsgen.calibrate.trajectory import Clip, Renderer
 from fpsgen.calibrate.verify import Checked, Checker
-from fpsgen.presets import Measured, Preset, file
+from fpsgen.presets import Measured, Plans, Preset, file
 from fpsgen.timing import Timings
 from fpsgen.wan.load import load_transformer, load_vae
 
@@ -73,7 +73,8 @@ def calibrate(
     clips, negative = _encoded(job, device, text_dtype, watcher)
     transformer = load_transformer(job.model.checkpoint, device, dtype)
     weights = transformer.fingerprint()
-    backend = attention.choose(device, job.candidates.plan(*_probe(job)), job.model.config.head_dim).name
+    config = job.model.config
+    backend = attention.choose(device, job.candidates.probe_plan(config.num_heads), config.head_dim).name
     if device.type == "cuda" and backend == "reference":
         watcher.warn("plain PyTorch runs 8-bit attention here, which may take days: see `fpsgen doctor`")
     journal = Journal(cache, _key(job, weights, backend, device, dtype, text_dtype))
@@ -95,7 +96,7 @@ def calibrate(
     taken = tried[-1]
     found = to_preset(job, taken.schedule)
     plans = step_plans(job, found)
-    measured = _measured(job, weights, found, taken, device)
+    measured = _measured(job, weights, plans, taken, device)
     found = replace(found, measured=measured, about=f"calibrated for {job.budget}")
     pairs = []
     for number, one in enumerate(taken.checked[:2]):
@@ -137,9 +138,8 @@ def _verifier(job: Job, checker: Checker, watcher: Watcher) -> Callable[[Schedul
     return verify
 
 
-def _probe(job: Job) -> tuple[int, list[int]]:
-    precision, window = job.candidates.probe
-    return precision, [window] * job.model.config.num_heads
+def _name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def _key(
@@ -154,7 +154,7 @@ def _key(
         "backend": backend,
         "others": [[file.st_size, file.st_mtime_ns] for file in others],
         "threads": torch.get_num_threads() if device.type == "cpu" else None,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "device": _name(device),
         "dtypes": [str(dtype), str(text_dtype)],
         "weights": weights,
         "video": asdict(job.video),
@@ -165,10 +165,9 @@ def _key(
     }
 
 
-def _measured(job: Job, weights: str, preset: Preset, taken: Tried, device: torch.device) -> Measured:
+def _measured(job: Job, weights: str, plans: list[Plans], taken: Tried, device: torch.device) -> Measured:
     error, error_ci95 = metrics.mean_ci95([one.error for one in taken.checked])
     psnr, psnr_ci95 = metrics.mean_ci95([one.psnr for one in taken.checked])
-    plans = step_plans(job, preset)
     return Measured(
         weights=weights,
         size=f"{job.video.width}x{job.video.height}",
@@ -184,7 +183,7 @@ def _measured(job: Job, weights: str, preset: Preset, taken: Tried, device: torc
         psnr=round(psnr, 2),
         psnr_ci95=round(psnr_ci95, 2),
         psnr_worst=round(min(one.psnr for one in taken.checked), 2),
-        device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        device=_name(device),
         fpsgen=__version__,
         torch=torch.__version__,
     )
@@ -199,7 +198,7 @@ def record(job: Job, measurement: Measurement, tried: list[Tried], preset: Prese
     """What the report shows, as JSON has it."""
     taken, of, tiles = tried[-1], preset.measured, job.tiles
     assert of is not None
-    densities = torch.tensor([job.tiles.density(job.tiles.fit(window)) for window in job.candidates.windows])
+    densities = torch.tensor(job.candidates.densities)
     precision, window = job.candidates.probe
     return {
         "model": f"pocket v{job.model.card['version']}" if job.model.card else job.model.name,

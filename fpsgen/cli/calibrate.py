@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import secrets
 import shlex
 import sys
 import time
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fpsgen import files
 from fpsgen.cli.errors import explained
 from fpsgen.cli.generate import MAX_PROMPT, per_model
 from fpsgen.cli.options import Dtype, Json, Verbose, choose_dtype, choose_text_dtype, expand, parse_device
@@ -252,9 +252,7 @@ def check_output(output: Path) -> str | None:
         there = output.exists()
         if output.is_dir():
             raise UsageError(f"-o {output} is a folder", hint="name a .toml file in it")
-        probe = _beside(output)
-        probe.touch()  # permissions, read-only and special file systems: only trying tells
-        probe.unlink()
+        files.check_writable(output)
     except OSError as fault:
         told = f"-o {str(output)[:200]} cannot be written: {fault.strerror or fault}"
         raise UsageError(told, hint="choose another -o") from None
@@ -269,11 +267,6 @@ def check_output(output: Path) -> str | None:
             raise UsageError(f"{output} is there, and no calibration wrote it", hint="choose another -o")
         return before.about or "a calibrated preset"
     return None
-
-
-def _beside(output: Path) -> Path:
-    """A free hidden name next to a file, or to what it links to; short because names are limited."""
-    return output.resolve().with_name(f".fpsgen-{secrets.token_hex(6)}.part")
 
 
 def safe_name(name: str) -> str:
@@ -330,7 +323,7 @@ def write(result: Result, output: Path, page: Path | None) -> list[Path]:
     """The preset by one rename, and its report; returns what was written."""
     from fpsgen.presets import file
 
-    beside = _beside(output)
+    beside = files.beside(output)
     try:
         beside.write_text(file.text(result.preset), encoding="utf-8")
         beside.replace(output.resolve())  # a link stays one

@@ -181,8 +181,10 @@ def facts(preset: Preset) -> dict[str, Any]:
 
 
 def quality(told: dict) -> str:
+    from fpsgen.presets import Measured
+
     if of := told["measured"]:
-        return f"PSNR {of['psnr']:.1f}" + (f" ± {of['psnr_ci95']:.1f}" if of["clips"] > 1 else "") + " dB"
+        return f"PSNR {Measured(**of).psnr_told} dB"
     return "exact" if told["exact"] else "not calibrated"
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from fpsgen import files
 from fpsgen.errors import RenderError, UsageError
 
 _MOST_PAIRS = 99  # what `check_path` tries a name for
@@ -82,35 +82,24 @@ def check_path(path: Path) -> None:
             raise UsageError(f"{path} is write-protected", hint="choose another name for the report")
         with contextlib.suppress(FileNotFoundError):
             path.with_name(f"{path.stem}-frames-{_MOST_PAIRS}.png").lstat()  # tells of a name too long
-        probe = _beside(path)
-        probe.touch()  # permissions, read-only and special file systems: only trying tells
-        probe.unlink()
+        files.check_writable(path)
     except OSError as fault:
-        message = f"{_short(path)} cannot be written: {fault.strerror or fault}"
+        message = f"{files.shortened(path)} cannot be written: {fault.strerror or fault}"
         raise UsageError(message, hint="choose another place or name for the report") from None
 
 
-def _place(files: dict[Path, bytes]) -> None:
+def _place(contents: dict[Path, bytes]) -> None:
     """Write all under hidden names, then rename, in order: a full disk is noticed before the first has its name."""
-    partial = {path: _beside(path) for path in files}
+    partial = {path: files.beside(path) for path in contents}
     try:
-        for path, data in files.items():
+        for path, data in contents.items():
             partial[path].write_bytes(data)
         for path, written in partial.items():
             written.replace(path.resolve())  # a link stays one
     except OSError as fault:
-        message = f"the report {_short(path)} could not be written: {fault.strerror or fault}"
+        message = f"the report {files.shortened(path)} could not be written: {fault.strerror or fault}"
         raise RenderError(message, hint="is there room on the disk?") from None
     finally:
         for written in partial.values():
             with contextlib.suppress(OSError):  # the disk's first complaint is the one to hear
                 written.unlink(missing_ok=True)
-
-
-def _beside(path: Path) -> Path:
-    """A free hidden name next to `path`, or to what it links to; short because names are limited."""
-    return path.resolve().with_name(f".fpsgen-{secrets.token_hex(6)}{path.suffix}")
-
-
-def _short(path: Path) -> str:
-    return str(path) if len(str(path)) <= 100 else f"{str(path)[:100]}…"

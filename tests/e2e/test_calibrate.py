@@ -221,7 +221,7 @@ def test_a_full_disk_at_the_end(calibrator: Calibrator, monkeypatch: pytest.Monk
     real = Path.write_text
 
     def full(self: Path, *args: Any, **more: Any) -> int:
-        if self.suffix == ".part":
+        if self.name.startswith(".fpsgen-"):
             real(self, "half")
             raise OSError(28, "No space left on device")
         return real(self, *args, **more)
