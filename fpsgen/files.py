@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 from pathlib import Path
+from typing import Any
 
 
 def beside(path: Path) -> Path:
     """A free hidden name next to `path`, or to what it links to, of its suffix; short because names are limited,
     absolute because ffmpeg takes "take:1.mp4" for a protocol."""
     return path.resolve().with_name(f".fpsgen-{secrets.token_hex(6)}{path.suffix}")
+
+
+def write_text(path: Path, text: str) -> None:
+    """UTF-8, by one rename: whoever is killed meanwhile leaves what was there before. Folders on the way are made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    whole = beside(path)
+    try:
+        whole.write_text(text, encoding="utf-8", errors="replace")
+        whole.replace(path.resolve())  # a link stays one
+    finally:
+        whole.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """As `write_text`."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
 
 
 def check_writable(path: Path) -> None:

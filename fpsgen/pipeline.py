@@ -8,11 +8,13 @@ all the memory there is.
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from pathlib import Path
+from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,6 +30,8 @@ from fpsgen.wan.load import load_transformer, load_vae
 from fpsgen.wan.models import Model
 from fpsgen.wan.text_encoder import TextEncoder
 from fpsgen.wan.transformer import KeyValue, WanTransformer
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -77,11 +81,19 @@ class Step:
 
 
 @dataclass(frozen=True)
+class Denoised:
+    """The final latents, [1, 16, T, h, w]."""
+
+    latents: Tensor
+
+
+@dataclass(frozen=True)
 class Frames:
-    """`done` of `total` frames are decoded and with the encoder."""
+    """`done` of `total` frames are decoded and with the encoder; pixels: the last, uint8 [n, height, width, 3]."""
 
     done: int
     total: int
+    pixels: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -92,7 +104,7 @@ class Notice:
     detail: bool = False
 
 
-Event = Phase | Step | Frames | Notice
+Event = Phase | Step | Denoised | Frames | Notice
 
 
 def generate(
@@ -121,11 +133,22 @@ def generate(
     if surprise := request.preset.surprise(transformer.fingerprint(), request.width, request.height, request.frames):
         yield Notice(surprise)
     latents = yield from denoise(request, transformer, plans, texts, device, timings)
+    yield Denoised(latents)
     with timings.phase("load"):
         del transformer
         memory.release()
     yield Phase("decode")
     yield from decode(request, model, latents, device, timings, describe(request, model, device, dtype, text_dtype))
+
+
+def finish(events: Generator[Event, None, T], watch: Callable[[Event], None]) -> T:
+    """Run a phase to its end, telling `watch` each event; what the phase returns."""
+    while True:
+        try:
+            event = next(events)
+        except StopIteration as end:
+            return end.value
+        watch(event)
 
 
 def encode_prompts(
@@ -222,8 +245,12 @@ def denoise(
     texts: list[Tensor],
     device: torch.device,
     timings: Timings,
+    tolerant: bool = False,
 ) -> Generator[Event, None, Tensor]:
-    """From noise to latents [1, 16, T, h, w], the generator's return value; plans: each layer's at each step."""
+    """From noise to latents [1, 16, T, h, w], the generator's return value; plans: each layer's at each step.
+
+    Raises RenderError where they are not finite, unless `tolerant`.
+    """
     yield Phase("denoise")
     with timings.phase("denoise"):
         solver = request.new_solver()
@@ -244,7 +271,7 @@ def denoise(
             latents = solver.step(velocity, latents)
             finite = bool(latents.isfinite().all())  # waits for the device, too
         timings.steps.append(time.perf_counter() - begin)
-        if not finite:
+        if not finite and not tolerant:
             hint = None if transformer.dtype == torch.float32 else "try --dtype fp32"
             raise RenderError(f"the model gave values that are not finite at step {index + 1}", hint)
         yield Step(index + 1, request.steps, timings.steps[-1])
@@ -291,19 +318,16 @@ def decode(
     """
     with timings.phase("load"):
         vae = load_vae(model.checkpoint, device)
-    pieces = wan_vae.stream(vae, wan_vae.denormalise(vae, latents))
+    pieces = wan_vae.frames_of(vae, latents)
     size = (request.width, request.height)
     with VideoWriter(request.output, size, request.fps, request.scale_to) as writer:
         while True:
             with timings.phase("decode"):
-                if (piece := next(pieces, None)) is None:
+                if (frames := next(pieces, None)) is None:
                     break
-                if not piece.isfinite().all():
-                    raise RenderError("the VAE gave values that are not finite: its weights are damaged")
-                frames = wan_vae.to_uint8(piece)
             with timings.phase("encode"):
                 writer.write(frames)
-            yield Frames(writer.frames, request.frames)
+            yield Frames(writer.frames, request.frames, frames)
         with timings.phase("encode"):
             writer.close()
         timings.peak_memory = memory.peak_bytes(device)

@@ -9,7 +9,12 @@ from typing import Literal, get_args
 
 import numpy as np
 import torch
-from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
+from diffusers import (
+    DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    SchedulerMixin,
+    UniPCMultistepScheduler,
+)
 from torch import Tensor
 
 SolverName = Literal["unipc", "dpm++", "euler"]
@@ -61,6 +66,11 @@ class Solver:
             self._scheduler.timesteps = torch.from_numpy(TRAIN_TIMESTEPS * levels).long()
         # Else the first step is looked up by its timestep, and cut to integers two steps may share one.
         self._scheduler.set_begin_index(0)
+
+    @property
+    def scheduler(self) -> SchedulerMixin:
+        """diffusers' own object, at its first step until `step` is called."""
+        return self._scheduler
 
     @property
     def sigmas(self) -> Tensor:

@@ -5,51 +5,35 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from typing import Protocol
 
-import diffusers
 import numpy as np
 import torch
-import transformers
 
 from fpsgen import __version__, assets, attention, metrics, pipeline
+from fpsgen import journal as journals
 from fpsgen.calibrate import budget as budgets
 from fpsgen.calibrate import frontier
-from fpsgen.calibrate import journal as journals
 from fpsgen.calibrate.budget import Tried
 from fpsgen.calibrate.candidates import PRECISIONS
 from fpsgen.calibrate.job import Job, mean_cost, mean_density, problem, step_plans, to_preset
-from fpsgen.calibrate.journal import Journal
 from fpsgen.calibrate.measure import Measurement, measure
 from fpsgen.calibrate.solve import Schedule
 from fpsgen.calibrate.trajectory import Clip, Renderer
 from fpsgen.calibrate.verify import Checked, Checker
+from fpsgen.journal import Journal
 from fpsgen.presets import Measured, Plans, Preset, file
 from fpsgen.timing import Timings
 from fpsgen.wan.load import load_transformer, load_vae
+from fpsgen.watcher import Watcher
 
 # Raised where the table of errors changes its meaning, so that older measurements are not taken for new ones.
 _VERSION = 1
 
 
-class Watcher(Protocol):
-    """Whoever looks on. Work is counted in steps of both guidance branches."""
-
-    def phase(self, name: str) -> None: ...
-
-    def total(self, work: float) -> None: ...
-
-    def advance(self, work: float) -> None: ...
-
-    def note(self, text: str) -> None: ...
-
-    def warn(self, text: str) -> None: ...
-
-
 @dataclass(frozen=True)
 class Result:
-    """preset: verified. record: what `report.write` takes. pairs: of the first clips, prompt, PSNR, BF16's frames and
-    ours. measurement: what it was solved from."""
+    """preset: verified. record: what `report.calibration.write` takes. pairs: of the first clips, prompt, PSNR, BF16's
+    frames and ours. measurement: what it was solved from."""
 
     preset: Preset
     record: dict
@@ -110,15 +94,13 @@ def calibrate(
 def _encoded(job: Job, device: torch.device, dtype: torch.dtype, watcher: Watcher) -> tuple[list[Clip], torch.Tensor]:
     """The clips that are rendered, and the encoded negative prompt; the text encoder is gone afterwards."""
     prompts = job.prompts[: job.effort.clips + job.effort.checks]
-    events = pipeline.encode_prompts([*prompts, job.video.negative], job.model, device, dtype, Timings())
-    while True:
-        try:
-            event = next(events)
-        except StopIteration as end:
-            *texts, negative = end.value
-            break
+
+    def watch(event: pipeline.Event) -> None:
         if isinstance(event, pipeline.Notice):
             watcher.warn(event.text)
+
+    events = pipeline.encode_prompts([*prompts, job.video.negative], job.model, device, dtype, Timings())
+    *texts, negative = pipeline.finish(events, watch)
     clips = [Clip(prompt, job.seed + i, text) for i, (prompt, text) in enumerate(zip(prompts, texts, strict=True))]
     return clips, negative
 
@@ -138,25 +120,14 @@ def _verifier(job: Job, checker: Checker, watcher: Watcher) -> Callable[[Schedul
     return verify
 
 
-def _name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-
-
 def _key(
     job: Job, weights: str, backend: str, device: torch.device, dtype: torch.dtype, text_dtype: torch.dtype
 ) -> dict:
-    """All that the measurements depend on; not the budget, nor the preset's name. Of text encoder and VAE, the files'
-    sizes and times: to read them takes longer than to measure anew."""
-    others = [file.stat() for file in (*job.model.checkpoint.text_encoder, *job.model.checkpoint.vae)]
+    """All that the measurements depend on; not the budget, nor the preset's name."""
     return {
+        **journals.surroundings(job.model, weights, device, dtype, text_dtype),
         "version": _VERSION,
-        "versions": [__version__, torch.__version__, diffusers.__version__, transformers.__version__],
         "backend": backend,
-        "others": [[file.st_size, file.st_mtime_ns] for file in others],
-        "threads": torch.get_num_threads() if device.type == "cpu" else None,
-        "device": _name(device),
-        "dtypes": [str(dtype), str(text_dtype)],
-        "weights": weights,
         "video": asdict(job.video),
         "tiles": asdict(job.tiles),
         "effort": {**asdict(job.effort), "rounds": None},
@@ -183,7 +154,7 @@ def _measured(job: Job, weights: str, plans: list[Plans], taken: Tried, device: 
         psnr=round(psnr, 2),
         psnr_ci95=round(psnr_ci95, 2),
         psnr_worst=round(min(one.psnr for one in taken.checked), 2),
-        device=_name(device),
+        device=journals.device_name(device),
         fpsgen=__version__,
         torch=torch.__version__,
     )

@@ -11,9 +11,9 @@ from torch import Tensor
 from fpsgen import pipeline, sampling
 from fpsgen.attention.plan import AttentionPlan
 from fpsgen.attention.tiles import TileGrid
-from fpsgen.calibrate.journal import Journal
 from fpsgen.calibrate.settings import Video
 from fpsgen.errors import RenderError
+from fpsgen.journal import Journal
 from fpsgen.presets import Plans
 from fpsgen.wan.transformer import KeyValue, WanTransformer
 from fpsgen.wan.vae import latent_shape

@@ -83,12 +83,7 @@ class Checker:
 
     def decode(self, latents: Tensor) -> np.ndarray:
         """uint8 [frames, height, width, 3]; RenderError where the VAE's values are not finite."""
-        pieces = []
-        for piece in wan_vae.stream(self._vae, wan_vae.denormalise(self._vae, latents.to(self.renderer.device))):
-            if not piece.isfinite().all():
-                raise RenderError("the VAE gave values that are not finite: its weights are damaged")
-            pieces.append(wan_vae.to_uint8(piece))
-        return np.concatenate(pieces)
+        return np.concatenate(list(wan_vae.frames_of(self._vae, latents.to(self.renderer.device))))
 
 
 def _name(plans: list[Plans], number: int) -> str:

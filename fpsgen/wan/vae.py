@@ -9,6 +9,8 @@ import torch
 from diffusers import AutoencoderKLWan
 from torch import Tensor
 
+from fpsgen.errors import RenderError
+
 TEMPORAL, SPATIAL = 4, 8  # pixels per latent along time, and along height and width
 
 
@@ -41,6 +43,17 @@ def stream(vae: AutoencoderKLWan, latents: Tensor) -> Iterator[Tensor]:
         )
         yield frames.clamp(-1, 1)
     vae.clear_cache()
+
+
+def frames_of(vae: AutoencoderKLWan, latents: Tensor) -> Iterator[np.ndarray]:
+    """The model's latents [1, 16, T, h, w] to uint8 frames [n, height, width, 3], piece by piece as `stream`.
+
+    RenderError where the VAE's values are not finite.
+    """
+    for piece in stream(vae, denormalise(vae, latents)):
+        if not piece.isfinite().all():
+            raise RenderError("the VAE gave values that are not finite: its weights are damaged")
+        yield to_uint8(piece)
 
 
 def to_uint8(frames: Tensor) -> np.ndarray:

@@ -13,9 +13,9 @@ import torch
 from fpsgen.attention.tiles import TileGrid
 from fpsgen.calibrate.budget import Budget
 from fpsgen.calibrate.job import Job
-from fpsgen.calibrate.journal import Journal
 from fpsgen.calibrate.settings import Effort, Video
 from fpsgen.calibrate.trajectory import Clip, Renderer
+from fpsgen.journal import Journal
 from fpsgen.wan.config import WanConfig
 from fpsgen.wan.models import absent, open_folder
 from fpsgen.wan.transformer import WanTransformer

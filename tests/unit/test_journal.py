@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from fpsgen.calibrate import journal as journals
-from fpsgen.calibrate.journal import Journal
+from fpsgen import journal as journals
 from fpsgen.errors import RenderError
+from fpsgen.journal import Journal
 
 ROWS = torch.arange(12.0).view(3, 4)
 

@@ -9,11 +9,36 @@ import os
 import secrets
 from pathlib import Path
 
+import diffusers
 import safetensors.torch
+import torch
+import transformers
 from safetensors import SafetensorError
 from torch import Tensor
 
+from fpsgen import __version__
 from fpsgen.errors import RenderError
+from fpsgen.wan.models import Model
+
+
+def device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def surroundings(
+    model: Model, weights: str, device: torch.device, dtype: torch.dtype, text_dtype: torch.dtype
+) -> dict[str, object]:
+    """All that a clip depends on besides its settings, for a journal's key. weights: the transformer's fingerprint. Of
+    text encoder and VAE, the files' sizes and times: to read them takes longer than to render anew."""
+    others = [file.stat() for file in (*model.checkpoint.text_encoder, *model.checkpoint.vae)]
+    return {
+        "versions": [__version__, torch.__version__, diffusers.__version__, transformers.__version__],
+        "others": [[file.st_size, file.st_mtime_ns] for file in others],
+        "threads": torch.get_num_threads() if device.type == "cpu" else None,
+        "device": device_name(device),
+        "dtypes": [str(dtype), str(text_dtype)],
+        "weights": weights,
+    }
 
 
 def check(root: Path) -> None:
