@@ -18,11 +18,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmarks.record import page, provenance, write
-from fpsgen import pipeline
+from fpsgen import files, pipeline
 from fpsgen.attention import QKTransform, dense, emulator, prepare
 from fpsgen.attention.plan import AttentionPlan
 from fpsgen.attention.tiles import TileGrid
+from fpsgen.bench.markdown import page
+from fpsgen.bench.provenance import provenance
 from fpsgen.timing import Timings
 from fpsgen.wan import models
 from fpsgen.wan.load import load_transformer
@@ -182,11 +183,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/numerics"))
     args = parser.parse_args()
-    args.out.parent.mkdir(parents=True, exist_ok=True)
     begin = provenance(["python", "-m", "benchmarks.numerics", *sys.argv[1:]])
     record = {**begin, "errors": measure()}
-    write(args.out.with_suffix(".json"), record)
-    args.out.with_suffix(".md").write_text(document(record), encoding="utf-8")
+    files.write_json(args.out.with_suffix(".json"), record)
+    files.write_text(args.out.with_suffix(".md"), document(record))
     print(tables(record["errors"]), end="")
 
 

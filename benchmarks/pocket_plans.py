@@ -22,9 +22,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.record import page, provenance, write
-from fpsgen import pipeline
+from fpsgen import files, pipeline
 from fpsgen.attention.tiles import Shape3
+from fpsgen.bench.judge import load_network
+from fpsgen.bench.markdown import page
+from fpsgen.bench.provenance import provenance
 from fpsgen.presets import Phase, Preset, file
 from fpsgen.timing import Timings
 from fpsgen.wan import models
@@ -32,7 +34,6 @@ from fpsgen.wan import vae as wan_vae
 from fpsgen.wan.load import load_transformer, load_vae
 from fpsgen.wan.text_encoder import TextEncoder
 from recipes.pocket.evaluate import NOISE_SEED, prompts_for
-from recipes.pocket.scorer import WEIGHTS, load_network
 from recipes.pocket.world import contact_sheet
 
 # Windows whose density is near 1/2, 1/4 and 1/8, of 4 x 3 x 5 tiles. Chosen by a pilot of 8 of these prompts: of the
@@ -71,7 +72,7 @@ class Worker:
         cls.encoder = TextEncoder(cls.model.checkpoint, cpu, torch.bfloat16)
         cls.transformer = load_transformer(cls.model.checkpoint, cpu, torch.float32)
         cls.vae = load_vae(cls.model.checkpoint, cpu)
-        cls.judge = load_network(WEIGHTS)
+        cls.judge = load_network()
 
     @classmethod
     def run(cls, index: int, prompt: str) -> tuple[list[dict], list[np.ndarray]]:
@@ -105,14 +106,9 @@ class Worker:
         timings = Timings()
         plans = pipeline.schedule(request, cls.model)
         steps = pipeline.denoise(request, cls.transformer, plans, texts, torch.device("cpu"), timings)
-        while True:
-            try:
-                next(steps)
-            except StopIteration as end:
-                latents = end.value
-                break
-        pieces = wan_vae.stream(cls.vae, wan_vae.denormalise(cls.vae, latents))
-        return latents, np.concatenate([wan_vae.to_uint8(piece) for piece in pieces]), float(np.median(timings.steps))
+        latents = pipeline.finish(steps, lambda event: None)
+        frames = np.concatenate(list(wan_vae.frames_of(cls.vae, latents)))
+        return latents, frames, float(np.median(timings.steps))
 
 
 def summarise(clips: list[list[dict]], truth: list[tuple[str, str, str]]) -> list[dict]:
@@ -211,8 +207,8 @@ def main() -> None:
     card = models.find("pocket").card or {}
     begin["pocket"] = {key: card[key] for key in ("version", "sha256")}
     record = {**begin, "clips": args.clips, "prompts": prompts, "sheet": image.name, "rows": rows}
-    write(args.out.with_suffix(".json"), record)
-    args.out.with_suffix(".md").write_text(document(record))
+    files.write_json(args.out.with_suffix(".json"), record)
+    files.write_text(args.out.with_suffix(".md"), document(record))
     contact_sheet(sheet, [row["preset"] for row in rows], columns=6).quantize(256).save(image, optimize=True)
     print(table(rows), end="")
 

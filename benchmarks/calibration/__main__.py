@@ -21,8 +21,10 @@ from rich.console import Console
 
 from benchmarks.calibration.page import document, rows_of
 from benchmarks.calibration.worker import CPU, Spec, Worker, job_for
-from benchmarks.record import RESULTS, provenance, write
+from benchmarks.record import RESULTS
+from fpsgen import files
 from fpsgen.attention.plan import AttentionPlan
+from fpsgen.bench.provenance import provenance
 from fpsgen.calibrate import cost, solve
 from fpsgen.calibrate.candidates import PRECISIONS
 from fpsgen.calibrate.job import Job, mean_cost, mean_density, problem, step_plans, to_preset
@@ -174,8 +176,8 @@ def main() -> None:
         "contenders": told,
     }
     record["rows"] = rows_of(record)
-    write(args.out.with_suffix(".json"), record)
-    args.out.with_suffix(".md").write_text(document(record), encoding="utf-8")
+    files.write_json(args.out.with_suffix(".json"), record)
+    files.write_text(args.out.with_suffix(".md"), document(record))
 
 
 def next_density(job: Job, density: float) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from benchmarks.record import page
+from fpsgen.bench.markdown import page
 from fpsgen.metrics import mean_ci95
 
 AIM = 0.7

@@ -9,10 +9,10 @@ import torch
 from fpsgen import assets
 from fpsgen.calibrate.budget import Budget
 from fpsgen.calibrate.job import Job
-from fpsgen.calibrate.journal import Journal
 from fpsgen.calibrate.settings import Video, defaults
 from fpsgen.calibrate.trajectory import Clip, Renderer
 from fpsgen.calibrate.verify import Checked, Checker
+from fpsgen.journal import Journal
 from fpsgen.presets import Plans
 from fpsgen.wan import models
 from fpsgen.wan.load import load_transformer, load_vae

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks.attention.check import error
 from fpsgen import attention
 from fpsgen.attention import emulator, flex, reference
 from fpsgen.attention.plan import AttentionPlan
 from fpsgen.attention.tiles import TileGrid
+from fpsgen.bench.attention.check import error
 
 pytestmark = pytest.mark.gpu
 

@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.attention.check import Oracles
 from fpsgen import attention
 from fpsgen.attention import hopper
 from fpsgen.attention.emulator import VARIANTS
 from fpsgen.attention.plan import AttentionPlan
 from fpsgen.attention.tiles import TileGrid
+from fpsgen.bench.attention.check import Oracles
 from tests.gpu.hopper import another_card, tell
 from tests.kernels import cases, host
 from tests.kernels.cases import RAGGED, TOLERANCE, Given, assert_same_operands, line, moved, plan_for, prepared

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.attention.check import Oracles, error, sampled_rows
-from benchmarks.attention.contenders import Inputs
-from benchmarks.attention.shapes import DENSITIES, chosen_windows, shape
 from fpsgen.attention import dense, hopper, reference
 from fpsgen.attention.plan import AttentionPlan
 from fpsgen.attention.tiles import Shape3, TileGrid
+from fpsgen.bench.attention.check import Oracles, error, sampled_rows
+from fpsgen.bench.attention.contenders import Inputs
+from fpsgen.bench.attention.shapes import DENSITIES, chosen_windows, shape
 from tests.gpu.hopper import another_card, tell
 from tests.kernels.cases import TOLERANCE, plan_for
 

@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.attention.check import error
 from fpsgen.attention import QKTransform, prepare
 from fpsgen.attention.emulator import VARIANTS
 from fpsgen.attention.plan import AttentionPlan
 from fpsgen.attention.tiles import Shape3, TileGrid
+from fpsgen.bench.attention.check import error
 from tests.kernels import host
 
 RAGGED = TileGrid((2, 5, 9), (2, 3, 4))  # 1 x 2 x 3 tiles of 4 to 24 tokens

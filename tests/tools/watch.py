@@ -15,7 +15,8 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks.record import provenance, write
+from fpsgen.bench.provenance import provenance
+from fpsgen.files import write_json
 
 INTERVAL = 0.05  # seconds between two looks
 
@@ -49,5 +50,5 @@ if __name__ == "__main__":
     parser.add_argument("command", nargs="+")
     given = parser.parse_args()
     found = watch(given.command)
-    write(given.to, {**provenance(given.command), **found})
+    write_json(given.to, {**provenance(given.command), **found})
     print(f"peak RssAnon {found['peak_rss_anon_bytes'] / 1e9:.2f} GB", file=sys.stderr)

@@ -9,10 +9,10 @@ from collections.abc import Callable
 import pytest
 
 from benchmarks import numerics, pocket_plans
-from benchmarks.attention import report
 from benchmarks.calibration import page as calibration
 from benchmarks.record import RESULTS
 from fpsgen import assets
+from fpsgen.bench.attention import report
 
 NAMES = sorted(path.stem for path in RESULTS.glob("*.json"))
 PAGES = sorted(path.stem for path in RESULTS.glob("*.md") if path.stem != "README")

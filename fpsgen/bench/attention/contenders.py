@@ -1,10 +1,11 @@
-"""Who runs in `benchmarks.attention`: torch's dense attention, FlexAttention, and our kernel, on the same inputs.
+"""Who runs in `fpsgen bench attention`: dense attention in BF16, FlexAttention, and our kernel, on the same inputs.
 
 A contender is a line of the record and what to call. Its line says of the work:
 
 - kind: sdpa, package (attention of other projects), prepare (norm and RoPE, which those need first), flex, and of ours
   prologue, kernel and together, the prologue with the kernel;
-- stages: [floating-point operations, bytes] of each part that waits for the one before, for `roofline.bound`;
+- stages: of each part that waits for the one before [floating-point operations, exponentials, bytes], for
+  `roofline.bound`;
 - bits: 16 or 8, the operands of its matrix products;
 - density: the true share of token pairs; wanted: what the window was chosen for;
 - why_not: why it does not run here; fault: that it failed, or computes something else.
@@ -12,35 +13,33 @@ A contender is a line of the record and what to call. Its line says of the work:
 
 from __future__ import annotations
 
-import importlib
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache, partial
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from benchmarks import roofline
-from benchmarks.attention.check import Oracles, error, for_heads, sampled_rows, spread
-from benchmarks.attention.shapes import HEAD_DIM, MODELS, Shape, plan_8bit
 from fpsgen.attention import QKTransform, dense, flex, hopper, prepare
+from fpsgen.attention.emulator import VARIANTS
 from fpsgen.attention.plan import AttentionPlan
 from fpsgen.attention.tiles import Shape3
+from fpsgen.bench import roofline
+from fpsgen.bench.attention.check import Oracles, error, for_heads, sampled_rows, spread
+from fpsgen.bench.attention.shapes import HEAD_DIM, Shape, plan_8bit
 from fpsgen.jit import prologue
-from fpsgen.wan.config import WanConfig
+from fpsgen.wan.config import FAMILIES, WanConfig
 from fpsgen.wan.transformer import rope_table
 
-SDPA = {"FLASH_ATTENTION": "SDPA flash", "CUDNN_ATTENTION": "SDPA cuDNN", "EFFICIENT_ATTENTION": "SDPA efficient"}
-PACKAGES = {"flash_attn_interface": "FlashAttention-3", "flash_attn.cute": "FlashAttention-4"}
-
-# In BF16, P and the result are rounded to 2^-9 each: 4e-3 was measured (benchmarks.numerics).
+# In BF16, P and the result are rounded to 2^-9 each: 4e-3 was measured (benchmarks/results/numerics.md).
 LIMIT_16BIT = 1e-2
 # Of our kernel against its emulator; tests/gpu holds it to less. A speed must not be that of other work: on these data
 # one key tile left out of 630 moves a result by 1 / sqrt(630) = 4e-2.
 LIMIT_8BIT = 1e-2
 CHECKED_HEADS = 8
+MOST_SCORES = 2**32  # bytes
 MOST_WORDS = 600  # letters of an error in the record
 
 
@@ -48,7 +47,7 @@ class WrongResultError(Exception):
     """A contender computes something else: no speed of it is worth a line."""
 
 
-def nothing() -> dict:
+def nothing() -> dict[str, Any]:
     return {}
 
 
@@ -56,9 +55,9 @@ def nothing() -> dict:
 class Contender:
     """call: the work that is timed. check: what its result is off by, for the line; WrongResultError if too much."""
 
-    line: dict
+    line: dict[str, Any]
     call: Callable[[], object] = nothing
-    check: Callable[[], dict] = nothing
+    check: Callable[[], dict[str, Any]] = nothing
 
 
 class Inputs:
@@ -75,7 +74,7 @@ class Inputs:
         self.shape = shape
         self.q, self.k, self.v = (random(*size) for _ in range(3))
         norm_q, norm_k = (1 + 0.1 * random(heads * HEAD_DIM).float() for _ in range(2))
-        config = MODELS.get(shape.model, MODELS["1.3b"])
+        config = FAMILIES.get(shape.model, FAMILIES["1.3b"])  # smoke is neither
         rope = rope_table(tiles.grid, HEAD_DIM, WanConfig.ROPE_THETA)[tiles.inverse].to(device)
         self.transform = QKTransform(norm_q, norm_k, config.eps, rope)
         self.heads = spread(heads, CHECKED_HEADS).to(device)
@@ -92,12 +91,12 @@ class Inputs:
         """The rows and heads of a result that are checked."""
         return out[:, self.oracles.rows.to(out.device)][:, :, self.heads]
 
-    def check_16bit(self, call: Callable[[], Tensor], plan: AttentionPlan) -> dict:
+    def check_16bit(self, call: Callable[[], Tensor], plan: AttentionPlan) -> dict[str, Any]:
         """Against exact attention of the float32 q and k."""
         value = error(self.picked(call()), self.oracles.exact(for_heads(plan, self.heads)))
         return limited({"error_to_exact": value}, value, LIMIT_16BIT)
 
-    def check_8bit(self, call: Callable[[], Tensor], plan: AttentionPlan, variant: str) -> dict:
+    def check_8bit(self, call: Callable[[], Tensor], plan: AttentionPlan, variant: str) -> dict[str, Any]:
         """Against the emulator; the error against exact attention is for the record."""
         out, own = self.picked(call()), for_heads(plan, self.heads)
         errors = self.oracles.emulated_errors(out, own, variant, LIMIT_8BIT)
@@ -105,14 +104,14 @@ class Inputs:
         return limited(found, min(errors.values()), LIMIT_8BIT)
 
 
-def limited(found: dict, value: float, limit: float) -> dict:
+def limited(found: dict[str, Any], value: float, limit: float) -> dict[str, Any]:
     """`found`; WrongResultError where `value` is not within `limit`, NaN included."""
     if not value <= limit:
         raise WrongResultError(f"relative error {value:.2g}, of which {limit:g} is allowed: {found}")
     return found
 
 
-def contenders(inputs: Inputs, windows: dict[str, Shape3 | None], variants: list[str]) -> Iterator[Contender]:
+def contenders(inputs: Inputs, windows: dict[str, Shape3 | None], variants: Iterable[str]) -> Iterator[Contender]:
     """All of them, one after another; those that do not run here have a line with why_not."""
     yield from dense_16bit(inputs)
     yield prepare_line(inputs)
@@ -122,43 +121,36 @@ def contenders(inputs: Inputs, windows: dict[str, Shape3 | None], variants: list
 
 
 def dense_16bit(inputs: Inputs) -> Iterator[Contender]:
-    """torch's backends and others' packages, in BF16."""
+    """Every kernel for dense attention that does not round to 8 bits: torch's backends, other projects' packages."""
     shape, plan = inputs.shape, AttentionPlan(inputs.shape.tiles)
     moved = roofline.sdpa_bytes(shape.tiles.tokens, shape.heads, HEAD_DIM)
-    common = {"bits": 16, "density": 1.0, "window": None, "stages": [[plan.flops(shape.heads, HEAD_DIM), moved]]}
-    given = (inputs.q16, inputs.k16, inputs.v)
-    for backend, name in SDPA.items():
-        call = partial(one_backend, SDPBackend.__members__[backend], *given)
-        yield Contender({"kind": "sdpa", "name": name, **common}, call, partial(inputs.check_16bit, call, plan))
-    whole = f"left out: it holds the whole score matrix, {2e-9 * shape.heads * shape.tiles.tokens**2:.3g} GB"
-    yield Contender({"kind": "sdpa", "name": "SDPA math", **common, "why_not": whole})
-    for module, name in PACKAGES.items():
-        line = {"kind": "package", "name": name, **common}
-        try:
-            function = importlib.import_module(module).flash_attn_func
-        except (ImportError, AttributeError) as missing:
-            told = "not installed" if isinstance(missing, ModuleNotFoundError) else str(missing)
-            yield Contender({**line, "why_not": told})
+    common = {"bits": 16, "density": 1.0, "window": None, "stages": [stage(plan, shape.heads, moved)]}
+    for name in (*dense.SDPA, *dense.PACKAGES):
+        if name in dense.ROUNDS:
             continue
-        call = partial(first_of, function, *given)
+        line = {"kind": "sdpa" if name in dense.SDPA else "package", "name": name, **common}
+        if name == "sdpa-math" and (whole := 2 * shape.heads * shape.tiles.tokens**2) > MOST_SCORES:
+            yield Contender({**line, "why_not": f"left out: it holds the whole score matrix, {1e-9 * whole:.3g} GB"})
+            continue
+        call = partial(dense_by, name, inputs.q16, inputs.k16, inputs.v)
         yield Contender(line, call, partial(inputs.check_16bit, call, plan))
 
 
-def one_backend(backend: SDPBackend, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    with sdpa_kernel(backend):
-        return dense.attention(q, k, v)
+def dense_by(name: str, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return dense.kernel(name)(q, k, v)  # found anew, because importing a package may fail, and that is its line's
 
 
-def first_of(function: Callable, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Some versions hand back the logarithms of the denominators, too."""
-    found = function(q, k, v)
-    return found[0] if isinstance(found, tuple) else found
+def stage(plan: AttentionPlan, heads: int, moved: float, variant: str | None = None) -> list[float]:
+    """The work of attention, without what comes before it; variant: of our kernel."""
+    flops = plan.flops(heads, HEAD_DIM)
+    pairs = flops / (4 * HEAD_DIM)
+    return [flops, roofline.exponentials(pairs, VARIANTS[variant] if variant else None), moved]
 
 
 def prepare_line(inputs: Inputs) -> Contender:
     """Norm and RoPE before attention in 16 bits: eager PyTorch, what `attend` runs."""
     moved = roofline.prepare_bytes(inputs.shape.tiles.tokens, inputs.shape.heads, HEAD_DIM)
-    line = {"kind": "prepare", "name": "norm and RoPE, eager", "bits": 16, "stages": [[0, moved]]}
+    line = {"kind": "prepare", "name": "norm and RoPE, eager", "bits": 16, "stages": [[0, 0, moved]]}
     return Contender(line, partial(inputs.prepare, torch.bfloat16))
 
 
@@ -168,7 +160,7 @@ def flex_16bit(inputs: Inputs, windows: dict[str, Shape3 | None]) -> Iterator[Co
     moved = roofline.sdpa_bytes(shape.tiles.tokens, shape.heads, HEAD_DIM)
     for wanted, window in windows.items():
         plan = AttentionPlan(shape.tiles, (window,))
-        work = {"density": plan.density, "stages": [[plan.flops(shape.heads, HEAD_DIM), moved]]}
+        work = {"density": plan.density, "stages": [stage(plan, shape.heads, moved)]}
         line = {"kind": "flex", "name": "flex", "bits": 16, "wanted": wanted, "window": window, **work}
         if reason := flex.why_not(inputs.q.device, plan, HEAD_DIM):
             yield Contender({**line, "why_not": reason})
@@ -183,7 +175,7 @@ def ours(inputs: Inputs, windows: dict[str, Shape3 | None], variant: str) -> Ite
     plan = plan_8bit(shape.tiles, None, variant)
     given = (inputs.q, inputs.k, inputs.v, inputs.transform)
     sizes = (shape.tiles.tokens, len(shape.tiles.valid), shape.heads, HEAD_DIM, prologue.VARIANTS[variant].V_ONES)
-    before = [0, roofline.prologue_bytes(*sizes)]
+    before = [0, 0, roofline.prologue_bytes(*sizes)]
     first = {"kind": "prologue", "name": f"{variant}, prologue", "bits": 8, "variant": variant, "stages": [before]}
     if reason := hopper.why_not(device, plan, HEAD_DIM):
         yield Contender({**first, "name": variant, "why_not": reason})
@@ -193,11 +185,11 @@ def ours(inputs: Inputs, windows: dict[str, Shape3 | None], variant: str) -> Ite
     operands = cache(prepared)  # not before a check asks for them, so that a fault is that line's
     for wanted, window in windows.items():
         plan = plan_8bit(shape.tiles, window, variant)
-        stage = [plan.flops(shape.heads, HEAD_DIM), roofline.kernel_bytes(*sizes)]
+        own = stage(plan, shape.heads, roofline.kernel_bytes(*sizes), variant)
         common = {"bits": 8, "variant": variant, "wanted": wanted, "window": window, "density": plan.density}
         alone = partial(over, operands, plan, variant)
         together = partial(hopper.attention, *given, plan, variant)
-        for kind, call, stages in (("kernel", alone, [stage]), ("together", together, [before, stage])):
+        for kind, call, stages in (("kernel", alone, [own]), ("together", together, [before, own])):
             line = {"kind": kind, "name": f"{variant}, {kind}", **common, "stages": stages}
             yield Contender(line, call, partial(inputs.check_8bit, call, plan, variant))
 
@@ -225,6 +217,7 @@ def tried(contender: Contender) -> bool:
             return True
         except Exception as caught:
             refused = line["kind"] in ("sdpa", "package", "flex") and not isinstance(caught, WrongResultError)
-            reasons = [f"{type(caught).__name__}: {caught}", *(str(one.message) for one in heard if refused)]
+            kind = "not installed" if isinstance(caught, ModuleNotFoundError) and refused else type(caught).__name__
+            reasons = [f"{kind}: {caught}", *(str(one.message) for one in heard if refused)]
             line["why_not" if refused else "fault"] = " ".join("; ".join(reasons).split())[:MOST_WORDS]
             return False

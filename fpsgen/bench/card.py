@@ -6,11 +6,12 @@ import re
 import subprocess
 from collections.abc import Callable, Iterable
 from statistics import median
+from typing import Any
 
 import torch
 
-from benchmarks import roofline
-from benchmarks.record import installed
+from fpsgen.bench import roofline
+from fpsgen.bench.provenance import installed
 from fpsgen.errors import FpsgenError
 from fpsgen.jit import nvrtc
 
@@ -29,7 +30,7 @@ def slug(name: str) -> str:
     return known[0].lower() if known else re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
-def describe(device: torch.device) -> dict:
+def describe(device: torch.device) -> dict[str, Any]:
     """For the record: the card, its driver and libraries, and the clock and the bandwidth that rooflines assume."""
     properties = torch.cuda.get_device_properties(device)
     smi = query(device, ("driver_version", *_LIMITS)) or {}
@@ -73,10 +74,10 @@ def nvrtc_version() -> str | None:
         return None
 
 
-def state(device: torch.device) -> dict | None:
+def state(device: torch.device) -> dict[str, float | None] | None:
     """Clocks (MHz), power (W) and temperature (°C) now; None without nvidia-smi. Nothing is set, ever."""
     found = query(device, _STATE)
-    return found and {field: number(value) for field, value in found.items()}
+    return None if found is None else {field: number(value) for field, value in found.items()}
 
 
 def query(device: torch.device, fields: tuple[str, ...]) -> dict[str, str] | None:

@@ -1,4 +1,4 @@
-"""What `benchmarks.attention` runs: shapes of Wan2.1's self-attention, windows for a wanted density, and time."""
+"""What `fpsgen bench attention` runs: shapes of Wan2.1's self-attention, windows for a wanted density, and time."""
 
 from __future__ import annotations
 
@@ -6,16 +6,15 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import product
 from math import log
+from typing import Any
 
 from fpsgen.attention.emulator import VARIANTS
 from fpsgen.attention.plan import AttentionPlan
 from fpsgen.attention.tiles import Shape3, TileGrid, default_tile
-from fpsgen.wan.config import WAN_1_3B, WAN_14B
-from fpsgen.wan.sizes import DEFAULTS, NAMED
+from fpsgen.wan.config import FAMILIES, WAN_14B
+from fpsgen.wan.sizes import DEFAULTS, check_model_size, parse_resolution
 
-MODELS = {"1.3b": WAN_1_3B, "14b": WAN_14B}
 HEAD_DIM = WAN_14B.head_dim  # and of 1.3B
 DENSITIES = ("1", "1/2", "1/4", "1/6", "1/10")
 
@@ -33,7 +32,7 @@ class Shape:
         return f"{self.model} {self.res}"
 
     @property
-    def facts(self) -> dict:
+    def facts(self) -> dict[str, Any]:
         """For the record."""
         tiles = self.tiles
         return {
@@ -53,26 +52,23 @@ SMOKE = Shape("smoke", "9x14x16", TileGrid((9, 14, 16), (3, 5, 8)), 3)
 
 
 def shape(model: str, res: str) -> Shape:
-    """Of a model's default number of frames: the VAE makes 4 of one latent frame, but for the first."""
-    width, height = NAMED[res]
-    grid = MODELS[model].grid(((DEFAULTS[model].frames - 1) // 4 + 1, height // 8, width // 8))
-    return Shape(model, res, TileGrid(grid, default_tile(grid)), MODELS[model].num_heads)
-
-
-def windows(tiles: TileGrid) -> list[Shape3 | None]:
-    """Every window that is legal: each axis odd or spanned. None, dense, is one of them."""
-    return [tiles.fit(w) for w in product(*([*range(1, count, 2), count] for count in tiles.counts))]
+    """Of a model's default number of frames: the VAE makes 4 of one latent frame, but for the first. UsageError for a
+    size that `--res` would not take."""
+    width, height = parse_resolution(res)
+    check_model_size(width, height)
+    grid = FAMILIES[model].grid(((DEFAULTS[model].frames - 1) // 4 + 1, height // 8, width // 8))
+    return Shape(model, res, TileGrid(grid, default_tile(grid)), FAMILIES[model].num_heads)
 
 
 def nearest_window(tiles: TileGrid, density: float) -> Shape3 | None:
-    """The legal window whose true density has the ratio nearest to 1 with `density`; of those equally near, the one
+    """The window whose true density has the ratio nearest to 1 with `density`; of those equally near, the one
     most like a cube, by the ratio of its longest side to its shortest, in tokens."""
 
     def distance(window: Shape3 | None) -> tuple[float, float]:
         # Rounded, because products of shares in another order differ in their last bit.
         return round(abs(log(tiles.density(window) / density)), 9), stretch(tiles, window)
 
-    return min(windows(tiles), key=distance)
+    return min((tiles.fit(window) for window in tiles.windows), key=distance)
 
 
 def stretch(tiles: TileGrid, window: Shape3 | None) -> float:

@@ -1,4 +1,4 @@
-"""`benchmarks.attention` without a card: windows, work, rooflines, checks. The rest: test_attention_report."""
+"""The bench of attention without a card: windows, work, rooflines, checks. The rest: test_attention_report."""
 
 from __future__ import annotations
 
@@ -8,15 +8,17 @@ from math import inf, log
 import pytest
 import torch
 
-from benchmarks import roofline
-from benchmarks.attention import contenders
-from benchmarks.attention.check import Oracles, error, exact, for_heads, sampled_rows, spread
-from benchmarks.attention.contenders import Contender, Inputs, WrongResultError
-from benchmarks.attention.shapes import DENSITIES, MODELS, Shape, chosen_windows, nearest_window, shape
-from fpsgen.attention import hopper, reference
-from fpsgen.attention.emulator import VARIANTS, emulate
+from fpsgen.attention import dense, hopper, quantize, reference
+from fpsgen.attention.emulator import VARIANTS, emulate, exponentials
 from fpsgen.attention.plan import AttentionPlan
 from fpsgen.attention.tiles import Shape3, TileGrid, key_lists
+from fpsgen.bench import roofline
+from fpsgen.bench.attention import contenders
+from fpsgen.bench.attention.check import Oracles, error, exact, for_heads, sampled_rows, spread
+from fpsgen.bench.attention.contenders import Contender, Inputs, WrongResultError
+from fpsgen.bench.attention.shapes import DENSITIES, Shape, chosen_windows, nearest_window, shape
+from fpsgen.bench.roofline import Rates
+from fpsgen.wan.config import FAMILIES
 
 RAGGED = TileGrid((5, 6, 7), (2, 2, 3))
 TINY = Shape("tiny", "5x6x7", RAGGED, 3)
@@ -25,7 +27,7 @@ TINY = Shape("tiny", "5x6x7", RAGGED, 3)
 
 
 def test_shapes_are_wan_s() -> None:
-    found = {(m, r): shape(m, r) for m in MODELS for r in ("480p", "720p")}
+    found = {(m, r): shape(m, r) for m in FAMILIES for r in ("480p", "720p")}
     assert {key: (s.tiles.grid, s.tiles.tile, s.heads) for key, s in found.items()} == {
         ("1.3b", "480p"): ((21, 30, 52), (3, 10, 4), 12),
         ("1.3b", "720p"): ((21, 45, 80), (3, 5, 8), 12),
@@ -93,14 +95,56 @@ def test_roofline_of_14b_at_720p_by_hand() -> None:
     image = 40 * (630 * (3 * 128 * 128 + 8 * 128 + 16 + 512) + 512)
     assert roofline.kernel_bytes(75600, 630, 40, 128, 8) == image + 2 * 75600 * 40 * 128
     assert roofline.sdpa_bytes(75600, 40, 128) == 4 * 774144000
-    stage = (flops, roofline.kernel_bytes(75600, 630, 40, 128, 8))
-    found = roofline.bound([stage], 1979e12, 3e12)
+    pairs = 40 * 75600**2
+    stage = (flops, pairs / 2, roofline.kernel_bytes(75600, 630, 40, 128, 8))
+    card = {"multiprocessors": 132, "clock_hz": 1.83e9, "copy_bytes_per_second": 3e12}
+    most = roofline.rates(card, 8)
+    assert most.exponentials == pytest.approx(3.9e12, rel=1e-2)  # as FlashAttention-3 counts them, arXiv 2407.08608
+    found = roofline.bound([stage], most)
     assert (found.seconds, found.by) == (pytest.approx(59.2e-3, rel=1e-3), "tensor cores")
-    prologue = (0, roofline.prologue_bytes(75600, 630, 40, 128, 8))
-    assert roofline.bound([prologue], 1979e12, 3e12).by == "memory"
-    both = roofline.bound([prologue, stage], 1979e12, 3e12)
-    assert (both.seconds, both.by) == (pytest.approx(prologue[1] / 3e12 + found.seconds), "tensor cores")
-    assert roofline.bound([(1e9, 1e9)], 1e12, 1e12).seconds == pytest.approx(1e-3)
+    # Every exponential by its unit takes as long as the tensor cores, and in 16 bits half as long.
+    every = (flops, pairs, stage[2])
+    assert roofline.bound([every], most).by == "tensor cores and exponential unit"
+    assert roofline.bound([every], most).seconds == pytest.approx(found.seconds)
+    in_16_bits = roofline.bound([every], roofline.rates(card, 16))
+    assert (in_16_bits.seconds, in_16_bits.by) == (pytest.approx(2 * found.seconds), "tensor cores")
+    prologue = (0, 0, roofline.prologue_bytes(75600, 630, 40, 128, 8))
+    assert roofline.bound([prologue], most).by == "memory"
+    both = roofline.bound([prologue, stage], most)
+    assert (both.seconds, both.by) == (pytest.approx(prologue[2] / 3e12 + found.seconds), "tensor cores")
+
+
+@pytest.mark.parametrize(
+    ("stage", "seconds", "by"),
+    [
+        ((6e9, 2e9, 1e9), 6e-3, "tensor cores"),
+        ((1e9, 6e9, 2e9), 3e-3, "exponential unit"),
+        ((1e9, 2e9, 6e9), 1.5e-3, "memory"),
+        ((2e9, 4e9, 8e9), 2e-3, "tensor cores and exponential unit and memory"),
+    ],
+)
+def test_the_longest_of_three_times_binds(stage: tuple[float, float, float], seconds: float, by: str) -> None:
+    found = roofline.bound([stage], Rates(flops=1e12, exponentials=2e12, bytes=4e12))
+    assert (found.seconds, found.by) == (pytest.approx(seconds), by)
+
+
+@pytest.mark.parametrize("window", [None, (1, 3, 3)])
+def test_exponentials_are_those_of_the_pairs(window: Shape3 | None) -> None:
+    """One for each pair of tokens and head, none of padding; of the variants that synthesise half of them, half."""
+    pairs = 3 * RAGGED.density(window) * RAGGED.tokens**2
+    for variant, share in [(None, 1), ("A", 1), ("C", 0.5), ("E", 0.5)]:
+        plan = AttentionPlan(RAGGED, (window,))
+        flops, exponentials, moved = contenders.stage(plan, 3, 7, variant)
+        assert (flops, exponentials, moved) == (pytest.approx(512 * pairs), pytest.approx(share * pairs), 7)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_synthesised_half_is_none_of_the_unit_s(variant: str) -> None:
+    """What `roofline.exponentials` takes off, the emulator does without: codes that differ from P's own rounding."""
+    scores, factor = torch.linspace(-10, 0, 128)[None], torch.ones(1, 1)
+    p, codes = exponentials(scores, factor, torch.zeros(1, 1), VARIANTS[variant])
+    by_unit = (codes == quantize.round_to_(p.clone(), "fp8")).view(-1, 16).all(1).sum() / 8
+    assert float(by_unit) == roofline.exponentials(1.0, VARIANTS[variant])
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -155,7 +199,7 @@ def test_the_emulator_is_asked_again_only_for_a_large_error() -> None:
 
 
 def line(kind: str = "kernel", **more: object) -> dict:
-    return {"kind": kind, "name": kind, "bits": 8, "stages": [[1e12, 1e9]], **more}
+    return {"kind": kind, "name": kind, "bits": 8, "stages": [[1e12, 1e9, 1e9]], **more}
 
 
 def test_a_wrong_result_gets_no_time() -> None:
@@ -183,10 +227,29 @@ def test_contenders_on_a_machine_without_a_card() -> None:
     """Every one of them has a line; ours says why not."""
     found = [c.line for c in contenders.contenders(Inputs(TINY, torch.device("cpu")), {"1": None}, ["C", "E"])]
     assert [one["name"] for one in found] == [
-        *("SDPA flash", "SDPA cuDNN", "SDPA efficient", "SDPA math", "FlashAttention-3", "FlashAttention-4"),
+        *("sdpa-flash", "sdpa-cudnn", "sdpa-efficient", "sdpa-math", "fa2", "fa3", "fa4"),
         *("norm and RoPE, eager", "C", "E", "flex"),
     ]
     assert {one["name"] for one in found if one.get("why_not") == "it is for CUDA GPUs"} == {"C", "E", "flex"}
+
+
+def test_every_sdpa_backend_is_right_or_says_why_not() -> None:
+    found = list(contenders.dense_16bit(Inputs(TINY, torch.device("cpu"))))
+    assert [one.line["name"] for one in found if one.line["kind"] == "sdpa"] == list(dense.SDPA)
+    ran = {one.line["name"] for one in found if contenders.tried(one)}
+    assert {"sdpa-flash", "sdpa-math"} <= ran  # which a CPU has, too
+    for one in found:
+        assert (one.line["name"] in ran) == ("error_to_exact" in one.line) != ("why_not" in one.line)
+    absent = next(one.line for one in found if one.line["name"] == "fa3")
+    assert absent["why_not"] == "not installed: No module named 'flash_attn_interface'"
+
+
+def test_no_score_matrix_of_gigabytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(contenders, "MOST_SCORES", 1000)
+    found = [one.line for one in contenders.dense_16bit(Inputs(TINY, torch.device("cpu")))]
+    told = {one["name"]: one.get("why_not", "") for one in found}
+    assert told["sdpa-math"].startswith("left out: it holds the whole score matrix")
+    assert not told["sdpa-flash"]
 
 
 def test_contenders_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,7 +257,8 @@ def test_contenders_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     inputs, windows = Inputs(TINY, torch.device("cpu")), {"1": None, "1/3": (1, 3, 3)}
     found = [c.line for c in contenders.ours(inputs, windows, "A")]
     assert [one["kind"] for one in found] == ["prologue", "kernel", "together", "kernel", "together"]
-    before, dense, both, sparse, _ = found
-    assert both["stages"] == [*before["stages"], *dense["stages"]]
-    assert sparse["stages"][0][0] == pytest.approx(dense["stages"][0][0] * RAGGED.density((1, 3, 3)))
-    assert sparse["stages"][0][1] == dense["stages"][0][1]
+    before, whole, both, sparse, _ = found
+    assert both["stages"] == [*before["stages"], *whole["stages"]]
+    for number in (0, 1):  # operations and exponentials
+        assert sparse["stages"][0][number] == pytest.approx(whole["stages"][0][number] * RAGGED.density((1, 3, 3)))
+    assert sparse["stages"][0][2] == whole["stages"][0][2]

@@ -1,1 +1,0 @@
-"""Speed of attention on a CUDA card, at Wan2.1's true shapes: `python -m benchmarks.attention`."""

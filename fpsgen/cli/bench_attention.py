@@ -1,0 +1,214 @@
+"""`fpsgen bench attention`: attention alone, at Wan2.1's shapes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from fractions import Fraction
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fpsgen.cli.errors import explained
+from fpsgen.cli.options import Json, Verbose, expand, several
+from fpsgen.cli.output import Output
+from fpsgen.cli.records import places, write
+from fpsgen.errors import Stopped, UsageError
+from fpsgen.wan import sizes
+
+if TYPE_CHECKING:
+    import torch
+    from rich.progress import Progress
+
+EXAMPLES = """[bold]Examples[/bold]
+
+fpsgen bench attention --smoke
+
+fpsgen bench attention --model 14b --res 720p --density 1,1/6 --variant E
+
+fpsgen bench attention --seconds 1000 -o mine.json
+"""
+
+_REPEATS, _REPEATS_SMOKE = 20, 5
+_LEAST_SECONDS, _MOST_SECONDS = 10, 1_000_000
+
+
+@explained
+def attention(
+    model: Annotated[list[str] | None, typer.Option(help="1.3b, 14b.", show_default="both")] = None,
+    res: Annotated[list[str] | None, typer.Option(help="480p, 720p or WIDTHxHEIGHT.", show_default="480p,720p")] = None,
+    density: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Share of token pairs that are computed; the nearest window is taken.",
+            show_default="1,1/2,1/4,1/6,1/10",
+        ),
+    ] = None,
+    variant: Annotated[
+        list[str] | None, typer.Option(help="Of our kernel: A, C, E (`fpsgen kernels`).", show_default="all")
+    ] = None,
+    repeats: Annotated[
+        int | None,
+        typer.Option(min=1, help="Samples of each.", show_default=f"{_REPEATS}, with --smoke {_REPEATS_SMOKE}"),
+    ] = None,
+    seconds: Annotated[float, typer.Option(help="End after so long, whatever is missing.")] = 500.0,
+    smoke: Annotated[bool, typer.Option("--smoke", help="One tiny shape: does everything run here?")] = False,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="The record, FILE.json; FILE.md beside it.", show_default="bench-attention-GPU.json"
+        ),
+    ] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="The report, FILE.html.", show_default="beside the record")
+    ] = None,
+    no_report: Annotated[bool, typer.Option("--no-report", help="Write no report.")] = False,
+    json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Time attention on a CUDA GPU, at Wan2.1's shapes: torch's backends, other packages', and our kernel.
+
+    Needs no checkpoint. Every result is checked on sampled rows before it is timed. Of models, sizes, densities and
+    variants several can be given: the option again, or values with commas. Exit code 1 where something failed, was
+    wrong, or had no time.
+    """
+    from fpsgen.jit.attention import VARIANTS
+    from fpsgen.wan.config import FAMILIES
+
+    out = Output(json, verbose)
+    if smoke and (model or res):
+        raise UsageError("--smoke has a shape of its own", hint="leave --model and --res out")
+    models = among("--model", [name.lower() for name in several("--model", model)], FAMILIES)
+    resolutions = several("--res", res) or list(sizes.NAMED)
+    for one in resolutions:
+        sizes.check_model_size(*sizes.parse_resolution(one))
+    densities = several("--density", density)
+    for one in densities:
+        check_density(one)
+    variants = among("--variant", [name.upper() for name in several("--variant", variant)], VARIANTS)
+    if not _LEAST_SECONDS <= seconds <= _MOST_SECONDS:  # nan is neither
+        raise UsageError(f"--seconds {seconds:g}: must be {_LEAST_SECONDS} to {_MOST_SECONDS}", hint="try 500")
+    if no_report and report is not None:
+        raise UsageError("--report and --no-report contradict each other", hint="leave one out")
+    device = gpu()
+    from fpsgen.bench.attention import run
+    from fpsgen.bench.attention.shapes import DENSITIES, SMOKE, shape
+
+    settings = run.Settings(
+        (SMOKE,) if smoke else tuple(shape(name, size) for name in models for size in resolutions),
+        tuple(densities) or DENSITIES,
+        tuple(variants),
+        repeats or (_REPEATS_SMOKE if smoke else _REPEATS),
+        seconds,
+    )
+    if not no_report and find_spec("matplotlib") is None:
+        out.note("no report is written: matplotlib, which draws its pictures, is not installed")
+        no_report = True
+    path, report_at = places(record_path(output, smoke, device), report, no_report)
+    check_page(path, run.page_of(path))
+    try:
+        with out.progress() as progress:
+            record = run.measure(settings, device, path, ["fpsgen", *sys.argv[1:]], Bar(progress, out))
+        written = write(record, [], path, report_at)
+    except KeyboardInterrupt:
+        raise Stopped("stopped; shapes that were finished are kept", hint=f"they are in {path}") from None
+    tell(out, record, path, run.page_of(path), written[1] if report_at else None)
+    if any(run.troubled(case) for case in record["cases"]):
+        out.note("something failed, was wrong, or had no time")
+        raise typer.Exit(1)
+
+
+def among(option: str, given: list[str], known: Iterable[str]) -> list[str]:
+    """All that are known where none is given; UsageError for one that is not."""
+    every = list(known)
+    for value in given:
+        if value not in every:
+            raise UsageError(
+                f"{option} {value[:40]}: there is no such {option[2:]}", f"give some of {', '.join(every)}"
+            )
+    return list(dict.fromkeys(given)) or every
+
+
+def check_density(text: str) -> None:
+    """A share, as it is written: 1, 1/4 or 0.25."""
+    try:
+        kept, _, of = text.partition("/")
+        if not 1e-6 <= float(kept) / float(of or 1) <= 1:  # before Fraction, which takes 1e-99999999 at its word
+            raise ValueError
+        Fraction(text)
+    except (ValueError, ZeroDivisionError):
+        raise UsageError(
+            f"--density {text[:40]} is no share of token pairs", hint="give a millionth to 1, such as 1/4 or 0.25"
+        ) from None
+
+
+def gpu() -> torch.device:
+    """The CUDA GPU that torch uses; UsageError where there is none."""
+    import torch
+
+    if not torch.cuda.is_available():
+        why = "this torch was built without CUDA" if torch.version.cuda is None else "torch sees none here"
+        raise UsageError(
+            f"fpsgen bench attention needs a CUDA GPU, and {why}",
+            hint="fpsgen doctor says what is missing; fpsgen bench compares whole videos, on a CPU, too",
+        )
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+def record_path(output: Path | None, smoke: bool, device: torch.device) -> Path:
+    """Where the record goes: what was asked for, .json where that has no suffix, or a name for this card."""
+    import torch
+
+    from fpsgen.bench.card import slug
+
+    if output is not None:
+        output = expand(output)
+        return output if output.suffix or output.is_dir() else output.with_name(f"{output.name}.json")
+    return Path(
+        "bench-attention-smoke.json" if smoke else f"bench-attention-{slug(torch.cuda.get_device_name(device))}.json"
+    )
+
+
+def check_page(record: Path, page: Path) -> None:
+    """The page is replaced with its record, and not without it."""
+    if page.is_dir() or (page.exists() and not record.exists()):
+        raise UsageError(f"{page} is there, and no bench wrote it", hint="choose another -o")
+
+
+class Bar:
+    """Watches the bench for the terminal; a log has a line for every contender."""
+
+    def __init__(self, progress: Progress, out: Output):
+        self._progress, self._out = progress, out
+        self._task = progress.add_task("start", total=None, rate="")
+
+    def doing(self, text: str) -> None:
+        self._progress.remove_task(self._task)
+        self._task = self._progress.add_task(text, total=None, rate="")
+
+    def found(self, text: str) -> None:
+        (self._out.detail if self._out.shows_progress else self._out.milestone)(text)
+
+    def round(self, done: int, total: int) -> None:
+        self._progress.update(self._task, completed=done, total=total, rate="rounds")
+
+    def ended(self, text: str) -> None:
+        self._out.error(text, hint="what was measured is in the record; give it more --seconds, or fewer values")
+
+
+def tell(out: Output, record: dict[str, Any], path: Path, page: Path, report: Path | None) -> None:
+    """The tables of every shape, and where it is written."""
+    from fpsgen.bench.attention.report import heading, remarks, tables
+
+    if not out.json:
+        for case in record["cases"]:
+            out.line(f"\n{heading(case)}")
+            for remark in remarks(case):
+                out.line(f"- {remark}")
+            for table in tables(case):
+                out.line(f"\n{table.title}")
+                out.show(table.rich())
+    written = {"record": str(path), "page": str(page), "report": str(report) if report else None}
+    out.result("\n".join(name for name in written.values() if name), {**record, **written})

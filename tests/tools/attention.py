@@ -1,0 +1,89 @@
+"""A bench of attention without a card: a record that is made up, and what stands in for a card."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from fpsgen.bench import card
+from fpsgen.bench.attention import contenders, run
+from fpsgen.bench.attention.contenders import Contender
+from fpsgen.bench.attention.shapes import Shape, plan_8bit, shape
+from fpsgen.bench.provenance import provenance
+
+CARD = {
+    "gpu": "NVIDIA H100 made up", "capability": "9.0", "multiprocessors": 132, "memory_bytes": 80 * 2**30,
+    "l2_bytes": 50 * 2**20, "driver": "1.2.3", "power_limit_w": 700.0, "cuda": "13.0", "cudnn": 91000,
+    "cupy": "14.2.0", "triton": "3.6.0", "nvrtc": "13.0", "clock_hz": 1.98e9, "clock_source": "a guess",
+    "copy_bytes_per_second": 3e12,
+}  # fmt: skip
+STATE = {"clocks.sm": 1980.0, "clocks.mem": 2619.0, "power.draw": 120.5, "temperature.gpu": 40.0}
+
+
+def line(kind: str = "kernel", **more: object) -> dict[str, Any]:
+    return {"kind": kind, "name": kind, "bits": 8, "stages": [[1e12, 1e9, 1e9]], **more}
+
+
+def made_up() -> dict[str, Any]:
+    """Every key that a record can have, but for those that `report.derive` writes."""
+    what = shape("14b", "720p")
+    plan = plan_8bit(what.tiles, None, "C")
+    flops, pairs, _ = contenders.stage(plan, what.heads, 0)
+    dense = {"bits": 16, "density": 1.0, "window": None, "stages": [[flops, pairs, 3e9]]}
+    ours, chosen = {"variant": "C", "bits": 8}, {"wanted": "1/10", "window": [7, 3, 3], "density": 0.1}
+    before, stage = [0, 0, 3e9], [flops / 10, pairs / 20, 2e9]
+    errors = {"error_to_emulator": {"13 bits": 0.001, "exact sums": 0.002}, "error_to_exact": 0.055}
+    lines = [
+        {"kind": "sdpa", "name": "sdpa-cudnn", **dense, "samples_ms": [201.0, 200.0, 199.0], "error_to_exact": 0.004},
+        {"kind": "sdpa", "name": "sdpa-math", **dense, "why_not": "left out"},
+        {"kind": "prepare", "name": "norm and RoPE, eager", "bits": 16, "stages": [before], "samples_ms": [10.0]},
+        {"kind": "prologue", "name": "C, prologue", **ours, "stages": [before], "samples_ms": [2.0]},
+        {"kind": "kernel", "name": "C, kernel", **ours, **chosen, "stages": [stage], "samples_ms": [8.0], **errors},
+        {"kind": "together", "name": "C, together", **ours, **chosen, "stages": [before, stage], "samples_ms": [10.0]},
+        {"kind": "flex", "name": "flex", "bits": 16, **chosen, "stages": [stage], "fault": "it broke"},
+    ]
+    case = {**what.facts, "lines": lines, "before": STATE, "after": STATE, "rounds": 3, "cut": "no time"}
+    head = {"kind": "attention", "format": 1, **provenance(["fpsgen", "bench", "attention"]), "card": dict(CARD)}
+    return {**head, "seed": 0, "repeats": 20, "seconds": 500, "cases": [case]}
+
+
+def fake(monkeypatch: pytest.MonkeyPatch, made: Callable[[Shape], list[Contender]] | None = None) -> None:
+    """In the place of a card: this CPU, a watch that says 2 ms of a call which returns 1, else 1 ms, and contenders of
+    `made`, called with the shape."""
+
+    class Watch:
+        def __init__(self, _: torch.device):
+            pass
+
+        def time(self, calls: list[Callable[[], object]]) -> list[float]:
+            return [2.0 if isinstance(found := call(), int) and found else 1.0 for call in calls]
+
+    if made is not None:
+        monkeypatch.setattr(run, "contenders", lambda inputs, *_: made(inputs))
+        monkeypatch.setattr(run, "Inputs", lambda what, *_: what)
+    monkeypatch.setattr(card, "Stopwatch", Watch)
+    monkeypatch.setattr(card, "state", lambda _: None)
+    monkeypatch.setattr(card, "describe", lambda _: dict(CARD))
+
+
+class Silent:
+    """Watches, and keeps what it hears."""
+
+    def __init__(self) -> None:
+        self.heard: list[str] = []
+        self.rounds: list[tuple[int, int]] = []
+
+    def doing(self, text: str) -> None:
+        self.heard.append(text)
+
+    def found(self, text: str) -> None:
+        self.heard.append(text)
+
+    def round(self, done: int, total: int) -> None:
+        self.rounds.append((done, total))
+
+    def ended(self, text: str) -> None:
+        self.heard.append(text)
