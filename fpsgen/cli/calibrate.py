@@ -180,10 +180,10 @@ def read_prompts(path: Path) -> tuple[str, ...]:
             raise UsageError(told, hint="shorten it: the model reads its first 512 tokens")
     found = [line for line in lines if line and not line.startswith("#")]
     if len(found) > MAX_PROMPTS:
-        raise UsageError(f"{path} has more than {MAX_PROMPTS} prompts", hint="a calibration needs a dozen")
+        raise UsageError(f"{path} has more than {MAX_PROMPTS} prompts", hint="take the first of them")
     if len(set(found)) != len(found):
         twice = Counter(found).most_common(1)[0][0][:80]
-        raise UsageError(f"{path} has a prompt twice: {twice!r}", hint="measure and verify on different ones")
+        raise UsageError(f"{path} has a prompt twice: {twice!r}", hint="leave one of them out")
     return tuple(found)
 
 
@@ -203,6 +203,16 @@ def choose_model(name: str | None, size: tuple[int, int] | None, cuda: bool, dry
     return chosen
 
 
+def settings_of(model: Model, size: tuple[int, int] | None, **given: float | None) -> sizes.Defaults:
+    """The model's own, but for what was given; UsageError where it cannot render the size."""
+    own = (model.defaults.width, model.defaults.height)
+    if model.card is not None and size not in (None, own):
+        raise UsageError(f"the pocket model renders {own[0]}x{own[1]} alone", hint="leave --res out")
+    width, height = size or own
+    sizes.check_model_size(width, height)
+    return model.defaults.override(width=width, height=height, **given)
+
+
 def make_job(
     model: Model,
     size: tuple[int, int] | None,
@@ -219,12 +229,7 @@ def make_job(
     from fpsgen.calibrate.settings import Video, defaults, phases_of
     from fpsgen.presets import file
 
-    own = (model.defaults.width, model.defaults.height)
-    if model.card is not None and size not in (None, own):
-        raise UsageError(f"the pocket model renders {own[0]}x{own[1]} alone", hint="leave --res out")
-    width, height = size or own
-    sizes.check_model_size(width, height)
-    settings = dataclasses.asdict(model.defaults.override(width=width, height=height, **given))
+    settings = dataclasses.asdict(settings_of(model, size, **given))
     del settings["fps"]
     effort, ours = defaults(model.family)
     steps = min(effort.steps, settings["steps"])
@@ -335,11 +340,12 @@ def write(result: Result, output: Path, page: Path | None) -> list[Path]:
             beside.unlink(missing_ok=True)
     if page is None:
         return [output]
-    from fpsgen import report
+    from fpsgen.metrics import Pair
+    from fpsgen.report import calibration
 
     command = ["fpsgen", *sys.argv[1:]]
-    pairs = [report.Pair(prompt, psnr, exact, ours) for prompt, psnr, exact, ours in result.pairs]
-    return [output, *report.write({**result.record, "command": command}, pairs, page)]
+    pairs = [Pair(prompt, psnr, exact, ours) for prompt, psnr, exact, ours in result.pairs]
+    return [output, *calibration.write({**result.record, "command": command}, pairs, page)]
 
 
 def tell(out: Output, result: Result, job: Job, written: list[Path]) -> None:

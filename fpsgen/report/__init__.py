@@ -1,64 +1,41 @@
-"""The report of `fpsgen calibrate`: one page that needs nothing else, and its pictures beside it.
+"""Reports: pages that need nothing else, their pictures beside them.
 
-`words` says numbers, `pictures` draws, `page` is the HTML, this file checks places and writes.
+`calibration` and `bench` each make the pages of one command; `words` says numbers, `drawing` and `html` are what all
+pictures and pages share. This file checks places and writes.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shlex
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from fpsgen import files
 from fpsgen.errors import RenderError, UsageError
 
-_MOST_PAIRS = 99  # what `check_path` tries a name for
+MOST_PAIRS = 99  # what `check_path` tries a name for
 
 
-@dataclass(frozen=True)
-class Pair:
-    """One clip twice: in BF16 and by the chosen schedule. psnr: in dB, None where not measured.
+def place(path: Path, page: str, pictures: Mapping[str, bytes]) -> list[Path]:
+    """Write a page to `path`, which `check_path` has seen, and its pictures beside it, in `<stem>-<name>.png`.
 
-    bf16, ours: uint8 [frames, height, width, 3].
+    Returns all paths, the page first. Every file is whole or absent, and the page comes last. RenderError where the
+    disk refuses.
     """
-
-    prompt: str
-    psnr: float | None
-    bf16: np.ndarray
-    ours: np.ndarray
-
-
-def write(record: dict[str, Any], frames: Sequence[Pair], path: Path) -> list[Path]:
-    """The page at `path` (.html) and its pictures beside it, in `<stem>-*.png`; returns all paths, the page first.
-
-    record: what the calibration measured and chose. Every file is whole or absent, and the page comes last.
-    UsageError where `check_path` refuses, RenderError where the disk does, ValueError for frames of no use.
-    """
-    check_path(path)
-    if len(frames) > _MOST_PAIRS:
-        raise ValueError(f"{len(frames)} pairs of clips are more than the {_MOST_PAIRS} of a report")
-    # Here and not above, so that `check_path` costs no import of matplotlib.
-    from fpsgen.report import page, pictures
-
-    drawn = pictures.draw(record, frames)
-    text = page.compose(record, [(pair.prompt, pair.psnr) for pair in frames], drawn)
-    files = {path.with_name(f"{path.stem}-{name}.png"): png for name, png in drawn.items()}
+    contents = {path.with_name(f"{path.stem}-{name}.png"): png for name, png in pictures.items()}
     # Prompts can hold halves of characters, as undecodable arguments do; UTF-8 has none.
-    files[path] = text.encode("utf-8", "replace")
-    _place(files)
-    return [path, *(file for file in files if file != path)]
+    contents[path] = page.encode("utf-8", "replace")
+    _write(contents)
+    return [path, *(file for file in contents if file != path)]
 
 
 def _is_ours(path: Path) -> bool:
     """Whether a file is a report, which the next one may replace."""
     with path.open("rb") as file:
-        return b'content="fpsgen calibrate"' in file.read(1000)
+        return re.search(rb'<meta name="generator" content="fpsgen [a-z ]+">', file.read(1000)) is not None
 
 
 def check_path(path: Path) -> None:
@@ -77,18 +54,18 @@ def check_path(path: Path) -> None:
         if path.exists() and not path.is_file():
             raise UsageError(f"{path} is no regular file", hint="choose another name for the report")
         if path.exists() and not _is_ours(path):
-            raise UsageError(f"{path} is there, and no calibration wrote it", hint="choose another --report")
+            raise UsageError(f"{path} is there, and fpsgen did not write it", hint="choose another --report")
         if path.exists() and not os.access(path, os.W_OK):
             raise UsageError(f"{path} is write-protected", hint="choose another name for the report")
         with contextlib.suppress(FileNotFoundError):
-            path.with_name(f"{path.stem}-frames-{_MOST_PAIRS}.png").lstat()  # tells of a name too long
+            path.with_name(f"{path.stem}-frames-{MOST_PAIRS}.png").lstat()  # tells of a name too long
         files.check_writable(path)
     except OSError as fault:
         message = f"{files.shortened(path)} cannot be written: {fault.strerror or fault}"
         raise UsageError(message, hint="choose another place or name for the report") from None
 
 
-def _place(contents: dict[Path, bytes]) -> None:
+def _write(contents: dict[Path, bytes]) -> None:
     """Write all under hidden names, then rename, in order: a full disk is noticed before the first has its name."""
     partial = {path: files.beside(path) for path in contents}
     try:

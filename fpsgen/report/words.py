@@ -72,6 +72,32 @@ def seconds(value: float) -> str:
     return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
 
 
+def precise(value: float) -> str:
+    """Seconds in three digits, for a column of them, which needs no powers of ten and no units."""
+    if value == 0:
+        return "0"
+    return f"{value:.{0 if value >= 100 else 1 if value >= 10 else 2 if value >= 1 else 3}f}"
+
+
+def duration(value: float) -> str:
+    """Seconds in a sentence: 45 ms, 1.23 s, 3 min 20 s, 3 h 20 min."""
+    if value < 1:
+        return f"{1e3 * value:.3g} ms"
+    if value < 100:
+        return f"{precise(value)} s"
+    minutes, rest = divmod(round(value), 60)
+    return f"{minutes} min {rest} s" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def ratio(value: float) -> str:
+    """How many times: 12.3, 1.93, 0.52, 0.052."""
+    return f"{value:.1f}" if value >= 10 else f"{value:.2f}" if value >= 0.1 else f"{value:.2g}"
+
+
+def gigabytes(value: int | None) -> str:
+    return DASH if value is None else f"{value / 1e9:.3g} GB"
+
+
 def _exponent(value: float, digits: int) -> int:
     """The power of ten of the value as it will be rounded: 9.999 is 10.0."""
     return int(f"{value:.{digits - 1}e}".split("e")[1])

@@ -13,19 +13,19 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 from matplotlib.transforms import Bbox
 
 from fpsgen.report import words
+from fpsgen.report.drawing import BLUE, INK, SOFT, VERMILION, written
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.backends.backend_agg import RendererAgg
     from matplotlib.figure import Figure
 
-# Colours of Okabe and Ito, which the colour-blind tell apart; shapes for those who see none.
+# Shapes are for those who see no colours.
 KINDS = {
-    "calibrated": ("calibrated", "#0072b2", "o", 5.0),
-    "preset": ("shipped preset", "#d55e00", "s", 6.5),
+    "calibrated": ("calibrated", BLUE, "o", 5.0),
+    "preset": ("shipped preset", VERMILION, "s", 6.5),
     "uniform": ("one plan everywhere", "#4d8f78", "^", 6.5),
 }
-_SOFT, _INK = "#5b6470", "#1b1f24"
 _MOST_LABELS = 8
 # Where a label may stand: offset in points, and which of its corners is there.
 _PLACES = [
@@ -52,7 +52,7 @@ def draw(figure: Figure, points: list[dict[str, Any]]) -> None:
         # Not clipped: what lies on the floor or at no cost shows whole.
         axes.plot(x, y, marker, color=colour, markerfacecolor=face, markersize=size, zorder=above, clip_on=False)
         if point["chosen"]:
-            axes.plot(x, y, "o", color=_INK, markerfacecolor="none", markersize=14, markeredgewidth=1.6, zorder=4,
+            axes.plot(x, y, "o", color=INK, markerfacecolor="none", markersize=14, markeredgewidth=1.6, zorder=4,
                       clip_on=False)  # fmt: skip
     _legend(figure, axes, points)
     _labels(FigureCanvasAgg(figure).get_renderer(), axes, points, places, joined)
@@ -76,7 +76,7 @@ def _scales(axes: Axes, points: list[dict[str, Any]]) -> float:
     axes.set_yscale("log")
     axes.set_ylim(floor, max(high * 1.7, floor * 12))
     axes.set_xlim(0, max(1.0, *(float(point["cost"]) for point in points)) * 1.04)
-    axes.axvline(1, color=_SOFT, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
+    axes.axvline(1, color=SOFT, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
     axes.set_xlabel("cost of attention (dense BF16 = 1)")
     axes.set_ylabel("error of the final latents (1 \N{MINUS SIGN} cosine)")
     axes.yaxis.set_label_coords(-0.105, 0.5)  # the same for short and long numbers
@@ -109,10 +109,10 @@ def _legend(figure: Figure, axes: Axes, points: list[dict[str, Any]]) -> None:
             entries.append(Line2D([], [], color=colour, marker=marker, markersize=size, linestyle=line, linewidth=1,
                                   label=told))  # fmt: skip
     if not all(point["measured"] for point in points):
-        entries.append(Line2D([], [], color=_SOFT, marker="o", markerfacecolor="white", markersize=5, linestyle="",
+        entries.append(Line2D([], [], color=SOFT, marker="o", markerfacecolor="white", markersize=5, linestyle="",
                               label="hollow: predicted, not measured"))  # fmt: skip
     if any(point["chosen"] for point in points):
-        entries.append(Line2D([], [], color=_INK, marker="o", markerfacecolor="none", markersize=11,
+        entries.append(Line2D([], [], color=INK, marker="o", markerfacecolor="none", markersize=11,
                               markeredgewidth=1.6, linestyle="", label="chosen"))  # fmt: skip
     figure.legend(handles=entries, loc="upper left", bbox_to_anchor=(axes.get_position().x0 - 0.015, 1.0),
                   ncols=len(entries), fontsize=8, handletextpad=0.5, columnspacing=1.6)  # fmt: skip
@@ -157,7 +157,7 @@ def _label(
     renderer: RendererAgg, axes: Axes, point: dict[str, Any], place: tuple[float, float], taken: list[Bbox]
 ) -> Bbox | None:
     room = axes.bbox
-    weight, colour = ("bold", _INK) if point["chosen"] else ("normal", KINDS[point["kind"]][1])
+    weight, colour = ("bold", INK) if point["chosen"] else ("normal", KINDS[point["kind"]][1])
     for number, (across, up, ha, va) in enumerate(_PLACES):
         text = axes.annotate(
             _told(point), place, (across, up), textcoords="offset points", ha=ha, va=va, fontsize=8, color=colour,
@@ -177,8 +177,7 @@ def _label(
 
 
 def _told(point: dict[str, Any]) -> str:
-    """A point's name, and its PSNR where measured; only letters that the font has, and not too many."""
-    name = "".join(letter if letter.isprintable() and ord(letter) < 0x250 else "?" for letter in str(point["name"]))
-    name = name if len(name) <= 28 else f"{name[:27]}…"
+    """A point's name, and its PSNR where measured."""
+    name = written(point["name"])
     quality = "" if point["psnr"] is None else words.decibels(point["psnr"])
     return ", ".join(part for part in (name or "chosen" * point["chosen"], quality) if part)

@@ -1,0 +1,61 @@
+"""Reports, taken apart: what a page says, shows and would load; clips to put in it."""
+
+from __future__ import annotations
+
+import base64
+from html.parser import HTMLParser
+
+import numpy as np
+
+from fpsgen.metrics import Pair
+
+NASTY = '<script>alert("1")</script> & [brackets] {braces} $x^2$ \\frac \u202eleft\u202c <img src=http://x/> ' * 4
+VOID = {"meta", "img", "br", "link"}
+
+
+def clip(count: int = 25, height: int = 96, width: int = 160, noise: int = 0) -> np.ndarray:
+    """A gradient that moves; noise: how many levels it is off."""
+    t, y, x = np.meshgrid(np.arange(count), np.arange(height), np.arange(width), indexing="ij")
+    channels = (x * 255 // width + 4 * t, y * 255 // height, 128 + 100 * np.sin((x + y + 6 * t) / 17))
+    return (np.stack(channels, -1).astype(int) + noise * ((x // 8 + y // 8) % 2)[..., None]).clip(0, 255).astype("u1")
+
+
+def pair(prompt: str = "a cat moving left", psnr: float | None = 33.3, **shape: int) -> Pair:
+    return Pair(prompt, psnr, clip(**shape), clip(**shape, noise=9))
+
+
+class Page(HTMLParser):
+    """Everything that a page has: words, images, addresses; fails where a tag is not closed in its place."""
+
+    def __init__(self, text: str):
+        super().__init__(convert_charrefs=True)
+        self.open: list[str] = []
+        self.images: list[dict[str, str]] = []
+        self.words, self.tags, self.addresses = "", set[str](), list[str]()
+        self.feed(text)
+        self.close()
+        assert not self.open, f"left open: {self.open}"
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        told = {name: value or "" for name, value in attrs}
+        assert len(told) == len(attrs)
+        self.addresses += [told[name] for name in ("href", "src", "srcset", "action", "data") if name in told]
+        if tag == "img":
+            self.images.append(told)
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open, f"</{tag}> without its beginning"
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] != "style":
+            self.words += data
+
+
+def png(image: dict[str, str]) -> bytes:
+    kind, _, data = image["src"].partition(",")
+    assert kind == "data:image/png;base64"
+    return base64.b64decode(data, validate=True)

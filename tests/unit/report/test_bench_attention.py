@@ -1,0 +1,75 @@
+"""The report of `fpsgen bench attention`."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fpsgen.report import bench
+from fpsgen.report.bench.attention import best, points_of, roofs_of
+from tests.tools import bench_records
+from tests.tools.reports import NASTY, Page, png
+
+
+def made(tmp_path: Path, given: dict[str, Any]) -> Page:
+    paths = bench.write(json.loads(json.dumps(given)), [], tmp_path / "r.html")  # as it was written
+    page = Page(paths[0].read_text(encoding="utf-8"))
+    assert [png(image) for image in page.images] == [file.read_bytes() for file in paths[1:]]
+    assert not re.search(r"\bnan\b|\binf\b|None", page.words)
+    return page
+
+
+def test_the_answer_comes_first(tmp_path: Path) -> None:
+    told = " ".join(made(tmp_path, bench_records.attention()).words.split())
+    assert "In 14b at 720p our kernel with its prologue is" in told[:300]
+    assert "times as fast as SDPA cuDNN, the fastest dense attention in BF16 here, at densities from 1 to 0.1" in told
+    assert "Attention on NVIDIA H100 made up" in told
+    assert "SDPA math: left out: too large" in told
+
+
+def test_the_headline_takes_the_fastest_of_both_sides() -> None:
+    [case] = bench_records.attention(cases=1)["cases"]
+    lines = best(case)
+    assert [line["variant"] for line in lines] == ["C"] * 4
+    assert [round(line["density"], 1) for line in lines] == [1.0, 0.5, 0.2, 0.1]
+
+
+def test_every_shape_has_its_roofline_and_its_numbers(tmp_path: Path) -> None:
+    given = bench_records.attention()
+    page = made(tmp_path, given)
+    assert len(page.images) == 2
+    for case, image in zip(given["cases"], page.images, strict=True):
+        for point in points_of(case):
+            assert f"{point.name} at density {point.density:.2g}: {point.tflops:.0f} TFLOP/s" in image["alt"]
+
+
+def test_roofs_are_the_cards() -> None:
+    """132 SMs at 1.98 GHz; in 8 bits an exponential takes as long as its 512 operations of heads of 128 channels."""
+    roofs = roofs_of(bench_records.CARD, 128)
+    assert roofs.flat["8 bits"] == pytest.approx(8192 * 132 * 1.98e-3)
+    assert roofs.flat["16 bits"] == roofs.flat["8 bits"] / 2
+    assert roofs.flat["exponential unit"] == pytest.approx(roofs.flat["8 bits"])
+    assert roofs_of(bench_records.CARD, 64).flat["exponential unit"] == pytest.approx(roofs.flat["8 bits"] / 2)
+    assert roofs.memory == pytest.approx(3.02)
+
+
+def test_a_card_that_our_kernels_are_not_for(tmp_path: Path) -> None:
+    page = made(tmp_path, bench_records.attention(cases=1, ours=False))
+    assert "No kernel of ours was timed beside dense attention here" in page.words
+    assert "C: it is for Hopper" in page.words
+    assert len(page.images) == 1
+
+
+def test_a_shape_that_failed_and_one_that_was_cut_short(tmp_path: Path) -> None:
+    given = bench_records.attention()
+    given["cases"][0] |= {"lines": [], "fault": f"MemoryError: {NASTY}"}
+    given["cut"] = "the budget of seconds was spent"
+    page = made(tmp_path, given)
+    assert NASTY.strip() in page.words
+    assert "Cut short: the budget of seconds was spent." in page.words
+    assert len(page.images) == 1
+    assert "script" not in page.tags

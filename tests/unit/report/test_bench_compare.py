@@ -1,0 +1,189 @@
+"""The report of `fpsgen bench`: the answer first, and every figure that the record has."""
+
+from __future__ import annotations
+
+import copy
+import io
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fpsgen.metrics import Pair
+from fpsgen.report import bench, words
+from tests.tools import bench_records
+from tests.tools.bench_records import WHOLE
+from tests.tools.reports import NASTY, Page, clip, pair, png
+
+
+def made(tmp_path: Path, given: dict[str, Any], pairs: list[Pair] | None = None) -> Page:
+    path = tmp_path / "report.html"
+    paths = bench.write(given, pairs or [], path)
+    assert paths[0] == path
+    assert sorted(paths) == sorted(tmp_path.iterdir())
+    page = Page(path.read_text(encoding="utf-8"))
+    assert [png(image) for image in page.images] == [file.read_bytes() for file in paths[1:]]
+    assert not re.search(r"\bnan\b|\binf\b|None", page.words)
+    return page
+
+
+def said(page: Page) -> str:
+    return " ".join(page.words.split())
+
+
+def faster(given: dict[str, Any], *ratios: float) -> dict[str, Any]:
+    """The first contender, so many times as fast in each pair."""
+    for name in ("total", "denoise"):
+        given["contenders"][0]["speedup"][name] = {"median": float(np.median(ratios)), "pairs": list(ratios)}
+    return given
+
+
+@pytest.mark.parametrize(
+    ("ratios", "answer"),
+    [
+        ((1.9, 1.96), "quality renders in 0.52 of the time of bf16 (flash): 1.93 times as fast, at a PSNR of 36.2 dB."),
+        ((0.7, 0.72), "quality takes 1.41 times as long as bf16 (flash), at a PSNR of 36.2 dB."),
+        ((0.97, 1.02), "quality takes as long as bf16 (flash), as far as these runs can tell: 0.99 times as fast"),
+        ((0.97,), "quality takes 1.03 times as long as bf16 (flash), in a single pair of runs, at a PSNR of 36.2 dB."),
+    ],
+)  # fmt: skip
+def test_the_answer_comes_first(tmp_path: Path, ratios: tuple[float, ...], answer: str) -> None:
+    given = faster(bench_records.compare(passes=len(ratios)), *ratios)
+    given["tried"][0]["name"] = "flash"
+    assert answer in said(made(tmp_path, given))[:700]
+
+
+def test_every_figure_of_the_record_is_said(tmp_path: Path) -> None:
+    given = bench_records.on_a_card()
+    told = said(made(tmp_path, given))
+    for one in given["contenders"]:
+        for name in WHOLE:
+            assert words.precise(one["median"][name]) in told
+            assert words.precise(one["cold"][name]) in told
+            assert words.DASH.join(words.precise(x) for x in one["spread"][name]) in told
+        for phase in one["phases"]:
+            assert words.precise(phase["step"]) in told
+        if one["speedup"]:
+            assert all(words.ratio(ratio) in told for ratio in one["speedup"]["total"]["pairs"])
+            assert all(words.ratio(ratio) in told for ratio in one["speedup"]["denoise"]["pairs"])
+        peak = max(run["peak_memory_bytes"] for run in (one["cold"], *one["warm"]))
+        assert words.gigabytes(peak) in told
+    for part in (
+        "36.2 dB", "44.9 dB", "58.3 dB", "sdpa-cudnn", "it is for CUDA GPUs", "1.23", "NVIDIA H100 made up",
+        "1.980 GHz by a guess", "3.02 TB/s", "driver 580.1", "torch 2.13.0", "2026-01-02", given["commit"],
+        "fpsgen bench --compare bf16,sage,diffusers", "lpips is not installed", "matrix products in bfloat16",
+        "20 steps of unipc", "quality, cold", "diffusers, warm", "612.5", f"steps 6{words.DASH}12",
+    ):  # fmt: skip
+        assert part in told, part
+
+
+def test_pictures_say_their_numbers_without_eyes(tmp_path: Path) -> None:
+    given = bench_records.compare("quality", "bf16", "diffusers")
+    bars, steps = made(tmp_path, given).images
+    for one in given["contenders"]:
+        for runs in (one["median"], one["cold"]):
+            assert all(f"{name} {words.precise(runs[name])}" in bars["alt"] for name in WHOLE if runs[name])
+        assert all(words.duration(phase["step"]) in steps["alt"] for phase in one["phases"])
+    for image in (bars, steps):
+        picture = Image.open(io.BytesIO(png(image)))
+        assert (int(image["width"]), int(image["height"])) == (picture.width // 2, picture.height // 2)
+        assert np.asarray(picture.convert("L")).std() > 5, "a blank picture"
+
+
+def test_what_is_extrapolated_is_marked(tmp_path: Path) -> None:
+    given = bench_records.extrapolated()
+    page = made(tmp_path, given)
+    told = said(page)
+    assert "≈ marks what was extrapolated. Measured were one step of each phase" in told
+    assert re.search(r"renders in ≈ 0\.\d\d of the time of bf16 \(sdpa-flash\): ≈ \d\.\d\d times as fast", told)
+    for one in given["contenders"]:
+        for name in ("denoise", "decode", "total"):
+            assert f"≈ {words.precise(one['median'][name])}" in told
+        assert f"≈ {words.precise(one['median']['text'])}" not in told
+    assert "random" in told
+    assert "Cold" not in told
+    assert "How true" not in told
+    assert "≈" not in made(tmp_path, bench_records.compare()).words
+
+
+def test_a_cold_run_alone_is_no_median(tmp_path: Path) -> None:
+    told = said(made(tmp_path, bench_records.cold_only()))
+    assert "one cold run of each, in which kernels are compiled" in told
+    assert "Warm" not in told
+
+
+def test_identical_frames_are_infinitely_near(tmp_path: Path) -> None:
+    given = bench_records.compare("same", "bf16")
+    told = said(made(tmp_path, given, [Pair("a cat", None, clip(), clip(), ("bf16", "same"))]))
+    assert "the same frames (a PSNR of ∞ dB)" in told
+    assert "∞identical" in told
+
+
+def test_broken_values_are_not_passed_over(tmp_path: Path) -> None:
+    given = bench_records.compare()
+    given["contenders"][0]["fidelity"]["nonfinite"] = 12
+    told = said(made(tmp_path, given))
+    assert "but its latents are broken." in told
+    assert "✗ quality: 12 values are NaN or infinite." in told
+
+
+def test_frames_have_their_names(tmp_path: Path) -> None:
+    page = made(tmp_path, bench_records.compare("quality", "bf16", "sage"), bench_records.pairs("quality", "sage"))
+    assert [image["alt"].split(",")[0] for image in page.images[1:3]] == ["Frames 1: bf16", "Frames 2: bf16"]
+    assert "quality and their difference" in page.images[1]["alt"]
+    assert "their absolute difference times 4" in said(page)
+
+
+def test_lpips_that_is_missing_is_explained(tmp_path: Path) -> None:
+    assert 'pip install "fpsgen[eval]"' in made(tmp_path, bench_records.compare("fast", "bf16")).words
+    assert "fpsgen[eval]" not in made(tmp_path, bench_records.compare("quality", "bf16")).words
+
+
+def test_another_reference_than_bf16(tmp_path: Path) -> None:
+    told = said(made(tmp_path, bench_records.compare("quality", "sage", passes=1)))
+    assert re.search(r"quality renders in 0\.\d\d of the time of sage: ", told)
+    assert "What sage is here" not in told
+
+
+def test_the_preset_may_be_slow_and_many_phases_long(tmp_path: Path) -> None:
+    given = bench_records.compare("slow", "bf16")
+    for one in given["contenders"]:
+        one["phases"] = [
+            {"first": n, "last": n, "sigma": [1 - n / 51, 1 - (n + 1) / 51], "density": 0.5, "step": 0.0, "split": None}
+            for n in range(1, 51)
+        ]
+        one["median"] = dict.fromkeys(WHOLE, 0.0) | {"total": 1e-3}
+        one["spread"] = {name: [0.0, 0.0] for name in WHOLE}
+    with np.errstate(all="raise"):
+        made(tmp_path, given)
+
+
+def test_what_comes_from_outside_stays_words(tmp_path: Path) -> None:
+    given = bench_records.compare("quality", "bf16")
+    given["contenders"][0] |= {"name": NASTY, "told": NASTY}
+    given["order"] = [NASTY if name == "quality" else name for name in given["order"]]
+    for key in ("model", "device", "dtype", "date", "commit"):
+        given[key] = NASTY
+    given["video"] |= {"prompt": NASTY, "solver": NASTY}
+    given["machine"] |= {"cpu": NASTY}
+    given["tried"][0] |= {"name": NASTY, "why_not": NASTY}
+    given["notes"], given["command"] = [NASTY], [NASTY]
+    page = made(tmp_path, given, [pair(NASTY), Pair("half \udcff", math.inf, clip(), clip(), (NASTY, "$\\frac$"))])
+    assert "script" not in page.tags
+    assert all(address.startswith("data:") for address in page.addresses)
+    assert page.words.count(NASTY) >= 12
+    assert "<script" not in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_same_record_same_bytes(tmp_path: Path) -> None:
+    for name in ("1", "2"):
+        (tmp_path / name).mkdir()
+    given = bench_records.on_a_card()
+    kept = copy.deepcopy(given)
+    one, two = (bench.write(given, bench_records.pairs("sage"), tmp_path / name / "r.html") for name in ("1", "2"))
+    assert [path.read_bytes() for path in one] == [path.read_bytes() for path in two]
+    assert given == kept
