@@ -1,4 +1,4 @@
-"""Files that are not Python: those that ship with fpsgen (kernels, presets, the pocket model), and its cache.
+"""Files that are not Python: those that ship with fpsgen (kernels, presets, the pocket model, its judge); its cache.
 
 In a wheel they lie inside the package; in an editable install `kernels_cuda/` and `presets/` lie beside it.
 """
@@ -14,7 +14,7 @@ _PACKAGE = Path(__file__).parent
 
 
 def folder(name: str) -> Path:
-    """The folder `kernels_cuda`, `presets` or `pocket`."""
+    """The folder `kernels_cuda`, `presets`, `pocket` or `judge`."""
     for path in (_PACKAGE / "_assets" / name, _PACKAGE.parent / name):
         if path.is_dir():
             return path

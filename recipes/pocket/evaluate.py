@@ -24,22 +24,15 @@ from diffusers import AutoencoderKLWan
 from torch import Tensor
 
 from fpsgen import sampling
+from fpsgen.bench.judge import load_network
+from fpsgen.bench.words import ASPECTS, Combination
 from fpsgen.wan import vae as wan_vae
 from fpsgen.wan.load import load_transformer, load_vae
 from fpsgen.wan.models import Model, open_folder
 from fpsgen.wan.sizes import Defaults
 from fpsgen.wan.text_encoder import TextEncoder
-from recipes.pocket.prompts import Combination, caption, combinations, plain
-from recipes.pocket.scorer import (
-    ASPECTS,
-    CEILING_SEED,
-    WEIGHTS,
-    accuracy,
-    labelled,
-    load_network,
-    make_templates,
-    through_vae,
-)
+from recipes.pocket.prompts import caption, combinations, plain
+from recipes.pocket.scorer import CEILING_SEED, accuracy, labelled, make_templates, through_vae
 from recipes.pocket.world import contact_sheet
 
 PROMPT_SEED, NOISE_SEED = 700_000, 800_000
@@ -142,7 +135,7 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, default=Path("build/pocket/model"))
     parser.add_argument("--out", type=Path, default=Path("build/pocket/evaluation"))
-    parser.add_argument("--scorer", type=Path, default=WEIGHTS)
+    parser.add_argument("--scorer", type=Path, help="weights of the network; else those that ship")
     parser.add_argument("--held-out", type=int, default=208, help="clips of held-out combinations")
     parser.add_argument("--trained", type=int, default=48, help="clips of trained combinations")
     parser.add_argument("--ceiling", type=int, default=160, help="clips to measure the judges on")

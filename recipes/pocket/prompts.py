@@ -13,87 +13,15 @@ import re
 from collections.abc import Sequence
 from typing import TypeVar
 
-from recipes.pocket.world import MOTIONS, SCENES, SUBJECTS
+from fpsgen.bench.words import MOTIONS, NOUNS, PLACES, SCENES, SUBJECTS, Combination, motion_phrases
 
 T = TypeVar("T")
-Combination = tuple[str, str, str]  # subject, motion, scene
 
-NOUNS = {
-    "cat": ["cat", "kitten", "kitty"],
-    "dog": ["dog", "puppy", "doggy"],
-    "frog": ["frog", "toad", "froggy"],
-    "panda": ["panda", "panda bear"],
-    "penguin": ["penguin", "baby penguin"],
-    "robot": ["robot", "android", "bot"],
-    "car": ["car", "automobile", "vehicle"],
-    "balloon": ["balloon", "party balloon"],
-}
 ADJECTIVES = ["cute", "little", "small", "happy", "funny", "big"]  # accepted, and make no difference
 COLOURS = {"car": "red", "balloon": "red", "frog": "green"}  # the ones that are true anyway
 
-_RIDES = [
-    ("surfing", "surfs"),
-    ("riding a wave", "rides a wave"),
-    ("surfing a wave", "surfs a wave"),
-    ("on a surfboard", "rides a surfboard"),
-    ("surfing on a wave", "surfs on a wave"),
-    ("riding a surfboard", "is riding on a surfboard"),
-    ("surfing the waves", "surfs the waves"),
-    ("riding the waves", "rides the waves"),
-    ("catching a wave", "catches a wave"),
-    ("on a wave", "is on a board"),
-]
-_GOING = [
-    ("moving", "moves"),
-    ("going", "goes"),
-    ("walking", "walks"),
-    ("running", "runs"),
-    ("driving", "drives"),
-    ("travelling", "travels"),
-    ("traveling", "travels"),
-    ("sliding", "slides"),
-    ("heading", "heads"),
-    ("gliding", "glides"),
-    ("rolling", "rolls"),
-]
-_ASIDE = ["{}", "to the {}", "from {opposite} to {}", "{}ward", "towards the {}", "toward the {}", "{}wards"]
-_JUMPS = [
-    ("jumping", "jumps"),
-    ("bouncing", "bounces"),
-    ("hopping", "hops"),
-    ("jumping up and down", "jumps up and down"),
-    ("hopping up and down", "hops up and down"),
-    ("bouncing up and down", "bounces up and down"),
-    ("leaping", "leaps"),
-    ("dancing", "dances"),
-]
-_RISES = [
-    ("rising", "rises"),
-    ("flying up", "flies up"),
-    ("floating up", "floats up"),
-    ("flying", "flies"),
-    ("going up", "goes up"),
-    ("floating", "floats"),
-    ("rising up", "rises up"),
-    ("moving up", "moves up"),
-    ("taking off", "takes off"),
-    ("floating upwards", "floats upwards"),
-    ("lifting off", "lifts off"),
-    ("flying away", "flies away"),
-    ("levitating", "levitates"),
-]
 _INTO_THE_SKY = ["into the sky", "into the air", "in the air"]
 
-PLACES = {
-    "sea": ["on the sea", "in the ocean", "at sea", "on the ocean", "in the sea", "on the water", "at the beach",
-            "on the waves", "by the sea", "over the sea", "in the water", "on a sunny beach"],
-    "city": ["in the city", "in front of buildings", "in a city", "in town", "on the street", "in the street",
-             "through the city", "downtown", "among skyscrapers", "on a road", "over the city"],
-    "forest": ["in the forest", "among the trees", "in a forest", "in the woods", "between the trees",
-               "through the forest", "in front of trees", "in the park", "on the grass", "in nature"],
-    "night": ["at night", "under the stars", "in the night", "in the moonlight", "under the moon", "in the night sky",
-              "in the dark", "by night", "on a starry night", "under a starry sky"],
-}  # fmt: skip
 
 _HOME = {"cat": "forest", "dog": "forest", "frog": "forest", "panda": "forest",
          "penguin": "sea", "robot": "city", "car": "city", "balloon": "night"}  # fmt: skip
@@ -140,13 +68,13 @@ def combinations(held_out: bool = False) -> list[Combination]:
 
 def plain(subject: str, motion: str, scene: str) -> str:
     """The plainest sentence, e.g. "a cat surfing on the sea"."""
-    return f"a {NOUNS[subject][0]} {_motion_phrases(motion)[0][0]} {PLACES[scene][0]}"
+    return f"a {NOUNS[subject][0]} {motion_phrases(motion)[0][0]} {PLACES[scene][0]}"
 
 
 def caption(subject: str, motion: str, scene: str, rng: random.Random) -> str:
     """A random sentence that describes the clip, defaults left out now and then."""
     name = _subject(subject, rng)
-    doing, does = _early(_motion_phrases(motion), rng)
+    doing, does = _early(motion_phrases(motion), rng)
     place = _early(PLACES[scene], rng)
     if scene == default_scene(subject, motion) and rng.random() < 0.5:
         place = ""
@@ -173,7 +101,7 @@ def vocabulary() -> list[str]:
     for subject in SUBJECTS:
         phrases += NOUNS[subject]
     for motion in MOTIONS:
-        phrases += [words for pair in _motion_phrases(motion) for words in pair]
+        phrases += [words for pair in motion_phrases(motion) for words in pair]
     for scene in SCENES:
         phrases += PLACES[scene]
     return sorted({word for phrase in phrases for word in re.findall(r"[a-z]+", phrase)})
@@ -205,16 +133,6 @@ def _subject(subject: str, rng: random.Random) -> str:
     name = f"{adjective} {_early(NOUNS[subject], rng)}".strip()
     article = _early(_ARTICLES, rng)
     return f"{'an' if article == 'a' and name[0] in 'aeiou' else article} {name}"
-
-
-def _motion_phrases(motion: str) -> list[tuple[str, str]]:
-    if motion in ("right", "left"):
-        opposite = "left" if motion == "right" else "right"
-        aside = [phrase.format(motion, opposite=opposite) for phrase in _ASIDE]
-        # Diagonal by diagonal, so that plain verbs and plain directions come first.
-        pairs = sorted((v + a, v, a) for v in range(len(_GOING)) for a in range(len(aside)))
-        return [(f"{_GOING[v][0]} {aside[a]}", f"{_GOING[v][1]} {aside[a]}") for _, v, a in pairs]
-    return {"surf": _RIDES, "jump": _JUMPS, "rise": _RISES}[motion]
 
 
 def _tidy(sentence: str, rng: random.Random) -> str:

@@ -1,13 +1,14 @@
 """Does a clip show what its prompt says? Two judges of different kinds, neither pretrained.
 
-    python -m recipes.pocket.scorer --out recipes/pocket/scorer.safetensors [--vae build/pocket/vae.pt]
+    python -m recipes.pocket.scorer --out fpsgen/_assets/judge/network.safetensors [--vae build/pocket/vae.pt]
 
 `Network` is a small CNN with a head each for subject, motion and scene, trained on rendered clips (and the
 VAE's reconstructions of some), with blur, noise and colour changes so strong that colour alone does not
-decide. `Templates` matches the sprites themselves, follows the best match through time, and compares a few
-colours by linear discriminants; nothing in it is trained by gradients. Both read uint8 clips
-[25, 96, 160, 3]. Run as a program, this trains the network and reports both ceilings: the accuracy on
-rendered clips and, with --vae, on reconstructions, which no generated clip can be expected to exceed.
+decide. It ships, and lies in `fpsgen/bench/judge.py`. `Templates` matches the sprites themselves, follows the
+best match through time, and compares a few colours by linear discriminants; nothing in it is trained by
+gradients. Both read uint8 clips [25, 96, 160, 3]. Run as a program, this trains the network and reports both
+ceilings: the accuracy on rendered clips and, with --vae, on reconstructions, which no generated clip can be
+expected to exceed.
 """
 
 from __future__ import annotations
@@ -21,67 +22,21 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from fpsgen import assets
+from fpsgen.bench.judge import CLASSES, WEIGHTS, Network, as_input, load_network
+from fpsgen.bench.words import ASPECTS, MOTIONS, SCENES, SUBJECTS, Combination
 from recipes.pocket.cache import load_vae
-from recipes.pocket.prompts import Combination, combinations
+from recipes.pocket.prompts import combinations
 from recipes.pocket.train_vae import as_tensors, reconstruct
-from recipes.pocket.world import FACES_LEFT, FRAMES, HEIGHT, MOTIONS, SCENES, SUBJECTS, Clip, draw_sprite, render
+from recipes.pocket.world import FACES_LEFT, FRAMES, HEIGHT, Clip, draw_sprite, render
 
-CLASSES = (tuple(SUBJECTS), MOTIONS, SCENES)
-ASPECTS = ("subject", "motion", "scene")
 SCORER_SEED, CEILING_SEED = 500_000, 600_000
-WEIGHTS = Path(__file__).with_name("scorer.safetensors")
 
 
 # --- the network ------------------------------------------------------------------------------------
-
-
-def _halve(inputs: int, outputs: int, kernel: int = 3) -> nn.Sequential:
-    convolution = nn.Conv2d(inputs, outputs, kernel, stride=2, padding=kernel // 2, bias=False)
-    return nn.Sequential(convolution, nn.BatchNorm2d(outputs), nn.ReLU())
-
-
-class Network(nn.Module):
-    """Every third frame through a shared 2-D trunk; heads for appearance pool, the one for motion does not."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.trunk = nn.Sequential(_halve(3, 16, 5), _halve(16, 32), _halve(32, 64), _halve(64, 96))
-        self.appearance = nn.Linear(2 * 96, len(SUBJECTS) + len(SCENES))
-        self.squeeze = nn.Conv2d(96, 8, 1)
-        frames = len(range(0, FRAMES, 3))
-        self.motion = nn.Sequential(
-            nn.Linear(frames * 8 * 6 * 10, 48), nn.ReLU(), nn.Dropout(0.2), nn.Linear(48, len(MOTIONS))
-        )
-
-    def forward(self, clips: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits of subject, motion, scene for [batch, 9, 3, 96, 160] in -1..1."""
-        features = self.trunk(clips.flatten(0, 1))
-        per_clip = features.unflatten(0, clips.shape[:2])
-        pooled = torch.cat([per_clip.amax((3, 4)).mean(1), per_clip.mean((1, 3, 4))], dim=1)
-        subject, scene = self.appearance(pooled).split([len(SUBJECTS), len(SCENES)], dim=1)
-        tracks = F.relu(self.squeeze(features)).flatten(1).unflatten(0, clips.shape[:2]).flatten(1)
-        return subject, self.motion(tracks), scene
-
-    @torch.no_grad()
-    def classify(self, video: np.ndarray) -> Combination:
-        logits = self(as_input([video]))
-        return tuple(names[int(scores.argmax())] for names, scores in zip(CLASSES, logits, strict=True))
-
-
-def as_input(videos: list[np.ndarray]) -> Tensor:
-    picked = np.stack([video[::3] for video in videos])
-    return torch.from_numpy(picked).movedim(-1, 2).float().div(127.5).sub(1)
-
-
-def load_network(path: Path = WEIGHTS) -> Network:
-    network = Network()
-    absent, unexpected = network.load_state_dict({n: t.float() for n, t in load_file(path).items()}, strict=False)
-    if unexpected or any(not name.endswith("num_batches_tracked") for name in absent):
-        raise ValueError(f"{path} is not this network's: {absent + unexpected}")
-    return network.eval()
 
 
 def save_network(network: Network, path: Path) -> None:
@@ -293,7 +248,7 @@ def make_templates(count: int = 160) -> Templates:
 
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=WEIGHTS)
+    parser.add_argument("--out", type=Path, default=assets.folder("judge") / WEIGHTS)
     parser.add_argument("--vae", type=Path, help="mix in, and measure on, this VAE's reconstructions")
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--clips", type=int, default=1600)

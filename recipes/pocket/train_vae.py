@@ -23,9 +23,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fpsgen.bench.words import MOTIONS, SCENES, SUBJECTS
 from recipes.pocket import vae as pocket_vae
 from recipes.pocket.muon import Optimizers
-from recipes.pocket.world import HEIGHT, MOTIONS, SCENES, SUBJECTS, WIDTH, Clip, render
+from recipes.pocket.world import HEIGHT, WIDTH, Clip, render
 
 Coder = Callable[..., Any]
 
@@ -36,7 +37,7 @@ VALIDATION_SEED, TRAINING_SEED = 0, 10_000
 
 
 def random_clip(rng: random.Random, seed: int) -> Clip:
-    return render(rng.choice(list(SUBJECTS)), rng.choice(MOTIONS), rng.choice(SCENES), seed)
+    return render(rng.choice(SUBJECTS), rng.choice(MOTIONS), rng.choice(SCENES), seed)
 
 
 def as_tensors(clips: list[Clip]) -> tuple[Tensor, Tensor]:

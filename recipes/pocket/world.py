@@ -33,8 +33,6 @@ SUBJECTS = {
     "balloon": "🎈",
 }
 FACES_LEFT = {"car", "penguin"}  # drawn facing left: mirrored when moving right
-MOTIONS = ("surf", "right", "left", "jump", "rise")
-SCENES = ("sea", "city", "forest", "night")
 
 WIDTH, HEIGHT, FRAMES = 160, 96, 25
 

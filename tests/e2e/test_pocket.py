@@ -12,11 +12,11 @@ from typer.testing import CliRunner
 
 from fpsgen import assets
 from fpsgen.attention.tiles import TileGrid
+from fpsgen.bench.judge import load_network
 from fpsgen.cli import app
 from fpsgen.wan import models
 from fpsgen.wan.vae import latent_shape
 from recipes.pocket.evaluate import document
-from recipes.pocket.scorer import load_network
 from tests.tools.videos import read
 
 # Of the weight files' digests, per version. A line is added for a new version, never changed.
@@ -85,7 +85,7 @@ def test_it_makes_a_video_of_its_own_length_at_any_size(
 
 
 def test_a_cat_surfing_shows_a_cat_surfing(tmp_path: Path) -> None:
-    """Through the front door, as the README has it; the video is judged by the recipe's network."""
+    """Through the front door, as the README has it; the video is judged by the network that ships."""
     seen = []
     for seed in (1, 2, 3):
         path = tmp_path / f"{seed}.mp4"

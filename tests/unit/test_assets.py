@@ -13,7 +13,7 @@ from fpsgen import assets
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("name", ["kernels_cuda", "presets", "pocket"])
+@pytest.mark.parametrize("name", ["kernels_cuda", "presets", "pocket", "judge"])
 def test_folders_are_found_here(name: str) -> None:
     assert any(assets.folder(name).iterdir())
 
@@ -26,6 +26,7 @@ def test_absent_folders_say_so() -> None:
 def test_the_wheel_carries_them(tmp_path: Path) -> None:
     (wheel,) = WheelBuilder(str(ROOT)).build(directory=str(tmp_path), versions=["standard"])
     names = zipfile.ZipFile(wheel).namelist()
-    for name in ("kernels_cuda/README.md", "presets/README.md", "pocket/pocket.json", "pocket/model_index.json"):
+    pocket = ("pocket/pocket.json", "pocket/model_index.json", "judge/network.safetensors")
+    for name in ("kernels_cuda/README.md", "presets/README.md", *pocket):
         assert f"fpsgen/_assets/{name}" in names
     assert not [name for name in names if name.startswith(("tests/", "recipes/"))]

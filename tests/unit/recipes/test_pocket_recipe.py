@@ -15,20 +15,14 @@ import torch
 from diffusers import WanTransformer3DModel
 from transformers import AutoTokenizer
 
+from fpsgen.bench.judge import SHAPE, Network, as_input, load_network
+from fpsgen.bench.words import MOTIONS, SUBJECTS
 from fpsgen.wan import load, models
 from fpsgen.wan.keys import TRANSFORMER
 from recipes.pocket import export, prompts, text_encoder, tokenizer, world
 from recipes.pocket import vae as pocket_vae
 from recipes.pocket.cache import latent_mask
-from recipes.pocket.scorer import (
-    Discriminant,
-    Network,
-    as_input,
-    labelled,
-    load_network,
-    make_templates,
-    save_network,
-)
+from recipes.pocket.scorer import Discriminant, labelled, make_templates, save_network
 from recipes.pocket.train_dit import CONFIG, Pocket, is_hidden, noise_levels
 
 needs_font = pytest.mark.skipif(not world.FONT.exists(), reason="needs Debian's fonts-noto-color-emoji")
@@ -46,7 +40,7 @@ def test_render_is_deterministic_in_its_seed() -> None:
 
 
 @needs_font
-@pytest.mark.parametrize("motion", world.MOTIONS)
+@pytest.mark.parametrize("motion", MOTIONS)
 def test_a_shorter_clip_is_the_beginning_of_a_longer_one(motion: str) -> None:
     short = world.render("frog", motion, "night", 3, frames=5)
     long = world.render("frog", motion, "night", 3, frames=9)
@@ -62,6 +56,11 @@ def test_latent_mask_pools_one_frame_then_four() -> None:
     assert cells[0].tolist() == [[255, 0], [0, 0]]
     assert cells[1].eq(0).all()
     assert cells[2, 1, 1] == 128  # two frames of four
+
+
+def test_the_world_draws_what_the_product_has_words_for() -> None:
+    assert tuple(world.SUBJECTS) == SUBJECTS
+    assert (world.FRAMES, world.HEIGHT, world.WIDTH) == SHAPE
 
 
 # --- the sentences -----------------------------------------------------------------------------------
@@ -183,9 +182,9 @@ def test_noise_levels_lean_towards_noise() -> None:
 def test_scorer_survives_the_disk(tmp_path: Path) -> None:
     torch.manual_seed(0)
     network = Network().eval()
-    save_network(network, tmp_path / "scorer.safetensors")
-    assert (tmp_path / "scorer.safetensors").stat().st_size < 1_000_000
-    again = load_network(tmp_path / "scorer.safetensors")
+    save_network(network, tmp_path / "network.safetensors")
+    assert (tmp_path / "network.safetensors").stat().st_size < 1_000_000
+    again = load_network(tmp_path / "network.safetensors")
     video = as_input([np.random.default_rng(0).integers(0, 256, (25, 96, 160, 3), np.uint8)])
     with torch.no_grad():
         for one, other in zip(network(video), again(video), strict=True):

@@ -1,0 +1,80 @@
+"""What `fpsgen bench quality` found, as JSON has it (`quality` lists the keys, docs/bench.md says what they hold)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from fpsgen import metrics
+from fpsgen.bench import card, judge
+from fpsgen.bench.words import ASPECTS
+
+if TYPE_CHECKING:
+    from fpsgen.bench.contenders import Outline
+    from fpsgen.bench.quality import Job
+
+# What is told of all clips together, and which of several is the worst.
+MEASURES: dict[str, Callable[[Sequence[float]], float]] = {
+    "latent_cosine": min,
+    "latent_error": max,
+    "psnr": min,
+    "ssim": min,
+    "lpips": max,
+}
+
+
+def facts(begin: dict[str, Any], job: Job) -> dict[str, Any]:
+    """What is the same for all contenders. begin: the provenance."""
+    model, request = job.model, job.request(job.clips[0])
+    return {
+        "kind": "quality",
+        "format": 1,
+        **begin,
+        "card": card.describe(job.device) if job.device.type == "cuda" else None,
+        "model": f"pocket v{model.card['version']}" if model.card else model.name,
+        "device": str(job.device),
+        "dtype": str(job.dtype).removeprefix("torch."),
+        "text_dtype": str(job.text_dtype).removeprefix("torch."),
+        "video": {**asdict(job.settings), "solver": request.solver, "grid": request.grid},
+        "prompts": list(job.prompts),
+        "seeds": job.seeds,
+        "seed": job.seed,
+        "reference": job.reference,
+    }
+
+
+def contender(name: str, outline: Outline, clips: list[dict[str, Any]]) -> dict[str, Any]:
+    """One contender; the reference's clips have no fidelity."""
+    near = [clip["fidelity"] for clip in clips if clip["fidelity"] is not None]
+    means = {measure: summary([one[measure] for one in near], measure) for measure in MEASURES}
+    return {
+        "name": name,
+        "told": outline.told,
+        "preset": outline.preset,
+        "density": outline.density,
+        "backends": list(outline.backends),
+        "fidelity": means if near else None,
+        "identical": sum(one["identical"] for one in near) if near else None,
+        "nonfinite": sum(one["nonfinite"] > 0 for one in near) if near else None,
+        "clips": clips,
+        "adherence": adherence(clips),
+        "vbench": None,
+    }
+
+
+def summary(values: Sequence[float | None], measure: str) -> dict[str, float | None] | None:
+    """Mean, half the 95 % interval and the worst, over the clips that have a value; None where none has."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return None
+    mean, ci95 = metrics.interval95(known)
+    return {"mean": mean, "ci95": ci95, "worst": MEASURES[measure](known)}
+
+
+def adherence(clips: Sequence[dict[str, Any]]) -> dict[str, list[int]] | None:
+    """For each aspect, how many clips show what their prompt says, of how many; None where nobody judged."""
+    if any(clip["shown"] is None for clip in clips):
+        return None
+    seen = [tuple(clip["shown"][aspect] for aspect in ASPECTS) for clip in clips]
+    return {aspect: list(told) for aspect, told in judge.score(seen, [clip["prompt"] for clip in clips]).items()}

@@ -1,0 +1,87 @@
+"""VBench (Huang et al., 2024) on folders of videos, by its own program in its own environment: it pins old libraries.
+
+Its mode custom_input takes any videos. It runs on a CUDA GPU, and fetches the models that judge when it first runs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+# Those that custom_input takes (VBench's README).
+DIMENSIONS = (
+    "subject_consistency",
+    "background_consistency",
+    "motion_smoothness",
+    "dynamic_degree",
+    "aesthetic_quality",
+    "imaging_quality",
+)
+RESULTS = "vbench-results"  # beside the folders of videos
+_TORCH = "https://download.pytorch.org/whl/cu121"  # the latest that it runs with
+_PINS = "an environment of its own, because it pins old libraries"
+
+
+def find(given: Path | None) -> Path | None:
+    """The program: `given`, or what PATH has."""
+    found = shutil.which("vbench" if given is None else given.expanduser())
+    return Path(found) if found else None
+
+
+def setup(videos: Path, folders: Sequence[str]) -> list[str]:
+    """The commands that make the environment, and those that run it on the folders."""
+    return [
+        f"python -m venv vbench-env  # {_PINS}",
+        f"vbench-env/bin/pip install torch torchvision --index-url {_TORCH}",
+        "vbench-env/bin/pip install vbench",
+        f"export PATH=$PWD/vbench-env/bin:$PATH && cd {shlex.quote(str(videos))}  # it calls python by name",
+        *(shlex.join(command("vbench", folder, dimension)) for folder in folders for dimension in DIMENSIONS),
+    ]
+
+
+def command(program: str, folder: str, dimension: str) -> list[str]:
+    """As run from the folder that holds `folder`. Relative: it passes paths through a shell, quoted by half."""
+    return [
+        program, "evaluate", "--mode", "custom_input", "--dimension", dimension, "--videos_path", folder,
+        "--output_path", f"{RESULTS}/{folder}/{dimension}",
+    ]  # fmt: skip
+
+
+def evaluate(
+    program: Path, videos: Path, folder: str, warn: Callable[[str], None], begins: Callable[[str], None]
+) -> dict[str, float | None]:
+    """The score of the videos in `folder` of `videos` in each dimension; None, and a warning, where it gave none.
+
+    begins: called with each dimension.
+    """
+    program = program.resolve()
+    # It runs "python" by name, and would find that of fpsgen's environment.
+    environment = os.environ | {"PATH": os.pathsep.join([str(program.parent), os.environ.get("PATH", "")])}
+    scores: dict[str, float | None] = {}
+    for dimension in DIMENSIONS:
+        begins(dimension)
+        results = videos / RESULTS / folder / dimension
+        shutil.rmtree(results, ignore_errors=True)  # of an earlier run: it names its files by the time
+        ran = subprocess.run(
+            command(str(program), folder, dimension), cwd=videos, env=environment, stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
+        )  # fmt: skip
+        scores[dimension] = _score(results, dimension)
+        if scores[dimension] is None:  # its exit status is 0 even then
+            last = next((line for line in reversed(ran.stdout.splitlines()) if line.strip()), "it said nothing")
+            warn(f"VBench gave no {dimension} of {folder}: {last.strip()[:300]}")
+    return scores
+
+
+def _score(results: Path, dimension: str) -> float | None:
+    """From the file that it wrote: {dimension: [mean over the videos, [each of them]]}."""
+    try:
+        (path,) = results.glob("*_eval_results.json")
+        return float(json.loads(path.read_text(encoding="utf-8"))[dimension][0])
+    except (OSError, ValueError, KeyError, IndexError, TypeError):
+        return None

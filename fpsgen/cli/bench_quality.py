@@ -1,0 +1,283 @@
+"""`fpsgen bench quality`: a preset over many prompts and seeds, beside bf16."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fpsgen import files
+from fpsgen.cli.calibrate import Bar, check_seed, read_prompts, safe_name, settings_of
+from fpsgen.cli.errors import explained
+from fpsgen.cli.generate import default_name, open_model, per_model
+from fpsgen.cli.options import Dtype, Json, Verbose, choose_dtype, choose_text_dtype, expand, parse_device, several
+from fpsgen.cli.output import Output
+from fpsgen.cli.records import places, write
+from fpsgen.errors import Stopped, UsageError
+from fpsgen.timing import Timings
+from fpsgen.wan import sizes
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from fpsgen.bench.quality import Job
+
+EXAMPLES = """[bold]Examples[/bold]
+
+fpsgen bench quality
+
+fpsgen bench quality --preset balanced --compare bf16,fast --prompts mine.txt --seeds 4
+
+fpsgen bench quality --model 1.3b --prompts mine.txt --videos clips --vbench
+"""
+
+FIRST_SEED = 1000  # presets that ship were calibrated on seeds from 0 on
+_MOST_SEEDS = 1000
+_TITLES = {
+    "latent_cosine": "latent cosine",
+    "latent_error": "1 - latent cosine",
+    "psnr": "PSNR, dB",
+    "ssim": "SSIM",
+    "lpips": "LPIPS",
+}
+_DIGITS = {"latent_cosine": ".5f", "latent_error": ".2g", "psnr": ".1f", "ssim": ".4f", "lpips": ".4f"}
+
+
+@explained
+def quality(
+    prompts: Annotated[
+        Path | None,
+        typer.Option(help="A file, a prompt a line, # for comments.", show_default="8 of ours; Wan2.1 4"),
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, max=_MOST_SEEDS, help="Clips of each prompt.")] = 1,
+    preset: Annotated[
+        str, typer.Option(help="What is measured: a preset of `fpsgen presets`, or a .toml file.")
+    ] = "quality",
+    compare: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Whom with, the first being the reference, or bf16 where it is among them: bf16, a preset, or a "
+            "kernel as in `fpsgen bench`. Several: again, or with commas.",
+            show_default="bf16",
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="pocket, 1.3b, 14b, a folder, a .safetensors file or a hub id.",
+            show_default="by size and what is on disk",
+        ),
+    ] = None,
+    res: Annotated[str | None, typer.Option(help="480p, 720p or WIDTHxHEIGHT.", show_default="the model's own")] = None,
+    frames: Annotated[int | None, typer.Option(help="Frames, 4n + 1.", show_default=per_model("frames"))] = None,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps.", show_default=per_model("steps"))] = None,
+    guidance: Annotated[
+        float | None, typer.Option(help="Guidance scale; 1 switches it off.", show_default=per_model("guidance"))
+    ] = None,
+    shift: Annotated[
+        float | None, typer.Option(help="Above 1, more steps at high noise.", show_default=per_model("shift"))
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the first clip; each further one counts up.")] = FIRST_SEED,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The record, FILE.json.")] = Path("bench-quality.json"),
+    report: Annotated[
+        Path | None, typer.Option(help="The report, FILE.html.", show_default="beside the record")
+    ] = None,
+    no_report: Annotated[bool, typer.Option("--no-report", help="Write no report.")] = False,
+    videos: Annotated[
+        Path | None, typer.Option(help="A folder to keep the videos in, one inside of it for each contender.")
+    ] = None,
+    vbench: Annotated[
+        bool, typer.Option("--vbench", help="Let VBench judge the folders of --videos, where it is installed.")
+    ] = False,
+    vbench_bin: Annotated[
+        Path | None, typer.Option(help="VBench's program, in its own environment.", show_default="vbench on PATH")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.", show_default="cuda if there")] = None,
+    dtype: Annotated[
+        Dtype | None,
+        typer.Option(help="Precision of matrix products.", show_default="bf16; DiT on CPU fp32"),
+    ] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Render anew what an earlier run has kept.")] = False,
+    json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Make many clips by a preset and by others, from the same noise: fidelity, with mean and 95 % interval.
+
+    On the pocket model also what the clips show, against what their prompts say. Clips are kept: a run that was stopped
+    goes on where it was, and another --compare renders what is new.
+    """
+    out = Output(json, verbose)
+    size = sizes.parse_resolution(res) if res is not None else None
+    sizes.check_settings(frames, steps, guidance, shift)
+    check_seed(seed)
+    names = several("--compare", compare) or ["bf16"]
+    own = read_prompts(prompts) if prompts is not None else None
+    if own is not None and not own:
+        raise UsageError(f"{prompts} has no prompts", hint="write one a line")
+    if no_report and report is not None:
+        raise UsageError("--report and --no-report contradict each other", hint="leave one out")
+    program = check_vbench(vbench, vbench_bin, videos)
+    target = parse_device(device)
+    chosen = open_model(model, size, target, out, Timings())
+    settings = settings_of(chosen, size, frames=frames, steps=steps, guidance=guidance, shift=shift)
+    from fpsgen.bench import prompts as ours
+    from fpsgen.bench.quality import Job, line_up, run
+
+    precision = choose_dtype(dtype, target)
+    contenders, reference = line_up(preset, names, chosen, settings, target, precision)
+    job = Job(
+        chosen, settings, own or ours.of(chosen.family), seeds, seed, contenders, reference, target, precision,
+        choose_text_dtype(dtype), ["fpsgen", *sys.argv[1:]],
+    )  # fmt: skip
+    for name, outline in job.outlines.items():  # which refuses a preset that does not fit
+        out.detail(f"{name}: {outline.told}")
+    record_at, page = places(expand(output), report, no_report)
+    clips = video_places(job, expand(videos)) if videos is not None else None
+    tell_size(out, job)
+    try:
+        with out.progress() as progress:
+            watcher = Bar(progress, out)
+            record, pairs = run(job, watcher, clips, fresh)
+            if program is not None and clips is not None:
+                add_vbench(record, program, clips, watcher)
+        written = write(record, pairs, record_at, page)
+    except KeyboardInterrupt:
+        how = "without --fresh" if fresh else "again"
+        raise Stopped(
+            "stopped; every finished clip and what was measured of it are kept",
+            hint=f"run the same command {how}: it goes on from there",
+        ) from None
+    if not json:
+        for table in tables(record):
+            out.show(table)
+    if vbench and program is None and clips is not None:
+        tell_vbench(out, clips)
+    told = {"record": str(written[0]), "report": str(written[1]) if len(written) > 1 else None}
+    out.result("\n".join(str(path) for path in written[:2]), {**record, **told})
+
+
+def check_vbench(wanted: bool, given: Path | None, videos: Path | None) -> Path | None:
+    """VBench's program, None where it is not asked for or not here; UsageError where the options do not go together."""
+    if not wanted:
+        if given is not None:
+            raise UsageError("--vbench-bin is of no use without --vbench", hint="add --vbench")
+        return None
+    from fpsgen.bench import vbench
+
+    if videos is None:
+        raise UsageError("--vbench judges videos, and none are kept", hint="name a folder for them: --videos clips")
+    found = vbench.find(given)
+    if found is None and given is not None:
+        raise UsageError(f"--vbench-bin {given}: there is no such program", hint="it is bin/vbench of an environment")
+    return found
+
+
+def video_places(job: Job, folder: Path) -> dict[str, list[Path]]:
+    """For each contender the files of its clips; UsageError where they cannot be written, or others lie among them,
+    which VBench would judge, too."""
+    from fpsgen.video import check_encoder
+
+    check_encoder()
+    places: dict[str, list[Path]] = {}
+    for number, one in enumerate(job.contenders):
+        name = safe_name(one.name)
+        if any(paths[0].parent.name == name for paths in places.values()):
+            name = f"{name}-{number + 1}"
+        places[one.name] = [folder / name / default_name(clip.prompt, clip.seed) for clip in job.clips]
+    try:
+        for paths in places.values():
+            own = paths[0].parent
+            own.mkdir(parents=True, exist_ok=True)
+            files.check_writable(paths[0])
+            if others := sorted(set(own.glob("*.mp4")) - set(paths)):
+                told = f"{files.shortened(own)} holds a video of another run: {others[0].name[:100]}"
+                raise UsageError(told, hint="choose another --videos")
+    except OSError as fault:
+        told = f"--videos {files.shortened(folder)} cannot be written: {fault.strerror or fault}"
+        raise UsageError(told, hint="name a folder") from None
+    return places
+
+
+def tell_size(out: Output, job: Job) -> None:
+    """How much will be rendered; of the pocket model that is minutes."""
+    prompts, count = len(job.prompts), len(job.clips) * len(job.contenders)
+    told = f"{counted(prompts, 'prompt')}, {counted(job.seeds, 'seed')} each, {len(job.contenders)} contenders: "
+    told += f"{count} clips of {counted(job.settings.steps, 'step')}"
+    if job.model.card is None:
+        out.note(told)
+    else:
+        out.milestone(told)
+
+
+def counted(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
+
+def add_vbench(record: dict[str, Any], program: Path, places: dict[str, list[Path]], watcher: Bar) -> None:
+    """What VBench says of each contender's folder."""
+    from fpsgen.bench import vbench
+
+    def warn(text: str) -> None:
+        record["notes"].append(text)
+        watcher.warn(text)
+
+    watcher.phase("vbench")
+    for one in record["contenders"]:
+        folder = places[one["name"]][0].parent
+        one["vbench"] = vbench.evaluate(program, folder.parent, folder.name, warn, watcher.note)
+
+
+def tell_vbench(out: Output, places: dict[str, list[Path]]) -> None:
+    """How to come by VBench, and how to run it on what was made."""
+    from fpsgen.bench import vbench
+
+    folders = [paths[0].parent for paths in places.values()]
+    out.note(
+        "VBench is not on PATH, and was left out; these commands set it up on a machine with a CUDA GPU, and run it:"
+    )
+    for line in vbench.setup(folders[0].parent, [folder.name for folder in folders]):
+        out.line(line)
+
+
+def tables(record: dict[str, Any]) -> Iterator[Table]:
+    """Fidelity, and what else was judged; a column for each contender."""
+    from fpsgen.bench.quality_record import MEASURES
+    from fpsgen.cli.bench_tables import new
+
+    contenders = record["contenders"]
+    clips = len(contenders[0]["clips"])
+    spread = "mean ± 95 % interval (worst)" if clips > 1 else "one clip"
+    table = new(record, f"Fidelity to {record['reference']}, {spread}")
+    for measure in MEASURES:
+        told = [measured(one["fidelity"], measure, clips) for one in contenders]
+        if any(told):
+            table.add_row(_TITLES[measure], *told)
+    for count, title in (("identical", "identical clips"), ("nonfinite", "clips with NaN, Inf")):
+        table.add_row(title, *("" if one[count] is None else str(one[count]) for one in contenders))
+    yield table
+    if any(one["adherence"] for one in contenders):
+        table = new(record, "Clips as prompted")
+        for aspect in contenders[0]["adherence"]:
+            table.add_row(aspect, *("{} of {}".format(*one["adherence"][aspect]) for one in contenders))
+        yield table
+    if any(one["vbench"] for one in contenders):
+        table = new(record, "VBench")
+        for dimension in contenders[0]["vbench"]:
+            table.add_row(dimension.replace("_", " "), *(score(one["vbench"][dimension]) for one in contenders))
+        yield table
+
+
+def measured(fidelity: dict[str, Any] | None, measure: str, clips: int) -> str:
+    """The cell of one contender; empty for the reference."""
+    if fidelity is None or (told := fidelity[measure]) is None:
+        return "∞" if fidelity is not None and measure == "psnr" else ""
+    mean, worst = (format(told[name], _DIGITS[measure]) for name in ("mean", "worst"))
+    spread = "" if told["ci95"] is None else f" ± {told['ci95']:.2g}"
+    return f"{mean}{spread} ({worst})" if clips > 1 else mean
+
+
+def score(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
