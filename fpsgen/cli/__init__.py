@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from fpsgen import __version__
-from fpsgen.cli import calibrate, doctor, errors, generate, kernels, models, presets
+from fpsgen.cli import bench, calibrate, doctor, errors, generate, kernels, models, presets
 
 app = typer.Typer(
     name="fpsgen",
@@ -21,6 +21,7 @@ app = typer.Typer(
 )
 app.command("generate", epilog=generate.EXAMPLES, no_args_is_help=True)(generate.generate)
 app.command("calibrate", epilog=calibrate.EXAMPLES)(calibrate.calibrate)
+app.add_typer(bench.app, name="bench")
 app.add_typer(models.app, name="models")
 app.add_typer(presets.app, name="presets")
 app.add_typer(kernels.app, name="kernels")

@@ -125,11 +125,9 @@ def generate(
         if preset and output.exists() and (given := Path(preset).expanduser()).exists() and output.samefile(given):
             raise UsageError(f"{output} is the preset: the video would replace it", hint="choose another -o")
         from fpsgen import pipeline
-        from fpsgen.wan import load, models
 
         target = parse_device(device)
-        chosen = models.find(model) if model is not None else choose_model(size, target, out, timings)
-        load.check(chosen.checkpoint)  # a file that does not fit is told now, not after the denoising
+        chosen = open_model(model, size, target, out, timings)
     width, height, scale_to = fit(chosen, size, out)
     settings = chosen.defaults.override(
         width=width, height=height, frames=frames, steps=steps, guidance=guidance, shift=shift, negative=negative
@@ -156,6 +154,17 @@ def generate(
     out.table(timing_table(timings, target, (chosen_preset.name, preset_remark(request, told["attention"]))))
     out.detail("seconds per step: " + " ".join(f"{seconds:.2f}" for seconds in timings.steps))
     out.result(str(output), {"output": str(output), **told, "timings": timings.as_dict()})
+
+
+def open_model(
+    name: str | None, size: tuple[int, int] | None, device: torch.device, out: Output, timings: Timings
+) -> Model:
+    """The model that was named, or the default one for a size; its files are looked at."""
+    from fpsgen.wan import load, models
+
+    chosen = models.find(name) if name is not None else choose_model(size, device, out, timings)
+    load.check(chosen.checkpoint)  # a file that does not fit is told now, not after the denoising
+    return chosen
 
 
 def choose_model(size: tuple[int, int] | None, device: torch.device, out: Output, timings: Timings) -> Model:
@@ -236,10 +245,8 @@ def draw(events: Iterator[Event], out: Output) -> None:
                     out.milestone(f"step {event.done} of {event.total}, {event.seconds:.2f} s each, {left:.0f} s left")
             elif isinstance(event, pipeline.Frames):
                 progress.update(task, completed=event.done, total=event.total, rate="frames")
-            elif event.detail:
-                out.detail(event.text)
-            else:
-                out.note(event.text)
+            elif isinstance(event, pipeline.Notice):
+                (out.detail if event.detail else out.note)(event.text)
 
 
 def preset_remark(request: Request, ran: dict) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -54,6 +55,14 @@ def parse_device(name: str | None) -> torch.device:
     elif device.type != "cpu":
         raise UsageError(f"--device {name}: fpsgen runs on cpu and cuda", hint="leave --device out")
     return device
+
+
+def several(option: str, given: Iterable[str] | None) -> list[str]:
+    """The values of an option that is there again and again, or holds commas; each once."""
+    found = [value.strip() for text in given or () for value in text.split(",")]
+    if "" in found:
+        raise UsageError(f"{option} has an empty value", hint="put one comma between two values")
+    return list(dict.fromkeys(found))
 
 
 def expand(path: Path) -> Path:

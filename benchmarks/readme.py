@@ -1,0 +1,114 @@
+"""The README's tables are made of benchmarks/results/, so that no figure there is anyone's memory.
+
+    python -m benchmarks.readme
+
+Writes each table between its marks in README.md; `tests/unit/benchmarks/test_readme.py` fails where they disagree.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from typing import Any
+
+from benchmarks.record import RESULTS
+
+README = RESULTS.parents[1] / "README.md"
+_END = "<!-- end of table -->"
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """In Markdown; all columns but the first are numbers."""
+    rule = ["---", *["---:"] * (len(head) - 1)]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in (head, rule, *rows))
+
+
+def read(pattern: str) -> list[dict[str, Any]]:
+    """The results whose file names match, in the order of their names."""
+    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob(pattern))]
+
+
+def calibration() -> str:
+    """Error of each schedule over that of the best uniform plan of its cost, with 95 % intervals."""
+    [record] = read("calibration.json")
+    levels = list(record["levels"])
+    names = ["calibrated", "without steps", "without layers", "without heads"]
+    cells = {(row["level"], row["name"]): row for row in record["rows"]}
+    return table(
+        ["error, of the best uniform plan's", *(f"at cost {record['levels'][level]:.2f}" for level in levels)],
+        [[name, *(ratio(cells[level, name]) for level in levels)] for name in names],
+    )
+
+
+def ratio(row: dict[str, Any]) -> str:
+    low, high = row["ratio_ci95"]
+    return f"{row['ratio']:.2f} ({low:.2f} to {high:.2f})"
+
+
+def bench() -> str:
+    """End to end: ratios of one run each, and how near the frames are."""
+    rows = [
+        row_of(record, one)
+        for record in read("bench-*.json")
+        for one in record["contenders"]
+        if one["name"] != record["reference"]
+    ]
+    head = ["model, size, device", "", "against", "times as fast", "denoising alone", "PSNR", "SSIM"]
+    return table(head, rows)
+
+
+def row_of(record: dict[str, Any], one: dict[str, Any]) -> list[str]:
+    video, mark = record["video"], ", extrapolated" if record["extrapolated"] else ""
+    device = record["card"]["gpu"] if record["card"] else record["machine"]["cpu"]
+    near = one["fidelity"]
+    return [
+        f"{record['model']}, {video['width']}x{video['height']}, {device}{mark}",
+        one["name"],
+        record["reference"],
+        *(f"{one['speedup'][part]['median']:.2f}" for part in ("total", "denoise")),
+        "" if near is None else "∞" if near["identical"] else f"{near['psnr']:.1f} dB",
+        "" if near is None else f"{near['ssim']:.3f}",
+    ]
+
+
+def attention() -> str:
+    """The kernel with its prologue against the fastest dense attention in BF16, for each shape and density."""
+    rows = []
+    for record in read("attention-*.json"):
+        for case in record["cases"]:
+            for line in case["lines"]:
+                if line["kind"] == "together" and line.get("speedup"):
+                    name, least = min(line["speedup"].items(), key=lambda one: one[1]["alone"])
+                    rows.append([
+                        f"{case['model']} {case['res']}, {record['card']['gpu']}", line["variant"],
+                        f"{line['density']:.3f}", f"{line['median_ms']:.2f} ms", f"{line['tflops']:.0f}",
+                        f"{least['alone']:.2f} ({name})",
+                    ])  # fmt: skip
+    return table(["shape, card", "variant", "density", "with prologue", "TFLOP/s", "times as fast as BF16"], rows)
+
+
+TABLES: dict[str, tuple[str, Callable[[], str]]] = {
+    "calibration": ("calibration.json", calibration),
+    "bench": ("bench-*.json", bench),
+    "attention": ("attention-*.json", attention),
+}
+
+
+def rendered(text: str) -> str:
+    """The README with each of its tables made anew; ValueError for a mark that nothing is known of."""
+
+    def made(found: re.Match[str]) -> str:
+        if found[2] not in TABLES:
+            raise ValueError(f"the README has a table {found[2]!r}, and there is none: {', '.join(TABLES)}")
+        return f"{found[1]}\n{TABLES[found[2]][1]()}{_END}"
+
+    return re.sub(rf"(<!-- table of benchmarks\.readme: (\w+) -->)\n.*?{_END}", made, text, flags=re.DOTALL)
+
+
+def main() -> None:
+    README.write_text(rendered(README.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

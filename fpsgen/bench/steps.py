@@ -1,0 +1,155 @@
+"""What a denoising step is made of: self-attention, linear layers, and the rest.
+
+Modules are timed by hooks around their calls. On a GPU these put events on the stream, which are read when all is done:
+nothing waits in between, and where the GPU waits for the host, that counts to what it waits for.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fpsgen import attention, memory, pipeline, sampling
+from fpsgen.bench.record import Span
+from fpsgen.pipeline import Request
+from fpsgen.presets import Plans
+from fpsgen.wan.transformer import KeyValue, WanTransformer
+
+# A moment: seconds of a monotonic clock, or an event on a CUDA stream.
+Mark = Any
+
+
+@dataclass(frozen=True)
+class Split:
+    """Seconds of one step, all guidance branches together.
+
+    attention: self-attention but for its projections, that is norms of q and k, RoPE, rounding, the kernel. linear:
+    every nn.Linear, the projections of both attentions and the FFN above all. rest: norms, modulation,
+    cross-attention's product, patchify with its small product, guidance.
+    """
+
+    attention: float
+    linear: float
+    rest: float
+
+    @property
+    def total(self) -> float:
+        return self.attention + self.linear + self.rest
+
+
+@dataclass(frozen=True)
+class PhaseStep:
+    """A step that stands for all of `span`. split: of the median step. nonfinite: how many values of its velocity are
+    NaN or infinite."""
+
+    span: Span
+    split: Split
+    nonfinite: int
+
+
+@torch.inference_mode()
+def by_phase(
+    request: Request,
+    transformer: WanTransformer,
+    plans: list[Plans],
+    cut: Sequence[Span],
+    texts: list[Tensor],
+    device: torch.device,
+    repeats: int = 3,
+) -> Iterator[PhaseStep]:
+    """Measure the first step of each span of `cut`, `repeats` times after one that warms up.
+
+    Kernels are compiled before. plans: each layer's at each step; spans with the same ones are measured once. texts: of
+    the guidance branches, as `pipeline.encode_prompts` gives them. The latents are noise at every level: it has
+    variance 1, as true latents have, and time does not depend on values.
+    """
+    config = transformer.config
+    attention.make_ready(device, {plan for layers in plans for plan in layers}, config.num_heads, config.head_dim)
+    together = pipeline.both_fit(transformer, plans[0][0].tiles.tokens, device)
+    contexts = [transformer.embed_text(batch) for batch in ([torch.cat(texts)] if together else texts)]
+    latents = sampling.noise(config.in_channels, request.latent_shape, request.seed).to(device)
+    timesteps = request.new_solver().timesteps
+    known: dict[Plans, tuple[Split, int]] = {}
+    for span in cut:
+        layers, timestep = plans[span.first], timesteps[span.first]
+        if layers not in known:
+            splits, velocity = split(transformer, latents, timestep, contexts, layers, request.guidance, repeats)
+            middle = sorted(splits, key=lambda one: one.total)[(repeats - 1) // 2]
+            known[layers] = middle, int((~velocity.isfinite()).sum())
+        yield PhaseStep(span, *known[layers])
+
+
+@torch.inference_mode()
+def split(
+    transformer: WanTransformer,
+    latents: Tensor,
+    timestep: Tensor,
+    contexts: list[list[KeyValue]],
+    plans: Plans,
+    guidance: float,
+    repeats: int,
+) -> tuple[list[Split], Tensor]:
+    """Of each of `repeats` steps, after one that warms up; and the velocity. Arguments are those of
+    `pipeline.predict`."""
+
+    def step() -> Tensor:
+        return pipeline.predict(transformer, latents, timestep, contexts, plans, guidance)
+
+    device = latents.device
+    attentions = [block.self_attn for block in transformer.layers()]
+    projections = {module for own in attentions for module in own.modules() if isinstance(module, nn.Linear)}
+    others = {module for module in transformer.modules() if isinstance(module, nn.Linear)} - projections
+    velocity = step()
+    splits = []
+    for _ in range(repeats):
+        memory.synchronise(device)
+        with _timed(attentions, device) as whole, _timed(projections, device) as own, _timed(others, device) as other:
+            begin = _mark(device)
+            step()
+            end = _mark(device)
+        memory.synchronise(device)
+        total, inside, projecting, multiplying = (_seconds(each) for each in ([(begin, end)], whole, own, other))
+        splits.append(Split(inside - projecting, projecting + multiplying, total - inside - multiplying))
+    return splits, velocity
+
+
+@contextmanager
+def _timed(modules: Iterable[nn.Module], device: torch.device) -> Iterator[list[tuple[Mark, Mark]]]:
+    """Begin and end of every call of `modules`, none of which calls another of them."""
+    calls: list[tuple[Mark, Mark]] = []
+    begin: Mark = None
+
+    def before(*_: object) -> None:
+        nonlocal begin
+        begin = _mark(device)
+
+    def after(*_: object) -> None:
+        calls.append((begin, _mark(device)))
+
+    handles = []
+    try:
+        for module in modules:
+            handles += [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
+        yield calls
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _mark(device: torch.device) -> Mark:
+    if device.type != "cuda":
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record(torch.cuda.current_stream(device))
+    return event
+
+
+def _seconds(calls: list[tuple[Mark, Mark]]) -> float:
+    """In all of them; events must have happened."""
+    return sum(end - begin if isinstance(begin, float) else begin.elapsed_time(end) / 1000 for begin, end in calls)

@@ -1,0 +1,253 @@
+"""`--random-weights`: speed of Wan2.1's true shapes where there is no checkpoint.
+
+Every component is built as a checkpoint would have it and filled with random values. Time does not depend on these. One
+step of each phase is measured, and stands for the others; so it is with the latent frames that the VAE decodes.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from fpsgen import memory, sampling
+from fpsgen.bench import card, record, steps
+from fpsgen.bench.compare import Job, Made, Watcher
+from fpsgen.bench.contenders import Ours
+from fpsgen.bench.provenance import provenance
+from fpsgen.bench.steps import PhaseStep
+from fpsgen.errors import UsageError
+from fpsgen.pipeline import Request
+from fpsgen.timing import Timings
+from fpsgen.wan import load
+from fpsgen.wan import vae as wan_vae
+from fpsgen.wan.layout import Checkpoint
+from fpsgen.wan.text_encoder import TEXT_LENGTH
+
+# What the files of Wan2.1 say (`layout.text_config_of`, `layout.vae_config_of`).
+TEXT_CONFIG: dict[str, Any] = {
+    "vocab_size": 256384,
+    "d_model": 4096,
+    "d_kv": 64,
+    "d_ff": 10240,
+    "num_layers": 24,
+    "num_heads": 64,
+    "relative_attention_num_buckets": 32,
+    "feed_forward_proj": "gated-gelu",
+}
+VAE_CONFIG: dict[str, Any] = {"base_dim": 96, "z_dim": 16}
+
+# The first piece is of one frame, the second fills the cache, and from the third on all take the same time.
+_PIECES = 3
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class Ends:
+    """What all contenders share: the encoded prompts, seconds of text and decode, the peak of memory in bytes."""
+
+    texts: list[Tensor]
+    text: float
+    decode: float
+    peak: int
+
+
+def measure(job: Job, watcher: Watcher, repeats: int = 3) -> dict[str, Any]:
+    """The record, as `compare.measure` has it, but for fidelity.
+
+    job.model: from `models.absent`; all contenders are fpsgen's own. repeats: of each measured step; the median counts.
+    Raises UsageError, before anything is built, where the model does not fit into memory.
+    """
+    begin = provenance(job.command)
+    found = [Made(one, one.outline(job.request, job.model, job.device)) for one in job.line_up.contenders]
+    checkpoint = replace(job.model.checkpoint, vae_config=VAE_CONFIG, text_config=TEXT_CONFIG)
+    check_memory(checkpoint, job.device, job.dtype, job.text_dtype)
+    measured, states = _measured(found, job, checkpoint, watcher, repeats)
+    reference = next(one for one in found if one.contender.name == job.line_up.reference)
+    return {
+        **record.facts(begin, job),
+        "random_weights": True,
+        "extrapolated": True,
+        "pairs": 1,
+        "contenders": [_contender(one, reference, phases) for one, phases in zip(found, measured, strict=True)],
+        "order": [one.contender.name for one in found],
+        "states": states or None,
+        "notes": notes(job.request),
+    }
+
+
+def notes(request: Request) -> list[str]:
+    """What a reader should know of such records, in sentences."""
+    latent_frames = request.latent_shape[0]
+    times = "once" if request.guidance == 1 else "twice"
+    told = [
+        "the weights are random: the speed is that of the true shapes, and there is no video",
+        "one step of each phase was measured, and stands for the others",
+        f"text: {TEXT_LENGTH} random tokens, the most that a prompt may have, {times}",
+    ]
+    if latent_frames > _PIECES:
+        told.append(f"decode: {_PIECES} of {latent_frames} latent frames were decoded; the last stands for the others")
+    left_out = "there are no files, and noise takes a video encoder longer than a video does"
+    return [*told, f"load and encode are in no total: {left_out}"]
+
+
+def check_memory(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, text_dtype: torch.dtype) -> None:
+    """UsageError where the largest component's weights do not fit in the memory that is free."""
+    memory.release()
+    free = memory.free_bytes(device)
+    sizes = component_bytes(checkpoint, dtype, text_dtype)
+    largest = max(sizes, key=lambda part: sizes[part])
+    if sizes[largest] <= free:
+        return
+    if max(component_bytes(checkpoint, torch.bfloat16, torch.bfloat16).values()) <= free:
+        hint = "try --dtype bf16"
+    elif largest == "transformer":
+        hint = "try a smaller model, --random-weights 1.3b, or another --device"
+    else:
+        hint = "make room, or try another --device"
+    told = f"the {largest} takes {sizes[largest] / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free on {device}"
+    raise UsageError(told, hint)
+
+
+def component_bytes(checkpoint: Checkpoint, dtype: torch.dtype, text_dtype: torch.dtype) -> dict[str, int]:
+    """Of each component's weights."""
+    parts: dict[str, tuple[nn.Module, Callable[[str], torch.dtype]]] = {
+        "transformer": (load.empty_transformer(checkpoint), _by_name(dtype)),
+        "text encoder": (load.empty_text_encoder(checkpoint), lambda name: text_dtype),
+        "VAE": (load.empty_vae(checkpoint), lambda name: torch.float32),
+    }
+    return {
+        part: sum(value.numel() * of(name).itemsize for name, value in module.named_parameters())
+        for part, (module, of) in parts.items()
+    }
+
+
+def randomise(model: Module, device: torch.device, dtype: Callable[[str], torch.dtype], seed: int) -> Module:
+    """Give a module built on the meta device random parameters of `dtype(name)`, and return it.
+
+    They keep activations near one: norms are ones, biases zeros, all others normal with variance 1 / inputs.
+    """
+    generator = torch.Generator(device).manual_seed(seed)
+    state = {}
+    for name, parameter in model.named_parameters():
+        values = state[name] = torch.empty(parameter.shape, device=device, dtype=dtype(name))
+        if name.endswith("bias"):
+            values.zero_()
+        elif "norm" in name or name.endswith("gamma"):
+            values.fill_(1)
+        else:
+            values.normal_(0, 1 / math.sqrt(math.prod(parameter.shape[1:])), generator=generator)
+    model.load_state_dict(state, assign=True, strict=False)  # tied parameters have two names there, and one here
+    return model.eval().requires_grad_(False)
+
+
+def timing(measured: list[PhaseStep], ends: Ends, peak: int | None) -> dict[str, Any]:
+    """Of a warm run, extrapolated; as `Timings` has it, None where nothing was measured."""
+    timings = Timings()
+    for phase in measured:
+        timings.steps += [phase.split.total] * (phase.span.last - phase.span.first + 1)
+    timings.seconds |= {"text": ends.text, "denoise": sum(timings.steps), "decode": ends.decode}
+    timings.total = sum(timings.seconds.values())
+    timings.peak_memory = None if peak is None else max(peak, ends.peak)
+    return {**timings.as_dict(), "load": None, "encode": None}
+
+
+def _measured(
+    found: list[Made], job: Job, checkpoint: Checkpoint, watcher: Watcher, repeats: int
+) -> tuple[list[list[PhaseStep]], list[dict]]:
+    """The phases of each contender, whose timing is noted in it; the card's state before each, where there is one."""
+    request, device = job.request, job.device
+    ends = _ends(checkpoint, request, device, job.text_dtype, watcher)
+    watcher.phase("transformer")
+    transformer = randomise(load.empty_transformer(checkpoint), device, _by_name(job.dtype), request.seed)
+    cut = record.common_spans(found, request)
+    measured, states = [], []
+    for number, one in enumerate(found, 1):
+        assert isinstance(one.contender, Ours)  # others have refused a model without files
+        watcher.begins(one.contender.name, number, len(found))
+        watcher.phase("denoise")
+        memory.release()
+        memory.reset_peak(device)
+        if device.type == "cuda" and (state := card.state(device)):
+            states.append(state)
+        plans = one.outline.plans or []
+        with one.contender.running():
+            phases = list(steps.by_phase(request, transformer, plans, cut, ends.texts, device, repeats))
+        one.warm.append(timing(phases, ends, memory.peak_bytes(device) if device.type == "cuda" else None))
+        measured.append(phases)
+    return measured, states
+
+
+def _by_name(dtype: torch.dtype) -> Callable[[str], torch.dtype]:
+    """The dtype of each of the transformer's parameters, its matrix products in `dtype`."""
+    return lambda name: torch.float32 if load.stays_float32(name) else dtype
+
+
+def _ends(
+    checkpoint: Checkpoint,
+    request: Request,
+    device: torch.device,
+    text_dtype: torch.dtype,
+    watcher: Watcher,
+) -> Ends:
+    """Text encoder and VAE, one after the other; both are gone afterwards."""
+    memory.reset_peak(device)
+    watcher.phase("text")
+    texts, text = _encode(checkpoint, request, device, text_dtype)
+    memory.release()
+    watcher.phase("decode")
+    decode = _decode(checkpoint, request, device)
+    memory.release()
+    return Ends(texts, text, decode, memory.peak_bytes(device))
+
+
+@torch.inference_mode()
+def _encode(
+    checkpoint: Checkpoint, request: Request, device: torch.device, dtype: torch.dtype
+) -> tuple[list[Tensor], float]:
+    """An embedding for each guidance branch, and the seconds that they took."""
+    encoder = randomise(load.empty_text_encoder(checkpoint), device, lambda name: dtype, request.seed)
+    generator = torch.Generator("cpu").manual_seed(request.seed)
+    ids = torch.randint(checkpoint.text_config["vocab_size"], (1, TEXT_LENGTH), generator=generator).to(device)
+
+    def encode() -> Tensor:
+        return encoder(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
+
+    encode()  # warms up
+    memory.synchronise(device)
+    begin = time.perf_counter()
+    texts = [encode() for _ in range(1 if request.guidance == 1 else 2)]
+    memory.synchronise(device)
+    return texts, time.perf_counter() - begin
+
+
+@torch.inference_mode()
+def _decode(checkpoint: Checkpoint, request: Request, device: torch.device) -> float:
+    """Seconds from latents to pixels, the last measured piece standing for those after it."""
+    vae = randomise(load.empty_vae(checkpoint), device, lambda name: torch.float32, request.seed)
+    latents = sampling.noise(checkpoint.config.in_channels, request.latent_shape, request.seed).to(device)
+    latent_frames = request.latent_shape[0]
+    seconds: list[float] = []
+    for _ in ("warms up", "counts"):
+        seconds.clear()
+        begin = time.perf_counter()
+        pieces = wan_vae.stream(vae, wan_vae.denormalise(vae, latents))
+        for _, piece in zip(range(_PIECES), pieces, strict=False):
+            wan_vae.to_uint8(piece)  # waits for the device, too
+            now = time.perf_counter()
+            seconds.append(now - begin)
+            begin = now
+    return sum(seconds) + (latent_frames - len(seconds)) * seconds[-1]
+
+
+def _contender(one: Made, reference: Made, measured: list[PhaseStep]) -> dict[str, Any]:
+    told = record.contender(one, reference, [phase.span for phase in measured], None)
+    for phase, step in zip(told["phases"], measured, strict=True):
+        phase["split"] = asdict(step.split)
+    return {**told, "cold": None, "nonfinite": sum(phase.nonfinite for phase in measured)}

@@ -1,0 +1,239 @@
+"""`fpsgen bench`: the same video by a preset and by others, how long each phase takes, how near the frames are."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fpsgen import files
+from fpsgen.cli import bench_attention, bench_quality
+from fpsgen.cli.bench_tables import tables
+from fpsgen.cli.calibrate import safe_name
+from fpsgen.cli.errors import explained
+from fpsgen.cli.generate import check_prompts, fit, open_model, per_model
+from fpsgen.cli.options import (
+    Dtype,
+    GridName,
+    Json,
+    SolverName,
+    Verbose,
+    choose_dtype,
+    choose_text_dtype,
+    expand,
+    parse_device,
+    several,
+)
+from fpsgen.cli.output import Output
+from fpsgen.cli.records import places, write
+from fpsgen.errors import UsageError
+from fpsgen.timing import Timings
+from fpsgen.wan import sizes
+
+if TYPE_CHECKING:
+    import torch
+    from rich.progress import Progress
+
+    from fpsgen.metrics import Pair
+    from fpsgen.wan.models import Model
+
+EXAMPLES = """[bold]Examples[/bold]
+
+fpsgen bench --compare bf16
+
+fpsgen bench --preset balanced --compare bf16,diffusers --model 1.3b --pairs 1
+
+fpsgen bench --compare bf16 --random-weights 14b --res 720p
+
+fpsgen bench attention --model 14b --density 1,1/6
+
+fpsgen bench quality --prompts prompts.txt
+"""
+PROMPT = "a cat surfing"  # which the pocket model knows, too
+MOST_PAIRS = 50
+
+app = typer.Typer(
+    help="Measure speed and fidelity: end to end, of attention alone, over many prompts.",
+    epilog=EXAMPLES,
+    rich_markup_mode="rich",
+)
+app.command("attention", epilog=bench_attention.EXAMPLES)(bench_attention.attention)
+app.command("quality", epilog=bench_quality.EXAMPLES)(bench_quality.quality)
+
+
+@app.callback(invoke_without_command=True)
+@explained
+def bench(
+    context: typer.Context,
+    compare: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Whom with: bf16 (dense, by the fastest kernel that is found here), a preset, sdpa-flash, sdpa-cudnn, "
+            "sdpa-efficient, sdpa-math, flex, fa2, fa3, fa4, sage, diffusers. Several: again, or with commas. The "
+            "reference is bf16, or else the first.",
+            show_default="bf16",
+        ),
+    ] = None,
+    preset: Annotated[
+        str, typer.Option(help="What is measured: a preset of `fpsgen presets`, or a .toml file.")
+    ] = "quality",
+    prompt: Annotated[str, typer.Option(help="What the video shows.")] = PROMPT,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="pocket, 1.3b, 14b, a folder, a .safetensors file or a hub id.",
+            show_default="by size and what is on disk",
+        ),
+    ] = None,
+    random_weights: Annotated[
+        str | None,
+        typer.Option(help="1.3b or 14b with random values: no checkpoint, one step of each phase, extrapolated."),
+    ] = None,
+    res: Annotated[str | None, typer.Option(help="480p, 720p or WIDTHxHEIGHT.", show_default="the model's own")] = None,
+    frames: Annotated[int | None, typer.Option(help="Frames, 4n + 1.", show_default=per_model("frames"))] = None,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps.", show_default=per_model("steps"))] = None,
+    guidance: Annotated[
+        float | None, typer.Option(help="Guidance scale; 1 switches it off.", show_default=per_model("guidance"))
+    ] = None,
+    shift: Annotated[
+        float | None, typer.Option(help="Above 1, more steps at high noise.", show_default=per_model("shift"))
+    ] = None,
+    solver: Annotated[SolverName, typer.Option(help="How a step moves the latents.")] = SolverName.UNIPC,
+    grid: Annotated[GridName, typer.Option(help="Which noise levels: Wan2.1's, or diffusers'.")] = GridName.ORIGINAL,
+    seed: Annotated[int, typer.Option(min=0, help="Of the noise, the same for all.")] = 0,
+    pairs: Annotated[
+        int,
+        typer.Option(min=0, max=MOST_PAIRS, help="Warm runs of each, in the order A B B A; 0: the cold ones alone."),
+    ] = 2,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="The record, FILE.json.", show_default="bench-MODEL-PRESET.json"),
+    ] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="The report, FILE.html.", show_default="beside the record")
+    ] = None,
+    no_report: Annotated[bool, typer.Option("--no-report", help="Write no report.")] = False,
+    videos: Annotated[Path | None, typer.Option(help="A folder to keep the videos in.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.", show_default="cuda if there")] = None,
+    dtype: Annotated[
+        Dtype | None,
+        typer.Option(help="Precision of matrix products.", show_default="bf16; DiT on CPU fp32"),
+    ] = None,
+    json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Make one video by a preset and by others from the same noise: time by phase, speed-up, fidelity.
+
+    Each contender runs once cold, then there and back (A B B A). The record is a JSON file, with a report beside it.
+    """
+    if context.invoked_subcommand is not None:
+        return
+    out = Output(json, verbose)
+    check_prompts(prompt, None)
+    size = sizes.parse_resolution(res) if res is not None else None
+    sizes.check_settings(frames, steps, guidance, shift)
+    names = several("--compare", compare) or ["bf16"]
+    if no_report and report is not None:
+        raise UsageError("--report and --no-report contradict each other", hint="leave one out")
+    target = parse_device(device)
+    precision, text_precision = choose_dtype(dtype, target), choose_text_dtype(dtype)
+    chosen = choose(model, random_weights, size, target, out)
+    width, height, scale_to = fit(chosen, size, out)
+    base = Path(f"bench-{safe_name(chosen.name)}-{safe_name(preset)}.json")
+    record_at, page = places(base if output is None else expand(output), report, no_report)
+    with kept_in(videos) as folder:
+        from fpsgen.bench import compare as end_to_end
+        from fpsgen.bench import synthetic
+        from fpsgen.bench.contenders import line_up
+        from fpsgen.pipeline import Request
+
+        settings = chosen.defaults.override(
+            width=width, height=height, frames=frames, steps=steps, guidance=guidance, shift=shift
+        )
+        request = Request(
+            prompt=prompt.strip(), seed=seed, output=Path(), scale_to=scale_to, solver=solver.value, grid=grid.value,
+            **dataclasses.asdict(settings),
+        )  # fmt: skip
+        line = line_up(preset, names, request, chosen, target, precision)
+        for one in line.tried:
+            out.detail(f"dense attention by {one.name}: {one.why_not or f'{one.milliseconds:.3g} ms'}")
+        command = ["fpsgen", *sys.argv[1:]]
+        job = end_to_end.Job(request, chosen, target, precision, text_precision, line, pairs, command)
+        with out.progress() as progress:
+            watcher = Bar(progress, out)
+            if random_weights is not None:
+                record: dict[str, Any] = synthetic.measure(job, watcher)
+                clips: list[Pair] = []
+            else:
+                record, clips = end_to_end.measure(job, folder, watcher)
+    written = write(record, clips, record_at, page)
+    if not json:
+        for table in tables(record):
+            out.show(table)
+    places_told = {"record": str(written[0]), "report": str(written[1]) if len(written) > 1 else None}
+    out.result("\n".join(str(path) for path in written[:2]), {**record, **places_told})
+
+
+def choose(
+    name: str | None, random: str | None, size: tuple[int, int] | None, device: torch.device, out: Output
+) -> Model:
+    """The model that was named, or the default; with `random`, the shapes of one that need not be here."""
+    from fpsgen.wan import config, models
+
+    if random is None:
+        return open_model(name, size, device, out, Timings())
+    if name is not None:
+        raise UsageError("--random-weights and --model contradict each other", hint="leave one out")
+    if random.lower() not in config.FAMILIES:
+        raise UsageError(f"--random-weights {random[:100]}: there is no such model", hint="give 1.3b or 14b")
+    return models.absent(random.lower())
+
+
+@contextmanager
+def kept_in(folder: Path | None) -> Iterator[Path]:
+    """Where the videos go: `folder`, made where it is not there, or one that is gone afterwards."""
+    if folder is None:
+        with tempfile.TemporaryDirectory(prefix="fpsgen-bench-") as temporary:
+            yield Path(temporary)
+        return
+    folder = expand(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        files.check_writable(folder / "video.mp4")
+    except OSError as fault:
+        told = f"--videos {files.shortened(folder)} cannot be written: {fault.strerror or fault}"
+        raise UsageError(told, hint="name a folder") from None
+    yield folder
+
+
+class Bar:
+    """Watches a comparison for the terminal; in a log, a line for each run."""
+
+    def __init__(self, progress: Progress, out: Output):
+        self._progress, self._out = progress, out
+        self._title = "prepare"
+        self._task = progress.add_task(self._title, total=None, rate="")
+
+    def begins(self, title: str, number: int, total: int) -> None:
+        self._title = f"run {number} of {total}: {title}"
+        self._out.milestone(self._title)
+
+    def parts(self) -> None:
+        self._title = "parts of a step"
+        self._out.milestone(self._title)
+
+    def phase(self, name: str) -> None:
+        self._progress.remove_task(self._task)
+        self._task = self._progress.add_task(f"{self._title}, {name}", total=None, rate="")
+
+    def step(self, done: int, total: int) -> None:
+        self._progress.update(self._task, completed=done, total=total, rate="steps")
+
+    def note(self, text: str) -> None:
+        self._out.note(text)

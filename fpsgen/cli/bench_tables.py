@@ -1,0 +1,116 @@
+"""The tables of `fpsgen bench`: a column for each contender."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from fpsgen.timing import PHASES
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+_MEASURES = {"latent_cosine": "latent cosine", "psnr": "PSNR", "ssim": "SSIM", "lpips": "LPIPS"}
+
+
+def tables(record: dict[str, Any]) -> Iterator[Table]:
+    """Time by phase, steps by the preset's phases, and what is near to the reference."""
+    yield of_time(record)
+    yield of_steps(record)
+    if any(one["fidelity"] for one in record["contenders"]):
+        yield of_fidelity(record)
+
+
+def new(record: dict[str, Any], title: str) -> Table:
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
+    table.add_column("")
+    for one in record["contenders"]:
+        table.add_column(one["name"], justify="right")
+    return table
+
+
+def of_time(record: dict[str, Any]) -> Table:
+    """Medians of the warm runs, how far they went apart, the cold run; speed-ups."""
+    contenders = record["contenders"]
+    runs = len(contenders[0]["warm"])
+    how = f"median of {runs} warm runs each" if runs > 1 else "one warm run each" if runs else "cold runs"
+    table = new(record, f"Seconds, {'extrapolated from single steps' if record['extrapolated'] else how}")
+    for name in PHASES:
+        if name != "compile" or any(one["median"][name] for one in contenders):
+            table.add_row(name, *(seconds(one["median"][name]) for one in contenders))
+    table.add_row("[bold]total[/]", *(f"[bold]{seconds(one['median']['total'])}[/]" for one in contenders))
+    if runs > 1:
+        table.add_row("  from, to", *(" to ".join(seconds(x) for x in one["spread"]["total"]) for one in contenders))
+    if runs and all(one["cold"] for one in contenders):
+        table.add_row("total, cold", *(seconds(one["cold"]["total"]) for one in contenders))
+    if any(one["warm"] and one["warm"][-1]["peak_memory_bytes"] for one in contenders):
+        table.add_row("memory, peak", *(gigabytes(one["warm"]) for one in contenders))
+    for name, title in (("total", "speed-up"), ("denoise", "speed-up, denoise")):
+        table.add_row(title, *(speedup(one, name) for one in contenders))
+    return table
+
+
+def of_steps(record: dict[str, Any]) -> Table:
+    """Of each phase of the preset: seconds a step, the density, and what one step, run apart, was made of."""
+    table = new(record, "Seconds a step; below, of one: attention + linear layers + rest")
+    for number, phase in enumerate(record["contenders"][0]["phases"]):
+        first, last = phase["first"], phase["last"]
+        table.add_row(
+            f"step {first}" if first == last else f"steps {first} to {last}",
+            *(step(one["phases"][number]) for one in record["contenders"]),
+        )
+        table.add_row("", *(split(one["phases"][number]) for one in record["contenders"]))
+    return table
+
+
+def of_fidelity(record: dict[str, Any]) -> Table:
+    table = new(record, f"Fidelity to {record['reference']}")
+    for measure, title in _MEASURES.items():
+        told = [one["fidelity"] for one in record["contenders"]]
+        if measure == "lpips" and not any(own and own[measure] is not None for own in told):
+            continue
+        table.add_row(title, *(fidelity(own, measure) for own in told))
+    table.add_row(
+        "NaN, Inf", *(str(own["fidelity"]["nonfinite"]) if own["fidelity"] else "" for own in record["contenders"])
+    )
+    return table
+
+
+def seconds(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def gigabytes(runs: list[dict[str, Any]]) -> str:
+    peak = max((run["peak_memory_bytes"] or 0 for run in runs), default=0)
+    return f"{peak / 2**30:.2f} GiB" if peak else "-"
+
+
+def speedup(one: dict[str, Any], name: str) -> str:
+    """The median, and the passes' own."""
+    if (found := one["speedup"]) is None:
+        return "1"
+    each = found[name]["pairs"]
+    told = f"{found[name]['median']:.2f}"
+    return told if len(each) < 2 else f"{told} ({min(each):.2f} to {max(each):.2f})"
+
+
+def step(phase: dict[str, Any]) -> str:
+    sparse = phase["density"] is not None and phase["density"] < 1
+    return f"density {phase['density']:.2f}, {phase['step']:.3f}" if sparse else f"{phase['step']:.3f}"
+
+
+def split(phase: dict[str, Any]) -> str:
+    if (parts := phase["split"]) is None:
+        return ""
+    return " + ".join(f"{parts[name]:.3f}" for name in ("attention", "linear", "rest"))
+
+
+def fidelity(told: dict[str, Any] | None, measure: str) -> str:
+    if told is None:
+        return ""
+    value = told[measure]
+    if measure == "psnr":
+        return "∞, identical" if told["identical"] else f"{value:.1f} dB"
+    return "-" if value is None else f"{value:.6f}" if measure == "latent_cosine" else f"{value:.4f}"

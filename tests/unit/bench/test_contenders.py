@@ -1,0 +1,108 @@
+"""Who is compared: the fastest kernel is found by trying, named ones are put in, and taken out again."""
+
+from __future__ import annotations
+
+import sys
+import time
+import types
+from typing import Any
+
+import pytest
+import torch
+
+from fpsgen.attention import dense
+from fpsgen.attention.plan import AttentionPlan
+from fpsgen.attention.tiles import TileGrid
+from fpsgen.bench import contenders
+from fpsgen.wan.models import absent
+
+CPU = torch.device("cpu")
+MODEL = absent("1.3b")
+PLAN = AttentionPlan(TileGrid((2, 4, 4), (1, 2, 2)))
+REAL = dense.kernel
+
+
+def qkv(tokens: int = 32) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(1, tokens, 2, 16, generator=generator) for _ in range(3)]
+
+
+def slowed(monkeypatch: pytest.MonkeyPatch, seconds: dict[str, float]) -> None:
+    """Kernels take so long; those that are not named cannot run."""
+
+    def kernel(name: str) -> dense.Kernel:
+        if name not in seconds:
+            raise ImportError(f"no {name} here")
+
+        def slow(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+            time.sleep(seconds[name])
+            return dense.by_torch(q, k, v)
+
+        return slow
+
+    monkeypatch.setattr(dense, "kernel", kernel)
+
+
+def test_the_fastest_kernel_is_found_by_trying(monkeypatch: pytest.MonkeyPatch) -> None:
+    slowed(monkeypatch, {"sdpa": 0.05, "sdpa-flash": 0.03, "sdpa-math": 0.08})
+    best, tried = contenders.fastest(MODEL, 64, 2, CPU, torch.float32)
+    assert best == "sdpa-flash"
+    assert [one.name for one in tried if one.milliseconds] == ["sdpa-flash", "sdpa", "sdpa-math"]
+    assert {one.name: one.why_not for one in tried}["fa3"] == "no fa3 here"
+
+
+def test_torchs_own_choice_stays_where_another_is_hardly_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    slowed(monkeypatch, {"sdpa": 0.2, "sdpa-flash": 0.199})
+    assert contenders.fastest(MODEL, 64, 2, CPU, torch.float32)[0] == "sdpa"
+
+
+def test_a_kernel_that_computes_something_else_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dense, "kernel", lambda name: REAL(name) if name != "sdpa-flash" else lambda q, k, v: 1.1 * v)
+    _, tried = contenders.fastest(MODEL, 64, 1, CPU, torch.float32)
+    told = {one.name: one for one in tried}
+    assert told["sdpa-flash"].milliseconds is None
+    assert "its result is off by" in (told["sdpa-flash"].why_not or "")
+
+
+@pytest.mark.parametrize("name", ["sdpa", "sdpa-flash", "sdpa-math"])
+def test_kernels_compute_dense_attention(name: str) -> None:
+    expected = dense.attention(*qkv())
+    with dense.using(name):
+        # Sums in another order: some units of the last place of float32.
+        torch.testing.assert_close(dense.attention(*qkv(), PLAN), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_packages_kernel_takes_the_place_of_torchs_in_self_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[int, ...]] = []
+
+    def flash_attn_func(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Any:
+        seen.append(tuple(q.shape))
+        return dense.by_torch(q, k, v), "the logarithms"
+
+    module = types.ModuleType("flash_attn_interface")
+    module.flash_attn_func = flash_attn_func  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "flash_attn_interface", module)
+    with dense.using("fa3"):
+        dense.attention(*qkv(), PLAN)
+        dense.attention(*qkv())  # cross-attention's
+    assert seen == [(1, 32, 2, 16)]
+
+
+def test_what_was_before_is_there_again_after_an_error() -> None:
+    def fail() -> None:
+        with dense.using("sdpa-math"):
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        fail()
+    assert dense._kernel is None
+    with pytest.raises(ImportError), dense.using("fa3"):
+        pass
+    assert dense._kernel is None
+
+
+def test_why_a_kernel_cannot_run_here() -> None:
+    assert dense.refusal("sdpa-math", CPU, torch.float32, 128) is None
+    assert dense.refusal("fa3", CPU, torch.float32, 128) == "not installed"
+    assert dense.refusal("flex", CPU, torch.float32, 128) == "it is for CUDA GPUs"
+    assert dense.refusal("sdpa-cudnn", CPU, torch.float32, 128)

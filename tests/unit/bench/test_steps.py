@@ -1,0 +1,193 @@
+"""What a step is made of: injected waits show up where they belong."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from fpsgen import pipeline, sampling
+from fpsgen.bench import record, steps
+from fpsgen.bench.steps import Split
+from fpsgen.pipeline import Request
+from fpsgen.presets import BF16, Phase, Plans, Preset
+from fpsgen.wan import transformer as wan
+from fpsgen.wan.transformer import WanTransformer
+from tests.tools.calibration import CPU, TILES, small_transformer
+
+LAYERS = 2
+WAIT = 0.03  # seconds; an undisturbed step takes a few milliseconds
+TWO = Preset(name="two", phases=(Phase(sigma=(1.0, 0.6)), Phase(sigma=(0.6, 0.0), window=(1, 1, 1))))
+REQUEST = Request(
+    prompt="", negative="", width=96, height=64, frames=9, fps=8, steps=6, guidance=3.0, shift=3.0, seed=1,
+    output=Path(), preset=TWO,
+)  # fmt: skip
+
+
+def schedule(transformer: WanTransformer, preset: Preset) -> list[Plans]:
+    config = transformer.config
+    return preset.schedule(REQUEST.new_solver().sigmas[:-1].tolist(), TILES, config.num_layers, config.num_heads)
+
+
+def text(seed: int) -> Tensor:
+    return torch.randn(1, 5, 8, generator=torch.Generator().manual_seed(seed))
+
+
+def measured(transformer: WanTransformer, repeats: int = 3, guidance: float = 1.0) -> list[Split]:
+    latents = sampling.noise(16, REQUEST.latent_shape, 0)
+    contexts = [transformer.embed_text(text(seed)) for seed in range(1 if guidance == 1 else 2)]
+    plans = schedule(transformer, BF16)[0]
+    return steps.split(transformer, latents, torch.tensor(500.0), contexts, plans, guidance, repeats)[0]
+
+
+def late(function: Callable[..., Any]) -> Callable[..., Any]:
+    def waiting(*args: Any, **kwargs: Any) -> Any:
+        time.sleep(WAIT)
+        return function(*args, **kwargs)
+
+    return waiting
+
+
+def hooks(transformer: WanTransformer) -> int:
+    return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in transformer.modules())
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("blocks.0.self_attn.q", "linear"),
+        ("blocks.1.self_attn.o", "linear"),
+        ("blocks.0.cross_attn.q", "linear"),
+        ("blocks.1.ffn.2", "linear"),
+        ("time_projection.1", "linear"),
+        ("head.head", "linear"),
+        ("blocks.0.norm1", "rest"),
+        ("blocks.1.cross_attn.norm_q", "rest"),
+        ("head.norm", "rest"),
+    ],
+)
+def test_a_wait_in_a_module_is_in_its_part_and_in_no_other(name: str, part: str) -> None:
+    transformer = small_transformer()
+    module = transformer.get_submodule(name)
+    module.forward = late(module.forward)
+    splits = measured(transformer)
+    for other in ("attention", "linear", "rest"):
+        least = min(getattr(split, other) for split in splits)
+        assert (least >= WAIT) == (other == part)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_a_wait_in_attend_is_attention_of_every_layer_and_branch(
+    guidance: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wan, "attend", late(wan.attend))
+    splits = measured(small_transformer(), guidance=guidance)
+    branches = 1 if guidance == 1 else 2
+    assert min(split.attention for split in splits) >= branches * LAYERS * WAIT
+    assert max(min(split.linear for split in splits), min(split.rest for split in splits)) < WAIT
+
+
+def test_the_parts_sum_to_the_steps_own_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wan, "attend", late(wan.attend))
+    seconds = []
+    predict = pipeline.predict
+
+    def timed(*args: Any) -> Tensor:
+        begin = time.perf_counter()
+        velocity = predict(*args)
+        seconds.append(time.perf_counter() - begin)
+        return velocity
+
+    monkeypatch.setattr(pipeline, "predict", timed)
+    splits = measured(small_transformer(), repeats=3)
+    assert len(seconds) == 1 + 3  # one warms up
+    for split, own in zip(splits, seconds[1:], strict=True):
+        assert own <= split.total <= own + 0.01  # a call and two looks at the clock lie between
+        assert min(split.attention, split.linear, split.rest) > 0
+
+
+def test_hooks_are_gone_after_a_step_and_after_an_exception(monkeypatch: pytest.MonkeyPatch) -> None:
+    transformer = small_transformer()
+    seen = []
+    attend = wan.attend
+
+    def failing(*args: Any) -> Tensor:
+        seen.append(hooks(transformer))
+        if seen[-1]:
+            raise RuntimeError("in the middle of a timed step")
+        return attend(*args)
+
+    measured(transformer)
+    assert hooks(transformer) == 0
+    monkeypatch.setattr(wan, "attend", failing)
+    with pytest.raises(RuntimeError, match="in the middle"):
+        measured(transformer)
+    assert seen[-1] > 0
+    assert hooks(transformer) == 0
+
+
+def phases(transformer: WanTransformer, plans: list[Plans], cut: list[record.Span]) -> list[steps.PhaseStep]:
+    return list(steps.by_phase(REQUEST, transformer, plans, cut, [text(0), text(1)], CPU, repeats=2))
+
+
+def test_each_phase_is_measured_at_its_first_step_under_its_own_plans(monkeypatch: pytest.MonkeyPatch) -> None:
+    transformer = small_transformer()
+    plans = schedule(transformer, TWO)
+    sigmas = REQUEST.new_solver().sigmas.tolist()
+    cut = record.spans(plans, sigmas)
+    seen: list[tuple[float, float]] = []
+    predict = pipeline.predict
+
+    def watched(
+        model: WanTransformer, latents: Tensor, timestep: Tensor, contexts: Any, plans: Plans, *_: Any
+    ) -> Tensor:
+        seen.append((float(timestep), plans[0].density))
+        return predict(model, latents, timestep, contexts, plans, *_)
+
+    monkeypatch.setattr(pipeline, "predict", watched)
+    found = phases(transformer, plans, cut)
+    assert [one.span for one in found] == cut
+    assert len(cut) == 2
+    expected = [(float(int(1000 * sigmas[span.first])), plans[span.first][0].density) for span in cut]
+    assert list(dict.fromkeys(seen)) == expected
+    assert len(seen) == 2 * (1 + 2)
+    assert all(one.nonfinite == 0 for one in found)
+
+
+def test_the_median_step_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    transformer = small_transformer()
+    splits = [Split(0.1, 0.2, total - 0.3) for total in (3.0, 1.0, 2.0)]
+    monkeypatch.setattr(steps, "split", lambda *_: (splits, torch.tensor([1.0, torch.nan, torch.inf])))
+    plans = schedule(transformer, BF16)
+    cut = record.spans(plans, REQUEST.new_solver().sigmas.tolist())
+    (found,) = steps.by_phase(REQUEST, transformer, plans, cut, [text(0), text(1)], CPU, repeats=3)
+    assert found.split == splits[2]
+    assert found.nonfinite == 2
+
+
+def test_spans_with_the_same_plans_are_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    transformer = small_transformer()
+    plans = schedule(transformer, BF16)
+    cut = record.spans(schedule(transformer, TWO), REQUEST.new_solver().sigmas.tolist())
+    calls = []
+    split = steps.split
+    monkeypatch.setattr(steps, "split", lambda *args: calls.append(args) or split(*args))
+    first, second = phases(transformer, plans, cut)
+    assert len(calls) == 1
+    assert first.split == second.split
+
+
+def test_values_that_are_not_finite_are_counted() -> None:
+    transformer = small_transformer()
+    transformer.head.head.bias.data[0] = torch.nan
+    plans = schedule(transformer, BF16)
+    cut = record.spans(plans, replace(REQUEST, preset=BF16).new_solver().sigmas.tolist())
+    (found,) = phases(transformer, plans, cut)
+    t, h, w = REQUEST.latent_shape
+    assert found.nonfinite == t * h * w // 4  # one value of each token's patch

@@ -1,0 +1,215 @@
+"""`--random-weights`: the true shapes, and the arithmetic from single steps to a whole video."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from fpsgen import memory
+from fpsgen.bench import steps, synthetic
+from fpsgen.bench.compare import Job
+from fpsgen.bench.contenders import LineUp, Ours
+from fpsgen.bench.steps import Split
+from fpsgen.errors import UsageError
+from fpsgen.pipeline import Request
+from fpsgen.presets import BF16, Phase, Preset
+from fpsgen.wan import config, load, models
+from fpsgen.wan import vae as wan_vae
+from fpsgen.wan.config import WanConfig
+from fpsgen.wan.load import stays_float32
+from fpsgen.wan.transformer import WanTransformer
+from tests.tools import golden
+
+CPU = torch.device("cpu")
+WIDTH = 24  # of the text
+TWO = Preset(name="two", phases=(Phase(sigma=(1.0, 0.6)), Phase(sigma=(0.6, 0.0), window=(1, 1, 1))), tile=(2, 2, 2))
+
+
+class Silent:
+    """Notes what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def begins(self, title: str, number: int, total: int) -> None:
+        self.told.append(f"{number}/{total} {title}")
+
+    def phase(self, name: str) -> None:
+        self.told.append(name)
+
+    def step(self, done: int, total: int) -> None: ...
+
+    def note(self, text: str) -> None: ...
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wan2.1 14B of a few thousand parameters."""
+    small = WanConfig(dim=48, ffn_dim=64, num_heads=2, num_layers=2, text_dim=WIDTH, freq_dim=16)
+    monkeypatch.setitem(config.FAMILIES, "14b", small)
+    text = {"vocab_size": 50, "d_model": WIDTH, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 3}
+    monkeypatch.setattr(synthetic, "TEXT_CONFIG", {**synthetic.TEXT_CONFIG, **text})
+    blocks = {"dim_mult": [1, 1, 1, 1], "num_res_blocks": 1, "temperal_downsample": [False, True, True]}
+    monkeypatch.setattr(synthetic, "VAE_CONFIG", {"base_dim": 4, "z_dim": 16, **blocks})
+
+
+def job(frames: int = 9, guidance: float = 3.0, dtype: torch.dtype = torch.float32) -> Job:
+    request = Request(
+        prompt="a cat", negative="", width=96, height=64, frames=frames, fps=8, steps=6, guidance=guidance, shift=3.0,
+        seed=1, output=Path(),
+    )  # fmt: skip
+    line_up = LineUp((Ours("two", TWO), Ours("bf16", BF16, "sdpa")), "bf16")
+    return Job(request, models.absent("14b"), CPU, dtype, torch.bfloat16, line_up, 1, ["fpsgen", "bench"])
+
+
+@pytest.mark.usefixtures("tiny")
+def test_the_record_holds_what_single_steps_extrapolate_to() -> None:
+    watcher = Silent()
+    found = synthetic.measure(job(), watcher, repeats=1)
+    assert watcher.told == ["text", "decode", "transformer", "1/2 two", "denoise", "2/2 bf16", "denoise"]
+    assert json.loads(json.dumps(found)) is not None
+    assert found["random_weights"]
+    assert found["extrapolated"]
+    for one in found["contenders"]:
+        (timing,) = one["warm"]
+        assert [phase["first"] for phase in one["phases"]] == [1, one["phases"][0]["last"] + 1]
+        assert one["phases"][1]["last"] == 6
+        assert len(timing["steps"]) == 6
+        counted = sum(phase["step"] * (phase["last"] - phase["first"] + 1) for phase in one["phases"])
+        assert timing["denoise"] == pytest.approx(counted, abs=2e-3)  # rounded to milliseconds, as all times are
+        parts = [timing[name] for name in ("text", "denoise", "decode")]
+        assert min(parts) > 0
+        assert timing["total"] == pytest.approx(sum(parts), abs=2e-3)
+        for phase in one["phases"]:
+            assert sum(phase["split"].values()) == pytest.approx(phase["step"], abs=1e-4)
+        assert one["cold"] is one["fidelity"] is timing["load"] is timing["encode"] is one["median"]["load"] is None
+        assert one["nonfinite"] == 0
+
+
+@pytest.mark.usefixtures("tiny")
+def test_denoising_is_steps_times_the_phases_own_median(monkeypatch: pytest.MonkeyPatch) -> None:
+    def split(_model: object, latents: Tensor, _time: object, _contexts: object, plans: Any, *_: object) -> Any:
+        return [Split(1.5, 0.25, 0.25) if plans[0].is_dense else Split(0.25, 0.25, 0.5)], latents
+
+    monkeypatch.setattr(steps, "split", split)
+    found = synthetic.measure(job(), Silent(), repeats=1)
+    two, dense = found["contenders"]
+    first = two["phases"][0]["last"]
+    assert 0 < first < 6
+    assert two["median"]["denoise"] == first * 2 + (6 - first) * 1
+    assert dense["median"]["denoise"] == 12
+    assert two["warm"][0]["steps"] == [2.0] * first + [1.0] * (6 - first)
+    # Cut where the preset's phases are, so that both can stand in one table.
+    assert [phase["last"] for phase in dense["phases"]] == [first, 6]
+    assert [phase["density"] for phase in dense["phases"]] == [1, 1]
+    assert two["phases"][1]["density"] < 1
+    assert dense["speedup"] is None
+    assert two["speedup"]["denoise"] == {"median": 12 / (6 + first), "pairs": [12 / (6 + first)]}
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_long_clip_is_decoded_in_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded = []
+
+    def stream(_vae: object, latents: Tensor) -> Iterator[Tensor]:
+        for index, seconds in enumerate((0.02, 0.04, 0.08, 10)[: latents.shape[2]]):
+            decoded.append(index)
+            time.sleep(seconds)
+            yield torch.zeros(1, 3, 4 if index else 1, 64, 96)
+
+    monkeypatch.setattr(wan_vae, "stream", stream)
+    found = synthetic.measure(job(frames=41), Silent(), repeats=1)  # 11 latent frames
+    assert decoded == [0, 1, 2] * 2  # once to warm up
+    expected = 0.02 + 0.04 + 9 * 0.08
+    assert expected <= found["contenders"][0]["median"]["decode"] <= 1.5 * expected
+    assert any("3 of 11 latent frames" in note for note in found["notes"])
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_short_clip_is_decoded_whole() -> None:
+    found = synthetic.measure(job(frames=1, guidance=1.0), Silent(), repeats=1)
+    assert found["contenders"][0]["median"]["decode"] > 0
+    assert not any("latent frames" in note for note in found["notes"])
+    assert any("once" in note for note in found["notes"])
+
+
+@pytest.mark.parametrize(("key", "parameters"), [("1.3b", 1.42e9), ("14b", 14.3e9)])
+def test_components_have_the_published_number_of_parameters(key: str, parameters: float) -> None:
+    found = synthetic.component_bytes(true(key), torch.float32, torch.bfloat16)
+    dim, ffn_dim, layers = {"1.3b": (1536, 8960, 30), "14b": (5120, 13824, 40)}[key]
+    # By lists that were written down from the original's source.
+    expected = {"transformer": golden.transformer(dim, ffn_dim, layers), "text encoder": golden.text_encoder()}
+    expected["VAE"] = golden.vae()
+    counts = {part: sum(map(math.prod, shapes.values())) for part, shapes in expected.items()}
+    assert found == {part: count * (2 if part == "text encoder" else 4) for part, count in counts.items()}
+    assert found["transformer"] / 4 == pytest.approx(parameters, rel=0.01)
+
+
+def true(key: str) -> Any:
+    return replace(models.absent(key).checkpoint, vae_config=synthetic.VAE_CONFIG, text_config=synthetic.TEXT_CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("key", "dtype", "free", "told", "hint"),
+    [
+        ("14b", torch.float32, 40e9, "the transformer takes 57", "--dtype bf16"),
+        ("14b", torch.float32, 20e9, "the transformer takes 57", "--random-weights 1.3b"),
+        ("14b", torch.bfloat16, 20e9, "the transformer takes 29", "--random-weights 1.3b"),
+        ("1.3b", torch.bfloat16, 8e9, "the text encoder takes 11", "another --device"),
+    ],
+)
+def test_a_model_that_does_not_fit_is_refused_with_its_size(
+    key: str, dtype: torch.dtype, free: float, told: str, hint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "free_bytes", lambda _: int(free))
+    with pytest.raises(UsageError, match=told) as error:
+        synthetic.check_memory(true(key), CPU, dtype, torch.bfloat16)
+    assert f"{free / 1e9:.1f} GB are free" in str(error.value)
+    assert hint in (error.value.hint or "")
+
+
+@pytest.mark.usefixtures("tiny")
+def test_what_does_not_fit_is_refused_before_anything_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "free_bytes", lambda _: 1000)
+    monkeypatch.setattr(synthetic, "randomise", lambda *_: pytest.fail("it builds"))
+    with pytest.raises(UsageError):
+        synthetic.measure(job(), Silent())
+
+
+def test_random_weights_stay_finite_through_forty_blocks_in_bf16() -> None:
+    deep = WanConfig(dim=48, ffn_dim=64, num_heads=2, num_layers=40, text_dim=WIDTH, freq_dim=16)
+    with torch.device("meta"):
+        empty = WanTransformer(deep)
+
+    def dtype(name: str) -> torch.dtype:
+        return torch.float32 if stays_float32(name) else torch.bfloat16
+
+    model = synthetic.randomise(empty, CPU, dtype, seed=3)
+    assert all(value.dtype == dtype(name) for name, value in model.named_parameters())
+    latents = torch.randn(1, 16, 3, 8, 12, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        context = model.embed_text(torch.randn(1, 5, WIDTH, generator=torch.Generator().manual_seed(1)))
+        velocity = model(latents, torch.tensor([700.0]), context)
+    assert velocity.isfinite().all()
+    assert 0.01 < velocity.std() < 100  # near one, as latents are: neither died away nor grew by the block
+
+
+@pytest.mark.usefixtures("tiny")
+def test_one_seed_gives_one_set_of_weights() -> None:
+    checkpoint = true("14b")
+
+    def values(seed: int) -> Tensor:
+        model = synthetic.randomise(load.empty_transformer(checkpoint), CPU, lambda _: torch.float32, seed)
+        return torch.cat([value.flatten() for value in model.parameters()])
+
+    assert values(1).equal(values(1))
+    assert not values(1).equal(values(2))
