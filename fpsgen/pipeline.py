@@ -92,6 +92,11 @@ class Notice:
     detail: bool = False
 
 
+@dataclass(frozen=True)
+class Surprise(Notice):
+    """What the preset was measured at is not what runs here, or nothing was."""
+
+
 Event = Phase | Step | Frames | Notice
 
 
@@ -119,7 +124,7 @@ def generate(
     with timings.phase("load"):
         transformer = load_transformer(model.checkpoint, device, dtype)
     if surprise := request.preset.surprise(transformer.fingerprint(), request.width, request.height, request.frames):
-        yield Notice(surprise)
+        yield Surprise(surprise)
     latents = yield from denoise(request, transformer, plans, texts, device, timings)
     with timings.phase("load"):
         del transformer
