@@ -104,6 +104,11 @@ class Notice:
     detail: bool = False
 
 
+@dataclass(frozen=True)
+class Surprise(Notice):
+    """What the preset was measured at is not what runs here, or nothing was."""
+
+
 Event = Phase | Step | Denoised | Frames | Notice
 
 
@@ -131,7 +136,7 @@ def generate(
     with timings.phase("load"):
         transformer = load_transformer(model.checkpoint, device, dtype)
     if surprise := request.preset.surprise(transformer.fingerprint(), request.width, request.height, request.frames):
-        yield Notice(surprise)
+        yield Surprise(surprise)
     latents = yield from denoise(request, transformer, plans, texts, device, timings)
     yield Denoised(latents)
     with timings.phase("load"):

@@ -149,9 +149,9 @@ def generate(
     text_precision = choose_text_dtype(dtype)
     # Closed here, not whenever it is collected: a failure while drawing must not leave an encoder running.
     with contextlib.closing(pipeline.generate(request, chosen, target, precision, text_precision, timings)) as events:
-        draw(events, out)
+        surprised = draw(events, out)
     told = pipeline.describe(request, chosen, target, precision, text_precision)
-    out.table(timing_table(timings, target, (chosen_preset.name, preset_remark(request, told["attention"]))))
+    out.table(timing_table(timings, target, (chosen_preset.name, preset_remark(request, told["attention"], surprised))))
     out.detail("seconds per step: " + " ".join(f"{seconds:.2f}" for seconds in timings.steps))
     out.result(str(output), {"output": str(output), **told, "timings": timings.as_dict()})
 
@@ -228,13 +228,15 @@ def default_name(prompt: str, seed: int) -> str:
     return f"{words or 'video'}-{seed}.mp4"
 
 
-def draw(events: Iterator[Event], out: Output) -> None:
-    """Show the pipeline's events as they come."""
+def draw(events: Iterator[Event], out: Output) -> bool:
+    """Show the pipeline's events as they come; whether the preset's measurement is of something else."""
     from fpsgen import pipeline
 
+    surprised = False
     with out.progress() as progress:
         task = progress.add_task("load", total=None, rate="")
         for event in events:
+            surprised |= isinstance(event, pipeline.Surprise)
             if isinstance(event, pipeline.Phase):
                 progress.remove_task(task)
                 task = progress.add_task(event.name, total=None, rate="")
@@ -247,16 +249,19 @@ def draw(events: Iterator[Event], out: Output) -> None:
                 progress.update(task, completed=event.done, total=event.total, rate="frames")
             elif isinstance(event, pipeline.Notice):
                 (out.detail if event.detail else out.note)(event.text)
+    return surprised
 
 
-def preset_remark(request: Request, ran: dict) -> str:
-    """The preset's mean density, and what it was measured to cost, with settings as here."""
+def preset_remark(request: Request, ran: dict, surprised: bool) -> str:
+    """The preset's mean density, and what it was measured to cost, with weights and settings as here."""
     preset, told = request.preset, [f"density {ran['density']:.2f}"]
     here = (f"{request.width}x{request.height}", request.frames, request.steps, request.shift, request.guidance)
-    if (of := preset.measured) and (of.size, of.frames, of.steps, of.shift, of.guidance) == here:
-        told.append(f"measured PSNR {of.psnr_told} dB")
-    elif not preset.is_exact:
-        told.append("measured at other settings" if of else "not calibrated")
+    if (of := preset.measured) is None:
+        told += [] if preset.is_exact else ["not calibrated"]
+    elif (of.size, of.frames, of.steps, of.shift, of.guidance) != here:
+        told.append("measured at other settings")
+    else:
+        told.append("measured on other weights" if surprised else f"measured PSNR {of.psnr_told} dB")
     return ", ".join(told)
 
 

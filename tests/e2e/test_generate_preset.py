@@ -11,6 +11,8 @@ from fpsgen import pipeline
 from fpsgen.attention import reference
 from fpsgen.attention.plan import AttentionPlan
 from fpsgen.attention.tiles import TileGrid
+from fpsgen.wan.load import load_transformer
+from fpsgen.wan.models import find
 from tests.tools.cli import Runner, invoke
 from tests.tools.videos import metadata
 
@@ -28,6 +30,12 @@ window = [2, 1, 1]
 qk = "int8"
 pv = "fp8"
 """
+
+MEASURED = (
+    '[measured]\nweights = "0123456789abcdef"\nsize = "96x64"\nframes = 5\nsteps = 2\nshift = 8.0\nguidance = 6.0\n'
+    "clips = 8\ndensity = 0.5\ncost = 0.4\nerror = 0.01\nerror_ci95 = 0.002\npsnr = 31.25\npsnr_ci95 = 1.5\n"
+    'psnr_worst = 28.0\ndevice = "cpu"\nfpsgen = "0.1.0"\ntorch = "2.13.0"\n'
+)
 
 
 @pytest.fixture
@@ -176,19 +184,25 @@ def test_an_uncalibrated_preset_says_so_once(run: Runner, preset: Path) -> None:
 def test_the_summary_tells_preset_density_and_quality(run: Runner, preset: Path) -> None:
     options = ("--model", run.folder, "--res", "96x64", "--frames", 5, "--steps", 2, "-o", run.directory / "v.mp4")
     told = []
-    measured = (
-        '[measured]\nweights = "0123456789abcdef"\nsize = "96x64"\nframes = 5\nsteps = 2\nshift = 8.0\nguidance = 6.0\n'
-        "clips = 8\ndensity = 0.5\ncost = 0.4\nerror = 0.01\nerror_ci95 = 0.002\npsnr = 31.25\npsnr_ci95 = 1.5\n"
-        'psnr_worst = 28.0\ndevice = "cpu"\nfpsgen = "0.1.0"\ntorch = "2.13.0"\n'
-    )
-    for text in (HALVES, HALVES + measured):
+    weights = load_transformer(find(str(run.folder)).checkpoint, torch.device("cpu"), torch.float32).fingerprint()
+    for text in (HALVES, HALVES + MEASURED, HALVES + MEASURED.replace("0123456789abcdef", weights)):
         preset.write_text(text)
         result = invoke("a cat", *options, "--preset", preset)
         assert result.exit_code == 0, result.output
         told.append(next(line for line in result.stderr.splitlines() if line.startswith("preset  ")))
         assert "density" in told[-1]
     assert "not calibrated" in told[0]
-    assert "measured PSNR 31.2 ± 1.5 dB" in told[1]
+    assert "measured on other weights" in told[1]
+    assert "PSNR" not in told[1]
+    assert "measured PSNR 31.2 ± 1.5 dB" in told[2]
+    assert "other weights" not in result.stderr
+
+
+def test_other_weights_are_told_once(run: Runner, preset: Path) -> None:
+    preset.write_text(HALVES + MEASURED)
+    options = ("--model", run.folder, "--res", "96x64", "--frames", 5, "--steps", 2, "-o", run.directory / "v.mp4")
+    result = invoke("a cat", *options, "--preset", preset)
+    assert result.exit_code == 0, result.output
     assert result.stderr.count("was measured on other weights: what it costs in quality here is not known") == 1
 
 
