@@ -23,6 +23,12 @@ def release() -> None:
         torch.cuda.empty_cache()
 
 
+def settle() -> None:
+    """Leave all that exists now, above all what imports have made, out of later collections: `release` then takes
+    milliseconds instead of a quarter of a second."""
+    gc.freeze()
+
+
 def synchronise(device: torch.device) -> None:
     """Wait until the device has done what it was given, so that a clock can be read."""
     if device.type == "cuda":

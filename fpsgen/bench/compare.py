@@ -95,6 +95,7 @@ def measure(job: Job, folder: Path, watcher: Watcher) -> tuple[dict[str, Any], l
     RenderError where a contender's values are not finite.
     """
     begin = provenance(job.command)  # of the code that is running
+    memory.settle()  # as `fpsgen generate` does
     found = [Made(one, one.outline(job.request, job.model, job.device)) for one in job.line_up.contenders]
     with no_kernels_yet():
         order, states = run(found, job, folder, watcher)

@@ -124,8 +124,9 @@ def generate(
         named = None if preset is None or preset in shipped.GRADES else shipped.find(preset)
         if preset and output.exists() and (given := Path(preset).expanduser()).exists() and output.samefile(given):
             raise UsageError(f"{output} is the preset: the video would replace it", hint="choose another -o")
-        from fpsgen import pipeline
+        from fpsgen import memory, pipeline
 
+        memory.settle()
         target = parse_device(device)
         chosen = open_model(model, size, target, out, timings)
     width, height, scale_to = fit(chosen, size, out)
