@@ -17,12 +17,21 @@ from fpsgen.cli import bench_attention, bench_quality
 from fpsgen.cli.bench_tables import tables
 from fpsgen.cli.calibrate import safe_name
 from fpsgen.cli.errors import explained
-from fpsgen.cli.generate import check_prompts, fit, open_model, per_model
+from fpsgen.cli.generate import check_prompts, fit, open_model
 from fpsgen.cli.options import (
-    Dtype,
+    DeviceName,
+    Frames,
     GridName,
+    Guidance,
     Json,
+    ModelName,
+    NoReport,
+    Precision,
+    Report,
+    Resolution,
+    Shift,
     SolverName,
+    Steps,
     Verbose,
     choose_dtype,
     choose_text_dtype,
@@ -84,26 +93,16 @@ def bench(
         str, typer.Option(help="What is measured: a preset of `fpsgen presets`, or a .toml file.")
     ] = "quality",
     prompt: Annotated[str, typer.Option(help="What the video shows.")] = PROMPT,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            help="pocket, 1.3b, 14b, a folder, a .safetensors file or a hub id.",
-            show_default="by size and what is on disk",
-        ),
-    ] = None,
+    model: ModelName = None,
     random_weights: Annotated[
         str | None,
         typer.Option(help="1.3b or 14b with random values: no checkpoint, one step of each phase, extrapolated."),
     ] = None,
-    res: Annotated[str | None, typer.Option(help="480p, 720p or WIDTHxHEIGHT.", show_default="the model's own")] = None,
-    frames: Annotated[int | None, typer.Option(help="Frames, 4n + 1.", show_default=per_model("frames"))] = None,
-    steps: Annotated[int | None, typer.Option(help="Denoising steps.", show_default=per_model("steps"))] = None,
-    guidance: Annotated[
-        float | None, typer.Option(help="Guidance scale; 1 switches it off.", show_default=per_model("guidance"))
-    ] = None,
-    shift: Annotated[
-        float | None, typer.Option(help="Above 1, more steps at high noise.", show_default=per_model("shift"))
-    ] = None,
+    res: Resolution = None,
+    frames: Frames = None,
+    steps: Steps = None,
+    guidance: Guidance = None,
+    shift: Shift = None,
     solver: Annotated[SolverName, typer.Option(help="How a step moves the latents.")] = SolverName.UNIPC,
     grid: Annotated[GridName, typer.Option(help="Which noise levels: Wan2.1's, or diffusers'.")] = GridName.ORIGINAL,
     seed: Annotated[int, typer.Option(min=0, help="Of the noise, the same for all.")] = 0,
@@ -115,16 +114,11 @@ def bench(
         Path | None,
         typer.Option("--output", "-o", help="The record, FILE.json.", show_default="bench-MODEL-PRESET.json"),
     ] = None,
-    report: Annotated[
-        Path | None, typer.Option(help="The report, FILE.html.", show_default="beside the record")
-    ] = None,
-    no_report: Annotated[bool, typer.Option("--no-report", help="Write no report.")] = False,
+    report: Report = None,
+    no_report: NoReport = False,
     videos: Annotated[Path | None, typer.Option(help="A folder to keep the videos in.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.", show_default="cuda if there")] = None,
-    dtype: Annotated[
-        Dtype | None,
-        typer.Option(help="Precision of matrix products.", show_default="bf16; DiT on CPU fp32"),
-    ] = None,
+    device: DeviceName = None,
+    dtype: Precision = None,
     json: Json = False,
     verbose: Verbose = False,
 ) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fpsgen.cli.errors import explained
-from fpsgen.cli.options import Json, Verbose, expand, several
+from fpsgen.cli.options import Json, NoReport, Report, Resolution, Verbose, expand, several
 from fpsgen.cli.output import Output
 from fpsgen.cli.records import places, write
 from fpsgen.errors import Stopped, UsageError
@@ -38,7 +38,7 @@ _LEAST_SECONDS, _MOST_SECONDS = 10, 1_000_000
 @explained
 def attention(
     model: Annotated[list[str] | None, typer.Option(help="1.3b, 14b.", show_default="both")] = None,
-    res: Annotated[list[str] | None, typer.Option(help="480p, 720p or WIDTHxHEIGHT.", show_default="480p,720p")] = None,
+    res: Resolution = None,
     density: Annotated[
         list[str] | None,
         typer.Option(
@@ -61,10 +61,8 @@ def attention(
             "--output", "-o", help="The record, FILE.json; FILE.md beside it.", show_default="bench-attention-GPU.json"
         ),
     ] = None,
-    report: Annotated[
-        Path | None, typer.Option(help="The report, FILE.html.", show_default="beside the record")
-    ] = None,
-    no_report: Annotated[bool, typer.Option("--no-report", help="Write no report.")] = False,
+    report: Report = None,
+    no_report: NoReport = False,
     json: Json = False,
     verbose: Verbose = False,
 ) -> None:

@@ -12,8 +12,26 @@ import typer
 from fpsgen import files
 from fpsgen.cli.calibrate import Bar, check_seed, read_prompts, safe_name, settings_of
 from fpsgen.cli.errors import explained
-from fpsgen.cli.generate import default_name, open_model, per_model
-from fpsgen.cli.options import Dtype, Json, Verbose, choose_dtype, choose_text_dtype, expand, parse_device, several
+from fpsgen.cli.generate import default_name, open_model
+from fpsgen.cli.options import (
+    DeviceName,
+    Frames,
+    Guidance,
+    Json,
+    ModelName,
+    NoReport,
+    Precision,
+    Report,
+    Resolution,
+    Shift,
+    Steps,
+    Verbose,
+    choose_dtype,
+    choose_text_dtype,
+    expand,
+    parse_device,
+    several,
+)
 from fpsgen.cli.output import Output
 from fpsgen.cli.records import places, write
 from fpsgen.errors import Stopped, UsageError
@@ -64,28 +82,16 @@ def quality(
             show_default="bf16",
         ),
     ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            help="pocket, 1.3b, 14b, a folder, a .safetensors file or a hub id.",
-            show_default="by size and what is on disk",
-        ),
-    ] = None,
-    res: Annotated[str | None, typer.Option(help="480p, 720p or WIDTHxHEIGHT.", show_default="the model's own")] = None,
-    frames: Annotated[int | None, typer.Option(help="Frames, 4n + 1.", show_default=per_model("frames"))] = None,
-    steps: Annotated[int | None, typer.Option(help="Denoising steps.", show_default=per_model("steps"))] = None,
-    guidance: Annotated[
-        float | None, typer.Option(help="Guidance scale; 1 switches it off.", show_default=per_model("guidance"))
-    ] = None,
-    shift: Annotated[
-        float | None, typer.Option(help="Above 1, more steps at high noise.", show_default=per_model("shift"))
-    ] = None,
+    model: ModelName = None,
+    res: Resolution = None,
+    frames: Frames = None,
+    steps: Steps = None,
+    guidance: Guidance = None,
+    shift: Shift = None,
     seed: Annotated[int, typer.Option(help="Of the first clip; each further one counts up.")] = FIRST_SEED,
     output: Annotated[Path, typer.Option("--output", "-o", help="The record, FILE.json.")] = Path("bench-quality.json"),
-    report: Annotated[
-        Path | None, typer.Option(help="The report, FILE.html.", show_default="beside the record")
-    ] = None,
-    no_report: Annotated[bool, typer.Option("--no-report", help="Write no report.")] = False,
+    report: Report = None,
+    no_report: NoReport = False,
     videos: Annotated[
         Path | None, typer.Option(help="A folder to keep the videos in, one inside of it for each contender.")
     ] = None,
@@ -95,11 +101,8 @@ def quality(
     vbench_bin: Annotated[
         Path | None, typer.Option(help="VBench's program, in its own environment.", show_default="vbench on PATH")
     ] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.", show_default="cuda if there")] = None,
-    dtype: Annotated[
-        Dtype | None,
-        typer.Option(help="Precision of matrix products.", show_default="bf16; DiT on CPU fp32"),
-    ] = None,
+    device: DeviceName = None,
+    dtype: Precision = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Render anew what an earlier run has kept.")] = False,
     json: Json = False,
     verbose: Verbose = False,

@@ -15,8 +15,23 @@ import typer
 
 from fpsgen import files
 from fpsgen.cli.errors import explained
-from fpsgen.cli.generate import MAX_PROMPT, per_model
-from fpsgen.cli.options import Dtype, Json, Verbose, choose_dtype, choose_text_dtype, expand, parse_device
+from fpsgen.cli.generate import MAX_PROMPT
+from fpsgen.cli.options import (
+    DeviceName,
+    Frames,
+    Guidance,
+    Json,
+    ModelName,
+    Precision,
+    Resolution,
+    Shift,
+    Verbose,
+    choose_dtype,
+    choose_text_dtype,
+    expand,
+    parse_device,
+    per_model,
+)
 from fpsgen.cli.output import Output, readable
 from fpsgen.errors import FpsgenError, Stopped, UsageError
 from fpsgen.wan import sizes
@@ -44,13 +59,7 @@ _AT_ONCE = 0.005  # seconds for a step's work, which no model is quick enough fo
 
 @explained
 def calibrate(
-    model: Annotated[
-        str | None,
-        typer.Option(
-            help="pocket, 1.3b, 14b, a folder, a .safetensors file or a hub id.",
-            show_default="by size and what is on disk",
-        ),
-    ] = None,
+    model: ModelName = None,
     min_psnr: Annotated[
         float | None, typer.Option(help="PSNR of the frames against bf16's, mean over clips, at least.")
     ] = None,
@@ -66,17 +75,13 @@ def calibrate(
         typer.Option(help="The report, an .html file; pictures beside it.", show_default="beside the preset"),
     ] = None,
     no_report: Annotated[bool, typer.Option("--no-report", help="Write the preset alone.")] = False,
-    res: Annotated[str | None, typer.Option(help="480p, 720p or WIDTHxHEIGHT.", show_default="the model's own")] = None,
-    frames: Annotated[int | None, typer.Option(help="Frames, 4n + 1.", show_default=per_model("frames"))] = None,
+    res: Resolution = None,
+    frames: Frames = None,
     steps: Annotated[
         int | None, typer.Option(help="Denoising steps of what is verified.", show_default=per_model("steps"))
     ] = None,
-    guidance: Annotated[
-        float | None, typer.Option(help="Guidance scale; 1 switches it off.", show_default=per_model("guidance"))
-    ] = None,
-    shift: Annotated[
-        float | None, typer.Option(help="Above 1, more steps at high noise.", show_default=per_model("shift"))
-    ] = None,
+    guidance: Guidance = None,
+    shift: Shift = None,
     prompts: Annotated[
         Path | None, typer.Option(help="A file, a prompt a line, # for comments.", show_default="twelve of ours")
     ] = None,
@@ -88,11 +93,8 @@ def calibrate(
         typer.Option(min=1, help="Prompts behind them to verify on.", show_default="pocket 8, else 1"),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the first clip; each further one counts up.")] = 0,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.", show_default="cuda if there")] = None,
-    dtype: Annotated[
-        Dtype | None,
-        typer.Option(help="Precision of matrix products.", show_default="bf16; DiT on CPU fp32"),
-    ] = None,
+    device: DeviceName = None,
+    dtype: Precision = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say how long it takes; load nothing.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Measure anew what an earlier run has kept.")] = False,
     json: Json = False,

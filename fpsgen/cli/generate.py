@@ -15,10 +15,17 @@ import typer
 
 from fpsgen.cli.errors import explained
 from fpsgen.cli.options import (
-    Dtype,
+    DeviceName,
+    Frames,
     GridName,
+    Guidance,
     Json,
+    ModelName,
+    Precision,
+    Resolution,
+    Shift,
     SolverName,
+    Steps,
     Verbose,
     choose_dtype,
     choose_text_dtype,
@@ -52,33 +59,15 @@ MAX_SEED = 2**63 - 1
 MAX_PROMPT = 5000  # characters
 
 
-def per_model(setting: str) -> str:
-    """A default for the help screen, as the table has it."""
-    values = {name: f"{getattr(defaults, setting):g}" for name, defaults in sizes.DEFAULTS.items()}
-    told = values["14b"] if values["1.3b"] == values["14b"] else f"{values['14b']}; 1.3b {values['1.3b']}"
-    return f"{told}; pocket its own"
-
-
 @explained
 def generate(
     prompt: Annotated[str, typer.Argument(help="What the video shows; - reads it from standard input.")],
-    res: Annotated[str | None, typer.Option(help="480p, 720p or WIDTHxHEIGHT.", show_default="the model's own")] = None,
-    frames: Annotated[int | None, typer.Option(help="Frames, 4n + 1.", show_default=per_model("frames"))] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            help="pocket, 1.3b, 14b, a folder, a .safetensors file or a hub id.",
-            show_default="by size and what is on disk",
-        ),
-    ] = None,
-    steps: Annotated[int | None, typer.Option(help="Denoising steps.", show_default=per_model("steps"))] = None,
-    guidance: Annotated[
-        float | None, typer.Option(help="Guidance scale; 1 switches it off.", show_default=per_model("guidance"))
-    ] = None,
-    shift: Annotated[
-        float | None,
-        typer.Option(help="Above 1, more steps at high noise.", show_default=per_model("shift")),
-    ] = None,
+    res: Resolution = None,
+    frames: Frames = None,
+    model: ModelName = None,
+    steps: Steps = None,
+    guidance: Guidance = None,
+    shift: Shift = None,
     solver: Annotated[SolverName, typer.Option(help="How a step moves the latents.")] = SolverName.UNIPC,
     grid: Annotated[GridName, typer.Option(help="Which noise levels: Wan2.1's, or diffusers'.")] = GridName.ORIGINAL,
     negative: Annotated[
@@ -95,11 +84,8 @@ def generate(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="FILE.mp4, .webm or .gif.", show_default="from the prompt")
     ] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.", show_default="cuda if there")] = None,
-    dtype: Annotated[
-        Dtype | None,
-        typer.Option(help="Precision of matrix products.", show_default="bf16; DiT on CPU fp32"),
-    ] = None,
+    device: DeviceName = None,
+    dtype: Precision = None,
     json: Json = False,
     verbose: Verbose = False,
 ) -> None:

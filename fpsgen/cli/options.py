@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fpsgen.errors import UsageError
+from fpsgen.wan import sizes
 
 if TYPE_CHECKING:
     import torch
@@ -31,6 +32,34 @@ class GridName(StrEnum):
     DIFFUSERS = "diffusers"
 
 
+def per_model(setting: str) -> str:
+    """A default for the help screen, as the table has it."""
+    values = {name: f"{getattr(defaults, setting):g}" for name, defaults in sizes.DEFAULTS.items()}
+    told = values["14b"] if values["1.3b"] == values["14b"] else f"{values['14b']}; 1.3b {values['1.3b']}"
+    return f"{told}; pocket its own"
+
+
+ModelName = Annotated[
+    str | None,
+    typer.Option(
+        help="pocket, 1.3b, 14b, a folder, a .safetensors file or a hub id.", show_default="by size and what is on disk"
+    ),
+]
+Resolution = Annotated[str | None, typer.Option(help="480p, 720p or WIDTHxHEIGHT.", show_default="the model's own")]
+Frames = Annotated[int | None, typer.Option(help="Frames, 4n + 1.", show_default=per_model("frames"))]
+Steps = Annotated[int | None, typer.Option(help="Denoising steps.", show_default=per_model("steps"))]
+Guidance = Annotated[
+    float | None, typer.Option(help="Guidance scale; 1 switches it off.", show_default=per_model("guidance"))
+]
+Shift = Annotated[
+    float | None, typer.Option(help="Above 1, more steps at high noise.", show_default=per_model("shift"))
+]
+DeviceName = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.", show_default="cuda if there")]
+Precision = Annotated[
+    Dtype | None, typer.Option(help="Precision of matrix products.", show_default="bf16; DiT on CPU fp32")
+]
+Report = Annotated[Path | None, typer.Option(help="The report, FILE.html.", show_default="beside the record")]
+NoReport = Annotated[bool, typer.Option("--no-report", help="Write no report.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say what was chosen, and why.")]
 

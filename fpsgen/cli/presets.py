@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from fpsgen.cli.errors import explained
-from fpsgen.cli.generate import per_model
-from fpsgen.cli.options import GridName, Json, SolverName, Verbose
+from fpsgen.cli.options import GridName, Json, SolverName, Verbose, per_model
 from fpsgen.cli.output import Output
 from fpsgen.errors import UsageError
 from fpsgen.wan import sizes
