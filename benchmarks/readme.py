@@ -47,7 +47,7 @@ def ratio(row: dict[str, Any]) -> str:
 
 
 def bench() -> str:
-    """End to end: ratios of one run each, and how near the frames are."""
+    """End to end: median ratios, and how near the frames are."""
     rows = [
         row_of(record, one)
         for record in read("bench-*.json")

@@ -109,7 +109,14 @@ class Surprise(Notice):
     """What the preset was measured at is not what runs here, or nothing was."""
 
 
-Event = Phase | Step | Denoised | Frames | Notice
+@dataclass(frozen=True)
+class Branches:
+    """Whether both guidance branches run in one batch, or one after the other."""
+
+    together: bool
+
+
+Event = Phase | Step | Denoised | Frames | Notice | Branches
 
 
 def generate(
@@ -119,31 +126,38 @@ def generate(
     dtype: torch.dtype,
     text_dtype: torch.dtype,
     timings: Timings,
+    tolerant: bool = False,
 ) -> Generator[Event, None, None]:
     """Make the video of `request`, yielding events on the way; `timings` is filled in.
 
     dtype: of the transformer's matrix products; text_dtype: of the text encoder.
 
     Raises UsageError when the preset does not fit the video, before anything loads, and RenderError when the result
-    would not be a video of the prompt: no frame is written then.
+    would not be a video of the prompt: no frame is written then. tolerant: latents that are not finite are no error,
+    and taken for 0 where they are decoded.
     """
-    plans = schedule(request, model)
-    memory.reset_peak(device)
     yield Phase("load")
+    with timings.phase("load"):
+        plans = schedule(request, model)
+        told = describe(request, model, device, dtype, text_dtype)
+        memory.reset_peak(device)
     prompts = [request.prompt, request.negative] if request.guidance != 1 else [request.prompt]
     texts = yield from encode_prompts(prompts, model, device, text_dtype, timings)
     yield Phase("load")
     with timings.phase("load"):
         transformer = load_transformer(model.checkpoint, device, dtype)
-    if surprise := request.preset.surprise(transformer.fingerprint(), request.width, request.height, request.frames):
+        weights = transformer.fingerprint()
+    if surprise := request.preset.surprise(weights, request.width, request.height, request.frames):
         yield Surprise(surprise)
-    latents = yield from denoise(request, transformer, plans, texts, device, timings)
+    latents = yield from denoise(request, transformer, plans, texts, device, timings, tolerant)
     yield Denoised(latents)
+    if tolerant:
+        latents = latents.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
     with timings.phase("load"):
         del transformer
         memory.release()
     yield Phase("decode")
-    yield from decode(request, model, latents, device, timings, describe(request, model, device, dtype, text_dtype))
+    yield from decode(request, model, latents, device, timings, told)
 
 
 def finish(events: Generator[Event, None, T], watch: Callable[[Event], None]) -> T:
@@ -264,8 +278,7 @@ def denoise(
         batches = [torch.cat(texts)] if together else texts
         contexts = [transformer.embed_text(batch) for batch in batches]
     if len(texts) > 1:
-        how = "in one batch" if together else "one after the other"
-        yield Notice(f"guidance branches run {how}", detail=True)
+        yield Branches(together)
     yield from attention_by_step(plans, device, transformer.config.head_dim)
     config = transformer.config
     yield from make_ready(plans, device, config.num_heads, config.head_dim, timings)

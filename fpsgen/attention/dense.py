@@ -39,6 +39,7 @@ KERNELS = (TORCHS, *SDPA, "flex", *PACKAGES)
 ROUNDS = frozenset({"sage"})  # to 8 bits: no yardstick, but comparable
 
 _TRIED = 256  # tokens
+_MOST_SCORES = 2**33  # bytes of a whole score matrix
 
 _kernel: Kernel | None = None
 
@@ -106,6 +107,14 @@ def kernel(name: str) -> Kernel:
         return found[0] if isinstance(found, tuple) else found  # some versions tell the denominators' logarithms, too
 
     return of_package
+
+
+def too_large(name: str, batch: int, heads: int, tokens: int) -> str | None:
+    """Why a kernel is not tried at a size: one of them holds all scores, of 32 bits each, at once."""
+    whole = 4.0 * batch * heads * tokens**2
+    if name != "sdpa-math" or whole <= _MOST_SCORES:
+        return None
+    return f"left out: it holds the whole score matrix, {1e-9 * whole:.3g} GB"
 
 
 def refusal(name: str, device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:

@@ -15,12 +15,13 @@ from torch import Tensor
 
 from fpsgen import __version__, memory, sampling
 from fpsgen.bench.contenders import Outline
+from fpsgen.errors import UsageError
 from fpsgen.pipeline import Denoised, Event, Frames, Phase, Request, Step
 from fpsgen.timing import Timings
 from fpsgen.video import VideoWriter
 from fpsgen.wan import vae as wan_vae
 from fpsgen.wan.models import Model
-from fpsgen.wan.text_encoder import TEXT_LENGTH
+from fpsgen.wan.text_encoder import TEXT_LENGTH, clean
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,8 @@ class Diffusers:
 
     def refusal(self, model: Model, device: torch.device, dtype: torch.dtype) -> str | None:
         """Why it cannot run here."""
+        if not model.checkpoint.transformer:
+            return "there is no checkpoint, and it reads one"
         if model.checkpoint.format != "diffusers" or not (model.folder / "model_index.json").is_file():
             return "it reads a checkpoint in Diffusers' format: `fpsgen models convert` makes one"
         return None if find_spec("accelerate") else "it needs accelerate: pip install accelerate"
@@ -38,6 +41,8 @@ class Diffusers:
     def outline(self, request: Request, model: Model, device: torch.device) -> Outline:
         import diffusers
 
+        if request.guidance < 1:
+            raise UsageError(f"--guidance {request.guidance:g}: diffusers guides above 1 alone", hint="leave it out")
         return Outline(f"WanPipeline of diffusers {diffusers.__version__}")
 
     @torch.inference_mode()
@@ -52,7 +57,7 @@ class Diffusers:
             pipe = load(model, device, dtype, text_dtype)
         yield Phase("text")
         with timings.phase("text"):
-            texts = encode(pipe, request, device)
+            texts = encode(pipe, request, model, device)
             memory.synchronise(device)
         yield Phase("denoise")
         with timings.phase("denoise"):
@@ -90,13 +95,27 @@ def load(model: Model, device: torch.device, dtype: torch.dtype, text_dtype: tor
     return pipe.to(device)
 
 
-def encode(pipe: Any, request: Request, device: torch.device) -> tuple[Tensor, Tensor | None]:
-    """Embeddings of the prompt and, with guidance, of the negative one."""
+def encode(pipe: Any, request: Request, model: Model, device: torch.device) -> tuple[Tensor, Tensor | None]:
+    """Embeddings of the prompt and, with guidance, of the negative one; without words that a pocket model does not
+    know, as ours has them."""
+    prompt, negative = request.prompt, request.negative
+    if model.card is not None:
+        prompt, negative = (without_unknown(pipe.tokenizer, text) for text in (prompt, negative))
     length = min(TEXT_LENGTH, pipe.tokenizer.model_max_length)
     guided = request.guidance > 1
     return pipe.encode_prompt(
-        request.prompt, request.negative, do_classifier_free_guidance=guided, max_sequence_length=length, device=device
+        prompt, negative, do_classifier_free_guidance=guided, max_sequence_length=length, device=device
     )
+
+
+def without_unknown(tokenizer: Any, prompt: str) -> str:
+    """What is left of a prompt without the words outside the vocabulary."""
+    text = clean(prompt)
+    encoded = tokenizer(text, return_offsets_mapping=True, verbose=False)
+    for token, (begin, end) in reversed([*zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)]):
+        if token == tokenizer.unk_token_id:
+            text = text[:begin] + " " + text[end:]
+    return clean(text)
 
 
 def denoise(
@@ -126,7 +145,7 @@ def visiting(request: Request, device: torch.device) -> Any:
     scheduler = request.new_solver().scheduler
 
     def set_timesteps(*_: object, **__: object) -> None:
-        scheduler.timesteps = scheduler.timesteps.to(device)
+        scheduler.timesteps = scheduler.timesteps.to(device, torch.float32)  # Euler refuses integers
 
     scheduler.set_timesteps = set_timesteps
     return scheduler

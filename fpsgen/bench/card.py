@@ -128,13 +128,14 @@ class Stopwatch:
     def time(self, calls: Iterable[Callable[[], object]]) -> list[float]:
         """Of each call, in this order."""
         marks = []
-        for call in calls:
-            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            self.flush.zero_()
-            torch.cuda._sleep(_LEAD)
-            begin.record()
-            call()
-            end.record()
-            marks.append((begin, end))
-        torch.cuda.synchronize(self.device)
+        with torch.cuda.device(self.device):  # whose stream events are recorded on
+            for call in calls:
+                begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+                self.flush.zero_()
+                torch.cuda._sleep(_LEAD)
+                begin.record()
+                call()
+                end.record()
+                marks.append((begin, end))
+            torch.cuda.synchronize()
         return [begin.elapsed_time(end) for begin, end in marks]

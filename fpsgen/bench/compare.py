@@ -29,7 +29,7 @@ from fpsgen.bench.record import Span
 from fpsgen.bench.steps import Split
 from fpsgen.errors import RenderError
 from fpsgen.metrics import Pair
-from fpsgen.pipeline import Denoised, Frames, Notice, Phase, Request, Step
+from fpsgen.pipeline import Branches, Denoised, Frames, Notice, Phase, Request, Step
 from fpsgen.timing import Timings
 from fpsgen.wan.load import load_tokenizer, load_transformer
 from fpsgen.wan.models import Model
@@ -72,12 +72,16 @@ class Job:
 
 @dataclass
 class Made:
-    """What one contender made the first time, and how long each of its runs took, as `Timings.as_dict` says it."""
+    """What one contender made the first time, and how long each of its runs took, as `Timings.as_dict` says it.
+
+    together: whether both guidance branches ran in one batch, where that was said.
+    """
 
     contender: Contender
     outline: Outline
     latents: Tensor | None = None
     frames: np.ndarray | None = None
+    together: bool | None = None
     cold: dict[str, Any] = field(default_factory=dict)
     warm: list[dict[str, Any]] = field(default_factory=list)
 
@@ -92,29 +96,33 @@ class Made:
 def measure(job: Job, folder: Path, watcher: Watcher) -> tuple[dict[str, Any], list[Pair]]:
     """The record, and the frames of each contender beside the reference's; the videos go to `folder`.
 
-    RenderError where a contender's values are not finite.
+    RenderError where the reference's latents are not finite; of another, that is a result.
     """
-    begin = provenance(job.command)  # of the code that is running
+    facts = record.facts(provenance(job.command), job)  # of the code that is running
     memory.settle()  # as `fpsgen generate` does
     found = [Made(one, one.outline(job.request, job.model, job.device)) for one in job.line_up.contenders]
     with no_kernels_yet():
         order, states = run(found, job, folder, watcher)
-        watcher.parts()
+        reference = next(one for one in found if one.contender.name == job.line_up.reference)
+        near, notes = nearness(found, reference, job.device)
         spans = record.common_spans(found, job.request)
-        splits = splits_of(found, spans, job)
-    reference = next(one for one in found if one.contender.name == job.line_up.reference)
-    near, notes = nearness(found, reference, job.device)
+        watcher.parts()
+        try:
+            splits = splits_of(found, spans, job)
+        except (RuntimeError, MemoryError) as fault:  # of the device: the runs are worth more
+            splits = [[] for _ in found]
+            notes.append(f"what a step is made of was not measured: {str(fault).partition(chr(10))[0][:200]}")
     told = [record.contender(one, reference, spans, own) for one, own in zip(found, near, strict=True)]
     for one, own in zip(told, splits, strict=True):
         for phase, split in zip(one["phases"], own, strict=False):
             phase["split"] = asdict(split)
     pairs = [pair(one, reference, own, job) for one, own in zip(found, near, strict=True) if own is not None]
-    facts = record.facts(begin, job) | {"notes": notes}
-    return {**facts, "contenders": told, "order": order, "states": states}, pairs
+    return {**facts, "contenders": told, "order": order, "states": states, "notes": notes}, pairs
 
 
 def splits_of(found: Sequence[Made], spans: Sequence[Span], job: Job) -> list[list[Split]]:
     """What a step of each span is made of, by contender; nothing for those that are not ours."""
+    memory.release()  # what the last run has left would seem taken, and the branches not to fit in one batch
     transformer = load_transformer(job.model.checkpoint, job.device, job.dtype)
     # Time does not depend on what a text says.
     length = min(TEXT_LENGTH, load_tokenizer(job.model.checkpoint).model_max_length)
@@ -133,6 +141,9 @@ def splits_of(found: Sequence[Made], spans: Sequence[Span], job: Job) -> list[li
 
 def nearness(found: Sequence[Made], reference: Made, device: torch.device) -> tuple[list[Fidelity | None], list[str]]:
     """How near each contender's first video is to the reference's, None for itself; and what could not be measured."""
+    if nonfinite := int((~reference.clip[0].isfinite()).sum()):
+        told = f"{reference.contender.name}, the reference, has {nonfinite} latents that are not finite"
+        raise RenderError(told, hint="try --dtype fp32, or compare with another")
     lpips, reason = perceptual.load(device)
     near = [None if one is reference else fidelity.between(one.clip, reference.clip, lpips) for one in found]
     return near, [reason] if reason else []
@@ -159,27 +170,27 @@ def no_kernels_yet() -> Iterator[None]:
                 os.environ["FPSGEN_CACHE_DIR"] = before
 
 
-def run(found: Sequence[Made], job: Job, folder: Path, watcher: Watcher) -> tuple[list[str], list[dict] | None]:
-    """All runs; the order of the warm ones, and the card's state before each of all, where there is one."""
+def run(found: Sequence[Made], job: Job, folder: Path, watcher: Watcher) -> tuple[list[str], list[dict | None] | None]:
+    """All runs; the order of the warm ones, and the card's state after each of all, None where nobody knows it."""
     turns = [found if number % 2 == 0 else found[::-1] for number in range(job.passes)]
     runs = [(one, True) for one in found] + [(one, False) for turn in turns for one in turn]
     states = []
     for number, (one, cold) in enumerate(runs, 1):
         watcher.begins(f"{one.contender.name}, {'cold' if cold else 'warm'}", number, len(runs))
-        if job.device.type == "cuda" and (state := card.state(job.device)):
-            states.append(state)
         told = once(one, job, folder, watcher)
+        states.append(card.state(job.device) if job.device.type == "cuda" else None)  # warm from the work
         if cold:
             one.cold = told
         else:
             one.warm.append(told)
-    return [one.contender.name for one, cold in runs if not cold], states or None
+    return [one.contender.name for one, cold in runs if not cold], states if any(states) else None
 
 
 def once(one: Made, job: Job, folder: Path, watcher: Watcher) -> dict[str, Any]:
     """One video, and how long it took. The first that a contender makes is kept, for its fidelity."""
     name, first = one.contender.name, one.latents is None
-    request = replace(job.request, output=folder / f"{file_name(name)}.mp4")
+    number = 1 + [own.name for own in job.line_up.contenders].index(name)
+    request = replace(job.request, output=folder / f"{number}-{file_name(name)}.mp4")
     memory.release()
     timings = Timings()
     pieces = []
@@ -193,6 +204,8 @@ def once(one: Made, job: Job, folder: Path, watcher: Watcher) -> dict[str, Any]:
                 one.latents = event.latents.cpu()
             elif isinstance(event, Frames) and first:
                 pieces.append(event.pixels)
+            elif isinstance(event, Branches):
+                one.together = event.together
             elif isinstance(event, Notice) and first and not event.detail:
                 watcher.note(f"{name}: {event.text}")
     except RenderError as fault:
@@ -207,4 +220,4 @@ def once(one: Made, job: Job, folder: Path, watcher: Watcher) -> dict[str, Any]:
 
 def file_name(name: str) -> str:
     """A contender's name as part of a file's."""
-    return "".join(c if c.isalnum() or c in "._-" else "-" for c in Path(name).name)
+    return "".join(c if c.isalnum() or c in "._-" else "-" for c in Path(name).name)[:60]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -25,7 +25,6 @@ from fpsgen.wan.models import Model
 DIFFUSERS = "diffusers"
 _REPEATS = 5
 _NOISE = 0.05  # by which trials of one kernel differ: a smaller gain over torch's own choice is none
-_MOST_BYTES = 2**32  # of a score matrix
 _MOST_FLOPS = 2e11  # of a trial on a CPU, where one of 14B at 720p would take minutes
 
 
@@ -108,7 +107,7 @@ class Ours:
     ) -> Iterator[Event]:  # fmt: skip
         with self.running():
             yield from pipeline.generate(
-                replace(request, preset=self.preset), model, device, dtype, text_dtype, timings
+                replace(request, preset=self.preset), model, device, dtype, text_dtype, timings, tolerant=True
             )
 
 
@@ -142,33 +141,32 @@ def named(name: str, model: Model, width: int, height: int) -> Contender:
         raise UsageError(f"--compare {name[:100]}: there is nothing of that name", hint) from None
 
 
+@torch.inference_mode()
 def fastest(model: Model, tokens: int, batch: int, device: torch.device, dtype: torch.dtype) -> tuple[str, list[Tried]]:
-    """The kernel that computes dense attention fastest here, and all that were tried, at the video's shape.
-
-    torch's own choice stays where nothing is faster by more than trials differ.
+    """The kernel that computes dense attention fastest here, and all that were tried, at the video's shape; on a CPU,
+    of a long one, at a part of it. There torch's own choice stays unless another is faster by more than trials differ.
     """
     config = model.config
     heads = config.num_heads
     if device.type == "cpu":
-        each = 4.0 * config.head_dim * tokens**2 * batch
-        heads = max(1, min(heads, int(_MOST_FLOPS / each)))
-    generator = torch.Generator("cpu").manual_seed(0)
+        tokens = min(tokens, int((_MOST_FLOPS / (4.0 * config.head_dim * batch)) ** 0.5))
+        heads = max(1, min(heads, int(_MOST_FLOPS / (4.0 * config.head_dim * tokens**2 * batch))))
+    generator = torch.Generator(device).manual_seed(0)
     shape = (batch, tokens, heads, config.head_dim)
-    q, k, v = (torch.randn(shape, generator=generator, dtype=dtype).to(device) for _ in range(3))
+    q, k, v = (torch.randn(shape, generator=generator, device=device, dtype=dtype) for _ in range(3))
     refused, running = [], {}
     for name in dense.KERNELS:
         if name in dense.ROUNDS:
             continue
         why_not = dense.refusal(name, device, dtype, config.head_dim)
-        if why_not is None and name == "sdpa-math" and 4 * batch * heads * tokens**2 > _MOST_BYTES:
-            why_not = "left out: it holds the whole score matrix"
+        why_not = why_not or dense.too_large(name, batch, heads, tokens)
         if why_not is None:
             running[name] = partial(dense.kernel(name), q, k, v)
         else:
             refused.append(Tried(name, None, why_not))
     times = _milliseconds(running, device)
     best = min(times, key=lambda name: times[name])
-    if times.get(dense.TORCHS, inf) <= (1 + _NOISE) * times[best]:
+    if device.type == "cpu" and times.get(dense.TORCHS, inf) <= (1 + _NOISE) * times[best]:
         best = dense.TORCHS
     others = sorted((name for name in times if name != best), key=lambda name: times[name])
     return best, [*(Tried(name, times[name], None) for name in (best, *others)), *refused]
@@ -200,6 +198,25 @@ class LineUp:
     tried: tuple[Tried, ...] = ()
 
 
+def resolved(
+    preset: str, names: Sequence[str], model: Model, size: tuple[int, int], device: torch.device, dtype: torch.dtype
+) -> list[Contender]:
+    """The contenders called `preset` and `names`, for a video of width and height `size`; UsageError where one cannot
+    run here."""
+    if preset in names and preset != BF16.name:
+        raise UsageError(f"--preset {preset} is compared with itself", hint="name another with --compare")
+    own = shipped.of_grade(preset, model.family, *size) if preset in shipped.GRADES else shipped.find(preset)
+    # Of two that are called bf16, the first is what `generate` runs.
+    found = [
+        Ours(f"generate's {preset}" if preset in names else preset, own),
+        *(named(one, model, *size) for one in names),
+    ]
+    for one in found:
+        if reason := one.refusal(model, device, dtype):
+            raise UsageError(f"{one.name} cannot run here: {reason}", hint="leave it out of --compare")
+    return found
+
+
 def line_up(
     preset: str, names: list[str], request: Request, model: Model, device: torch.device, dtype: torch.dtype
 ) -> LineUp:
@@ -207,20 +224,12 @@ def line_up(
 
     The reference is bf16 where that is among the names, else the first of them.
     """
-    if preset in names and preset != BF16.name:
-        raise UsageError(f"--preset {preset} is compared with itself", hint="name another with --compare")
-    size = request.width, request.height
-    grade = shipped.of_grade(preset, model.family, *size) if preset in shipped.GRADES else shipped.find(preset)
-    # Of two that are called bf16, one is what `generate` runs, the other the fastest that could be found.
-    first = Ours(f"generate's {preset}" if preset in names else preset, grade)
-    others = [named(name, model, *size) for name in names]
-    for one in (first, *others):
+    found = resolved(preset, names, model, (request.width, request.height), device, dtype)
+    for one in found:
         one.outline(request, model, device)
-        if reason := one.refusal(model, device, dtype):
-            raise UsageError(f"{one.name} cannot run here: {reason}", hint="leave it out of --compare")
     if BF16.name not in names:
-        return LineUp((first, *others), names[0])
+        return LineUp(tuple(found), names[0])
     tokens = prod(model.config.grid(request.latent_shape))
     best, tried = fastest(model, tokens, 1 if request.guidance == 1 else 2, device, dtype)
-    others = [Ours(one.name, BF16, best) if one.name == BF16.name else one for one in others]
-    return LineUp((first, *others), BF16.name, tuple(tried))
+    fast = [Ours(one.name, BF16, best) if one.name == BF16.name else one for one in found[1:]]
+    return LineUp((found[0], *fast), BF16.name, tuple(tried))

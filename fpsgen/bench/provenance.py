@@ -12,6 +12,7 @@ from typing import Any
 
 from fpsgen import __version__
 
+_IF_THERE = ("flash_attn", "flash_attn_3", "sageattention", "lpips")  # what may be measured, or measure
 _HERE = Path(__file__).resolve()
 _CPUS = Path("/proc/cpuinfo")  # Linux has it
 
@@ -47,6 +48,7 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         **{name: installed(name) for name in ("torch", "diffusers", "transformers")},
         "fpsgen": __version__,
+        **{name: found for name in _IF_THERE if (found := installed(name))},
     }
 
 

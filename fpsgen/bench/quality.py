@@ -39,7 +39,7 @@ from torch import Tensor
 from fpsgen import assets, memory, pipeline
 from fpsgen import journal as journals
 from fpsgen.bench import fidelity, judge, perceptual, quality_record
-from fpsgen.bench.contenders import Contender, Ours, Outline, named
+from fpsgen.bench.contenders import Ours, Outline, resolved
 from fpsgen.bench.perceptual import Lpips
 from fpsgen.bench.provenance import provenance
 from fpsgen.bench.words import ASPECTS
@@ -47,7 +47,7 @@ from fpsgen.errors import RenderError, UsageError
 from fpsgen.journal import Journal
 from fpsgen.metrics import Pair
 from fpsgen.pipeline import Event, Notice, Request, Step
-from fpsgen.presets import BF16, shipped
+from fpsgen.presets import BF16
 from fpsgen.timing import Timings
 from fpsgen.video import VideoWriter
 from fpsgen.wan import vae as wan_vae
@@ -137,18 +137,13 @@ def line_up(
 
     UsageError where there is none of a name, or it cannot run here.
     """
-    if preset in names:
+    if preset in names:  # bf16, too: here both would be torch's own choice
         raise UsageError(f"--preset {preset} is compared with itself", hint="name another with --compare")
-    size = settings.width, settings.height
-    own = shipped.of_grade(preset, model.family, *size) if preset in shipped.GRADES else shipped.find(preset)
-    every: list[Contender] = [Ours(preset, own), *(named(name, model, *size) for name in names)]
     found = []
-    for one in every:
+    for one in resolved(preset, names, model, (settings.width, settings.height), device, dtype):
         if not isinstance(one, Ours):
             hint = f"fpsgen bench --compare {one.name} makes one video by it"
             raise UsageError(f"--compare {one.name}: bench quality compares presets and kernels", hint)
-        if reason := one.refusal(model, device, dtype):
-            raise UsageError(f"{one.name} cannot run here: {reason}", hint="leave it out of --compare")
         found.append(one)
     return tuple(found), BF16.name if BF16.name in names else names[0]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import chain, groupby
 from math import prod
@@ -81,12 +81,16 @@ def contender(one: Made, reference: Made, cut: Sequence[Span], near: Fidelity | 
         "preset": one.outline.preset,
         "density": one.outline.density,
         "backends": list(one.outline.backends),
+        "together": one.together,
         "cold": one.cold,
         "warm": one.warm,
-        "median": {name: median(run[name] for run in runs) for name in WHOLE},
-        "spread": {name: [min(run[name] for run in runs), max(run[name] for run in runs)] for name in WHOLE},
+        "median": {name: of_runs(median, runs, name) for name in WHOLE},
+        "spread": {name: [of_runs(min, runs, name), of_runs(max, runs, name)] for name in WHOLE},
         "phases": [phase(one, span, runs) for span in cut],
-        "speedup": None if itself else {name: speedup(runs, timed(reference), name) for name in ("total", "denoise")},
+        # The first run pays for all, so that cold runs are not compared.
+        "speedup": None
+        if itself or not one.warm
+        else {name: speedup(one.warm, reference.warm, name) for name in ("total", "denoise")},
         "fidelity": near and asdict(near),
     }
 
@@ -94,6 +98,12 @@ def contender(one: Made, reference: Made, cut: Sequence[Span], near: Fidelity | 
 def timed(one: Made) -> list[dict[str, Any]]:
     """The runs that count: the warm ones, or the cold one where there are no others."""
     return one.warm or [one.cold]
+
+
+def of_runs(what: Callable[[list[float]], float], runs: Sequence[dict[str, Any]], name: str) -> float | None:
+    """Median, least or most of a time; None where it was not measured."""
+    times = [run[name] for run in runs]
+    return None if None in times else what(times)
 
 
 def phase(one: Made, span: Span, runs: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -58,26 +58,23 @@ class Ends:
     peak: int
 
 
-def measure(job: Job, watcher: Watcher, repeats: int = 3) -> dict[str, Any]:
-    """The record, as `compare.measure` has it, but for fidelity.
+def measure(job: Job, watcher: Watcher) -> dict[str, Any]:
+    """The record, as `compare.measure` has it, but for fidelity; all contenders run there and back, one pass at least.
 
-    job.model: from `models.absent`; all contenders are fpsgen's own. repeats: of each measured step; the median counts.
-    Raises UsageError, before anything is built, where the model does not fit into memory.
+    job.model: from `models.absent`, whose weights fit (`check_memory`); all contenders are fpsgen's own.
     """
-    begin = provenance(job.command)
+    facts = record.facts(provenance(job.command), job)
     found = [Made(one, one.outline(job.request, job.model, job.device)) for one in job.line_up.contenders]
-    checkpoint = replace(job.model.checkpoint, vae_config=VAE_CONFIG, text_config=TEXT_CONFIG)
-    check_memory(checkpoint, job.device, job.dtype, job.text_dtype)
-    measured, states = _measured(found, job, checkpoint, watcher, repeats)
+    measured, order, states = _measured(found, job, with_configs(job.model.checkpoint), watcher)
     reference = next(one for one in found if one.contender.name == job.line_up.reference)
     return {
-        **record.facts(begin, job),
+        **facts,
         "random_weights": True,
         "extrapolated": True,
-        "pairs": 1,
+        "pairs": len(found[0].warm),
         "contenders": [_contender(one, reference, phases) for one, phases in zip(found, measured, strict=True)],
-        "order": [one.contender.name for one in found],
-        "states": states or None,
+        "order": order,
+        "states": states if any(states) else None,
         "notes": notes(job.request),
     }
 
@@ -155,33 +152,40 @@ def timing(measured: list[PhaseStep], ends: Ends, peak: int | None) -> dict[str,
     timings.seconds |= {"text": ends.text, "denoise": sum(timings.steps), "decode": ends.decode}
     timings.total = sum(timings.seconds.values())
     timings.peak_memory = None if peak is None else max(peak, ends.peak)
-    return {**timings.as_dict(), "load": None, "encode": None}
+    return {**timings.as_dict(), "load": None, "compile": None, "encode": None}
 
 
 def _measured(
-    found: list[Made], job: Job, checkpoint: Checkpoint, watcher: Watcher, repeats: int
-) -> tuple[list[list[PhaseStep]], list[dict]]:
-    """The phases of each contender, whose timing is noted in it; the card's state before each, where there is one."""
+    found: list[Made], job: Job, checkpoint: Checkpoint, watcher: Watcher
+) -> tuple[list[list[PhaseStep]], list[str], list[dict | None]]:
+    """The phases of each contender, of its last pass, the timing of all being noted in it; the order, and the card's
+    state after each."""
     request, device = job.request, job.device
     ends = _ends(checkpoint, request, device, job.text_dtype, watcher)
     watcher.phase("transformer")
     transformer = randomise(load.empty_transformer(checkpoint), device, _by_name(job.dtype), request.seed)
     cut = record.common_spans(found, request)
-    measured, states = [], []
-    for number, one in enumerate(found, 1):
+    turns = [found if number % 2 == 0 else found[::-1] for number in range(max(1, job.passes))]
+    runs = [one for turn in turns for one in turn]
+    measured: dict[str, list[PhaseStep]] = {}
+    states = []
+    for number, one in enumerate(runs, 1):
         assert isinstance(one.contender, Ours)  # others have refused a model without files
-        watcher.begins(one.contender.name, number, len(found))
+        watcher.begins(one.contender.name, number, len(runs))
         watcher.phase("denoise")
         memory.release()
         memory.reset_peak(device)
-        if device.type == "cuda" and (state := card.state(device)):
-            states.append(state)
-        plans = one.outline.plans or []
         with one.contender.running():
-            phases = list(steps.by_phase(request, transformer, plans, cut, ends.texts, device, repeats))
+            phases = list(steps.by_phase(request, transformer, one.outline.plans or [], cut, ends.texts, device, 1))
+        states.append(card.state(device) if device.type == "cuda" else None)
         one.warm.append(timing(phases, ends, memory.peak_bytes(device) if device.type == "cuda" else None))
-        measured.append(phases)
-    return measured, states
+        measured[one.contender.name] = phases
+    return [measured[one.contender.name] for one in found], [one.contender.name for one in runs], states
+
+
+def with_configs(checkpoint: Checkpoint) -> Checkpoint:
+    """A checkpoint without files that knows what all of Wan2.1's say of its other components."""
+    return replace(checkpoint, vae_config=VAE_CONFIG, text_config=TEXT_CONFIG)
 
 
 def _by_name(dtype: torch.dtype) -> Callable[[str], torch.dtype]:

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.markup import escape
 
 from fpsgen import files
 from fpsgen.cli import bench_attention, bench_quality
 from fpsgen.cli.bench_tables import tables
-from fpsgen.cli.calibrate import safe_name
+from fpsgen.cli.calibrate import check_seed, safe_name
 from fpsgen.cli.errors import explained
 from fpsgen.cli.generate import check_prompts, fit, open_model
 from fpsgen.cli.options import (
@@ -41,7 +42,7 @@ from fpsgen.cli.options import (
 )
 from fpsgen.cli.output import Output
 from fpsgen.cli.records import places, write
-from fpsgen.errors import UsageError
+from fpsgen.errors import Stopped, UsageError
 from fpsgen.timing import Timings
 from fpsgen.wan import sizes
 
@@ -105,7 +106,7 @@ def bench(
     shift: Shift = None,
     solver: Annotated[SolverName, typer.Option(help="How a step moves the latents.")] = SolverName.UNIPC,
     grid: Annotated[GridName, typer.Option(help="Which noise levels: Wan2.1's, or diffusers'.")] = GridName.ORIGINAL,
-    seed: Annotated[int, typer.Option(min=0, help="Of the noise, the same for all.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the noise, the same for all.")] = 0,
     pairs: Annotated[
         int,
         typer.Option(min=0, max=MOST_PAIRS, help="Warm runs of each, in the order A B B A; 0: the cold ones alone."),
@@ -127,14 +128,18 @@ def bench(
     Each contender runs once cold, then there and back (A B B A). The record is a JSON file, with a report beside it.
     """
     if context.invoked_subcommand is not None:
+        check_alone(context)
         return
     out = Output(json, verbose)
     check_prompts(prompt, None)
+    check_seed(seed)
     size = sizes.parse_resolution(res) if res is not None else None
     sizes.check_settings(frames, steps, guidance, shift)
     names = several("--compare", compare) or ["bf16"]
     if no_report and report is not None:
         raise UsageError("--report and --no-report contradict each other", hint="leave one out")
+    if random_weights is not None and videos is not None:
+        raise UsageError("--random-weights makes no videos", hint="leave --videos out")
     target = parse_device(device)
     precision, text_precision = choose_dtype(dtype, target), choose_text_dtype(dtype)
     chosen = choose(model, random_weights, size, target, out)
@@ -154,24 +159,42 @@ def bench(
             prompt=prompt.strip(), seed=seed, output=Path(), scale_to=scale_to, solver=solver.value, grid=grid.value,
             **dataclasses.asdict(settings),
         )  # fmt: skip
+        if random_weights is not None:
+            whole = synthetic.with_configs(chosen.checkpoint)
+            synthetic.check_memory(whole, target, precision, text_precision)
         line = line_up(preset, names, request, chosen, target, precision)
         for one in line.tried:
             out.detail(f"dense attention by {one.name}: {one.why_not or f'{one.milliseconds:.3g} ms'}")
         command = ["fpsgen", *sys.argv[1:]]
         job = end_to_end.Job(request, chosen, target, precision, text_precision, line, pairs, command)
-        with out.progress() as progress:
-            watcher = Bar(progress, out)
-            if random_weights is not None:
-                record: dict[str, Any] = synthetic.measure(job, watcher)
-                clips: list[Pair] = []
-            else:
-                record, clips = end_to_end.measure(job, folder, watcher)
+        try:
+            with out.progress() as progress:
+                watcher = Bar(progress, out)
+                if random_weights is not None:
+                    record: dict[str, Any] = synthetic.measure(job, watcher)
+                    clips: list[Pair] = []
+                else:
+                    record, clips = end_to_end.measure(job, folder, watcher)
+        except KeyboardInterrupt:
+            kept = None if videos is None else f"what was rendered is in {folder}"
+            raise Stopped("stopped; no record was written", hint=kept) from None
     written = write(record, clips, record_at, page)
+    for one in record["contenders"]:
+        out.line(f"{one['name']}: {one['told']}; {record['dtype']} on {record['device']}")
     if not json:
         for table in tables(record):
             out.show(table)
     places_told = {"record": str(written[0]), "report": str(written[1]) if len(written) > 1 else None}
     out.result("\n".join(str(path) for path in written[:2]), {**record, **places_told})
+
+
+def check_alone(context: typer.Context) -> None:
+    """UsageError where options stand before a subcommand, which has its own."""
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    given = [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
+    if given:
+        told = f"--{given[0].replace('_', '-')} stands before {context.invoked_subcommand}, which would not hear of it"
+        raise UsageError(told, hint=f"fpsgen bench {context.invoked_subcommand} OPTIONS")
 
 
 def choose(
@@ -224,7 +247,7 @@ class Bar:
 
     def phase(self, name: str) -> None:
         self._progress.remove_task(self._task)
-        self._task = self._progress.add_task(f"{self._title}, {name}", total=None, rate="")
+        self._task = self._progress.add_task(escape(f"{self._title}, {name}"), total=None, rate="")
 
     def step(self, done: int, total: int) -> None:
         self._progress.update(self._task, completed=done, total=total, rate="steps")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fpsgen.cli.errors import explained
-from fpsgen.cli.options import Json, NoReport, Report, Resolution, Verbose, expand, several
+from fpsgen.cli.options import Json, NoReport, Report, Verbose, expand, several
 from fpsgen.cli.output import Output
 from fpsgen.cli.records import places, write
 from fpsgen.errors import Stopped, UsageError
@@ -38,7 +38,7 @@ _LEAST_SECONDS, _MOST_SECONDS = 10, 1_000_000
 @explained
 def attention(
     model: Annotated[list[str] | None, typer.Option(help="1.3b, 14b.", show_default="both")] = None,
-    res: Resolution = None,
+    res: Annotated[list[str] | None, typer.Option(help="480p, 720p or WIDTHxHEIGHT.", show_default="480p,720p")] = None,
     density: Annotated[
         list[str] | None,
         typer.Option(

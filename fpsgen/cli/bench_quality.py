@@ -263,7 +263,9 @@ def tables(record: dict[str, Any]) -> Iterator[Table]:
     yield table
     if any(one["adherence"] for one in contenders):
         table = new(record, "Clips as prompted")
-        for aspect in contenders[0]["adherence"]:
+        for aspect, (_, of) in contenders[0]["adherence"].items():
+            if not of:  # no prompt names one
+                continue
             table.add_row(aspect, *("{} of {}".format(*one["adherence"][aspect]) for one in contenders))
         yield table
     if any(one["vbench"] for one in contenders):

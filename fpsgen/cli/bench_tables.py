@@ -16,18 +16,21 @@ _MEASURES = {"latent_cosine": "latent cosine", "psnr": "PSNR", "ssim": "SSIM", "
 def tables(record: dict[str, Any]) -> Iterator[Table]:
     """Time by phase, steps by the preset's phases, and what is near to the reference."""
     yield of_time(record)
+    if all(one["cold"] and one["warm"] for one in record["contenders"]):
+        yield of_cold(record)
     yield of_steps(record)
     if any(one["fidelity"] for one in record["contenders"]):
         yield of_fidelity(record)
 
 
 def new(record: dict[str, Any], title: str) -> Table:
+    from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
+    table = Table(title=escape(title), title_justify="left", box=None, padding=(0, 2, 0, 0))
     table.add_column("")
     for one in record["contenders"]:
-        table.add_column(one["name"], justify="right")
+        table.add_column(escape(one["name"]), justify="right")
     return table
 
 
@@ -43,12 +46,20 @@ def of_time(record: dict[str, Any]) -> Table:
     table.add_row("[bold]total[/]", *(f"[bold]{seconds(one['median']['total'])}[/]" for one in contenders))
     if runs > 1:
         table.add_row("  from, to", *(" to ".join(seconds(x) for x in one["spread"]["total"]) for one in contenders))
-    if runs and all(one["cold"] for one in contenders):
-        table.add_row("total, cold", *(seconds(one["cold"]["total"]) for one in contenders))
     if any(one["warm"] and one["warm"][-1]["peak_memory_bytes"] for one in contenders):
         table.add_row("memory, peak", *(gigabytes(one["warm"]) for one in contenders))
-    for name, title in (("total", "speed-up"), ("denoise", "speed-up, denoise")):
+    for name, title in (("total", "speed-up"), ("denoise", "speed-up, denoise")) if runs else ():
         table.add_row(title, *(speedup(one, name) for one in contenders))
+    return table
+
+
+def of_cold(record: dict[str, Any]) -> Table:
+    """The first run of each, in the order of the columns."""
+    table = new(record, "Seconds, the first runs: kernels compiled, files from the disk")
+    for name in (*PHASES, "total"):
+        times = [one["cold"][name] for one in record["contenders"]]
+        if name != "compile" or any(times):
+            table.add_row(name, *(seconds(time) for time in times))
     return table
 
 
@@ -90,7 +101,7 @@ def gigabytes(runs: list[dict[str, Any]]) -> str:
 def speedup(one: dict[str, Any], name: str) -> str:
     """The median, and the passes' own."""
     if (found := one["speedup"]) is None:
-        return "1"
+        return ""
     each = found[name]["pairs"]
     told = f"{found[name]['median']:.2f}"
     return told if len(each) < 2 else f"{told} ({min(each):.2f} to {max(each):.2f})"

@@ -225,6 +225,7 @@ def draw(events: Iterator[Event], out: Output) -> bool:
         for event in events:
             surprised |= isinstance(event, pipeline.Surprise)
             if isinstance(event, pipeline.Phase):
+                progress.refresh()  # the last step may be a moment ago
                 progress.remove_task(task)
                 task = progress.add_task(event.name, total=None, rate="")
             elif isinstance(event, pipeline.Step):
@@ -234,6 +235,9 @@ def draw(events: Iterator[Event], out: Output) -> bool:
                     out.milestone(f"step {event.done} of {event.total}, {event.seconds:.2f} s each, {left:.0f} s left")
             elif isinstance(event, pipeline.Frames):
                 progress.update(task, completed=event.done, total=event.total, rate="frames")
+            elif isinstance(event, pipeline.Branches):
+                how = "in one batch" if event.together else "one after the other"
+                out.detail(f"guidance branches run {how}")
             elif isinstance(event, pipeline.Notice):
                 (out.detail if event.detail else out.note)(event.text)
     return surprised

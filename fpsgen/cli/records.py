@@ -25,6 +25,8 @@ def places(output: Path, report: Path | None, no_report: bool) -> tuple[Path, Pa
     try:
         if output.is_dir():
             raise UsageError(f"-o {output} is a folder", hint="name a .json file in it")
+        if output.exists() and not output.is_file():
+            raise UsageError(f"{output} is no regular file", hint="choose another -o")
         if output.exists() and not is_record(output):
             raise UsageError(f"{output} is there, and no bench wrote it", hint="choose another -o")
         files.check_writable(output)

@@ -16,6 +16,7 @@ from pathlib import Path
 from fpsgen import files
 from fpsgen.errors import RenderError, UsageError
 
+_PICTURES = re.compile(r"(error|density|frontier|phases|steps|psnr|adherence|frames-\d+|roof-\d+)\.png")
 MOST_PAIRS = 99  # what `check_path` tries a name for
 
 
@@ -38,6 +39,13 @@ def _is_ours(path: Path) -> bool:
         return re.search(rb'<meta name="generator" content="fpsgen [a-z ]+">', file.read(1000)) is not None
 
 
+def _pictures_beside(path: Path) -> list[Path]:
+    """Files that have names which the page's pictures may get."""
+    start = f"{path.stem}-"
+    every = (file for file in path.parent.iterdir() if file.name.startswith(start))
+    return sorted(file for file in every if _PICTURES.fullmatch(file.name.removeprefix(start)))
+
+
 def check_path(path: Path) -> None:
     """Refuse a report that could not be written, before any work is done for it."""
     if path.suffix.lower() != ".html":
@@ -55,6 +63,9 @@ def check_path(path: Path) -> None:
             raise UsageError(f"{path} is no regular file", hint="choose another name for the report")
         if path.exists() and not _is_ours(path):
             raise UsageError(f"{path} is there, and fpsgen did not write it", hint="choose another --report")
+        if not path.exists() and (others := _pictures_beside(path)):
+            told = f"{others[0]} is there without its page, and would be replaced"
+            raise UsageError(told, hint="choose another --report, or remove it")
         if path.exists() and not os.access(path, os.W_OK):
             raise UsageError(f"{path} is write-protected", hint="choose another name for the report")
         with contextlib.suppress(FileNotFoundError):

@@ -29,6 +29,15 @@ def test_a_preset_equal_to_dense_is_as_fast_and_identical(bench: Bench) -> None:
     assert told["speedup"]["denoise"]["median"] == pytest.approx(1, abs=0.05)
 
 
+def test_diffusers_makes_the_same_video_and_is_not_faster(bench: Bench) -> None:
+    record = bench(preset="bf16", compare="diffusers", pairs=8, steps=None)
+    told = record["contenders"][0]
+    assert told["fidelity"]["identical"] or told["fidelity"]["psnr"] >= 50
+    # As far as trials of the same work differ.
+    assert told["speedup"]["denoise"]["median"] >= 0.95
+    assert told["speedup"]["total"]["median"] >= 0.95
+
+
 def test_a_broken_plan_loses_quality(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     preset = bench.preset(HALVES)
     sound = bench(preset=preset, compare="bf16", pairs=0, steps=None)["contenders"][0]["fidelity"]
@@ -40,7 +49,7 @@ def test_a_broken_plan_loses_quality(bench: Bench, monkeypatch: pytest.MonkeyPat
     assert broken["psnr"] < sound["psnr"] - 1
 
 
-@pytest.mark.parametrize("phase", ["text", "denoise", "decode", "encode"])
+@pytest.mark.parametrize("phase", ["load", "text", "denoise", "decode", "encode"])
 def test_a_sleep_appears_in_its_phase_and_no_other(bench: Bench, monkeypatch: pytest.MonkeyPatch, phase: str) -> None:
     def slowed(owner: object, name: str) -> None:
         real = getattr(owner, name)
@@ -51,10 +60,11 @@ def test_a_sleep_appears_in_its_phase_and_no_other(bench: Bench, monkeypatch: py
 
         monkeypatch.setattr(owner, name, slow)
 
-    calls = {"text": 2, "denoise": 4, "decode": 7, "encode": 7}
+    calls = {"load": 1, "text": 2, "denoise": 4, "decode": 7, "encode": 7}
     preset = bench.preset(EXACT)
     before = bench(preset=preset, compare="sdpa", pairs=2, steps=4)["contenders"][0]["median"]
     owners = {
+        "load": (pipeline, "load_transformer"),
         "text": (pipeline.TextEncoder, "encode"),
         "denoise": (pipeline, "predict"),
         "decode": (pipeline.wan_vae, "to_uint8"),

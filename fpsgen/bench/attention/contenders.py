@@ -39,7 +39,6 @@ LIMIT_16BIT = 1e-2
 # one key tile left out of 630 moves a result by 1 / sqrt(630) = 4e-2.
 LIMIT_8BIT = 1e-2
 CHECKED_HEADS = 8
-MOST_SCORES = 2**32  # bytes
 MOST_WORDS = 600  # letters of an error in the record
 
 
@@ -129,8 +128,8 @@ def dense_16bit(inputs: Inputs) -> Iterator[Contender]:
         if name in dense.ROUNDS:
             continue
         line = {"kind": "sdpa" if name in dense.SDPA else "package", "name": name, **common}
-        if name == "sdpa-math" and (whole := 2 * shape.heads * shape.tiles.tokens**2) > MOST_SCORES:
-            yield Contender({**line, "why_not": f"left out: it holds the whole score matrix, {1e-9 * whole:.3g} GB"})
+        if why_not := dense.too_large(name, 1, shape.heads, shape.tiles.tokens):
+            yield Contender({**line, "why_not": why_not})
             continue
         call = partial(dense_by, name, inputs.q16, inputs.k16, inputs.v)
         yield Contender(line, call, partial(inputs.check_16bit, call, plan))

@@ -8,12 +8,13 @@ from typing import Any
 from fpsgen.metrics import Pair
 from fpsgen.report import html, words
 from fpsgen.report.bench import pictures, provenance
-from fpsgen.report.bench.common import clips, draw_clips, lpips_told, others, reference, settings, who
+from fpsgen.report.bench.common import clips, draw_clips, lpips_told, others, settings, who
 from fpsgen.report.words import DASH
 from fpsgen.timing import PHASES
 
 WHOLE = (*PHASES, "total")
 MARK = '<abbr class="mark" title="extrapolated">≈</abbr>'
+_CLEAR, _SMALL = 5, 0.1  # pairs of runs that tell a small difference, and what is one
 _EXTRAPOLATED = frozenset({"denoise", "decode", "total"})  # where anything is
 _PARTS = {"attention": "Attention", "linear": "Linear layers", "rest": "Rest"}
 
@@ -65,13 +66,6 @@ def steps_of(record: dict[str, Any]) -> list[tuple[str, list[dict[str, Any]]]]:
     return [(one["name"], one["phases"]) for one in record["contenders"]]
 
 
-def times(one: dict[str, Any], record: dict[str, Any], name: str) -> tuple[float, list[float]]:
-    """How often a contender's time fits into the reference's, and that in each pair of runs, where these were told."""
-    if one["speedup"]:
-        return one["speedup"][name]["median"], one["speedup"][name]["pairs"]
-    return reference(record)["median"][name] / one["median"][name], []
-
-
 def _title(record: dict[str, Any]) -> str:
     first, *rest = others(record)
     against = [record["reference"], *(one["name"] for one in rest)]
@@ -86,11 +80,15 @@ def _reference_told(record: dict[str, Any]) -> str:
 
 def _headline(record: dict[str, Any]) -> str:
     first = others(record)[0]
-    video, mark = record["video"], f"{MARK}&nbsp;" if record["extrapolated"] else ""
-    ratio, each = times(first, record, "total")
+    mark = f"{MARK}&nbsp;" if record["extrapolated"] else ""
     name, base = f"<b>{html.prompt(first['name'])}</b>", _reference_told(record)
+    if not (found := first["speedup"]):
+        told = f"{name} beside {base}, in one cold run of each, whose times are not compared"
+        return _lead(record, told, first)
+    ratio, each = found["total"]["median"], found["total"]["pairs"]
     fast = f"<b>{mark}{words.ratio(ratio)} times as fast</b>"
-    if len(each) > 1 and min(each) <= 1 <= max(each):
+    # Of a few pairs, as many lie on one side by chance.
+    if (len(each) > 1 and min(each) <= 1 <= max(each)) or (len(each) < _CLEAR and abs(ratio - 1) < _SMALL):
         told = f"{name} takes as long as {base}, as far as these runs can tell: {fast}"
     elif ratio >= 1:
         told = f"{name} renders in <b>{mark}{words.ratio(1 / ratio)}</b> of the time of {base}: {fast}"
@@ -98,11 +96,17 @@ def _headline(record: dict[str, Any]) -> str:
         told = f"{name} takes <b>{mark}{words.ratio(1 / ratio)} times as long</b> as {base}"
     # What a single pair says of a small difference is next to nothing.
     alone = ", in a single pair of runs" if len(each) == 1 and not record["extrapolated"] else ""
+    return _lead(record, told + alone, first)
+
+
+def _lead(record: dict[str, Any], told: str, first: dict[str, Any]) -> str:
+    """Title, answer, and what it is about."""
+    video = record["video"]
     size = f"{video['width']}{words.TIMES}{video['height']}"
     scope = f"{video['frames']} frames of {size} by {html.text(record['model'])} in {video['steps']} steps"
     return (
         f"<h1>{html.text(_title(record))}</h1>\n"
-        f'<p class="lead">{told}{alone}{_true(first)}.</p>\n'
+        f'<p class="lead">{told}{_true(first)}.</p>\n'
         f"<p>{scope}, on {provenance.measured_on(record)}. {_what_counts(record)}</p>\n{_warnings(record)}"
     )
 
@@ -168,7 +172,9 @@ def _speed(record: dict[str, Any]) -> str:
     for one in record["contenders"]:
         row = [who(one, told=True), _spread(one["median"]["total"], one["spread"]["total"], mark)]
         for name in ("total", "denoise"):
-            row.append("1" if one["name"] == record["reference"] else _times(*times(one, record, name), mark))
+            found = one["speedup"] and one["speedup"][name]
+            own = _times(found["median"], found["pairs"], mark) if found else DASH
+            row.append("1" if one["name"] == record["reference"] else own)
         rows.append([*row, *([words.gigabytes(peak(one))] if memory else [])])
     pairs = (
         f"<p>Times as fast as {_reference_told(record)}; in small how far runs went apart, and each pair of runs by "

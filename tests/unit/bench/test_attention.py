@@ -245,7 +245,7 @@ def test_every_sdpa_backend_is_right_or_says_why_not() -> None:
 
 
 def test_no_score_matrix_of_gigabytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(contenders, "MOST_SCORES", 1000)
+    monkeypatch.setattr(dense, "_MOST_SCORES", 1000)
     found = [one.line for one in contenders.dense_16bit(Inputs(TINY, torch.device("cpu")))]
     told = {one["name"]: one.get("why_not", "") for one in found}
     assert told["sdpa-math"].startswith("left out: it holds the whole score matrix")

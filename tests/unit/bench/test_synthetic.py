@@ -13,12 +13,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from typer.testing import CliRunner
 
 from fpsgen import memory
 from fpsgen.bench import steps, synthetic
 from fpsgen.bench.compare import Job
 from fpsgen.bench.contenders import LineUp, Ours
 from fpsgen.bench.steps import Split
+from fpsgen.cli import app
 from fpsgen.errors import UsageError
 from fpsgen.pipeline import Request
 from fpsgen.presets import BF16, Phase, Preset
@@ -74,7 +76,7 @@ def job(frames: int = 9, guidance: float = 3.0, dtype: torch.dtype = torch.float
 @pytest.mark.usefixtures("tiny")
 def test_the_record_holds_what_single_steps_extrapolate_to() -> None:
     watcher = Silent()
-    found = synthetic.measure(job(), watcher, repeats=1)
+    found = synthetic.measure(job(), watcher)
     assert watcher.told == ["text", "decode", "transformer", "1/2 two", "denoise", "2/2 bf16", "denoise"]
     assert json.loads(json.dumps(found)) is not None
     assert found["random_weights"]
@@ -101,7 +103,7 @@ def test_denoising_is_steps_times_the_phases_own_median(monkeypatch: pytest.Monk
         return [Split(1.5, 0.25, 0.25) if plans[0].is_dense else Split(0.25, 0.25, 0.5)], latents
 
     monkeypatch.setattr(steps, "split", split)
-    found = synthetic.measure(job(), Silent(), repeats=1)
+    found = synthetic.measure(job(), Silent())
     two, dense = found["contenders"]
     first = two["phases"][0]["last"]
     assert 0 < first < 6
@@ -127,7 +129,7 @@ def test_a_long_clip_is_decoded_in_part(monkeypatch: pytest.MonkeyPatch) -> None
             yield torch.zeros(1, 3, 4 if index else 1, 64, 96)
 
     monkeypatch.setattr(wan_vae, "stream", stream)
-    found = synthetic.measure(job(frames=41), Silent(), repeats=1)  # 11 latent frames
+    found = synthetic.measure(job(frames=41), Silent())  # 11 latent frames
     assert decoded == [0, 1, 2] * 2  # once to warm up
     expected = 0.02 + 0.04 + 9 * 0.08
     assert expected <= found["contenders"][0]["median"]["decode"] <= 1.5 * expected
@@ -136,7 +138,7 @@ def test_a_long_clip_is_decoded_in_part(monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.usefixtures("tiny")
 def test_a_short_clip_is_decoded_whole() -> None:
-    found = synthetic.measure(job(frames=1, guidance=1.0), Silent(), repeats=1)
+    found = synthetic.measure(job(frames=1, guidance=1.0), Silent())
     assert found["contenders"][0]["median"]["decode"] > 0
     assert not any("latent frames" in note for note in found["notes"])
     assert any("once" in note for note in found["notes"])
@@ -181,8 +183,9 @@ def test_a_model_that_does_not_fit_is_refused_with_its_size(
 def test_what_does_not_fit_is_refused_before_anything_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "free_bytes", lambda _: 1000)
     monkeypatch.setattr(synthetic, "randomise", lambda *_: pytest.fail("it builds"))
-    with pytest.raises(UsageError):
-        synthetic.measure(job(), Silent())
+    result = CliRunner().invoke(app, ["bench", "--random-weights", "14b", "--res", "96x64", "--device", "cpu"])
+    assert result.exit_code == 2
+    assert "are free on cpu" in result.output
 
 
 def test_random_weights_stay_finite_through_forty_blocks_in_bf16() -> None:

@@ -101,3 +101,11 @@ def test_what_only_looks_like_a_report_is_kept(tmp_path: Path, told: str) -> Non
     path.write_text(f'<meta name="generator" content="{told}">')
     with pytest.raises(UsageError, match="fpsgen did not write it"):
         report.check_path(path)
+
+
+def test_somebodys_picture_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "own-frames-1.png").write_text("precious")
+    (tmp_path / "page-mine.png").write_text("another name")
+    with pytest.raises(UsageError, match=r"own-frames-1\.png is there without its page"):
+        report.check_path(tmp_path / "own.html")
+    report.check_path(tmp_path / "page.html")
