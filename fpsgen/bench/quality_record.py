@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from fpsgen import metrics
-from fpsgen.bench import card, judge
+from fpsgen.bench import judge, record
 from fpsgen.bench.words import ASPECTS
 
 if TYPE_CHECKING:
@@ -26,16 +26,9 @@ MEASURES: dict[str, Callable[[Sequence[float]], float]] = {
 
 def facts(begin: dict[str, Any], job: Job) -> dict[str, Any]:
     """What is the same for all contenders. begin: the provenance."""
-    model, request = job.model, job.request(job.clips[0])
+    request = job.request(job.clips[0])
     return {
-        "kind": "quality",
-        "format": 1,
-        **begin,
-        "card": card.describe(job.device) if job.device.type == "cuda" else None,
-        "model": f"pocket v{model.card['version']}" if model.card else model.name,
-        "device": str(job.device),
-        "dtype": str(job.dtype).removeprefix("torch."),
-        "text_dtype": str(job.text_dtype).removeprefix("torch."),
+        **record.head("quality", begin, job),
         "video": {**asdict(job.settings), "solver": request.solver, "grid": request.grid},
         "prompts": list(job.prompts),
         "seeds": job.seeds,

@@ -15,6 +15,7 @@ from fpsgen.presets import BF16, Plans
 from fpsgen.timing import PHASES
 
 if TYPE_CHECKING:
+    from fpsgen.bench import quality
     from fpsgen.bench.compare import Job, Made
     from fpsgen.pipeline import Request
 
@@ -48,12 +49,11 @@ def common_spans(found: Sequence[Made], request: Request) -> list[Span]:
     return spans(together, request.new_solver().sigmas.tolist())
 
 
-def facts(begin: dict[str, Any], job: Job) -> dict[str, Any]:
-    """What is the same for all contenders. begin: from `provenance`, before the work."""
-    request, model = job.request, job.model
-    settings = asdict(replace(request, preset=BF16))
+def head(kind: str, begin: dict[str, Any], job: Job | quality.Job) -> dict[str, Any]:
+    """How the record of any bench that runs a model begins. begin: from `provenance`, before the work."""
+    model = job.model
     return {
-        "kind": "compare",
+        "kind": kind,
         "format": 1,
         **begin,
         "card": card.describe(job.device) if job.device.type == "cuda" else None,
@@ -61,10 +61,19 @@ def facts(begin: dict[str, Any], job: Job) -> dict[str, Any]:
         "device": str(job.device),
         "dtype": str(job.dtype).removeprefix("torch."),
         "text_dtype": str(job.text_dtype).removeprefix("torch."),
+    }
+
+
+def facts(begin: dict[str, Any], job: Job) -> dict[str, Any]:
+    """What is the same for all contenders."""
+    request = job.request
+    settings = asdict(replace(request, preset=BF16))
+    return {
+        **head("compare", begin, job),
         "random_weights": False,
         "extrapolated": False,
         "video": {key: value for key, value in settings.items() if key not in _NO_SETTINGS},
-        "tokens": prod(model.config.grid(request.latent_shape)),
+        "tokens": prod(job.model.config.grid(request.latent_shape)),
         "reference": job.line_up.reference,
         "pairs": job.passes,
         "tried": [asdict(one) for one in job.line_up.tried],

@@ -18,7 +18,7 @@ from fpsgen.cli import bench_attention, bench_quality
 from fpsgen.cli.bench_tables import tables
 from fpsgen.cli.calibrate import check_seed, safe_name
 from fpsgen.cli.errors import explained
-from fpsgen.cli.generate import check_prompts, fit, open_model
+from fpsgen.cli.generate import fit, open_model
 from fpsgen.cli.options import (
     DeviceName,
     Frames,
@@ -41,6 +41,7 @@ from fpsgen.cli.options import (
     several,
 )
 from fpsgen.cli.output import Output
+from fpsgen.cli.prompts import check_prompts
 from fpsgen.cli.records import places, write
 from fpsgen.errors import Stopped, UsageError
 from fpsgen.timing import Timings

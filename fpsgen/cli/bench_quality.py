@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fpsgen import files
-from fpsgen.cli.calibrate import Bar, check_seed, read_prompts, safe_name, settings_of
+from fpsgen.cli.calibrate import Bar, check_seed, safe_name, settings_of
 from fpsgen.cli.errors import explained
 from fpsgen.cli.generate import default_name, open_model
 from fpsgen.cli.options import (
@@ -33,6 +33,7 @@ from fpsgen.cli.options import (
     several,
 )
 from fpsgen.cli.output import Output
+from fpsgen.cli.prompts import read_prompts
 from fpsgen.cli.records import places, write
 from fpsgen.errors import Stopped, UsageError
 from fpsgen.timing import Timings

@@ -7,7 +7,6 @@ import dataclasses
 import shlex
 import sys
 import time
-from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,7 +14,6 @@ import typer
 
 from fpsgen import files
 from fpsgen.cli.errors import explained
-from fpsgen.cli.generate import MAX_PROMPT
 from fpsgen.cli.options import (
     DeviceName,
     Frames,
@@ -33,6 +31,7 @@ from fpsgen.cli.options import (
     per_model,
 )
 from fpsgen.cli.output import Output, readable
+from fpsgen.cli.prompts import read_prompts
 from fpsgen.errors import FpsgenError, Stopped, UsageError
 from fpsgen.wan import sizes
 
@@ -53,7 +52,6 @@ fpsgen calibrate --model 14b --res 720p --dry-run
 fpsgen calibrate --model 1.3b --target-cost 0.3 --prompts mine.txt --checks 4
 """
 
-MAX_PROMPTS = 1000
 _AT_ONCE = 0.005  # seconds for a step's work, which no model is quick enough for
 
 
@@ -163,30 +161,6 @@ def budget_of(min_psnr: float | None, max_error: float | None, target_cost: floa
     if not low < budget.value < high:  # nan is neither
         raise UsageError(f"{budget} is out of range", hint=f"give a number between {low} and {high}")
     return budget
-
-
-def read_prompts(path: Path) -> tuple[str, ...]:
-    """The lines of a file that are neither empty nor comments."""
-    try:
-        with expand(path).open(encoding="utf-8-sig") as file:
-            text = file.read(4 * MAX_PROMPT * MAX_PROMPTS)
-    except UnicodeDecodeError:
-        raise UsageError(f"{path} is not UTF-8 text", hint="save it as UTF-8, a prompt a line") from None
-    except (OSError, ValueError) as fault:
-        told = getattr(fault, "strerror", None) or fault
-        raise UsageError(f"cannot read the prompts in {path}: {told}", hint="give a file, a prompt a line") from None
-    lines = [line.strip() for line in text.splitlines()]
-    for number, line in enumerate(lines, 1):
-        if len(line) > MAX_PROMPT:
-            told = f"{path}, line {number}: a prompt of {len(line)} characters; at most {MAX_PROMPT} are taken"
-            raise UsageError(told, hint="shorten it: the model reads its first 512 tokens")
-    found = [line for line in lines if line and not line.startswith("#")]
-    if len(found) > MAX_PROMPTS:
-        raise UsageError(f"{path} has more than {MAX_PROMPTS} prompts", hint="take the first of them")
-    if len(set(found)) != len(found):
-        twice = Counter(found).most_common(1)[0][0][:80]
-        raise UsageError(f"{path} has a prompt twice: {twice!r}", hint="leave one of them out")
-    return tuple(found)
 
 
 def choose_model(name: str | None, size: tuple[int, int] | None, cuda: bool, dry_run: bool, out: Output) -> Model:

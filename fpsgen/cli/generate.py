@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import re
 import secrets
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -33,6 +32,7 @@ from fpsgen.cli.options import (
     parse_device,
 )
 from fpsgen.cli.output import Output
+from fpsgen.cli.prompts import check_prompts, read_prompt
 from fpsgen.errors import UsageError
 from fpsgen.timing import Timings
 from fpsgen.wan import sizes
@@ -56,7 +56,6 @@ echo "a dog in the city" | fpsgen generate - --json
 """
 
 MAX_SEED = 2**63 - 1
-MAX_PROMPT = 5000  # characters
 
 
 @explained
@@ -173,26 +172,6 @@ def choose_model(size: tuple[int, int] | None, device: torch.device, out: Output
     if surprise:
         out.note(surprise)
     return chosen
-
-
-def read_prompt() -> str:
-    """What standard input holds, no more of it than a prompt may have."""
-    try:
-        return sys.stdin.read(4 * MAX_PROMPT)
-    except (AttributeError, ValueError, OSError):  # none there, closed, or not text
-        raise UsageError("standard input holds no text", hint='echo "a cat surfing" | fpsgen generate -') from None
-
-
-def check_prompts(prompt: str, negative: str | None) -> None:
-    """Refuse an empty prompt, and texts far beyond what the model reads and the file's comment can hold."""
-    if not prompt.strip():
-        raise UsageError("the prompt is empty", hint='fpsgen generate "a cat surfing"')
-    for name, text in (("prompt", prompt), ("negative prompt", negative or "")):
-        if len(text) > MAX_PROMPT:
-            raise UsageError(
-                f"the {name} has {len(text)} characters; at most {MAX_PROMPT} are taken",
-                hint="shorten it: the model reads its first 512 tokens",
-            )
 
 
 def fit(model: Model, size: tuple[int, int] | None, out: Output) -> tuple[int, int, tuple[int, int] | None]:
