@@ -39,7 +39,7 @@ def test_diffusers_makes_the_same_video_and_is_not_faster(bench: Bench) -> None:
 
 
 def test_a_broken_plan_loses_quality(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    preset = bench.preset(HALVES)
+    preset = bench.preset(HALVES.replace("[2, 1, 1]", "[4, 3, 3]"))  # the pocket's grid has other tiles
     sound = bench(preset=preset, compare="bf16", pairs=0, steps=None)["contenders"][0]["fidelity"]
     real = reference.attention
     # Every query tile gets what its neighbour should have had.
