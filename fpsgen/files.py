@@ -38,6 +38,11 @@ def check_writable(path: Path) -> None:
     probe.unlink()
 
 
+def safe_name(name: str) -> str:
+    """The last part of a model's or preset's name as part of a file's."""
+    return "".join(c if c.isalnum() or c in "._-" else "-" for c in Path(name).name) or "model"
+
+
 def shortened(path: Path) -> str:
     """A path, no longer than a sentence bears."""
     return str(path) if len(str(path)) <= 100 else f"{str(path)[:100]}…"

@@ -16,7 +16,7 @@ import transformers
 from safetensors import SafetensorError
 from torch import Tensor
 
-from fpsgen import __version__
+from fpsgen import __version__, files
 from fpsgen.errors import RenderError
 from fpsgen.wan.models import Model
 
@@ -43,11 +43,9 @@ def surroundings(
 
 def check(root: Path) -> None:
     """RenderError where nothing could be kept in `root`: to be told before there is anything to keep."""
-    probe = root / f".{secrets.token_hex(6)}.part"
     try:
         root.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
+        files.check_writable(root / "piece")
     except OSError as fault:
         raise _no_room(root, fault) from None
 

@@ -359,10 +359,9 @@ def describe(request: Request, model: Model, device: torch.device, dtype: torch.
     settings = {**asdict(replace(request, preset=BF16)), "preset": file.as_dict(request.preset)}
     del settings["output"]
     plans = [plan for layers in schedule(request, model) for plan in layers]
-    name = f"pocket v{model.card['version']}" if model.card else model.name
     return {
         "fpsgen": __version__,
-        "model": name,
+        "model": model.told,
         "device": str(device),
         "dtype": str(dtype).removeprefix("torch."),
         "text_dtype": str(text_dtype).removeprefix("torch."),

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fpsgen import memory
+from fpsgen import files, memory
 from fpsgen.bench import card, fidelity, perceptual, record, steps
 from fpsgen.bench.contenders import Contender, LineUp, Ours, Outline
 from fpsgen.bench.fidelity import Clip, Fidelity
@@ -190,7 +190,7 @@ def once(one: Made, job: Job, folder: Path, watcher: Watcher) -> dict[str, Any]:
     """One video, and how long it took. The first that a contender makes is kept, for its fidelity."""
     name, first = one.contender.name, one.latents is None
     number = 1 + [own.name for own in job.line_up.contenders].index(name)
-    request = replace(job.request, output=folder / f"{number}-{file_name(name)}.mp4")
+    request = replace(job.request, output=folder / f"{number}-{files.safe_name(name)[:60]}.mp4")
     memory.release()
     timings = Timings()
     pieces = []
@@ -216,8 +216,3 @@ def once(one: Made, job: Job, folder: Path, watcher: Watcher) -> dict[str, Any]:
     if job.device.type != "cuda":
         told["peak_memory_bytes"] = None  # it would be the process's, of all runs so far
     return told
-
-
-def file_name(name: str) -> str:
-    """A contender's name as part of a file's."""
-    return "".join(c if c.isalnum() or c in "._-" else "-" for c in Path(name).name)[:60]

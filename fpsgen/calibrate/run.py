@@ -172,7 +172,7 @@ def record(job: Job, measurement: Measurement, tried: list[Tried], preset: Prese
     densities = torch.tensor(job.candidates.densities)
     precision, window = job.candidates.probe
     return {
-        "model": f"pocket v{job.model.card['version']}" if job.model.card else job.model.name,
+        "model": job.model.told,
         "weights": of.weights,
         "device": of.device,
         "versions": {"fpsgen": of.fpsgen, "torch": of.torch},

@@ -16,7 +16,7 @@ from rich.markup import escape
 from fpsgen import files
 from fpsgen.cli import bench_attention, bench_quality
 from fpsgen.cli.bench_tables import tables
-from fpsgen.cli.calibrate import check_seed, safe_name
+from fpsgen.cli.calibrate import check_seed
 from fpsgen.cli.errors import explained
 from fpsgen.cli.generate import fit, open_model
 from fpsgen.cli.options import (
@@ -145,7 +145,7 @@ def bench(
     precision, text_precision = choose_dtype(dtype, target), choose_text_dtype(dtype)
     chosen = choose(model, random_weights, size, target, out)
     width, height, scale_to = fit(chosen, size, out)
-    base = Path(f"bench-{safe_name(chosen.name)}-{safe_name(preset)}.json")
+    base = Path(f"bench-{files.safe_name(chosen.name)}-{files.safe_name(preset)}.json")
     record_at, page = places(base if output is None else expand(output), report, no_report)
     with kept_in(videos) as folder:
         from fpsgen.bench import compare as end_to_end

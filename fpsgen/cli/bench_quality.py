@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fpsgen import files
-from fpsgen.cli.calibrate import Bar, check_seed, safe_name, settings_of
+from fpsgen.cli.calibrate import Bar, check_seed, settings_of
 from fpsgen.cli.errors import explained
 from fpsgen.cli.generate import default_name, open_model
 from fpsgen.cli.options import (
@@ -187,7 +187,7 @@ def video_places(job: Job, folder: Path) -> dict[str, list[Path]]:
     check_encoder()
     places: dict[str, list[Path]] = {}
     for number, one in enumerate(job.contenders):
-        name = safe_name(one.name)
+        name = files.safe_name(one.name)
         if any(paths[0].parent.name == name for paths in places.values()):
             name = f"{name}-{number + 1}"
         places[one.name] = [folder / name / default_name(clip.prompt, clip.seed) for clip in job.clips]

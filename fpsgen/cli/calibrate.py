@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import shlex
 import sys
@@ -115,7 +114,7 @@ def calibrate(
     target = parse_device(device)
     chosen = choose_model(model, size, target.type == "cuda", dry_run, out)
     given = {"frames": frames, "steps": steps, "guidance": guidance, "shift": shift}
-    output = expand(output) if output is not None else Path(f"{safe_name(chosen.name)}-calibrated.toml")
+    output = expand(output) if output is not None else Path(f"{files.safe_name(chosen.name)}-calibrated.toml")
     job = make_job(chosen, size, given, budget, own, (clips, checks), seed, output.name)
     if dry_run:
         tell_estimate(out, job)
@@ -250,11 +249,6 @@ def check_output(output: Path) -> str | None:
     return None
 
 
-def safe_name(name: str) -> str:
-    """A model's name as part of a file's."""
-    return "".join(c if c.isalnum() or c in "._-" else "-" for c in Path(name).name) or "model"
-
-
 class Bar:
     """Watches a calibration for the terminal: one bar; in a log, a line for every tenth."""
 
@@ -304,16 +298,11 @@ def write(result: Result, output: Path, page: Path | None) -> list[Path]:
     """The preset by one rename, and its report; returns what was written."""
     from fpsgen.presets import file
 
-    beside = files.beside(output)
     try:
-        beside.write_text(file.text(result.preset), encoding="utf-8")
-        beside.replace(output.resolve())  # a link stays one
+        files.write_text(output, file.text(result.preset))
     except OSError as fault:
         hint = "run the same command again with another -o: what was measured is kept"
         raise FpsgenError(f"{output} cannot be written: {fault.strerror or fault}", hint) from None
-    finally:
-        with contextlib.suppress(OSError):
-            beside.unlink(missing_ok=True)
     if page is None:
         return [output]
     from fpsgen.metrics import Pair

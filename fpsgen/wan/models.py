@@ -43,6 +43,11 @@ class Model:
         """1.3b, 14b or pocket: whose presets it takes; of models that are none of these, by their width."""
         return POCKET if self.card else sizes.family_of(self.config.dim)
 
+    @property
+    def told(self) -> str:
+        """Its name for records and metadata: of a pocket model with the version, to which its weights are bound."""
+        return f"pocket v{self.card['version']}" if self.card else self.name
+
     def tile(self, grid: Shape3) -> Shape3:
         if self.card:
             t, h, w = self.card["tile"]
