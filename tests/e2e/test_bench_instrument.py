@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from fpsgen import assets, pipeline
 from fpsgen.attention import reference
+from fpsgen.bench.contenders import Ours
+from fpsgen.pipeline import Event
+from fpsgen.timing import PHASES
 from tests.tools.bench import EXACT, HALVES, Bench
 
 pytestmark = pytest.mark.slow
@@ -49,29 +54,47 @@ def test_a_broken_plan_loses_quality(bench: Bench, monkeypatch: pytest.MonkeyPat
     assert broken["psnr"] < sound["psnr"] - 1
 
 
-@pytest.mark.parametrize("phase", ["load", "text", "denoise", "decode", "encode"])
+OWNERS = {
+    "load": (pipeline, "load_transformer"),
+    "text": (pipeline.TextEncoder, "encode"),
+    "denoise": (pipeline, "predict"),
+    "decode": (pipeline.wan_vae, "to_uint8"),
+    "encode": (pipeline.VideoWriter, "write"),
+}
+
+
+@pytest.mark.parametrize("phase", OWNERS)
 def test_a_sleep_appears_in_its_phase_and_no_other(bench: Bench, monkeypatch: pytest.MonkeyPatch, phase: str) -> None:
-    def slowed(owner: object, name: str) -> None:
-        real = getattr(owner, name)
+    """Of two contenders that do the same one sleeps; they run in turn, so that a slow minute slows both."""
+    slept, slow = 0.0, False
+    owner, name = OWNERS[phase]
+    real, run = getattr(owner, name), Ours.run
 
-        def slow(*given: object, **named: object) -> object:
-            time.sleep(3 / calls[phase])
-            return real(*given, **named)
+    def sleeping(*given: object, **named: object) -> object:
+        nonlocal slept
+        if slow:
+            begin = time.perf_counter()
+            time.sleep(0.5)
+            slept += time.perf_counter() - begin
+        return real(*given, **named)
 
-        monkeypatch.setattr(owner, name, slow)
+    def watched(self: Ours, *given: Any) -> Iterator[Event]:
+        nonlocal slow
+        slow = self.name == "sdpa"
+        try:
+            yield from run(self, *given)
+        finally:
+            slow = False
 
-    calls = {"load": 1, "text": 2, "denoise": 4, "decode": 7, "encode": 7}
-    preset = bench.preset(EXACT)
-    before = bench(preset=preset, compare="sdpa", pairs=2, steps=4)["contenders"][0]["median"]
-    owners = {
-        "load": (pipeline, "load_transformer"),
-        "text": (pipeline.TextEncoder, "encode"),
-        "denoise": (pipeline, "predict"),
-        "decode": (pipeline.wan_vae, "to_uint8"),
-        "encode": (pipeline.VideoWriter, "write"),
-    }
-    slowed(*owners[phase])
-    after = bench(preset=preset, compare="sdpa", pairs=2, steps=4)["contenders"][0]["median"]
-    grown = {name: after[name] - before[name] for name in ("load", "text", "denoise", "decode", "encode")}
-    assert grown.pop(phase) == pytest.approx(3, abs=0.6)
-    assert all(abs(seconds) < 0.6 for seconds in grown.values())
+    monkeypatch.setattr(owner, name, sleeping)
+    monkeypatch.setattr(Ours, "run", watched)
+    passes = 14
+    record = bench(preset=bench.preset(EXACT), compare="sdpa", pairs=passes, frames=5, steps=2)
+    plain, slowed = (told["median"] for told in record["contenders"])
+    each = slept / (passes + 1)  # the cold run sleeps, too
+    grown = {name: slowed[name] - plain[name] for name in PHASES}
+    assert each >= 0.5
+    # Medians of the same second's work differ by a tenth of one on a busy machine.
+    assert grown.pop(phase) == pytest.approx(each, abs=0.15)
+    assert max(map(abs, grown.values())) < 0.15
+    assert slowed["total"] - plain["total"] == pytest.approx(each, abs=0.25)
