@@ -1,23 +1,6 @@
 """`fpsgen bench quality`: many prompts and seeds by a preset and by others; how near each clip is to the reference's.
 
-The record, as JSON has it (docs/bench.md says what each key holds):
-
-    {"kind": "quality", "format": 1, "date", "commit", "command": [..], "machine": {..}, "card": {..} | null,
-     "model", "device", "dtype", "text_dtype",
-     "video": {"width", "height", "frames", "fps", "steps", "guidance", "shift", "negative", "solver", "grid"},
-     "prompts": [..], "seeds": 2, "seed": 1000,     # so many of each prompt, counted up from the first over all clips
-     "reference": "bf16",
-     "contenders": [                                # the preset first, then those of --compare
-        {"name", "told", "preset": {..} | null, "density": 0.61, "backends": [..],
-         "fidelity": {measure: {"mean", "ci95" | null, "worst"} | null} | null,     # null for the reference
-         "identical": 0 | null, "nonfinite": 0 | null,                              # clips; null for the reference
-         "clips": [{"prompt", "seed", "fidelity": {..} | null, "shown": {aspect: class} | null, "video": path | null}],
-         "adherence": {aspect: [hits, of]} | null,  # of the pocket model alone
-         "vbench": {dimension: score | null} | null}],
-     "notes": [..]}
-
-measure: latent_cosine, latent_error, psnr, ssim, lpips. ci95: half the interval, null of one clip. psnr: over the clips
-whose frames differ, null where none do.
+The record is what docs/bench.md says of it.
 """
 
 from __future__ import annotations

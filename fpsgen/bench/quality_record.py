@@ -1,4 +1,4 @@
-"""What `fpsgen bench quality` found, as JSON has it (`quality` lists the keys, docs/bench.md says what they hold)."""
+"""What `fpsgen bench quality` found, as JSON has it (docs/bench.md)."""
 
 from __future__ import annotations
 

@@ -132,4 +132,4 @@ def phase(one: Made, span: Span, runs: Sequence[dict[str, Any]]) -> dict[str, An
 def speedup(runs: Sequence[dict[str, Any]], other: Sequence[dict[str, Any]], name: str) -> dict[str, Any]:
     """How often a contender's time fits into the reference's, in each pass, and the median of that."""
     each = [theirs[name] / ours[name] for ours, theirs in zip(runs, other, strict=True)]
-    return {"median": median(each), "pairs": each}
+    return {"median": median(each), "each": each}

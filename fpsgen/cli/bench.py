@@ -94,7 +94,7 @@ def bench(
     preset: Annotated[
         str, typer.Option(help="What is measured: a preset of `fpsgen presets`, or a .toml file.")
     ] = "quality",
-    prompt: Annotated[str, typer.Option(help="What the video shows.")] = PROMPT,
+    prompt: Annotated[str | None, typer.Option(help="What the video shows.", show_default=PROMPT)] = None,
     model: ModelName = None,
     random_weights: Annotated[
         str | None,
@@ -132,7 +132,8 @@ def bench(
         check_alone(context)
         return
     out = Output(json, verbose)
-    check_prompts(prompt, None)
+    text = PROMPT if prompt is None else prompt
+    check_prompts(text, None)
     check_seed(seed)
     size = sizes.parse_resolution(res) if res is not None else None
     sizes.check_settings(frames, steps, guidance, shift)
@@ -141,6 +142,8 @@ def bench(
         raise UsageError("--report and --no-report contradict each other", hint="leave one out")
     if random_weights is not None and videos is not None:
         raise UsageError("--random-weights makes no videos", hint="leave --videos out")
+    if random_weights is not None and prompt is not None:
+        raise UsageError("--random-weights encodes random words, not a prompt", hint="leave --prompt out")
     target = parse_device(device)
     precision, text_precision = choose_dtype(dtype, target), choose_text_dtype(dtype)
     chosen = choose(model, random_weights, size, target, out)
@@ -157,7 +160,7 @@ def bench(
             width=width, height=height, frames=frames, steps=steps, guidance=guidance, shift=shift
         )
         request = Request(
-            prompt=prompt.strip(), seed=seed, output=Path(), scale_to=scale_to, solver=solver.value, grid=grid.value,
+            prompt=text.strip(), seed=seed, output=Path(), scale_to=scale_to, solver=solver.value, grid=grid.value,
             **dataclasses.asdict(settings),
         )  # fmt: skip
         if random_weights is not None:

@@ -36,6 +36,7 @@ from fpsgen.cli.output import Output
 from fpsgen.cli.prompts import read_prompts
 from fpsgen.cli.records import places, write
 from fpsgen.errors import Stopped, UsageError
+from fpsgen.report.words import counted
 from fpsgen.timing import Timings
 from fpsgen.wan import sizes
 
@@ -214,10 +215,6 @@ def tell_size(out: Output, job: Job) -> None:
         out.note(told)
     else:
         out.milestone(told)
-
-
-def counted(count: int, what: str) -> str:
-    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def add_vbench(record: dict[str, Any], program: Path, places: dict[str, list[Path]], watcher: Bar) -> None:

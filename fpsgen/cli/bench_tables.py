@@ -65,7 +65,7 @@ def of_cold(record: dict[str, Any]) -> Table:
 
 def of_steps(record: dict[str, Any]) -> Table:
     """Of each phase of the preset: seconds a step, the density, and what one step, run apart, was made of."""
-    table = new(record, "Seconds a step; below, of one: attention + linear layers + rest")
+    table = new(record, "Seconds a step; below, of one run apart: attention + linear layers + rest")
     for number, phase in enumerate(record["contenders"][0]["phases"]):
         first, last = phase["first"], phase["last"]
         table.add_row(
@@ -102,7 +102,7 @@ def speedup(one: dict[str, Any], name: str) -> str:
     """The median, and the passes' own."""
     if (found := one["speedup"]) is None:
         return ""
-    each = found[name]["pairs"]
+    each = found[name]["each"]
     told = f"{found[name]['median']:.2f}"
     return told if len(each) < 2 else f"{told} ({min(each):.2f} to {max(each):.2f})"
 

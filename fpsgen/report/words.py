@@ -51,6 +51,10 @@ def percent(share: float) -> str:
     return f"{100 * share:.0f} %"
 
 
+def counted(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
+
 def steps(phase: dict[str, Any]) -> str:
     """Which steps a phase has: step 3, steps 4 to 7, no step."""
     told = str(phase["steps"])

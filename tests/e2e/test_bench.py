@@ -169,6 +169,7 @@ def test_the_cache_is_not_touched(bench: Bench, tmp_path: Path) -> None:
         ({"videos": "other.json"}, "cannot be written"),
         ({"random-weights": "7b", "model": None}, "there is no such model"),
         ({"random-weights": "14b"}, "contradict each other"),
+        ({"random-weights": "14b", "model": None, "prompt": "a cat"}, "leave --prompt out"),
         ({"steps": 0}, "--steps 0"),
     ],
 )

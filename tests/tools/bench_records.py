@@ -92,7 +92,7 @@ def compare(*names: str, passes: int = 2, seed: int = 0) -> dict[str, Any]:
         speedup = {}
         for key in ("total", "denoise"):
             each = [other[key] / own[key] for own, other in zip(timed, theirs, strict=True)]
-            speedup[key] = {"median": median(each), "pairs": each}
+            speedup[key] = {"median": median(each), "each": each}
         contenders.append({
             "name": name, "told": f"preset pocket-{name}, density 0.61, by reference", "preset": None,
             "density": KNOWN[name][1], "backends": ["reference"], "cold": cold, "warm": warm,

@@ -85,7 +85,7 @@ def _headline(record: dict[str, Any]) -> str:
     if not (found := first["speedup"]):
         told = f"{name} beside {base}, in one cold run of each, whose times are not compared"
         return _lead(record, told, first)
-    ratio, each = found["total"]["median"], found["total"]["pairs"]
+    ratio, each = found["total"]["median"], found["total"]["each"]
     fast = f"<b>{mark}{words.ratio(ratio)} times as fast</b>"
     # Of a few pairs, as many lie on one side by chance.
     if (len(each) > 1 and min(each) <= 1 <= max(each)) or (len(each) < _CLEAR and abs(ratio - 1) < _SMALL):
@@ -173,7 +173,7 @@ def _speed(record: dict[str, Any]) -> str:
         row = [who(one, told=True), _spread(one["median"]["total"], one["spread"]["total"], mark)]
         for name in ("total", "denoise"):
             found = one["speedup"] and one["speedup"][name]
-            own = _times(found["median"], found["pairs"], mark) if found else DASH
+            own = _times(found["median"], found["each"], mark) if found else DASH
             row.append("1" if one["name"] == record["reference"] else own)
         rows.append([*row, *([words.gigabytes(peak(one))] if memory else [])])
     pairs = (

@@ -101,7 +101,7 @@ def _endless(axes: Axes, number: int, values: Sequence[float], wide: float) -> N
     at, rows = 1 + _SIDE / 2 / wide, axes.get_ylim()[0]
     axes.plot([at], [1 - (number + 0.5) / rows], "o", color=_COLOURS[number % len(_COLOURS)], markersize=5,
               transform=axes.transAxes, clip_on=False)  # fmt: skip
-    axes.text(at, 1 - (number + 0.66) / rows, f"{count} clip{'s' * (count > 1)}", transform=axes.transAxes,
+    axes.text(at, 1 - (number + 0.66) / rows, words.counted(count, "clip"), transform=axes.transAxes,
               ha="center", va="top", fontsize=7.5, color=SOFT)  # fmt: skip
 
 

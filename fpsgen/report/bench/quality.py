@@ -55,7 +55,7 @@ def _title(record: dict[str, Any]) -> str:
     first, *rest = others(record)
     against = [record["reference"], *(one["name"] for one in rest)]
     count = len(first["clips"])
-    return f"{first['name']} against {', '.join(against)} on {count} clip{'s' * (count > 1)}: {record['model']}"
+    return f"{first['name']} against {', '.join(against)} on {words.counted(count, 'clip')}: {record['model']}"
 
 
 def _mean(told: dict[str, Any] | None, digits: int = 3) -> str:
@@ -78,7 +78,7 @@ def _headline(record: dict[str, Any]) -> str:
         mine, theirs = (_hits(told) for _, told in (judged[0], judged[-1]))
         told += f"; of what prompts name its clips show <b>{mine}</b>, those of {base} {theirs}"
     video = record["video"]
-    many = f"{len(record['prompts'])} prompts, {record['seeds']} seed{'s' * (record['seeds'] > 1)} each"
+    many = f"{words.counted(len(record['prompts']), 'prompt')}, {words.counted(record['seeds'], 'seed')} each"
     size = f"{video['frames']} frames of {video['width']}{words.TIMES}{video['height']}, {video['steps']} steps"
     interval = " What follows ± is half of the 95 % confidence interval of the mean." if count > 1 else ""
     warning = (

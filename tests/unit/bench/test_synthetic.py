@@ -115,7 +115,7 @@ def test_denoising_is_steps_times_the_phases_own_median(monkeypatch: pytest.Monk
     assert [phase["density"] for phase in dense["phases"]] == [1, 1]
     assert two["phases"][1]["density"] < 1
     assert dense["speedup"] is None
-    assert two["speedup"]["denoise"] == {"median": 12 / (6 + first), "pairs": [12 / (6 + first)]}
+    assert two["speedup"]["denoise"] == {"median": 12 / (6 + first), "each": [12 / (6 + first)]}
 
 
 @pytest.mark.usefixtures("tiny")

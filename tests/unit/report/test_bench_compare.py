@@ -38,7 +38,7 @@ def said(page: Page) -> str:
 def faster(given: dict[str, Any], *ratios: float) -> dict[str, Any]:
     """The first contender, so many times as fast in each pair."""
     for name in ("total", "denoise"):
-        given["contenders"][0]["speedup"][name] = {"median": float(np.median(ratios)), "pairs": list(ratios)}
+        given["contenders"][0]["speedup"][name] = {"median": float(np.median(ratios)), "each": list(ratios)}
     return given
 
 
@@ -70,8 +70,8 @@ def test_every_figure_of_the_record_is_said(tmp_path: Path) -> None:
         for phase in one["phases"]:
             assert words.precise(phase["step"]) in told
         if one["speedup"]:
-            assert all(words.ratio(ratio) in told for ratio in one["speedup"]["total"]["pairs"])
-            assert all(words.ratio(ratio) in told for ratio in one["speedup"]["denoise"]["pairs"])
+            assert all(words.ratio(ratio) in told for ratio in one["speedup"]["total"]["each"])
+            assert all(words.ratio(ratio) in told for ratio in one["speedup"]["denoise"]["each"])
         peak = max(run["peak_memory_bytes"] for run in (one["cold"], *one["warm"]))
         assert words.gigabytes(peak) in told
     for part in (
