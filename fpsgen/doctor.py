@@ -354,11 +354,10 @@ def faults_in(report: dict[str, dict]) -> list[str]:
     absent, faults = (report["versions"].get(key, {}) for key in ("absent", "faults"))
     found = [f"{name} is not installed" for name in _REQUIRED if name in absent]
     found += [f"{name} cannot be used: {faults[name]}" for name in _REQUIRED if name in faults]
-    if found:  # the rest would follow from it
-        return found
-    found += [f"the check of {name} failed: {own['fault']}" for name, own in report.items() if "fault" in own]
-    if report["model_cache"].get("pocket") is False:
-        found.append("the pocket model inside the package is damaged")
+    if not found:  # else these may follow from it
+        found += [f"the check of {name} failed: {own['fault']}" for name, own in report.items() if "fault" in own]
+        if report["model_cache"].get("pocket") is False:
+            found.append("the pocket model inside the package is damaged")
     if report["compile"].get("state") == "failed":
         found.append(f"kernels do not compile: {report['compile']['why']}")
     if report["launch"].get("state") == "failed":

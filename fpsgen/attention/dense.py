@@ -88,7 +88,7 @@ def kernel(name: str) -> Kernel:
     if name == "flex":
         from fpsgen.attention import flex
 
-        return lambda q, k, v: flex.compiled()(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
+        return lambda q, k, v: flex.by_blocks(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)).transpose(1, 2)
     if name in SDPA:
 
         def one_backend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -50,14 +50,20 @@ def attention(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan) -> Tensor:
     for index, window in enumerate(plan.windows):
         heads = plan.heads_of(index)
         mask = block_mask(plan.tiles, window, q.device)
-        with torch._dynamo.config.patch(recompile_limit=_MOST_SHAPES):
-            seen = compiled()(*(x[:, heads] for x in padded), block_mask=mask)
+        q_own, k_own, v_own = (x[:, heads] for x in padded)
+        seen = by_blocks(q_own, k_own, v_own, mask)
         out[:, :, heads] = seen.index_select(2, rows).transpose(1, 2)
     return out
 
 
+def by_blocks(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask | None = None) -> Tensor:
+    """FlexAttention itself, over [batch, heads, rows, head_dim]; every row sees all where there is no mask."""
+    with torch._dynamo.config.patch(recompile_limit=_MOST_SHAPES):
+        return _compiled()(q, k, v, block_mask=mask)
+
+
 @cache
-def compiled():  # type: ignore[no-untyped-def]  # torch.compile keeps no signature
+def _compiled():  # type: ignore[no-untyped-def]  # torch.compile keeps no signature
     """FlexAttention as one kernel. fullgraph: an error where it cannot be compiled, since uncompiled FlexAttention
     knows the mask but not the lists of blocks, and would see every key."""
     return torch.compile(flex_attention, dynamic=False, fullgraph=True)

@@ -54,6 +54,16 @@ def describe(device: torch.device) -> dict[str, Any]:
     }
 
 
+def is_alive(device: torch.device) -> bool:
+    """Whether a card still computes for this process; after an illegal access it never does again."""
+    try:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+    except RuntimeError:
+        return False
+    return True
+
+
 def boost_clock(device: torch.device, smi: dict[str, str]) -> tuple[float, str]:
     """The highest clock of an SM in Hz, and who says so."""
     try:

@@ -13,10 +13,10 @@ from typing import Protocol
 
 import torch
 
-from fpsgen import attention, pipeline
+from fpsgen import attention, memory, pipeline
 from fpsgen.attention import dense
 from fpsgen.bench.card import Stopwatch
-from fpsgen.errors import UsageError
+from fpsgen.errors import RenderError, UsageError
 from fpsgen.pipeline import Event, Request
 from fpsgen.presets import BF16, Plans, Preset, file, shipped
 from fpsgen.timing import Timings
@@ -162,8 +162,12 @@ def fastest(model: Model, tokens: int, batch: int, device: torch.device, dtype: 
         why_not = why_not or dense.too_large(name, batch, heads, tokens)
         if why_not is None:
             running[name] = partial(dense.kernel(name), q, k, v)
-        else:
+            why_not = _failure(running[name], device)
+        if why_not is not None:
+            running.pop(name, None)
             refused.append(Tried(name, None, why_not))
+    if not running:
+        raise RenderError(f"no dense attention of {tokens} tokens runs here: {refused[0].why_not}")
     times = _milliseconds(running, device)
     best = min(times, key=lambda name: times[name])
     if device.type == "cpu" and times.get(dense.TORCHS, inf) <= (1 + _NOISE) * times[best]:
@@ -172,10 +176,21 @@ def fastest(model: Model, tokens: int, batch: int, device: torch.device, dtype: 
     return best, [*(Tried(name, times[name], None) for name in (best, *others)), *refused]
 
 
+def _failure(call: Callable[[], object], device: torch.device) -> str | None:
+    """What ends a kernel at the video's own shape, where a few tokens went well; None where nothing does."""
+    try:
+        call()
+        memory.synchronise(device)
+    except Exception as fault:  # whatever a foreign kernel raises
+        memory.release()
+        return f"{type(fault).__name__}: {' '.join(str(fault).split())}"[:300]
+    return None
+
+
 def _milliseconds(calls: Mapping[str, Callable[[], object]], device: torch.device) -> dict[str, float]:
-    """The median of a few rounds of all calls, after one to warm up."""
+    """The median of a few rounds of all calls, each of which has run once."""
     watch = Stopwatch(device).time if device.type == "cuda" else _clock
-    rounds = [watch(calls.values()) for _ in range(1 + _REPEATS)][1:]
+    rounds = [watch(calls.values()) for _ in range(_REPEATS)]
     return dict(zip(calls, (median(each) for each in zip(*rounds, strict=True)), strict=True))
 
 

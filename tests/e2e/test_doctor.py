@@ -243,6 +243,14 @@ def test_on_a_card_the_kernels_are_tried(card: None) -> None:
     assert {found[name] for name in PLANS if "fp8" in name or "int8" in name} == {"hopper"}
 
 
+def test_kernels_that_fail_are_told_beside_a_missing_library(card: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(doctor._PARTS, "diffusers", (lambda: None, doctor._PARTS["diffusers"][1]))
+    monkeypatch.setattr(hopper, "attention", lambda q, k, v, *rest: v)
+    missing, failing = report_of(code=1)["verdict"]["problems"]
+    assert missing == "diffusers is not installed"
+    assert failing.startswith("the Hopper kernels fail on this GPU: results are wrong")
+
+
 @pytest.mark.parametrize("fault", ["wrong", "nan", "raises"])
 def test_a_card_that_computes_nonsense_is_a_fault(card: None, monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
     def nonsense(q: Tensor, k: Tensor, v: Tensor, *args: object) -> Tensor:

@@ -114,10 +114,13 @@ def test_verbose_says_what_was_chosen(wan_folder: Path, tmp_path: Path) -> None:
 
 
 def test_a_gpu_is_taken_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    for there, device, dtype in ((False, "cpu", torch.float32), (True, "cuda", torch.bfloat16)):
+    for there, device, dtype in ((False, "cpu", torch.float32), (True, "cuda:1", torch.bfloat16)):
         monkeypatch.setattr("torch.cuda.is_available", lambda there=there: there)
+        monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+        monkeypatch.setattr("torch.cuda.current_device", lambda: 1)
         chosen = parse_device(None)
         assert str(chosen) == device
+        assert parse_device(device.partition(":")[0]) == chosen
         assert choose_dtype(None, chosen) == dtype
         assert choose_dtype(Dtype.FP32, chosen) == torch.float32
 

@@ -14,6 +14,7 @@ from fpsgen.bench.attention.check import error
 pytestmark = pytest.mark.gpu
 
 RAGGED = TileGrid((5, 6, 7), (2, 2, 3))
+CUT = TileGrid((9, 14, 16), (3, 5, 8))  # tiles of 120 tokens, and of 96 at an edge
 SD = TileGrid((21, 30, 52), (3, 10, 4))  # 832x480, 81 frames
 
 
@@ -27,8 +28,8 @@ def random_qkv(tiles: TileGrid, heads: int, head_dim: int, dtype: torch.dtype) -
 @pytest.mark.parametrize(
     "plan",
     [
-        AttentionPlan(RAGGED, ((1, 3, 3),)),
-        AttentionPlan(RAGGED, ((1, 3, 3), None, (3, 1, 1)), (2, 0, 1)),
+        AttentionPlan(CUT, ((1, 3, 1),)),
+        AttentionPlan(CUT, ((1, 3, 1), None, (3, 1, 1)), (2, 0, 1)),
         AttentionPlan(SD, ((7, 3, 5),)),
         AttentionPlan(SD, ((3, 1, 3),)),
     ],

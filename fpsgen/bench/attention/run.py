@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import random
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,6 +27,7 @@ FORMAT = 1  # of the record, which docs/bench.md describes
 LEAST_ROUNDS = 3
 RESERVE = 5  # seconds of the budget, for the last tables
 SEED = 0
+_ATTEMPTS = 100  # to write the record while it grows
 
 
 @dataclass(frozen=True)
@@ -86,10 +88,14 @@ def run(
             fill(case, what, settings, device, total, own, watcher)
         except Exception as fault:  # of the card, or no memory: the other shapes may run
             case["fault"] = f"{type(fault).__name__} while {case['doing']}: {fault}"[:MOST_WORDS]
+            if not card.is_alive(device):
+                record["cut"] = "nothing runs on the card any more, in this process"
         del case["doing"]
         report.derive(case["lines"], record["card"])
         files.write_json(path, record)
         files.write_text(page_of(path), report.document(record))
+        if "cut" in record:
+            return
         torch.cuda.empty_cache()  # the next shape's tensors have other sizes
 
 
@@ -120,6 +126,8 @@ def fill(
         if tried(contender):
             line["samples_ms"] = []
             running.append(contender)
+        elif not card.is_alive(device):  # all that comes after would have the same fault
+            raise RuntimeError(f"{line['name']} ended it: {line.get('fault') or line['why_not']}")
         watcher.found(f"{what}: {case['doing']}: {line.get('why_not') or line.get('fault') or errors(line)}")
     begin("timing")
     watch, order = card.Stopwatch(device), random.Random(SEED)
@@ -152,7 +160,10 @@ def end_at(hard: Deadline, path: Path, record: dict[str, Any], watcher: Watcher)
     def leave() -> None:
         record["cut"] = "the budget of seconds was spent"
         try:
-            files.write_json(path, record)
+            for _ in range(_ATTEMPTS):
+                with suppress(RuntimeError):  # the main thread has put something into it meanwhile
+                    files.write_json(path, record)
+                    break
         finally:
             doing = [case["doing"] for case in record["cases"] if "doing" in case]
             watcher.ended(f"stopped after {record['seconds']:g} s while {' '.join(doing) or 'starting'}")

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from fpsgen.attention.tiles import TileGrid
+from fpsgen.bench import card
 from fpsgen.bench.attention import report, run
 from fpsgen.bench.attention.contenders import Contender
 from fpsgen.bench.attention.shapes import Deadline, Shape, rounds
@@ -144,6 +145,29 @@ def test_a_run_keeps_what_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert watcher.rounds == [(done, 4) for done in (1, 2, 3, 4)] * 2
 
 
+def test_a_card_that_does_nothing_any_more_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What follows would fail, too, and seem to be at fault."""
+    alive = True
+
+    def broken() -> dict:
+        nonlocal alive
+        alive = False
+        raise RuntimeError("an illegal address")
+
+    def contenders(what: Shape) -> list[Contender]:
+        return [Contender(line("sdpa", name="a", density=1.0), lambda: 0), Contender(line(name="b"), check=broken)]
+
+    fake(monkeypatch, contenders)
+    monkeypatch.setattr(card, "is_alive", lambda device: alive)
+    shapes = tuple(Shape("tiny", res, TileGrid((5, 6, 7), (2, 2, 3)), 3) for res in ("first", "second"))
+    made = {**made_up(), "cases": []}
+    run.run(run.Settings(shapes), torch.device("cpu"), Deadline(60), tmp_path / "found.json", made, Silent())
+    found = json.loads((tmp_path / "found.json").read_text())
+    (case,) = found["cases"]
+    assert case["fault"] == "RuntimeError while checking b: b ended it: RuntimeError: an illegal address"
+    assert found["cut"] == "nothing runs on the card any more, in this process"
+
+
 def test_time_that_is_up_leaves_the_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """However stuck the process is: the file says what it was doing."""
     left = threading.Event()
@@ -154,6 +178,22 @@ def test_time_that_is_up_leaves_the_record(tmp_path: Path, monkeypatch: pytest.M
     found = json.loads((tmp_path / "found.json").read_text())
     assert (found["cut"], found["cases"]) == ("the budget of seconds was spent", made["cases"])
     assert watcher.heard == ["stopped after 500 s while checking C, kernel 1/4"]
+
+
+def test_it_leaves_though_the_record_is_growing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    left, tries = threading.Event(), iter(range(3))
+    monkeypatch.setattr(os, "_exit", lambda code: left.set())
+    write = run.files.write_json
+
+    def growing(path: Path, record: dict) -> None:
+        if next(tries) < 2:
+            raise RuntimeError("dictionary changed size during iteration")
+        write(path, record)
+
+    monkeypatch.setattr(run.files, "write_json", growing)
+    run.end_at(Deadline(0.01), tmp_path / "found.json", {**made_up(), "cases": []}, Silent())
+    assert left.wait(10)
+    assert json.loads((tmp_path / "found.json").read_text())["cut"] == "the budget of seconds was spent"
 
 
 def test_every_key_of_the_record_is_documented() -> None:

@@ -46,3 +46,14 @@ def test_no_state_without_nvidia_smi(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: type("Properties", (), {"uuid": "1-2"}))
     monkeypatch.setattr(subprocess, "run", absent)
     assert card.state(torch.device("cuda", 0)) is None
+
+
+def test_a_card_is_lost_once_it_raises_while_it_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lost(_: torch.device) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    assert card.is_alive(torch.device("cpu"))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda _: None)
+    assert card.is_alive(torch.device("cuda", 0))
+    monkeypatch.setattr(torch.cuda, "synchronize", lost)
+    assert not card.is_alive(torch.device("cuda", 0))

@@ -14,6 +14,7 @@ from fpsgen.attention import dense
 from fpsgen.attention.plan import AttentionPlan
 from fpsgen.attention.tiles import TileGrid
 from fpsgen.bench import contenders
+from fpsgen.errors import RenderError
 from fpsgen.wan.models import absent
 
 CPU = torch.device("cpu")
@@ -62,6 +63,22 @@ def test_a_kernel_that_computes_something_else_is_none(monkeypatch: pytest.Monke
     told = {one.name: one for one in tried}
     assert told["sdpa-flash"].milliseconds is None
     assert "its result is off by" in (told["sdpa-flash"].why_not or "")
+
+
+def test_a_kernel_that_fails_at_the_true_size_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    def short(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        if q.shape[1] > 256:
+            raise RuntimeError("No execution plans support the graph.")
+        return dense.by_torch(q, k, v)
+
+    monkeypatch.setattr(dense, "kernel", lambda name: short if name == "sdpa-flash" else REAL(name))
+    best, tried = contenders.fastest(MODEL, 300, 1, CPU, torch.float32)
+    assert best != "sdpa-flash"
+    told = {one.name: one for one in tried}["sdpa-flash"]
+    assert (told.milliseconds, told.why_not) == (None, "RuntimeError: No execution plans support the graph.")
+    monkeypatch.setattr(dense, "kernel", lambda name: short)
+    with pytest.raises(RenderError, match="no dense attention of 300 tokens runs here: RuntimeError: No execution"):
+        contenders.fastest(MODEL, 300, 1, CPU, torch.float32)
 
 
 @pytest.mark.parametrize("name", ["sdpa", "sdpa-flash", "sdpa-math"])
