@@ -162,6 +162,17 @@ def test_the_same_bits_in_dirty_memory(job: tuple[Given, AttentionPlan, str]) ->
         assert torch.equal(hopper.attention(*given, plan, name), first)
 
 
+def test_a_thousand_launches_give_the_same_bits(job: tuple[Given, AttentionPlan, str]) -> None:
+    """One after another, with nothing to wait for in between."""
+    given, plan, name = job
+    first = hopper.attention(*given, plan, name)
+    different = torch.zeros((), dtype=torch.int64, device="cuda")
+    for _ in range(1000):
+        different += (hopper.attention(*given, plan, name) != first).any()
+    assert first.isfinite().all()
+    assert int(different) == 0
+
+
 def test_nothing_is_read_that_was_not_written(job: tuple[Given, AttentionPlan, str]) -> None:
     """torch fills what `torch.empty` gives with NaN, and with the largest integers."""
     given, plan, name = job
