@@ -20,6 +20,8 @@ from fpsgen import __version__, files
 from fpsgen.errors import RenderError
 from fpsgen.wan.models import Model
 
+_READ = 2**26  # bytes, in a tenth of a second; the pocket model's files, which every installation writes anew, are less
+
 
 def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
@@ -28,17 +30,25 @@ def device_name(device: torch.device) -> str:
 def surroundings(
     model: Model, weights: str, device: torch.device, dtype: torch.dtype, text_dtype: torch.dtype
 ) -> dict[str, object]:
-    """All that a clip depends on besides its settings, for a journal's key. weights: the transformer's fingerprint. Of
-    text encoder and VAE, the files' sizes and times: to read them takes longer than to render anew."""
-    others = [file.stat() for file in (*model.checkpoint.text_encoder, *model.checkpoint.vae)]
+    """All that a clip depends on besides its settings, for a journal's key. weights: the transformer's fingerprint."""
+    others = (*model.checkpoint.text_encoder, *model.checkpoint.vae)
     return {
         "versions": [__version__, torch.__version__, diffusers.__version__, transformers.__version__],
-        "others": [[file.st_size, file.st_mtime_ns] for file in others],
+        "others": [identity(file) for file in others],
         "threads": torch.get_num_threads() if device.type == "cpu" else None,
         "device": device_name(device),
         "dtypes": [str(dtype), str(text_dtype)],
         "weights": weights,
     }
+
+
+def identity(file: Path) -> list[object]:
+    """What tells a file of weights from another: its content, or of a large one, which takes longer to read than a clip
+    to render anew, size and time."""
+    told = file.stat()
+    if told.st_size <= _READ:
+        return [told.st_size, hashlib.sha256(file.read_bytes()).hexdigest()]
+    return [told.st_size, told.st_mtime_ns]
 
 
 def check(root: Path) -> None:

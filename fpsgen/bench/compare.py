@@ -1,8 +1,8 @@
 """End to end: the video of one request by several contenders.
 
-Every contender runs once in the order given: the cold runs, in which kernels are compiled and files may come from the
-disk. Then all run again, there and back, so that a machine that slows down slows all of them: A B B A. `record` tells
-what came out.
+Every contender runs once in the order given: the cold runs, in which kernels are compiled and libraries load what they
+load late. Then all run again, there and back, so that a machine that slows down slows all of them: A B B A. `record`
+tells what came out.
 """
 
 from __future__ import annotations

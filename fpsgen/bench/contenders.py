@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from math import inf, prod
+from math import prod
 from statistics import median
 from typing import Protocol
 
@@ -24,7 +24,6 @@ from fpsgen.wan.models import Model
 
 DIFFUSERS = "diffusers"
 _REPEATS = 5
-_NOISE = 0.05  # by which trials of one kernel differ: a smaller gain over torch's own choice is none
 _MOST_FLOPS = 2e11  # of a trial on a CPU, where one of 14B at 720p would take minutes
 
 
@@ -144,7 +143,7 @@ def named(name: str, model: Model, width: int, height: int) -> Contender:
 @torch.inference_mode()
 def fastest(model: Model, tokens: int, batch: int, device: torch.device, dtype: torch.dtype) -> tuple[str, list[Tried]]:
     """The kernel that computes dense attention fastest here, and all that were tried, at the video's shape; on a CPU,
-    of a long one, at a part of it. There torch's own choice stays unless another is faster by more than trials differ.
+    of a long one, at a part of it.
     """
     config = model.config
     heads = config.num_heads
@@ -170,8 +169,6 @@ def fastest(model: Model, tokens: int, batch: int, device: torch.device, dtype: 
         raise RenderError(f"no dense attention of {tokens} tokens runs here: {refused[0].why_not}")
     times = _milliseconds(running, device)
     best = min(times, key=lambda name: times[name])
-    if device.type == "cpu" and times.get(dense.TORCHS, inf) <= (1 + _NOISE) * times[best]:
-        best = dense.TORCHS
     others = sorted((name for name in times if name != best), key=lambda name: times[name])
     return best, [*(Tried(name, times[name], None) for name in (best, *others)), *refused]
 

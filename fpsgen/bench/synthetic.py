@@ -69,27 +69,30 @@ def measure(job: Job, watcher: Watcher) -> dict[str, Any]:
     reference = next(one for one in found if one.contender.name == job.line_up.reference)
     return {
         **facts,
+        "video": facts["video"] | {"prompt": None, "negative": None},
         "random_weights": True,
         "extrapolated": True,
         "pairs": len(found[0].warm),
         "contenders": [_contender(one, reference, phases) for one, phases in zip(found, measured, strict=True)],
         "order": order,
         "states": states if any(states) else None,
-        "notes": notes(job.request),
+        "notes": notes(job.request, len(found[0].warm)),
     }
 
 
-def notes(request: Request) -> list[str]:
+def notes(request: Request, passes: int) -> list[str]:
     """What a reader should know of such records, in sentences."""
     latent_frames = request.latent_shape[0]
     times = "once" if request.guidance == 1 else "twice"
     told = [
         "the weights are random: the speed is that of the true shapes, and there is no video",
-        "one step of each phase was measured, and stands for the others",
+        "one step of each phase was measured, up to three times, and its median stands for the others",
         f"text: {TEXT_LENGTH} random tokens, the most that a prompt may have, {times}",
     ]
     if latent_frames > _PIECES:
         told.append(f"decode: {_PIECES} of {latent_frames} latent frames were decoded; the last stands for the others")
+    if passes == 1:
+        told.append("all comes from a single pass: a ratio near 1 may be chance, on a busy machine a larger one, too")
     left_out = "there are no files, and noise takes a video encoder longer than a video does"
     return [*told, f"load and encode are in no total: {left_out}"]
 
@@ -176,7 +179,7 @@ def _measured(
         memory.release()
         memory.reset_peak(device)
         with one.contender.running():
-            phases = list(steps.by_phase(request, transformer, one.outline.plans or [], cut, ends.texts, device, 1))
+            phases = list(steps.by_phase(request, transformer, one.outline.plans or [], cut, ends.texts, device))
         states.append(card.state(device) if device.type == "cuda" else None)
         one.warm.append(timing(phases, ends, memory.peak_bytes(device) if device.type == "cuda" else None))
         measured[one.contender.name] = phases

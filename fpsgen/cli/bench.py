@@ -182,12 +182,12 @@ def bench(
         except KeyboardInterrupt:
             kept = None if videos is None else f"what was rendered is in {folder}"
             raise Stopped("stopped; no record was written", hint=kept) from None
-    written = write(record, clips, record_at, page)
     for one in record["contenders"]:
         out.line(f"{one['name']}: {one['told']}; {record['dtype']} on {record['device']}")
     if not json:
         for table in tables(record):
             out.show(table)
+    written = write(record, clips, record_at, page)  # after the tables, which a full disk leaves standing
     places_told = {"record": str(written[0]), "report": str(written[1]) if len(written) > 1 else None}
     out.result("\n".join(str(path) for path in written[:2]), {**record, **places_told})
 

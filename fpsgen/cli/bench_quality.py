@@ -70,7 +70,7 @@ _DIGITS = {"latent_cosine": ".5f", "latent_error": ".2g", "psnr": ".1f", "ssim":
 def quality(
     prompts: Annotated[
         Path | None,
-        typer.Option(help="A file, a prompt a line, # for comments.", show_default="8 of ours; Wan2.1 4"),
+        typer.Option(help="A file, a prompt a line, # for comments.", show_default="8 of ours, 4 with Wan2.1"),
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, max=_MOST_SEEDS, help="Clips of each prompt.")] = 1,
     preset: Annotated[
@@ -148,7 +148,6 @@ def quality(
             record, pairs = run(job, watcher, clips, fresh)
             if program is not None and clips is not None:
                 add_vbench(record, program, clips, watcher)
-        written = write(record, pairs, record_at, page)
     except KeyboardInterrupt:
         how = "without --fresh" if fresh else "again"
         raise Stopped(
@@ -158,6 +157,7 @@ def quality(
     if not json:
         for table in tables(record):
             out.show(table)
+    written = write(record, pairs, record_at, page)  # after the tables, which a full disk leaves standing
     if vbench and program is None and clips is not None:
         tell_vbench(out, clips)
     told = {"record": str(written[0]), "report": str(written[1]) if len(written) > 1 else None}

@@ -55,7 +55,7 @@ def of_time(record: dict[str, Any]) -> Table:
 
 def of_cold(record: dict[str, Any]) -> Table:
     """The first run of each, in the order of the columns."""
-    table = new(record, "Seconds, the first runs: kernels compiled, files from the disk")
+    table = new(record, "Seconds, the first run of each here: with kernels compiled, after all imports")
     for name in (*PHASES, "total"):
         times = [one["cold"][name] for one in record["contenders"]]
         if name != "compile" or any(times):
@@ -66,13 +66,16 @@ def of_cold(record: dict[str, Any]) -> Table:
 def of_steps(record: dict[str, Any]) -> Table:
     """Of each phase of the preset: seconds a step, the density, and what one step, run apart, was made of."""
     table = new(record, "Seconds a step; below, of one run apart: attention + linear layers + rest")
+    told: list[str] = []
     for number, phase in enumerate(record["contenders"][0]["phases"]):
         first, last = phase["first"], phase["last"]
         table.add_row(
             f"step {first}" if first == last else f"steps {first} to {last}",
             *(step(one["phases"][number]) for one in record["contenders"]),
         )
-        table.add_row("", *(split(one["phases"][number]) for one in record["contenders"]))
+        before, told = told, [split(one["phases"][number]) for one in record["contenders"]]
+        if told != before:  # phases of equal plans are measured once
+            table.add_row("", *told)
     return table
 
 

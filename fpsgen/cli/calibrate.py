@@ -281,7 +281,8 @@ class Bar:
         if tenth > self._told and self._done < self._total:
             made = max(self._done - self._found, 1.0)
             left = (now - self._begun) * (self._total - self._done) / made
-            self._out.milestone(f"{10 * tenth} % done, about {left / 60:.0f} min left")
+            told = f"{left / 60:.0f} min" if left >= 90 else f"{left:.0f} s"
+            self._out.milestone(f"{10 * tenth} % done, about {told} left")
         self._told = max(self._told, tenth)
 
     def note(self, text: str) -> None:

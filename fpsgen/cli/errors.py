@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import inspect
+import re
 from collections.abc import Callable
 from typing import ParamSpec
 
@@ -54,4 +56,6 @@ def explained(command: Callable[P, None]) -> Callable[P, None]:
             Output(json=bool(kwargs.get("json"))).error(message, hint)
             raise typer.Exit(code) from None
 
+    # Typer keeps the lines of a paragraph apart, and a terminal breaks them once more.
+    run.__doc__ = re.sub(r"(?<!\n)\n(?!\n)", " ", inspect.cleandoc(command.__doc__ or ""))
     return run

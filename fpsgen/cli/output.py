@@ -32,7 +32,7 @@ class Output:
     def error(self, message: str, hint: str | None) -> None:
         self._say("error: ", "bold red", message)
         if hint:
-            self._say("try:   ", "bold", hint)
+            self._say("hint:  ", "bold", hint)
         if self.json:
             self._print(jsonlib.dumps({"error": message, "hint": hint}))
 

@@ -131,7 +131,7 @@ def test_wrong_values_are_refused_before_a_card_is_looked_for(args: list[str], t
     result = attention(*args)
     assert result.exit_code == 2
     assert told in result.stderr
-    assert "try:" in result.stderr
+    assert "hint:" in result.stderr
 
 
 def test_without_a_card_it_says_what_to_do_instead(monkeypatch: pytest.MonkeyPatch) -> None:

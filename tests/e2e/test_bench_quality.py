@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -278,6 +280,24 @@ def test_stopped_anywhere_it_goes_on_from_there(
     rendered.clear()
     assert quality.record("--fresh")["contenders"] == whole["contenders"]
     assert len(rendered) == 4
+
+
+def test_clips_are_found_again_after_the_model_was_installed_anew(
+    quality: Quality, pocket_folder: Path, tmp_path: Path, rendered: list[int]
+) -> None:
+    quality.record()
+    shutil.copytree(pocket_folder, tmp_path / "again")
+    for path in (tmp_path / "again").rglob("*.safetensors"):
+        os.utime(path, (1, 1))
+    before = len(rendered)
+    quality.record(model=tmp_path / "again")
+    assert len(rendered) == before
+    weights = tmp_path / "again" / "vae" / "diffusion_pytorch_model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    quality.record(model=tmp_path / "again")
+    assert len(rendered) == 2 * before
 
 
 def test_other_settings_are_rendered_anew(quality: Quality, rendered: list[int]) -> None:

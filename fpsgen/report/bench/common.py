@@ -29,12 +29,13 @@ def draw_clips(pairs: Sequence[Pair]) -> dict[str, bytes]:
         return {f"frames-{number}": drawing.frames(pair) for number, pair in enumerate(pairs, 1)}
 
 
-def clips(pairs: Sequence[Pair], drawn: Mapping[str, bytes]) -> str:
+def clips(pairs: Sequence[Pair], drawn: Mapping[str, bytes], told: str) -> str:
+    """Frames beside the reference's; told: the beginning of a sentence about them."""
     shown = [
         (drawn[f"frames-{number}"], ", ".join(pair.names), pair.prompt, pair.psnr)
         for number, pair in enumerate(pairs, 1)
     ]
-    return html.frames("Frames beside the reference&rsquo;s", "Same prompt and noise in each pair of rows", shown)
+    return html.frames("Frames beside the reference&rsquo;s", told, shown)
 
 
 def lpips_told(found: Sequence[Mapping[str, Any]]) -> str:

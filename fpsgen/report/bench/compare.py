@@ -33,7 +33,7 @@ def compose(record: dict[str, Any], pairs: Sequence[Pair]) -> tuple[str, dict[st
         _bars(record, drawn["phases"]),
         _runs(record),
         _fidelity(record),
-        clips(pairs, drawn),
+        clips(pairs, drawn, "Same prompt and noise in each pair of rows"),
         _steps(record, drawn["steps"]),
         _tried(record),
         _measured(record),
@@ -67,9 +67,8 @@ def steps_of(record: dict[str, Any]) -> list[tuple[str, list[dict[str, Any]]]]:
 
 
 def _title(record: dict[str, Any]) -> str:
-    first, *rest = others(record)
-    against = [record["reference"], *(one["name"] for one in rest)]
-    return f"{first['name']} against {', '.join(against)}: {record['model']}"
+    own = ", ".join(one["name"] for one in others(record))
+    return f"{own} against {record['reference']}: {record['model']}"
 
 
 def _reference_told(record: dict[str, Any]) -> str:
@@ -89,13 +88,13 @@ def _headline(record: dict[str, Any]) -> str:
     fast = f"<b>{mark}{words.ratio(ratio)} times as fast</b>"
     # Of a few pairs, as many lie on one side by chance.
     if (len(each) > 1 and min(each) <= 1 <= max(each)) or (len(each) < _CLEAR and abs(ratio - 1) < _SMALL):
-        told = f"{name} takes as long as {base}, as far as these runs can tell: {fast}"
+        told = f"{name} is {fast} as {base}, which these runs cannot tell from 1"
     elif ratio >= 1:
         told = f"{name} renders in <b>{mark}{words.ratio(1 / ratio)}</b> of the time of {base}: {fast}"
     else:
         told = f"{name} takes <b>{mark}{words.ratio(1 / ratio)} times as long</b> as {base}"
     # What a single pair says of a small difference is next to nothing.
-    alone = ", in a single pair of runs" if len(each) == 1 and not record["extrapolated"] else ""
+    alone = ", in a single pair of runs" if len(each) == 1 else ""
     return _lead(record, told + alone, first)
 
 
@@ -127,7 +126,7 @@ def _what_counts(record: dict[str, Any]) -> str:
         return ""
     whole = "The whole command counts, from reading weights to the last frame in the file: "
     if not is_warm(record):
-        return f"{whole}one cold run of each, in which kernels are compiled and files may come from the disk."
+        return f"{whole}one cold run of each, in which kernels are compiled."
     many = len(record["contenders"][0]["warm"]) > 1
     return f"{whole}{_many(record)} of each{', there and back' if many else ''}."
 
@@ -177,8 +176,8 @@ def _speed(record: dict[str, Any]) -> str:
             row.append("1" if one["name"] == record["reference"] else own)
         rows.append([*row, *([words.gigabytes(peak(one))] if memory else [])])
     pairs = (
-        f"<p>Times as fast as {_reference_told(record)}; in small how far runs went apart, and each pair of runs by "
-        "itself.</p>\n"
+        f"<p>How many times as fast as {_reference_told(record)}; below 1 is slower. In small the least and the most "
+        "of the runs, and the ratio of each pair of them.</p>\n"
     )
     return html.table("Speed-ups", heads, rows) + (pairs if any(len(one["warm"]) > 1 for one in others(record)) else "")
 
@@ -323,7 +322,7 @@ def _tried(record: dict[str, Any]) -> str:
 
 def _measured(record: dict[str, Any]) -> str:
     rows = {
-        "Prompt": html.prompt(record["video"]["prompt"]),
+        "Prompt": html.prompt(record["video"]["prompt"] or ""),
         **settings(record, f"seed {record['video']['seed']}"),
         "Tokens": html.text(record["tokens"]),
         "Warm runs": html.text(", ".join(record["order"])) if is_warm(record) and not record["extrapolated"] else "",

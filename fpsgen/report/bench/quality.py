@@ -26,7 +26,7 @@ def compose(record: dict[str, Any], pairs: Sequence[Pair]) -> tuple[str, dict[st
         _fidelity(record, drawn["psnr"]),
         _adherence(judged, drawn),
         _vbench(record),
-        clips(pairs, drawn),
+        clips(pairs, drawn, "The first clips; same prompt and noise in each pair of rows"),
         _clips(record),
         _measured(record),
     ]
@@ -52,10 +52,9 @@ def adherence_of(record: dict[str, Any]) -> list[tuple[str, dict[str, list[int]]
 
 
 def _title(record: dict[str, Any]) -> str:
-    first, *rest = others(record)
-    against = [record["reference"], *(one["name"] for one in rest)]
-    count = len(first["clips"])
-    return f"{first['name']} against {', '.join(against)} on {words.counted(count, 'clip')}: {record['model']}"
+    own = others(record)
+    told = f"{', '.join(one['name'] for one in own)} against {record['reference']}"
+    return f"{told} on {words.counted(len(own[0]['clips']), 'clip')}: {record['model']}"
 
 
 def _mean(told: dict[str, Any] | None, digits: int = 3) -> str:
@@ -76,9 +75,10 @@ def _headline(record: dict[str, Any]) -> str:
         told += f", and to the same frames on {same}" if same else ""
     if judged := adherence_of(record):
         mine, theirs = (_hits(told) for _, told in (judged[0], judged[-1]))
-        told += f"; of what prompts name its clips show <b>{mine}</b>, those of {base} {theirs}"
+        told += f"; of what the judge knows in the prompts, it sees <b>{mine}</b> there, {theirs} in those of {base}"
     video = record["video"]
-    many = f"{words.counted(len(record['prompts']), 'prompt')}, {words.counted(record['seeds'], 'seed')} each"
+    many = f"{words.counted(len(record['prompts']), 'prompt')}, {words.counted(record['seeds'], 'seed')}"
+    many += " each" if len(record["prompts"]) > 1 else ""
     size = f"{video['frames']} frames of {video['width']}{words.TIMES}{video['height']}, {video['steps']} steps"
     interval = " What follows ± is half of the 95 % confidence interval of the mean." if count > 1 else ""
     warning = (

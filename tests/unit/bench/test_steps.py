@@ -171,6 +171,11 @@ def test_the_median_step_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found.nonfinite == 2
 
 
+def test_a_long_step_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(steps, "_ENOUGH", 0.0)
+    assert len(measured(small_transformer(), repeats=3)) == 1
+
+
 def test_spans_with_the_same_plans_are_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
     transformer = small_transformer()
     plans = schedule(transformer, BF16)

@@ -81,6 +81,8 @@ def test_the_record_holds_what_single_steps_extrapolate_to() -> None:
     assert json.loads(json.dumps(found)) is not None
     assert found["random_weights"]
     assert found["extrapolated"]
+    assert found["video"]["prompt"] is found["video"]["negative"] is None
+    assert any("a single pass" in note for note in found["notes"])
     for one in found["contenders"]:
         (timing,) = one["warm"]
         assert [phase["first"] for phase in one["phases"]] == [1, one["phases"][0]["last"] + 1]
