@@ -13,13 +13,20 @@ from rich.table import Table
 from rich.text import Text
 
 
+class Messages(Console):
+    """stderr. rich ends the process where nobody reads it any more; the work goes on instead."""
+
+    def on_broken_pipe(self) -> None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (it stays open to the end)
+
+
 class Output:
     """A command's voice: for people, or with `json` for programs, which hear nothing but the result."""
 
     def __init__(self, json: bool = False, verbose: bool = False):
         self.json = json
         self.verbose = verbose
-        self.console = Console(stderr=True, highlight=False)
+        self.console = Messages(stderr=True, highlight=False)
 
     def note(self, text: str) -> None:
         """One line the user should read. Shown with --json, too: it goes to stderr."""

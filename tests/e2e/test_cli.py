@@ -45,6 +45,31 @@ def test_help_imports_no_torch() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_whoever_stops_reading_does_not_end_the_work(pocket_folder: Path, tmp_path: Path) -> None:
+    """As of `2>&1 | head`: hours of work are not lost with the reader of its messages."""
+    video = tmp_path / "cat.mp4"
+    command = [
+        sys.executable,
+        "-m",
+        "fpsgen",
+        "generate",
+        "a cat",
+        "--model",
+        pocket_folder,
+        "--steps",
+        "2",
+        "-o",
+        video,
+    ]
+    with subprocess.Popen([str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
+        assert running.stderr is not None
+        running.stderr.close()
+        assert running.stdout is not None
+        said = running.stdout.read().decode()
+    assert (running.returncode, said.strip()) == (0, str(video))
+    assert video.exists()
+
+
 def test_help_starts_as_fast_as_its_libraries() -> None:
     """At most 0.25 s above a Python that imports typer and rich; best of several runs each, interleaved."""
     ours = [sys.executable, "-m", "fpsgen", "--help"]
