@@ -15,6 +15,7 @@ import torch
 
 from fpsgen import attention, memory, pipeline
 from fpsgen.attention import dense
+from fpsgen.bench import card
 from fpsgen.bench.card import Stopwatch
 from fpsgen.errors import RenderError, UsageError
 from fpsgen.pipeline import Event, Request
@@ -161,7 +162,7 @@ def fastest(model: Model, tokens: int, batch: int, device: torch.device, dtype: 
         why_not = why_not or dense.too_large(name, batch, heads, tokens)
         if why_not is None:
             running[name] = partial(dense.kernel(name), q, k, v)
-            why_not = _failure(running[name], device)
+            why_not = _failure(name, running[name], device)
         if why_not is not None:
             running.pop(name, None)
             refused.append(Tried(name, None, why_not))
@@ -173,15 +174,18 @@ def fastest(model: Model, tokens: int, batch: int, device: torch.device, dtype: 
     return best, [*(Tried(name, times[name], None) for name in (best, *others)), *refused]
 
 
-def _failure(call: Callable[[], object], device: torch.device) -> str | None:
-    """What ends a kernel at the video's own shape, where a few tokens went well; None where nothing does."""
+def _failure(name: str, call: Callable[[], object], device: torch.device) -> str | None:
+    """What ends the kernel `name` at the video's own shape, where a few tokens went well; None where nothing does."""
     try:
         call()
         memory.synchronise(device)
+        return None
     except Exception as fault:  # whatever a foreign kernel raises
-        memory.release()
-        return f"{type(fault).__name__}: {' '.join(str(fault).split())}"[:300]
-    return None
+        told = f"{type(fault).__name__}: {' '.join(str(fault).split())}"[:300]
+    if not card.is_alive(device):
+        raise RenderError(f"{name} failed, and nothing runs on {device} any more: {told}")
+    memory.release()  # only now, since the fault held on to the kernel's tensors
+    return told
 
 
 def _milliseconds(calls: Mapping[str, Callable[[], object]], device: torch.device) -> dict[str, float]:

@@ -21,6 +21,7 @@ from fpsgen.pipeline import Request
 from fpsgen.presets import Plans
 from fpsgen.wan.transformer import KeyValue, WanTransformer
 
+_SAMPLES = 3
 _ENOUGH = 10.0  # seconds, after which a step is measured no further time
 
 # A moment: seconds of a monotonic clock, or an event on a CUDA stream.
@@ -63,9 +64,8 @@ def by_phase(
     cut: Sequence[Span],
     texts: list[Tensor],
     device: torch.device,
-    repeats: int = 3,
 ) -> Iterator[PhaseStep]:
-    """Measure the first step of each span of `cut`, after one that warms up: `repeats` times, less often a long one.
+    """Measure the first step of each span of `cut`, after one that warms up: `_SAMPLES` times, less often a long one.
 
     Kernels are compiled before. plans: each layer's at each step; spans with the same ones are measured once. texts: of
     the guidance branches, as `pipeline.encode_prompts` gives them. The latents are noise at every level: it has
@@ -81,7 +81,7 @@ def by_phase(
     for span in cut:
         layers, timestep = plans[span.first], timesteps[span.first]
         if layers not in known:
-            splits, velocity = split(transformer, latents, timestep, contexts, layers, request.guidance, repeats)
+            splits, velocity = split(transformer, latents, timestep, contexts, layers, request.guidance)
             middle = sorted(splits, key=lambda one: one.total)[(len(splits) - 1) // 2]
             known[layers] = middle, int((~velocity.isfinite()).sum())
         yield PhaseStep(span, *known[layers])
@@ -95,10 +95,9 @@ def split(
     contexts: list[list[KeyValue]],
     plans: Plans,
     guidance: float,
-    repeats: int,
 ) -> tuple[list[Split], Tensor]:
-    """Of each of `repeats` steps, or of as many as take `_ENOUGH`, after one that warms up; and the velocity. Arguments
-    are those of `pipeline.predict`."""
+    """Of `_SAMPLES` steps, or of as many as take `_ENOUGH`, after one that warms up; and the velocity. Arguments are
+    those of `pipeline.predict`."""
 
     def step() -> Tensor:
         return pipeline.predict(transformer, latents, timestep, contexts, plans, guidance)
@@ -110,7 +109,7 @@ def split(
     velocity = step()
     splits: list[Split] = []
     first = time.perf_counter()
-    while len(splits) < repeats and (not splits or time.perf_counter() - first < _ENOUGH):
+    while len(splits) < _SAMPLES and (not splits or time.perf_counter() - first < _ENOUGH):
         memory.synchronise(device)
         with _timed(attentions, device) as whole, _timed(projections, device) as own, _timed(others, device) as other:
             begin = _mark(device)

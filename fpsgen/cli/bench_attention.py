@@ -208,5 +208,7 @@ def tell(out: Output, record: dict[str, Any], path: Path, page: Path, report: Pa
             for table in tables(case):
                 out.line(f"\n{table.title}")
                 out.show(table.rich())
+    if cut := record.get("cut"):
+        out.note(f"it ended before its time: {cut}")
     written = {"record": str(path), "page": str(page), "report": str(report) if report else None}
     out.result("\n".join(name for name in written.values() if name), {**record, **written})

@@ -209,7 +209,8 @@ def video_places(job: Job, folder: Path) -> dict[str, list[Path]]:
 def tell_size(out: Output, job: Job) -> None:
     """How much will be rendered; of the pocket model that is minutes."""
     prompts, count = len(job.prompts), len(job.clips) * len(job.contenders)
-    told = f"{counted(prompts, 'prompt')}, {counted(job.seeds, 'seed')} each, {len(job.contenders)} contenders: "
+    each = " each" if prompts > 1 else ""
+    told = f"{counted(prompts, 'prompt')}, {counted(job.seeds, 'seed')}{each}, {len(job.contenders)} contenders: "
     told += f"{count} clips of {counted(job.settings.steps, 'step')}"
     if job.model.card is None:
         out.note(told)

@@ -55,7 +55,7 @@ def of_time(record: dict[str, Any]) -> Table:
 
 def of_cold(record: dict[str, Any]) -> Table:
     """The first run of each, in the order of the columns."""
-    table = new(record, "Seconds, the first run of each here: with kernels compiled, after all imports")
+    table = new(record, "Seconds, cold: the first run of each in this process, compiling its kernels")
     for name in (*PHASES, "total"):
         times = [one["cold"][name] for one in record["contenders"]]
         if name != "compile" or any(times):

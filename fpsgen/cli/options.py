@@ -81,7 +81,7 @@ def parse_device(name: str | None) -> torch.device:
         if (device.index or 0) >= torch.cuda.device_count():
             count = torch.cuda.device_count()
             raise UsageError(f"--device {name}: GPUs here are counted 0 to {count - 1}", hint="try --device cuda:0")
-        if ":" not in name:  # tensors name theirs, and by that is asked for what is kept by device
+        if ":" not in name:  # tensors have one, and caches are keyed by it
             device = torch.device("cuda", torch.cuda.current_device())
     elif device.type != "cpu":
         raise UsageError(f"--device {name}: fpsgen runs on cpu and cuda", hint="leave --device out")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from fpsgen import files
 from fpsgen.cli.options import expand
-from fpsgen.errors import UsageError
+from fpsgen.errors import Stopped, UsageError
 
 if TYPE_CHECKING:
     from fpsgen.metrics import Pair
@@ -52,4 +52,7 @@ def write(record: dict[str, Any], clips: Sequence[Pair], output: Path, page: Pat
         return [output]
     from fpsgen.report import bench as report
 
-    return [output, *report.write(record, clips, page)]
+    try:
+        return [output, *report.write(record, clips, page)]
+    except KeyboardInterrupt:
+        raise Stopped("stopped while the report was drawn", hint=f"the record is whole, in {output}") from None

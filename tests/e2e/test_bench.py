@@ -186,6 +186,20 @@ def test_refusals_before_anything_loads(
     assert not (tmp_path / "out.json").exists()
 
 
+def test_stopped_while_the_report_is_drawn_the_record_is_there(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fpsgen.report.bench.write", stop)
+    result = bench.run(preset=bench.preset(HALVES), pairs=0)
+    assert result.exit_code == 130
+    assert "stopped while the report was drawn" in result.output
+    assert "Fidelity to bf16" in result.output
+    assert json.loads((tmp_path / "out.json").read_text())["kind"] == "compare"
+
+
 def test_every_key_of_a_record_is_documented(bench: Bench) -> None:
     record = bench(preset=bench.preset(HALVES), compare="bf16", pairs=1)
     for told in ("card", "preset"):  # a card's and a preset's own keys are told elsewhere

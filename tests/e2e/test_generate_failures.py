@@ -37,6 +37,8 @@ def test_device_is_checked(run: Runner, monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_without_weights_a_gpu_owner_is_told_how_to_get_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.current_device", lambda: 0)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     monkeypatch.setattr("fpsgen.wan.hub.on_disk", lambda key: None)
     for res, name in (("480p", "1.3b"), ("720p", "14b")):
         result = invoke("cat", "--res", res)

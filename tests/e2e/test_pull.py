@@ -91,6 +91,8 @@ def test_a_gpu_owner_without_weights_is_asked_on_a_terminal(
 
     monkeypatch.setattr(pipeline, "generate", generate)
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.current_device", lambda: 0)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     monkeypatch.setattr("fpsgen.cli.output.Output.may_ask", True)
     arguments = ["generate", "a cat", "-o", str(tmp_path / "a.mp4")]
     refused = CliRunner().invoke(app, arguments, input="n\n")

@@ -142,6 +142,7 @@ def on_a_card(passes: int = 3) -> dict[str, Any]:
 def extrapolated() -> dict[str, Any]:
     """`--random-weights`: no cold run, nothing loaded or encoded, no fidelity."""
     made = compare(passes=1)
+    made["video"] |= {"prompt": None, "negative": None}
     for one in made["contenders"]:
         [run] = one["warm"]
         run |= {"load": None, "encode": None}

@@ -226,6 +226,8 @@ def document(record: dict[str, Any]) -> str:
         keys.""",
         f"`{' '.join(record['command'])}` makes this page.",
     )
+    if cut := record.get("cut"):
+        head += f"\nIt ended before its time: {cut}.\n"
     return "\n".join([head, *(part for case in record["cases"] for part in section(case))])
 
 

@@ -88,7 +88,7 @@ def _headline(record: dict[str, Any]) -> str:
     fast = f"<b>{mark}{words.ratio(ratio)} times as fast</b>"
     # Of a few pairs, as many lie on one side by chance.
     if (len(each) > 1 and min(each) <= 1 <= max(each)) or (len(each) < _CLEAR and abs(ratio - 1) < _SMALL):
-        told = f"{name} is {fast} as {base}, which these runs cannot tell from 1"
+        told = f"{name} is {fast} as {base}: these runs cannot tell that from 1"
     elif ratio >= 1:
         told = f"{name} renders in <b>{mark}{words.ratio(1 / ratio)}</b> of the time of {base}: {fast}"
     else:
@@ -124,7 +124,7 @@ def _true(one: dict[str, Any]) -> str:
 def _what_counts(record: dict[str, Any]) -> str:
     if record["extrapolated"]:
         return ""
-    whole = "The whole command counts, from reading weights to the last frame in the file: "
+    whole = "All counts, from reading weights to the last frame in the file, but Python&rsquo;s imports: "
     if not is_warm(record):
         return f"{whole}one cold run of each, in which kernels are compiled."
     many = len(record["contenders"][0]["warm"]) > 1
@@ -322,7 +322,7 @@ def _tried(record: dict[str, Any]) -> str:
 
 def _measured(record: dict[str, Any]) -> str:
     rows = {
-        "Prompt": html.prompt(record["video"]["prompt"] or ""),
+        "Prompt": "" if record["random_weights"] else html.prompt(record["video"]["prompt"]),
         **settings(record, f"seed {record['video']['seed']}"),
         "Tokens": html.text(record["tokens"]),
         "Warm runs": html.text(", ".join(record["order"])) if is_warm(record) and not record["extrapolated"] else "",
@@ -333,7 +333,8 @@ def _measured(record: dict[str, Any]) -> str:
     how = (
         "One process, a monotonic clock that is read when the device has finished. Cold runs come first, in the order "
         "of the tables; the warm ones go there and back, so that a machine that slows down slows all. Figures are "
-        "medians; speed-ups are medians of the ratios in each pass."
+        "medians, each by itself, so that medians of phases do not quite add up to that of the total; speed-ups are "
+        "medians of the ratios in each pass."
     )
     if record["extrapolated"]:
         how = "A monotonic clock or CUDA events; medians of a few steps, after one to warm up."

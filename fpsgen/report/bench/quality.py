@@ -75,7 +75,8 @@ def _headline(record: dict[str, Any]) -> str:
         told += f", and to the same frames on {same}" if same else ""
     if judged := adherence_of(record):
         mine, theirs = (_hits(told) for _, told in (judged[0], judged[-1]))
-        told += f"; of what the judge knows in the prompts, it sees <b>{mine}</b> there, {theirs} in those of {base}"
+        told += f"; of what prompts name and the judge knows, it sees <b>{mine}</b> in its clips, "
+        told += f"{theirs} in those of {base}"
     video = record["video"]
     many = f"{words.counted(len(record['prompts']), 'prompt')}, {words.counted(record['seeds'], 'seed')}"
     many += " each" if len(record["prompts"]) > 1 else ""

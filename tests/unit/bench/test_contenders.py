@@ -76,6 +76,18 @@ def test_a_kernel_that_fails_at_the_true_size_is_none(monkeypatch: pytest.Monkey
         contenders.fastest(MODEL, 300, 1, CPU, torch.float32)
 
 
+def test_a_kernel_that_takes_the_device_with_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def illegal(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        if q.shape[1] > 256:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        return dense.by_torch(q, k, v)
+
+    monkeypatch.setattr(dense, "kernel", lambda name: illegal if name == "sdpa-flash" else REAL(name))
+    monkeypatch.setattr(contenders.card, "is_alive", lambda device: False)
+    with pytest.raises(RenderError, match=r"sdpa-flash .* illegal memory access"):
+        contenders.fastest(MODEL, 300, 1, CPU, torch.float32)
+
+
 @pytest.mark.parametrize("name", ["sdpa", "sdpa-flash", "sdpa-math"])
 def test_kernels_compute_dense_attention(name: str) -> None:
     expected = dense.attention(*qkv())

@@ -39,11 +39,11 @@ def text(seed: int) -> Tensor:
     return torch.randn(1, 5, 8, generator=torch.Generator().manual_seed(seed))
 
 
-def measured(transformer: WanTransformer, repeats: int = 3, guidance: float = 1.0) -> list[Split]:
+def measured(transformer: WanTransformer, guidance: float = 1.0) -> list[Split]:
     latents = sampling.noise(16, REQUEST.latent_shape, 0)
     contexts = [transformer.embed_text(text(seed)) for seed in range(1 if guidance == 1 else 2)]
     plans = schedule(transformer, BF16)[0]
-    return steps.split(transformer, latents, torch.tensor(500.0), contexts, plans, guidance, repeats)[0]
+    return steps.split(transformer, latents, torch.tensor(500.0), contexts, plans, guidance)[0]
 
 
 def late(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -105,7 +105,7 @@ def test_the_parts_sum_to_the_steps_own_time(monkeypatch: pytest.MonkeyPatch) ->
         return velocity
 
     monkeypatch.setattr(pipeline, "predict", timed)
-    splits = measured(small_transformer(), repeats=3)
+    splits = measured(small_transformer())
     assert len(seconds) == 1 + 3  # one warms up
     for split, own in zip(splits, seconds[1:], strict=True):
         assert own <= split.total <= own + 0.01  # a call and two looks at the clock lie between
@@ -133,7 +133,7 @@ def test_hooks_are_gone_after_a_step_and_after_an_exception(monkeypatch: pytest.
 
 
 def phases(transformer: WanTransformer, plans: list[Plans], cut: list[record.Span]) -> list[steps.PhaseStep]:
-    return list(steps.by_phase(REQUEST, transformer, plans, cut, [text(0), text(1)], CPU, repeats=2))
+    return list(steps.by_phase(REQUEST, transformer, plans, cut, [text(0), text(1)], CPU))
 
 
 def test_each_phase_is_measured_at_its_first_step_under_its_own_plans(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,7 +156,7 @@ def test_each_phase_is_measured_at_its_first_step_under_its_own_plans(monkeypatc
     assert len(cut) == 2
     expected = [(float(int(1000 * sigmas[span.first])), plans[span.first][0].density) for span in cut]
     assert list(dict.fromkeys(seen)) == expected
-    assert len(seen) == 2 * (1 + 2)
+    assert len(seen) == 2 * (1 + 3)
     assert all(one.nonfinite == 0 for one in found)
 
 
@@ -166,14 +166,14 @@ def test_the_median_step_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(steps, "split", lambda *_: (splits, torch.tensor([1.0, torch.nan, torch.inf])))
     plans = schedule(transformer, BF16)
     cut = record.spans(plans, REQUEST.new_solver().sigmas.tolist())
-    (found,) = steps.by_phase(REQUEST, transformer, plans, cut, [text(0), text(1)], CPU, repeats=3)
+    (found,) = steps.by_phase(REQUEST, transformer, plans, cut, [text(0), text(1)], CPU)
     assert found.split == splits[2]
     assert found.nonfinite == 2
 
 
 def test_a_long_step_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(steps, "_ENOUGH", 0.0)
-    assert len(measured(small_transformer(), repeats=3)) == 1
+    assert len(measured(small_transformer())) == 1
 
 
 def test_spans_with_the_same_plans_are_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:

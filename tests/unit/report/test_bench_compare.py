@@ -47,10 +47,10 @@ def faster(given: dict[str, Any], *ratios: float) -> dict[str, Any]:
     [
         ((1.9, 1.96), "quality renders in 0.52 of the time of bf16 (flash): 1.93 times as fast, at a PSNR of 36.2 dB."),
         ((0.7, 0.72), "quality takes 1.41 times as long as bf16 (flash), at a PSNR of 36.2 dB."),
-        ((0.97, 1.02), "quality is 0.99 times as fast as bf16 (flash), which these runs cannot tell from 1"),
+        ((0.97, 1.02), "quality is 0.99 times as fast as bf16 (flash): these runs cannot tell that from 1"),
         ((0.7,), "quality takes 1.43 times as long as bf16 (flash), in a single pair of runs, at a PSNR of 36.2 dB."),
-        ((0.97,), "quality is 0.97 times as fast as bf16 (flash), which these runs cannot tell from 1"),
-        ((1.06, 1.07), "quality is 1.06 times as fast as bf16 (flash), which these runs cannot tell from 1"),
+        ((0.97,), "quality is 0.97 times as fast as bf16 (flash): these runs cannot tell that from 1"),
+        ((1.06, 1.07), "quality is 1.06 times as fast as bf16 (flash): these runs cannot tell that from 1"),
     ],
 )  # fmt: skip
 def test_the_answer_comes_first(tmp_path: Path, ratios: tuple[float, ...], answer: str) -> None:
@@ -101,6 +101,7 @@ def test_what_is_extrapolated_is_marked(tmp_path: Path) -> None:
     page = made(tmp_path, given)
     told = said(page)
     assert "≈ marks what was extrapolated. Measured were one step of each phase" in told
+    assert "Prompt" not in told
     assert re.search(r"renders in ≈ 0\.\d\d of the time of bf16 \(sdpa-flash\): ≈ \d\.\d\d times as fast", told)
     for one in given["contenders"]:
         for name in ("denoise", "decode", "total"):

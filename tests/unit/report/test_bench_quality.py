@@ -37,7 +37,7 @@ def test_means_have_their_intervals(tmp_path: Path) -> None:
         assert f"worst {words.number(psnr['worst'])}" in told
     assert "On 24 clips quality comes to a PSNR of" in told[:300]
     assert "and to the same frames on 3" in told
-    assert "of what the judge knows in the prompts, it sees 96 % there, 96 % in those of bf16" in told
+    assert "of what prompts name and the judge knows, it sees 96 % in its clips, 96 % in those of bf16" in told
     assert "12 prompts, 2 seeds each" in told
     assert "seeds 1000 to 1023" in told
 
