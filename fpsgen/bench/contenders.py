@@ -16,7 +16,6 @@ import torch
 from fpsgen import attention, memory, pipeline
 from fpsgen.attention import dense
 from fpsgen.bench import card
-from fpsgen.bench.card import Stopwatch
 from fpsgen.errors import RenderError, UsageError
 from fpsgen.pipeline import Event, Request
 from fpsgen.presets import BF16, Plans, Preset, file, shipped
@@ -161,10 +160,11 @@ def fastest(model: Model, tokens: int, batch: int, device: torch.device, dtype: 
         why_not = dense.refusal(name, device, dtype, config.head_dim)
         why_not = why_not or dense.too_large(name, batch, heads, tokens)
         if why_not is None:
-            running[name] = partial(dense.kernel(name), q, k, v)
-            why_not = _failure(name, running[name], device)
-        if why_not is not None:
-            running.pop(name, None)
+            call = partial(dense.kernel(name), q, k, v)
+            why_not = _failure(name, call, device)
+        if why_not is None:
+            running[name] = call
+        else:
             refused.append(Tried(name, None, why_not))
     if not running:
         raise RenderError(f"no dense attention of {tokens} tokens runs here: {refused[0].why_not}")
@@ -190,7 +190,7 @@ def _failure(name: str, call: Callable[[], object], device: torch.device) -> str
 
 def _milliseconds(calls: Mapping[str, Callable[[], object]], device: torch.device) -> dict[str, float]:
     """The median of a few rounds of all calls, each of which has run once."""
-    watch = Stopwatch(device).time if device.type == "cuda" else _clock
+    watch = card.Stopwatch(device).time if device.type == "cuda" else _clock
     rounds = [watch(calls.values()) for _ in range(_REPEATS)]
     return dict(zip(calls, (median(each) for each in zip(*rounds, strict=True)), strict=True))
 

@@ -49,11 +49,12 @@ class Split:
 @dataclass(frozen=True)
 class PhaseStep:
     """A step that stands for all of `span`. split: of the median step. nonfinite: how many values of its velocity are
-    NaN or infinite."""
+    NaN or infinite. together: whether both guidance branches ran in one batch; None without guidance."""
 
     span: Span
     split: Split
     nonfinite: int
+    together: bool | None
 
 
 @torch.inference_mode()
@@ -84,7 +85,7 @@ def by_phase(
             splits, velocity = split(transformer, latents, timestep, contexts, layers, request.guidance)
             middle = sorted(splits, key=lambda one: one.total)[(len(splits) - 1) // 2]
             known[layers] = middle, int((~velocity.isfinite()).sum())
-        yield PhaseStep(span, *known[layers])
+        yield PhaseStep(span, *known[layers], together if len(texts) > 1 else None)
 
 
 @torch.inference_mode()

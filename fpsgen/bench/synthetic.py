@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from fpsgen import memory, pipeline, sampling
+from fpsgen import memory, sampling
 from fpsgen.bench import card, record, steps
 from fpsgen.bench.compare import Job, Made, Watcher
 from fpsgen.bench.contenders import Ours
@@ -167,7 +167,7 @@ def _measured(
     ends = _ends(checkpoint, request, device, job.text_dtype, watcher)
     watcher.phase("transformer")
     transformer = randomise(load.empty_transformer(checkpoint), device, _by_name(job.dtype), request.seed)
-    cut, tokens = record.common_spans(found, request), math.prod(job.model.config.grid(request.latent_shape))
+    cut = record.common_spans(found, request)
     turns = [found if number % 2 == 0 else found[::-1] for number in range(max(1, job.passes))]
     runs = [one for turn in turns for one in turn]
     measured: dict[str, list[PhaseStep]] = {}
@@ -178,12 +178,11 @@ def _measured(
         watcher.phase("denoise")
         memory.release()
         memory.reset_peak(device)
-        if request.guidance != 1:
-            one.together = pipeline.both_fit(transformer, tokens, device)
         with one.contender.running():
             phases = list(steps.by_phase(request, transformer, one.outline.plans or [], cut, ends.texts, device))
         states.append(card.state(device) if device.type == "cuda" else None)
         one.warm.append(timing(phases, ends, memory.peak_bytes(device) if device.type == "cuda" else None))
+        one.together = phases[0].together
         measured[one.contender.name] = phases
     return [measured[one.contender.name] for one in found], [one.contender.name for one in runs], states
 

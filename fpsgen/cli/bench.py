@@ -34,6 +34,7 @@ from fpsgen.cli.options import (
     SolverName,
     Steps,
     Verbose,
+    check_report,
     choose_dtype,
     choose_text_dtype,
     expand,
@@ -138,8 +139,7 @@ def bench(
     size = sizes.parse_resolution(res) if res is not None else None
     sizes.check_settings(frames, steps, guidance, shift)
     names = several("--compare", compare) or ["bf16"]
-    if no_report and report is not None:
-        raise UsageError("--report and --no-report contradict each other", hint="leave one out")
+    check_report(report, no_report)
     if random_weights is not None and videos is not None:
         raise UsageError("--random-weights makes no videos", hint="leave --videos out")
     if random_weights is not None and prompt is not None:

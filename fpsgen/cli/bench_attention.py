@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fpsgen.cli.errors import explained
-from fpsgen.cli.options import Json, NoReport, Report, Verbose, expand, several
+from fpsgen.cli.options import Json, NoReport, Report, Verbose, check_report, expand, several
 from fpsgen.cli.output import Output
 from fpsgen.cli.records import places, write
 from fpsgen.errors import Stopped, UsageError
@@ -88,8 +88,7 @@ def attention(
     variants = among("--variant", [name.upper() for name in several("--variant", variant)], VARIANTS)
     if not _LEAST_SECONDS <= seconds <= _MOST_SECONDS:  # nan is neither
         raise UsageError(f"--seconds {seconds:g}: must be {_LEAST_SECONDS} to {_MOST_SECONDS}", hint="try 500")
-    if no_report and report is not None:
-        raise UsageError("--report and --no-report contradict each other", hint="leave one out")
+    check_report(report, no_report)
     device = gpu()
     from fpsgen.bench.attention import run
     from fpsgen.bench.attention.shapes import DENSITIES, SMOKE, shape

@@ -26,6 +26,7 @@ from fpsgen.cli.options import (
     Shift,
     Steps,
     Verbose,
+    check_report,
     choose_dtype,
     choose_text_dtype,
     expand,
@@ -36,7 +37,7 @@ from fpsgen.cli.output import Output
 from fpsgen.cli.prompts import read_prompts
 from fpsgen.cli.records import places, write
 from fpsgen.errors import Stopped, UsageError
-from fpsgen.report.words import counted
+from fpsgen.report.words import asked, counted
 from fpsgen.timing import Timings
 from fpsgen.wan import sizes
 
@@ -122,8 +123,7 @@ def quality(
     own = read_prompts(prompts) if prompts is not None else None
     if own is not None and not own:
         raise UsageError(f"{prompts} has no prompts", hint="write one a line")
-    if no_report and report is not None:
-        raise UsageError("--report and --no-report contradict each other", hint="leave one out")
+    check_report(report, no_report)
     program = check_vbench(vbench, vbench_bin, videos)
     target = parse_device(device)
     chosen = open_model(model, size, target, out, Timings())
@@ -208,9 +208,8 @@ def video_places(job: Job, folder: Path) -> dict[str, list[Path]]:
 
 def tell_size(out: Output, job: Job) -> None:
     """How much will be rendered; of the pocket model that is minutes."""
-    prompts, count = len(job.prompts), len(job.clips) * len(job.contenders)
-    each = " each" if prompts > 1 else ""
-    told = f"{counted(prompts, 'prompt')}, {counted(job.seeds, 'seed')}{each}, {len(job.contenders)} contenders: "
+    count = len(job.clips) * len(job.contenders)
+    told = f"{asked(len(job.prompts), job.seeds)}, {len(job.contenders)} contenders: "
     told += f"{count} clips of {counted(job.settings.steps, 'step')}"
     if job.model.card is None:
         out.note(told)

@@ -23,6 +23,7 @@ from fpsgen.cli.options import (
     Resolution,
     Shift,
     Verbose,
+    check_report,
     choose_dtype,
     choose_text_dtype,
     expand,
@@ -109,8 +110,7 @@ def calibrate(
     check_seed(seed)
     budget = budget_of(min_psnr, max_error, target_cost)
     own = read_prompts(prompts) if prompts is not None else None
-    if no_report and report is not None:
-        raise UsageError("--report and --no-report contradict each other", hint="leave one out")
+    check_report(report, no_report)
     target = parse_device(device)
     chosen = choose_model(model, size, target.type == "cuda", dry_run, out)
     given = {"frames": frames, "steps": steps, "guidance": guidance, "shift": shift}

@@ -12,6 +12,7 @@ from fpsgen.cli.errors import explained
 from fpsgen.cli.options import Json
 from fpsgen.cli.output import Output, readable
 from fpsgen.errors import UsageError
+from fpsgen.report.words import counted
 
 if TYPE_CHECKING:
     from fpsgen.jit.cache import Built, Held
@@ -194,9 +195,9 @@ def show(
     if built.note:
         out.note(built.note)
     told = told_of(named, built)
-    counted = sass.tensor_core_instructions(built.cubin.read_bytes())
+    instructions = sass.tensor_core_instructions(built.cubin.read_bytes())
     for function, used in told["functions"].items():
-        used["tensor_core_instructions"] = counted[function]
+        used["tensor_core_instructions"] = instructions[function]
     told["registers_after_launch"] = kernels.redistributed(named.kernel)
     if json:
         out.result("", told)
@@ -250,6 +251,5 @@ def counts(held: dict[str, Held]) -> dict[str, int]:
     return {"count": sum(bool(own.folders) for own in held.values()), "bytes": sum(own.size for own in held.values())}
 
 
-def amount(counted: dict[str, int]) -> str:
-    many = counted["count"]
-    return f"{many} compiled kernel{'' if many == 1 else 's'}, {readable(counted['bytes'])}"
+def amount(held: dict[str, int]) -> str:
+    return f"{counted(held['count'], 'compiled kernel')}, {readable(held['bytes'])}"

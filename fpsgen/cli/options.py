@@ -88,6 +88,12 @@ def parse_device(name: str | None) -> torch.device:
     return device
 
 
+def check_report(report: Path | None, no_report: bool) -> None:
+    """UsageError where a report is asked for and forbidden."""
+    if no_report and report is not None:
+        raise UsageError("--report and --no-report contradict each other", hint="leave one out")
+
+
 def several(option: str, given: Iterable[str] | None) -> list[str]:
     """The values of an option that is there again and again, or holds commas; each once."""
     found = [value.strip() for text in given or () for value in text.split(",")]

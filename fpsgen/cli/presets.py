@@ -14,6 +14,7 @@ from fpsgen.cli.errors import explained
 from fpsgen.cli.options import GridName, Json, SolverName, Verbose, per_model
 from fpsgen.cli.output import Output
 from fpsgen.errors import UsageError
+from fpsgen.report.words import counted
 from fpsgen.wan import sizes
 
 if TYPE_CHECKING:
@@ -237,7 +238,7 @@ def check(
         fits = (
             f"fits {at['model']} at {at['width']}x{at['height']}, {at['frames']} frames: density {whole['density']:.2f}"
         )
-    many = f"{len(preset.phases)} phase{'s' if len(preset.phases) > 1 else ''}"
+    many = counted(len(preset.phases), "phase")
     line = f"{files.printable(file)}: is a preset: for {preset.model or 'any model'}, {many}; {fits}"
     out.result(line, {**facts(preset), "file": file, "at": at})
 

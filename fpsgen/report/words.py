@@ -55,6 +55,11 @@ def counted(count: int, what: str) -> str:
     return f"{count} {what}{'' if count == 1 else 's'}"
 
 
+def asked(prompts: int, seeds: int) -> str:
+    """What a bench of quality renders: 3 prompts, 2 seeds each."""
+    return f"{counted(prompts, 'prompt')}, {counted(seeds, 'seed')}{' each' if prompts > 1 else ''}"
+
+
 def steps(phase: dict[str, Any]) -> str:
     """Which steps a phase has: step 3, steps 4 to 7, no step."""
     told = str(phase["steps"])

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from fpsgen import pipeline
+from tests.tools.bench_quality import Quality
 from tests.tools.calibration import Calibrator
 from tests.tools.cli import Runner
 
@@ -30,6 +31,14 @@ def calibrator(pocket_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("FPSGEN_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     return Calibrator(pocket_folder, tmp_path)
+
+
+@pytest.fixture
+def quality(pocket_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Quality:
+    """`bench quality` on the small test pocket, with a cache of its own, in an empty folder."""
+    monkeypatch.setenv("FPSGEN_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    return Quality(pocket_folder, tmp_path)
 
 
 @pytest.fixture

@@ -27,13 +27,6 @@ MEASURES = ("latent_cosine", "latent_error", "psnr", "ssim", "lpips")
 
 
 @pytest.fixture
-def quality(pocket_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Quality:
-    monkeypatch.setenv("FPSGEN_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path)
-    return Quality(pocket_folder, tmp_path)
-
-
-@pytest.fixture
 def rendered(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The seed of each clip that is rendered."""
     seeds: list[int] = []

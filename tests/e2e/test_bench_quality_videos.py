@@ -15,13 +15,6 @@ from tests.tools.bench_quality import Quality
 from tests.tools.videos import read
 
 
-@pytest.fixture
-def quality(pocket_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Quality:
-    monkeypatch.setenv("FPSGEN_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path)
-    return Quality(pocket_folder, tmp_path)
-
-
 def test_videos_are_kept(quality: Quality, tmp_path: Path) -> None:
     record = quality.record("--videos", "clips")
     for one in record["contenders"]:

@@ -78,8 +78,7 @@ def _headline(record: dict[str, Any]) -> str:
         told += f"; of what prompts name and the judge knows, it sees <b>{mine}</b> in its clips, "
         told += f"{theirs} in those of {base}"
     video = record["video"]
-    many = f"{words.counted(len(record['prompts']), 'prompt')}, {words.counted(record['seeds'], 'seed')}"
-    many += " each" if len(record["prompts"]) > 1 else ""
+    many = words.asked(len(record["prompts"]), record["seeds"])
     size = f"{video['frames']} frames of {video['width']}{words.TIMES}{video['height']}, {video['steps']} steps"
     interval = " What follows ± is half of the 95 % confidence interval of the mean." if count > 1 else ""
     warning = (
