@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import secrets
+import stat
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 
 def beside(path: Path) -> Path:
@@ -36,6 +39,18 @@ def check_writable(path: Path) -> None:
     probe = beside(path)
     probe.touch()
     probe.unlink()
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """A file to read. OSError where it is none: a pipe or a device may keep its reader waiting, or never end."""
+    number = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    try:
+        if not stat.S_ISREG(os.fstat(number).st_mode):
+            raise OSError(errno.EINVAL, "it is no regular file", str(path))
+        return os.fdopen(number, "rb")
+    except BaseException:
+        os.close(number)
+        raise
 
 
 def safe_name(name: str) -> str:

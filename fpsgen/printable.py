@@ -1,0 +1,17 @@
+"""Words from outside (a checkpoint, a hub, a file's name, a library), made fit for a terminal, a log or metadata."""
+
+from __future__ import annotations
+
+MOST = 200  # characters of one name in one sentence
+
+
+def printable(text: object, most: int = MOST) -> str:
+    """`text` on one line of at most `most` characters, its middle left out where it is longer.
+
+    What could move a cursor, begin a new line, colour it or turn the order of its letters (controls, escapes, line
+    separators, direction marks, lone surrogates) is written as its escape.
+    """
+    letters = str(text)
+    if len(letters) > most:  # first, so that a megabyte costs nothing
+        letters = f"{letters[: most // 2]}…{letters[-(most - most // 2 - 1) :]}"
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in letters)
