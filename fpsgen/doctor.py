@@ -18,7 +18,7 @@ from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fpsgen import __version__, assets
+from fpsgen import __version__, assets, files
 from fpsgen.errors import FpsgenError
 from fpsgen.jit import cache, nvrtc
 
@@ -242,9 +242,9 @@ def trial_compile() -> dict:
 
     told: dict[str, Any] = {"kernel": TRIAL_KERNEL, "state": "ok", "why": None, "seconds": None, "registers": None}
     try:
-        with tempfile.TemporaryDirectory(prefix="fpsgen-doctor-") as folder:
+        with files.temporary_folder("doctor") as folder:
             begin = time.perf_counter()
-            built = cache.build(kernels.KERNELS[TRIAL_KERNEL].kernel, Path(folder))
+            built = cache.build(kernels.KERNELS[TRIAL_KERNEL].kernel, folder)
             seconds = round(time.perf_counter() - begin, 3)
         return told | {"seconds": seconds, "registers": built.functions["fps_attention"].registers}
     except nvrtc.NoCompilerError as missing:

@@ -36,7 +36,8 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Request:
-    """One video. Width and height are rendered; `scale_to` is the file's size where it differs."""
+    """One video. Width and height are rendered; `scale_to` is the file's size where it differs. may_replace: whether a
+    file that has the name of `output` is replaced; else the video gets a name with a number."""
 
     prompt: str
     negative: str
@@ -50,6 +51,7 @@ class Request:
     seed: int
     output: Path
     scale_to: tuple[int, int] | None = None
+    may_replace: bool = True
     solver: sampling.SolverName = "unipc"
     grid: sampling.SigmaGrid = "original"
     preset: Preset = BF16
@@ -97,6 +99,13 @@ class Frames:
 
 
 @dataclass(frozen=True)
+class Written:
+    """The video is complete, in `path`."""
+
+    path: Path
+
+
+@dataclass(frozen=True)
 class Notice:
     """Something the user should know; `detail` ones only if asked for."""
 
@@ -116,7 +125,7 @@ class Branches:
     together: bool
 
 
-Event = Phase | Step | Denoised | Frames | Notice | Branches
+Event = Phase | Step | Denoised | Frames | Written | Notice | Branches
 
 
 def generate(
@@ -338,7 +347,7 @@ def decode(
         vae = load_vae(model.checkpoint, device)
     pieces = wan_vae.frames_of(vae, latents)
     size = (request.width, request.height)
-    with VideoWriter(request.output, size, request.fps, request.scale_to) as writer:
+    with VideoWriter(request.output, size, request.fps, request.scale_to, request.may_replace) as writer:
         while True:
             with timings.phase("decode"):
                 if (frames := next(pieces, None)) is None:
@@ -350,19 +359,21 @@ def decode(
             writer.close()
         timings.peak_memory = memory.peak_bytes(device)
         timings.stop()
-        if not writer.finish({**told, "timings": timings.as_dict()}):
-            yield Notice("the file does not tell how it was made: there was no room to write that into it")
+        if fault := writer.finish({**told, "timings": timings.as_dict()}):
+            yield Notice(f"the video is complete, but does not tell how it was made: {fault}")
+    yield Written(writer.path)
 
 
 def describe(request: Request, model: Model, device: torch.device, dtype: torch.dtype, text_dtype: torch.dtype) -> dict:
     """What was made, by what and with which settings; stored in the file, printed by --json."""
     settings = {**asdict(replace(request, preset=BF16)), "preset": file.as_dict(request.preset)}
-    del settings["output"]
+    del settings["output"], settings["may_replace"]
     plans = [plan for layers in schedule(request, model) for plan in layers]
     return {
         "fpsgen": __version__,
         "model": model.told,
         "device": str(device),
+        "threads": torch.get_num_threads() if device.type == "cpu" else None,  # which a CPU's last bits depend on
         "dtype": str(dtype).removeprefix("torch."),
         "text_dtype": str(text_dtype).removeprefix("torch."),
         **settings,

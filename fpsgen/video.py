@@ -1,37 +1,39 @@
-"""Frames to a video file, through imageio-ffmpeg."""
+"""Frames to a video file, by ffmpeg."""
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
-import secrets
+import re
 import shlex
-import shutil
-import subprocess
 from pathlib import Path
 
-import imageio_ffmpeg
 import numpy as np
 
-from fpsgen import files
-from fpsgen.errors import RenderError, UsageError
+from fpsgen import ffmpeg, files
+from fpsgen.errors import RenderError, Stopped, UsageError
+from fpsgen.ffmpeg import Ffmpeg, FfmpegError
+from fpsgen.printable import printable
 
-# Per suffix: what imageio-ffmpeg's write_frames takes. crf 10 for x264 is what Wan2.1's "quality 8" comes to.
-_FORMATS: dict[str, dict] = {
-    ".mp4": {"codec": "libx264", "quality": None, "output_params": ["-crf", "10"]},
-    ".webm": {"codec": "libvpx-vp9", "quality": None, "output_params": ["-crf", "18", "-b:v", "0", "-row-mt", "1"]},
-    ".gif": {"codec": "gif", "quality": None, "pix_fmt_out": "pal8", "output_params": []},
+_PICTURE = ["-pix_fmt", "yuv420p"]
+# Per suffix, what ffmpeg is given. crf 10 for x264 is what Wan2.1's "quality 8" comes to. An mp4's index goes to the
+# front, so that it plays before it is loaded whole.
+_FORMATS = {
+    ".mp4": ["-c:v", "libx264", *_PICTURE, "-crf", "10", "-movflags", "+faststart"],
+    ".webm": ["-c:v", "libvpx-vp9", *_PICTURE, "-crf", "18", "-b:v", "0", "-row-mt", "1"],
+    ".gif": ["-c:v", "gif"],
 }
 _GIF_PALETTE = "split[a][b];[a]palettegen[p];[b][p]paletteuse"
+_QUALITY = "lanczos+accurate_rnd+full_chroma_int+full_chroma_inp"  # of scaling, and of going from RGB to YUV
+_TRIAL_SECONDS = 15
 
 
-def check_path(path: Path) -> None:
-    """Refuse an output that could not be written, before any work is done for it."""
+def check_path(path: Path, size: tuple[int, int] | None = None) -> None:
+    """Refuse an output that could not be written, before any work is done for it. size: of the video, if known."""
     if path.suffix.lower() not in _FORMATS:
-        raise UsageError(f"{path} is no video name that fpsgen writes", hint=f"end it in {', '.join(_FORMATS)}")
-    check_encoder()
+        raise UsageError(f'cannot tell the video format from "{printable(path.name)}"', hint="use .mp4, .webm or .gif")
+    ffmpeg.executable()
     try:
         if path.is_dir():
             raise UsageError(f"{path} is a folder", hint=f"name a file, such as {path / 'video.mp4'}")
@@ -46,40 +48,69 @@ def check_path(path: Path) -> None:
             if not os.access(path, os.W_OK):
                 raise UsageError(f"{path} is write-protected", hint="choose another name with -o")
         files.check_writable(path)
+        check_encoder(path, size)
     except OSError as fault:
         message = f"{files.shortened(path)} cannot be written: {fault.strerror or fault}"
         raise UsageError(message, hint="choose another place or name with -o") from None
 
 
-def check_encoder() -> None:
-    """Refuse to go on where there is no ffmpeg."""
-    try:
-        found = shutil.which(imageio_ffmpeg.get_ffmpeg_exe())
-    except RuntimeError:
-        found = None
-    if found is None:
-        raise UsageError(
-            "there is no ffmpeg to write videos with",
-            hint="pip install --force-reinstall imageio-ffmpeg, or let IMAGEIO_FFMPEG_EXE name one",
-        )
+def check_encoder(path: Path, size: tuple[int, int] | None = None) -> None:
+    """Refuse to go on where ffmpeg cannot write such a file there: two small frames are tried, of sides as even or odd
+    as those of `size`. OSError where the folder cannot be written."""
+    small = [64 + side % 2 for side in size or (0, 0)]
+    scaled = (small[0], small[1]) if size else None
+    with files.beside(path) as trial:
+        try:
+            ffmpeg.run(_arguments(trial, (48, 32), 16, scaled), bytes(2 * 48 * 32 * 3), _TRIAL_SECONDS)
+            reason, full = (None, False) if trial.stat().st_size else ("it wrote nothing", False)
+        except FfmpegError as fault:
+            reason, full = str(fault), fault.full
+    if reason is None:
+        return
+    hint = "try another format with -o, or pip install --force-reinstall imageio-ffmpeg"
+    if full:
+        hint = "make room on the disk, or choose another place with -o"
+    elif own := os.environ.get("IMAGEIO_FFMPEG_EXE"):
+        hint = f"IMAGEIO_FFMPEG_EXE names {own}: unset it to use the ffmpeg that came with fpsgen"
+    raise UsageError(f"ffmpeg cannot be used to write {path.suffix.lower()} videos here: {reason}", hint)
 
 
-def cover(width: int, height: int, target: tuple[int, int]) -> str:
-    """The ffmpeg filter that scales frames up to `target`: cropped if that costs little, else padded.
+def _arguments(path: Path, size: tuple[int, int], fps: int, scale_to: tuple[int, int] | None) -> list[str]:
+    """What ffmpeg is given to make a video of raw RGB frames of `size`."""
+    suffix, out = path.suffix.lower(), scale_to or size
+    if suffix == ".gif":
+        filters = ["-filter_complex", ",".join([*(_cover(size, out) if out != size else ()), _GIF_PALETTE])]
+    else:
+        # HD, which goes by BT.709, is a file of 720 rows or of 1280 columns and more (a portrait's rows are its long
+        # side): from there on, a player that reads no tags takes a file for it. Below is BT.601. The range is limited.
+        matrix = "bt709" if out[1] >= 720 or out[0] >= 1280 else "smpte170m"
+        tags = f"setparams=range=tv:colorspace={matrix}:color_primaries={matrix}:color_trc={matrix}"
+        made = _cover(size, out, f":in_range=pc:out_range=tv:out_color_matrix={matrix},format=yuv420p")
+        filters = ["-vf", ",".join([*made, tags])]
+    raw = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{size[0]}x{size[1]}", "-r", str(fps), "-i", "pipe:0"]
+    return ["-y", *raw, *filters, *_FORMATS[suffix], str(path)]
 
-    Cropping keeps the picture free of bars; past a tenth of it, bars are the lesser evil.
+
+def _cover(size: tuple[int, int], target: tuple[int, int], more: str = "") -> list[str]:
+    """The ffmpeg filters that scale frames up to `target`: cropped if that costs little, else padded.
+
+    Cropping keeps the picture free of bars; past a tenth of it, bars are the lesser evil. more: of the scale filter.
     """
-    aspect, wanted = width / height, target[0] / target[1]
-    crop = max(aspect / wanted, wanted / aspect) <= 1.1
-    out = f"{target[0]}:{target[1]}"
-    scale = f"scale={out}:flags=bicubic:force_original_aspect_ratio={'increase' if crop else 'decrease'}"
-    return f"{scale},crop={out}" if crop else f"{scale},pad={out}:-1:-1"
+    out, scale = f"{target[0]}:{target[1]}", f"scale=flags={_QUALITY}"
+    if size == target:
+        return [scale + more]
+    aspect, wanted = size[0] / size[1], target[0] / target[1]
+    if max(aspect / wanted, wanted / aspect) <= 1.1:
+        return [f"{scale}:s={target[0]}x{target[1]}:force_original_aspect_ratio=increase{more}", f"crop={out}"]
+    return [f"{scale}:s={target[0]}x{target[1]}:force_original_aspect_ratio=decrease{more}", f"pad={out}:-1:-1"]
 
 
 class VideoWriter:
-    """Writes frames to `path`, which appears only when complete.
+    """Writes frames to `path`, which appears only when complete; a context that leaves nothing else behind.
 
-    size: width and height of the frames. scale_to: width and height of the video, where they differ.
+    size: width and height of the frames. scale_to: width and height of the video, where they differ. replace: whether
+    a file that has the name is replaced; else the video gets a name with a number, and `path` becomes that.
+    RenderError, from all methods, says why there is no video.
     """
 
     def __init__(
@@ -88,93 +119,104 @@ class VideoWriter:
         size: tuple[int, int],
         fps: int,
         scale_to: tuple[int, int] | None = None,
+        replace: bool = True,
     ):
-        self.path, self.frames, self._complete = path, 0, False
-        self._partial = files.beside(path)
-        options = dict(_FORMATS[path.suffix.lower()])
-        filters = [cover(*size, scale_to)] if scale_to and scale_to != size else []
-        gif = path.suffix.lower() == ".gif"
-        if gif:
-            filters.append(_GIF_PALETTE)
-        params = [*options.pop("output_params")]
-        if filters:
-            params += ["-filter_complex" if gif else "-vf", ",".join(filters)]
-        # Any size goes through unpadded: the caller has checked that the encoder takes it.
-        self._writer = imageio_ffmpeg.write_frames(
-            str(self._partial), size, fps=fps, macro_block_size=1, ffmpeg_log_level="error",
-            output_params=params, **options,
-        )  # fmt: skip
+        self.path, self.frames = path, 0
+        self._form, self._replace = (size, fps, scale_to), replace
+        self._complete, self._misplaced = False, ""
 
     def __enter__(self) -> VideoWriter:
+        with contextlib.ExitStack() as inside:
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)  # somebody may have removed it since `check_path`
+                self._partial = inside.enter_context(files.beside(self.path))
+                self._ffmpeg = inside.enter_context(Ffmpeg(_arguments(self._partial, *self._form)))
+            except FfmpegError as fault:
+                raise self._error(fault) from None
+            except OSError as fault:
+                hint = "make room on the disk" if files.is_full(fault) else None
+                raise RenderError(f"{self.path} cannot be written: {fault.strerror or fault}", hint) from None
+            self._inside = inside.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Leaves nothing behind unless `finish` was reached."""
-        try:
-            self._writer.close()
-        finally:
-            with contextlib.suppress(PermissionError):  # Windows, while a killed ffmpeg is still letting go
-                self._partial.unlink(missing_ok=True)
+        self._inside.close()
 
     def write(self, frames: np.ndarray) -> None:
         """Append uint8 frames [n, height, width, 3]."""
         try:
-            if self.frames == 0:
-                self._writer.send(None)  # a generator: only now does ffmpeg start
             for frame in frames:
-                self._writer.send(np.ascontiguousarray(frame))
+                self._ffmpeg.feed(np.ascontiguousarray(frame).data)
                 self.frames += 1
-        except OSError as failure:
-            reason = str(failure).splitlines()[0]
-            full = failure.errno == errno.ENOSPC or "No space left" in str(failure)
-            hint = "make room on the disk" if full else "try another name or format with -o"
-            raise RenderError(f"the video encoder stopped before {self.path} was written: {reason}", hint) from None
+        except FfmpegError as fault:
+            raise self._error(fault) from None
 
     def close(self) -> None:
-        """Wait for the encoder and check what it wrote."""
+        """Wait for the encoder, and give the complete file its name: nothing that happens later can cost it."""
         if self._complete:
             return
-        self._writer.close()
-        # imageio-ffmpeg does not report ffmpeg's exit code: a full disk shows only in the file itself.
         try:
-            written, _ = imageio_ffmpeg.count_frames_and_secs(str(self._partial))
-        except (RuntimeError, OSError):
-            written = 0
-        if written != self.frames:
-            message = f"{self.path} could not be written: {written} of {self.frames} frames arrived"
-            raise RenderError(message, hint="is there room on the disk?")
-        self._complete = True
+            self._ffmpeg.finish()
+        except FfmpegError as fault:
+            raise self._error(fault) from None
+        with ffmpeg.signals_held():
+            self._place()
+            self._complete = True
 
-    def finish(self, metadata: dict | None = None) -> bool:
-        """`close`, and give the file its name. metadata: stored as JSON in its comment; gif has no place for one.
+    def finish(self, metadata: dict | None = None) -> str | None:
+        """`close`, and store metadata as JSON in the file's comment; gif has no place for one.
 
-        The comment is added to the finished file, so that it can tell how long everything took. Returns whether that
-        went well: a video without a comment is worth more than none.
+        A file of its own is made for that, when all is over, so that it can tell how long everything took. Returns why
+        it could not be, which is no error: a video without a comment is worth more than none.
         """
         self.close()
-        tagged = True
-        if metadata is not None and self.path.suffix.lower() != ".gif":
-            tagged = self._tag("comment=" + json.dumps(metadata, ensure_ascii=False))
         try:
-            self._partial.replace(self.path.resolve())  # a link stays one
-        except OSError as fault:
-            kept = self.path.with_name(f"{self.path.stem[:60]}-{secrets.token_hex(4)}{self.path.suffix}")
-            self._partial.rename(kept)
-            message = f"the video is in {kept}: {self.path} cannot be replaced: {fault.strerror or fault}"
-            raise RenderError(message) from None
-        return tagged
+            fault = None if metadata is None or self.path.suffix.lower() == ".gif" else self._tag(metadata)
+        except KeyboardInterrupt:
+            raise Stopped(f"stopped; {self.path} is complete, but does not tell how it was made") from None
+        if self._misplaced:
+            raise RenderError(f"the video is in {self.path}: {self._misplaced}")
+        return fault
 
-    def _tag(self, entry: str) -> bool:
-        tagged = files.beside(self.path)
-        command = [
-            imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-i", str(self._partial), "-map", "0", "-c", "copy",
-            "-movflags", "use_metadata_tags", "-metadata", entry, str(tagged),
-        ]  # fmt: skip
+    def _place(self) -> None:
+        wanted = self.path
         try:
-            subprocess.run(command, check=True, capture_output=True, stdin=subprocess.DEVNULL)
-            tagged.replace(self._partial)
-            return True
-        except (OSError, subprocess.CalledProcessError):
-            return False
-        finally:
-            tagged.unlink(missing_ok=True)
+            if self._replace:
+                self._partial.replace(wanted.resolve())  # a link stays one
+            else:
+                self.path = files.put_as_new(self._partial, wanted)
+        except OSError as fault:
+            told = f"{wanted} cannot be replaced: {fault.strerror or fault}"
+            try:
+                short = wanted.with_name(f"{wanted.stem[:60]}-2{wanted.suffix}")
+                self.path, self._misplaced = files.put_as_new(self._partial, short), told
+            except OSError:
+                gone = not self._partial.exists()
+                raise RenderError(f"{wanted} could not be written: its folder is gone" if gone else told) from None
+
+    def _tag(self, metadata: dict) -> str | None:
+        """Copy the file to one with a comment. As a file, metadata have no limit of length, and no locale."""
+        real = self.path.resolve()
+        # Halves of characters, as undecodable arguments have them, become JSON's own escapes.
+        told = json.dumps(metadata, ensure_ascii=False).encode("utf-8", "backslashreplace").decode()
+        comment = re.sub(r"([=;#\\])", r"\\\1", told)
+        movflags = ["-movflags", "use_metadata_tags+faststart"] if real.suffix.lower() == ".mp4" else []
+        try:
+            own = real.stat()
+            with files.beside(real) as tagged:
+                copy = ["-map", "0", "-map_metadata", "1", "-c", "copy", *movflags, str(tagged)]
+                about = f";FFMETADATA1\ncomment={comment}\n".encode()
+                ffmpeg.run(["-y", "-i", str(real), "-f", "ffmetadata", "-i", "pipe:0", *copy], about)
+                if os.path.samestat(own, real.stat()):  # else another run has put its video there
+                    tagged.replace(real)
+            return None
+        except FfmpegError as fault:
+            return str(fault)
+        except OSError as fault:
+            return fault.strerror or str(fault)
+
+    def _error(self, fault: FfmpegError) -> RenderError:
+        if not self.path.parent.is_dir():
+            return RenderError(f"{self.path} could not be written: its folder is gone")
+        hint = "make room on the disk, or choose another place with -o" if fault.full else None
+        return RenderError(f"ffmpeg stopped before {self.path} was complete: {fault}", hint)

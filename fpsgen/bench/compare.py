@@ -8,7 +8,6 @@ tells what came out.
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -159,8 +158,8 @@ def pair(one: Made, reference: Made, near: Fidelity, job: Job) -> Pair:
 def no_kernels_yet() -> Iterator[None]:
     """An empty cache of kernels inside, so that a cold run compiles what it needs, as a first one does."""
     before = os.environ.get("FPSGEN_CACHE_DIR")
-    with tempfile.TemporaryDirectory(prefix="fpsgen-bench-") as empty:
-        os.environ["FPSGEN_CACHE_DIR"] = empty
+    with files.temporary_folder("bench") as empty:
+        os.environ["FPSGEN_CACHE_DIR"] = str(empty)
         try:
             yield
         finally:

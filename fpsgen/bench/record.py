@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from fpsgen.pipeline import Request
 
 WHOLE = (*PHASES, "total")
-_NO_SETTINGS = ("output", "preset", "scale_to")  # of a request: every contender has its own
+_NO_SETTINGS = ("output", "may_replace", "preset", "scale_to")  # of a request: every contender has its own
 
 
 @dataclass(frozen=True)

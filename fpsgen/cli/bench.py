@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,7 +41,7 @@ from fpsgen.cli.options import (
     several,
 )
 from fpsgen.cli.output import Output
-from fpsgen.cli.prompts import check_prompts
+from fpsgen.cli.prompts import as_text, check_prompts
 from fpsgen.cli.records import places, write
 from fpsgen.errors import Stopped, UsageError
 from fpsgen.timing import Timings
@@ -133,7 +132,7 @@ def bench(
         check_alone(context)
         return
     out = Output(json, verbose)
-    text = PROMPT if prompt is None else prompt
+    text = PROMPT if prompt is None else as_text(prompt)
     check_prompts(text, None)
     check_seed(seed)
     size = sizes.parse_resolution(res) if res is not None else None
@@ -155,7 +154,10 @@ def bench(
         from fpsgen.bench import synthetic
         from fpsgen.bench.contenders import line_up
         from fpsgen.pipeline import Request
+        from fpsgen.video import check_encoder
 
+        if random_weights is None:
+            check_encoder(folder / "video.mp4")
         settings = chosen.defaults.override(
             width=width, height=height, frames=frames, steps=steps, guidance=guidance, shift=shift
         )
@@ -220,8 +222,8 @@ def choose(
 def kept_in(folder: Path | None) -> Iterator[Path]:
     """Where the videos go: `folder`, made where it is not there, or one that is gone afterwards."""
     if folder is None:
-        with tempfile.TemporaryDirectory(prefix="fpsgen-bench-") as temporary:
-            yield Path(temporary)
+        with files.temporary_folder("bench") as temporary:
+            yield temporary
         return
     folder = expand(folder)
     try:

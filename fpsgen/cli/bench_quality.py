@@ -185,7 +185,6 @@ def video_places(job: Job, folder: Path) -> dict[str, list[Path]]:
     which VBench would judge, too."""
     from fpsgen.video import check_encoder
 
-    check_encoder()
     places: dict[str, list[Path]] = {}
     for number, one in enumerate(job.contenders):
         name = files.safe_name(one.name)
@@ -197,6 +196,7 @@ def video_places(job: Job, folder: Path) -> dict[str, list[Path]]:
             own = paths[0].parent
             own.mkdir(parents=True, exist_ok=True)
             files.check_writable(paths[0])
+            check_encoder(paths[0])
             if others := sorted(set(own.glob("*.mp4")) - set(paths)):
                 told = f"{files.shortened(own)} holds a video of another run: {others[0].name[:100]}"
                 raise UsageError(told, hint="choose another --videos")

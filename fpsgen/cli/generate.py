@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import re
 import secrets
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fpsgen import files
 from fpsgen.cli.errors import explained
 from fpsgen.cli.options import (
     DeviceName,
@@ -32,7 +34,7 @@ from fpsgen.cli.options import (
     parse_device,
 )
 from fpsgen.cli.output import Output
-from fpsgen.cli.prompts import check_prompts, read_prompt
+from fpsgen.cli.prompts import as_text, check_prompts, read_prompt
 from fpsgen.errors import UsageError
 from fpsgen.timing import Timings
 from fpsgen.wan import sizes
@@ -56,6 +58,7 @@ echo "a dog in the city" | fpsgen generate - --json
 """
 
 MAX_SEED = 2**63 - 1
+ENLARGED = 4  # the pocket's file, 640x384: its own 160x96 would be a stamp on a screen
 
 
 @explained
@@ -83,6 +86,7 @@ def generate(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="FILE.mp4, .webm or .gif.", show_default="from the prompt")
     ] = None,
+    no_clobber: Annotated[bool, typer.Option("--no-clobber", help="Refuse to replace the file of -o.")] = False,
     device: DeviceName = None,
     dtype: Precision = None,
     json: Json = False,
@@ -91,30 +95,37 @@ def generate(
     """Make a video from a prompt."""
     timings = Timings()
     out = Output(json, verbose)
-    if prompt == "-":
-        prompt = read_prompt()
+    prompt = read_prompt() if prompt == "-" else as_text(prompt)
+    negative = None if negative is None else as_text(negative)
     check_prompts(prompt, negative)
     size = sizes.parse_resolution(res) if res is not None else None
     sizes.check_settings(frames, steps, guidance, shift)  # before torch is even imported
     if seed is not None and not 0 <= seed <= MAX_SEED:
         raise UsageError(f"--seed {seed}: must be 0 to {MAX_SEED}", hint="leave --seed out for a random one")
     seed = secrets.randbelow(2**31) if seed is None else seed
-    output = Path(default_name(prompt, seed)) if output is None else expand(output)
+    may_replace = output is not None and not no_clobber
+    output = choose_name(prompt, seed) if output is None else expand(output)
     with timings.phase("load"):  # importing torch and the libraries around it is part of the wait
         from fpsgen.video import check_path
 
-        check_path(output)  # before torch, which takes seconds
+        if no_clobber and output.exists():
+            raise UsageError(f"{output} is there, and --no-clobber keeps it", hint="choose another name with -o")
+        check_path(output, size)  # before torch, which takes seconds
         from fpsgen.presets import shipped
 
         named = None if preset is None or preset in shipped.GRADES else shipped.find(preset)
         if preset and output.exists() and (given := Path(preset).expanduser()).exists() and output.samefile(given):
             raise UsageError(f"{output} is the preset: the video would replace it", hint="choose another -o")
+        if output.exists():
+            out.note(f"{output} is there: the new video will replace it")
         from fpsgen import memory, pipeline
 
         memory.settle()
         target = parse_device(device)
         chosen = open_model(model, size, target, out, timings)
     width, height, scale_to = fit(chosen, size, out)
+    if chosen.card and size is None:
+        scale_to = width * ENLARGED, height * ENLARGED
     settings = chosen.defaults.override(
         width=width, height=height, frames=frames, steps=steps, guidance=guidance, shift=shift, negative=negative
     )
@@ -122,8 +133,8 @@ def generate(
         named = shipped.of_grade(preset, chosen.family, settings.width, settings.height)
     chosen_preset = named or pipeline.default_preset(chosen, settings.width, settings.height, settings.frames, target)
     request = pipeline.Request(
-        prompt=prompt.strip(), seed=seed, output=output, scale_to=scale_to, solver=solver.value, grid=grid.value,
-        preset=chosen_preset,
+        prompt=prompt.strip(), seed=seed, output=output, scale_to=scale_to, may_replace=may_replace,
+        solver=solver.value, grid=grid.value, preset=chosen_preset,
         **dataclasses.asdict(settings),
     )  # fmt: skip
     if chosen.card and request.frames > chosen.defaults.frames:
@@ -135,11 +146,13 @@ def generate(
     text_precision = choose_text_dtype(dtype)
     # Closed here, not whenever it is collected: a failure while drawing must not leave an encoder running.
     with contextlib.closing(pipeline.generate(request, chosen, target, precision, text_precision, timings)) as events:
-        surprised = draw(events, out)
+        surprised, written = draw(events, out)
     told = pipeline.describe(request, chosen, target, precision, text_precision)
     out.table(timing_table(timings, target, (chosen_preset.name, preset_remark(request, told["attention"], surprised))))
     out.detail("seconds per step: " + " ".join(f"{seconds:.2f}" for seconds in timings.steps))
-    out.result(str(output), {"output": str(output), **told, "timings": timings.as_dict()})
+    if written != output:
+        out.note(f"{output} was taken when the video was complete, which is now in {written}")
+    out.result(str(written), {"output": as_text(str(written)), **told, "timings": timings.as_dict()})
 
 
 def open_model(
@@ -187,18 +200,23 @@ def fit(model: Model, size: tuple[int, int] | None, out: Output) -> tuple[int, i
     return *own, size
 
 
+def choose_name(prompt: str, seed: int) -> Path:
+    """`default_name`, or with -2, -3 and so on where there is such a file: that of another prompt or other settings."""
+    return next(path for path in files.numbered(Path(default_name(prompt, seed))) if not os.path.lexists(path))
+
+
 def default_name(prompt: str, seed: int) -> str:
     """A file name that says what is inside."""
     words = re.sub(r"\W+", "-", prompt.lower()).strip("-")
     words = words.encode()[:60].decode(errors="ignore").rstrip("-")  # file systems count bytes
-    return f"{words or 'video'}-{seed}.mp4"
+    return os.fsdecode(f"{words or 'video'}-{seed}.mp4".encode())  # names are UTF-8, whatever the locale
 
 
-def draw(events: Iterator[Event], out: Output) -> bool:
-    """Show the pipeline's events as they come; whether the preset's measurement is of something else."""
+def draw(events: Iterator[Event], out: Output) -> tuple[bool, Path]:
+    """Show the pipeline's events as they come; whether the preset's measurement is of something else, and the video."""
     from fpsgen import pipeline
 
-    surprised = False
+    surprised, written = False, Path()
     with out.progress() as progress:
         task = progress.add_task("load", total=None, rate="")
         for event in events:
@@ -217,9 +235,11 @@ def draw(events: Iterator[Event], out: Output) -> bool:
             elif isinstance(event, pipeline.Branches):
                 how = "in one batch" if event.together else "one after the other"
                 out.detail(f"guidance branches run {how}")
+            elif isinstance(event, pipeline.Written):
+                written = event.path
             elif isinstance(event, pipeline.Notice):
                 (out.detail if event.detail else out.note)(event.text)
-    return surprised
+    return surprised, written
 
 
 def preset_remark(request: Request, ran: dict, surprised: bool) -> str:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
+import contextlib
+import locale
+import os
 import sys
 from collections import Counter
 from pathlib import Path
@@ -13,10 +17,21 @@ MAX_PROMPT = 5000  # characters
 MAX_PROMPTS = 1000
 
 
+def as_text(argument: str) -> str:
+    """What somebody typed: UTF-8 wherever it can be, else what the locale says, which Python asks alone."""
+    try:
+        return os.fsencode(argument).decode()
+    except UnicodeError:
+        return argument
+
+
 def read_prompt() -> str:
     """What standard input holds, no more of it than a prompt may have."""
     try:
-        return sys.stdin.read(4 * MAX_PROMPT)
+        given = sys.stdin.buffer.read(4 * MAX_PROMPT + 4)
+        with contextlib.suppress(UnicodeDecodeError):
+            return codecs.getincrementaldecoder("utf-8-sig")().decode(given)  # which minds no letter cut in two
+        return given.decode(locale.getencoding())
     except (AttributeError, ValueError, OSError):  # none there, closed, or not text
         raise UsageError("standard input holds no text", hint='echo "a cat surfing" | fpsgen generate -') from None
 
@@ -26,6 +41,8 @@ def check_prompts(prompt: str, negative: str | None) -> None:
     if not prompt.strip():
         raise UsageError("the prompt is empty", hint='fpsgen generate "a cat surfing"')
     for name, text in (("prompt", prompt), ("negative prompt", negative or "")):
+        if any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise UsageError(f"the {name} is not UTF-8 text", hint="type it anew, or save its file as UTF-8")
         if len(text) > MAX_PROMPT:
             raise UsageError(
                 f"the {name} has {len(text)} characters; at most {MAX_PROMPT} are taken",

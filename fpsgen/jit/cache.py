@@ -6,6 +6,7 @@ holds the cubin and what is known of it, its own hash included, so that a file t
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import errno
 import hashlib
@@ -25,7 +26,7 @@ try:
 except ModuleNotFoundError:  # on Windows two processes may both compile, and one rename wins
     fcntl = None  # type: ignore[assignment]
 
-from fpsgen import assets
+from fpsgen import assets, files
 from fpsgen.errors import UsageError
 from fpsgen.jit import nvrtc
 
@@ -117,7 +118,7 @@ def build(kernel: Kernel, within: Path | None = None) -> Built:
         compiled = compiled or compile_checked(name, source, headers, options)
         why = f"{within} cannot be used ({fault.strerror or fault})"
         try:
-            made = publish(name, options, Path(_private_folder().name) / place.name, compiled)
+            made = publish(name, options, _private_folder() / place.name, compiled)
         except OSError as again:
             hint = "make room, or let FPSGEN_CACHE_DIR name another folder"
             raise UsageError(f"{why}, nor can {tempfile.gettempdir()} ({again.strerror or again})", hint) from None
@@ -311,6 +312,8 @@ _PRIVATE: dict[Path, Built] = {}
 
 
 @cache
-def _private_folder() -> tempfile.TemporaryDirectory:
+def _private_folder() -> Path:
     """A folder that goes when this process ends."""
-    return tempfile.TemporaryDirectory(prefix="fpsgen-kernels-")
+    held = contextlib.ExitStack()
+    atexit.register(held.close)
+    return held.enter_context(files.temporary_folder("kernels"))

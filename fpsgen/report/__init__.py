@@ -77,17 +77,16 @@ def check_path(path: Path) -> None:
 
 
 def _write(contents: dict[Path, bytes]) -> None:
-    """Write all under hidden names, then rename, in order: a full disk is noticed before the first has its name."""
-    partial = {path: files.beside(path) for path in contents}
+    """Write all under hidden names, then rename, in order: a full disk is noticed before the first has its name. The
+    page comes last."""
+    page = list(contents)[-1]
     try:
-        for path, data in contents.items():
-            partial[path].write_bytes(data)
-        for path, written in partial.items():
-            written.replace(path.resolve())  # a link stays one
+        with contextlib.ExitStack() as hidden:
+            partial = {path: hidden.enter_context(files.beside(path)) for path in contents}
+            for path, data in contents.items():
+                partial[path].write_bytes(data)
+            for path, written in partial.items():
+                written.replace(path.resolve())  # a link stays one
     except OSError as fault:
-        message = f"the report {files.shortened(path)} could not be written: {fault.strerror or fault}"
-        raise RenderError(message, hint="is there room on the disk?") from None
-    finally:
-        for written in partial.values():
-            with contextlib.suppress(OSError):  # the disk's first complaint is the one to hear
-                written.unlink(missing_ok=True)
+        message = f"the report {files.shortened(page)} could not be written: {fault.strerror or fault}"
+        raise RenderError(message, hint="make room on the disk" if files.is_full(fault) else None) from None

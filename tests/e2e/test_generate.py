@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import imageio_ffmpeg
 import numpy as np
@@ -19,7 +20,7 @@ from fpsgen.cli import app
 from fpsgen.cli.options import Dtype, choose_dtype, parse_device
 from fpsgen.wan import sizes
 from tests.tools.cli import Runner, invoke
-from tests.tools.videos import read
+from tests.tools.videos import metadata, read
 
 
 def test_same_seed_same_video_other_seed_other_video(run: Runner) -> None:
@@ -96,6 +97,7 @@ def test_report_and_phases(run: Runner) -> None:
     assert report["prompt"] == "a cat surfing"
     assert report["seed"] == 11
     assert report["device"] == "cpu"
+    assert report["threads"] == torch.get_num_threads()
     timings = report["timings"]
     phases = sum(timings[name] for name in ("load", "text", "denoise", "decode", "encode"))
     assert phases <= timings["total"] + 0.01
@@ -138,7 +140,7 @@ def test_bare_command_uses_the_pocket_and_names_the_file(pocket: Path) -> None:
     (path,) = pocket.iterdir()
     assert path.name.startswith("a-cat-surfing-")
     meta, frames = read(path)
-    assert meta["size"] == (96, 64)
+    assert meta["size"] == (384, 256)
     assert len(frames) == 9
 
 
@@ -153,6 +155,53 @@ def test_pocket_renders_its_own_size_and_scales_up(pocket: Path) -> None:
     assert "renders 96x64" in result.stderr
     assert "scaled to 1280x720" in result.stderr
     assert read("cat.mp4")[0]["size"] == (1280, 720)
+
+
+def test_the_pockets_file_is_four_times_its_size_unless_a_size_is_asked_for(pocket: Path) -> None:
+    enlarged = invoke("a cat", "--model", "pocket", "--json", "-o", "large.mp4")
+    assert read("large.mp4")[0]["size"] == (384, 256)
+    assert json.loads(enlarged.stdout)["scale_to"] == [384, 256]
+    bare = invoke("a cat", "--model", "pocket", "--res", "96x64", "--json", "-o", "bare.mp4")
+    assert read("bare.mp4")[0]["size"] == (96, 64)
+    assert json.loads(bare.stdout)["scale_to"] is None
+    assert "scaled" not in enlarged.stderr + bare.stderr
+
+
+def test_without_a_name_nothing_is_replaced(pocket: Path) -> None:
+    names = [json.loads(invoke("A cat!", "--seed", 1, "--json").stdout)["output"] for _ in range(3)]
+    assert names == ["a-cat-1.mp4", "a-cat-1-2.mp4", "a-cat-1-3.mp4"]
+    assert len({(pocket / name).stat().st_ino for name in names}) == 3
+
+
+def test_a_named_video_is_replaced_and_that_is_said(pocket: Path) -> None:
+    quiet, told = (invoke("a cat", "--model", "pocket", "--seed", seed, "-o", "a.mp4") for seed in (1, 2))
+    assert "replace" not in quiet.stderr
+    assert "note: a.mp4 is there: the new video will replace it" in told.stderr
+    assert metadata(pocket / "a.mp4")["seed"] == 2
+
+
+def test_no_clobber_keeps_what_is_there(pocket: Path, loads: list[str]) -> None:
+    (pocket / "a.mp4").write_bytes(b"older")
+    result = invoke("a cat", "--model", "pocket", "--no-clobber", "-o", "a.mp4")
+    assert result.exit_code == 2
+    assert "a.mp4 is there, and --no-clobber keeps it" in result.stderr
+    assert (pocket / "a.mp4").read_bytes() == b"older"
+    assert loads == []
+
+
+def test_no_clobber_keeps_what_appears_meanwhile(pocket: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    decode = pipeline.decode
+
+    def late(*args: Any) -> Any:
+        (pocket / "a.mp4").write_bytes(b"another's")
+        yield from decode(*args)
+
+    monkeypatch.setattr(pipeline, "decode", late)
+    result = invoke("a cat", "--model", "pocket", "--no-clobber", "-o", "a.mp4")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.strip() == "a-2.mp4"
+    assert (pocket / "a.mp4").read_bytes() == b"another's"
+    assert len(read("a-2.mp4")[1]) == 9
 
 
 def test_pocket_names_the_words_it_does_not_know(pocket: Path) -> None:

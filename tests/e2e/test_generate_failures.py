@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from fpsgen import pipeline
 from fpsgen.cli import app
 from tests.tools.cli import Runner, invoke
-from tests.tools.videos import read
+from tests.tools.videos import fake_ffmpeg, read
 
 
 def test_device_is_checked(run: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,7 +124,7 @@ def test_interruption_leaves_nothing(run: Runner, monkeypatch: pytest.MonkeyPatc
         (["-o", "~nobody-of-that-name/clip.mp4"], "no such user", "another place"),
         (["-o", "two words/clip.mp4"], "does not exist", "mkdir -p 'two words'"),
         (["--seed", "-1"], "must be 0 to", "leave --seed out"),
-        (["-o", "clip.avi"], "no video name", ".mp4, .webm, .gif"),
+        (["-o", "clip.avi"], 'cannot tell the video format from "clip.avi"', "use .mp4, .webm or .gif"),
         (["-o", "nowhere/clip.mp4"], "does not exist", "mkdir -p nowhere"),
         (["--device", "tpu9"], "no device", "cpu, cuda"),
     ],
@@ -208,6 +208,34 @@ def test_a_finished_video_is_never_thrown_away(run: Runner, tmp_path: Path, monk
     (kept,) = (p for p in tmp_path.iterdir() if p.is_file())
     assert str(kept) in "".join(result.stderr.splitlines())
     assert len(read(kept)[1]) == 1
+
+
+def test_an_ffmpeg_that_cannot_encode_ends_it_before_a_model_is_looked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", fake_ffmpeg(tmp_path, "echo 'no libx264' >&2; exit 1"))
+    monkeypatch.setattr("fpsgen.wan.models.find", lambda name: pytest.fail("a model was looked for"))
+    result = invoke("cat", "--model", "any", "-o", tmp_path / "a.mp4")
+    assert result.exit_code == 2
+    assert "cannot be used to write .mp4 videos here: no libx264" in " ".join(result.stderr.split())
+
+
+def test_a_failing_comment_costs_no_video(run: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = 'case "$*" in *ffmetadata*) echo "bad luck" >&2; exit 1;; esac; exec "$FFMPEG" "$@"'
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", fake_ffmpeg(tmp_path, script))
+    result = invoke(
+        "cat", "--model", run.folder, "--res", "32x32", "--frames", 1, "--steps", 1, "-o", tmp_path / "a.mp4"
+    )
+    assert result.exit_code == 0, result.output
+    assert "does not tell how it was made: bad luck" in " ".join(result.stderr.split())
+    assert (tmp_path / "a.mp4").exists()
+
+
+@pytest.mark.parametrize("prompt", ["caf\udce9", "a cat"])
+def test_a_prompt_that_is_no_text_is_refused(prompt: str) -> None:
+    result = invoke(prompt, "--negative", "\udce9")
+    assert result.exit_code == 2
+    assert "prompt is not UTF-8 text" in result.stderr
 
 
 @pytest.mark.parametrize(

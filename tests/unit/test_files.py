@@ -1,6 +1,11 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -22,3 +27,57 @@ def test_what_may_never_end_is_refused_at_once(kind: str, tmp_path: Path) -> Non
         os.mkfifo(path)
     with pytest.raises(OSError, match="regular file"):
         files.open_regular(path)
+
+
+LEAVES = """
+import os, sys
+from pathlib import Path
+from fpsgen import files
+with files.beside(Path("v.mp4")) as partial, files.temporary_folder("bench") as folder:
+    partial.write_bytes(b"half a video")
+    (folder / "clip.mp4").write_bytes(b"half a clip")
+    os.kill(os.getpid(), 9)
+"""
+
+
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder for temporary files of this test alone."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setenv("TMPDIR", str(folder))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    return folder
+
+
+def test_what_a_killed_run_left_goes_with_the_next(tmp_path: Path, temporary: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (temporary / "fpsgen-bench-mine").mkdir()  # of no run, only called so
+    ended = subprocess.run([sys.executable, "-c", LEAVES], cwd=out, env=os.environ | {"PYTHONPATH": os.getcwd()})
+    assert ended.returncode == -signal.SIGKILL
+    assert len(list(out.iterdir())) == 1
+    assert len(list(temporary.iterdir())) == 2
+    files.check_writable(out / "next.mp4")
+    assert list(out.iterdir()) == []
+    assert [path.name for path in temporary.iterdir()] == ["fpsgen-bench-mine"]
+
+
+def test_what_a_living_run_writes_stays(tmp_path: Path, temporary: Path) -> None:
+    with files.beside(tmp_path / "v.mp4") as partial, files.temporary_folder("bench") as folder:
+        partial.write_bytes(b"half a video")
+        files.check_writable(tmp_path / "other.mp4")
+        assert partial.read_bytes() == b"half a video"
+        assert folder.is_dir()
+    assert not partial.exists()
+    assert list(temporary.iterdir()) == []
+
+
+@pytest.mark.parametrize(("days", "stays"), [(0.5, True), (1.5, False)])
+def test_what_another_machine_left_goes_when_it_is_old(tmp_path: Path, days: float, stays: bool) -> None:
+    """Its locks may not be seen here."""
+    left = tmp_path / ".fpsgen-012345-0123456789ab.mp4"
+    left.write_bytes(b"half a video")
+    os.utime(left, (time.time() - days * 86400,) * 2)
+    files.check_writable(tmp_path / "v.mp4")
+    assert left.exists() == stays

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
-import imageio_ffmpeg
 import numpy as np
 import pytest
 
-from fpsgen.errors import RenderError, UsageError
+from fpsgen.errors import RenderError, Stopped, UsageError
 from fpsgen.video import VideoWriter, check_path
-from tests.tools.videos import metadata, read
+from tests.tools.videos import fake_ffmpeg, metadata, read, said, yuv
 
 
 def frames(count: int = 9, height: int = 64, width: int = 96) -> np.ndarray:
@@ -80,13 +86,260 @@ def test_an_abandoned_video_leaves_nothing(tmp_path: Path) -> None:
     assert (tmp_path / "v.mp4").read_bytes() == b"older"
 
 
-def test_lost_frames_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(imageio_ffmpeg, "count_frames_and_secs", lambda path: (1, 0.1))
+PATCHES = np.array([(200, 40, 40), (40, 160, 60), (224, 172, 140), (40, 60, 200), (255, 255, 255), (0, 0, 0)])
+# ITU-R BT.709-6 and BT.601-7: the shares of red, green and blue in the luma.
+LUMA = {"bt709": (0.2126, 0.7152, 0.0722), "smpte170m": (0.299, 0.587, 0.114)}
+
+
+def shown(stored: np.ndarray, matrix: str) -> np.ndarray:
+    """RGB of limited-range YUV [..., 3], by the standard's formula."""
+    red, green, blue = LUMA[matrix]
+    y, cb, cr = (stored[..., 0] - 16) / 219, (stored[..., 1] - 128) / 224, (stored[..., 2] - 128) / 224
+    r, b = y + 2 * (1 - red) * cr, y + 2 * (1 - blue) * cb
+    return 255 * np.stack([r, (y - red * r - blue * b) / green, b], -1).clip(0, 1)
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".webm"])
+@pytest.mark.parametrize(
+    ("size", "scale_to", "matrix"),
+    [
+        ((1280, 720), None, "bt709"),
+        ((832, 480), None, "smpte170m"),
+        ((480, 720), None, "bt709"),  # a portrait's rows are its long side
+        ((96, 64), (1280, 546), "bt709"),  # the file's size counts; bars at its sides
+        ((192, 64), (606, 202), "smpte170m"),
+    ],
+    ids=str,
+)
+def test_colours_are_those_that_the_file_says(
+    tmp_path: Path, suffix: str, size: tuple[int, int], scale_to: tuple[int, int] | None, matrix: str
+) -> None:
+    """Patches, decoded without ffmpeg's own conversion, by the matrix that is tagged, are within 2 levels: one for
+    8 bits of YUV, which are coarser than RGB's, one for the encoder."""
+    path, (width, height) = tmp_path / f"v{suffix}", size
+    frame = PATCHES.astype(np.uint8).repeat(width // len(PATCHES), axis=0)
+    frame = np.broadcast_to(frame, (2, height, *frame.shape))
+    frame = np.pad(frame, ((0, 0), (0, 0), (0, width - frame.shape[2]), (0, 0)))
+    with VideoWriter(path, size, fps=16, scale_to=scale_to) as writer:
+        writer.write(frame)
+        assert writer.finish({"kept": "through the copy that tells"}) is None
+    assert re.search(rf"yuv420p\(tv, {matrix}[,)]", said(path))  # matrix, primaries and transfer, where all are one
+    out = scale_to or size
+    scale = min(out[0] / width, out[1] / height) if scale_to else 1
+    middles = (np.arange(len(PATCHES)) + 0.5) * (width // len(PATCHES)) * scale + (out[0] - width * scale) / 2
+    got = shown(yuv(path, out)[out[1] // 2, middles.astype(int)], matrix)
+    assert np.abs(got - PATCHES).max() <= 2
+
+
+@pytest.mark.parametrize("told", [None, {"seed": 7}])
+def test_an_mp4_begins_with_its_index(tmp_path: Path, told: dict | None) -> None:
     with VideoWriter(tmp_path / "v.mp4", (96, 64), fps=16) as writer:
         writer.write(frames(2))
-        with pytest.raises(RenderError, match="1 of 2"):
+        writer.finish(told)
+    content = (tmp_path / "v.mp4").read_bytes()
+    assert 0 < content.find(b"moov") < content.find(b"mdat")
+
+
+def test_text_does_not_depend_on_the_locale(tmp_path: Path) -> None:
+    """A Python that takes all text for ASCII: prompt, name and metadata are UTF-8 nevertheless, torch or not."""
+    code = (
+        "import sys, numpy as np\n"
+        "from pathlib import Path\n"
+        "from fpsgen.cli.generate import default_name\n"
+        "from fpsgen.cli.prompts import as_text\n"
+        "from fpsgen.video import VideoWriter, check_path\n"
+        "prompt = as_text(sys.argv[1])\n"
+        "path = Path(default_name(prompt, 1))\n"
+        "check_path(path)\n"
+        "with VideoWriter(path, (32, 32), 16) as writer:\n"
+        "    writer.write(np.zeros((1, 32, 32, 3), np.uint8))\n"
+        "    fault = writer.finish({'prompt': prompt, 'half': sys.argv[2]})\n"
+        "assert fault is None, fault\n"
+        "assert sys.getfilesystemencoding() == 'ascii'\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONPATH": os.getcwd()}
+    command = [sys.executable, "-c", code, "猫 сёрф", b"\xff"]
+    subprocess.run(command, check=True, cwd=tmp_path, env=os.environ | locale)
+    (path,) = tmp_path.iterdir()
+    assert path.name == "猫-сёрф-1.mp4"
+    assert metadata(path) == {"prompt": "猫 сёрф", "half": "\udcff"}
+
+
+def test_metadata_of_any_length_are_stored(tmp_path: Path) -> None:
+    """Longer than what a program can be given as an argument, 128 KiB on Linux."""
+    told = {"steps": ["猫=1;#\\\n"] * 30_000}
+    with VideoWriter(tmp_path / "v.mp4", (32, 32), fps=16) as writer:
+        writer.write(frames(1, 32, 32))
+        assert writer.finish(told) is None
+    assert metadata(tmp_path / "v.mp4") == told
+
+
+def test_a_video_without_its_comment_is_kept_and_the_reason_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = (
+        'case "$*" in *ffmetadata*) echo "Unknown input format: ffmetadata" >&2; exit 1;; esac; exec "$FFMPEG" "$@"'
+    )
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", fake_ffmpeg(tmp_path, script))
+    (tmp_path / "out").mkdir()
+    with VideoWriter(tmp_path / "out" / "v.mp4", (96, 64), fps=16) as writer:
+        writer.write(frames(2))
+        assert writer.finish({"seed": 1}) == "Unknown input format: ffmetadata"
+    monkeypatch.undo()
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["v.mp4"]
+    assert len(read(tmp_path / "out" / "v.mp4")[1]) == 2
+
+
+def test_whoever_stops_a_complete_video_keeps_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fpsgen.ffmpeg.run", stopped)
+    with VideoWriter(tmp_path / "v.mp4", (96, 64), fps=16) as writer:
+        writer.write(frames(2))
+        with pytest.raises(Stopped, match=r"v\.mp4 is complete"):
+            writer.finish({"seed": 1})
+    assert [path.name for path in tmp_path.iterdir()] == ["v.mp4"]
+    assert len(read(tmp_path / "v.mp4")[1]) == 2
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".webm", ".gif"])
+def test_a_replaced_video_keeps_its_mode(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"v{suffix}"
+    path.write_bytes(b"private")
+    path.chmod(0o600)
+    with VideoWriter(path, (96, 64), fps=16) as writer:
+        (partial,) = (file for file in tmp_path.iterdir() if file != path)
+        assert partial.stat().st_mode & 0o777 == 0o600  # not even for a moment
+        writer.write(frames())
+        writer.finish({"seed": 1})
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert len(read(path)[1]) == 9
+
+
+def test_two_that_must_replace_nothing_have_one_name_in_mind(tmp_path: Path) -> None:
+    path = tmp_path / "v.mp4"
+    with (
+        VideoWriter(path, (96, 64), fps=16, replace=False) as first,
+        VideoWriter(path, (96, 64), fps=16, replace=False) as second,
+    ):
+        for count, writer in enumerate((first, second), 1):
+            writer.write(frames(count))
+        second.finish({"count": 2})
+        first.finish({"count": 1})
+    assert (second.path, first.path) == (path, tmp_path / "v-2.mp4")
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["v-2.mp4", "v.mp4"]
+    assert [metadata(file)["count"] for file in (path, first.path)] == [2, 1]
+
+
+def test_a_folder_that_was_removed_meanwhile_is_made_again(tmp_path: Path) -> None:
+    with VideoWriter(tmp_path / "gone" / "v.mp4", (96, 64), fps=16) as writer:
+        writer.write(frames(2))
+        writer.finish()
+    assert len(read(tmp_path / "gone" / "v.mp4")[1]) == 2
+
+
+def test_a_folder_that_goes_while_frames_come_is_told_as_gone(tmp_path: Path) -> None:
+    with VideoWriter(tmp_path / "gone" / "v.mp4", (96, 64), fps=16) as writer:
+        writer.write(frames(2))
+        shutil.rmtree(tmp_path / "gone")
+        with pytest.raises(RenderError, match="its folder is gone"):
             writer.finish()
+
+
+@pytest.mark.parametrize(
+    ("script", "says", "hint"),
+    [
+        (
+            "echo 'error while loading shared libraries: libx.so' >&2; exit 127",
+            "shared libraries",
+            "IMAGEIO_FFMPEG_EXE",
+        ),
+        ('case "$*" in *libx264*) echo "Unknown encoder \'libx264\'" >&2; exit 8;; esac', "libx264", "unset it"),
+        ("cat >/dev/null", "it wrote nothing", "unset it"),
+        ("kill -9 $$", "signal 9 ended it", "unset it"),
+        ("exec sleep 1000", "did nothing for 1 seconds", "unset it"),
+        ("sleep 1000 & wait", "did nothing for 1 seconds", "unset it"),  # and its child has the pipe, too
+        (
+            "echo '[out#0 @ 0x5] Error writing trailer: No space left on device' >&2; exit 228",
+            "the disk is full",
+            "room",
+        ),
+    ],
+)
+def test_an_ffmpeg_that_cannot_encode_is_told_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, says: str, hint: str
+) -> None:
+    monkeypatch.setattr("fpsgen.video._TRIAL_SECONDS", 1)
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", fake_ffmpeg(tmp_path, script))
+    (tmp_path / "out").mkdir()
+    with pytest.raises(UsageError, match=says) as refused:
+        check_path(tmp_path / "out" / "v.mp4")
+    assert hint in (refused.value.hint or "")
+    assert "0x5" not in str(refused.value)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".webm", ".gif"])
+def test_an_ffmpeg_that_can_is_not_refused(tmp_path: Path, suffix: str) -> None:
+    check_path(tmp_path / f"v{suffix}")
+    check_path(tmp_path / f"v{suffix}", (1280, 720))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_sides_that_a_format_cannot_have_are_told_before_any_work(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="ffmpeg cannot be used"):
+        check_path(tmp_path / "v.mp4", (641, 384))
+
+
+@pytest.mark.parametrize(
+    ("script", "says", "hint"),
+    [
+        ("head -c 20000 >/dev/null; echo 'Conversion failed: bad luck.' >&2; exit 1", "bad luck", None),
+        ("head -c 20000 >/dev/null; kill -9 $$", "signal 9 ended it", None),
+        ("head -c 20000 >/dev/null; exec sleep 1000", "did nothing for 1 seconds", None),
+        ("cat >/dev/null; exec sleep 1000", "did nothing for 1 seconds", None),
+        (
+            "head -c 20000 >/dev/null; echo 'Error: No space left on device' >&2; exit 1",
+            "the disk is full",
+            "make room",
+        ),
+    ],
+)
+def test_an_ffmpeg_that_dies_or_hangs_while_it_runs_ends_in_its_own_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, says: str, hint: str | None
+) -> None:
+    monkeypatch.setattr("fpsgen.ffmpeg.PATIENCE", 1)
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", fake_ffmpeg(tmp_path, script))
+    (tmp_path / "out").mkdir()
+
+    def make() -> None:
+        with VideoWriter(tmp_path / "out" / "v.mp4", (96, 64), fps=16) as writer:
+            writer.write(frames(20))
+            writer.finish()
+
+    with pytest.raises(RenderError, match=says) as ended:
+        make()
+    assert (ended.value.hint or "").startswith(hint or "")
+    assert "room" not in (ended.value.hint or "") or hint
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_signal_that_comes_while_ffmpeg_starts_is_heard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started = []
+
+    def interrupted(*args: Any, real: type = subprocess.Popen, **more: Any) -> Any:
+        started.append(real(*args, **more))
+        signal.raise_signal(signal.SIGINT)
+        return started[-1]
+
+    monkeypatch.setattr(subprocess, "Popen", interrupted)
+    with pytest.raises(KeyboardInterrupt), VideoWriter(tmp_path / "v.mp4", (96, 64), fps=16):
+        pass
+    assert started[0].wait(10) == -signal.SIGKILL
+    assert list(tmp_path.iterdir()) == []
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 @pytest.mark.parametrize("name", ["v.avi", "v", "absent/v.mp4"])
