@@ -17,6 +17,7 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 RAGGED = TileGrid((5, 6, 7), (2, 2, 3))  # 3 x 3 x 3 tiles, short ones along T and W
 WHOLE = TileGrid((3, 10, 16), (3, 5, 8))  # tiles of 120
 SLIDING = TileGrid((7, 6, 10), (2, 2, 2))  # 4 x 3 x 5: windows of 3 move along T and W
+LONG = TileGrid((3, 9, 13), (3, 1, 2))  # 1 x 9 x 7: windows of 5 and 7 move, too; the last along W is ragged
 PER_HEAD = ((1, 3, 3), None, (3, 1, 1))
 
 
@@ -80,6 +81,7 @@ def test_reference_of_a_full_window_is_sdpa(grid: Shape3) -> None:
     [
         *((RAGGED, window) for window in ((1, 1, 1), (3, 1, 1), (1, 3, 1), (1, 1, 3), (1, 3, 3))),
         *((SLIDING, window) for window in ((3, 1, 3), (1, 3, 3), (4, 1, 3), (3, 3, 5), (1, 1, 1))),
+        *((LONG, window) for window in ((1, 5, 3), (1, 3, 5), (1, 7, 5))),
     ],
     ids=str,
 )

@@ -55,7 +55,8 @@ def check_order(tiles: TileGrid) -> None:
 
 
 def check_window(tiles: TileGrid, window: Shape3) -> None:
-    """Every query tile sees `window` tiles, itself among them, in one ascending list; density is what the lists say."""
+    """Every query tile sees the `window` of tiles around its clamped centre, in one ascending list; density is what the
+    lists say."""
     assert tiles.fit(window) == (None if window == tiles.counts else window)
     lists = key_lists.__wrapped__(tiles, window)
     cols = lists.cols.view(-1, math.prod(window))  # so every list has its full length, at a border, too
@@ -66,7 +67,14 @@ def check_window(tiles: TileGrid, window: Shape3) -> None:
     assert len(lists.list_of.bincount(minlength=len(cols))) == len(cols)
     assert bool((lists.list_of.bincount() > 0).all())  # no list that nobody has
     own = cols[lists.list_of]
-    assert bool((own == torch.arange(len(tiles.valid))[:, None]).any(1).all())
+    # All entries of a list differ, and it has as many as the window has tiles: so it is enough that none lies too far.
+    numbers = torch.arange(len(tiles.valid))
+    places = zip(torch.unravel_index(numbers, tiles.counts), torch.unravel_index(own, tiles.counts), strict=True)
+    for (query, keys), length, count in zip(places, window, tiles.counts, strict=True):
+        if length < count:  # else the whole axis is seen
+            half = (length - 1) // 2
+            centre = query.clamp(half, count - 1 - half)
+            assert bool(((keys - centre[:, None]).abs() <= half).all())
     pairs = int((tiles.valid * tiles.valid[own].sum(1)).sum())
     assert tiles.density(window) == pytest.approx(pairs / tiles.tokens**2, rel=1e-12)  # two ways to add integers
 
@@ -121,11 +129,29 @@ def test_windows_of_every_size() -> None:
         check_window(tiles, window)
 
 
-def test_windows_slide_and_stop_at_the_border() -> None:
-    """Along an axis of 5 tiles, a window of 3: by hand."""
-    lists = key_lists(TileGrid((1, 1, 5), (1, 1, 1)), (1, 1, 3))
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize(
+    ("count", "length", "firsts"),
+    [
+        (5, 1, [0, 1, 2, 3, 4]),
+        (5, 3, [0, 0, 1, 2, 2]),
+        (5, 5, [0, 0, 0, 0, 0]),
+        (6, 3, [0, 0, 1, 2, 3, 3]),
+        (6, 5, [0, 0, 0, 1, 1, 1]),
+        (6, 6, [0, 0, 0, 0, 0, 0]),
+        (9, 5, [0, 0, 0, 1, 2, 3, 4, 4, 4]),
+        (9, 7, [0, 0, 0, 0, 1, 2, 2, 2, 2]),
+    ],
+)
+def test_windows_slide_and_stop_at_the_border(axis: int, count: int, length: int, firsts: list[int]) -> None:
+    """By hand, along one axis: where the window around each tile begins, the last tile being ragged."""
+    grid, window = [1, 1, 1], [1, 1, 1]
+    grid[axis], window[axis] = 2 * count - 1, length
+    tile = [1, 1, 1]
+    tile[axis] = 2
+    lists = key_lists(TileGrid(tuple(grid), tuple(tile)), tuple(window))  # type: ignore[arg-type]
     seen = [lists.split()[i].tolist() for i in lists.list_of.tolist()]
-    assert seen == [[0, 1, 2], [0, 1, 2], [1, 2, 3], [2, 3, 4], [2, 3, 4]]
+    assert seen == [list(range(first, first + length)) for first in firsts]
 
 
 def test_an_even_window_spans_its_axis_or_is_refused() -> None:
@@ -143,6 +169,43 @@ def test_density_of_ragged_tiles_counts_tokens() -> None:
     assert TileGrid((1, 1, 5), (1, 1, 2)).density((1, 1, 1)) == pytest.approx(9 / 25)
 
 
+def seen_share(size: int, tile: int, length: int) -> float:
+    """The share of pairs of tokens along one axis that a window of `length` tiles keeps, pair by pair."""
+    count, half = math.ceil(size / tile), length // 2
+    pairs = 0
+    for query, key in itertools.product(range(size), repeat=2):
+        centre = min(max(query // tile, half), count - 1 - half)
+        pairs += length == count or abs(key // tile - centre) <= half
+    return pairs / size**2
+
+
+def test_density_is_the_share_of_pairs_of_tokens() -> None:
+    """Pair by pair: odd and even counts of tiles, ragged and whole, windows up to the grid."""
+    tiles = TileGrid((5, 12, 20), (2, 2, 3))  # 3 x 6 x 7 tiles, short ones along T and W
+    for window in windows(tiles):
+        axes = zip(tiles.grid, tiles.tile, window, strict=True)
+        assert tiles.density(window) == pytest.approx(math.prod(itertools.starmap(seen_share, axes)), rel=1e-12)
+
+
+@pytest.mark.parametrize("wanted", [1e-3, 0.01, 0.02, 0.06, 0.11, 0.2, 0.35, 0.5, 0.7, 0.95])
+def test_the_window_of_a_density_is_the_nearest_that_keeps_as_much(wanted: float) -> None:
+    """By search over all windows, with the distance that `window_of` states."""
+    tiles = TileGrid((5, 12, 20), (2, 2, 3))
+    far: dict[Shape3, float] = {}
+    for window in windows(tiles):
+        shares = list(itertools.starmap(seen_share, zip(tiles.grid, tiles.tile, window, strict=True)))
+        if math.prod(shares) >= wanted * (1 - 1e-9):
+            apart = [math.log(share) - math.log(wanted) / 3 for share in shares]
+            far[window] = 10 * (math.log(math.prod(shares)) - math.log(wanted)) ** 2 + sum(x**2 for x in apart)
+    found = tiles.window_of(wanted) or tiles.counts
+    assert far[found] == pytest.approx(min(far.values()), abs=1e-8)
+
+
+def test_the_window_of_a_density_has_a_like_share_of_each_axis() -> None:
+    """Others of the same density reach across one axis and hardly along another, such as 1 x 3 x 9."""
+    assert TileGrid((9, 9, 9), (1, 1, 1)).window_of(1 / 27) == (3, 3, 3)
+
+
 def test_lists_are_shared() -> None:
     """Plans of a schedule ask again and again."""
     first, again = (key_lists(TileGrid((7, 6, 10), (2, 2, 2)), (3, 3, 3)) for _ in range(2))
@@ -156,6 +219,12 @@ def test_wan_sizes_have_exact_covers_of_120_tokens() -> None:
         sizes = TileGrid(grid, default_tile(grid)).valid
         assert len(sizes) == count
         assert (sizes == 120).all()
+
+
+def test_of_tiles_that_pad_equally_the_first_is_taken() -> None:
+    """A preset of a window or a density means nothing without the tile: 640x640 is covered exactly by all four."""
+    assert default_tile((21, 40, 40)) == (3, 5, 8)
+    assert default_tile((21, 20, 52)) == (3, 10, 4)  # the other three pad it
 
 
 def test_the_largest_legal_size_has_an_order() -> None:
