@@ -68,9 +68,10 @@ class Request:
 
 @dataclass(frozen=True)
 class Phase:
-    """A phase begins: load, text, denoise or decode."""
+    """A phase begins: load, text, denoise or decode; what: is loaded."""
 
     name: str
+    what: str = ""
 
 
 @dataclass(frozen=True)
@@ -145,14 +146,14 @@ def generate(
     would not be a video of the prompt: no frame is written then. tolerant: latents that are not finite are no error,
     and taken for 0 where they are decoded.
     """
-    yield Phase("load")
+    yield Phase("load", "text encoder")
     with timings.phase("load"):
         plans = schedule(request, model)
         told = describe(request, model, device, dtype, text_dtype)
         memory.reset_peak(device)
     prompts = [request.prompt, request.negative] if request.guidance != 1 else [request.prompt]
     texts = yield from encode_prompts(prompts, model, device, text_dtype, timings)
-    yield Phase("load")
+    yield Phase("load", "transformer")
     with timings.phase("load"):
         transformer = load_transformer(model.checkpoint, device, dtype)
         weights = transformer.fingerprint()

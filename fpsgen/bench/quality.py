@@ -31,6 +31,7 @@ from fpsgen.journal import Journal
 from fpsgen.metrics import Pair
 from fpsgen.pipeline import Event, Notice, Request, Step
 from fpsgen.presets import BF16
+from fpsgen.seeds import next_seed
 from fpsgen.timing import Timings
 from fpsgen.video import VideoWriter
 from fpsgen.wan import vae as wan_vae
@@ -71,7 +72,7 @@ class Job:
     @cached_property
     def clips(self) -> list[Clip]:
         every = [prompt for prompt in self.prompts for _ in range(self.seeds)]
-        return [Clip(prompt, self.seed + number) for number, prompt in enumerate(every)]
+        return [Clip(prompt, next_seed(self.seed, number)) for number, prompt in enumerate(every)]
 
     @cached_property
     def outlines(self) -> dict[str, Outline]:

@@ -22,6 +22,7 @@ from fpsgen.calibrate.trajectory import Clip, Renderer
 from fpsgen.calibrate.verify import Checked, Checker
 from fpsgen.journal import Journal
 from fpsgen.presets import Measured, Plans, Preset, file
+from fpsgen.seeds import next_seed
 from fpsgen.timing import Timings
 from fpsgen.wan.load import load_transformer, load_vae
 from fpsgen.watcher import Watcher
@@ -101,7 +102,9 @@ def _encoded(job: Job, device: torch.device, dtype: torch.dtype, watcher: Watche
 
     events = pipeline.encode_prompts([*prompts, job.video.negative], job.model, device, dtype, Timings())
     *texts, negative = pipeline.finish(events, watch)
-    clips = [Clip(prompt, job.seed + i, text) for i, (prompt, text) in enumerate(zip(prompts, texts, strict=True))]
+    clips = [
+        Clip(prompt, next_seed(job.seed, i), text) for i, (prompt, text) in enumerate(zip(prompts, texts, strict=True))
+    ]
     return clips, negative
 
 

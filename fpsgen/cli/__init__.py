@@ -1,53 +1,41 @@
-"""The command line. Importing it imports no torch: each command fetches what it needs when it runs."""
+"""The command line. Importing it imports next to nothing: `main` listens to signals before anything else loads."""
 
 from __future__ import annotations
 
-import signal
-from typing import Annotated
+import sys
+from typing import Any
 
-import typer
-
-from fpsgen import __version__
-from fpsgen.cli import bench, calibrate, doctor, errors, generate, kernels, models, presets
-
-app = typer.Typer(
-    name="fpsgen",
-    help="Wan2.1 videos from a prompt: fast, and true to the model.",
-    epilog='Start with:  [bold]fpsgen generate "a cat surfing"[/bold]',
-    no_args_is_help=True,
-    rich_markup_mode="rich",
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-app.command("generate", epilog=generate.EXAMPLES, no_args_is_help=True)(generate.generate)
-app.command("calibrate", epilog=calibrate.EXAMPLES)(calibrate.calibrate)
-app.add_typer(bench.app, name="bench")
-app.add_typer(models.app, name="models")
-app.add_typer(presets.app, name="presets")
-app.add_typer(kernels.app, name="kernels")
-app.command("doctor")(doctor.doctor)
-
-
-def _version(wanted: bool) -> None:
-    if wanted:
-        typer.echo(f"fpsgen {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def root(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
-    ] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")] = False,
-) -> None:
-    errors.show_tracebacks = debug
+from fpsgen.cli import signals, streams
 
 
 def main() -> None:
-    """Entry point of the `fpsgen` script. A polite kill and a closed terminal clean up like Ctrl-C."""
-    for name in ("SIGTERM", "SIGHUP"):  # Windows has no SIGHUP; nohup has it ignored, and so it stays
-        number = getattr(signal, name, None)
-        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, signal.default_int_handler)
-    app()
+    """Entry point of the `fpsgen` script."""
+    signals.listen()
+    out = streams.guard()
+    code: Any = None
+    try:
+        from fpsgen.cli.root import app
+
+        app()
+    except SystemExit as end:
+        code = end.code
+    except BaseException as error:
+        if not signals.came():
+            raise
+        from fpsgen.cli import errors
+
+        code = errors.end(error, "--json" in sys.argv)  # while the rest was imported; in a command, it has said so
+    if out.fault and not isinstance(out.fault, BrokenPipeError):  # a reader who left wanted no more
+        from fpsgen.cli import errors
+
+        code = code or errors.end(errors.undelivered(out.fault), json=False)
+    signals.let_go()
+    sys.exit(code)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "app":  # all commands, for whoever runs them in a process of their own
+        from fpsgen.cli.root import app
+
+        return app
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -15,7 +15,6 @@ from rich.markup import escape
 from fpsgen import files
 from fpsgen.cli import bench_attention, bench_quality
 from fpsgen.cli.bench_tables import tables
-from fpsgen.cli.calibrate import check_seed
 from fpsgen.cli.errors import explained
 from fpsgen.cli.generate import fit, open_model
 from fpsgen.cli.options import (
@@ -44,6 +43,7 @@ from fpsgen.cli.output import Output
 from fpsgen.cli.prompts import as_text, check_prompts
 from fpsgen.cli.records import places, write
 from fpsgen.errors import Stopped, UsageError
+from fpsgen.seeds import check_seed
 from fpsgen.timing import Timings
 from fpsgen.wan import sizes
 

@@ -192,7 +192,7 @@ class Bar:
         self._progress.update(self._task, completed=done, total=total, rate="rounds")
 
     def ended(self, text: str) -> None:
-        self._out.error(text, hint="what was measured is in the record; give it more --seconds, or fewer values")
+        self._out.note(f"{text}; what was measured is in the record: give it more --seconds, or fewer values")
 
 
 def tell(out: Output, record: dict[str, Any], path: Path, page: Path, report: Path | None) -> None:

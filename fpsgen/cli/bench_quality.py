@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fpsgen import files
-from fpsgen.cli.calibrate import Bar, check_seed, settings_of
+from fpsgen.cli.calibrate import Bar, settings_of
 from fpsgen.cli.errors import explained
 from fpsgen.cli.generate import default_name, open_model
 from fpsgen.cli.options import (
@@ -38,6 +38,7 @@ from fpsgen.cli.prompts import read_prompts
 from fpsgen.cli.records import places, write
 from fpsgen.errors import Stopped, UsageError
 from fpsgen.report.words import asked, counted
+from fpsgen.seeds import check_seed
 from fpsgen.timing import Timings
 from fpsgen.wan import sizes
 

@@ -33,6 +33,7 @@ from fpsgen.cli.options import (
 from fpsgen.cli.output import Output, readable
 from fpsgen.cli.prompts import read_prompts
 from fpsgen.errors import FpsgenError, Stopped, UsageError
+from fpsgen.seeds import check_seed
 from fpsgen.wan import sizes
 
 if TYPE_CHECKING:
@@ -140,11 +141,6 @@ def calibrate(
             "stopped; what was measured is kept", hint=f"run the same command {how}: it goes on from there"
         ) from None
     tell(out, result, job, written)
-
-
-def check_seed(seed: int) -> None:
-    if not 0 <= seed < 2**62:
-        raise UsageError(f"--seed {seed}: must be 0 to {2**62 - 1}", hint="leave --seed out for 0")
 
 
 def budget_of(min_psnr: float | None, max_error: float | None, target_cost: float | None) -> Budget:

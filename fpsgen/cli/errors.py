@@ -2,59 +2,109 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import inspect
 import re
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import ParamSpec
 
 import typer
 
-from fpsgen.cli.output import Output
-from fpsgen.errors import FpsgenError
+from fpsgen.cli import signals, usage
+from fpsgen.cli.output import Output, hush
+from fpsgen.errors import FpsgenError, Stopped
+from fpsgen.printable import printable
 
 P = ParamSpec("P")
 
 show_tracebacks = False  # set by the root command's --debug
 
-INTERRUPTED = 130
+# What the system, a dynamic loader, torch on a CPU and torch on a card say; torch may not have been imported, so its
+# errors are known by name.
+_NO_MEMORY = ("DefaultCPUAllocator", "failed to map segment", "annot allocate memory", "std::bad_alloc")
 
 
 def explain(error: BaseException) -> tuple[str, str | None, int]:
     """Sentence, hint and exit code of anything that can end a command."""
     if isinstance(error, FpsgenError):
-        return str(error), error.hint, error.exit_code
-    if isinstance(error, (KeyboardInterrupt, typer.Abort)):  # an answer to a question may be Ctrl-C, too
-        return "stopped; nothing was written", None, INTERRUPTED
-    # torch may not have been imported, so its errors are known by name; on a CPU it raises a bare RuntimeError.
-    if (
-        isinstance(error, MemoryError)
-        or type(error).__name__ == "OutOfMemoryError"
-        or "DefaultCPUAllocator" in str(error)
-    ):
+        stopped = isinstance(error, Stopped) or signals.came()
+        return str(error), error.hint, signals.exit_code() if stopped else error.exit_code
+    # Whatever else is raised after a signal is what the signal broke, as half an import.
+    if isinstance(error, (KeyboardInterrupt, typer.Abort)) or signals.came():
+        return "stopped", None, signals.exit_code()
+    if isinstance(error, usage.Refusal):
+        return *usage.in_words(error), 2
+    causes = [error]
+    while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None and cause not in causes:
+        causes.append(cause)
+    if any(_lacks_memory(cause) for cause in causes):
+        if any(isinstance(cause, ImportError) or "failed to map" in str(cause) for cause in causes):
+            return "not enough memory to load the libraries", "end other programs, or raise the limit: ulimit -v", 1
         return "not enough memory", "try a smaller --res, fewer --frames or a smaller --model", 1
+    for cause in causes:
+        if isinstance(cause, ImportError) and not (cause.name or "").startswith("fpsgen"):
+            told = f"a library that fpsgen needs cannot be loaded: {_line(cause)}"
+            return told, "install fpsgen anew; fpsgen doctor says what is here", 1
     return (
-        f"something went wrong inside fpsgen: {type(error).__name__}: {str(error).partition(chr(10))[0]}",
+        f"something went wrong inside fpsgen: {type(error).__name__}: {_line(error)}",
         "fpsgen --debug … shows where; please report it with that output",
         1,
     )
 
 
+def _lacks_memory(error: BaseException) -> bool:
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return getattr(error, "errno", None) == errno.ENOMEM or any(words in str(error) for words in _NO_MEMORY)
+
+
+def _line(error: BaseException) -> str:
+    return printable(next(iter(str(error).strip().splitlines()), ""), 300)
+
+
+def undelivered(fault: Exception) -> FpsgenError:
+    """stdout could not take what was written there."""
+    why = getattr(fault, "strerror", None) or fault
+    return FpsgenError(
+        f"the result could not be written to standard output: {why}",
+        hint="send it elsewhere; files that the command has made are whole",
+    )
+
+
+def end(error: BaseException, json: bool) -> int:
+    """Say what ended a command; its exit code."""
+    if show_tracebacks:
+        traceback.print_exception(error)
+    message, hint, code = explain(error)
+    Output(json).error(message, hint, code)
+    return code
+
+
+@contextmanager
+def told(json: bool) -> Iterator[None]:
+    """What is run inside ends in a sentence instead of a traceback, with `json` in an object, too."""
+    try:
+        yield
+    except typer.Exit:
+        raise
+    except (Exception, KeyboardInterrupt) as error:
+        if type(error).__name__ == "NoArgsIsHelpError":  # the parser's word for a help screen
+            raise
+        raise typer.Exit(end(error, json)) from None
+    finally:
+        hush()
+
+
 def explained(command: Callable[P, None]) -> Callable[P, None]:
-    """Let a command end in a sentence instead of a traceback. Its `json` parameter chooses the form."""
+    """Let a command end as `told` has it. Its `json` parameter chooses the form."""
 
     @functools.wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
-        try:
+        with told(bool(kwargs.get("json"))):
             command(*args, **kwargs)
-        except typer.Exit:
-            raise
-        except (Exception, KeyboardInterrupt) as error:
-            if show_tracebacks:
-                raise
-            message, hint, code = explain(error)
-            Output(json=bool(kwargs.get("json"))).error(message, hint)
-            raise typer.Exit(code) from None
 
     # Typer keeps the lines of a paragraph apart, and a terminal breaks them once more.
     run.__doc__ = re.sub(r"(?<!\n)\n(?!\n)", " ", inspect.cleandoc(command.__doc__ or ""))

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fpsgen import files
+from fpsgen.cli import signals
 from fpsgen.cli.errors import explained
 from fpsgen.cli.options import (
     DeviceName,
@@ -28,6 +29,7 @@ from fpsgen.cli.options import (
     SolverName,
     Steps,
     Verbose,
+    check_device,
     choose_dtype,
     choose_text_dtype,
     expand,
@@ -35,7 +37,8 @@ from fpsgen.cli.options import (
 )
 from fpsgen.cli.output import Output
 from fpsgen.cli.prompts import as_text, check_prompts, read_prompt
-from fpsgen.errors import UsageError
+from fpsgen.errors import Stopped, UsageError
+from fpsgen.seeds import check_seed
 from fpsgen.timing import Timings
 from fpsgen.wan import sizes
 
@@ -57,7 +60,6 @@ fpsgen generate "a lighthouse in a storm" --model 14b --res 1280x720 --frames 49
 echo "a dog in the city" | fpsgen generate - --json
 """
 
-MAX_SEED = 2**63 - 1
 ENLARGED = 4  # the pocket's file, 640x384: its own 160x96 would be a stamp on a screen
 
 
@@ -100,17 +102,21 @@ def generate(
     check_prompts(prompt, negative)
     size = sizes.parse_resolution(res) if res is not None else None
     sizes.check_settings(frames, steps, guidance, shift)  # before torch is even imported
-    if seed is not None and not 0 <= seed <= MAX_SEED:
-        raise UsageError(f"--seed {seed}: must be 0 to {MAX_SEED}", hint="leave --seed out for a random one")
+    check_device(device)
+    if seed is not None:
+        check_seed(seed)
     seed = secrets.randbelow(2**31) if seed is None else seed
     may_replace = output is not None and not no_clobber
     output = choose_name(prompt, seed) if output is None else expand(output)
+    out.loading()
     with timings.phase("load"):  # importing torch and the libraries around it is part of the wait
+        # What needs no torch, which takes seconds, is refused before it.
         from fpsgen.video import check_path
 
         if no_clobber and output.exists():
             raise UsageError(f"{output} is there, and --no-clobber keeps it", hint="choose another name with -o")
-        check_path(output, size)  # before torch, which takes seconds
+        check_path(output, size)
+        named_model = find_model(model) if model is not None else None
         from fpsgen.presets import shipped
 
         named = None if preset is None or preset in shipped.GRADES else shipped.find(preset)
@@ -122,7 +128,7 @@ def generate(
 
         memory.settle()
         target = parse_device(device)
-        chosen = open_model(model, size, target, out, timings)
+        chosen = named_model or choose_model(size, target, out, timings)
     width, height, scale_to = fit(chosen, size, out)
     if chosen.card and size is None:
         scale_to = width * ENLARGED, height * ENLARGED
@@ -144,9 +150,17 @@ def generate(
     levels = f"{request.solver} on the {request.grid} grid, shift {request.shift:g}, guidance {request.guidance:g}"
     out.detail(f"{request.steps} steps of {levels}")
     text_precision = choose_text_dtype(dtype)
-    # Closed here, not whenever it is collected: a failure while drawing must not leave an encoder running.
-    with contextlib.closing(pipeline.generate(request, chosen, target, precision, text_precision, timings)) as events:
-        surprised, written = draw(events, out)
+    before = state(output)
+    try:
+        # Closed here, not whenever it is collected: a failure while drawing must not leave an encoder running.
+        events = pipeline.generate(request, chosen, target, precision, text_precision, timings)
+        with contextlib.closing(events):
+            surprised, written = draw(events, out)
+        signals.check()
+    except KeyboardInterrupt:
+        if state(output) == before:
+            raise Stopped("stopped; no video was written") from None
+        raise Stopped(f"stopped; the video was complete by then, in {output}") from None
     told = pipeline.describe(request, chosen, target, precision, text_precision)
     out.table(timing_table(timings, target, (chosen_preset.name, preset_remark(request, told["attention"], surprised))))
     out.detail("seconds per step: " + " ".join(f"{seconds:.2f}" for seconds in timings.steps))
@@ -159,16 +173,21 @@ def open_model(
     name: str | None, size: tuple[int, int] | None, device: torch.device, out: Output, timings: Timings
 ) -> Model:
     """The model that was named, or the default one for a size; its files are looked at."""
+    return find_model(name) if name is not None else choose_model(size, device, out, timings)
+
+
+def find_model(name: str) -> Model:
+    """The model that was named; its files are looked at."""
     from fpsgen.wan import load, models
 
-    chosen = models.find(name) if name is not None else choose_model(size, device, out, timings)
+    chosen = models.find(name)
     load.check(chosen.checkpoint)  # a file that does not fit is told now, not after the denoising
     return chosen
 
 
 def choose_model(size: tuple[int, int] | None, device: torch.device, out: Output, timings: Timings) -> Model:
     """The default model; where its weights are absent and somebody can be asked, fetched first."""
-    from fpsgen.wan import hub, models
+    from fpsgen.wan import hub, load, models
 
     cuda = device.type == "cuda"
     try:
@@ -182,9 +201,19 @@ def choose_model(size: tuple[int, int] | None, device: torch.device, out: Output
                 raise
             hub.pull(hub.plan(hub.repository_of(absent.key, "original")))
         chosen, surprise = models.choose(size, cuda)
+    load.check(chosen.checkpoint)
     if surprise:
         out.note(surprise)
     return chosen
+
+
+def state(path: Path) -> tuple[int, int] | None:
+    """What a file's name stands for, which a new file changes."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
 
 
 def fit(model: Model, size: tuple[int, int] | None, out: Output) -> tuple[int, int, tuple[int, int] | None]:
@@ -224,7 +253,7 @@ def draw(events: Iterator[Event], out: Output) -> tuple[bool, Path]:
             if isinstance(event, pipeline.Phase):
                 progress.refresh()  # the last step may be a moment ago
                 progress.remove_task(task)
-                task = progress.add_task(event.name, total=None, rate="")
+                task = progress.add_task(" ".join((event.name, event.what)).strip(), total=None, rate="")
             elif isinstance(event, pipeline.Step):
                 progress.update(task, completed=event.done, total=event.total, rate=f"{event.seconds:.2f} s/step")
                 if event.done * 10 // event.total > (event.done - 1) * 10 // event.total:  # every tenth of the way

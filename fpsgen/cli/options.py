@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from enum import StrEnum
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fpsgen.errors import UsageError
+from fpsgen.printable import printable
 from fpsgen.wan import sizes
 
 if TYPE_CHECKING:
@@ -64,16 +66,23 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say what was chosen, and why.")]
 
 
+def check_device(name: str | None) -> None:
+    """UsageError where a device is none, without asking torch, which takes seconds to load."""
+    if name is not None and not re.fullmatch(r"cpu|cuda(:(\d|[1-9]\d))?", name):
+        known = name.partition(":")[0] in ("cpu", "cuda")
+        told = "there is one CPU, without a number" if name.startswith("cpu:") else "that is no GPU's number"
+        told = f"--device {printable(name)}: {told if known else 'fpsgen runs on cpu and cuda'}"
+        raise UsageError(told, hint="use cpu, cuda or cuda:N, the first GPU being cuda:0")
+
+
 def parse_device(name: str | None) -> torch.device:
     """The device called `name`, or the best one here; UsageError where it cannot be had."""
+    check_device(name)
     import torch
 
     if name is None:
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UsageError(f"--device {name} is no device", hint="use cpu, cuda or cuda:N") from None
+    device = torch.device(name)
     if device.type == "cuda":
         if not torch.cuda.is_available():
             why = "this torch was built without CUDA" if torch.version.cuda is None else "torch sees no CUDA GPU"
@@ -83,8 +92,6 @@ def parse_device(name: str | None) -> torch.device:
             raise UsageError(f"--device {name}: GPUs here are counted 0 to {count - 1}", hint="try --device cuda:0")
         if ":" not in name:  # tensors have one, and caches are keyed by it
             device = torch.device("cuda", torch.cuda.current_device())
-    elif device.type != "cpu":
-        raise UsageError(f"--device {name}: fpsgen runs on cpu and cuda", hint="leave --device out")
     return device
 
 

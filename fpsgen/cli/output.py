@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import io
 import json as jsonlib
-import os
 import sys
+from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from fpsgen.cli import signals
+from fpsgen.printable import printable
 
-class Messages(Console):
-    """stderr. rich ends the process where nobody reads it any more; the work goes on instead."""
-
-    def on_broken_pipe(self) -> None:
-        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (it stays open to the end)
+SCHEMA = 1  # of the objects that --json prints; docs/json.md says when it changes
+_LARGE = {name: name for name in ("diffusers", "transformers", "huggingface_hub", "matplotlib")} | {"torch": "PyTorch"}
+_MOST = 4000  # characters of one message: whoever wrote a name of a megabyte into a file fills no screen with it
 
 
 class Output:
@@ -26,7 +28,15 @@ class Output:
     def __init__(self, json: bool = False, verbose: bool = False):
         self.json = json
         self.verbose = verbose
-        self.console = Messages(stderr=True, highlight=False)
+        self.console = Console(stderr=True, highlight=False)
+
+    def loading(self, what: str | None = None) -> None:
+        """From here on it takes seconds until the next word: show on a terminal that something happens, and what; by
+        default the library that is being imported."""
+        hush()
+        if self.shows_progress:
+            _waiting.append(Live(_Loading(what), console=self.console, transient=True, redirect_stdout=False))
+            _waiting[0].start(refresh=True)
 
     def note(self, text: str) -> None:
         """One line the user should read. Shown with --json, too: it goes to stderr."""
@@ -36,15 +46,17 @@ class Output:
         if self.verbose:
             self._say("", "", text, "dim")
 
-    def error(self, message: str, hint: str | None) -> None:
+    def error(self, message: str, hint: str | None, code: int) -> None:
+        """What ends the command."""
         self._say("error: ", "bold red", message)
         if hint:
             self._say("hint:  ", "bold", hint)
         if self.json:
-            self._print(jsonlib.dumps({"error": message, "hint": hint}))
+            self._object({"error": message, "hint": hint, "exit_code": code})
 
     def table(self, table: Table) -> None:
         if not self.json:
+            hush()
             self.console.print(table)
 
     def show(self, table: Table) -> None:
@@ -57,11 +69,14 @@ class Output:
     def line(self, text: str) -> None:
         """One line of a result that has several, on stdout; --json has them in its object."""
         if not self.json:
-            self._print(text)
+            self._print(_shown(text))
 
     def result(self, text: str, data: dict) -> None:
         """What the command was run for: a line, or an object with --json."""
-        self._print(jsonlib.dumps(data) if self.json else text)
+        if self.json:
+            self._object(data)
+        else:
+            self._print(_shown(text))
 
     @property
     def shows_progress(self) -> bool:
@@ -70,7 +85,8 @@ class Output:
     @property
     def may_ask(self) -> bool:
         """Whether somebody sits there to answer a question."""
-        return not self.json and sys.stdin.isatty() and self.console.is_terminal
+        hush()
+        return not self.json and sys.stdin is not None and sys.stdin.isatty() and self.console.is_terminal
 
     def milestone(self, text: str) -> None:
         """What a log keeps of progress, where no bar is drawn."""
@@ -79,7 +95,8 @@ class Output:
 
     def progress(self) -> Progress:
         """A bar with steps done and time left, on a terminal."""
-        return Progress(
+        hush()
+        return _Stoppable(
             TextColumn("{task.description:8}"),
             BarColumn(),
             MofNCompleteColumn(),
@@ -91,19 +108,53 @@ class Output:
             transient=True,
         )
 
+    def _object(self, data: dict) -> None:
+        self._print(jsonlib.dumps({"schema": SCHEMA, **data}))
+
     def _print(self, text: str) -> None:
-        """On stdout. The work is done by now: a reader who has left, or has no such letters, does not undo it."""
-        if sys.stdout is None:  # closed before we began
-            return
-        try:
-            encoding = sys.stdout.encoding or "utf-8"
-            print(text.encode(encoding, errors="backslashreplace").decode(encoding), flush=True)
-        except OSError:
-            sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (else Python tries again while it exits)
+        hush()
+        print(text, flush=True)
 
     def _say(self, label: str, label_style: str, text: str, style: str = "") -> None:
-        """One line in styles, never as markup: a prompt or a path may hold brackets."""
-        self.console.print(Text.assemble((label, label_style), (text, style)), soft_wrap=True)
+        """One line in styles, never as markup: a prompt or a path may hold brackets, or move the cursor."""
+        hush()
+        told = printable(text, _MOST)
+        self.console.print(Text.assemble((label, label_style), (told, style)), soft_wrap=True)
+
+
+def _shown(text: str) -> str:
+    """Lines as a terminal may get them; to a pipe or a file names go as they are."""
+    return "\n".join(printable(line, _MOST) for line in text.split("\n")) if sys.stdout.isatty() else text
+
+
+class _Stoppable(Progress):
+    """A signal whose exception was lost ends the work at the next step."""
+
+    def update(self, task_id: TaskID, **what: Any) -> None:
+        signals.check()
+        super().update(task_id, **what)
+
+
+class _Loading:
+    """A spinner, and what it is that takes so long."""
+
+    def __init__(self, what: str | None):
+        self._what, self._spinner = what, Spinner("dots")
+
+    def __rich__(self) -> Spinner:
+        tops = (name.partition(".")[0] for name in reversed(list(sys.modules)))  # in the order of their import
+        told = self._what or next((_LARGE[top] for top in tops if top in _LARGE), "fpsgen")
+        self._spinner.update(text=Text(f"loading {told}", "dim"))
+        return self._spinner
+
+
+_waiting: list[Live] = []  # the spinner that is shown, if one is
+
+
+def hush() -> None:
+    """The spinner goes: something is said, or asked."""
+    while _waiting:
+        _waiting.pop().stop()
 
 
 def readable(count: int) -> str:

@@ -339,7 +339,7 @@ def test_a_preset_of_the_same_name_with_another_content(quality: Quality, render
         (("--vbench", "--videos", "v", "--vbench-bin", "x"), {}, "--vbench-bin x: there is no such program"),
         (("--videos", "none.txt"), {}, "--videos none.txt cannot be written"),
         ((), {"model": "no/such/model"}, "no/such/model"),
-        ((), {"device": "abacus"}, "--device abacus is no device"),
+        ((), {"device": "abacus"}, "--device abacus: fpsgen runs on cpu and cuda"),
     ],
 )
 def test_refused_before_anything_loads(

@@ -50,7 +50,7 @@ def test_only_dense_meets_it(calibrator: Calibrator) -> None:
         (("--report", "nowhere/my.html"), "nowhere"),
         (("--report", "my.html", "--no-report"), "--report and --no-report contradict each other"),
         (("--model", "no/such/model"), "no/such/model"),
-        (("--device", "abacus"), "--device abacus is no device"),
+        (("--device", "abacus"), "--device abacus: fpsgen runs on cpu and cuda"),
     ],
 )
 def test_refused_before_anything_loads(

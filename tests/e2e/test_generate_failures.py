@@ -101,7 +101,7 @@ def test_interruption_leaves_nothing(run: Runner, monkeypatch: pytest.MonkeyPatc
         "cat", "--model", run.folder, "--res", "96x64", "--frames", 9, "--steps", 1, "-o", tmp_path / "a.mp4"
     )
     assert result.exit_code == 130
-    assert "nothing was written" in result.stderr
+    assert "no video was written" in result.stderr
     assert list(tmp_path.iterdir()) == []
 
 
@@ -126,7 +126,10 @@ def test_interruption_leaves_nothing(run: Runner, monkeypatch: pytest.MonkeyPatc
         (["--seed", "-1"], "must be 0 to", "leave --seed out"),
         (["-o", "clip.avi"], 'cannot tell the video format from "clip.avi"', "use .mp4, .webm or .gif"),
         (["-o", "nowhere/clip.mp4"], "does not exist", "mkdir -p nowhere"),
-        (["--device", "tpu9"], "no device", "cpu, cuda"),
+        (["--device", "tpu9"], "runs on cpu and cuda", "cpu, cuda"),
+        (["--device", "cpu:7"], "one CPU", "cpu, cuda"),
+        (["--device", "cuda:x"], "no GPU's number", "cuda:0"),
+        (["--seed", str(2**64)], "must be 0 to 18446744073709551615", "leave --seed out"),
     ],
 )
 def test_bad_input_is_one_sentence_and_a_fix(run: Runner, args: list[str], says: str, fix: str) -> None:

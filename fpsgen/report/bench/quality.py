@@ -10,6 +10,7 @@ from fpsgen.report import html, words
 from fpsgen.report.bench import dots, provenance
 from fpsgen.report.bench.common import clips, draw_clips, lpips_told, others, reference, settings, who
 from fpsgen.report.words import DASH
+from fpsgen.seeds import next_seed
 
 _MOST_CLIPS = 40  # in the table, or the worst of them
 _MEASURES = {"latent_cosine": "Latent cosine", "psnr": "PSNR, dB", "ssim": "SSIM", "lpips": "LPIPS"}
@@ -187,7 +188,7 @@ def _clips(record: dict[str, Any]) -> str:
 
 
 def _measured(record: dict[str, Any]) -> str:
-    last = record["seed"] + len(record["prompts"]) * record["seeds"] - 1
+    last = next_seed(record["seed"], len(record["prompts"]) * record["seeds"] - 1)
     rows = settings(record, f"seeds {record['seed']} to {last}") | provenance.facts(record)
     return (
         f"{provenance.notes(record)}<h2>How it was measured</h2>\n{html.definitions(rows)}{provenance.command(record)}"

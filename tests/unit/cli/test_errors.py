@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 import pytest
 import torch
 import typer
@@ -16,10 +18,13 @@ from fpsgen.errors import RenderError, UsageError
     [
         (UsageError("no such size", hint="try 480p"), "no such size", 2),
         (RenderError("not finite"), "not finite", 1),
-        (KeyboardInterrupt(), "nothing was written", 130),
+        (KeyboardInterrupt(), "stopped", 130),
         (MemoryError(), "not enough memory", 1),
         (torch.OutOfMemoryError("CUDA out of memory"), "not enough memory", 1),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), "not enough memory", 1),
+        (ImportError("libtorch_cpu.so: failed to map segment from shared object"), "memory to load the libraries", 1),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), "not enough memory", 1),
+        (ModuleNotFoundError("No module named 'safetensors'", name="safetensors"), "No module named 'safetensors'", 1),
         (ZeroDivisionError("division by zero"), "ZeroDivisionError: division by zero", 1),
     ],
 )
@@ -46,4 +51,7 @@ def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
         raise ZeroDivisionError
 
     monkeypatch.setattr(errors, "show_tracebacks", True)
-    assert isinstance(CliRunner().invoke(app).exception, ZeroDivisionError)
+    result = CliRunner().invoke(app)
+    assert result.exit_code == 1
+    assert "Traceback" in result.stderr
+    assert "something went wrong inside fpsgen: ZeroDivisionError" in result.stderr

@@ -2,33 +2,54 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import os
 import sys
 
 import pytest
 
+from fpsgen.cli import streams
 from fpsgen.cli.output import Output
 
 
 def test_letters_that_the_console_lacks_do_not_undo_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", sys.stderr)  # which is guarded, too, and comes back
     for encoding in ("ascii", "latin-1", "utf-8"):
         raw = io.BytesIO()
         monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding=encoding))
+        streams.guard()
         Output().result("猫-1.mp4", {})
         expected = "猫-1.mp4" if encoding == "utf-8" else "\\u732b-1.mp4"
         assert raw.getvalue().decode(encoding).strip() == expected
 
 
-def test_a_reader_who_left_does_not_undo_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Closed(io.StringIO):
-        encoding = "utf-8"
-
+@pytest.mark.parametrize("number", [errno.EPIPE, errno.ENOSPC, errno.EIO, errno.EBADF])
+def test_streams_that_cannot_be_written_do_not_undo_the_work(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    class Broken(io.StringIO):
         def write(self, text: str) -> int:
-            raise BrokenPipeError
+            raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(sys, "stdout", Closed())
+        def isatty(self) -> bool:
+            return True
+
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, Broken())
+    out = streams.guard()
     Output().result("a.mp4", {})
-    Output(json=True).error("no", None)
+    Output(json=True).error("no", None, 1)
+    Output().note("yes")
+    Output().loading()
+    with Output().progress() as progress:
+        progress.update(progress.add_task("denoise", total=1, rate=""), completed=1)
+        progress.refresh()
+    assert isinstance(out.fault, OSError)
+    assert out.fault.errno == number
+
+
+def test_words_from_outside_move_no_cursor(capsys: pytest.CaptureFixture[str]) -> None:
+    Output(verbose=True).note("a\x1b[2J\rb\nerror: c")
+    assert capsys.readouterr().err == "note: a\\x1b[2J\\rb\\nerror: c\n"
 
 
 @pytest.mark.parametrize("seconds", [5, 40, 600])

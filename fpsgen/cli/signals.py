@@ -1,0 +1,77 @@
+"""Signals that ask the program to stop. None is lost, and none cuts the clean-up short that another began.
+
+This module is loaded before everything else, so it imports next to nothing.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from types import FrameType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sys import UnraisableHookArgs
+
+_NAMES = ("SIGINT", "SIGTERM", "SIGHUP")
+_FATAL = 3  # the third of them ends the process at once, whatever it is doing
+
+_came: list[int] = []
+_lost = False  # whether the exception that a signal raised was swallowed, as in a destructor
+
+
+def listen() -> None:
+    """Let each of these signals raise KeyboardInterrupt in the main thread, as Ctrl-C does."""
+    global _lost
+    _came.clear()
+    _lost = False
+    for number in _numbers():
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup and shells in the background have some ignored
+            signal.signal(number, _stop)
+    sys.unraisablehook = _swallowed
+
+
+def let_go() -> None:
+    """The work is over: while Python shuts down, a signal may end the process at once and silently."""
+    for number in _numbers():
+        if signal.getsignal(number) is _stop:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def check() -> None:
+    """KeyboardInterrupt where a signal came whose own exception was lost. To be called between pieces of work."""
+    if _came:
+        raise KeyboardInterrupt
+
+
+def came() -> bool:
+    return bool(_came)
+
+
+def exit_code() -> int:
+    """128 and the number of the first signal, as shells have it; Ctrl-C's where there was none."""
+    return 128 + (_came[0] if _came else signal.SIGINT)
+
+
+def _numbers() -> list[signal.Signals]:
+    return [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]  # Windows has no SIGHUP
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    global _lost
+    _came.append(number)
+    if len(_came) >= _FATAL:
+        signal.signal(number, signal.SIG_DFL)
+        signal.raise_signal(number)
+    if len(_came) == 1 or _lost:
+        _lost = False
+        raise KeyboardInterrupt
+
+
+def _swallowed(fault: UnraisableHookArgs) -> None:
+    """Python prints what was raised where nothing can be: in a destructor, in what runs around a fork."""
+    global _lost
+    if _came and isinstance(fault.exc_value, KeyboardInterrupt):
+        _lost = True  # and `check` raises it again
+    else:
+        sys.__unraisablehook__(fault)

@@ -1,0 +1,81 @@
+"""What the parser of options and arguments refuses, in our words."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from typing import Any
+
+import typer
+
+from fpsgen.printable import printable
+
+_MOST = 400  # characters of one sentence, which may repeat what was typed
+# typer exports none of the parser's errors but one kind of this; earlier versions take click's, of the same names.
+Refusal: type = typer.BadParameter.__base__ or typer.BadParameter
+
+
+def in_words(error: Any) -> tuple[str, str]:
+    """Sentence and hint of a `Refusal`."""
+    path = error.ctx.command_path if error.ctx else "fpsgen"
+    every = f"{path} --help lists what there is"
+    kind = type(error).__name__
+    if kind == "NoSuchOption":
+        return f"{path} has no option {printable(error.option_name)}", _meant(error, path) or every
+    if kind == "BadOptionUsage" and "does not take a value" in error.message:
+        return f"{printable(error.option_name)} takes no value", f"write {printable(error.option_name)} alone"
+    if kind == "BadOptionUsage":
+        return f"{printable(error.option_name)} needs a value", f"write one after {printable(error.option_name)}"
+    if kind == "MissingParameter":
+        return f"{_name(error)} is missing", f"{path} --help says what it is"
+    if isinstance(error, typer.BadParameter):
+        told, hint = _value(error)
+        return f"{_name(error)} {told}", hint or f"{path} --help says what it takes"
+    if typed := re.match(r"No such command '(.*?)'\.?(?: Did you mean (.*)\?)?$", error.message, re.DOTALL):
+        near = typed[2] and typed[2].replace("'", "").replace(", ", " or ")
+        return f"{path} has no command {printable(typed[1])}", f"did you mean {near}?" if near else every
+    if typed := re.match(r"Got unexpected extra arguments?(?:\(s\))? \((.*)\)$", error.message, re.DOTALL):
+        told = f"{path} cannot tell what these words are for: {printable(typed[1])}"
+        return told, 'put quotes around words that belong together, as in "a cat surfing"'
+    return _sentence(error.format_message()), every
+
+
+def _meant(error: Any, path: str) -> str | None:
+    """What an unknown option may stand for."""
+    below = getattr(error.ctx.command, "commands", {}) if error.ctx else {}
+    deeper = [command for one in below.values() for command in (one, *getattr(one, "commands", {}).values())]
+    if any(error.option_name in parameter.opts for command in deeper for parameter in command.params):
+        return f"{error.option_name} stands after the command: {path} … {error.option_name}"
+    near = difflib.get_close_matches(error.option_name, error.possibilities or (), 1)
+    return f"did you mean {near[0]}?" if near else None
+
+
+def _value(error: Any) -> tuple[str, str | None]:
+    """What is wrong with a value, and what it may be."""
+    if choice := re.search(r"'(.*)' is not one of (.*)", error.message, re.DOTALL):
+        choices = re.findall(r"'([^']*)'", choice[2])
+        near = difflib.get_close_matches(choice[1], choices, 1)
+        hint = f"did you mean {near[0]}?" if near else f"give one of {', '.join(choices)}"
+        return f"{printable(choice[1])}: there is no such choice", hint
+    fault = error.__cause__.errors()[0] if hasattr(error.__cause__, "errors") else {}  # pydantic's, under typer
+    typed = f"{printable(fault['input'])}: " if "input" in fault else ": "
+    sort = fault.get("type", "")
+    if sort.startswith(("int_", "float_")) and sort.endswith(("_parsing", "_type", "_parsing_size")):
+        wanted = "a whole number" if sort.startswith("int_") else "a number"
+        return f"{typed}this is not {wanted}", f"give {wanted}"
+    return typed + _sentence(error.message).replace("input should", "it must"), None
+
+
+def _name(error: Any) -> str:
+    """The option or argument that a sentence is about."""
+    if error.param is None:
+        return printable(error.param_hint or "a value")
+    if error.param.param_type_name == "option":
+        return str(max(error.param.opts, key=len))
+    return str(error.param.metavar or error.param.name).upper()
+
+
+def _sentence(text: str) -> str:
+    """Without the capital and the full stop, which our own sentences have not either."""
+    text = printable(text, _MOST).rstrip(".")
+    return text[:1].lower() + text[1:]

@@ -1,0 +1,18 @@
+"""Seeds of noise: what torch takes, and other tools of the field, 0 to 2^64 - 1."""
+
+from __future__ import annotations
+
+from fpsgen.errors import UsageError
+
+COUNT = 2**64
+
+
+def check_seed(seed: int) -> None:
+    """UsageError for one that is none."""
+    if not 0 <= seed < COUNT:
+        raise UsageError(f"--seed {str(seed)[:40]}: must be 0 to {COUNT - 1}", hint="leave --seed out for the default")
+
+
+def next_seed(first: int, number: int) -> int:
+    """The seed `number` clips after the first; behind the last comes 0."""
+    return (first + number) % COUNT
