@@ -17,6 +17,7 @@ from fpsgen.bench.attention import report, run
 from fpsgen.bench.attention.contenders import Contender
 from fpsgen.bench.attention.shapes import DENSITIES, Shape
 from fpsgen.cli import app, bench_attention
+from tests.tools import cli
 from tests.tools.attention import CARD, fake, line
 
 ROOT = Path(__file__).parents[2]
@@ -69,18 +70,18 @@ def test_a_record_a_page_a_report(card: Path) -> None:
 
 def test_json_alone(card: Path) -> None:
     result = attention("--smoke", "--json", "--no-report")
-    told = json.loads(result.stdout)
-    assert (told["record"], told["page"], told["report"]) == (
+    found = cli.told(result, "bench attention")
+    assert (found["record"], found["page"], found["report"]) == (
         "bench-attention-smoke.json",
         "bench-attention-smoke.md",
         None,
     )
-    assert [case["model"] for case in told["cases"]] == ["smoke"]
-    assert told["repeats"] == 5
+    assert [case["model"] for case in found["cases"]] == ["smoke"]
+    assert found["repeats"] == 5
     assert not result.stderr
-    record = json.loads((card / told["record"]).read_text())
-    assert record == {key: value for key, value in told.items() if key in record}
-    assert sorted(path.name for path in card.iterdir()) == [told["record"], told["page"]]
+    record = json.loads((card / found["record"]).read_text())
+    assert record == {key: value for key, value in found.items() if key in record}
+    assert sorted(path.name for path in card.iterdir()) == [found["record"], found["page"]]
 
 
 def settings(monkeypatch: pytest.MonkeyPatch, *args: object) -> run.Settings:

@@ -209,7 +209,7 @@ def test_the_record_is_documented(quality: Quality) -> None:
 
 def test_json_and_the_table(quality: Quality, tmp_path: Path) -> None:
     result = quality("--no-report", "--json")
-    record = told(result)
+    record = told(result, "bench quality")
     assert record["record"] == "bench.json"
     assert record["report"] is None
     kept = json.loads(

@@ -178,7 +178,7 @@ def test_a_process_that_is_killed(calibrator: Calibrator) -> None:
 
 def test_json(calibrator: Calibrator, tmp_path: Path) -> None:
     result = calibrator("--target-cost", 0.4, "--json", report=True)
-    record = told(result)
+    record = told(result, "calibrate")
     assert result.stdout.count("\n") == 1
     assert record["preset"] == str(tmp_path / "my.toml")
     assert record["report"] == str(tmp_path / "my.html")

@@ -106,7 +106,7 @@ def test_dry_run_loads_nothing(calibrator: Calibrator, loads: list[str]) -> None
     result = calibrator(
         "--dry-run", "--json", model="14b", res="720p", prompts=None, clips=None, checks=None, steps=None
     )
-    told_ = told(result)
+    told_ = told(result, "calibrate --dry-run")
     assert told_["bf16_clips"] <= 3
     assert told_["steps"] == 50
     assert sum(part["forwards"] for part in told_["parts"]) == 314

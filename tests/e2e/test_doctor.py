@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import builtins
-import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +20,7 @@ from fpsgen.cli import app
 from fpsgen.jit import cache, nvrtc
 from fpsgen.wan import hub
 from tests.kernels import host
+from tests.tools.cli import told
 
 PLANS = ["dense bf16", "dense fp8", "sparse bf16", "sparse fp8", "sparse int8"]
 
@@ -63,9 +63,7 @@ def run(*args: str, code: int = 0) -> Any:
 
 
 def report_of(code: int = 0) -> dict:
-    result = CliRunner().invoke(app, ["doctor", "--json"])
-    assert result.exit_code == code, result.output
-    return json.loads(result.stdout)  # and nothing else on stdout
+    return told(CliRunner().invoke(app, ["doctor", "--json"]), "doctor", code)
 
 
 def test_its_json_is_complete(no_card: None, caches: Path) -> None:
@@ -201,7 +199,7 @@ def test_a_check_that_breaks_does_not_end_the_others(no_card: None, monkeypatch:
     assert report["compile"]["state"] == "ok"
     assert "Broken: the check of model_cache failed: ZeroDivisionError" in run(code=1).stdout
     result = CliRunner().invoke(app, ["--debug", "doctor"])
-    assert isinstance(result.exception, ZeroDivisionError)
+    assert "Traceback" in result.stderr
     CliRunner().invoke(app, ["--version"])
 
 

@@ -24,7 +24,7 @@ T5 = "models_t5_umt5-xxl-enc-bf16.pth"
 
 def test_check_says_what_it_is(both_formats: dict[str, Path]) -> None:
     for form, folder in both_formats.items():
-        report = told(models("check", folder, "--json"))
+        report = told(models("check", folder, "--json"), "models check")
         assert report["format"] == form
         assert report["dim"] == 128
         assert report["dtypes"] == {"transformer": ["F32"], "vae": ["F32"], "text_encoder": ["F32"]}
@@ -96,7 +96,7 @@ def test_every_damage_is_one_sentence_and_exit_code_2(
 
 def test_convert_round_trip_is_exact(both_formats: dict[str, Path], tmp_path: Path) -> None:
     there, back = tmp_path / "there", tmp_path / "back"
-    assert models("convert", both_formats["diffusers"], there).exit_code == 0
+    told(models("convert", both_formats["diffusers"], there, "--json"), "models convert")
     assert models("convert", there, back, "--to", "diffusers").exit_code == 0
     for part, stem in STEMS.items():
         first, last = (load_file(folder / part / f"{stem}.safetensors") for folder in (both_formats["diffusers"], back))

@@ -83,7 +83,7 @@ def cells(line: str) -> list[str]:
 
 def test_the_list(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "160")
-    report = told(presets("--json"))["presets"]
+    report = told(presets("--json"), "presets")["presets"]
     assert report == told(presets("list", "--json"))["presets"]
     assert [entry["name"] for entry in report] == ["bf16", *shipped.names()]
     result = presets()
@@ -249,7 +249,7 @@ def test_a_file_that_is_a_preset(small: Path) -> None:
     assert result.stdout.splitlines() == [
         f"{small}: is a preset: for pocket, 2 phases; fits pocket at 160x96, 25 frames: density 0.74"
     ]
-    report = told(presets("check", small, "--json"))
+    report = told(presets("check", small, "--json"), "presets check")
     assert (report["file"], report["phases"], report["at"]["tiles"]) == (str(small), 2, [4, 3, 5])
 
 

@@ -60,14 +60,14 @@ def server(
 def test_pull_fetches_what_is_needed_and_generate_finds_it(
     server: hub_server.Hub, tmp_path: Path, both_formats: dict[str, Path], form: str
 ) -> None:
-    assert told(models("--json"))["models"][1]["folder"] is None
-    dry = told(models("pull", "1.3b", "--format", form, "--dry-run", "--json"))
+    assert told(models("--json"), "models")["models"][1]["folder"] is None
+    dry = told(models("pull", "1.3b", "--format", form, "--dry-run", "--json"), "models pull --dry-run")
     files = {p.relative_to(both_formats[form]).as_posix(): p.stat().st_size for p in both_formats[form].rglob("*.*")}
     assert dry["files"] == {name: size for name, size in files.items() if (both_formats[form] / name).is_file()}
     assert dry["absent_bytes"] == dry["bytes"] == sum(dry["files"].values())
     assert server.served == []
 
-    folder = Path(told(models("pull", "1.3b", "--format", form, "--json"))["folder"])
+    folder = Path(told(models("pull", "1.3b", "--format", form, "--json"), "models pull")["folder"])
     assert {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()} == set(dry["files"])
     assert told(models("pull", "1.3b", "--format", form, "--dry-run", "--json"))["absent_bytes"] == 0
     listed = {(m["name"], m["format"]): m for m in told(models("--json"))["models"]}

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from typer.testing import CliRunner
 
 from fpsgen.cli import app
+from tests.tools.cli import told
 
 EXACT = "format = 1\n\n[[phase]]\nsigma = [1.0, 0.0]\n"
 # 96x64 and 9 frames are 3 x 4 x 6 tokens: with the test pocket's tile 2 x 2 x 3 tiles.
@@ -49,5 +49,4 @@ class Bench:
 
     def __call__(self, *flags: object, **options: object) -> dict:
         result = self.run(*flags, "--json", "--no-report", **options)
-        assert result.exit_code == 0, result.output
-        return json.loads(result.stdout)
+        return told(result, "bench")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,7 @@ class Runner:
         } | options  # fmt: skip
         args = [part for key, value in settings.items() if value is not None for part in (f"--{key}", value)]
         result = invoke(prompt, *args, "--json")
-        assert result.exit_code == 0, result.output
-        return json.loads(result.stdout)
+        return told(result, "generate")
 
     def frames(self, prompt: str = "a cat surfing", **options: object) -> np.ndarray:
         return read(self(prompt, **options)["output"])[1]
@@ -42,9 +42,27 @@ def models(*args: object) -> Any:
     return CliRunner().invoke(app, ["models", *map(str, args)])
 
 
-def told(result: Any) -> dict:
-    assert result.exit_code == 0, result.output
-    return json.loads(result.stdout.splitlines()[-1])
+def told(result: Any, command: str | None = None, code: int = 0) -> dict:
+    """The one object of --json, whose keys are those that docs/json.md has for `command`."""
+    assert result.exit_code == code, result.output
+    found = json.loads(result.stdout)  # and nothing else on stdout
+    assert found.pop("schema") == 1
+    if command is not None:
+        always, sometimes = documented(command)
+        assert always <= set(found) <= always | sometimes
+    return found
+
+
+def documented(command: str) -> tuple[set[str], set[str]]:
+    """The keys that docs/json.md lists under the heading `command`: those that are always there, and the others."""
+    text = (Path(__file__).parents[2] / "docs" / "json.md").read_text(encoding="utf-8")
+    (section,) = re.findall(rf"^## {re.escape(command)}$(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
+    rows = re.findall(r"^\| (`.*?`)( \(sometimes\))? \|", section, re.MULTILINE)
+    always, sometimes = (
+        {key for row, mark in rows if bool(mark) is rare for key in re.findall(r"`(\w+)`", row)}
+        for rare in (False, True)
+    )
+    return always, sometimes
 
 
 def calibrate(*args: object) -> Any:

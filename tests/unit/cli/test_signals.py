@@ -1,0 +1,95 @@
+"""Signals: none is lost, the second cuts no clean-up short, the exit code is what shells expect."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from fpsgen.cli import errors, signals
+from fpsgen.cli.output import Output
+from fpsgen.errors import RenderError, Stopped
+
+
+@pytest.fixture(autouse=True)
+def listening() -> Iterator[None]:
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    hook = sys.unraisablehook
+    signals.listen()
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    sys.unraisablehook = hook
+    signals._came.clear()
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
+def test_each_signal_stops_the_work_with_128_and_its_number(name: str, code: int) -> None:
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        signal.raise_signal(getattr(signal, name))
+    assert errors.explain(stopped.value) == ("stopped", None, code)
+    assert errors.explain(Stopped("stopped; much is kept", hint="go on"))[2] == code
+
+
+def test_a_signal_that_is_ignored_stays_so() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signals.listen()
+    signal.raise_signal(signal.SIGHUP)
+    signals.check()
+
+
+def test_the_second_signal_lets_the_clean_up_end() -> None:
+    done = []
+
+    def work() -> None:
+        try:
+            signal.raise_signal(signal.SIGINT)
+        finally:
+            signal.raise_signal(signal.SIGINT)
+            done.append("cleaned")
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert done
+
+
+def test_the_third_signal_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+    signal.raise_signal(signal.SIGINT)
+    raised = []
+    monkeypatch.setattr(signals.signal, "raise_signal", raised.append)
+    signals._stop(signal.SIGINT, None)
+    assert raised == [signal.SIGINT]
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
+
+
+class Destroyed:
+    """Where an exception cannot leave."""
+
+    def __del__(self) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_a_signal_that_a_destructor_swallows_ends_the_work_at_its_next_step(capsys: pytest.CaptureFixture[str]) -> None:
+    with Output().progress() as progress:
+        task = progress.add_task("denoise", total=2, rate="")
+        progress.update(task, completed=1)
+        Destroyed()
+        with pytest.raises(KeyboardInterrupt):
+            progress.update(task, completed=2)
+    assert "Exception ignored" not in capsys.readouterr().err
+
+
+def test_after_a_signal_that_was_lost_the_second_counts_as_the_first() -> None:
+    Destroyed()
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_what_a_signal_breaks_is_told_as_stopped() -> None:
+    """The encoder gets a terminal's Ctrl-C, too, and may be gone before our own clean-up begins."""
+    Destroyed()
+    assert errors.explain(RenderError("the video encoder stopped"))[0] == "stopped"

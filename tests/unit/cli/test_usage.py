@@ -1,0 +1,87 @@
+"""What the parser refuses: one sentence, the fix, exit code 2; with --json an object, and nothing else on stdout."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from fpsgen.cli import app
+
+REFUSED = [
+    (["--nonsense"], "fpsgen has no option --nonsense", "fpsgen --help"),
+    (["generat", "a cat"], "fpsgen has no command generat", "did you mean generate?"),
+    (["generate", "a cat", "--stps", "4"], "fpsgen generate has no option --stps", "did you mean --steps?"),
+    (["generate", "a cat", "--seed", "1e5"], "--seed 1e5: this is not a whole number", "give a whole number"),
+    (["generate", "a cat", "--guidance", "x"], "--guidance x: this is not a number", "give a number"),
+    (["generate", "a cat", "--solver", "eulr"], "--solver eulr: there is no such choice", "did you mean euler?"),
+    (["generate", "a cat", "--solver", "x"], "--solver x: there is no such choice", "give one of unipc, dpm++, euler"),
+    (["generate", "a cat", "--seed"], "--seed needs a value", "write one after --seed"),
+    (["generate", "a cat", "--verbose=1"], "--verbose takes no value", "write --verbose alone"),
+    (["generate", "--steps", "3"], "PROMPT is missing", "fpsgen generate --help"),
+    (["generate", "a", "cat"], "fpsgen generate cannot tell what these words are for", "put quotes around words"),
+    (["models", "chek"], "fpsgen models has no command chek", "did you mean check?"),
+    (["models", "check", "--verbos"], "fpsgen models check has no option --verbos", "did you mean --verbose?"),
+    (["kernels", "show"], "NAME is missing", "fpsgen kernels show --help"),
+    (["bench", "quality", "--seeds", "0"], "--seeds 0:", "fpsgen bench quality --help"),
+    (["doctor", "now"], "fpsgen doctor cannot tell", "quotes"),
+    (["--steps", "3", "generate", "a"], "fpsgen has no option --steps", "stands after the command"),
+]
+
+
+def run(*args: str) -> Any:
+    return CliRunner().invoke(app, list(args))
+
+
+@pytest.mark.parametrize(("args", "says", "fix"), REFUSED)
+def test_people_get_a_sentence_and_the_fix(args: list[str], says: str, fix: str) -> None:
+    result = run(*args)
+    assert (result.exit_code, result.stdout) == (2, "")
+    error, hint = result.stderr.splitlines()
+    assert error.startswith(f"error: {says}")
+    assert hint.startswith("hint:  ")
+    assert fix in hint
+
+
+@pytest.mark.parametrize(("args", "says", "fix"), REFUSED)
+def test_programs_get_an_object(args: list[str], says: str, fix: str) -> None:
+    result = run(*args, "--json") if args[-1] != "--seed" else run("generate", "a cat", "--json", "--seed")
+    told = json.loads(result.stdout)
+    assert (result.exit_code, told["exit_code"], told["schema"]) == (2, 2, 1)
+    assert told["error"].startswith(says)
+    assert fix in told["hint"]
+
+
+@pytest.mark.parametrize("command", ["models", "presets", "kernels"])
+def test_json_before_a_command_is_told_where_it_belongs(command: str) -> None:
+    below = "check" if command == "models" else "list"
+    for args in (["--json", command], [command, "--json", below]):
+        result = run(*args)
+        told = json.loads(result.stdout)
+        assert result.exit_code == 2
+        assert "--json" in told["hint"]
+
+
+CLEAR = "\x1b[2J\nerror: x"
+
+
+@pytest.mark.parametrize("args", [[CLEAR], ["generate", "a", "--seed", CLEAR], ["doctor", CLEAR], ["--" + CLEAR]])
+def test_what_was_typed_moves_no_cursor(args: list[str]) -> None:
+    result = run(*args)
+    assert result.exit_code == 2
+    assert "\x1b" not in result.output
+    assert result.stderr.count("\n") == 2
+
+
+def test_a_value_of_a_megabyte_fills_no_screen() -> None:
+    long = "x" * 1_000_000
+    for args in (["generate", "a", "--seed", long], [long], ["generate", "a", f"--{long}"]):
+        assert len(run(*args).output) < 1500
+
+
+def test_a_prompt_that_reads_like_the_option_is_a_prompt() -> None:
+    result = run("generate", "--frames", "80", "--", "--json")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "4n + 1" in result.stderr
