@@ -90,6 +90,6 @@ def test_after_a_signal_that_was_lost_the_second_counts_as_the_first() -> None:
 
 
 def test_what_a_signal_breaks_is_told_as_stopped() -> None:
-    """The encoder gets a terminal's Ctrl-C, too, and may be gone before our own clean-up begins."""
     Destroyed()
-    assert errors.explain(RenderError("the video encoder stopped"))[0] == "stopped"
+    assert errors.explain(SystemError("initialization of _C raised unreported exception")) == ("stopped", None, 130)
+    assert errors.explain(RenderError("the video is in b.mp4")) == ("the video is in b.mp4", None, 130)
