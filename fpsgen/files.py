@@ -168,6 +168,16 @@ def open_regular(path: Path) -> BinaryIO:
         raise
 
 
+def free(path: Path, *others: str) -> Path:
+    """The first of `numbered` where nothing is. others: suffixes of files that will be written beside it, whose names
+    must be free, too."""
+    return next(
+        each
+        for each in numbered(path)
+        if not any(os.path.lexists(each.with_suffix(suffix)) for suffix in (path.suffix, *others))
+    )
+
+
 def safe_name(name: str) -> str:
     """The last part of a model's or preset's name as part of a file's."""
     return "".join(c if c.isalnum() or c in "._-" else "-" for c in Path(name).name) or "model"

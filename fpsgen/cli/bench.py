@@ -41,7 +41,7 @@ from fpsgen.cli.options import (
 )
 from fpsgen.cli.output import Output
 from fpsgen.cli.prompts import as_text, check_prompts
-from fpsgen.cli.records import places, write
+from fpsgen.cli.records import deliver, keep_record, record_place, report_place
 from fpsgen.errors import Stopped, UsageError
 from fpsgen.seeds import check_seed
 from fpsgen.timing import Timings
@@ -147,8 +147,9 @@ def bench(
     precision, text_precision = choose_dtype(dtype, target), choose_text_dtype(dtype)
     chosen = choose(model, random_weights, size, target, out)
     width, height, scale_to = fit(chosen, size, out)
-    base = Path(f"bench-{files.safe_name(chosen.name)}-{files.safe_name(preset)}.json")
-    record_at, page = places(base if output is None else expand(output), report, no_report)
+    default = f"bench-{files.safe_name(chosen.name)}-{files.safe_name(preset)}.json"
+    record_at = record_place(None if output is None else expand(output), default, out)
+    page = report_place(record_at, report, no_report)
     with kept_in(videos) as folder:
         from fpsgen.bench import compare as end_to_end
         from fpsgen.bench import synthetic
@@ -189,9 +190,7 @@ def bench(
     if not json:
         for table in tables(record):
             out.show(table)
-    written = write(record, clips, record_at, page)  # after the tables, which a full disk leaves standing
-    places_told = {"record": str(written[0]), "report": str(written[1]) if len(written) > 1 else None}
-    out.result("\n".join(str(path) for path in written[:2]), {**record, **places_told})
+    deliver(out, keep_record(record, clips, record_at, page), record)
 
 
 def check_alone(context: typer.Context) -> None:

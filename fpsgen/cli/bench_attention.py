@@ -14,7 +14,7 @@ import typer
 from fpsgen.cli.errors import explained
 from fpsgen.cli.options import Json, NoReport, Report, Verbose, check_report, expand, several
 from fpsgen.cli.output import Output
-from fpsgen.cli.records import places, write
+from fpsgen.cli.records import deliver, keep_record, record_place, report_place
 from fpsgen.errors import Stopped, UsageError
 from fpsgen.wan import sizes
 
@@ -103,15 +103,18 @@ def attention(
     if not no_report and find_spec("matplotlib") is None:
         out.note("no report is written: matplotlib, which draws its pictures, is not installed")
         no_report = True
-    path, report_at = places(record_path(output, smoke, device), report, no_report)
+    path = record_place(named(output), default_name(smoke, device), out)
+    report_at = report_place(path, report, no_report)
     check_page(path, run.page_of(path))
     try:
         with out.progress() as progress:
             record = run.measure(settings, device, path, ["fpsgen", *sys.argv[1:]], Bar(progress, out))
-        written = write(record, [], path, report_at)
     except KeyboardInterrupt:
         raise Stopped("stopped; shapes that were finished are kept", hint=f"they are in {path}") from None
-    tell(out, record, path, run.page_of(path), written[1] if report_at else None)
+    tell(out, record)
+    kept, markdown = keep_record(record, [], path, report_at), run.page_of(path)
+    kept.files = {"record": kept.files["record"], "page": markdown if markdown.exists() else None, **kept.files}
+    deliver(out, kept, record)
     if any(run.troubled(case) for case in record["cases"]):
         out.note("something failed, was wrong, or had no time")
         raise typer.Exit(1)
@@ -154,18 +157,21 @@ def gpu() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device())
 
 
-def record_path(output: Path | None, smoke: bool, device: torch.device) -> Path:
-    """Where the record goes: what was asked for, .json where that has no suffix, or a name for this card."""
+def named(output: Path | None) -> Path | None:
+    """The record that was asked for, .json where that has no suffix."""
+    if output is None:
+        return None
+    output = expand(output)
+    return output if output.suffix or output.is_dir() else output.with_name(f"{output.name}.json")
+
+
+def default_name(smoke: bool, device: torch.device) -> str:
+    """Of the record, for this card."""
     import torch
 
     from fpsgen.bench.card import slug
 
-    if output is not None:
-        output = expand(output)
-        return output if output.suffix or output.is_dir() else output.with_name(f"{output.name}.json")
-    return Path(
-        "bench-attention-smoke.json" if smoke else f"bench-attention-{slug(torch.cuda.get_device_name(device))}.json"
-    )
+    return f"bench-attention-{'smoke' if smoke else slug(torch.cuda.get_device_name(device))}.json"
 
 
 def check_page(record: Path, page: Path) -> None:
@@ -192,11 +198,11 @@ class Bar:
         self._progress.update(self._task, completed=done, total=total, rate="rounds")
 
     def ended(self, text: str) -> None:
-        self._out.note(f"{text}; what was measured is in the record: give it more --seconds, or fewer values")
+        self._out.note(f"{text}: give it more --seconds, or fewer values")
 
 
-def tell(out: Output, record: dict[str, Any], path: Path, page: Path, report: Path | None) -> None:
-    """The tables of every shape, and where it is written."""
+def tell(out: Output, record: dict[str, Any]) -> None:
+    """The tables of every shape."""
     from fpsgen.bench.attention.report import heading, remarks, tables
 
     if not out.json:
@@ -209,5 +215,3 @@ def tell(out: Output, record: dict[str, Any], path: Path, page: Path, report: Pa
                 out.show(table.rich())
     if cut := record.get("cut"):
         out.note(f"it ended before its time: {cut}")
-    written = {"record": str(path), "page": str(page), "report": str(report) if report else None}
-    out.result("\n".join(name for name in written.values() if name), {**record, **written})

@@ -35,7 +35,7 @@ from fpsgen.cli.options import (
 )
 from fpsgen.cli.output import Output
 from fpsgen.cli.prompts import read_prompts
-from fpsgen.cli.records import places, write
+from fpsgen.cli.records import deliver, keep_record, record_place, report_place
 from fpsgen.errors import Stopped, UsageError
 from fpsgen.report.words import asked, counted
 from fpsgen.seeds import check_seed
@@ -93,7 +93,9 @@ def quality(
     guidance: Guidance = None,
     shift: Shift = None,
     seed: Annotated[int, typer.Option(help="Of the first clip; each further one counts up.")] = FIRST_SEED,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The record, FILE.json.")] = Path("bench-quality.json"),
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The record, FILE.json.", show_default="bench-quality.json")
+    ] = None,
     report: Report = None,
     no_report: NoReport = False,
     videos: Annotated[
@@ -140,7 +142,8 @@ def quality(
     )  # fmt: skip
     for name, outline in job.outlines.items():  # which refuses a preset that does not fit
         out.detail(f"{name}: {outline.told}")
-    record_at, page = places(expand(output), report, no_report)
+    record_at = record_place(None if output is None else expand(output), "bench-quality.json", out)
+    page = report_place(record_at, report, no_report)
     clips = video_places(job, expand(videos)) if videos is not None else None
     tell_size(out, job)
     try:
@@ -158,11 +161,10 @@ def quality(
     if not json:
         for table in tables(record):
             out.show(table)
-    written = write(record, pairs, record_at, page)  # after the tables, which a full disk leaves standing
+    kept = keep_record(record, pairs, record_at, page)
     if vbench and program is None and clips is not None:
         tell_vbench(out, clips)
-    told = {"record": str(written[0]), "report": str(written[1]) if len(written) > 1 else None}
-    out.result("\n".join(str(path) for path in written[:2]), {**record, **told})
+    deliver(out, kept, record)
 
 
 def check_vbench(wanted: bool, given: Path | None, videos: Path | None) -> Path | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import shlex
 import sys
 import time
@@ -32,7 +33,9 @@ from fpsgen.cli.options import (
 )
 from fpsgen.cli.output import Output, readable
 from fpsgen.cli.prompts import read_prompts
-from fpsgen.errors import FpsgenError, Stopped, UsageError
+from fpsgen.cli.records import Kept, check_place, deliver, keep, report_place
+from fpsgen.errors import Stopped, UsageError
+from fpsgen.printable import printable
 from fpsgen.seeds import check_seed
 from fpsgen.wan import sizes
 
@@ -115,18 +118,15 @@ def calibrate(
     target = parse_device(device)
     chosen = choose_model(model, size, target.type == "cuda", dry_run, out)
     given = {"frames": frames, "steps": steps, "guidance": guidance, "shift": shift}
-    output = expand(output) if output is not None else Path(f"{files.safe_name(chosen.name)}-calibrated.toml")
+    default = Path(f"{files.safe_name(chosen.name)}-calibrated.toml")
+    output = expand(output) if output is not None else files.free(default, ".html")
     job = make_job(chosen, size, given, budget, own, (clips, checks), seed, output.name)
     if dry_run:
         tell_estimate(out, job)
         return
     if replaced := check_output(output):
-        out.note(f"{output} is replaced: {replaced}")
-    page = None if no_report else expand(report) if report is not None else output.with_suffix(".html")
-    if page is not None:
-        from fpsgen.report import check_path
-
-        check_path(page)
+        out.note(f"{printable(output)} is replaced: {replaced}")
+    page = report_place(output, report, no_report)
     precision, text_precision = choose_dtype(dtype, target), choose_text_dtype(dtype)
     out.detail(f"model {chosen.name} from {chosen.folder}; {target}, {str(precision).removeprefix('torch.')}")
     from fpsgen.calibrate.run import calibrate as run
@@ -134,13 +134,12 @@ def calibrate(
     try:
         with out.progress() as progress:
             result = run(job, target, precision, text_precision, Bar(progress, out), fresh)
-        written = write(result, output, page)
     except KeyboardInterrupt:
         how = "without --fresh" if fresh else "again"
         raise Stopped(
             "stopped; what was measured is kept", hint=f"run the same command {how}: it goes on from there"
         ) from None
-    tell(out, result, job, written)
+    tell(out, result, job, keep_preset(result, output, page))
 
 
 def budget_of(min_psnr: float | None, max_error: float | None, target_cost: float | None) -> Budget:
@@ -224,15 +223,7 @@ def check_output(output: Path) -> str | None:
     if output.suffix != ".toml":
         near = output.with_suffix(".toml") if output.name else output / "my.toml"
         raise UsageError(f"-o {output}: a preset is a .toml file", hint=f"try -o {near}")
-    try:
-        there = output.exists()
-        if output.is_dir():
-            raise UsageError(f"-o {output} is a folder", hint="name a .toml file in it")
-        files.check_writable(output)
-    except OSError as fault:
-        told = f"-o {str(output)[:200]} cannot be written: {fault.strerror or fault}"
-        raise UsageError(told, hint="choose another -o") from None
-    if there:
+    if check_place(output, "name a .toml file in it"):
         from fpsgen.presets import file
 
         try:
@@ -240,7 +231,7 @@ def check_output(output: Path) -> str | None:
         except UsageError:
             before = None
         if before is None or before.measured is None:
-            raise UsageError(f"{output} is there, and no calibration wrote it", hint="choose another -o")
+            raise UsageError(f"{printable(output)} is there, and no calibration wrote it", hint="choose another -o")
         return before.about or "a calibrated preset"
     return None
 
@@ -291,26 +282,20 @@ class Bar:
         self._out.note(text)
 
 
-def write(result: Result, output: Path, page: Path | None) -> list[Path]:
-    """The preset by one rename, and its report; returns what was written."""
-    from fpsgen.presets import file
-
-    try:
-        files.write_text(output, file.text(result.preset))
-    except OSError as fault:
-        hint = "run the same command again with another -o: what was measured is kept"
-        raise FpsgenError(f"{output} cannot be written: {fault.strerror or fault}", hint) from None
-    if page is None:
-        return [output]
+def keep_preset(result: Result, output: Path, page: Path | None) -> Kept:
+    """The preset, and its report."""
     from fpsgen.metrics import Pair
+    from fpsgen.presets import file
     from fpsgen.report import calibration
 
-    command = ["fpsgen", *sys.argv[1:]]
+    record = {**result.record, "command": ["fpsgen", *sys.argv[1:]]}
     pairs = [Pair(prompt, psnr, exact, ours) for prompt, psnr, exact, ours in result.pairs]
-    return [output, *calibration.write({**result.record, "command": command}, pairs, page)]
+    draw = None if page is None else functools.partial(calibration.write, record, pairs, page)
+    hint = "run the same command again with another -o: what was measured is kept"
+    return keep("preset", output, file.text(result.preset), draw, hint)
 
 
-def tell(out: Output, result: Result, job: Job, written: list[Path]) -> None:
+def tell(out: Output, result: Result, job: Job, kept: Kept) -> None:
     """What came out."""
     of = result.preset.measured
     assert of is not None
@@ -324,10 +309,9 @@ def tell(out: Output, result: Result, job: Job, written: list[Path]) -> None:
         out.line(
             "         plain PyTorch runs it here, which saves no time: the cost is that of kernels for a Hopper GPU"
         )
-    out.line(f"use it   fpsgen generate PROMPT --preset {shlex.quote(str(written[0]))}")
-    places = {"preset": str(written[0]), "report": str(written[1]) if len(written) > 1 else None}
-    told = {**result.record, **places}  # the record's preset is the file's text
-    out.result("\n".join(str(path) for path in written[:2]), told)
+    if preset := kept.files["preset"]:
+        out.line(f"use it   fpsgen generate PROMPT --preset {shlex.quote(str(preset))}")
+    deliver(out, kept, {**result.record, "toml": result.record["preset"]})
 
 
 def tell_estimate(out: Output, job: Job) -> None:

@@ -1,58 +1,127 @@
-"""Where the record of a bench goes, and the report beside it."""
+"""Where a result that took long goes (the record of a bench, a calibrated preset), and the report beside it."""
 
 from __future__ import annotations
 
+import functools
+import json
 import re
-from collections.abc import Sequence
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import typer
+
 from fpsgen import files
+from fpsgen.cli import errors
 from fpsgen.cli.options import expand
-from fpsgen.errors import Stopped, UsageError
+from fpsgen.cli.output import Output
+from fpsgen.errors import FpsgenError, Stopped, UsageError
+from fpsgen.printable import printable
 
 if TYPE_CHECKING:
     from fpsgen.metrics import Pair
 
 
-def places(output: Path, report: Path | None, no_report: bool) -> tuple[Path, Path | None]:
-    """Where the record and the report go; UsageError, before any work, where they cannot."""
-    from fpsgen.report import check_path
-
+def record_place(given: Path | None, default: str, out: Output) -> Path:
+    """Where a bench writes its record: -o, or a free name like `default`. Says what is replaced; UsageError, before any
+    work, where nothing can be written there."""
+    output = files.free(Path(default), ".html", ".md") if given is None else given
     if output.suffix != ".json":
         near = output.with_suffix(".json") if output.name else output / "bench.json"
-        raise UsageError(f"-o {output}: a record is a .json file", hint=f"try -o {near}")
-    try:
-        if output.is_dir():
-            raise UsageError(f"-o {output} is a folder", hint="name a .json file in it")
-        if output.exists() and not output.is_file():
-            raise UsageError(f"{output} is no regular file", hint="choose another -o")
-        if output.exists() and not is_record(output):
-            raise UsageError(f"{output} is there, and no bench wrote it", hint="choose another -o")
-        files.check_writable(output)
-    except OSError as fault:
-        told = f"-o {files.shortened(output)} cannot be written: {fault.strerror or fault}"
-        raise UsageError(told, hint="choose another -o") from None
+        raise UsageError(f"-o {printable(output)}: a record is a .json file", hint=f"try -o {printable(near)}")
+    if check_place(output, "name a .json file in it"):
+        if not is_record(output):
+            raise UsageError(f"{printable(output)} is there, and no bench wrote it", hint="choose another -o")
+        out.note(f"{printable(output)} is replaced: the record of an earlier bench")
+    return output
+
+
+def report_place(output: Path, report: Path | None, no_report: bool) -> Path | None:
+    """Where the report goes, None for nowhere; UsageError where it cannot."""
+    from fpsgen.report import check_path
+
     page = None if no_report else output.with_suffix(".html") if report is None else expand(report)
     if page is not None:
         check_path(page)
-    return output, page
+    return page
+
+
+def check_place(output: Path, in_folder: str) -> bool:
+    """Whether a file is there that would be replaced; UsageError where none can be written. in_folder: what helps where
+    it is a folder."""
+    try:
+        if output.is_dir():
+            raise UsageError(f"-o {printable(output)} is a folder", hint=in_folder)
+        there = output.exists()
+        if there and not output.is_file():
+            raise UsageError(f"{printable(output)} is no regular file", hint="choose another -o")
+        files.check_writable(output)
+    except OSError as fault:
+        told = f"-o {printable(files.shortened(output))} cannot be written: {fault.strerror or fault}"
+        raise UsageError(told, hint="choose another -o") from None
+    return there
 
 
 def is_record(path: Path) -> bool:
     """Whether a file is a record of a bench, which the next may replace."""
-    with path.open("rb") as file:
+    with files.open_regular(path) as file:
         return re.match(rb'\{\s*"kind": "(compare|attention|quality)"', file.read(100)) is not None
 
 
-def write(record: dict[str, Any], clips: Sequence[Pair], output: Path, page: Path | None) -> list[Path]:
-    """The record, and its report; returns what was written."""
-    files.write_json(output, record)
-    if page is None:
-        return [output]
-    from fpsgen.report import bench as report
+@dataclass
+class Kept:
+    """What of a result is on disk, by what the result's object calls it; fault: why, where something is not."""
 
+    files: dict[str, Path | None]
+    fault: BaseException | None = None
+
+
+def keep(kind: str, output: Path, text: str, draw: Callable[[], list[Path]] | None, hint: str) -> Kept:
+    """Write a result, then its report by `draw`. What goes wrong is kept for `deliver`: by now the result is worth
+    hours, and has to be told first. kind: of the result's file; hint: what helps where the disk refuses it."""
+    kept = Kept({kind: None, "report": None})
     try:
-        return [output, *report.write(record, clips, page)]
+        files.write_text(output, text)
+        kept.files[kind] = output
+        if draw is not None:
+            kept.files["report"] = draw()[0]
+    except OSError as fault:
+        told = f"{printable(files.shortened(output))} cannot be written: {fault.strerror or fault}"
+        kept.fault = FpsgenError(told, hint)
     except KeyboardInterrupt:
-        raise Stopped("stopped while the report was drawn", hint=f"the record is whole, in {output}") from None
+        kept.fault = Stopped(f"stopped while the {'report was drawn' if kept.files[kind] else 'result was written'}")
+    except Exception as fault:
+        kept.fault = fault
+    return kept
+
+
+def keep_record(record: dict[str, Any], clips: Sequence[Pair], output: Path, page: Path | None) -> Kept:
+    """The record of a bench, and its report."""
+    from fpsgen.report import bench
+
+    hint = "make room there, or choose another -o"
+    if record["kind"] == "quality":
+        hint += ", and run the same command again: every clip is kept"
+    draw = None if page is None else functools.partial(bench.write, record, clips, page)
+    return keep("record", output, json.dumps(record, indent=2) + "\n", draw, hint)
+
+
+def deliver(out: Output, kept: Kept, result: dict[str, Any]) -> None:
+    """The end of a command: where its files are, or its object with --json. Where one could not be written, the object
+    says so, too, and the command ends with the reason."""
+    places = {name: None if path is None else str(path) for name, path in kept.files.items()}
+    written = [place for place in places.values() if place]
+    if kept.fault is None:
+        out.result("\n".join(written), result | places)
+        return
+    message, hint, code = errors.explain(kept.fault)
+    if written:
+        message = f"{printable(written[0])} is written, and then: {message}"
+    if written or out.json:
+        out.result("\n".join(written), result | places | {"error": message, "hint": hint, "exit_code": code})
+    if errors.show_tracebacks:
+        traceback.print_exception(kept.fault)
+    Output().error(message, hint, code)  # on stderr alone: standard output has its one object
+    raise typer.Exit(code)

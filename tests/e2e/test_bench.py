@@ -17,6 +17,7 @@ from fpsgen.timing import PHASES
 from fpsgen.wan import vae as wan_vae
 from tests.tools.bench import EXACT, HALVES, Bench
 from tests.tools.bench import bench as bench_cli
+from tests.tools.cli import fill_disk
 from tests.tools.videos import read
 
 
@@ -198,6 +199,36 @@ def test_stopped_while_the_report_is_drawn_the_record_is_there(
     assert "stopped while the report was drawn" in result.output
     assert "Fidelity to bf16" in result.output
     assert json.loads((tmp_path / "out.json").read_text())["kind"] == "compare"
+
+
+@pytest.mark.parametrize("suffix", [".json", ".html"])
+def test_results_outlive_a_disk_that_is_full(bench: Bench, monkeypatch: pytest.MonkeyPatch, suffix: str) -> None:
+    """Whichever file finds no room: first the tables, or the object with the record in it, then the reason."""
+    fill_disk(monkeypatch, suffix)
+    preset = bench.preset(HALVES)
+    result = bench.run(preset=preset, pairs=0)
+    assert (result.exit_code, "inside fpsgen" in result.output) == (1, False), result.output
+    assert "Fidelity to bf16" in result.stdout
+    assert result.stderr.count("No space left on device") == 1
+    assert ("out.json is written, and then: the report" in " ".join(result.stderr.split())) == (suffix == ".html")
+    result = bench.run("--json", preset=preset, pairs=0)
+    assert result.exit_code == 1
+    record = json.loads(result.stdout)
+    assert len(record["contenders"]) == 2
+    assert (record["record"] is None, record["report"]) == (suffix == ".json", None)
+    assert "No space left on device" in record["error"]
+
+
+def test_no_record_is_replaced_in_silence(bench: Bench, tmp_path: Path) -> None:
+    preset, base = bench.preset(HALVES), f"bench-{bench.folder.name}-mine.toml"
+    for name in (base, f"{base}-2"):
+        result = bench.run("--no-report", preset=preset, pairs=0, output=None)
+        assert result.exit_code == 0, result.output
+        assert result.stdout.splitlines()[-1] == f"{name}.json"
+        assert "is replaced" not in result.stderr
+    again = bench.run("--no-report", preset=preset, pairs=0, output=f"{base}.json")
+    assert again.exit_code == 0
+    assert f"{base}.json is replaced: the record of an earlier bench" in " ".join(again.stderr.split())
 
 
 def test_every_key_of_a_record_is_documented(bench: Bench) -> None:

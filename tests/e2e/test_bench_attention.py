@@ -19,6 +19,7 @@ from fpsgen.bench.attention.shapes import DENSITIES, Shape
 from fpsgen.cli import app, bench_attention
 from tests.tools import cli
 from tests.tools.attention import CARD, fake, line
+from tests.tools.cli import fill_disk
 
 ROOT = Path(__file__).parents[2]
 
@@ -180,6 +181,27 @@ def test_faults_leave_with_1(card: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert result.exit_code == 1
     assert "FAULT: RuntimeError: an illegal address" in result.stdout
     assert "something failed" in result.stderr
+
+
+def test_results_outlive_a_disk_that_becomes_full(card: Path) -> None:
+    real, results = run.run, []
+    for form in ((), ("--json",)):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(run, "run", lambda *args, patch=patch: (fill_disk(patch, ".json"), real(*args)))
+            results.append(attention("--smoke", "--no-report", *form))
+    assert [result.exit_code for result in results] == [1, 1]
+    assert "Times as fast as dense attention" in results[0].stdout
+    said = " ".join(results[0].stderr.split())
+    assert "error: bench-attention-smoke.json cannot be written: No space left on device" in said
+    record = json.loads(results[1].stdout)
+    assert (record["record"], "No space left" in record["error"], len(record["cases"])) == (None, True, 1)
+
+
+def test_a_disk_that_is_full_is_told_before_anything_is_measured(card: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill_disk(monkeypatch, ".json")
+    result = attention("--smoke", "--no-report")
+    assert (result.exit_code, "checking" in result.stderr) == (1, False)
+    assert "cannot be written: No space left on device" in " ".join(result.stderr.split())
 
 
 def test_it_runs_where_packages_are_missing(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from fpsgen.bench.words import ASPECTS
 from fpsgen.pipeline import denoise
 from fpsgen.wan.transformer import WanTransformer
 from tests.tools.bench_quality import ROUGH, Quality
-from tests.tools.cli import invoke, told
+from tests.tools.cli import fill_disk, invoke, told
 
 MEASURES = ("latent_cosine", "latent_error", "psnr", "ssim", "lpips")
 
@@ -310,6 +310,21 @@ def test_a_preset_of_the_same_name_with_another_content(quality: Quality, render
     second = quality.record()
     assert rendered == [7, 8]
     assert second["contenders"][0]["fidelity"] != first["contenders"][0]["fidelity"]
+
+
+def test_results_outlive_a_disk_that_is_full(
+    quality: Quality, rendered: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill_disk(monkeypatch, ".json")
+    result = quality("--no-report")
+    assert result.exit_code == 1
+    assert "Fidelity to bf16" in result.stdout
+    assert "bench.json cannot be written: No space left on device" in " ".join(result.stderr.split())
+    assert "every clip is kept" in " ".join(result.stderr.split())
+    result = quality("--no-report", "--json")
+    assert (result.exit_code, len(rendered)) == (1, 4)
+    record = json.loads(result.stdout)
+    assert (record["record"], len(record["contenders"])) == (None, 2)
 
 
 # --- what it refuses -----------------------------------------------------------------------------------

@@ -19,9 +19,10 @@ from typer.testing import CliRunner
 
 from fpsgen.calibrate.trajectory import Renderer
 from fpsgen.cli import app
+from fpsgen.errors import RenderError
 from fpsgen.presets import file
 from tests.tools.calibration import Calibrator, forwards
-from tests.tools.cli import invoke, told
+from tests.tools.cli import fill_disk, invoke, told
 
 
 def test_a_preset_that_generate_uses(calibrator: Calibrator, pocket_folder: Path, tmp_path: Path) -> None:
@@ -218,20 +219,46 @@ def test_a_calibrated_preset_is_replaced_and_a_link_stays_one(calibrator: Calibr
 
 def test_a_full_disk_at_the_end(calibrator: Calibrator, monkeypatch: pytest.MonkeyPatch) -> None:
     first = calibrator.preset("--target-cost", 0.5)
-    real = Path.write_text
-
-    def full(self: Path, *args: Any, **more: Any) -> int:
-        if self.name.startswith(".fpsgen-"):
-            real(self, "half")
-            raise OSError(28, "No space left on device")
-        return real(self, *args, **more)
-
-    monkeypatch.setattr(Path, "write_text", full)
+    fill_disk(monkeypatch, ".toml")
     said = calibrator.refused("--target-cost", 0.2, code=1)
     assert "my.toml cannot be written: No space left on device" in said
     assert "what was measured is kept" in said
+    result = calibrator("--target-cost", 0.2, "--json")
+    record = json.loads(result.stdout)
+    assert (result.exit_code, record["preset"], record["report"]) == (1, None, None)
+    assert "No space left on device" in record["error"]
+    told = calibrator("--target-cost", 0.2).stdout
+    assert "cost     " in told
+    assert "use it" not in told, "there is nothing to be used"
     monkeypatch.undo()
     assert (calibrator.directory / "my.toml").read_bytes() == first
+    assert calibrator.preset("--target-cost", 0.2).decode() == record["toml"], "the object has the preset itself"
+
+
+def test_a_report_that_cannot_be_written_leaves_the_preset_and_says_so(
+    calibrator: Calibrator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise RenderError("the report my.html could not be written: No space left on device")
+
+    monkeypatch.setattr("fpsgen.report.calibration.write", full)
+    result = calibrator("--target-cost", 0.5, report=True)
+    assert result.exit_code == 1
+    assert f"--preset {tmp_path / 'my.toml'}" in result.stdout
+    said = " ".join(result.stderr.split())
+    assert "my.toml is written, and then: the report my.html could not be written: No space left on device" in said
+    result = calibrator("--target-cost", 0.5, "--json", report=True)
+    record = json.loads(result.stdout)
+    assert (result.exit_code, record["preset"], record["report"]) == (1, str(tmp_path / "my.toml"), None)
+
+
+def test_without_a_name_a_free_one_is_taken(calibrator: Calibrator, tmp_path: Path) -> None:
+    first, second = (f"{calibrator.model.name}-calibrated{more}.toml" for more in ("", "-2"))
+    (tmp_path / first).write_text("mine")
+    result = calibrator("--target-cost", 0.4, output=None)
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / first).read_text() == "mine"
+    assert result.stdout.splitlines()[-1] == second
 
 
 def test_damaged_pieces_are_measured_anew(

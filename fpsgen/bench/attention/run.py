@@ -22,6 +22,7 @@ from fpsgen.bench.attention import report
 from fpsgen.bench.attention.contenders import MOST_WORDS, Inputs, contenders, tried
 from fpsgen.bench.attention.shapes import DENSITIES, Deadline, Shape, chosen_windows, rounds
 from fpsgen.bench.provenance import provenance
+from fpsgen.errors import FpsgenError
 
 FORMAT = 1  # of the record, which docs/bench.md describes
 LEAST_ROUNDS = 3
@@ -66,7 +67,10 @@ def measure(
     watcher.doing("looking at the card")
     record = {"kind": "attention", "format": FORMAT, **provenance(command), "card": card.describe(device)}
     record |= {"seed": SEED, "repeats": settings.repeats, "seconds": settings.seconds, "cases": []}
-    files.write_json(path, record)  # a place that cannot be written is no news for later
+    try:
+        files.write_json(path, record)  # a place that cannot be written is no news for later
+    except OSError as fault:
+        raise FpsgenError(f"{path} cannot be written: {fault.strerror or fault}", hint="choose another -o") from None
     watchdog = end_at(hard, path, record, watcher)
     try:
         run(settings, device, total, path, record, watcher)
@@ -92,8 +96,11 @@ def run(
                 record["cut"] = "nothing runs on the card any more, in this process"
         del case["doing"]
         report.derive(case["lines"], record["card"])
-        files.write_json(path, record)
-        files.write_text(page_of(path), report.document(record))
+        try:
+            files.write_json(path, record)
+            files.write_text(page_of(path), report.document(record))
+        except OSError as fault:  # room may be made, and what is measured is told at the end
+            watcher.found(f"{path} cannot be written: {fault.strerror or fault}")
         if "cut" in record:
             return
         torch.cuda.empty_cache()  # the next shape's tensors have other sizes
@@ -159,14 +166,18 @@ def end_at(hard: Deadline, path: Path, record: dict[str, Any], watcher: Watcher)
 
     def leave() -> None:
         record["cut"] = "the budget of seconds was spent"
+        kept = f"{path} cannot be written"
         try:
             for _ in range(_ATTEMPTS):
                 with suppress(RuntimeError):  # the main thread has put something into it meanwhile
                     files.write_json(path, record)
+                    kept = f"what was measured is in {path}"
                     break
+        except OSError as fault:
+            kept += f": {fault.strerror or fault}"
         finally:
             doing = [case["doing"] for case in record["cases"] if "doing" in case]
-            watcher.ended(f"stopped after {record['seconds']:g} s while {' '.join(doing) or 'starting'}")
+            watcher.ended(f"stopped after {record['seconds']:g} s while {' '.join(doing) or 'starting'}; {kept}")
             os._exit(1)
 
     timer = threading.Timer(hard.left, leave)

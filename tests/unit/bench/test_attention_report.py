@@ -178,7 +178,8 @@ def test_time_that_is_up_leaves_the_record(tmp_path: Path, monkeypatch: pytest.M
     assert left.wait(10)
     found = json.loads((tmp_path / "found.json").read_text())
     assert (found["cut"], found["cases"]) == ("the budget of seconds was spent", made["cases"])
-    assert watcher.heard == ["stopped after 500 s while checking C, kernel 1/4"]
+    kept = f"what was measured is in {tmp_path / 'found.json'}"
+    assert watcher.heard == [f"stopped after 500 s while checking C, kernel 1/4; {kept}"]
 
 
 def test_it_leaves_though_the_record_is_growing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
