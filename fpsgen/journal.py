@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import secrets
 from pathlib import Path
 
@@ -13,7 +12,6 @@ import diffusers
 import safetensors.torch
 import torch
 import transformers
-from safetensors import SafetensorError
 from torch import Tensor
 
 from fpsgen import __version__, files
@@ -21,6 +19,8 @@ from fpsgen.errors import RenderError
 from fpsgen.wan.models import Model
 
 _READ = 2**26  # bytes, in a tenth of a second; the pocket model's files, which every installation writes anew, are less
+_SUFFIX = ".piece"
+_HASH = hashlib.sha256().digest_size
 
 
 def device_name(device: torch.device) -> str:
@@ -61,42 +61,48 @@ def check(root: Path) -> None:
 
 
 class Journal:
-    """Named pieces in the folder of one key: whatever the pieces depend on. A piece appears whole or not at all."""
+    """Named pieces in the folder of one key: whatever the pieces depend on. A piece appears whole or not at all.
+
+    It is a safetensors file with a hash behind it, of the key, the piece's name and the file: names, shapes and values
+    of its tensors. What was damaged or put in its place from elsewhere is therefore not there, and measured anew.
+    """
 
     def __init__(self, root: Path, key: dict):
         told = json.dumps(key, sort_keys=True, ensure_ascii=False)
         self.folder = root / hashlib.sha256(told.encode()).hexdigest()[:24]
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            (self.folder / "key.json").write_text(told, encoding="utf-8")
+            self._write(self.folder / "key.json", told.encode())
         except OSError as fault:
             raise _no_room(self.folder, fault) from None
 
     def get(self, name: str) -> dict[str, Tensor] | None:
         """The piece, or None where it is not there; one that is damaged is not."""
+        path = self._path(name)
         try:
-            return safetensors.torch.load_file(self._path(name))
-        except (OSError, SafetensorError):
+            if path.is_symlink():
+                return None
+            with files.open_regular(path) as file:
+                data = file.read()
+        except OSError:
             return None
+        body, told = data[:-_HASH], data[-_HASH:]
+        return safetensors.torch.load(body) if told == self._hash(name, body) else None
 
     def put(self, name: str, **tensors: Tensor) -> dict[str, Tensor]:
         """Keep a piece; returns it as `get` will."""
         kept = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-        beside = self.folder / f".{secrets.token_hex(6)}.part"
+        body = safetensors.torch.save(kept)
         try:
-            safetensors.torch.save_file(kept, beside)
-            os.replace(beside, self._path(name))
-        except (OSError, SafetensorError) as fault:  # safetensors has an error of its own for a full disk
+            self._write(self._path(name), body + self._hash(name, body))
+        except OSError as fault:
             raise _no_room(self.folder, fault) from None
-        finally:  # whoever is stopped leaves no half of a piece
-            with contextlib.suppress(OSError):
-                beside.unlink(missing_ok=True)
         return kept
 
     def drop(self, begin: str) -> None:
         """Remove the pieces whose names begin so."""
         try:
-            for path in self.folder.glob(f"{begin}*.safetensors"):
+            for path in self.folder.glob(f"{begin}*{_SUFFIX}"):
                 path.unlink(missing_ok=True)
         except OSError as fault:
             raise _no_room(self.folder, fault) from None
@@ -105,11 +111,25 @@ class Journal:
         """Remove all pieces. The folder stays: another run may be writing into it."""
         self.drop("")
 
+    def _write(self, path: Path, data: bytes) -> None:
+        """By one rename, which replaces a link or a pipe that stands there; whoever is stopped leaves no half of it."""
+        beside = self.folder / f".{secrets.token_hex(6)}.part"
+        try:
+            beside.write_bytes(data)
+            beside.replace(path)
+        finally:
+            with contextlib.suppress(OSError):
+                beside.unlink(missing_ok=True)
+
+    def _hash(self, name: str, body: bytes) -> bytes:
+        found = hashlib.sha256(f"{self.folder.name}/{name}\n".encode())
+        found.update(body)
+        return found.digest()
+
     def _path(self, name: str) -> Path:
-        return self.folder / f"{name}.safetensors"
+        return self.folder / f"{name}{_SUFFIX}"
 
 
-def _no_room(folder: Path, fault: Exception) -> RenderError:
-    told = getattr(fault, "strerror", None) or str(fault).partition("\n")[0]
+def _no_room(folder: Path, fault: OSError) -> RenderError:
     hint = "FPSGEN_CACHE_DIR names another place; what was measured is kept"
-    return RenderError(f"{folder} cannot be written: {told}", hint)
+    return RenderError(f"{folder} cannot be written: {fault.strerror or fault}", hint)

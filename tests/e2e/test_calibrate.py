@@ -159,7 +159,7 @@ def test_a_process_that_is_killed(calibrator: Calibrator) -> None:
         stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     end = time.monotonic() + 60
-    while not (begun := list((calibrator.directory / "cache").glob("*/*/measure0-step1.safetensors"))):
+    while not (begun := list((calibrator.directory / "cache").glob("*/*/measure0-step1.piece"))):
         assert time.monotonic() < end
         assert process.poll() is None, "it ended too early"
         time.sleep(0.01)
@@ -266,9 +266,20 @@ def test_damaged_pieces_are_measured_anew(
 ) -> None:
     whole = calibrator.preset("--target-cost", 0.3)
     calls = forwards(monkeypatch)
-    for number, path in enumerate(sorted((tmp_path / "cache").glob("*/*/*.safetensors"))):
-        if number % 2:
-            path.write_bytes(path.read_bytes()[: number * 7])
+    pieces = sorted((tmp_path / "cache").glob("*/*/*.piece"))
+    for number, path in enumerate(pieces[1::2]):
+        data = bytearray(path.read_bytes())
+        path.unlink()
+        match number % 4:
+            case 0:
+                path.write_bytes(data[: number * 7])
+            case 1:
+                data[-40] ^= 1  # of a number
+                path.write_bytes(data)
+            case 2:
+                os.mkfifo(path)
+            case 3:
+                path.symlink_to(pieces[0])
     assert calibrator.preset("--target-cost", 0.3) == whole
     assert 0 < len(calls) < 30
 

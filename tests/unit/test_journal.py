@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save
 from torch import Tensor
 
 from fpsgen import journal as journals
@@ -41,11 +42,12 @@ def test_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, st
     journal = Journal(tmp_path, {})
     journal.put("one", rows=ROWS)
 
-    def half(tensors: dict[str, Tensor], path: Path) -> None:
-        Path(path).write_bytes(b"half of it")
+    def half(self: Path, data: bytes) -> None:
+        with self.open("wb") as file:
+            file.write(data[:9])
         raise stop
 
-    monkeypatch.setattr("safetensors.torch.save_file", half)
+    monkeypatch.setattr(Path, "write_bytes", half)
     with pytest.raises((RenderError, KeyboardInterrupt)) as told:
         journal.put("one", rows=2 * ROWS)
     if isinstance(told.value, RenderError):
@@ -53,24 +55,76 @@ def test_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, st
         assert "FPSGEN_CACHE_DIR" in (told.value.hint or "")
     monkeypatch.undo()
     assert same(journal.get("one"), rows=ROWS)
-    assert sorted(path.name for path in journal.folder.iterdir()) == ["key.json", "one.safetensors"]
+    assert sorted(path.name for path in journal.folder.iterdir()) == ["key.json", "one.piece"]
 
 
-@pytest.mark.parametrize("damage", ["empty", "cut", "header", "folder", "text"])
+@pytest.mark.parametrize("damage", ["empty", "cut", "longer", "header", "text", "no hash", "no tensor", "other shape"])
 def test_a_damaged_piece_is_not_there(tmp_path: Path, damage: str) -> None:
     journal = Journal(tmp_path, {})
     journal.put("one", rows=ROWS)
-    (path,) = journal.folder.glob("*.safetensors")
+    path = journal.folder / "one.piece"
     data = path.read_bytes()
-    path.unlink()
-    if damage == "folder":
-        path.mkdir()
-        assert journal.get("one") is None
-        return
-    path.write_bytes({"empty": b"", "cut": data[:-1], "header": b"\xff" * 8 + data[8:], "text": b"lost"}[damage])
+    other = {"no tensor": save({}), "other shape": save({"rows": ROWS.T.contiguous()}), "no hash": save({"rows": ROWS})}
+    whole = {"empty": b"", "cut": data[:-1], "longer": data + b"\0", "header": b"\xff" * 8 + data[8:], "text": b"lost"}
+    path.write_bytes((whole | other | {"other shape": other["other shape"] + data[-32:]})[damage])
     assert journal.get("one") is None
     journal.put("one", rows=ROWS)
     assert same(journal.get("one"), rows=ROWS)
+
+
+def test_no_bit_of_a_piece_flips_unnoticed(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, {})
+    journal.put("one", rows=ROWS)
+    path = journal.folder / "one.piece"
+    data = path.read_bytes()
+    for bit in range(8 * len(data)):
+        path.write_bytes(data[: bit // 8] + bytes([data[bit // 8] ^ 1 << bit % 8]) + data[bit // 8 + 1 :])
+        assert journal.get("one") is None, bit
+
+
+def test_a_piece_counts_under_its_own_name_and_key_alone(tmp_path: Path) -> None:
+    journal, other = Journal(tmp_path, {"a": 1}), Journal(tmp_path, {"a": 2})
+    journal.put("one", rows=ROWS)
+    data = (journal.folder / "one.piece").read_bytes()
+    (journal.folder / "two.piece").write_bytes(data)
+    (other.folder / "one.piece").write_bytes(data)
+    assert journal.get("two") is None
+    assert other.get("one") is None
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link", "link to a device", "link to itself"])
+def test_what_is_no_file_of_its_own_is_replaced_and_not_waited_for(tmp_path: Path, kind: str) -> None:
+    journal, outside = Journal(tmp_path / "cache", {}), tmp_path / "outside"
+    journal.put("one", rows=ROWS)
+    path = journal.folder / "one.piece"
+    path.rename(outside)
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to({"link": outside, "link to a device": Path("/dev/zero")}.get(kind, path))
+    before = outside.read_bytes()
+    assert journal.get("one") is None
+    journal.put("one", rows=2 * ROWS)
+    assert same(journal.get("one"), rows=2 * ROWS)
+    assert outside.read_bytes() == before
+
+
+@pytest.mark.parametrize("dangling", [True, False])
+def test_the_key_is_not_written_through_a_link(tmp_path: Path, dangling: bool) -> None:
+    journal, outside = Journal(tmp_path / "cache", {}), tmp_path / "outside"
+    if not dangling:
+        outside.write_text("mine")
+    (journal.folder / "key.json").unlink()
+    (journal.folder / "key.json").symlink_to(outside)
+    Journal(tmp_path / "cache", {})
+    assert (journal.folder / "key.json").read_text() == "{}"
+    assert not outside.exists() if dangling else outside.read_text() == "mine"
+
+
+def test_a_folder_in_a_pieces_place(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, {})
+    (journal.folder / "one.piece").mkdir()
+    assert journal.get("one") is None
 
 
 def test_dropping_and_forgetting(tmp_path: Path) -> None:
@@ -79,7 +133,7 @@ def test_dropping_and_forgetting(tmp_path: Path) -> None:
         journal.put(name, rows=ROWS)
     other.put("check1", rows=ROWS)
     journal.drop("check1-step")
-    assert {path.stem for path in journal.folder.glob("*.safetensors")} == {"check10-step0", "check1"}
+    assert {path.stem for path in journal.folder.glob("*.piece")} == {"check10-step0", "check1"}
     journal.forget()
     assert journal.get("check1") is None
     assert other.get("check1") is not None
@@ -89,8 +143,14 @@ def test_dropping_and_forgetting(tmp_path: Path) -> None:
 def test_another_run_may_forget_while_this_one_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """--fresh beside a run of the same job: pieces that are being written arrive."""
     journal = Journal(tmp_path, {})
-    real = os.replace
-    monkeypatch.setattr(os, "replace", lambda *paths: (Journal(tmp_path, {}).forget(), real(*paths)))
+    real = Path.replace
+
+    def forgotten(self: Path, target: Path) -> Path:
+        if target.name == "one.piece":
+            Journal(tmp_path, {}).forget()
+        return real(self, target)
+
+    monkeypatch.setattr(Path, "replace", forgotten)
     journal.put("one", rows=ROWS)
     assert same(journal.get("one"), rows=ROWS)
 

@@ -92,8 +92,8 @@ def test_bytes_that_are_kept(pocket_folder: Path, tmp_path: Path) -> None:
     """Velocities and frames; their files have headers, and the rest is small."""
     job = small_job(pocket_folder, budget=Budget("cost", 0.3))
     run(job)
-    kept = list((tmp_path / "cache").glob("*/*/*-step*.safetensors"))
-    kept += (tmp_path / "cache").glob("*/*/*-frames.safetensors")
+    kept = list((tmp_path / "cache").glob("*/*/*-step*.piece"))
+    kept += (tmp_path / "cache").glob("*/*/*-frames.piece")
     assert len(kept) == 4 + 4 + 1
     size = sum(path.stat().st_size for path in kept)
     assert estimate.disk_bytes(job) < size < estimate.disk_bytes(job) + 200 * len(kept)

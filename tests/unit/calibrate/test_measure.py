@@ -165,7 +165,7 @@ def test_a_lost_piece_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     real = Renderer.velocity
     monkeypatch.setattr(Renderer, "velocity", lambda *args: calls.append(1) or real(*args))
     for damage in (True, False):
-        for path in tmp_path.glob(f"*/{lost}.safetensors"):
+        for path in tmp_path.glob(f"*/{lost}.piece"):
             path.write_bytes(path.read_bytes()[:-5]) if damage else path.unlink()
         calls.clear()
         again = taken(small_renderer(tmp_path))
