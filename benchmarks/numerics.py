@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from fpsgen import files, pipeline
-from fpsgen.attention import QKTransform, dense, emulator, prepare
+from fpsgen.attention import dense, emulator
+from fpsgen.attention.door import QKTransform, prepare
 from fpsgen.attention.plan import AttentionPlan
 from fpsgen.attention.tiles import TileGrid
 from fpsgen.bench.markdown import page

@@ -211,11 +211,11 @@ def best_device() -> torch.device:
 
 def backends() -> dict:
     """For each typical plan the backend that would run it, and why those that are preferred would not."""
-    from fpsgen import attention
+    from fpsgen.attention import door
 
     device, found = best_device(), {}
     for name, plan in typical_plans().items():
-        choice = attention.choose(device, plan, HEAD_DIM)
+        choice = door.choose(device, plan, HEAD_DIM)
         found[name] = {"plan": str(plan), "backend": choice.name, "refused": dict(choice.refused)}
     return {"device": str(device), "plans": found}
 
@@ -296,7 +296,8 @@ def relative_errors(device: torch.device) -> dict[str, float]:
     """Of the hopper backend on `device`, by plan, against the emulator of its kernel on the CPU."""
     import torch
 
-    from fpsgen.attention import QKTransform, emulator, hopper, prepare
+    from fpsgen.attention import emulator, hopper
+    from fpsgen.attention.door import QKTransform, prepare
 
     errors = {}
     for name, plan in tiny_plans().items():

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MOST_PSNR = 100.0
 
@@ -33,6 +35,8 @@ class Pair:
 def latent_error(ours: Tensor, exact: Tensor) -> float:
     """1 - cosine of two latents of one shape; 0 where they are the same, 1 where one is zero and has no direction. In
     float64: it may be far below 1e-7."""
+    import torch
+
     a, b = ours.double().flatten(), exact.double().flatten()
     if torch.equal(a, b):
         return 0.0
@@ -107,6 +111,8 @@ def ssim(ours: np.ndarray, exact: np.ndarray) -> float:
 
 
 def _ssim_frame(ours: np.ndarray, exact: np.ndarray) -> float:
+    import torch
+
     x, y = (torch.from_numpy(frame).permute(2, 0, 1).double() for frame in (ours, exact))
     planes = torch.stack([x, y, x * x, y * y, x * y])
     mean_x, mean_y, square_x, square_y, product = _smooth(_smooth(planes, 2), 3)
@@ -118,6 +124,8 @@ def _ssim_frame(ours: np.ndarray, exact: np.ndarray) -> float:
 
 def _smooth(planes: Tensor, dim: int) -> Tensor:
     """Each mean under the window along one dimension. By shifts: in float64 a convolution takes ten times as long."""
+    import torch
+
     weights = np.exp(-(np.arange(-_RADIUS, _RADIUS + 1) ** 2) / (2 * _SIGMA**2))
     length = planes.shape[dim] - 2 * _RADIUS
     total = torch.zeros_like(planes.narrow(dim, 0, length))

@@ -18,13 +18,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fpsgen import __version__, attention, memory, sampling
+from fpsgen import __version__, memory, sampling
+from fpsgen.attention import door
 from fpsgen.attention.tiles import TileGrid
 from fpsgen.errors import RenderError
 from fpsgen.presets import BF16, Plans, Preset, file, shipped
 from fpsgen.timing import Timings
 from fpsgen.video import VideoWriter
-from fpsgen.wan import config
+from fpsgen.wan import config, sizes
 from fpsgen.wan import vae as wan_vae
 from fpsgen.wan.load import load_transformer, load_vae
 from fpsgen.wan.models import Model
@@ -59,7 +60,12 @@ class Request:
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         """Frames, rows and columns of the latents."""
-        return wan_vae.latent_shape(self.frames, self.height, self.width)
+        return sizes.latent_shape(self.frames, self.height, self.width)
+
+    @property
+    def noise_levels(self) -> list[float]:
+        """Before each step."""
+        return sampling.noise_levels(self.steps, self.shift, self.solver, self.grid)
 
     def new_solver(self) -> sampling.Solver:
         """The solver before its first step."""
@@ -215,7 +221,7 @@ def schedule(request: Request, model: Model) -> list[Plans]:
     preset.check_family(model.family)
     grid = config.grid(request.latent_shape)
     tiles = TileGrid(grid, preset.tile or model.tile(grid))
-    return preset.schedule(request.new_solver().sigmas[:-1].tolist(), tiles, config.num_layers, config.num_heads)
+    return preset.schedule(request.noise_levels, tiles, config.num_layers, config.num_heads)
 
 
 def default_preset(model: Model, width: int, height: int, frames: int, device: torch.device) -> Preset:
@@ -225,18 +231,18 @@ def default_preset(model: Model, width: int, height: int, frames: int, device: t
     if model.config.num_layers != config.FAMILIES.get(model.family, model.config).num_layers:
         return BF16  # a model of another make: what ships is not for it
     preset = shipped.of_grade("quality", model.family, width, height)
-    grid = model.config.grid(wan_vae.latent_shape(frames, height, width))
+    grid = model.config.grid(sizes.latent_shape(frames, height, width))
     tiles = TileGrid(grid, preset.tile or model.tile(grid))
     phases = preset.plans(tiles, model.config.num_layers, model.config.num_heads)
     rounded = {plan for plans in phases.values() for plan in plans if not plan.is_dense or plan.is_8bit}
-    ours = all(attention.choose(device, plan, model.config.head_dim).name == "hopper" for plan in rounded)
+    ours = all(door.choose(device, plan, model.config.head_dim).name == "hopper" for plan in rounded)
     return preset if ours else BF16
 
 
 def attention_by_step(plans: list[Plans], device: torch.device, head_dim: int) -> Iterator[Notice]:
     """Which plan runs in which steps and layers, on which backend, and why on no other."""
     every = {plan for layers in plans for plan in layers}
-    if device.type == "cuda" and any(attention.choose(device, plan, head_dim).name == "reference" for plan in every):
+    if device.type == "cuda" and any(door.choose(device, plan, head_dim).name == "reference" for plan in every):
         yield Notice("plain PyTorch runs this preset's attention here, which may take longer than --preset bf16")
     first = 1
     for layers, alike in groupby(plans):
@@ -245,7 +251,7 @@ def attention_by_step(plans: list[Plans], device: torch.device, head_dim: int) -
         for plan in dict.fromkeys(layers):
             own = [number for number, each in enumerate(layers) if each == plan]
             where = steps if len(own) == len(layers) else f"{steps}, layers {file.ranges(own)}"
-            choice = attention.choose(device, plan, head_dim)
+            choice = door.choose(device, plan, head_dim)
             refused = "".join(f"; not {name}: {reason}" for name, reason in choice.refused)
             yield Notice(f"{where}: {plan}, by {choice.name}{refused}", detail=True)
         first = last + 1
@@ -257,7 +263,7 @@ def make_ready(
     """Compile the kernels that the steps launch, and bring all key lists to the device, so that no phase begins with a
     wait; what was compiled, and where the cache cannot keep it."""
     with timings.phase("compile"):
-        built = attention.make_ready(device, {plan for layers in plans for plan in layers}, heads, head_dim)
+        built = door.make_ready(device, {plan for layers in plans for plan in layers}, heads, head_dim)
     if fresh := sorted({kernel.name for kernel in built if kernel.fresh and not kernel.note}):
         yield Notice(
             f"compiled {', '.join(fresh)}, which later runs find in {built[0].cubin.parent.parent}", detail=True
@@ -381,6 +387,6 @@ def describe(request: Request, model: Model, device: torch.device, dtype: torch.
         "attention": {
             "tile": plans[0].tiles.tile,
             "density": round(sum(plan.density for plan in plans) / len(plans), 6),
-            "backends": sorted({attention.choose(device, plan, model.config.head_dim).name for plan in set(plans)}),
+            "backends": sorted({door.choose(device, plan, model.config.head_dim).name for plan in set(plans)}),
         },
     }

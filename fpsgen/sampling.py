@@ -5,17 +5,13 @@ diffusers' schedulers do the arithmetic. What is odd about each is kept here and
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
-import torch
-from diffusers import (
-    DPMSolverMultistepScheduler,
-    FlowMatchEulerDiscreteScheduler,
-    SchedulerMixin,
-    UniPCMultistepScheduler,
-)
-from torch import Tensor
+
+if TYPE_CHECKING:  # noise levels need neither, and commands that need nothing else do not wait for them
+    from diffusers import SchedulerMixin
+    from torch import Tensor
 
 SolverName = Literal["unipc", "dpm++", "euler"]
 SigmaGrid = Literal["original", "diffusers"]
@@ -40,6 +36,14 @@ def shifted(levels: np.ndarray, shift: float) -> np.ndarray:
     return shift * levels / (1 + (shift - 1) * levels)
 
 
+def noise_levels(steps: int, shift: float, solver: SolverName = "unipc", grid: SigmaGrid = "original") -> list[float]:
+    """The noise level before each step, in float32: what a `Solver` visits, which is asked where the grid is
+    diffusers'."""
+    if grid == "diffusers":
+        return Solver(steps, shift, solver, grid).sigmas[:-1].tolist()
+    return shifted(original_sigmas(solver, steps), shift).astype(np.float32).tolist()
+
+
 class Solver:
     """One of diffusers' solvers over a flow. UniPC and DPM++ are of order 2, predicting x0, of lower order at the
     end, as Wan2.1 runs them; Euler is of order 1.
@@ -48,6 +52,9 @@ class Solver:
     """
 
     def __init__(self, steps: int, shift: float, solver: SolverName = "unipc", grid: SigmaGrid = "original"):
+        import torch
+        from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
+
         if solver == "euler":
             self._scheduler = FlowMatchEulerDiscreteScheduler(num_train_timesteps=TRAIN_TIMESTEPS, shift=shift)
         else:
@@ -90,6 +97,8 @@ class Solver:
 
 def noise(channels: int, shape: tuple[int, int, int], seed: int) -> Tensor:
     """float32 [1, channels, frames, height, width], drawn on the CPU: the same on every device."""
+    import torch
+
     generator = torch.Generator("cpu").manual_seed(seed)
     return torch.randn(1, channels, *shape, generator=generator, dtype=torch.float32)
 

@@ -1,7 +1,7 @@
 """Dense attention, not rounded: every device, the yardstick.
 
 torch's scaled_dot_product_attention computes it, by the kernel that torch chooses. To compare with others, `using` puts
-one of `KERNELS` in its place; nothing but a measurement does.
+one of `named.KERNELS` in its place; nothing but a measurement does.
 """
 
 from __future__ import annotations
@@ -16,27 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from fpsgen.attention.named import PACKAGES, ROUNDS, SDPA, TORCHS
 from fpsgen.attention.plan import AttentionPlan
 
 # q, k, v to the result, all [batch, tokens, heads, head_dim].
 Kernel = Callable[[Tensor, Tensor, Tensor], Tensor]
-
-TORCHS = "sdpa"  # as torch chooses
-SDPA = {
-    "sdpa-flash": SDPBackend.FLASH_ATTENTION,
-    "sdpa-cudnn": SDPBackend.CUDNN_ATTENTION,
-    "sdpa-efficient": SDPBackend.EFFICIENT_ATTENTION,
-    "sdpa-math": SDPBackend.MATH,
-}
-# Other projects' kernels: module and function, which all take [batch, tokens, heads, head_dim].
-PACKAGES = {
-    "fa2": ("flash_attn", "flash_attn_func"),
-    "fa3": ("flash_attn_interface", "flash_attn_func"),
-    "fa4": ("flash_attn.cute", "flash_attn_func"),
-    "sage": ("sageattention", "sageattn"),
-}
-KERNELS = (TORCHS, *SDPA, "flex", *PACKAGES)
-ROUNDS = frozenset({"sage"})  # to 8 bits: no yardstick, but comparable
 
 _TRIED = 256  # tokens
 _MOST_SCORES = 2**33  # bytes of a whole score matrix
@@ -71,8 +55,8 @@ def by_torch(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 @contextmanager
 def using(name: str) -> Iterator[None]:
-    """Let the kernel of `KERNELS` called `name` compute all dense self-attention inside; ImportError where its package
-    is absent."""
+    """Let the kernel of `named.KERNELS` called `name` compute all dense self-attention inside; ImportError where its
+    package is absent."""
     global _kernel
     before, _kernel = _kernel, kernel(name)
     try:
@@ -82,7 +66,7 @@ def using(name: str) -> Iterator[None]:
 
 
 def kernel(name: str) -> Kernel:
-    """One of `KERNELS`; ImportError where its package is absent, or does not have it."""
+    """One of `named.KERNELS`; ImportError where its package is absent, or does not have it."""
     if name == TORCHS:
         return by_torch
     if name == "flex":
@@ -92,7 +76,7 @@ def kernel(name: str) -> Kernel:
     if name in SDPA:
 
         def one_backend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            with sdpa_kernel(SDPA[name]):
+            with sdpa_kernel(getattr(SDPBackend, SDPA[name])):
                 return by_torch(q, k, v)
 
         return one_backend

@@ -26,7 +26,7 @@ from fpsgen.jit.launch import launch, packed
 from fpsgen.jit.prologue import PrologueKernel
 
 if TYPE_CHECKING:
-    from fpsgen.attention import QKTransform
+    from fpsgen.attention.door import QKTransform
 
 # The variant of the kernel that runs a plan, by the plan's qk; `emulator.VARIANTS` says what each computes.
 FASTEST = {"fp8": "C", "int8": "E"}

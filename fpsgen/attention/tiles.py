@@ -6,18 +6,34 @@ one scale of an 8-bit format (FPSAttention, arXiv 2506.04648, sections 3.1 and 3
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
-from itertools import product
+from functools import cached_property, lru_cache, wraps
+from itertools import accumulate, product
 from math import ceil, log, prod
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:  # geometry needs no torch, and commands that need nothing else do not wait for it
+    from torch import Tensor
 
+P = ParamSpec("P")
+T = TypeVar("T")
 Shape3 = tuple[int, int, int]
+Lengths3 = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]  # along T, H and W
 
-# For tensors that are kept: what is made in inference mode can never take part in training.
-outlives_inference = torch.inference_mode(False)
+
+def outlives_inference(make: Callable[P, T]) -> Callable[P, T]:
+    """For tensors that are kept: what is made in inference mode can never take part in training."""
+
+    @wraps(make)
+    def outside(*args: P.args, **kwargs: P.kwargs) -> T:
+        import torch
+
+        with torch.inference_mode(False):
+            return make(*args, **kwargs)
+
+    return outside
+
 
 # 120 tokens each, 3 latent frames deep. At 81 frames the first covers 1280x720 exactly, the second
 # 832x480; the last two are their portrait twins.
@@ -55,10 +71,10 @@ class TileGrid:
         return t, h, w
 
     @property
-    def edges(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Per axis, int64 [tiles along it]: how long each tile is there. Only the last may be short."""
+    def edges(self) -> Lengths3:
+        """Per axis, for each tile along it, how long it is there. Only the last may be short."""
         t, h, w = (
-            torch.tensor([tile] * (count - 1) + [size - tile * (count - 1)])
+            (*[tile] * (count - 1), size - tile * (count - 1))
             for size, tile, count in zip(self.grid, self.tile, self.counts, strict=True)
         )
         return t, h, w
@@ -67,13 +83,17 @@ class TileGrid:
     @outlives_inference
     def valid(self) -> Tensor:
         """int64 [tiles]: tokens of each tile."""
-        t, h, w = self.edges
+        import torch
+
+        t, h, w = map(torch.tensor, self.edges)
         return (t[:, None, None] * h[:, None] * w).flatten()
 
     @cached_property
     @outlives_inference
     def offsets(self) -> Tensor:
         """int64 [tiles + 1]: tile i holds rows offsets[i] to offsets[i + 1]."""
+        import torch
+
         return torch.cat([torch.zeros(1, dtype=torch.int64), self.valid.cumsum(0)])
 
     @cached_property
@@ -84,9 +104,11 @@ class TileGrid:
         Before a token stand the whole tiles before its own, then the tokens before it inside its tile. Both are
         counted axis by axis, as in any mixed-radix number, but for the ragged edges.
         """
+        import torch
+
         _, height, width = self.grid
         t, h, w = (torch.arange(size) for size in self.grid)
-        (tt, th, tw), (et, eh, ew) = self.tile, self.edges
+        (tt, th, tw), (et, eh, ew) = self.tile, map(torch.tensor, self.edges)
         deep, high, wide = et[t // tt], eh[h // th], ew[w // tw]  # of the tile at each coordinate
         deep, high = deep[:, None, None], high[:, None]
         before = (t - t % tt)[:, None, None] * (height * width) + deep * ((h - h % th)[:, None] * width)
@@ -98,6 +120,8 @@ class TileGrid:
     @outlives_inference
     def inverse(self) -> Tensor:
         """int64 [tokens]: the raster token that stands in each row; `tokens[inverse]` is tile order."""
+        import torch
+
         return torch.empty_like(self.order).scatter_(0, self.order, torch.arange(self.tokens))
 
     def fit(self, window: Shape3) -> Shape3 | None:
@@ -117,7 +141,7 @@ class TileGrid:
         return None if (t, h, w) == self.counts else (t, h, w)
 
     @property
-    def lengths(self) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    def lengths(self) -> Lengths3:
         """Those that a window may have along T, H and W, ascending: odd, or spanning the axis."""
         t, h, w = (tuple(sorted({*range(1, count + 1, 2), count})) for count in self.counts)
         return t, h, w
@@ -158,19 +182,22 @@ class TileGrid:
     def density(self, window: Shape3 | None) -> float:
         """The share of (query token, key token) pairs inside `window`, a product over the axes; 1 where it is None."""
         share = 1.0
-        for edge, first, length in zip(self.edges, self.begins(window), window or self.counts, strict=True):
-            before = torch.cat([torch.zeros(1, dtype=torch.int64), edge.cumsum(0)])
-            seen = before[first + length] - before[first]  # key tokens, by query tile
-            share *= int((edge * seen).sum()) / int(edge.sum()) ** 2
+        for edges, begins, length in zip(self.edges, self.begins(window), window or self.counts, strict=True):
+            before = list(accumulate(edges, initial=0))
+            seen = (before[first + length] - before[first] for first in begins)  # key tokens, by query tile
+            share *= sum(edge * keys for edge, keys in zip(edges, seen, strict=True)) / sum(edges) ** 2
         return share
 
-    def begins(self, window: Shape3 | None) -> list[Tensor]:
-        """Per axis, int64 [tiles along it]: where the window around each tile begins.
+    def begins(self, window: Shape3 | None) -> Lengths3:
+        """Per axis, for each tile along it, where the window around it begins.
 
         Centres are clamped, so that a border tile sees a full window, too (as Sliding Tile Attention's do).
         """
         pairs = zip(window or self.counts, self.counts, strict=True)
-        return [(torch.arange(count) - length // 2).clamp(0, count - length) for length, count in pairs]
+        t, h, w = (
+            tuple(min(max(tile - length // 2, 0), count - length) for tile in range(count)) for length, count in pairs
+        )
+        return t, h, w
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,9 +221,11 @@ class KeyLists:
 @outlives_inference
 def key_lists(tiles: TileGrid, window: Shape3) -> KeyLists:
     """The lists of `window`, one that `tiles.fit` gave or all `tiles.counts`, on the CPU."""
+    import torch
+
     counts = tiles.counts
     lists_along = [count - length + 1 for length, count in zip(window, counts, strict=True)]
-    first_t, first_h, first_w = tiles.begins(window)
+    first_t, first_h, first_w = map(torch.tensor, tiles.begins(window))
     list_of = (first_t[:, None, None] * lists_along[1] + first_h[:, None]) * lists_along[2] + first_w
     # Tile numbers of each list: six axes, three that say where the window begins, three inside it.
     t, h, w = (

@@ -13,16 +13,16 @@ from typing import Protocol
 
 import torch
 
-from fpsgen import attention, memory, pipeline
-from fpsgen.attention import dense
+from fpsgen import memory, pipeline
+from fpsgen.attention import dense, door, named
 from fpsgen.bench import card
+from fpsgen.bench.names import DIFFUSERS, compared
 from fpsgen.errors import RenderError, UsageError
 from fpsgen.pipeline import Event, Request
 from fpsgen.presets import BF16, Plans, Preset, file, shipped
 from fpsgen.timing import Timings
 from fpsgen.wan.models import Model
 
-DIFFUSERS = "diffusers"
 _REPEATS = 5
 _MOST_FLOPS = 2e11  # of a trial on a CPU, where one of 14B at 720p would take minutes
 
@@ -75,7 +75,7 @@ class Contender(Protocol):
 
 @dataclass(frozen=True)
 class Ours:
-    """fpsgen with a preset. kernel: of `dense.KERNELS`, for its dense attention; None for what `generate` runs."""
+    """fpsgen with a preset. kernel: of `named.KERNELS`, for its dense attention; None for what `generate` runs."""
 
     name: str
     preset: Preset
@@ -93,7 +93,7 @@ class Ours:
     def outline(self, request: Request, model: Model, device: torch.device) -> Outline:
         plans = pipeline.schedule(replace(request, preset=self.preset), model)
         every = {plan for layers in plans for plan in layers}
-        backends = {attention.choose(device, plan, model.config.head_dim).name for plan in every}
+        backends = {door.choose(device, plan, model.config.head_dim).name for plan in every}
         if self.kernel is not None:
             backends = backends - {"dense"} | {self.kernel}
         found = Outline("", plans, tuple(sorted(backends)), None if self.preset is BF16 else file.as_dict(self.preset))
@@ -119,25 +119,18 @@ class Tried:
     why_not: str | None
 
 
-def named(name: str, model: Model, width: int, height: int) -> Contender:
-    """The contender called `name`: a preset or its grade, bf16, one of `dense.KERNELS`, or diffusers; UsageError where
+def contender(name: str, model: Model, width: int, height: int) -> Contender:
+    """The contender called `name`: a preset or its grade, bf16, one of `named.KERNELS`, or diffusers; UsageError where
     there is none. Which kernel is behind bf16 is for `fastest` to find."""
     if name == DIFFUSERS:
         from fpsgen.bench.by_diffusers import Diffusers
 
         return Diffusers()
-    if name in dense.KERNELS:
+    if name in named.KERNELS:
         return Ours(name, BF16, name)
     if name in shipped.GRADES:
         return Ours(name, shipped.of_grade(name, model.family, width, height))
-    try:
-        return Ours(name, shipped.find(name))
-    except UsageError as fault:
-        if not str(fault).startswith("there is no preset"):
-            raise
-        known = ", ".join((BF16.name, *shipped.GRADES, *dense.KERNELS, DIFFUSERS))
-        hint = f"give one of {known}, a preset of `fpsgen presets`, or its .toml file"
-        raise UsageError(f"--compare {name[:100]}: there is nothing of that name", hint) from None
+    return Ours(name, compared(name))
 
 
 @torch.inference_mode()
@@ -154,8 +147,8 @@ def fastest(model: Model, tokens: int, batch: int, device: torch.device, dtype: 
     shape = (batch, tokens, heads, config.head_dim)
     q, k, v = (torch.randn(shape, generator=generator, device=device, dtype=dtype) for _ in range(3))
     refused, running = [], {}
-    for name in dense.KERNELS:
-        if name in dense.ROUNDS:
+    for name in named.KERNELS:
+        if name in named.ROUNDS:
             continue
         why_not = dense.refusal(name, device, dtype, config.head_dim)
         why_not = why_not or dense.too_large(name, batch, heads, tokens)
@@ -225,7 +218,7 @@ def resolved(
     # Of two that are called bf16, the first is what `generate` runs.
     found = [
         Ours(f"generate's {preset}" if preset in names else preset, own),
-        *(named(one, model, *size) for one in names),
+        *(contender(one, model, *size) for one in names),
     ]
     for one in found:
         if reason := one.refusal(model, device, dtype):

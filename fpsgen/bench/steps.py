@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fpsgen import attention, memory, pipeline, sampling
+from fpsgen import memory, pipeline, sampling
+from fpsgen.attention import door
 from fpsgen.bench.record import Span
 from fpsgen.pipeline import Request
 from fpsgen.presets import Plans
@@ -73,7 +74,7 @@ def by_phase(
     variance 1, as true latents have, and time does not depend on values.
     """
     config = transformer.config
-    attention.make_ready(device, {plan for layers in plans for plan in layers}, config.num_heads, config.head_dim)
+    door.make_ready(device, {plan for layers in plans for plan in layers}, config.num_heads, config.head_dim)
     together = pipeline.both_fit(transformer, plans[0][0].tiles.tokens, device)
     contexts = [transformer.embed_text(batch) for batch in ([torch.cat(texts)] if together else texts)]
     latents = sampling.noise(config.in_channels, request.latent_shape, request.seed).to(device)

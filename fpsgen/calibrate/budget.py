@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from fpsgen import metrics
-from fpsgen.calibrate import solve
-from fpsgen.calibrate.solve import Problem, Schedule
-from fpsgen.calibrate.verify import Checked
 from fpsgen.errors import UsageError
+
+if TYPE_CHECKING:  # a budget that cannot be is refused before torch is loaded
+    from fpsgen.calibrate.solve import Problem, Schedule
+    from fpsgen.calibrate.verify import Checked
 
 Kind = Literal["psnr", "error", "cost"]
 
@@ -59,6 +60,8 @@ class Tried:
 
 def search(problem: Problem, budget: Budget, rounds: int, check: Callable[[Schedule], list[Checked]]) -> list[Tried]:
     """All that was tried, the one to take last: the cheapest that holds. UsageError where only dense BF16 holds."""
+    from fpsgen.calibrate import solve
+
     check_possible(budget, float(problem.costs.min()))
     mildest = solve.within_cost(problem, budget.value if budget.kind == "cost" else 1 - LEAST_SAVING)
     assert mildest is not None

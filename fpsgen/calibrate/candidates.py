@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
-from typing import Literal
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal
 
 from fpsgen.attention.plan import AttentionPlan
 from fpsgen.attention.tiles import Shape3, TileGrid, outlives_inference
 from fpsgen.calibrate import cost
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Precision = Literal["bf16", "int8", "fp8"]
 
@@ -47,12 +48,23 @@ class Candidates:
     @outlives_inference
     def costs(self) -> Tensor:
         """float64 [precisions, windows]; infinite for what cannot be had."""
-        costs = torch.full((len(PRECISIONS), len(self.windows)), math.inf, dtype=torch.float64)
-        for i, precision in enumerate(PRECISIONS):
-            for j, window in enumerate(self.windows):
-                if precision != "bf16" or window == self.tiles.counts:
-                    costs[i, j] = cost.of_pairs(self.densities[j], precision, self.tokens)
-        return costs
+        import torch
+
+        return torch.tensor([[self._cost(*each) for each in row] for row in self._choices], dtype=torch.float64)
+
+    @property
+    def least_cost(self) -> float:
+        """Of a choice."""
+        return min(self._cost(*each) for row in self._choices for each in row)
+
+    @property
+    def _choices(self) -> Iterator[list[tuple[Precision, int]]]:
+        return ([(precision, window) for window in range(len(self.windows))] for precision in PRECISIONS)
+
+    def _cost(self, precision: Precision, window: int) -> float:
+        if precision == "bf16" and self.windows[window] != self.tiles.counts:
+            return math.inf
+        return cost.of_pairs(self.densities[window], precision, self.tokens)
 
     @cached_property
     def densities(self) -> tuple[float, ...]:

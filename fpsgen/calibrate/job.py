@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from fpsgen.attention.tiles import Shape3, TileGrid
-from fpsgen.calibrate import cost, schedule
+from fpsgen.calibrate import cost
 from fpsgen.calibrate.budget import Budget
 from fpsgen.calibrate.candidates import Candidates
-from fpsgen.calibrate.measure import Measurement
 from fpsgen.calibrate.settings import Effort, Span, Video, spans
-from fpsgen.calibrate.solve import Problem, Schedule
 from fpsgen.presets import Phase, Plans, Preset
-from fpsgen.sampling import Solver
-from fpsgen.wan.models import Model
-from fpsgen.wan.vae import latent_shape
+from fpsgen.sampling import noise_levels
+from fpsgen.wan.sizes import latent_shape
+
+if TYPE_CHECKING:
+    from fpsgen.calibrate.measure import Measurement
+    from fpsgen.calibrate.solve import Problem, Schedule
+    from fpsgen.wan.models import Model
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class Job:
     def sigmas(self) -> list[float]:
         """The noise level before each step of the video."""
         own = self.video
-        return Solver(own.steps, own.shift, own.solver, own.grid).sigmas[:-1].tolist()
+        return noise_levels(own.steps, own.shift, own.solver, own.grid)
 
     @cached_property
     def phases(self) -> list[Span]:
@@ -82,6 +84,10 @@ class Job:
 
 def problem(job: Job, measurement: Measurement) -> Problem:
     """What is to be solved, with nothing tied."""
+    import torch
+
+    from fpsgen.calibrate.solve import Problem
+
     # Of the video, which may have more steps than the measured trajectory: its cost is what a budget is about.
     steps = torch.tensor(job.phase_of_step).bincount(minlength=len(job.phases)).double()
     return Problem(measurement.errors, job.candidates.costs, steps / steps.sum())
@@ -89,6 +95,8 @@ def problem(job: Job, measurement: Measurement) -> Problem:
 
 def to_preset(job: Job, solved: Schedule) -> Preset:
     """A schedule as a preset that says nothing of its quality yet."""
+    from fpsgen.calibrate import schedule
+
     return schedule.preset(solved, job.candidates, job.phases, job.name, job.model.family)
 
 

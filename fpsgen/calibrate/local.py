@@ -88,7 +88,7 @@ def cells(candidates: Candidates, tile: int) -> tuple[Tensor, list[int]]:
     for axis, lengths in enumerate(candidates.lengths):
         cell = torch.full((tiles.counts[axis],), len(lengths) - 1)
         for number, length in reversed(list(enumerate(lengths))):
-            begin = int(_begins(tiles, axis, length)[at[axis]])
+            begin = _begins(tiles, axis, length)[int(at[axis])]
             cell[begin : begin + length] = number
         along.append(cell)
     _, high, wide = (len(lengths) for lengths in candidates.lengths)
@@ -97,7 +97,7 @@ def cells(candidates: Candidates, tile: int) -> tuple[Tensor, list[int]]:
     return of_row.argsort(stable=True), of_row.bincount(minlength=len(candidates.windows)).tolist()
 
 
-def _begins(tiles: TileGrid, axis: int, length: int) -> Tensor:
+def _begins(tiles: TileGrid, axis: int, length: int) -> tuple[int, ...]:
     window = list(tiles.counts)
     window[axis] = length
     return tiles.begins((window[0], window[1], window[2]))[axis]

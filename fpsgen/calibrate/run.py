@@ -9,8 +9,9 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 import torch
 
-from fpsgen import __version__, assets, attention, metrics, pipeline
+from fpsgen import __version__, assets, metrics, pipeline
 from fpsgen import journal as journals
+from fpsgen.attention import door
 from fpsgen.calibrate import budget as budgets
 from fpsgen.calibrate import frontier
 from fpsgen.calibrate.budget import Tried
@@ -50,7 +51,7 @@ def calibrate(
 
     Everything measured is kept, and found again by the next run of the same job, whatever its budget, unless `fresh`.
     """
-    budgets.check_possible(job.budget, float(job.candidates.costs.min()))
+    budgets.check_possible(job.budget, job.candidates.least_cost)
     cache = assets.cache("calibration")
     journals.check(cache)
     watcher.total(job.work)
@@ -59,7 +60,7 @@ def calibrate(
     transformer = load_transformer(job.model.checkpoint, device, dtype)
     weights = transformer.fingerprint()
     config = job.model.config
-    backend = attention.choose(device, job.candidates.probe_plan(config.num_heads), config.head_dim).name
+    backend = door.choose(device, job.candidates.probe_plan(config.num_heads), config.head_dim).name
     if device.type == "cuda" and backend == "reference":
         watcher.warn("plain PyTorch runs 8-bit attention here, which may take days: see `fpsgen doctor`")
     journal = Journal(cache, _key(job, weights, backend, device, dtype, text_dtype))

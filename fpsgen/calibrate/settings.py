@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fpsgen.calibrate import prompts
-from fpsgen.sampling import SigmaGrid, Solver, SolverName
+from fpsgen.sampling import SigmaGrid, SolverName, noise_levels
 
 _LEAST_STEPS = 2  # in a phase, where the trajectory has that many
 
@@ -69,7 +69,7 @@ class Span:
 
 def spans(steps: int, count: int, shift: float, solver: SolverName, grid: SigmaGrid) -> list[Span]:
     """`count` phases of nearly equally many steps, ended halfway between two noise levels, rounded to 4 digits."""
-    sigmas = Solver(steps, shift, solver, grid).sigmas.tolist()
+    sigmas = noise_levels(steps, shift, solver, grid)
     begins = [round(index * steps / count) for index in range(count)] + [steps]
     ends = [1.0] + [round((sigmas[at - 1] + sigmas[at]) / 2, 4) for at in begins[1:-1]] + [0.0]
     pairs = zip(begins, begins[1:], ends, ends[1:], strict=False)

@@ -15,8 +15,8 @@ from fpsgen.calibrate.settings import Video
 from fpsgen.errors import RenderError
 from fpsgen.journal import Journal
 from fpsgen.presets import Plans
+from fpsgen.wan.sizes import latent_shape
 from fpsgen.wan.transformer import KeyValue, WanTransformer
-from fpsgen.wan.vae import latent_shape
 
 
 @dataclass(frozen=True)

@@ -41,8 +41,9 @@ from fpsgen.cli.options import (
 )
 from fpsgen.cli.output import Output
 from fpsgen.cli.prompts import as_text, check_prompts
-from fpsgen.cli.records import deliver, keep_record, record_place, report_place
+from fpsgen.cli.records import deliver, free_record, keep_record, record_place, report_place
 from fpsgen.errors import Stopped, UsageError
+from fpsgen.printable import printable
 from fpsgen.seeds import check_seed
 from fpsgen.timing import Timings
 from fpsgen.wan import sizes
@@ -143,12 +144,19 @@ def bench(
         raise UsageError("--random-weights makes no videos", hint="leave --videos out")
     if random_weights is not None and prompt is not None:
         raise UsageError("--random-weights encodes random words, not a prompt", hint="leave --prompt out")
+    from fpsgen.bench import names as known
+
+    known.check(preset, names)  # it imports no torch: so far, whatever cannot be is told at once
+    if random_weights is not None:
+        check_random(random_weights, model)
+    record_at = None if output is None else record_place(expand(output), out)
     target = parse_device(device)
     precision, text_precision = choose_dtype(dtype, target), choose_text_dtype(dtype)
     chosen = choose(model, random_weights, size, target, out)
     width, height, scale_to = fit(chosen, size, out)
-    default = f"bench-{files.safe_name(chosen.name)}-{files.safe_name(preset)}.json"
-    record_at = record_place(None if output is None else expand(output), default, out)
+    if record_at is None:
+        default = f"bench-{files.safe_name(chosen.name)}-{files.safe_name(preset)}.json"
+        record_at = record_place(free_record(default), out)
     page = report_place(record_at, report, no_report)
     with kept_in(videos) as folder:
         from fpsgen.bench import compare as end_to_end
@@ -206,15 +214,21 @@ def choose(
     name: str | None, random: str | None, size: tuple[int, int] | None, device: torch.device, out: Output
 ) -> Model:
     """The model that was named, or the default; with `random`, the shapes of one that need not be here."""
-    from fpsgen.wan import config, models
+    from fpsgen.wan import models
 
     if random is None:
         return open_model(name, size, device, out, Timings())
+    return models.absent(random.lower())
+
+
+def check_random(random: str, name: str | None) -> None:
+    """UsageError for a model whose shapes are not known, or another one beside it."""
+    from fpsgen.wan.config import FAMILIES
+
     if name is not None:
         raise UsageError("--random-weights and --model contradict each other", hint="leave one out")
-    if random.lower() not in config.FAMILIES:
-        raise UsageError(f"--random-weights {random[:100]}: there is no such model", hint="give 1.3b or 14b")
-    return models.absent(random.lower())
+    if random.lower() not in FAMILIES:
+        raise UsageError(f"--random-weights {printable(random)}: there is no such model", hint="give 1.3b or 14b")
 
 
 @contextmanager

@@ -14,7 +14,7 @@ import typer
 from fpsgen.cli.errors import explained
 from fpsgen.cli.options import Json, NoReport, Report, Verbose, check_report, expand, several
 from fpsgen.cli.output import Output
-from fpsgen.cli.records import deliver, keep_record, record_place, report_place
+from fpsgen.cli.records import deliver, free_record, keep_record, record_place, report_place
 from fpsgen.errors import Stopped, UsageError
 from fpsgen.wan import sizes
 
@@ -103,7 +103,7 @@ def attention(
     if not no_report and find_spec("matplotlib") is None:
         out.note("no report is written: matplotlib, which draws its pictures, is not installed")
         no_report = True
-    path = record_place(named(output), default_name(smoke, device), out)
+    path = record_place(free_record(default_name(smoke, device)) if output is None else named(output), out)
     report_at = report_place(path, report, no_report)
     check_page(path, run.page_of(path))
     try:
@@ -157,10 +157,8 @@ def gpu() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device())
 
 
-def named(output: Path | None) -> Path | None:
+def named(output: Path) -> Path:
     """The record that was asked for, .json where that has no suffix."""
-    if output is None:
-        return None
     output = expand(output)
     return output if output.suffix or output.is_dir() else output.with_name(f"{output.name}.json")
 

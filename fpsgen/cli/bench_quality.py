@@ -35,7 +35,7 @@ from fpsgen.cli.options import (
 )
 from fpsgen.cli.output import Output
 from fpsgen.cli.prompts import read_prompts
-from fpsgen.cli.records import deliver, keep_record, record_place, report_place
+from fpsgen.cli.records import deliver, free_record, keep_record, record_place, report_place
 from fpsgen.errors import Stopped, UsageError
 from fpsgen.report.words import asked, counted
 from fpsgen.seeds import check_seed
@@ -128,6 +128,11 @@ def quality(
         raise UsageError(f"{prompts} has no prompts", hint="write one a line")
     check_report(report, no_report)
     program = check_vbench(vbench, vbench_bin, videos)
+    from fpsgen.bench import names as known
+
+    known.check(preset, names)  # it imports no torch: so far, whatever cannot be is told at once
+    record_at = record_place(free_record("bench-quality.json") if output is None else expand(output), out)
+    page = report_place(record_at, report, no_report)
     target = parse_device(device)
     chosen = open_model(model, size, target, out, Timings())
     settings = settings_of(chosen, size, frames=frames, steps=steps, guidance=guidance, shift=shift)
@@ -142,8 +147,6 @@ def quality(
     )  # fmt: skip
     for name, outline in job.outlines.items():  # which refuses a preset that does not fit
         out.detail(f"{name}: {outline.told}")
-    record_at = record_place(None if output is None else expand(output), "bench-quality.json", out)
-    page = report_place(record_at, report, no_report)
     clips = video_places(job, expand(videos)) if videos is not None else None
     tell_size(out, job)
     try:

@@ -115,17 +115,19 @@ def calibrate(
     budget = budget_of(min_psnr, max_error, target_cost)
     own = read_prompts(prompts) if prompts is not None else None
     check_report(report, no_report)
-    target = parse_device(device)
+    if output is not None and not dry_run and (replaced := check_output(output := expand(output))):
+        out.note(f"{printable(output)} is replaced: {replaced}")
+    target = parse_device(device)  # which imports torch: so far, whatever cannot be is told at once
     chosen = choose_model(model, size, target.type == "cuda", dry_run, out)
     given = {"frames": frames, "steps": steps, "guidance": guidance, "shift": shift}
-    default = Path(f"{files.safe_name(chosen.name)}-calibrated.toml")
-    output = expand(output) if output is not None else files.free(default, ".html")
+    if output is None:
+        output = files.free(Path(f"{files.safe_name(chosen.name)}-calibrated.toml"), ".html")
+        if not dry_run:
+            check_output(output)
     job = make_job(chosen, size, given, budget, own, (clips, checks), seed, output.name)
     if dry_run:
         tell_estimate(out, job)
         return
-    if replaced := check_output(output):
-        out.note(f"{printable(output)} is replaced: {replaced}")
     page = report_place(output, report, no_report)
     precision, text_precision = choose_dtype(dtype, target), choose_text_dtype(dtype)
     out.detail(f"model {chosen.name} from {chosen.folder}; {target}, {str(precision).removeprefix('torch.')}")
@@ -213,7 +215,7 @@ def make_job(
         told = f"there are {len(chosen)} prompts; {clips} to measure on and {checks} to verify on are wanted"
         raise UsageError(told, hint="bring more with --prompts FILE, or ask for less by --clips and --checks")
     job = Job(model, Video(**settings), effort, budget, chosen, seed, file.printable(name))
-    check_possible(budget, float(job.candidates.costs.min()))
+    check_possible(budget, job.candidates.least_cost)
     return job
 
 

@@ -65,18 +65,16 @@ class Subject:
 
     def tiles(self, preset: Preset) -> TileGrid:
         from fpsgen.attention.tiles import TileGrid
-        from fpsgen.wan.vae import latent_shape
 
-        grid = self.config.grid(latent_shape(self.settings.frames, self.settings.height, self.settings.width))
+        grid = self.config.grid(sizes.latent_shape(self.settings.frames, self.settings.height, self.settings.width))
         return TileGrid(grid, preset.tile or self.tile(grid))
 
     def steps(self, preset: Preset) -> list[tuple[float, Plans]]:
         """The noise level before each step, and each layer's plan; UsageError where the preset does not fit."""
-        from fpsgen.sampling import Solver
+        from fpsgen.sampling import noise_levels
 
         preset.check_family(self.family)
-        solver = Solver(self.settings.steps, self.settings.shift, self.solver.value, self.grid.value)
-        levels = solver.sigmas[:-1].tolist()
+        levels = noise_levels(self.settings.steps, self.settings.shift, self.solver.value, self.grid.value)
         plans = preset.schedule(levels, self.tiles(preset), self.config.num_layers, self.config.num_heads)
         return list(zip(levels, plans, strict=True))
 

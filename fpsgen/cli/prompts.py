@@ -10,6 +10,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+from fpsgen import files
 from fpsgen.cli.options import expand
 from fpsgen.errors import UsageError
 
@@ -53,8 +54,8 @@ def check_prompts(prompt: str, negative: str | None) -> None:
 def read_prompts(path: Path) -> tuple[str, ...]:
     """The lines of a file that are neither empty nor comments."""
     try:
-        with expand(path).open(encoding="utf-8-sig") as file:
-            text = file.read(4 * MAX_PROMPT * MAX_PROMPTS)
+        with files.open_regular(expand(path)) as file:
+            text = file.read(4 * MAX_PROMPT * MAX_PROMPTS).decode("utf-8-sig")
     except UnicodeDecodeError:
         raise UsageError(f"{path} is not UTF-8 text", hint="save it as UTF-8, a prompt a line") from None
     except (OSError, ValueError) as fault:

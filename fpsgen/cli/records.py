@@ -24,10 +24,14 @@ if TYPE_CHECKING:
     from fpsgen.metrics import Pair
 
 
-def record_place(given: Path | None, default: str, out: Output) -> Path:
-    """Where a bench writes its record: -o, or a free name like `default`. Says what is replaced; UsageError, before any
-    work, where nothing can be written there."""
-    output = files.free(Path(default), ".html", ".md") if given is None else given
+def free_record(default: str) -> Path:
+    """A name like `default` that no record has, nor a page beside it."""
+    return files.free(Path(default), ".html", ".md")
+
+
+def record_place(output: Path, out: Output) -> Path:
+    """`output`, where a bench can write its record; says what is replaced. UsageError, before any work, where nothing
+    can be written there."""
     if output.suffix != ".json":
         near = output.with_suffix(".json") if output.name else output / "bench.json"
         raise UsageError(f"-o {printable(output)}: a record is a .json file", hint=f"try -o {printable(near)}")

@@ -40,6 +40,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, get_args
 
+from fpsgen import files
 from fpsgen.attention.plan import PVPrecision, QKPrecision
 from fpsgen.attention.tiles import Shape3
 from fpsgen.errors import UsageError
@@ -70,7 +71,7 @@ class _Fault(ValueError):
 def read(path: Path, name: str) -> Preset:
     """The preset in a file; UsageError that says what is wrong with it. name: as the user gave it."""
     try:
-        with path.expanduser().open("rb") as file:
+        with files.open_regular(path.expanduser()) as file:
             data = file.read(_MOST_BYTES + 1)
     except (OSError, RuntimeError, ValueError) as fault:  # RuntimeError: no such user; ValueError: a null character
         told = getattr(fault, "strerror", None) or fault

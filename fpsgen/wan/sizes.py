@@ -11,6 +11,7 @@ from fpsgen.wan.config import WAN_1_3B
 
 NAMED = {"480p": (832, 480), "720p": (1280, 720)}
 MULTIPLE = 16  # pixels: 8 by the VAE, 2 by the patch
+TEMPORAL, SPATIAL = 4, 8  # pixels per latent along time, and along height and width, in Wan2.1's VAE
 LARGEST = 4096
 MOST_FRAMES = 4 * 1023 + 1  # Wan2.1's rotary table has 1024 positions in time
 
@@ -47,6 +48,11 @@ DEFAULTS = {
     "1.3b": Defaults(832, 480, 81, 16, 50, guidance=6.0, shift=8.0, negative=WAN_NEGATIVE),
     "14b": Defaults(1280, 720, 81, 16, 50, guidance=5.0, shift=5.0, negative=WAN_NEGATIVE),
 }
+
+
+def latent_shape(frames: int, height: int, width: int) -> tuple[int, int, int]:
+    """Latent frames, rows and columns of a video; frames are 4n + 1."""
+    return (frames - 1) // TEMPORAL + 1, height // SPATIAL, width // SPATIAL
 
 
 def family_of(dim: int) -> str:

@@ -4,7 +4,7 @@ Module and parameter names are the original's (Wan2.1 `wan/modules/model.py`). I
 the residual stream, norms, modulation and the time path are float32; matrix products run in the dtype of
 the weights. What is ours: tokens are put in tile order once, at patchify, and stay so through all blocks;
 cross-attention keys and values are computed once per prompt; self-attention goes through
-`fpsgen.attention.attend`.
+`fpsgen.attention.door.attend`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fpsgen.attention import QKTransform, attend, dense
+from fpsgen.attention import dense
+from fpsgen.attention.door import QKTransform, attend
 from fpsgen.attention.plan import AttentionPlan
 from fpsgen.attention.tiles import Shape3, TileGrid, default_tile, outlives_inference
 from fpsgen.wan.config import WanConfig

@@ -11,13 +11,6 @@ from torch import Tensor
 
 from fpsgen.errors import RenderError
 
-TEMPORAL, SPATIAL = 4, 8  # pixels per latent along time, and along height and width
-
-
-def latent_shape(frames: int, height: int, width: int) -> tuple[int, int, int]:
-    """Latent frames, rows and columns of a video; frames are 4n + 1."""
-    return (frames - 1) // TEMPORAL + 1, height // SPATIAL, width // SPATIAL
-
 
 def denormalise(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
     """The model's latents (zero mean, unit variance) to the VAE's own."""

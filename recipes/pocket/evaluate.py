@@ -26,6 +26,7 @@ from torch import Tensor
 from fpsgen import sampling
 from fpsgen.bench.judge import load_network
 from fpsgen.bench.words import ASPECTS, Combination
+from fpsgen.wan import sizes
 from fpsgen.wan import vae as wan_vae
 from fpsgen.wan.load import load_transformer, load_vae
 from fpsgen.wan.models import Model, open_folder
@@ -51,7 +52,7 @@ class Generator:
 
     @torch.no_grad()
     def latents(self, prompts: list[str], seeds: list[int], settings: Defaults) -> Tensor:
-        shape = wan_vae.latent_shape(settings.frames, settings.height, settings.width)
+        shape = sizes.latent_shape(settings.frames, settings.height, settings.width)
         texts = [self.encoder.encode(prompt, drop_unknown=True).text for prompt in prompts]
         empty = self.encoder.encode(settings.negative, drop_unknown=True).text
         context = self.transformer.embed_text(torch.cat([*texts, empty.expand(len(texts), -1, -1)]))

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from typer.testing import CliRunner
 
-from fpsgen import attention, doctor
-from fpsgen.attention import hopper
+from fpsgen import doctor
+from fpsgen.attention import door, hopper
 from fpsgen.cli import app
 from fpsgen.jit import cache, nvrtc
 from fpsgen.wan import hub
@@ -31,9 +31,9 @@ def caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("FPSGEN_CACHE_DIR", str(tmp_path / "a" / "b"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     cache._private_folder.cache_clear()
-    attention.choose.cache_clear()
+    door.choose.cache_clear()
     yield tmp_path
-    attention.choose.cache_clear()
+    door.choose.cache_clear()
 
 
 @pytest.fixture

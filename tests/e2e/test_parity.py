@@ -11,7 +11,7 @@ from diffusers import WanPipeline
 
 from fpsgen import pipeline, sampling
 from fpsgen.timing import Timings
-from fpsgen.wan import models
+from fpsgen.wan import models, sizes
 from fpsgen.wan import vae as wan_vae
 from fpsgen.wan.load import load_transformer, load_vae
 
@@ -39,7 +39,7 @@ def test_latents_and_frames_equal_diffusers(
     guidance: float,
 ) -> None:
     prompt, negative = "a cat surfing on the sea", "blurry"
-    noise = sampling.noise(16, wan_vae.latent_shape(frames, height, width), seed=3)
+    noise = sampling.noise(16, sizes.latent_shape(frames, height, width), seed=3)
     wan_pipeline.set_progress_bar_config(disable=True)
     oracle = {
         kind: wan_pipeline(

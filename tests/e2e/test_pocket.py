@@ -15,7 +15,7 @@ from fpsgen.attention.tiles import TileGrid
 from fpsgen.bench.judge import load_network
 from fpsgen.cli import app
 from fpsgen.wan import models
-from fpsgen.wan.vae import latent_shape
+from fpsgen.wan.sizes import latent_shape
 from recipes.pocket.evaluate import document
 from tests.tools.videos import read
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fpsgen import attention
-from fpsgen.attention import emulator, flex, reference
+from fpsgen.attention import door, emulator, flex, reference
 from fpsgen.attention.plan import AttentionPlan
 from fpsgen.attention.tiles import TileGrid
 from fpsgen.bench.attention.check import error
@@ -37,7 +36,7 @@ def random_qkv(tiles: TileGrid, heads: int, head_dim: int, dtype: torch.dtype) -
 )
 def test_flex_runs_sparse_plans(plan: AttentionPlan, dtype: torch.dtype) -> None:
     q, k, v = random_qkv(plan.tiles, 3, 128, dtype)
-    choice = attention.choose(q.device, plan, 128)
+    choice = door.choose(q.device, plan, 128)
     assert choice.name == "flex", choice
     # bfloat16 rounds P and the result: 2^-9 each; FlexAttention may use TF32 for float32, with 2^-11.
     assert error(flex.attention(q, k, v, plan), reference.attention(q, k, v, plan)) < 1e-2

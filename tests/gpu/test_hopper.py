@@ -10,8 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fpsgen import attention
-from fpsgen.attention import hopper
+from fpsgen.attention import door, hopper
 from fpsgen.attention.emulator import VARIANTS
 from fpsgen.attention.plan import AttentionPlan
 from fpsgen.attention.tiles import TileGrid
@@ -199,8 +198,8 @@ def test_another_card_than_the_current_one(job: tuple[Given, AttentionPlan, str]
 @pytest.mark.parametrize("qk", ["fp8", "int8"])
 def test_attend_takes_it_for_8_bits(qk: str) -> None:
     given, plan = inputs(RAGGED), AttentionPlan(RAGGED, ((1, 1, 3),), (), qk, "fp8")  # type: ignore[arg-type]
-    assert attention.choose(given[0].device, plan, 128).name == "hopper"
-    assert torch.equal(attention.attend(*given, plan), hopper.attention(*given, plan))
+    assert door.choose(given[0].device, plan, 128).name == "hopper"
+    assert torch.equal(door.attend(*given, plan), hopper.attention(*given, plan))
 
 
 @pytest.mark.parametrize(
@@ -213,7 +212,7 @@ def test_attend_takes_it_for_8_bits(qk: str) -> None:
     ],
 )
 def test_attend_leaves_the_rest_to_others(plan: AttentionPlan, head_dim: int, chosen: str) -> None:
-    assert attention.choose(torch.device("cuda", 0), plan, head_dim).name == chosen
+    assert door.choose(torch.device("cuda", 0), plan, head_dim).name == chosen
 
 
 def test_dtypes_and_gradients() -> None:

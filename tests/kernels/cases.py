@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fpsgen.attention import QKTransform, prepare
+from fpsgen.attention.door import QKTransform, prepare
 from fpsgen.attention.emulator import VARIANTS
 from fpsgen.attention.plan import AttentionPlan
 from fpsgen.attention.tiles import Shape3, TileGrid

@@ -25,7 +25,8 @@ import torch
 from torch import Tensor
 
 from fpsgen import assets
-from fpsgen.attention import QKTransform, choose, hopper, prepare
+from fpsgen.attention import hopper
+from fpsgen.attention.door import QKTransform, choose, prepare
 from fpsgen.attention.emulator import VARIANTS, emulate, operands
 from fpsgen.attention.plan import AttentionPlan
 from fpsgen.attention.tiles import TileGrid

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fpsgen.attention import QKTransform, hopper, prepare, reference
+from fpsgen.attention import hopper, reference
+from fpsgen.attention.door import QKTransform, prepare
 from fpsgen.attention.plan import AttentionPlan
 from fpsgen.attention.tiles import TileGrid
 from tests.kernels import host

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fpsgen.cli.options import GridName, SolverName
-from fpsgen.sampling import GRIDS, SOLVERS, Solver, guide, noise
+from fpsgen.sampling import GRIDS, SOLVERS, Solver, guide, noise, noise_levels
 from fpsgen.sampling import SigmaGrid as Grid
 from fpsgen.sampling import SolverName as Name
 
@@ -83,3 +83,11 @@ def test_noise_follows_the_seed() -> None:
 def test_guidance_extrapolates() -> None:
     assert guide(torch.tensor(3.0), torch.tensor(1.0), 5.0) == 11
     assert guide(torch.tensor(3.0), torch.tensor(1.0), 1.0) == 3
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("grid", GRIDS)
+def test_noise_levels_are_those_that_the_solver_visits(solver: Name, grid: Grid) -> None:
+    """To the last bit: a level beside the end of a phase is in one phase or in the other."""
+    for steps, shift in ((1, 5.0), (7, 1.0), (20, 3.0), (50, 8.0), (33, 0.37)):
+        assert noise_levels(steps, shift, solver, grid) == Solver(steps, shift, solver, grid).sigmas[:-1].tolist()

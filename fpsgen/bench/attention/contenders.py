@@ -22,7 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fpsgen.attention import QKTransform, dense, flex, hopper, prepare
+from fpsgen.attention import dense, flex, hopper, named
+from fpsgen.attention.door import QKTransform, prepare
 from fpsgen.attention.emulator import VARIANTS
 from fpsgen.attention.plan import AttentionPlan
 from fpsgen.attention.tiles import Shape3
@@ -124,10 +125,10 @@ def dense_16bit(inputs: Inputs) -> Iterator[Contender]:
     shape, plan = inputs.shape, AttentionPlan(inputs.shape.tiles)
     moved = roofline.sdpa_bytes(shape.tiles.tokens, shape.heads, HEAD_DIM)
     common = {"bits": 16, "density": 1.0, "window": None, "stages": [stage(plan, shape.heads, moved)]}
-    for name in (*dense.SDPA, *dense.PACKAGES):
-        if name in dense.ROUNDS:
+    for name in (*named.SDPA, *named.PACKAGES):
+        if name in named.ROUNDS:
             continue
-        line = {"kind": "sdpa" if name in dense.SDPA else "package", "name": name, **common}
+        line = {"kind": "sdpa" if name in named.SDPA else "package", "name": name, **common}
         if why_not := dense.too_large(name, 1, shape.heads, shape.tiles.tokens):
             yield Contender({**line, "why_not": why_not})
             continue

@@ -7,7 +7,8 @@ import math
 import pytest
 import torch
 
-from fpsgen.attention import QKTransform, attend, dense
+from fpsgen.attention import dense
+from fpsgen.attention.door import QKTransform, attend
 from fpsgen.attention.plan import AttentionPlan
 from fpsgen.attention.tiles import TileGrid
 from fpsgen.wan.transformer import rope_table

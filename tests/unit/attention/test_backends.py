@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fpsgen import attention
-from fpsgen.attention import dense, flex, quantize, reference
+from fpsgen.attention import dense, door, flex, quantize, reference
 from fpsgen.attention.plan import AttentionPlan
 from fpsgen.attention.tiles import Shape3, TileGrid, default_tile, key_lists
 
@@ -27,11 +26,11 @@ def test_nothing_is_left_to_be_made_at_a_phase_s_first_step() -> None:
     windows: list[Shape3] = [(t, h, w) for t in (1, 3, 4) for h in (1, 3) for w in (1, 3)]
     plans = [AttentionPlan(SLIDING, (window, None), (0, 1, 0), "int8", "fp8") for window in windows]
     plans += [AttentionPlan(SLIDING), AttentionPlan(SLIDING, (None,), (), "fp8", "fp8")]
-    assert attention.make_ready(CPU, plans, 3, 32) == []
+    assert door.make_ready(CPU, plans, 3, 32) == []
     made = reference.grouped.cache_info().misses
     assert made == len(windows) + 1
     for plan in plans:
-        attention._PREPARED[attention.choose(CPU, plan, 32).name].attention(*random_qkv(SLIDING, batch=1), plan)
+        door._PREPARED[door.choose(CPU, plan, 32).name].attention(*random_qkv(SLIDING, batch=1), plan)
     assert reference.grouped.cache_info().misses == made
 
 
@@ -201,15 +200,15 @@ def test_the_choice_and_its_reasons(
     device: torch.device, window: Shape3 | None, qk: str, pv: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(flex, "find_spec", lambda name: object())  # as if Triton were here
-    attention.choose.cache_clear()
+    door.choose.cache_clear()
     plan = AttentionPlan(WHOLE, (window,), (), qk, pv)  # type: ignore[arg-type]
     rounds, sparse = qk != "bf16" or pv != "bf16", window is not None
-    choice = attention.choose(device, plan, 128)
-    attention.choose.cache_clear()
+    choice = door.choose(device, plan, 128)
+    door.choose.cache_clear()
     expected = "reference" if rounds or (sparse and device == CPU) else "flex" if sparse else "dense"
     assert choice.name == expected
     refused = dict(choice.refused)
-    assert list(refused) == list(attention.BACKENDS)[: list(attention.BACKENDS).index(expected)]
+    assert list(refused) == list(door.BACKENDS)[: list(door.BACKENDS).index(expected)]
     if "dense" in refused:
         assert ("sparse" if sparse else "8 bits") in refused["dense"]
     if "flex" in refused:

@@ -11,8 +11,8 @@ from types import ModuleType
 import pytest
 import torch
 
-from fpsgen import attention
-from fpsgen.attention import QKTransform, hopper
+from fpsgen.attention import door, hopper
+from fpsgen.attention.door import QKTransform
 from fpsgen.attention.plan import AttentionPlan
 from fpsgen.attention.tiles import TileGrid, key_lists
 from fpsgen.jit import nvrtc
@@ -29,10 +29,10 @@ def hopper_card(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setitem(sys.modules, "cupy", ModuleType("cupy"))
     monkeypatch.setattr(nvrtc, "driver_version", lambda: (13, 0))
-    for cached in (hopper.why_not_here, attention.choose):
+    for cached in (hopper.why_not_here, door.choose):
         cached.cache_clear()
     yield monkeypatch
-    for cached in (hopper.why_not_here, attention.choose):
+    for cached in (hopper.why_not_here, door.choose):
         cached.cache_clear()
 
 
@@ -47,8 +47,8 @@ class Broken:
 def test_it_runs_8_bit_plans_on_hopper(hopper_card: pytest.MonkeyPatch) -> None:
     for qk in ("fp8", "int8"):
         plan = AttentionPlan(TILES, ((1, 1, 1), None), (0, 1), qk, "fp8")  # type: ignore[arg-type]
-        assert attention.choose(CUDA, plan, 128).name == "hopper"
-    assert attention.choose(CUDA, AttentionPlan(TILES), 128).name == "dense"
+        assert door.choose(CUDA, plan, 128).name == "hopper"
+    assert door.choose(CUDA, AttentionPlan(TILES), 128).name == "dense"
 
 
 @pytest.mark.parametrize(
@@ -124,11 +124,11 @@ def test_what_a_schedule_compiles(hopper_card: pytest.MonkeyPatch, tmp_path: Pat
     hopper_card.setattr(hopper, "device_lists", lambda plan, heads, device: listed.append(plan))
     hopper_card.setattr(hopper, "device_offsets", lambda tiles, device: None)
     dense, other = AttentionPlan(TILES), replace(EIGHT_BIT, windows=(None,))
-    built = attention.make_ready(CUDA, [dense, EIGHT_BIT, other, EIGHT_BIT], 2, 128)
+    built = door.make_ready(CUDA, [dense, EIGHT_BIT, other, EIGHT_BIT], 2, 128)
     assert [(kernel.name, kernel.fresh) for kernel in built] == [("sm90_prologue", True), ("sm90_attention", True)]
     assert listed == [EIGHT_BIT, other]
-    assert not any(kernel.fresh for kernel in attention.make_ready(CUDA, [EIGHT_BIT], 2, 128))
-    assert attention.make_ready(CPU, [EIGHT_BIT], 2, 128) == []
+    assert not any(kernel.fresh for kernel in door.make_ready(CUDA, [EIGHT_BIT], 2, 128))
+    assert door.make_ready(CPU, [EIGHT_BIT], 2, 128) == []
 
 
 def test_gradients_are_refused() -> None:

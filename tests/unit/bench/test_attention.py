@@ -8,7 +8,7 @@ from math import inf, log
 import pytest
 import torch
 
-from fpsgen.attention import dense, hopper, quantize, reference
+from fpsgen.attention import dense, hopper, named, quantize, reference
 from fpsgen.attention.emulator import VARIANTS, emulate, exponentials
 from fpsgen.attention.plan import AttentionPlan
 from fpsgen.attention.tiles import Shape3, TileGrid, key_lists
@@ -235,7 +235,7 @@ def test_contenders_on_a_machine_without_a_card() -> None:
 
 def test_every_sdpa_backend_is_right_or_says_why_not() -> None:
     found = list(contenders.dense_16bit(Inputs(TINY, torch.device("cpu"))))
-    assert [one.line["name"] for one in found if one.line["kind"] == "sdpa"] == list(dense.SDPA)
+    assert [one.line["name"] for one in found if one.line["kind"] == "sdpa"] == list(named.SDPA)
     ran = {one.line["name"] for one in found if contenders.tried(one)}
     assert {"sdpa-flash", "sdpa-math"} <= ran  # which a CPU has, too
     for one in found:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from diffusers import WanPipeline
 
+from fpsgen.wan import sizes
 from fpsgen.wan import vae as wan_vae
 from fpsgen.wan.layout import recognise
 from fpsgen.wan.load import load_vae
@@ -33,8 +34,8 @@ def test_two_streams_in_a_row_do_not_mix(wan_folder: Path) -> None:
 
 
 def test_latent_shape_and_bytes() -> None:
-    assert wan_vae.latent_shape(81, 720, 1280) == (21, 90, 160)
-    assert wan_vae.latent_shape(1, 16, 16) == (1, 2, 2)
+    assert sizes.latent_shape(81, 720, 1280) == (21, 90, 160)
+    assert sizes.latent_shape(1, 16, 16) == (1, 2, 2)
     frames = torch.tensor([-1.0, 0.0, 1.0]).view(1, 1, 1, 1, 3).expand(1, 3, 2, 4, 3)
     out = wan_vae.to_uint8(frames)
     assert out.shape == (2, 4, 3, 3)

@@ -1,0 +1,111 @@
+"""The one door to self-attention, and the choice of what runs behind it.
+
+Tokens come in tile order; q and k come *before* normalisation and RoPE, so that a backend can fuse both
+into its own prologue (`hopper`). Those that do not fuse share `prepare`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fpsgen.attention import dense, flex, hopper, reference
+from fpsgen.attention.plan import AttentionPlan
+from fpsgen.jit.cache import Built
+
+
+class Backend(Protocol):
+    """What a module here offers to be one."""
+
+    def why_not(self, device: torch.device, plan: AttentionPlan, head_dim: int) -> str | None:
+        """Why it cannot run `plan` on `device`; None where it can."""
+        ...
+
+
+class PreparedBackend(Backend, Protocol):
+    """One that takes q and k as `prepare` makes them. Tensors are [batch, tokens, heads, head_dim]."""
+
+    def attention(self, q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan) -> Tensor: ...
+
+    def make_ready(self, plan: AttentionPlan, device: torch.device) -> None:
+        """Make, and keep, what depends on the plan alone."""
+        ...
+
+
+_PREPARED: dict[str, PreparedBackend] = {"dense": dense, "flex": flex, "reference": reference}
+
+# In the order of preference. The last one runs everything.
+BACKENDS: dict[str, Backend] = {"dense": dense, "hopper": hopper, "flex": flex, "reference": reference}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The backend that runs a plan, and for each that was preferred to it, why it could not."""
+
+    name: str
+    refused: tuple[tuple[str, str], ...]
+
+
+@lru_cache(maxsize=1024)
+def choose(device: torch.device, plan: AttentionPlan, head_dim: int) -> Choice:
+    """The first backend that can run `plan` on `device`."""
+    refused: list[tuple[str, str]] = []
+    for name, backend in BACKENDS.items():
+        if (reason := backend.why_not(device, plan, head_dim)) is None:
+            return Choice(name, tuple(refused))
+        refused.append((name, reason))
+    raise AssertionError("the reference runs every plan")
+
+
+def make_ready(device: torch.device, plans: Iterable[AttentionPlan], heads: int, head_dim: int) -> list[Built]:
+    """Make what `attend` will need for `plans`, so that no layer waits for it: key lists on the device, and our
+    kernels, compiled; not FlexAttention, which torch compiles when it first runs."""
+    ours = []
+    for plan in dict.fromkeys(plans):
+        if (name := choose(device, plan, head_dim).name) == "hopper":
+            ours.append(plan)
+        else:
+            _PREPARED[name].make_ready(plan, device)
+    return hopper.make_ready(ours, heads, device)
+
+
+@dataclass(frozen=True)
+class QKTransform:
+    """What turns projected q and k into the q and k of attention (Wan2.1 `wan/modules/model.py`).
+
+    norm_q, norm_k: [heads * head_dim], weights of an RMS norm over all heads together.
+    rope: float32 [tokens, head_dim / 2, 2], cosine and sine of each token's angles, in tile order.
+    """
+
+    norm_q: Tensor
+    norm_k: Tensor
+    eps: float
+    rope: Tensor
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, qk_transform: QKTransform, plan: AttentionPlan) -> Tensor:
+    """Self-attention; q, k, v and the result are [batch, tokens, heads, head_dim], rows in tile order."""
+    if q.shape[1] != plan.tiles.tokens:
+        raise ValueError(f"{q.shape[1]} tokens do not fill the plan's grid {plan.tiles.grid}")
+    if plan.heads and len(plan.heads) != q.shape[2]:
+        raise ValueError(f"the plan is for {len(plan.heads)} heads, not for {q.shape[2]}")
+    name = choose(q.device, plan, q.shape[3]).name
+    if name == "hopper":  # its prologue norms and rotates
+        return hopper.attention(q, k, v, qk_transform, plan)
+    q = prepare(q, qk_transform.norm_q, qk_transform).to(v.dtype)
+    k = prepare(k, qk_transform.norm_k, qk_transform).to(v.dtype)
+    return _PREPARED[name].attention(q, k, v, plan)
+
+
+def prepare(x: Tensor, weight: Tensor, qk_transform: QKTransform) -> Tensor:
+    """RMS norm over all heads, then rotation of the interleaved pairs (0, 1), (2, 3), …; float32 out."""
+    normed = F.rms_norm(x.flatten(2).float(), (weight.numel(),), weight.float(), qk_transform.eps)
+    even, odd = normed.unflatten(2, (x.shape[2], -1, 2)).unbind(-1)
+    cos, sin = qk_transform.rope[:, None].unbind(-1)  # [tokens, 1, head_dim / 2]
+    return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2)

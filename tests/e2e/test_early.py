@@ -1,0 +1,59 @@
+"""What needs no torch to be known is told without it: torch and its libraries take seconds to load, half a minute on a
+busy machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+# What is typed, the exit code, and a piece of what is said.
+COMMANDS = [
+    (["calibrate", "--min-psnr", "nan"], 2, "--min-psnr nan is out of range"),
+    (["calibrate", "--target-cost", "2"], 2, "--target-cost 2 is out of range"),
+    (["calibrate", "-o", "x"], 2, "-o x: a preset is a .toml file"),
+    (["calibrate", "-o", "pipe.toml"], 2, "pipe.toml is no regular file"),
+    (["calibrate", "--prompts", "pipe.toml"], 2, "it is no regular file"),
+    (["bench", "--random-weights", "9b"], 2, "--random-weights 9b: there is no such model"),
+    (["bench", "--compare", "nonsense"], 2, "--compare nonsense: there is nothing of that name"),
+    (["bench", "--preset", "nonsense"], 2, "there is no preset 'nonsense'"),
+    (["bench", "--preset", "pipe.toml"], 2, "it is no regular file"),
+    (["bench", "-o", "pipe.json"], 2, "pipe.json is no regular file"),
+    (["bench", "quality", "--compare", "nonsense"], 2, "--compare nonsense: there is nothing of that name"),
+    (["bench", "quality", "-o", "pipe.json"], 2, "pipe.json is no regular file"),
+    (["bench", "attention", "--density", "2"], 2, "--density 2 is no share"),
+    (["presets", "show", "pipe.toml"], 2, "it is no regular file"),
+    (["presets", "check", "mine.toml"], 0, "is a preset"),
+    (["kernels"], 0, "attention-c"),
+]
+CODE = """
+import json, sys
+from typer.testing import CliRunner
+from fpsgen.cli import app
+told = []
+for args in json.load(sys.stdin):
+    result = CliRunner().invoke(app, args)
+    heavy = sorted({"torch", "diffusers", "transformers"} & set(sys.modules))
+    told.append([args, result.exit_code, " ".join(result.output.split()), heavy])
+print(json.dumps(told))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no pipes with names")
+def test_what_needs_no_torch_does_not_load_it(tmp_path: Path) -> None:
+    for name in ("pipe.toml", "pipe.json"):
+        os.mkfifo(tmp_path / name)  # whoever opened one to read would wait for ever
+    (tmp_path / "mine.toml").write_text("format = 1\n[[phase]]\nsigma = [1.0, 0.0]\ndensity = 0.3\n")
+    given = json.dumps([args for args, _, _ in COMMANDS])
+    places = {"FPSGEN_CACHE_DIR": str(tmp_path / "cache"), "PYTHONPATH": str(Path(__file__).parents[2])}
+    ran = subprocess.run(
+        [sys.executable, "-c", CODE], input=given, cwd=tmp_path, env={**os.environ, **places}, capture_output=True,
+        text=True, timeout=300, check=True,
+    )  # fmt: skip
+    for (args, code, said), (_, found, output, heavy) in zip(COMMANDS, json.loads(ran.stdout), strict=True):
+        assert heavy == [], f"{args} loads them"
+        assert (found, said in output) == (code, True), (args, output)
