@@ -124,7 +124,7 @@ def deliver(out: Output, kept: Kept, result: dict[str, Any]) -> None:
     if written:
         message = f"{printable(written[0])} is written, and then: {message}"
     if written or out.json:
-        out.result("\n".join(written), result | places | {"error": message, "hint": hint, "exit_code": code})
+        out.result("\n".join(written), result | places | {"unwritten": message, "hint": hint, "exit_code": code})
     if errors.show_tracebacks:
         traceback.print_exception(kept.fault)
     Output().error(message, hint, code)  # on stderr alone: standard output has its one object

@@ -216,7 +216,7 @@ def test_results_outlive_a_disk_that_is_full(bench: Bench, monkeypatch: pytest.M
     record = json.loads(result.stdout)
     assert len(record["contenders"]) == 2
     assert (record["record"] is None, record["report"]) == (suffix == ".json", None)
-    assert "No space left on device" in record["error"]
+    assert "No space left on device" in record["unwritten"]
 
 
 def test_no_record_is_replaced_in_silence(bench: Bench, tmp_path: Path) -> None:

@@ -194,7 +194,7 @@ def test_results_outlive_a_disk_that_becomes_full(card: Path) -> None:
     said = " ".join(results[0].stderr.split())
     assert "error: bench-attention-smoke.json cannot be written: No space left on device" in said
     record = json.loads(results[1].stdout)
-    assert (record["record"], "No space left" in record["error"], len(record["cases"])) == (None, True, 1)
+    assert (record["record"], "No space left" in record["unwritten"], len(record["cases"])) == (None, True, 1)
 
 
 def test_a_disk_that_is_full_is_told_before_anything_is_measured(card: Path, monkeypatch: pytest.MonkeyPatch) -> None:

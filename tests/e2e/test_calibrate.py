@@ -226,7 +226,7 @@ def test_a_full_disk_at_the_end(calibrator: Calibrator, monkeypatch: pytest.Monk
     result = calibrator("--target-cost", 0.2, "--json")
     record = json.loads(result.stdout)
     assert (result.exit_code, record["preset"], record["report"]) == (1, None, None)
-    assert "No space left on device" in record["error"]
+    assert "No space left on device" in record["unwritten"]
     told = calibrator("--target-cost", 0.2).stdout
     assert "cost     " in told
     assert "use it" not in told, "there is nothing to be used"
