@@ -15,3 +15,13 @@ def printable(text: object, most: int = MOST) -> str:
     if len(letters) > most:  # first, so that a megabyte costs nothing
         letters = f"{letters[: most // 2]}…{letters[-(most - most // 2 - 1) :]}"
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in letters)
+
+
+def readable(count: int) -> str:
+    """Bytes for people, in decimal units as the hub gives them."""
+    size = float(count)
+    for unit in ("B", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}"
+        size /= 1000
+    return f"{size:.1f} GB"

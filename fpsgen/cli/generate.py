@@ -196,10 +196,10 @@ def choose_model(size: tuple[int, int] | None, device: torch.device, out: Output
         if not out.may_ask:
             raise
         with timings.pause():  # a download is no part of making a video
-            question = f"{absent}. Fetch Wan2.1 {absent.key} now, about {hub.DOWNLOAD_GB[absent.key]} GB?"
+            question = f"{absent}. Fetch Wan2.1 {absent.key} now, {absent.size}?"
             if not typer.confirm(question, err=True):
                 raise
-            hub.pull(hub.plan(hub.repository_of(absent.key, "original")))
+            hub.pull(hub.plan(absent.repository))
         chosen, surprise = models.choose(size, cuda)
     load.check(chosen.checkpoint)
     if surprise:

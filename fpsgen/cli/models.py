@@ -1,4 +1,4 @@
-"""`fpsgen models`: which there are, fetching them, checking and converting them."""
+"""`fpsgen models`: which there are, fetching them, checking, converting and removing them."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ import typer
 from fpsgen.cli.errors import explained
 from fpsgen.cli.options import Json, Verbose, expand
 from fpsgen.cli.output import Output, readable
-from fpsgen.errors import ModelError, UsageError
+from fpsgen.errors import ModelError, Stopped, UsageError
+from fpsgen.printable import printable
 
 if TYPE_CHECKING:
+    from fpsgen.wan.cached import Cached
     from fpsgen.wan.hub import Download
     from fpsgen.wan.models import Model
 
@@ -26,6 +28,8 @@ fpsgen models pull 1.3b --dry-run
 
 fpsgen models check ~/Wan2.1-T2V-14B
 
+fpsgen models rm 1.3b
+
 fpsgen models convert ~/Wan2.1-T2V-1.3B ~/Wan2.1-T2V-1.3B-Diffusers --to diffusers
 """
 
@@ -35,34 +39,63 @@ class FormatName(StrEnum):
     DIFFUSERS = "diffusers"
 
 
-app = typer.Typer(help="List, fetch, check and convert models.", epilog=EXAMPLES, rich_markup_mode="rich")
+app = typer.Typer(help="List, fetch, check, convert and remove models.", epilog=EXAMPLES, rich_markup_mode="rich")
 
 
 @app.callback(invoke_without_command=True, epilog=EXAMPLES)
 @explained
 def show(context: typer.Context, json: Json = False) -> None:
     """List the models that have a name, and those that are on disk."""
-    if context.invoked_subcommand is not None:
-        if json:
-            raise UsageError(
-                "--json stands before the command", hint=f"fpsgen models {context.invoked_subcommand} … --json"
-            )
-        return
-    out = Output(json)
+    if context.invoked_subcommand is None:
+        show_list(Output(json))
+    elif json:
+        raise UsageError(
+            "--json stands before the command", hint=f"fpsgen models {context.invoked_subcommand} … --json"
+        )
+
+
+@app.command("list", epilog=EXAMPLES)
+@explained
+def list_models(json: Json = False) -> None:
+    """List the models that have a name, and those that are on disk; the same as `fpsgen models`."""
+    show_list(Output(json))
+
+
+def show_list(out: Output) -> None:
     known = list(listed())
-    if json:
+    if out.json:
         out.result("", {"models": known})
         return
     from rich.table import Table
 
     table = Table(box=None, padding=(0, 2, 0, 0))
-    for column in ("model", "format", "size", "state", "where"):
+    for column in ("model", "format", "state", "size", "where"):
         table.add_column(column, justify="right" if column == "size" else "left", overflow="fold")
     for entry in known:
-        where = entry["folder"] if entry["repository"] else "comes with fpsgen"
-        size = readable(entry["bytes"]) if entry["bytes"] is not None else ""
-        table.add_row(entry["name"], entry["format"], size, entry["state"], where or entry["repository"])
+        table.add_row(entry["name"], entry["format"], state_told(entry), size_told(entry), where_told(entry))
     out.show(table)
+
+
+def state_told(entry: dict) -> str:
+    """The state, and what lacks where that is known."""
+    if not entry["lacking"]:
+        return entry["state"]
+    return f"incomplete: {len(entry['lacking'])} of {entry['files']} files, {readable(entry['absent_bytes'])} lack"
+
+
+def size_told(entry: dict) -> str:
+    from fpsgen.wan import hub
+
+    if entry["bytes"] is not None:
+        return readable(entry["bytes"])
+    absent = entry["state"] == "not here" and entry["format"] == "original"
+    return f"about {hub.DOWNLOAD_GB[entry['name']]} GB" if absent else ""
+
+
+def where_told(entry: dict) -> str:
+    if entry["state"] == "unreadable" or (entry["why"] and not entry["lacking"]):
+        return entry["why"]
+    return printable(entry["folder"] or entry["repository"]) if entry["repository"] else "comes with fpsgen"
 
 
 def listed() -> Iterator[dict]:
@@ -70,26 +103,29 @@ def listed() -> Iterator[dict]:
     from fpsgen.wan import hub, models
 
     pocket = models.find(models.POCKET)
-    yield entry(pocket.name, None, pocket.folder)
+    own = hub.Cached(pocket.name, "here", pocket.folder, pocket.checkpoint)
+    yield {**entry(pocket.name, own), "repository": None}
     for name, repositories in hub.REPOSITORIES.items():
         for form, repository in repositories.items():
-            yield {**entry(name, repository, hub.snapshot(repository)), "format": form}
-    for repository in hub.downloaded():
-        yield entry(repository, repository, hub.snapshot(repository))
+            yield {**entry(name, hub.look(repository)), "format": form}
+    for cached in hub.downloaded():
+        yield entry(cached.repository, cached)
 
 
-def entry(name: str, repository: str | None, folder: Path | None) -> dict:
-    """What the list says of a model. bytes: on disk, where it is whole."""
-    from fpsgen.wan import hub
-
-    checkpoint = hub.whole(folder)
+def entry(name: str, cached: Cached) -> dict:
+    """What the list says of a model. bytes: on disk, where it is whole; absent_bytes: to be fetched, where known."""
+    checkpoint = cached.checkpoint
     return {
         "name": name,
-        "repository": repository,
-        "folder": str(folder) if folder else None,
+        "repository": cached.repository,
+        "folder": str(cached.folder) if cached.folder else None,
         "format": checkpoint.format if checkpoint else None,
         "bytes": checkpoint.bytes if checkpoint else None,
-        "state": "here" if checkpoint else "incomplete" if folder else "not here",
+        "state": cached.state,
+        "why": cached.why,
+        "files": len(cached.files) or None,
+        "lacking": list(cached.lacking),
+        "absent_bytes": cached.lacking_bytes if cached.lacking else None,
     }
 
 
@@ -113,7 +149,7 @@ def pull(
     amount = f"{readable(download.absent_bytes)} of {readable(download.bytes)} from {download.repository}"
     if dry_run:
         for file, size in download.files.items():
-            out.line(f"{readable(size):>10}  {file}{'' if file in download.absent else '  (here already)'}")
+            out.line(f"{readable(size):>10}  {printable(file)}{'' if file in download.absent else '  (here already)'}")
         out.result(
             f"{amount} would be fetched",
             told,
@@ -126,25 +162,62 @@ def pull(
 
 @app.command(epilog=EXAMPLES)
 @explained
+def rm(
+    name: Annotated[str, typer.Argument(help="1.3b, 14b or a hub id.")],
+    form: Annotated[
+        FormatName | None,
+        typer.Option("--format", help="Which of a known model's two downloads.", show_default="both"),
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Remove without asking.")] = False,
+    json: Json = False,
+) -> None:
+    """Remove a downloaded model from the hub's cache. What other revisions of it share stays."""
+    from fpsgen.wan import cached, hub
+
+    out = Output(json)
+    names = list(dict.fromkeys(hub.repository_of(name, each.value) for each in ([form] if form else FormatName)))
+    removals = [cached.removal(each) for each in names if len(names) == 1 or cached.place(each).is_dir()]
+    if not removals:
+        raise UsageError(f"Wan2.1 {name} is not in the hub's cache", hint="fpsgen models lists what is here")
+    told = " and ".join(f"{removal.repository} ({readable(removal.bytes)})" for removal in removals)
+    if not yes:
+        if not out.may_ask:
+            raise UsageError(f"this would remove {told}, and nobody can be asked", hint="with --yes it does")
+        if not typer.confirm(f"Remove {told}?", err=True):
+            raise Stopped("nothing was removed")
+    freed = 0
+    for removal in removals:
+        freed += removal.execute()
+        if removal.others:
+            out.note(
+                f"{removal.repository}: {removal.others} other revisions stay; `hf cache ls --revisions` lists them"
+            )
+    out.result(f"{readable(freed)} freed", {"removed": [each.repository for each in removals], "freed_bytes": freed})
+
+
+@app.command(epilog=EXAMPLES)
+@explained
 def check(
     model: Annotated[str, typer.Argument(help="A folder, or what --model takes.")],
     json: Json = False,
     verbose: Verbose = False,
 ) -> None:
     """Compare a model's files with what Wan2.1 needs, by their headers: in seconds, nothing is loaded."""
-    from fpsgen.wan import load, models
+    from fpsgen.wan import models
 
     out = Output(json, verbose)
     found = models.find(model)
+    from fpsgen.wan import load  # imports torch, which finding none does without
+
     try:
         load.check(found.checkpoint)
     except ModelError as error:
-        raise ModelError(f"model {model} cannot be used: {error}", hint=error.hint) from None
+        raise ModelError(f"model {printable(model)} cannot be used: {error}", hint=error.hint) from None
     told = told_about(found)
     for key, value in told.items():
         out.detail(f"{key}: {value}")
     out.result(
-        f"{model}: a whole Wan2.1 text-to-video checkpoint in {told['format']} format, "
+        f"{printable(model)}: a whole Wan2.1 text-to-video checkpoint in {told['format']} format, "
         f"{in_words(told['parameters'])} parameters in the transformer, {readable(told['bytes'])}",
         told,
     )
@@ -162,10 +235,11 @@ def convert(
 ) -> None:
     """Write a model in the other format, every tensor bit for bit."""
     from fpsgen.wan import models
-    from fpsgen.wan.convert import convert as write
 
     out = Output(json)
     found = models.find(model)
+    from fpsgen.wan.convert import convert as write  # imports torch
+
     other = FormatName.DIFFUSERS if found.checkpoint.format == "original" else FormatName.ORIGINAL
     with out.progress() as progress:
         task = progress.add_task("convert", total=None, rate="")

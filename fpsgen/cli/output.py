@@ -16,6 +16,7 @@ from rich.text import Text
 
 from fpsgen.cli import signals
 from fpsgen.printable import printable
+from fpsgen.printable import readable as readable
 
 SCHEMA = 1  # of the objects that --json prints; docs/json.md says when it changes
 _LARGE = {name: name for name in ("diffusers", "transformers", "huggingface_hub", "matplotlib")} | {"torch": "PyTorch"}
@@ -155,13 +156,3 @@ def hush() -> None:
     """The spinner goes: something is said, or asked."""
     while _waiting:
         _waiting.pop().stop()
-
-
-def readable(count: int) -> str:
-    """Bytes for people, in decimal units as the hub gives them."""
-    size = float(count)
-    for unit in ("B", "kB", "MB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}"
-        size /= 1000
-    return f"{size:.1f} GB"

@@ -6,6 +6,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fpsgen.errors import ModelError
+from fpsgen.printable import printable
+
+FETCH_AGAIN = "fetch the file again"
+OURS = "use a Wan2.1 text-to-video model (T2V 1.3B or 14B)"
+_WIDEST = 2**17  # channels; Wan2.1 14B's feed-forward has 13,824
 
 
 @dataclass(frozen=True)
@@ -30,15 +35,21 @@ class WanConfig:
     ROPE_THETA = 10_000.0
 
     def __post_init__(self) -> None:
-        """ModelError where the arithmetic of the model would not come out even."""
+        """ModelError where the arithmetic of the model would not come out even, or sizes are beyond all models."""
+        widths = {"dim": self.dim, "ffn_dim": self.ffn_dim, "text_dim": self.text_dim, "freq_dim": self.freq_dim}
+        for name, width in widths.items():
+            if not 0 < width <= _WIDEST:
+                raise ModelError(f"its transformer has {name} = {width}, which cannot be", hint=OURS)
         if self.dim % self.num_heads or self.head_dim % 2 or self.head_dim < 6:  # rotary pairs on three axes
-            raise ModelError(f"its transformer has {self.num_heads} heads in {self.dim} channels, which cannot be")
+            raise ModelError(
+                f"its transformer has {self.num_heads} heads in {self.dim} channels, which cannot be", OURS
+            )
         if self.freq_dim % 2:
-            raise ModelError(f"its transformer has freq_dim = {self.freq_dim}, which is odd")
+            raise ModelError(f"its transformer has freq_dim = {self.freq_dim}, which is odd", hint=OURS)
         if self.in_channels != self.out_channels:
             raise ModelError(
                 f"its transformer takes {self.in_channels} channels and gives {self.out_channels}, as from an image",
-                hint="fpsgen runs Wan2.1 text-to-video",
+                hint=OURS,
             )
 
     @property
@@ -56,9 +67,9 @@ class WanConfig:
         """Read `transformer/config.json` of a Diffusers folder; refuse what is not Wan2.1 text-to-video."""
         name = config.get("_class_name", "WanTransformer3DModel")
         if name != "WanTransformer3DModel":
-            raise ModelError(f"its transformer is a {name}, not a WanTransformer3DModel")
+            raise ModelError(f"its transformer is a {printable(name, 60)}, not a WanTransformer3DModel", hint=OURS)
         if config.get("image_dim") is not None or config.get("added_kv_proj_dim") is not None:
-            raise ModelError("it is an image-to-video model", hint="fpsgen runs Wan2.1 text-to-video")
+            raise ModelError("it is an image-to-video model", hint=OURS)
         fixed = {
             "patch_size": list(cls.PATCH),
             "qk_norm": "rms_norm_across_heads",
@@ -67,14 +78,15 @@ class WanConfig:
         for key, value in fixed.items():
             found = config.get(key, value)
             if (list(found) if isinstance(found, (list, tuple)) else found) != value:
-                raise ModelError(f"its transformer has {key} = {found!r}; Wan2.1 has {value!r}")
+                raise ModelError(f"its transformer has {key} = {shown(found)}; Wan2.1 has {value!r}", hint=OURS)
 
         def count(key: str, default: int | None = None) -> int:
             value = config.get(key, default)
             if key not in config and default is None:
-                raise ModelError(f"its transformer/config.json has no {key}")
+                raise ModelError(f"its transformer/config.json has no {key}", hint=FETCH_AGAIN)
             if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 2**20:
-                raise ModelError(f"its transformer/config.json says {key} = {value!r}, which is no count")
+                told = f"its transformer/config.json says {key} = {shown(value)}, which is no count"
+                raise ModelError(told, hint=FETCH_AGAIN)
             return value
 
         heads, in_channels = count("num_attention_heads"), count("in_channels")
@@ -99,10 +111,12 @@ class WanConfig:
         names = {"dim": "dim", "ffn_dim": "ffn_dim", "num_layers": "num_layers", "in_dim": "in_channels"}
         for theirs, ours in names.items():
             if (told := config.get(theirs, getattr(self, ours))) != getattr(self, ours):
-                raise ModelError(f"its config.json says {theirs} = {told!r}; its weights have {getattr(self, ours)}")
+                told = f"its config.json says {theirs} = {shown(told)}; its weights have {getattr(self, ours)}"
+                raise ModelError(told, hint="fetch the config.json that belongs to these weights")
         heads = config.get("num_heads", self.num_heads)
         if not isinstance(heads, int) or isinstance(heads, bool) or heads < 1 or self.dim % heads:
-            raise ModelError(f"its config.json says num_heads = {heads!r}, which does not divide dim = {self.dim}")
+            told = f"its config.json says num_heads = {shown(heads)}, which does not divide dim = {self.dim}"
+            raise ModelError(told, hint="fetch the config.json that belongs to these weights")
         return replace(self, num_heads=heads, eps=_epsilon(config))
 
     def to_diffusers(self) -> dict[str, Any]:
@@ -146,14 +160,19 @@ class WanConfig:
 def check_original_kind(config: dict) -> None:
     """Refuse an original checkpoint's config.json that is not text-to-video's."""
     if (kind := config.get("model_type", "t2v")) != "t2v":
-        raise ModelError(f"it is a {kind} model", hint="fpsgen runs Wan2.1 text-to-video (t2v)")
+        raise ModelError(f"it is a {printable(kind, 60)} model", hint=OURS)
 
 
 def _epsilon(config: dict) -> float:
     eps = config.get("eps", 1e-6)
     if not isinstance(eps, float) or not 0 < eps < 1:
-        raise ModelError(f"its config.json says eps = {eps!r}, which is none")
+        raise ModelError(f"its config.json says eps = {shown(eps)}, which is none", hint=FETCH_AGAIN)
     return eps
+
+
+def shown(value: object) -> str:
+    """A value of a configuration, as it is written but short."""
+    return printable(repr(value), 60)
 
 
 WAN_1_3B = WanConfig(dim=1536, ffn_dim=8960, num_heads=12, num_layers=30)

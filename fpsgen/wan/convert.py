@@ -20,7 +20,8 @@ from torch import Tensor
 
 from fpsgen.errors import RenderError, UsageError
 from fpsgen.wan import keys, layout, load
-from fpsgen.wan.checkpoint import Rename, headers, read, renamed
+from fpsgen.wan.checkpoint import read
+from fpsgen.wan.headers import Rename, headers, renamed
 from fpsgen.wan.layout import STEMS, Checkpoint, Format
 from fpsgen.wan.sizes import defaults_of
 

@@ -1,4 +1,4 @@
-"""Fetching checkpoints from the Hugging Face hub, and where they lie on this machine."""
+"""Fetching checkpoints from the Hugging Face hub, and which of the known ones are on this machine."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from huggingface_hub import constants, scan_cache_dir, snapshot_download
+from huggingface_hub import constants, get_session, snapshot_download
 from huggingface_hub.errors import (
-    CacheNotFound,
     DryRunError,
     GatedRepoError,
     HfHubHTTPError,
@@ -22,7 +22,9 @@ from huggingface_hub.errors import (
 
 from fpsgen import assets
 from fpsgen.errors import DownloadError, ModelError, UsageError
-from fpsgen.wan import layout, load
+from fpsgen.printable import printable, readable
+from fpsgen.wan import layout
+from fpsgen.wan.cached import NEEDED, Cached, look, repositories
 from fpsgen.wan.layout import Checkpoint, Format
 
 # The original repositories first: their text encoder is bfloat16, half of what the Diffusers ones hold.
@@ -32,44 +34,50 @@ REPOSITORIES: dict[str, dict[Format, str]] = {
 }
 # By parameter count: transformer and VAE in float32, text encoder in bfloat16.
 DOWNLOAD_GB = {"1.3b": 18, "14b": 69}
-# What a repository holds beside these (pictures, examples, other precisions) is not fetched.
-NEEDED = (
-    "config.json",
-    "model_index.json",
-    "scheduler/*.json",
-    layout.TEXT_ENCODER_FILE,
-    layout.VAE_FILE,
-    *(f"{part}/config.json" for part in layout.STEMS),
-    *(
-        f"{folder}/{name}"
-        for folder in (layout.TOKENIZER_FOLDER.as_posix(), "tokenizer")
-        for name in layout.TOKENIZER_FILES
-    ),
-    *(
-        f"{stem}{ending}"
-        for stem in (layout.STEMS["transformer"], *(f"{part}/{stem}" for part, stem in layout.STEMS.items()))
-        for ending in (".safetensors", "-*-of-*.safetensors", ".safetensors.index.json")
-    ),
-)
 ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def pull_hint(key: str) -> str:
-    return f"fpsgen models pull {key} (about {DOWNLOAD_GB[key]} GB)"
+    """The command that fetches a known model, or what is absent of it, and how much that is."""
+    form, cached = nearest(key)
+    option = "" if form == "original" else f" --format {form}"
+    return f"fpsgen models pull {key}{option} ({to_fetch(key, cached)})"
+
+
+def to_fetch(key: str, cached: Cached) -> str:
+    """How much is to be fetched of a known model, in words."""
+    if not cached.lacking:
+        return f"about {DOWNLOAD_GB[key]} GB"
+    return f"{readable(cached.lacking_bytes)}; the rest is here"
+
+
+def nearest(key: str) -> tuple[Format, Cached]:
+    """The format of a known model of which least is to be fetched, the original where that is all the same."""
+    looked = {form: look(repository) for form, repository in REPOSITORIES[key].items()}
+    absent = {form: found.lacking_bytes if found.lacking else DOWNLOAD_GB[key] * 1e9 for form, found in looked.items()}
+    form = min(absent, key=absent.__getitem__)
+    return form, looked[form]
 
 
 def on_disk(key: str) -> Path | None:
     """The downloaded folder of a known model in either format, or None where it is absent or not whole."""
-    folders = (snapshot(repository) for repository in REPOSITORIES[key].values())
-    return next((folder for folder in folders if whole(folder)), None)
+    found = map(look, REPOSITORIES[key].values())
+    return next((cached.folder for cached in found if cached.state == "here"), None)
+
+
+def refusal(cached: Cached, name: str) -> ModelError:
+    """The error for a model of which the cache holds something that is not whole, with what mends it."""
+    if cached.state == "unreadable":
+        return ModelError(f"model {name} cannot be used: {cached.why}", hint=cached.hint)
+    size = f" ({readable(cached.lacking_bytes)})" if cached.lacking else ""
+    hint = f"fpsgen models pull {name} fetches what is absent{size}; with --force, everything anew"
+    told = "is incomplete in the hub's cache" if cached.lacking else "cannot be used"
+    return ModelError(f"model {name} {told}: {cached.why}", hint=cached.hint or hint)
 
 
 def snapshot(repository: str) -> Path | None:
     """The downloaded folder of a hub id, which may lack files or hold damaged ones; None where there is none."""
-    try:
-        return Path(snapshot_download(repository, local_files_only=True, allow_patterns=list(NEEDED)))
-    except (LocalEntryNotFoundError, HFValidationError):
-        return None
+    return look(repository).folder
 
 
 def whole(folder: Path | None) -> Checkpoint | None:
@@ -80,15 +88,11 @@ def whole(folder: Path | None) -> Checkpoint | None:
         return None
 
 
-def downloaded() -> list[str]:
-    """Hub ids other than the known ones of which the cache holds a Wan2.1 checkpoint."""
-    try:
-        repositories = scan_cache_dir(constants.HF_HUB_CACHE).repos
-    except CacheNotFound:
-        return []
-    cached = [repository.repo_id for repository in repositories if repository.repo_type == "model"]
+def downloaded() -> list[Cached]:
+    """Wan2.1 checkpoints other than the known ones that the cache holds."""
     known = {repository for formats in REPOSITORIES.values() for repository in formats.values()}
-    return sorted(name for name in cached if name not in known and whole(snapshot(name)))
+    found = (look(repository) for repository in repositories() if repository not in known)
+    return [cached for cached in found if cached.state == "here"]
 
 
 @dataclass(frozen=True)
@@ -116,7 +120,9 @@ def repository_of(name: str, form: Format) -> str:
     if name.lower() == "pocket":
         raise UsageError("the pocket model comes with fpsgen", hint="fpsgen generate --model pocket")
     if not ID.fullmatch(name):
-        raise UsageError(f"{name} is no model to fetch", hint=f"give one of {', '.join(REPOSITORIES)} or a hub id")
+        raise UsageError(
+            f"{printable(name)} is no model to fetch", hint=f"give one of {', '.join(REPOSITORIES)} or a hub id"
+        )
     return name
 
 
@@ -125,7 +131,7 @@ def plan(repository: str, force: bool = False) -> Download:
 
     force: files that are here already as well. Offline, a model that is whole on disk is a download of nothing.
     """
-    if constants.HF_HUB_OFFLINE and (folder := snapshot(repository)) and whole(folder):
+    if constants.HF_HUB_OFFLINE and (cached := look(repository)).state == "here" and (folder := cached.folder):
         files = {
             path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*") if path.is_file()
         }
@@ -165,6 +171,8 @@ def pull(download: Download) -> Path:
             raise ModelError(f"{download.repository} cannot be used: {error}", hint=error.hint) from None
         needed = list(NEEDED)
         folder = Path(snapshot_download(download.repository, allow_patterns=needed, force_download=download.force))
+    from fpsgen.wan import load  # here, for it imports torch
+
     try:
         load.check(layout.recognise(folder))
     except ModelError as error:
@@ -176,12 +184,16 @@ def pull(download: Download) -> Path:
 @contextmanager
 def _explained(repository: str, hint: str) -> Iterator[None]:
     """Let failures of the hub and of the way to it end in a sentence; `hint` for those that may pass."""
+    hooks = get_session().event_hooks["request"]
+    if _limit_wait not in hooks:
+        hooks.append(_limit_wait)
     try:
         yield
     except ModelError:
         raise
     except HFValidationError as fault:
-        raise UsageError(f"{repository} is no hub id: {fault}") from None
+        hint = "a hub id is OWNER/NAME, such as Wan-AI/Wan2.1-T2V-1.3B"
+        raise UsageError(f"{printable(repository)} is no hub id: {printable(fault)}", hint) from None
     except GatedRepoError:
         raise UsageError(f"{repository} asks for a login", hint="hf auth login") from None
     except RepositoryNotFoundError:
@@ -191,16 +203,35 @@ def _explained(repository: str, hint: str) -> Iterator[None]:
         if status in (401, 403):
             raise UsageError(f"the hub refuses {repository} to you", hint="hf auth login") from None
         raise DownloadError(f"the hub answered {status} for {repository}", f"try later; {hint}") from None
-    except (KeyError, TypeError, ValueError):  # a proxy's login page, say
+    except (KeyError, TypeError, ValueError, RecursionError):  # a proxy's login page, say, or a million brackets
         raise DownloadError(f"what answers at {constants.ENDPOINT} is no hub", hint="check HF_ENDPOINT") from None
     except Exception as fault:
-        if constants.HF_HUB_OFFLINE:
-            raise UsageError("HF_HUB_OFFLINE is set, so nothing is fetched", hint="unset HF_HUB_OFFLINE") from None
-        # The library's HTTP client is its own affair, and has changed between its releases.
-        if not (isinstance(fault, OSError) or type(fault).__module__.startswith("httpx")):
-            raise
-        if isinstance(fault, (PermissionError, NotADirectoryError, FileExistsError)):
-            raise UsageError(f"{constants.HF_HUB_CACHE} cannot be written", "set HF_HOME to another folder") from None
-        if "Connect" in type(fault).__name__ or isinstance(fault, (LocalEntryNotFoundError, ConnectionError)):
-            raise DownloadError(f"the hub at {constants.ENDPOINT} cannot be reached", hint=hint) from None
-        raise DownloadError(f"fetching {repository} failed: {fault or type(fault).__name__}", hint=hint) from None
+        raise _failure(fault, repository, hint) from None
+
+
+def _failure(fault: Exception, repository: str, hint: str) -> Exception:
+    """What to raise for a failure of the network, the disk or the library."""
+    if constants.HF_HUB_OFFLINE:
+        return UsageError("HF_HUB_OFFLINE is set, so nothing is fetched", hint="unset HF_HUB_OFFLINE")
+    cause = fault.__cause__ if isinstance(fault, LocalEntryNotFoundError) and fault.__cause__ else fault
+    # The library's HTTP client is its own affair, and has changed between its releases.
+    if not (isinstance(fault, OSError) or type(fault).__module__.startswith("httpx")):
+        return fault
+    if isinstance(fault, (PermissionError, NotADirectoryError, FileExistsError)):
+        where = printable(constants.HF_HUB_CACHE)
+        return UsageError(f"{where} cannot be written", "set HF_HOME to another folder")
+    if "Timeout" in type(cause).__name__:
+        longer = f"HF_HUB_ETAG_TIMEOUT and HF_HUB_DOWNLOAD_TIMEOUT set longer waits; {hint}"
+        return DownloadError(f"the hub at {constants.ENDPOINT} did not answer in time", longer)
+    if "Connect" in type(fault).__name__ or isinstance(fault, (LocalEntryNotFoundError, ConnectionError)):
+        return DownloadError(f"the hub at {constants.ENDPOINT} cannot be reached", hint=hint)
+    told = printable(fault) or type(fault).__name__
+    return DownloadError(f"fetching {repository} failed: {told}", hint=hint)
+
+
+def _limit_wait(request: Any) -> None:
+    """A hook of huggingface-hub's HTTP client, which waits for ever where a call of the library names no time."""
+    waits = request.extensions.setdefault("timeout", {})
+    for phase in ("connect", "read", "write", "pool"):
+        if waits.get(phase) is None:
+            waits[phase] = constants.HF_HUB_ETAG_TIMEOUT

@@ -5,14 +5,17 @@ Recognising a folder reads names, configurations and headers, no weights.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from fpsgen.errors import ModelError
-from fpsgen.wan import checkpoint, keys
-from fpsgen.wan.checkpoint import Header, read_json, shards, some
-from fpsgen.wan.config import WanConfig, check_original_kind
+from fpsgen.printable import printable
+from fpsgen.wan import headers, keys, kinds
+from fpsgen.wan.config import FETCH_AGAIN, OURS, WanConfig, check_original_kind, shown
+from fpsgen.wan.headers import read_json, shards, some
+from fpsgen.wan.kinds import Contents, Header
 
 Format = Literal["original", "diffusers"]
 
@@ -30,7 +33,10 @@ TOKENIZER_FILES = (
     "added_tokens.json",
     "spiece.model",
 )
-OURS = "fpsgen runs Wan2.1 text-to-video"
+_SAME_MODEL = "take all parts from one Wan2.1 model"
+# What a transformer needs beside it: fields of a `Checkpoint`, in words; and those that describe them.
+PARTS = {"text_encoder": "text encoder", "vae": "VAE", "tokenizer": "tokenizer"}
+CONFIGS = ("vae_config", "text_config")
 SINGLE_FILE_PREFIX = "model.diffusion_model."
 
 
@@ -54,6 +60,18 @@ class Checkpoint:
         return sum(file.stat().st_size for file in (*self.transformer, *self.vae, *self.text_encoder))
 
 
+class MissingPartsError(ModelError):
+    """A transformer whose other parts are nowhere."""
+
+    def __init__(self, file: Path, parts: list[str]):
+        words = [PARTS[part] for part in parts]
+        told = f"{', '.join(words[:-1])} and {words[-1]}" if len(words) > 1 else words[0]
+        verb = "are" if len(words) > 1 else "is"
+        super().__init__(
+            f"{printable(file)} is a transformer; its {told} {verb} neither beside it nor in the hub's cache"
+        )
+
+
 def transformer_name(key: str) -> str:
     """Our module's name, the original's, of a transformer parameter in any format."""
     return keys.TRANSFORMER.to_original(key.removeprefix(SINGLE_FILE_PREFIX))
@@ -71,22 +89,74 @@ def text_encoder_name(key: str) -> str:
 
 def recognise(folder: Path) -> Checkpoint:
     """The checkpoint in a folder; ModelError that says what is absent, or that it is none."""
+    try:
+        return _recognise(folder)
+    except OSError as fault:  # no permission, or it became a file meanwhile
+        raise headers.unreadable(folder, fault) from None
+
+
+def _recognise(folder: Path) -> Checkpoint:
+    if any((folder / name).is_dir() for name in ("high_noise_model", "low_noise_model")):
+        raise ModelError(f"{printable(folder)} holds Wan2.2, a model of two experts", hint=OURS)
     original = (folder / VAE_FILE).exists() or (folder / TEXT_ENCODER_FILE).exists()
     if (folder / "model_index.json").exists() or (not original and any((folder / part).is_dir() for part in STEMS)):
         return _diffusers(folder)
     if original or any(folder.glob("*.safetensors")):
         return _original(folder)
     raise ModelError(
-        f"{folder} holds no Wan2.1 checkpoint",
+        f"{printable(folder)} holds no Wan2.1 checkpoint",
         hint=f"a Diffusers folder holds {', '.join(STEMS)} and tokenizer; an original one {VAE_FILE} and others",
     )
 
 
-def with_transformer(file: Path, others: Checkpoint) -> Checkpoint:
-    """A transformer in a single file, with text encoder and VAE of another checkpoint: all Wan2.1 models share them."""
-    config = config_of(_headers([file], transformer_name))
-    _check_widths(config, others.config.in_channels, others.config.text_dim)
-    return replace(others, transformer=[file], config=config)
+def with_transformer(file: Path, elsewhere: Callable[[], Checkpoint | None]) -> Checkpoint:
+    """A transformer in a single file, with text encoder, VAE and tokenizer: those that lie with it, the others of a
+    checkpoint elsewhere, for all Wan2.1 models share them.
+
+    MissingPartsError where one is in neither place; ModelError where the file is another kind, or parts do not fit.
+    """
+    found = _transformer([file])
+    try:
+        home = recognise(file.parent.parent if file.parent.name == "transformer" else file.parent)
+    except ModelError:
+        home = None
+    if home and home.transformer == [file]:
+        return home
+    config = config_of(found)
+    if home is None:
+        parts = _beside(file.parent)
+        if lacking := [part for part in PARTS if part not in parts]:
+            if (other := elsewhere()) is None:
+                raise MissingPartsError(file, lacking)
+            parts = {name: getattr(other, name) for name in (*PARTS, *CONFIGS)} | parts
+        home = Checkpoint("original", config, [file], **parts)
+    _check_widths(config, home.vae_config.get("z_dim", config.in_channels), home.text_config.get("d_model"))
+    return replace(home, transformer=[file], config=config)
+
+
+def _beside(folder: Path) -> dict[str, Any]:
+    """Of text encoder, VAE and tokenizer those that lie in a transformer's folder, as fields of a `Checkpoint`: by the
+    original's names, or by what the files say they are."""
+    found: dict[str, Any] = {}
+    files = {kind: folder / name for kind, name in (("vae", VAE_FILE), ("text encoder", TEXT_ENCODER_FILE))}
+    files = {kind: file for kind, file in files.items() if file.is_file()}
+    if len(files) < 2:
+        files = {_kind_of(file): file for file in sorted(folder.glob("*.safetensors"))} | files
+    if vae := files.get("vae"):
+        found |= {"vae": [vae], "vae_config": vae_config_of(_headers([vae], vae_name))}
+    if text := files.get("text encoder"):
+        found |= {"text_encoder": [text], "text_config": text_config_of(_headers([text], text_encoder_name))}
+    tokenizers = (folder / TOKENIZER_FOLDER, folder / "tokenizer", folder)
+    if tokenizer := next((place for place in tokenizers if (place / "tokenizer.json").is_file()), None):
+        found |= {"tokenizer": tokenizer}
+    return found
+
+
+def _kind_of(file: Path) -> str:
+    try:
+        return kinds.kind_of(headers.contents(file)).name
+    except ModelError:  # a neighbour that cannot be read is nobody's part
+        return "unreadable"
 
 
 def refuse_other_models(folder: Path) -> None:
@@ -105,7 +175,7 @@ def _check_index(folder: Path) -> None:
         return
     index = read_json(folder / "model_index.json")
     if (name := index.get("_class_name")) != "WanPipeline":
-        raise ModelError(f"it is a {name}, not a WanPipeline", hint=OURS)
+        raise ModelError(f"it is a {printable(name, 60)}, not a WanPipeline", hint=OURS)
     two = index.get("transformer_2")
     if index.get("boundary_ratio") is not None or (isinstance(two, list) and any(two)):
         raise ModelError("it is a Wan2.2 model of two transformers", hint=OURS)
@@ -114,13 +184,14 @@ def _check_index(folder: Path) -> None:
 def _diffusers(folder: Path) -> Checkpoint:
     if absent := [part for part in (*STEMS, "tokenizer") if not (folder / part).is_dir()]:
         parts = ", ".join((*STEMS, "tokenizer"))
-        raise ModelError(f"{folder} lacks {', '.join(absent)}", hint=f"a Wan2.1 Diffusers folder holds {parts}")
+        hint = f"a Wan2.1 Diffusers folder holds {parts}"
+        raise ModelError(f"{printable(folder)} lacks {', '.join(absent)}", hint)
     _check_index(folder)
     configs = {part: read_json(folder / part / "config.json") for part in STEMS}
     config = WanConfig.from_diffusers(configs["transformer"])
     _check_configs(config, configs["vae"], configs["text_encoder"])
     files = {part: shards(folder / part, stem) for part, stem in STEMS.items()}
-    _check_depth("transformer", config.num_layers, _headers(files["transformer"], transformer_name), "blocks.")
+    _check_depth("transformer", config.num_layers, _transformer(files["transformer"]), "blocks.")
     layers = configs["text_encoder"].get("num_layers")
     _check_depth("text_encoder", layers, _headers(files["text_encoder"], text_encoder_name), "encoder.block.")
     _check_tokenizer(folder / "tokenizer")
@@ -139,37 +210,40 @@ def _diffusers(folder: Path) -> Checkpoint:
 def _check_configs(config: WanConfig, vae: dict[str, Any], text_encoder: dict[str, Any]) -> None:
     """Refuse components of another kind, or that do not fit together, before any work is done with the others."""
     if (name := vae.get("_class_name", "AutoencoderKLWan")) != "AutoencoderKLWan":
-        raise ModelError(f"its VAE is a {name}, not an AutoencoderKLWan")
+        raise ModelError(f"its VAE is a {printable(name, 60)}, not an AutoencoderKLWan", hint=OURS)
     for key in ("latents_mean", "latents_std"):
         values = vae.get(key, [1.0] * 16)
         if not (isinstance(values, list) and len(values) == 16 and all(map(_is_number, values))):
-            raise ModelError(f"its vae/config.json has a {key} that is not 16 numbers")
+            raise ModelError(f"its vae/config.json has a {key} that is not 16 numbers", FETCH_AGAIN)
     if min(vae.get("latents_std", [1.0])) <= 0:
-        raise ModelError("its vae/config.json has a latents_std that is not above 0")
+        raise ModelError("its vae/config.json has a latents_std that is not above 0", FETCH_AGAIN)
     if vae.get("patch_size") is not None or vae.get("is_residual"):
         raise ModelError("its VAE is one of Wan2.2's", hint=OURS)
     if (blocks := vae.get("num_res_blocks", 2)) not in range(1, 17):
-        raise ModelError(f"its vae/config.json says num_res_blocks = {blocks!r}; Wan2.1 has 2")
+        raise ModelError(f"its vae/config.json says num_res_blocks = {shown(blocks)}; Wan2.1 has 2", FETCH_AGAIN)
     umt5 = {"model_type": "umt5", "feed_forward_proj": "gated-gelu", "relative_attention_max_distance": 128}
     for key, wanted in umt5.items():
         if (have := text_encoder.get(key, wanted)) != wanted:
-            raise ModelError(f"its text encoder has {key} = {have!r}; Wan2.1 has {wanted!r}")
+            raise ModelError(f"its text encoder has {key} = {shown(have)}; Wan2.1 has {wanted!r}", hint=OURS)
     _check_widths(config, vae.get("z_dim", config.in_channels), text_encoder.get("d_model"))
 
 
 def _check_widths(config: WanConfig, latent: object, text: object) -> None:
     """Refuse parts that are whole, each for itself, but of different models."""
     if config.in_channels != latent:
-        raise ModelError(f"its transformer works on {config.in_channels} latent channels, its VAE on {latent}")
+        told = f"its transformer works on {config.in_channels} latent channels, its VAE on {shown(latent)}"
+        raise ModelError(told, hint=_SAME_MODEL)
     if config.text_dim != text:
-        raise ModelError(f"its transformer reads text of width {config.text_dim}, its text encoder writes {text}")
+        told = f"its transformer reads text of width {config.text_dim}, its text encoder writes {shown(text)}"
+        raise ModelError(told, hint=_SAME_MODEL)
 
 
 def _check_depth(part: str, told: object, found: dict[str, Header], stem: str) -> None:
     """Refuse a number of layers far from the weights': modules are built by it before they are compared."""
     have = _depth(found, stem)
     if not isinstance(told, int) or not 0 < told <= have + 40:
-        raise ModelError(f"its {part}/config.json says num_layers = {told!r}; its weights have {have}")
+        says = f"its {part}/config.json says num_layers = {shown(told)}; its weights have {have}"
+        raise ModelError(says, hint="fetch the config.json that belongs to these weights")
 
 
 def _is_number(value: object) -> bool:
@@ -178,12 +252,13 @@ def _is_number(value: object) -> bool:
 
 def _original(folder: Path) -> Checkpoint:
     if absent := [name for name in (TEXT_ENCODER_FILE, VAE_FILE) if not (folder / name).is_file()]:
-        raise ModelError(f"{folder} lacks {', '.join(absent)}", hint="the text encoder and the VAE belong beside it")
-    transformer = _original_transformer(folder)
+        hint = "the text encoder and the VAE belong beside the transformer"
+        raise ModelError(f"{printable(folder)} lacks {', '.join(absent)}", hint)
+    files = _original_transformer(folder)
     text_encoder, vae = [folder / TEXT_ENCODER_FILE], [folder / VAE_FILE]
     tokenizer = folder / TOKENIZER_FOLDER
     _check_tokenizer(tokenizer)
-    config = config_of(_headers(transformer, transformer_name))
+    config = config_of(_transformer(files))
     if (folder / "config.json").exists():
         config = config.with_original(read_json(folder / "config.json"))
     vae_config = vae_config_of(_headers(vae, vae_name))
@@ -192,7 +267,7 @@ def _original(folder: Path) -> Checkpoint:
     return Checkpoint(
         "original",
         config,
-        transformer=transformer,
+        transformer=files,
         vae=vae,
         vae_config=vae_config,
         text_encoder=text_encoder,
@@ -208,22 +283,34 @@ def _original_transformer(folder: Path) -> list[Path]:
     files = sorted(folder.glob("*.safetensors"))
     if len(files) != 1:
         told = f"{len(files)} of them: {some([file.name for file in files])}" if files else "none"
-        raise ModelError(f"{folder} should hold one transformer in a .safetensors file; it holds {told}")
+        raise ModelError(
+            f"{printable(folder)} should hold one transformer in a .safetensors file; it holds {told}",
+            hint="give --model the one file that is meant" if files else "fetch the transformer's file",
+        )
     return files
 
 
 def _check_tokenizer(folder: Path) -> None:
     if not (folder / "tokenizer.json").is_file():
-        raise ModelError(f"{folder} holds no tokenizer.json")
+        raise ModelError(f"{printable(folder)} holds no tokenizer.json", hint="fetch the missing file")
 
 
-def _headers(files: list[Path], rename: checkpoint.Rename) -> dict[str, Header]:
-    return checkpoint.renamed(checkpoint.headers(files), rename)
+def _headers(files: list[Path], rename: headers.Rename) -> dict[str, Header]:
+    return headers.renamed(headers.headers(files), rename)
+
+
+def _transformer(files: list[Path]) -> dict[str, Header]:
+    """Headers of what should be a transformer; ModelError where its files are another kind."""
+    contents = headers.contents(files[0])
+    if len(files) > 1:
+        contents = Contents(files[0].parent, headers.headers(files), contents.metadata)
+    kinds.refuse_other_kinds(contents)
+    return headers.renamed(contents.tensors, transformer_name)
 
 
 def _shape(found: dict[str, Header], name: str, rank: int) -> tuple[int, ...]:
     if name not in found or len(found[name].shape) != rank:
-        raise ModelError(f"its weights are not Wan2.1's: there is no {name} of {rank} dimensions")
+        raise ModelError(f"its weights are not Wan2.1's: there is no {name} of {rank} dimensions", hint=OURS)
     return found[name].shape
 
 
@@ -234,8 +321,6 @@ def _depth(found: dict[str, Header], stem: str) -> int:
 
 def config_of(found: dict[str, Header]) -> WanConfig:
     """Hyperparameters of a transformer, from its tensors' shapes (original names); heads are 128 wide in all Wan2.1."""
-    if any(name.startswith(("img_emb.", "vace_")) for name in found):
-        raise ModelError("it is an image-to-video or VACE model", hint=OURS)
     dim, in_channels = _shape(found, "patch_embedding.weight", 5)[:2]
     patch = WanConfig.PATCH[0] * WanConfig.PATCH[1] * WanConfig.PATCH[2]
     return WanConfig(

@@ -10,7 +10,10 @@ from torch import nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, UMT5Config, UMT5EncoderModel
 
 from fpsgen.errors import ModelError
-from fpsgen.wan.checkpoint import Rename, check_parameters, fill, headers
+from fpsgen.printable import printable
+from fpsgen.wan.checkpoint import check_parameters, fill
+from fpsgen.wan.config import FETCH_AGAIN, OURS
+from fpsgen.wan.headers import Rename, headers
 from fpsgen.wan.layout import Checkpoint, text_encoder_name, transformer_name, vae_name
 from fpsgen.wan.transformer import FLOAT32_PARAMETERS, WanTransformer
 
@@ -94,7 +97,7 @@ def empty_vae(checkpoint: Checkpoint) -> AutoencoderKLWan:
         with torch.device("meta"):
             return AutoencoderKLWan.from_config(checkpoint.vae_config)
     except Exception as fault:  # whatever a class makes of values that are none
-        raise ModelError(f"its VAE's config.json is not one of Wan2.1: {_first_line(fault)}") from None
+        raise ModelError(f"its VAE's config.json is not one of Wan2.1: {_first_line(fault)}", OURS) from None
 
 
 def empty_text_encoder(checkpoint: Checkpoint) -> UMT5EncoderModel:
@@ -104,8 +107,9 @@ def empty_text_encoder(checkpoint: Checkpoint) -> UMT5EncoderModel:
         model.set_input_embeddings(model.shared)  # one module, not two whose weights transformers may tie or not
         return model
     except Exception as fault:  # as above
-        raise ModelError(f"its text encoder's config.json is not one of UMT5: {_first_line(fault)}") from None
+        told = f"its text encoder's config.json is not one of UMT5: {_first_line(fault)}"
+        raise ModelError(told, hint=FETCH_AGAIN) from None
 
 
 def _first_line(fault: Exception) -> str:
-    return str(fault).strip().partition("\n")[0] or type(fault).__name__
+    return printable(str(fault).strip().partition("\n")[0] or type(fault).__name__)

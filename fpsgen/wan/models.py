@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fpsgen import assets
-from fpsgen.attention.tiles import Shape3, default_tile
 from fpsgen.errors import ModelError, UsageError
-from fpsgen.wan import config, hub, layout, sizes
-from fpsgen.wan.checkpoint import read_json
+from fpsgen.printable import printable
+from fpsgen.wan import config, headers, hub, layout, sizes
 from fpsgen.wan.config import WanConfig
+from fpsgen.wan.headers import read_json
 from fpsgen.wan.layout import Checkpoint
 from fpsgen.wan.sizes import Defaults, defaults_of
 
+if TYPE_CHECKING:
+    from fpsgen.attention.tiles import Shape3
+
 POCKET = "pocket"
+_LARGEST_TILE = 64  # tokens along one axis
 # Names of files that hold weights, so that such a path is not taken for a hub id.
 _WEIGHT_FILES = (".safetensors", ".gguf", ".pth", ".pt", ".bin", ".ckpt")
 
@@ -52,6 +56,8 @@ class Model:
         if self.card:
             t, h, w = self.card["tile"]
             return t, h, w
+        from fpsgen.attention.tiles import default_tile  # imports torch, which looking at a model does without
+
         return default_tile(grid)
 
 
@@ -63,14 +69,16 @@ def absent(key: str) -> Model:
 
 
 class NoWeightsError(ModelError):
-    """There is a GPU and no model worth it; `key` is the one to fetch."""
+    """There is a GPU and no model worth it; `key` is the one to fetch, `size` how much that is, in words."""
 
     def __init__(self, key: str):
+        form, cached = hub.nearest(key)
+        told = f"Wan2.1 {key} is not whole on this machine: {cached.why}" if cached.why else None
         super().__init__(
-            "there are no Wan2.1 weights on this machine",
+            told or "there are no Wan2.1 weights on this machine",
             hint=f"{hub.pull_hint(key)}, or try the built-in toy: --model pocket",
         )
-        self.key = key
+        self.key, self.size, self.repository = key, hub.to_fetch(key, cached), hub.REPOSITORIES[key][form]
 
 
 def find(name: str) -> Model:
@@ -83,45 +91,49 @@ def find(name: str) -> Model:
         return open_folder(assets.folder(POCKET), POCKET)
     if key in hub.REPOSITORIES:
         return _known(key)
-    path = Path(name).expanduser()
+    path = Path(name)
     try:
+        path = path.expanduser()
         if path.is_dir():
             return open_folder(path, name)
-        if path.suffix == ".safetensors" and path.is_file():
-            return open_file(path)
         if path.exists():
-            hint = "give a folder, or a transformer in a .safetensors file"
-            raise ModelError(f"{name} is no checkpoint that fpsgen reads", hint)
-    except (OSError, RuntimeError) as fault:  # a RuntimeError for the home of somebody unknown
-        raise ModelError(f"there is no model {name[:100]}: {getattr(fault, 'strerror', fault)}") from None
+            return open_file(path)
+    except (OSError, RuntimeError, ValueError) as fault:  # a RuntimeError for the home of somebody unknown
+        told = getattr(fault, "strerror", None) or fault
+        raise ModelError(f"there is no model {printable(name, 100)}: {printable(told)}", _names()) from None
     if hub.ID.fullmatch(name) and path.suffix not in _WEIGHT_FILES:
-        if folder := hub.snapshot(name):
-            return _open_snapshot(folder, name)
-        raise ModelError(f"{name} is no folder here, nor downloaded", hint=f"fpsgen models pull {name}")
+        return _cached(name)
+    raise ModelError(f"there is no model {printable(name, 100)}", hint=_names())
+
+
+def _names() -> str:
     known = ", ".join((POCKET, *hub.REPOSITORIES))
-    raise ModelError(
-        f"there is no model {name[:100]}",
-        hint=f"give one of {known}, a folder, a .safetensors file or a hub id",
-    )
+    return f"give one of {known}, a folder, a .safetensors file or a hub id"
 
 
 def _known(key: str) -> Model:
     """The known model `key` in the format that is whole on disk; ModelError that says what is wrong where none is."""
     if folder := hub.on_disk(key):
-        return _open_snapshot(folder, key)
-    for repository in hub.REPOSITORIES[key].values():
-        if folder := hub.snapshot(repository):
-            return _open_snapshot(folder, repository)
+        return open_folder(folder, key)
+    looked = [hub.look(repository) for repository in hub.REPOSITORIES[key].values()]
+    unreadable = [cached for cached in looked if cached.state == "unreadable"]
+    _, nearest = hub.nearest(key)
+    for cached in (*unreadable, nearest, *looked):
+        if cached.state != "not here":
+            original = cached.repository == hub.REPOSITORIES[key]["original"]
+            raise hub.refusal(cached, key if original else cached.repository)
     raise ModelError(f"Wan2.1 {key} is not on this machine", hint=hub.pull_hint(key))
 
 
-def _open_snapshot(folder: Path, name: str) -> Model:
-    """`open_folder` of a download, with the commands that mend it."""
-    try:
-        return open_folder(folder, name)
-    except ModelError as error:
-        hint = f"fpsgen models pull {name} fetches what is absent; with --force, everything anew"
-        raise ModelError(str(error), hint) from None
+def _cached(repository: str) -> Model:
+    """The model of a hub id, if the cache holds all of it."""
+    cached = hub.look(repository)
+    if cached.state == "here" and cached.folder:
+        return open_folder(cached.folder, repository)
+    if cached.state == "not here":
+        hint = f"fpsgen models pull {repository}"
+        raise ModelError(f"{repository} is no folder here, nor downloaded", hint=hint)
+    raise hub.refusal(cached, repository)
 
 
 def choose(size: tuple[int, int] | None, cuda: bool) -> tuple[Model, str | None]:
@@ -136,6 +148,9 @@ def choose(size: tuple[int, int] | None, cuda: bool) -> tuple[Model, str | None]
     other = "1.3b" if wanted == "14b" else "14b"
     if folder := hub.on_disk(wanted):
         return open_folder(folder, wanted), None
+    for repository in hub.REPOSITORIES[wanted].values():
+        if (cached := hub.look(repository)).state == "unreadable":  # it lies there: nothing is to be fetched
+            raise hub.refusal(cached, wanted)
     if folder := hub.on_disk(other):
         return open_folder(folder, other), f"Wan2.1 {wanted} is not on this machine; using {other}"
     raise NoWeightsError(wanted)
@@ -150,25 +165,38 @@ def open_folder(folder: Path, name: str) -> Model:
     """Read a folder's configuration; ModelError that says what is wrong with it."""
     try:
         checkpoint = layout.recognise(folder)
-        card = read_json(folder / "pocket.json") if (folder / "pocket.json").exists() else None
+        card = _read_card(folder / "pocket.json") if (folder / "pocket.json").exists() else None
         defaults = defaults_of(checkpoint.config.dim) if card is None else _from_card(card)
     except ModelError as error:
-        raise ModelError(f"model {name} cannot be used: {error}", hint=error.hint) from None
+        raise ModelError(f"model {printable(name)} cannot be used: {error}", hint=error.hint) from None
     return Model(name, folder, checkpoint, defaults, card)
 
 
 def open_file(file: Path) -> Model:
-    """A transformer in a file of its own; text encoder and VAE come from a Wan2.1 model on disk."""
-    folder = next((folder for key in hub.REPOSITORIES if (folder := hub.on_disk(key))), None)
-    if folder is None:
-        raise ModelError(
-            f"{file} is a transformer; its text encoder and VAE are not on this machine", hint=hub.pull_hint("1.3b")
-        )
+    """A transformer in a file of its own; text encoder, VAE and tokenizer lie beside it or come from a Wan2.1 model on
+    disk. ModelError that says what the file is where it is none."""
+    if headers.is_pickled(file) and headers.contents(file).channels:
+        told = f"{printable(file)} is a transformer in a pickled file"
+        raise ModelError(told, hint="use the .safetensors file of the same model")
     try:
-        checkpoint = layout.with_transformer(file, layout.recognise(folder))
-    except ModelError as error:
-        raise ModelError(f"model {file} cannot be used: {error}", hint=error.hint) from None
+        checkpoint = layout.with_transformer(file, _elsewhere)
+    except layout.MissingPartsError as error:
+        raise ModelError(str(error), hint=f"put them beside it, or {hub.pull_hint('1.3b')}") from None
     return Model(file.name, file.parent, checkpoint, defaults_of(checkpoint.config.dim))
+
+
+def _elsewhere() -> Checkpoint | None:
+    """A Wan2.1 checkpoint in the hub's cache: they all share text encoder, VAE and tokenizer."""
+    folders = (folder for key in hub.REPOSITORIES if (folder := hub.on_disk(key)))
+    return next(map(layout.recognise, folders), None)
+
+
+def _read_card(path: Path) -> dict:
+    """A pocket model's card, its words fit to be shown."""
+    card = read_json(path)
+    if isinstance(card.get("knows"), str):
+        card["knows"] = printable(card["knows"], 1000)
+    return card
 
 
 def _from_card(card: dict) -> Defaults:
@@ -179,11 +207,15 @@ def _from_card(card: dict) -> Defaults:
         sizes.parse_resolution(f"{width}x{height}")
         sizes.check_model_size(width, height)
         sizes.check_settings(defaults.frames, defaults.steps, defaults.guidance, defaults.shift)
-        t, h, w = (int(side) for side in card["tile"])
-        if not (1 <= defaults.fps <= 240 and min(t, h, w) >= 1 and int(card["version"]) >= 0):
-            raise ValueError("fps, tile or version")
+        t, h, w = card["tile"]
+        if not all(isinstance(side, int) and 1 <= side <= _LARGEST_TILE for side in (t, h, w)):
+            raise ValueError("tile")
+        if not (1 <= defaults.fps <= 240 and isinstance(card["version"], int) and 0 <= card["version"] < 10**9):
+            raise ValueError("fps or version")
         if not (isinstance(card["knows"], str) and isinstance(card["negative"], str)):
             raise TypeError("knows or negative")
+        card["negative"].encode()  # it ends in the video's metadata
         return defaults
     except (KeyError, TypeError, ValueError, OverflowError, UsageError) as fault:
-        raise ModelError(f"its pocket.json is not one: {fault!r}") from None
+        told = f"its pocket.json is not one: {printable(repr(fault))}"
+        raise ModelError(told, hint="copy it anew from where the model comes from") from None

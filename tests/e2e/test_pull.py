@@ -216,6 +216,7 @@ def test_a_full_disk_is_noticed_before_the_download(server: hub_server.Hub, monk
 
 def test_list_says_what_is_not_here(cache: Path) -> None:
     listed = " ".join(models().stdout.split())
-    assert "pocket diffusers 2" in listed
+    assert "pocket diffusers here 2" in listed
     assert "comes with fpsgen" in listed
-    assert f"1.3b original not here {ORIGINAL}" in listed
+    assert f"1.3b original not here about 18 GB {ORIGINAL}" in listed
+    assert models("list").stdout == models().stdout

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from fpsgen.cli import app
 from fpsgen.wan import hub
-from fpsgen.wan.checkpoint import headers
+from fpsgen.wan.headers import headers
 from fpsgen.wan.layout import recognise, text_encoder_name, transformer_name, vae_name
 from tests.tools import golden
 from tests.tools.fake_checkpoint import SIZES, make

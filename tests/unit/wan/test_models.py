@@ -11,6 +11,7 @@ import pytest
 from fpsgen.errors import ModelError
 from fpsgen.wan import hub, models
 from fpsgen.wan.sizes import DEFAULTS
+from tests.tools import hub_cache
 
 SIZE_480P, SIZE_720P = (832, 480), (1280, 720)
 
@@ -112,13 +113,13 @@ def test_a_card_that_is_none_is_explained(wan_folder: Path, pocket_folder: Path,
 def test_half_downloaded_snapshots_do_not_count(
     wan_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(hub, "snapshot_download", lambda *_, **__: str(tmp_path))
+    """Without a listing, as older releases of huggingface-hub leave it."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    folder = hub_cache.keep(tmp_path, hub.REPOSITORIES["14b"]["diffusers"], wan_folder, listing=False)
+    assert hub.on_disk("14b") == folder
+    (folder / "text_encoder" / "model.safetensors").unlink()
     assert hub.on_disk("14b") is None
-    assert hub.snapshot("owner/name") == tmp_path
-    with pytest.raises(ModelError) as caught:
+    assert hub.snapshot(hub.REPOSITORIES["14b"]["diffusers"]) == folder
+    with pytest.raises(ModelError, match="text_encoder holds no") as caught:
         models.find("14b")
-    assert "fpsgen models pull Wan-AI/Wan2.1-T2V-14B fetches what is absent" in caught.value.hint
-    shutil.copytree(wan_folder, tmp_path, dirs_exist_ok=True)
-    assert hub.on_disk("14b") == tmp_path
-    (tmp_path / "text_encoder" / "model.safetensors").unlink()
-    assert hub.on_disk("14b") is None
+    assert "fpsgen models pull Wan-AI/Wan2.1-T2V-14B-Diffusers fetches what is absent" in caught.value.hint

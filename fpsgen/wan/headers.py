@@ -1,0 +1,203 @@
+"""What weight files and their companions say before a weight is read: names, shapes, dtypes, JSON. Imports no torch.
+
+Names that come from a file are made printable where they enter a sentence.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from fpsgen.errors import ModelError
+from fpsgen.files import open_regular
+from fpsgen.printable import printable
+from fpsgen.wan import kinds
+from fpsgen.wan.kinds import FETCH_AGAIN, FLOATS, Contents, Header
+from fpsgen.wan.pickled import ForeignError, NoTableError, pickled_headers
+
+EMBEDDING = "shared.weight"  # transformers' name of the text encoder's token embedding
+TRUSTED = "use a checkpoint from its publisher"
+_LONGEST_JSON = 64 << 20  # bytes
+Rename = Callable[[str], str]
+
+
+def read_json(path: Path) -> dict:
+    """The JSON object in a file; ModelError that says what is wrong with it."""
+    try:
+        with open_regular(path) as file:  # a pipe, say, would have us wait
+            text = file.read(_LONGEST_JSON)
+    except FileNotFoundError:
+        raise ModelError(f"{printable(path.parent)} holds no {path.name}", hint=FETCH_AGAIN) from None
+    except OSError as fault:
+        raise unreadable(path, fault) from None
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as damage:
+        raise ModelError(f"{printable(path)} is not valid JSON: {printable(damage)}", hint=FETCH_AGAIN) from None
+    if not isinstance(value, dict):
+        raise ModelError(f"{printable(path)} holds no JSON object", hint=FETCH_AGAIN)
+    return value
+
+
+def shards(folder: Path, stem: str) -> list[Path]:
+    """The safetensors files of a component, by its index where there is one. Their number is never assumed."""
+    index = folder / f"{stem}.safetensors.index.json"
+    if index.exists():
+        names = sorted(set(weight_map(index).values()))
+    elif (folder / f"{stem}.safetensors").exists():
+        names = [f"{stem}.safetensors"]
+    else:  # numbered ones; model.fp16.safetensors, say, is the same once more
+        names = sorted(path.name for path in folder.glob(f"{stem}-*-of-*.safetensors"))
+    if not names:
+        raise ModelError(f"{printable(folder)} holds no {stem}.safetensors", hint="fetch the missing file")
+    if missing := [name for name in names if not (folder / name).is_file()]:
+        raise ModelError(
+            f"{printable(folder)} lacks {len(missing)} of {len(names)} weight files: {some(missing)}",
+            hint="fetch the missing files",
+        )
+    return [folder / name for name in names]
+
+
+def weight_map(index: Path) -> dict[str, str]:
+    """Parameter -> name of a file beside it, of an index file."""
+    table = read_json(index).get("weight_map")
+    if not (isinstance(table, dict) and all(isinstance(name, str) for name in table.values())):
+        raise ModelError(f"{printable(index)} holds no weight_map", hint=FETCH_AGAIN)
+    if elsewhere := [name for name in table.values() if Path(name).name != name or "\0" in name]:
+        told = f"{printable(index)} names files that do not lie beside it: {some(elsewhere)}"
+        raise ModelError(told, hint=FETCH_AGAIN)
+    return table
+
+
+def contents(file: Path) -> Contents:
+    """What a weight file says of itself. ModelError where it holds no tensors, is damaged or cannot be read."""
+    if is_pickled(file):
+        return Contents(file, _pickled(file))
+    with opened(file, "numpy") as weights:
+        names = {key: weights.get_slice(key) for key in weights.keys()}  # noqa: SIM118 (safe_open is no mapping)
+        found = {key: Header(tuple(view.get_shape()), view.get_dtype()) for key, view in names.items()}
+        return Contents(file, found, weights.metadata() or {})
+
+
+def is_pickled(file: Path) -> bool:
+    """Whether a file is torch's zip archive, not safetensors. ModelError where its first bytes tell that it is neither,
+    or where it cannot be read."""
+    try:
+        with open_regular(file) as content:
+            start = content.read(kinds.FIRST_BYTES)
+    except OSError as fault:
+        raise unreadable(file, fault) from None
+    kinds.refuse_plain(file, start)
+    return start.startswith(b"PK\3\4") or file.suffix == ".pth"
+
+
+def headers(files: Sequence[Path]) -> dict[str, Header]:
+    """Every tensor of weight files by name, none of them read. ModelError where two files hold one name."""
+    found: dict[str, Header] = {}
+    for file in files:
+        some_of = contents(file).tensors
+        if twice := sorted(found.keys() & some_of.keys()):
+            told = f"{printable(file)} repeats {len(twice)} parameters of other files: {some(twice)}"
+            raise ModelError(told, hint="remove the file that does not belong there")
+        found.update(some_of)
+    return found
+
+
+def renamed(found: Mapping[str, Header], rename: Rename) -> dict[str, Header]:
+    """Headers under other names; ModelError where two become one, but for the text encoder's embedding, which files
+    may hold under both of its names."""
+    result: dict[str, Header] = {}
+    for key, header in found.items():
+        name = rename(key)
+        if name in result and name != EMBEDDING:
+            told = f"its weights hold {printable(name, 60)} twice, once as {printable(key, 60)}"
+            raise ModelError(told, hint="use a file that holds each parameter once")
+        result.setdefault(name, header)
+    return result
+
+
+@contextmanager
+def opened(file: Path, framework: str) -> Iterator[safe_open]:
+    """A safetensors file, memory-mapped; ModelError that says what is wrong with it."""
+    try:
+        with safe_open(file, framework=framework) as weights:
+            yield weights
+    except SafetensorError as damage:
+        if "Cannot allocate memory" in str(damage):
+            raise MemoryError(str(file)) from None
+        raise ModelError(f"{printable(file)} is damaged: {_cut(file) or printable(damage)}", hint=FETCH_AGAIN) from None
+    except OSError as fault:
+        raise unreadable(file, fault) from None
+
+
+def _cut(file: Path) -> str | None:
+    """That a safetensors file is shorter than its header says."""
+    try:
+        with open_regular(file) as content:
+            length = int.from_bytes(content.read(8), "little")
+            header = json.loads(content.read(min(length, _LONGEST_JSON)))
+        header.pop("__metadata__", None)
+        wanted = 8 + length + max(int(tensor["data_offsets"][1]) for tensor in header.values())
+        size = file.stat().st_size
+    except Exception:  # whatever damaged bytes lead to
+        return None
+    return f"it ends after {size:,} of {wanted:,} bytes" if size < wanted else None
+
+
+def _pickled(file: Path) -> dict[str, Header]:
+    try:
+        return pickled_headers(file)
+    except ForeignError as name:
+        told = f"{printable(file)} holds more than tensors, which could run code: {printable(name, 60)}"
+        raise ModelError(told, hint=TRUSTED) from None
+    except NoTableError:
+        raise ModelError(f"{printable(file)} is no table of plain tensors", hint=TRUSTED) from None
+    except MemoryError:
+        raise
+    except OSError as fault:
+        raise unreadable(file, fault) from None
+    except zipfile.BadZipFile:
+        raise ModelError(f"{printable(file)} is damaged, or older than PyTorch 1.6", hint=FETCH_AGAIN) from None
+    except StopIteration:
+        told = f"{printable(file)} is a zip archive, not a weight file"
+        raise ModelError(told, hint="unpack it, and give what was inside") from None
+    except Exception as damage:  # damaged bytes lead to errors of any kind
+        told = f"{printable(file)} is damaged: {printable(damage or type(damage).__name__)}"
+        raise ModelError(told, hint=FETCH_AGAIN) from None
+
+
+def unreadable(path: Path, fault: OSError) -> Exception:
+    """The error for a path that cannot be read; what lacks memory to be mapped is told as that."""
+    if fault.errno == errno.ENOMEM or "Cannot allocate memory" in str(fault):
+        return MemoryError(str(path))
+    reason = fault.strerror or str(fault)
+    hint = "ask its owner for permission to read it" if isinstance(fault, PermissionError) else FETCH_AGAIN
+    return ModelError(f"{printable(path)} cannot be read: {printable(reason)}", hint=hint)
+
+
+def faults(wanted: Mapping[str, Sequence[int]], found: Mapping[str, Header]) -> str:
+    """What keeps the tensors `found` from being the parameters `wanted`, counted and named; "" if nothing does."""
+    foreign = [f"{name} {found[name].dtype}" for name in wanted if name in found and found[name].dtype not in FLOATS]
+    misshaped = [
+        f"{name} {list(found[name].shape)}, not {list(shape)}"
+        for name, shape in wanted.items()
+        if name in found and found[name].shape != tuple(shape)
+    ]
+    kinds_of = (
+        ("missing", [name for name in wanted if name not in found]),
+        ("unexpected", [name for name in found if name not in wanted]),
+        ("of another shape", misshaped),
+        (f"neither {', '.join(FLOATS[:-1])} nor {FLOATS[-1]}", foreign),
+    )
+    return "; ".join(f"{len(names)} {kind}: {some(names)}" for kind, names in kinds_of if names)
+
+
+def some(names: Iterable[str], most: int = 5) -> str:
+    names = list(names)
+    return ", ".join(printable(name, 80) for name in names[:most]) + (", …" if len(names) > most else "")
