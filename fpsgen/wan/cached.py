@@ -214,5 +214,5 @@ def removal(repository: str) -> Removal:
 
 
 def _bytes(folder: Path) -> int:
-    """Of all files in a folder, links not followed."""
-    return sum(file.lstat().st_size for file in folder.rglob("*") if not file.is_dir())
+    """Of all files in a folder; links are not followed."""
+    return sum(file.lstat().st_size for file in folder.rglob("*") if file.is_file() and not file.is_symlink())

@@ -129,8 +129,6 @@ def opened(file: Path, framework: str) -> Iterator[safe_open]:
         with safe_open(file, framework=framework) as weights:
             yield weights
     except SafetensorError as damage:
-        if "Cannot allocate memory" in str(damage):
-            raise MemoryError(str(file)) from None
         raise ModelError(f"{printable(file)} is damaged: {_cut(file) or printable(damage)}", hint=FETCH_AGAIN) from None
     except OSError as fault:
         raise unreadable(file, fault) from None

@@ -56,8 +56,11 @@ class Checkpoint:
 
     @property
     def bytes(self) -> int:
-        """Of all weight files."""
-        return sum(file.stat().st_size for file in (*self.transformer, *self.vae, *self.text_encoder))
+        """Of all weight files; ModelError where one is gone."""
+        try:
+            return sum(file.stat().st_size for file in (*self.transformer, *self.vae, *self.text_encoder))
+        except OSError as fault:
+            raise headers.unreadable(self.transformer[0].parent, fault) from None
 
 
 class MissingPartsError(ModelError):

@@ -97,7 +97,7 @@ def empty_vae(checkpoint: Checkpoint) -> AutoencoderKLWan:
         with torch.device("meta"):
             return AutoencoderKLWan.from_config(checkpoint.vae_config)
     except Exception as fault:  # whatever a class makes of values that are none
-        raise ModelError(f"its VAE's config.json is not one of Wan2.1: {_first_line(fault)}", OURS) from None
+        raise ModelError(f"its vae/config.json describes no VAE of Wan2.1{_reason(fault)}", OURS) from None
 
 
 def empty_text_encoder(checkpoint: Checkpoint) -> UMT5EncoderModel:
@@ -107,9 +107,15 @@ def empty_text_encoder(checkpoint: Checkpoint) -> UMT5EncoderModel:
         model.set_input_embeddings(model.shared)  # one module, not two whose weights transformers may tie or not
         return model
     except Exception as fault:  # as above
-        told = f"its text encoder's config.json is not one of UMT5: {_first_line(fault)}"
+        told = f"its text_encoder/config.json describes no UMT5 encoder{_reason(fault)}"
         raise ModelError(told, hint=FETCH_AGAIN) from None
 
 
 def _first_line(fault: Exception) -> str:
     return printable(str(fault).strip().partition("\n")[0] or type(fault).__name__)
+
+
+def _reason(fault: Exception) -> str:
+    """Why a library could not make a module of a configuration: its own words where it checked, and no raw Python."""
+    words = " ".join(str(fault).split())
+    return f": {printable(words)}" if words.startswith("Validation error") else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -148,11 +149,13 @@ def choose(size: tuple[int, int] | None, cuda: bool) -> tuple[Model, str | None]
     other = "1.3b" if wanted == "14b" else "14b"
     if folder := hub.on_disk(wanted):
         return open_folder(folder, wanted), None
-    for repository in hub.REPOSITORIES[wanted].values():
-        if (cached := hub.look(repository)).state == "unreadable":  # it lies there: nothing is to be fetched
-            raise hub.refusal(cached, wanted)
+    looked = [hub.look(repository) for repository in hub.REPOSITORIES[wanted].values()]
+    if unreadable := next((cached for cached in looked if cached.state == "unreadable"), None):
+        raise hub.refusal(unreadable, wanted)  # it lies there: nothing is to be fetched
     if folder := hub.on_disk(other):
-        return open_folder(folder, other), f"Wan2.1 {wanted} is not on this machine; using {other}"
+        incomplete = any(cached.state == "incomplete" for cached in looked)
+        state = f"is incomplete (see `fpsgen models check {wanted}`)" if incomplete else "is not on this machine"
+        return open_folder(folder, other), f"Wan2.1 {wanted} {state}; using {other}"
     raise NoWeightsError(wanted)
 
 
@@ -182,7 +185,7 @@ def open_file(file: Path) -> Model:
         checkpoint = layout.with_transformer(file, _elsewhere)
     except layout.MissingPartsError as error:
         raise ModelError(str(error), hint=f"put them beside it, or {hub.pull_hint('1.3b')}") from None
-    return Model(file.name, file.parent, checkpoint, defaults_of(checkpoint.config.dim))
+    return Model(printable(file.name), file.parent, checkpoint, defaults_of(checkpoint.config.dim))
 
 
 def _elsewhere() -> Checkpoint | None:
@@ -200,22 +203,43 @@ def _read_card(path: Path) -> dict:
 
 
 def _from_card(card: dict) -> Defaults:
-    try:
-        width, height = (int(side) for side in card["size"])
-        kinds = {"frames": int, "fps": int, "steps": int, "guidance": float, "shift": float, "negative": str}
-        defaults = Defaults(width, height, **{key: kind(card[key]) for key, kind in kinds.items()})
-        sizes.parse_resolution(f"{width}x{height}")
-        sizes.check_model_size(width, height)
-        sizes.check_settings(defaults.frames, defaults.steps, defaults.guidance, defaults.shift)
-        t, h, w = card["tile"]
-        if not all(isinstance(side, int) and 1 <= side <= _LARGEST_TILE for side in (t, h, w)):
-            raise ValueError("tile")
-        if not (1 <= defaults.fps <= 240 and isinstance(card["version"], int) and 0 <= card["version"] < 10**9):
-            raise ValueError("fps or version")
-        if not (isinstance(card["knows"], str) and isinstance(card["negative"], str)):
-            raise TypeError("knows or negative")
-        card["negative"].encode()  # it ends in the video's metadata
-        return defaults
-    except (KeyError, TypeError, ValueError, OverflowError, UsageError) as fault:
-        told = f"its pocket.json is not one: {printable(repr(fault))}"
-        raise ModelError(told, hint="copy it anew from where the model comes from") from None
+    """Defaults that a pocket model's card names; ModelError that names the field which does not fit."""
+    for field, fits in _CARD.items():
+        try:
+            fine = field in card and fits(card[field])
+        except (AttributeError, TypeError, ValueError, OverflowError, UsageError):
+            fine = False
+        if not fine:
+            told = f"{field} = {config.shown(card[field])}" if field in card else f"it has no {field}"
+            raise ModelError(f"its pocket.json is not one: {told}", "copy it anew from where the model comes from")
+    width, height = card["size"]
+    plain = {field: card[field] for field in ("frames", "fps", "steps", "negative")}
+    return Defaults(width, height, **plain, guidance=float(card["guidance"]), shift=float(card["shift"]))
+
+
+def _is_size(size: Any) -> bool:
+    width, height = size
+    sizes.parse_resolution(f"{width}x{height}")
+    sizes.check_model_size(width, height)
+    return all(type(side) is int for side in size)
+
+
+def _legal(**setting: Any) -> bool:
+    """Whether a frame or step count, guidance or shift is one that users may give; they raise where it is none."""
+    sizes.check_settings(**({"frames": None, "steps": None, "guidance": None, "shift": None} | setting))
+    return all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in setting.values())
+
+
+# What a pocket model's card must say, and whether a value does. Texts end in a video's metadata, hence as UTF-8.
+_CARD: dict[str, Callable[[Any], object]] = {
+    "size": _is_size,
+    "frames": lambda value: type(value) is int and _legal(frames=value),
+    "fps": lambda value: type(value) is int and 1 <= value <= 240,
+    "steps": lambda value: type(value) is int and _legal(steps=value),
+    "guidance": lambda value: _legal(guidance=value),
+    "shift": lambda value: _legal(shift=value),
+    "tile": lambda value: len(value) == 3 and all(type(n) is int and 1 <= n <= _LARGEST_TILE for n in value),
+    "version": lambda value: type(value) is int and 0 <= value < 10**9,
+    "knows": lambda value: value.encode() is not None,
+    "negative": lambda value: value.encode() is not None,
+}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -159,12 +160,32 @@ def test_the_librarys_own_variables_are_heeded(server: hub_server.Hub, tmp_path:
     assert "HF_HUB_OFFLINE" in refused.stderr
 
 
-@pytest.mark.parametrize("answer", [b"", b"{}", b"[]", b"<html>log in</html>"])
+@pytest.mark.parametrize("answer", [b"", b"{}", b"[]", b"<html>log in</html>", b"[" * 1_000_000])
 def test_what_is_no_hub_is_called_so(server: hub_server.Hub, monkeypatch: pytest.MonkeyPatch, answer: bytes) -> None:
     monkeypatch.setattr(hub_server._Handler, "_answer", lambda self, body: self._send(200, answer, {}, body))
     result = models("pull", "1.3b")
     assert result.exit_code == 1
     assert "is no hub" in " ".join(result.stderr.split())
+
+
+def test_a_hub_that_accepts_and_never_answers_is_told(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """huggingface-hub names no time for its first question: it would wait for ever."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_ETAG_TIMEOUT", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        at(monkeypatch, f"http://127.0.0.1:{silent.getsockname()[1]}")
+        result = models("pull", "1.3b")
+    assert result.exit_code == 1
+    assert "did not answer in time" in " ".join(result.stderr.split())
+    assert "HF_HUB_ETAG_TIMEOUT" in result.stderr
+
+
+def test_a_hubs_file_names_are_made_printable(server: hub_server.Hub) -> None:
+    name = "diffusion_pytorch_model-\x1b[2J\nerror: forged-of-1.safetensors"
+    (server.repositories[ORIGINAL] / name).write_bytes(b"x")
+    listed = models("pull", "1.3b", "--dry-run")
+    assert listed.exit_code == 0
+    assert "\x1b" not in listed.output
+    assert not [line for line in listed.output.splitlines() if line.startswith("error:")]
 
 
 def test_an_interrupted_pull_goes_on_where_it_ended(server: hub_server.Hub, monkeypatch: pytest.MonkeyPatch) -> None:

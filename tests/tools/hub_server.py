@@ -56,7 +56,7 @@ class _Handler(BaseHTTPRequestHandler):
                 siblings = [{"rfilename": entry["path"]} for entry in self._tree(name)]
                 told = {"id": name, "modelId": name, "sha": COMMIT, "siblings": siblings, "private": False, "tags": []}
                 self._send(200, json.dumps(told).encode(), {}, body)
-        elif match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/[^/]+/(.+)", path):
+        elif match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/[^/]+/((?s:.+))", path):
             self._file(self.server.repositories[match[1]] / match[2], match[2], body)
         else:
             self._send(404, b"{}", {}, body)

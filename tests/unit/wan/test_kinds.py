@@ -1,0 +1,261 @@
+"""What a file is, said from the file: each kind that people have, in one sentence that names it, with what to do.
+
+Names and shapes are those of the published files (the sources' own spelling), the values are absent or zeros.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pickle
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from fpsgen.errors import ModelError
+from fpsgen.wan import keys, models
+from fpsgen.wan.kinds import Contents, Header, kind_of
+from tests.tools import golden
+
+FP8 = torch.float8_e4m3fn
+TINY = golden.transformer(128, 96, 2)
+
+
+def wan(**more: tuple[int, ...]) -> dict[str, Header]:
+    """A small Wan2.1 transformer's tensors, and others; `__` stands for a dot."""
+    shapes = TINY | {name.replace("__", "."): shape for name, shape in more.items()}
+    return {name: Header(tuple(shape), "F32") for name, shape in shapes.items()}
+
+
+def diffusers(tensors: dict[str, Header]) -> dict[str, Header]:
+    return {keys.TRANSFORMER.to_diffusers(name): header for name, header in tensors.items()}
+
+
+def prefixed(prefix: str, *names: str, shape: tuple[int, ...] = (8, 8)) -> dict[str, Header]:
+    return {f"{prefix}{name}": Header(shape, "F16") for name in names}
+
+
+MATRICES = [name for name in TINY if name.endswith((".q.weight", ".ffn.0.weight"))]
+SCALED = {f"{name.removesuffix('weight')}scale_weight": (1,) for name in MATRICES}
+LORA_PARTS = ("blocks.0.self_attn.q.lora_A.weight", "blocks.0.self_attn.q.lora_B.weight")
+EXPERT = "wan2.2 expert"
+
+
+@pytest.mark.parametrize(
+    ("file", "tensors", "kind"),
+    [
+        ("wan2.1_t2v_1.3B_fp16", wan(), "transformer"),
+        ("wan2.1_t2v_14b_lightx2v_4step", wan(), "transformer"),
+        ("diffusion_pytorch_model", diffusers(wan()), "transformer"),
+        ("a", {f"model.diffusion_model.{name}": header for name, header in wan().items()}, "transformer"),
+        ("style", prefixed("diffusion_model.", *LORA_PARTS), "lora"),
+        ("style", prefixed("diffusion_model.", "blocks.0.self_attn.q.lora_down.weight", "head.head.diff_b"), "lora"),
+        ("style", prefixed("lora_unet_blocks_0_", "self_attn_q.lora_down.weight", "self_attn_q.alpha"), "lora"),
+        ("style", prefixed("transformer.", "blocks.0.attn1.to_q.lora_A.weight"), "lora"),
+        ("wan2.2_t2v_A14b_high_noise_lora_rank64", prefixed("diffusion_model.", *LORA_PARTS), "lora"),
+        ("a", wan(scaled_fp8=(0,)), "fp8, ComfyUI's scaled_fp8"),
+        ("a", wan(**SCALED), "fp8, ComfyUI's scaled_fp8"),
+        ("wan2.2_high_noise", wan(scaled_fp8=(0,)), "fp8, ComfyUI's scaled_fp8"),
+        ("a", wan(blocks__0__ffn__0__comfy_quant=(40,)), "8 bits, ComfyUI's comfy_quant"),
+        ("a", wan(blocks__0__ffn__0__weight_scale=(96, 1)), "8 bits, LightX2V's"),
+        ("a", {name: Header(header.shape, "F8_E4M3") for name, header in wan().items()}, "fp8 without scales"),
+        ("a", wan(img_emb__proj__0__weight=(1280,), blocks__0__cross_attn__k_img__weight=(8, 8)), "image to video"),
+        ("a", diffusers(wan()) | prefixed("condition_embedder.image_embedder.", "norm1.weight"), "image to video"),
+        ("a", wan(img_emb__proj__0__weight=(1280,), img_emb__emb_pos=(1, 514, 1280)), "first and last frame"),
+        ("a", wan(vace_blocks__0__before_proj__weight=(8, 8)), "vace"),
+        ("a", wan(patch_embedding__weight=(128, 48, 1, 2, 2), head__head__weight=(192, 128)), "wan2.2 5B"),
+        ("a", wan(patch_embedding__weight=(128, 36, 1, 2, 2)), "other channels"),
+        ("Wan2.2-I2V-A14B-low", wan(patch_embedding__weight=(128, 36, 1, 2, 2)), "wan2.2 image-to-video expert"),
+        ("a", wan(blocks__0__to_gate_compress__weight=(8, 8)), "other attention"),
+        ("a", wan(blocks__0__self_attn__proj_l__weight=(8, 8)), "other attention"),
+        ("a", wan(control_adapter__conv__weight=(8, 8)), "control"),
+        ("a", wan() | prefixed("vae.", "decoder.conv_in.weight"), "all in one"),
+        ("diffusion_pytorch_model-00002-of-00006", prefixed("blocks.9.", "self_attn.q.weight"), "shard"),
+        ("wan2.2_t2v_high_noise_14B_fp16", wan(), EXPERT),
+        ("Wan2_2-T2V-A14B-LOW_fp16", wan(), EXPERT),
+        ("low_noise_model/diffusion_pytorch_model", wan(), EXPERT),
+        ("wan2.2/wan2.1_t2v_14B_fp16", wan(), "transformer"),  # one's own folder says nothing of the file
+        ("wan2.1_t2v_1.3B_step2200", wan(), "transformer"),
+        ("a", prefixed("blocks.9.", "self_attn.q.weight"), "transformer's part"),
+        ("a", {name: Header((1,), "F32") for name in golden.vae()}, "vae"),
+        ("a", prefixed("", "encoder.conv_in.weight", "decoder.conv_in.weight"), "vae"),
+        ("a", {name: Header((1,), "F32") for name in golden.text_encoder()}, "text encoder"),
+        ("a", prefixed("encoder.block.0.layer.0.SelfAttention.", "q.weight"), "text encoder"),
+        ("a", prefixed("visual.", "conv1.weight"), "image encoder"),
+        ("a", prefixed("double_blocks.0.", "img_attn.qkv.weight"), "other"),
+    ],
+)
+def test_a_files_kind_is_told_by_its_names_and_shapes(file: str, tensors: dict[str, Header], kind: str) -> None:
+    assert kind_of(Contents(Path("folder") / f"{file}.safetensors", tensors)).name == kind
+
+
+def test_metadata_tells_an_expert_too() -> None:
+    told = {"modelspec.title": "Wan2.2-T2V-A14B high noise"}
+    assert kind_of(Contents(Path("a.safetensors"), wan(), told)).name == EXPERT
+
+
+@pytest.fixture
+def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with nothing in it, on a machine with no model in the hub's cache."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "none"))
+    return tmp_path
+
+
+def refused(file: Path) -> ModelError:
+    with pytest.raises(ModelError) as caught:
+        models.find(str(file))
+    told = str(caught.value)
+    assert str(file) in told
+    assert caught.value.hint
+    assert "\n" not in told
+    return caught.value
+
+
+def archive(name: str) -> bytes:
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as file:
+        file.writestr(name, "x")
+    return content.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says", "hint"),
+    [
+        ("a.safetensors", b"", "is empty", "fetch the file again"),
+        ("a.safetensors", b"<!DOCTYPE html><title>Sign in</title>", "is a web page", "hf auth login"),
+        ("a.safetensors", b"\n <html>", "is a web page", "hf auth login"),
+        ("a.gguf", b"GGUF\x03\0\0\0", "is a GGUF file", "fp16 or bf16"),
+        ("a.safetensors.index.json", b'{"weight_map": {}}', "is a JSON file", "the folder"),
+        ("a.pt", pickle.dumps({"a": 1}), "could run code", ".safetensors"),
+        ("a.safetensors", archive("a/model.safetensors"), "is a zip archive", "unpack"),
+        ("a.tar.gz", b"\x1f\x8b\x08\0", "is a packed archive", "unpack"),
+        ("a.safetensors", b"version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer", "git lfs pull"),
+        ("a.safetensors", b"MZ\x90\0" * 40, "is damaged", "fetch the file again"),
+    ],
+)
+def test_files_without_tensors_are_called_what_they_are(
+    alone: Path, name: str, content: bytes, says: str, hint: str
+) -> None:
+    (alone / name).write_bytes(content)
+    error = refused(alone / name)
+    assert says in str(error)
+    assert hint in (error.hint or "")
+
+
+@pytest.mark.parametrize("padding", [0x20, 0x09, 0x0A])
+def test_a_headers_length_that_reads_like_another_format_is_a_length(alone: Path, padding: int) -> None:
+    """A header of 0x7b20 bytes begins with a blank and a brace, as JSON does."""
+    header = json.dumps({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()
+    length = 0x7B00 + padding
+    content = length.to_bytes(8, "little") + header + b" " * (length - len(header)) + bytes(4)
+    (alone / "a.safetensors").write_bytes(content)
+    assert "its tensors are called a" in str(refused(alone / "a.safetensors"))
+
+
+def test_a_cut_file_says_where_it_ends(alone: Path) -> None:
+    file = alone / "a.safetensors"
+    save_file({"a": torch.zeros(1000)}, file)
+    whole = file.stat().st_size
+    file.write_bytes(file.read_bytes()[:1000])
+    assert f"it ends after 1,000 of {whole:,} bytes" in str(refused(file))
+
+
+def test_a_pickled_transformer_is_called_one(alone: Path) -> None:
+    torch.save({name: torch.zeros(shape) for name, shape in TINY.items()}, alone / "a.pth")
+    assert "a transformer in a pickled file" in str(refused(alone / "a.pth"))
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs here")
+def test_a_pipe_is_not_waited_for(alone: Path) -> None:
+    os.mkfifo(alone / "a.safetensors")
+    assert "no regular file" in str(refused(alone / "a.safetensors"))
+    (alone / "b.safetensors").symlink_to("/dev/zero")
+    assert "no regular file" in str(refused(alone / "b.safetensors"))
+
+
+def test_fp8_is_told_with_the_file_to_take_instead(alone: Path) -> None:
+    file = alone / "wan2.1_t2v_14B_fp8_scaled.safetensors"
+    state = {name: torch.zeros(shape).to(FP8 if name in MATRICES else torch.float32) for name, shape in TINY.items()}
+    save_file(state | {"scaled_fp8": torch.empty(0, dtype=FP8)}, file)
+    error = refused(file)
+    assert "FP8" in str(error)
+    assert "fp16 or bf16 file" in (error.hint or "")
+
+
+def test_a_folder_of_another_kind_names_its_file(both_formats: dict[str, Path], alone: Path) -> None:
+    """Whole original folder, but its one transformer is an image-to-video one."""
+    for part in both_formats["original"].iterdir():
+        if part.suffix != ".safetensors":
+            (alone / part.name).symlink_to(part)
+    state = {name: torch.zeros(shape) for name, shape in TINY.items()} | {"img_emb.x": torch.zeros(1)}
+    save_file(state, alone / "i2v.safetensors")
+    with pytest.raises(ModelError, match=r"i2v\.safetensors is an image-to-video model"):
+        models.find(str(alone))
+
+
+@pytest.mark.parametrize("names", ["high_noise_model", "low_noise_model"])
+def test_a_folder_of_wan22_is_called_so(alone: Path, names: str) -> None:
+    (alone / "m" / names).mkdir(parents=True)
+    with pytest.raises(ModelError, match="two experts"):
+        models.find(str(alone / "m"))
+
+
+T5, VAE, DIT = "models_t5_umt5-xxl-enc-bf16.pth", "Wan2.1_VAE.pth", "diffusion_pytorch_model.safetensors"
+
+
+def beside(original: Path, folder: Path, *, without: tuple[str, ...] = (), name: str = "mine.safetensors") -> Path:
+    """A transformer under another name with the parts of an original folder, but for some."""
+    folder.mkdir(exist_ok=True)
+    for part in original.iterdir():
+        if part.name not in (*without, DIT, "config.json"):
+            (folder / part.name).symlink_to(part)
+    (folder / name).symlink_to(original / DIT)
+    return folder / name
+
+
+def test_parts_beside_a_file_are_used_before_the_hub_is_mentioned(both_formats: dict[str, Path], alone: Path) -> None:
+    original = both_formats["original"]
+    for file in (original / DIT, both_formats["diffusers"] / "transformer" / DIT, beside(original, alone / "a")):
+        found = models.find(str(file)).checkpoint
+        assert found.transformer == [file]
+        assert found.config.dim == 128
+    assert models.find(str(alone / "a" / "mine.safetensors")).checkpoint.vae == [alone / "a" / VAE]
+    (alone / "a" / "another.safetensors").symlink_to(original / DIT)  # which of two is said: the folder is in no doubt
+    assert models.find(str(alone / "a" / "another.safetensors")).checkpoint.tokenizer.is_relative_to(alone)
+
+
+@pytest.mark.parametrize(
+    ("without", "says"),
+    [
+        ((T5, VAE, "google"), "its text encoder, VAE and tokenizer are neither beside it nor in the hub's cache"),
+        ((T5,), "its text encoder is neither beside it"),
+        (("google",), "its tokenizer is neither beside it"),
+    ],
+)
+def test_only_what_is_nowhere_is_asked_for(
+    both_formats: dict[str, Path], alone: Path, without: tuple[str, ...], says: str
+) -> None:
+    error = refused(beside(both_formats["original"], alone / "a", without=without))
+    assert says in str(error)
+    assert "fpsgen models pull 1.3b" in (error.hint or "")
+
+
+def test_what_is_not_beside_a_file_comes_from_the_hubs_cache(
+    both_formats: dict[str, Path], alone: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = both_formats["diffusers"]
+    monkeypatch.setattr("fpsgen.wan.hub.on_disk", lambda key: elsewhere if key == "1.3b" else None)
+    found = models.find(str(beside(both_formats["original"], alone / "a", without=(T5,)))).checkpoint
+    assert found.vae == [alone / "a" / VAE]
+    assert found.text_encoder[0].is_relative_to(elsewhere)
+
+
+def test_a_vae_of_another_name_beside_a_file_is_found(both_formats: dict[str, Path], alone: Path) -> None:
+    original = both_formats["original"]
+    file = beside(original, alone / "a", without=(VAE,))
+    save_file(torch.load(original / VAE, weights_only=True), alone / "a" / "wan_2.1_vae.safetensors")
+    assert models.find(str(file)).checkpoint.vae == [alone / "a" / "wan_2.1_vae.safetensors"]
