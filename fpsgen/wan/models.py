@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fpsgen import assets
+from fpsgen.attention.tiles import Shape3, default_tile
 from fpsgen.errors import ModelError, UsageError
 from fpsgen.printable import printable
 from fpsgen.wan import config, headers, hub, layout, sizes
@@ -15,9 +16,6 @@ from fpsgen.wan.config import WanConfig
 from fpsgen.wan.headers import read_json
 from fpsgen.wan.layout import Checkpoint
 from fpsgen.wan.sizes import Defaults, defaults_of
-
-if TYPE_CHECKING:
-    from fpsgen.attention.tiles import Shape3
 
 POCKET = "pocket"
 _LARGEST_TILE = 64  # tokens along one axis
@@ -57,8 +55,6 @@ class Model:
         if self.card:
             t, h, w = self.card["tile"]
             return t, h, w
-        from fpsgen.attention.tiles import default_tile  # imports torch, which looking at a model does without
-
         return default_tile(grid)
 
 
