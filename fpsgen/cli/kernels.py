@@ -195,7 +195,7 @@ def show(
     if built.note:
         out.note(built.note)
     told = told_of(named, built)
-    instructions = sass.tensor_core_instructions(built.cubin.read_bytes())
+    instructions = sass.tensor_core_instructions(cache.content(built.cubin))
     for function, used in told["functions"].items():
         used["tensor_core_instructions"] = instructions[function]
     told["registers_after_launch"] = kernels.redistributed(named.kernel)

@@ -1,7 +1,7 @@
 """Compiled kernels on disk: one folder for each content, published by one rename, built once however many ask.
 
 A folder is named by the hash of everything that the cubin depends on: source, headers, options, version of NVRTC. It
-holds the cubin and what is known of it, its own hash included, so that a file that was cut short is noticed.
+holds the cubin and what is known of it, with a hash of both, so that a file that was cut short or edited is noticed.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from fpsgen.jit import nvrtc
 
 _ARCHITECTURE = "sm_90a"
 _CUBIN, _FACTS = "kernel.cubin", "kernel.json"
+_MOST = 2**26  # bytes of either, a hundred times what one has: whatever is put there, reading it ends
 # All that is ever written into the cache: a kernel's folder, its lock, and a folder that was not finished.
 _KERNEL = r"\w+-[0-9a-f]{32}"
 _OURS = re.compile(rf"({_KERNEL})|\.(?P<lock>{_KERNEL})\.lock|\.({_KERNEL})-[a-z0-9_]{{8}}", re.ASCII)
@@ -185,13 +186,28 @@ def resources(log: str) -> dict[str, Resources]:
 def read(name: str, options: tuple[str, ...], place: Path) -> Built | None:
     """A kernel that is there and whole; None otherwise."""
     try:
-        facts = json.loads((place / _FACTS).read_text(encoding="utf-8"))
-        if hashlib.sha256((place / _CUBIN).read_bytes()).hexdigest() != facts["sha256"]:
+        facts = json.loads(content(place / _FACTS))
+        if hash_of(content(place / _CUBIN), facts) != facts["sha256"]:
             return None
         functions = {entry: Resources(**used) for entry, used in facts["functions"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
     return Built(name, options, place / _CUBIN, functions)
+
+
+def content(path: Path) -> bytes:
+    """Of a file of the cache; OSError where something else stands in its place, or what is far too large."""
+    with files.open_regular(path) as file:
+        found = file.read(_MOST + 1)
+    if len(found) > _MOST:
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(path))
+    return found
+
+
+def hash_of(cubin: bytes, facts: dict) -> str:
+    """Of a cubin and all else that is known of it."""
+    known = json.dumps({**facts, "sha256": None}, sort_keys=True)
+    return hashlib.sha256(cubin + known.encode()).hexdigest()
 
 
 def publish(name: str, options: tuple[str, ...], place: Path, compiled: tuple[bytes, dict]) -> Built:
@@ -201,13 +217,8 @@ def publish(name: str, options: tuple[str, ...], place: Path, compiled: tuple[by
     beside = Path(tempfile.mkdtemp(prefix=f".{place.name}-", dir=place.parent))
     try:
         (beside / _CUBIN).write_bytes(cubin)
-        facts = {
-            "name": name,
-            "options": options,
-            "nvrtc": nvrtc.version(),
-            "sha256": hashlib.sha256(cubin).hexdigest(),
-            "functions": functions,
-        }
+        facts = {"name": name, "options": options, "nvrtc": nvrtc.version(), "functions": functions}
+        facts["sha256"] = hash_of(cubin, facts)
         (beside / _FACTS).write_text(json.dumps(facts, indent=2), encoding="utf-8")
         beside.chmod(0o777 & ~_umask())  # mkdtemp's is for one user, and a cache may be made by another
         if place.is_dir() and not place.is_symlink():  # damaged

@@ -85,7 +85,10 @@ def test_eight_processes_build_each_kernel_once(place: Path) -> None:
     assert names == {cache.name_of(named.kernel) for named in KERNELS.values()}
 
 
-@pytest.mark.parametrize("damage", ["cut", "changed", "no facts", "facts of another kind", "no cubin"])
+@pytest.mark.parametrize(
+    "damage",
+    ["cut", "changed", "no facts", "facts of another kind", "no cubin", "edited facts", "pipes", "endless", "grown"],
+)
 def test_damage_heals(place: Path, builds: list[str], damage: str) -> None:
     cubin = cache.build(VARIANTS["A"]).cubin
     whole = cubin.read_bytes()
@@ -101,6 +104,17 @@ def test_damage_heals(place: Path, builds: list[str], damage: str) -> None:
             facts.write_text("[1]")
         case "no cubin":
             cubin.unlink()
+        case "edited facts":
+            facts.write_text(facts.read_text().replace("fps_attention", "my_attention"))
+        case "pipes":  # whoever opened one to read would wait for ever
+            for path in (cubin, facts):
+                path.unlink()
+                os.mkfifo(path)
+        case "endless":
+            cubin.unlink()
+            cubin.symlink_to("/dev/zero")
+        case "grown":
+            os.truncate(cubin, 2**40)  # a file with a hole, which would not fit into memory
     assert cache.build(VARIANTS["A"]).cubin.read_bytes() == whole
     assert len(builds) == 2
 
