@@ -124,6 +124,7 @@ def generate(
             raise UsageError(f"{output} is the preset: the video would replace it", hint="choose another -o")
         if output.exists():
             out.note(f"{output} is there: the new video will replace it")
+            out.loading()
         from fpsgen import memory, pipeline
 
         memory.settle()
