@@ -92,7 +92,7 @@ def captured() -> Iterator[tuple[str, Data, TileGrid]]:
         block.self_attn.register_forward_pre_hook(keep)
     for prompt in PROMPTS:
         request = pipeline.Request(prompt=prompt, seed=1, output=Path(), **dataclasses.asdict(model.defaults))
-        texts = [encoder.encode(text, drop_unknown=True).text for text in (prompt, request.negative)]
+        texts = [encoder.encode(text).text for text in (prompt, request.negative)]
         plans = pipeline.schedule(request, model)
         for event in pipeline.denoise(request, transformer, plans, texts, cpu, Timings()):
             if isinstance(event, pipeline.Step):

@@ -79,7 +79,7 @@ class Worker:
         """Clip `index` with every preset: what is measured of it, and its frames."""
         every = presets()
         order = [(index + i) % len(every) for i in range(len(every))]  # each preset goes first as often as any other
-        texts = [cls.encoder.encode(text, drop_unknown=True).text for text in (prompt, cls.model.defaults.negative)]
+        texts = [cls.encoder.encode(text).text for text in (prompt, cls.model.defaults.negative)]
         made = {i: cls.render(index, prompt, texts, every[i]) for i in order}
         dense, dense_frames, dense_step = made[0]
         told = []

@@ -18,11 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fpsgen import __version__, memory, sampling
+from fpsgen import __version__, memory, pocket, sampling
 from fpsgen.attention import door
 from fpsgen.attention.tiles import TileGrid
 from fpsgen.errors import RenderError
 from fpsgen.presets import BF16, Plans, Preset, file, shipped
+from fpsgen.printable import printable
 from fpsgen.timing import Timings
 from fpsgen.video import VideoWriter
 from fpsgen.wan import config, sizes
@@ -198,16 +199,21 @@ def encode_prompts(
         encoder = TextEncoder(model.checkpoint, device, dtype)
     yield Phase("text")
     for index, prompt in enumerate(prompts):
-        with timings.phase("text"):
-            encoded = encoder.encode(prompt, drop_unknown=model.card is not None)
-            memory.synchronise(device)
         number = f" {index + 1}" if len(prompts) > 2 else ""
         which = "negative prompt" if 0 < index == len(prompts) - 1 else f"prompt{number}"
-        if encoded.unknown and model.card:
-            words = ", ".join(encoded.unknown)
-            yield Notice(f"words of the {which} left out: {words}. The pocket model knows {model.card['knows']}")
+        if model.card is not None:
+            reading = pocket.read(prompt, encoder.tokenizer)
+            if remark := pocket.remark(reading, which, model.card):
+                yield Notice(remark)
+            prompt = reading.text
+        with timings.phase("text"):
+            encoded = encoder.encode(prompt)
+            memory.synchronise(device)
+        if encoded.unknown:
+            words = printable(", ".join(encoded.unknown))
+            yield Notice(f"the model's tokenizer has no token for some of the {which}: {words}")
         if encoded.cut:
-            yield Notice(f"the {which} is longer than {encoder.length} tokens; its end was left out")
+            yield Notice(f"the {which} is longer than {encoder.tokenizer.length} tokens; its end was left out")
         texts.append(encoded.text)
     with timings.phase("load"):
         del encoder

@@ -43,14 +43,14 @@ class Worker:
         cls.encoder = TextEncoder(checkpoint, CPU, torch.bfloat16)
         cls.transformer = load_transformer(checkpoint, CPU, torch.float32)
         cls.vae = load_vae(checkpoint, CPU)
-        cls.negative = cls.encoder.encode(cls.job.video.negative, drop_unknown=True).text
+        cls.negative = cls.encoder.encode(cls.job.video.negative).text
 
     @classmethod
     @torch.inference_mode()
     def run(cls, spec: Spec, contenders: list[list[Plans]]) -> list[Checked]:
         """One clip with each contender's plans by step."""
         prompt, seed = spec
-        clip = Clip(prompt, seed, cls.encoder.encode(prompt, drop_unknown=True).text)
+        clip = Clip(prompt, seed, cls.encoder.encode(prompt).text)
         key = {"benchmark": spec, "weights": cls.transformer.fingerprint(), "torch": torch.__version__}
         journal = Journal(assets.cache("calibration-benchmark"), key)
         tiles, video = cls.job.tiles, cls.job.video

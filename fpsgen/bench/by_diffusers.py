@@ -13,15 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fpsgen import __version__, memory, sampling
+from fpsgen import __version__, memory, pocket, sampling
 from fpsgen.bench.contenders import Outline
 from fpsgen.errors import UsageError
 from fpsgen.pipeline import Denoised, Event, Frames, Phase, Request, Step
 from fpsgen.timing import Timings
 from fpsgen.video import VideoWriter
 from fpsgen.wan import vae as wan_vae
+from fpsgen.wan.load import load_tokenizer
 from fpsgen.wan.models import Model
-from fpsgen.wan.text_encoder import TEXT_LENGTH, clean
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,7 @@ def load(model: Model, device: torch.device, dtype: torch.dtype, text_dtype: tor
     """The pipeline, in the precisions that fpsgen runs: the VAE's is float32."""
     from diffusers import WanPipeline
     from diffusers.utils import logging as of_diffusers
+    from transformers import PreTrainedTokenizerFast
     from transformers.utils import logging as of_transformers
 
     of_diffusers.disable_progress_bar()  # ours is drawn
@@ -90,32 +91,23 @@ def load(model: Model, device: torch.device, dtype: torch.dtype, text_dtype: tor
     dtypes = {"transformer": dtype, "text_encoder": text_dtype, "default": torch.float32}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # newer ones want `dtype`, which older ones do not know
-        pipe = WanPipeline.from_pretrained(model.folder, torch_dtype=dtypes, local_files_only=True)
+        # The class that published folders name loses what tokenizer.json says beyond the vocabulary: other prompts.
+        words = PreTrainedTokenizerFast.from_pretrained(model.checkpoint.tokenizer)
+        pipe = WanPipeline.from_pretrained(model.folder, tokenizer=words, torch_dtype=dtypes, local_files_only=True)
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(device)
 
 
 def encode(pipe: Any, request: Request, model: Model, device: torch.device) -> tuple[Tensor, Tensor | None]:
-    """Embeddings of the prompt and, with guidance, of the negative one; without words that a pocket model does not
-    know, as ours has them."""
-    prompt, negative = request.prompt, request.negative
+    """Embeddings of the prompt and, with guidance, of the negative one; as a pocket model reads them, as ours has
+    them."""
+    prompt, negative, tokenizer = request.prompt, request.negative, load_tokenizer(model.checkpoint)
     if model.card is not None:
-        prompt, negative = (without_unknown(pipe.tokenizer, text) for text in (prompt, negative))
-    length = min(TEXT_LENGTH, pipe.tokenizer.model_max_length)
+        prompt, negative = (pocket.read(text, tokenizer).text for text in (prompt, negative))
     guided = request.guidance > 1
     return pipe.encode_prompt(
-        prompt, negative, do_classifier_free_guidance=guided, max_sequence_length=length, device=device
+        prompt, negative, do_classifier_free_guidance=guided, max_sequence_length=tokenizer.length, device=device
     )
-
-
-def without_unknown(tokenizer: Any, prompt: str) -> str:
-    """What is left of a prompt without the words outside the vocabulary."""
-    text = clean(prompt)
-    encoded = tokenizer(text, return_offsets_mapping=True, verbose=False)
-    for token, (begin, end) in reversed([*zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)]):
-        if token == tokenizer.unk_token_id:
-            text = text[:begin] + " " + text[end:]
-    return clean(text)
 
 
 def denoise(

@@ -32,7 +32,6 @@ from fpsgen.pipeline import Branches, Denoised, Frames, Notice, Phase, Request, 
 from fpsgen.timing import Timings
 from fpsgen.wan.load import load_tokenizer, load_transformer
 from fpsgen.wan.models import Model
-from fpsgen.wan.text_encoder import TEXT_LENGTH
 
 
 class Watcher(Protocol):
@@ -124,7 +123,7 @@ def splits_of(found: Sequence[Made], spans: Sequence[Span], job: Job) -> list[li
     memory.release()  # what the last run has left would seem taken, and the branches not to fit in one batch
     transformer = load_transformer(job.model.checkpoint, job.device, job.dtype)
     # Time does not depend on what a text says.
-    length = min(TEXT_LENGTH, load_tokenizer(job.model.checkpoint).model_max_length)
+    length = load_tokenizer(job.model.checkpoint).length
     shape = (1, length, transformer.config.text_dim)
     texts = [torch.zeros(shape, device=job.device, dtype=job.text_dtype)] * (1 if job.request.guidance == 1 else 2)
     every = []

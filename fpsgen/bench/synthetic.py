@@ -27,7 +27,7 @@ from fpsgen.timing import Timings
 from fpsgen.wan import load
 from fpsgen.wan import vae as wan_vae
 from fpsgen.wan.layout import Checkpoint
-from fpsgen.wan.text_encoder import TEXT_LENGTH
+from fpsgen.wan.tokenizer import TEXT_LENGTH
 
 # What the files of Wan2.1 say (`layout.text_config_of`, `layout.vae_config_of`).
 TEXT_CONFIG: dict[str, Any] = {

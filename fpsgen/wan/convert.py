@@ -120,15 +120,11 @@ def _to_diffusers(checkpoint: Checkpoint, out: Path) -> Iterator[str]:
         _write_shards(_renamed(files, rename), out / part, STEMS[part])
     yield "tokenizer"
     _copy_tokenizer(checkpoint, out / "tokenizer")
-    tokenizer = type(load.load_tokenizer(checkpoint)).__name__
-    write_pipeline(out, tokenizer, defaults_of(checkpoint.config.dim).shift)
+    write_pipeline(out, defaults_of(checkpoint.config.dim).shift)
 
 
-def write_pipeline(out: Path, tokenizer: str, shift: float) -> None:
-    """What makes a WanPipeline of the parts in a Diffusers folder: its scheduler and its index.
-
-    tokenizer: the name of transformers' class.
-    """
+def write_pipeline(out: Path, shift: float) -> None:
+    """What makes a WanPipeline of the parts in a Diffusers folder: its scheduler and its index."""
     scheduler = diffusers.UniPCMultistepScheduler(
         prediction_type="flow_prediction", use_flow_sigmas=True, num_train_timesteps=1000, flow_shift=shift
     )
@@ -138,7 +134,7 @@ def write_pipeline(out: Path, tokenizer: str, shift: float) -> None:
         "_diffusers_version": diffusers.__version__,
         "scheduler": ["diffusers", "UniPCMultistepScheduler"],
         "text_encoder": ["transformers", "UMT5EncoderModel"],
-        "tokenizer": ["transformers", tokenizer],
+        "tokenizer": ["transformers", "PreTrainedTokenizerFast"],  # which reads tokenizer.json as it is
         "transformer": ["diffusers", "WanTransformer3DModel"],
         "transformer_2": [None, None],  # Wan2.2 has one
         "vae": ["diffusers", "AutoencoderKLWan"],

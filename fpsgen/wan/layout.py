@@ -295,7 +295,9 @@ def _original_transformer(folder: Path) -> list[Path]:
 
 def _check_tokenizer(folder: Path) -> None:
     if not (folder / "tokenizer.json").is_file():
-        raise ModelError(f"{printable(folder)} holds no tokenizer.json", hint="fetch the missing file")
+        told = ", but a spiece.model, which it was made from" if (folder / "spiece.model").is_file() else ""
+        hint = f"copy it there from {TOKENIZER_FOLDER.as_posix()} of Wan-AI/Wan2.1-T2V-1.3B: all Wan2.1 models share it"
+        raise ModelError(f"{printable(folder)} holds no tokenizer.json{told}", hint)
 
 
 def _headers(files: list[Path], rename: headers.Rename) -> dict[str, Header]:

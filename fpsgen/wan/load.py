@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import tokenizers
 import torch
 from diffusers import AutoencoderKLWan
 from torch import nn
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, UMT5Config, UMT5EncoderModel
+from transformers import UMT5Config, UMT5EncoderModel
 
 from fpsgen.errors import ModelError
 from fpsgen.printable import printable
 from fpsgen.wan.checkpoint import check_parameters, fill
 from fpsgen.wan.config import FETCH_AGAIN, OURS
-from fpsgen.wan.headers import Rename, headers
+from fpsgen.wan.headers import Rename, headers, read_json
 from fpsgen.wan.layout import Checkpoint, text_encoder_name, transformer_name, vae_name
+from fpsgen.wan.tokenizer import TEXT_LENGTH, Tokenizer
 from fpsgen.wan.transformer import FLOAT32_PARAMETERS, WanTransformer
 
 
@@ -45,19 +48,49 @@ def load_text_encoder(checkpoint: Checkpoint, device: torch.device, dtype: torch
     return model
 
 
-def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
-    """The tokenizer; ModelError where its files are damaged, or it has tokens that the encoder has no rows for."""
+def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
+    """What tokenizer.json says; of its configuration, only what that file cannot say. ModelError where a file is
+    damaged, where prompts would not end as Wan2.1's do, or where the encoder has no rows for a token.
+
+    transformers' classes are not asked: some rebuild a tokenizer from its vocabulary and lose what else the file says
+    (its T5Tokenizer knows no bytes, and emoji fall out of a prompt).
+    """
+    file, settings = checkpoint.tokenizer / "tokenizer.json", checkpoint.tokenizer / "tokenizer_config.json"
+    config = read_json(settings) if settings.exists() else {}
+    stranger = "a \U000f1234"  # ends in a character that nobody has
     try:
-        # Said aloud: left open, transformers asks on the terminal whether to run what lies there.
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint.tokenizer, trust_remote_code=False)
-        largest = max(tokenizer.get_vocab().values())
-    except Exception as fault:  # whatever a class makes of files that are none
-        raise ModelError(f"the tokenizer in {checkpoint.tokenizer} cannot be loaded: {_first_line(fault)}") from None
-    if not isinstance(tokenizer.model_max_length, int) or tokenizer.model_max_length < 2:
-        raise ModelError(f"its tokenizer has model_max_length = {tokenizer.model_max_length!r}")
+        library = tokenizers.Tokenizer.from_buffer(file.read_bytes())
+        library.no_padding()
+        library.no_truncation()
+        largest = max(library.get_vocab().values(), default=0)
+        empty, tried = library.encode(""), library.encode(stranger)
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as fault:  # the library has no type of its own, and its panics are no Exceptions
+        raise ModelError(f"{file} cannot be used: {_first_line(fault)}", FETCH_AGAIN) from None
     if largest >= (rows := int(checkpoint.text_config["vocab_size"])):
-        raise ModelError(f"its tokenizer counts tokens up to {largest}, its text encoder knows {rows}")
-    return tokenizer
+        raise ModelError(f"its tokenizer counts tokens up to {largest}, its text encoder knows {rows}", FETCH_AGAIN)
+    name = config.get("eos_token", "</s>")
+    name = name.get("content") if isinstance(name, dict) else name
+    end = library.token_to_id(name) if isinstance(name, str) else None
+    if end is None or empty.ids[-1:] != [end]:
+        told = (
+            f"its tokenizer.json does not end a prompt with the end token {printable(name)}: has it a post_processor?"
+        )
+        raise ModelError(told, FETCH_AGAIN)
+    own = [token for token, place in zip(tried.ids, tried.offsets, strict=True) if place[1] == len(stranger)]
+    if not own:
+        raise ModelError("its tokenizer.json leaves out what it does not know: it has no unk token", FETCH_AGAIN)
+    return Tokenizer(library, own[0] if len(own) == 1 else None, _longest(config))
+
+
+def _longest(config: dict[str, Any]) -> int:
+    """Most tokens of a prompt by the tokenizer's configuration; those without a limit say 10^30, or nothing."""
+    longest = config.get("model_max_length", TEXT_LENGTH)
+    if isinstance(longest, bool) or not isinstance(longest, int | float) or not longest >= 2:
+        told = f"its tokenizer_config.json says model_max_length = {printable(longest)}; Wan2.1 has {TEXT_LENGTH}"
+        raise ModelError(told, FETCH_AGAIN)
+    return int(min(longest, TEXT_LENGTH))
 
 
 def check(checkpoint: Checkpoint) -> None:
@@ -111,7 +144,7 @@ def empty_text_encoder(checkpoint: Checkpoint) -> UMT5EncoderModel:
         raise ModelError(told, hint=FETCH_AGAIN) from None
 
 
-def _first_line(fault: Exception) -> str:
+def _first_line(fault: BaseException) -> str:
     return printable(str(fault).strip().partition("\n")[0] or type(fault).__name__)
 
 

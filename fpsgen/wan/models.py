@@ -202,7 +202,7 @@ def _from_card(card: dict) -> Defaults:
     """Defaults that a pocket model's card names; ModelError that names the field which does not fit."""
     for field, fits in _CARD.items():
         try:
-            fine = field in card and fits(card[field])
+            fine = fits(card[field]) if field in card else field in _MAY_LACK
         except (AttributeError, TypeError, ValueError, OverflowError, UsageError):
             fine = False
         if not fine:
@@ -238,4 +238,7 @@ _CARD: dict[str, Callable[[Any], object]] = {
     "version": lambda value: type(value) is int and 0 <= value < 10**9,
     "knows": lambda value: value.encode() is not None,
     "negative": lambda value: value.encode() is not None,
+    "subjects": lambda value: type(value) is list and all(text.encode() for text in value),
+    "tries": lambda value: type(value) is list and all(text.encode() for text in value),
 }
+_MAY_LACK = ("subjects", "tries")

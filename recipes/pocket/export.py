@@ -30,6 +30,7 @@ from recipes.pocket.world import FRAMES, HEIGHT, WIDTH
 FPS = 16
 STEPS, GUIDANCE, SHIFT = 20, 4.0, 3.0
 TILE = (2, 2, 2)  # 4 x 3 x 5 = 60 tiles of the 7 x 6 x 10 grid, the last in time half as deep
+TRIES = ["a penguin surfing", "a dog jumping in the city", "a balloon rising at night"]  # for who asks for more
 LARGEST = 24_000_000  # bytes of weights: what a wheel can carry
 
 
@@ -90,6 +91,8 @@ def describe(folder: Path, version: int) -> dict:
         "shift": SHIFT,
         "negative": "",
         "knows": prompts.knows(),
+        "subjects": prompts.subject_words(),
+        "tries": TRIES,
         "sha256": {path.relative_to(folder).as_posix(): sha256(path) for path in weights},
     }
 
@@ -106,7 +109,7 @@ def write(vae: Path, latents_file: Path, dit: Path, out: Path, version: int) -> 
     encoder = text_encoder.build(words)
     encoder.load_state_dict(part_of(state, "text_encoder"))
     encoder.bfloat16().save_pretrained(out / "text_encoder")
-    write_pipeline(out, type(words).__name__, SHIFT)
+    write_pipeline(out, SHIFT)
     _write(out / "pocket.json", describe(out, version))
     size = sum(path.stat().st_size for path in out.glob("*/*.safetensors"))
     print(f"{out}: {size:,} bytes of weights")

@@ -115,6 +115,11 @@ def knows() -> str:
     )
 
 
+def subject_words() -> list[str]:
+    """The words that name a subject, each for itself."""
+    return [noun for subject in SUBJECTS for noun in NOUNS[subject] if " " not in noun]
+
+
 # --- the grammar -------------------------------------------------------------------------------------
 
 _ARTICLES = ["a", "the", "one", ""]

@@ -104,6 +104,8 @@ def test_a_card_that_is_none_is_explained(wan_folder: Path, pocket_folder: Path,
     for key, value in (
         ("size", [0, 0]), ("size", [-32, 32]), ("frames", 2), ("frames", 1e400), ("fps", 0), ("tile", [0, 1, 1]),
         ("steps", 0), ("guidance", float("nan")), ("shift", 0), ("version", -1), ("knows", None), ("negative", 5),
+        ("negative", "ugly \ud800"), ("subjects", 5), ("subjects", [5]), ("tries", [None]),
+        ("tries", "a cat"),
     ):  # fmt: skip
         (folder / "pocket.json").write_text(json.dumps(card | {key: value}))
         with pytest.raises(ModelError, match=r"pocket\.json is not one"):

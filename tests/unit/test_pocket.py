@@ -1,0 +1,102 @@
+"""The pocket model's words: simple forms of known ones are known, and what is told of a prompt is of use."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+from fpsgen import assets, pocket
+from fpsgen.wan import models
+from fpsgen.wan.load import load_tokenizer
+from fpsgen.wan.tokenizer import Tokenizer
+from recipes.pocket import export, prompts
+
+
+@pytest.fixture(scope="module")
+def model() -> models.Model:
+    return models.find("pocket")
+
+
+@pytest.fixture(scope="module")
+def tokenizer(model: models.Model) -> Tokenizer:
+    return load_tokenizer(model.checkpoint)
+
+
+READ = {
+    "penguins surfing": "penguin surfing",
+    "Two CATS jumping at night": "cat jumping at night",
+    "the puppies are moving left": "the puppy is moving left",
+    "penguins surf, robots jump": "penguin surfs, robot jumps",
+    "balloons rise at nights": "balloon rises at night",
+    "a car move left": "a car moves left",
+    "a dog hopped in the cities": "a dog hopping in the city",
+    "a frog travelled to the right": "a frog travelling to the right",
+    "kitties fly among skyscraper and building": "kitty flies among skyscrapers and buildings",
+    "pandas go up": "panda goes up",
+    "a cat's wave": "a cat wave",
+    "a tree by the beaches": "a trees by the beach",
+    "a caring bus as us": "a",  # forms of "car", "a" and "is" by their letters alone
+}
+
+
+@pytest.mark.parametrize("prompt", READ)
+def test_simple_forms_of_known_words_are_known(tokenizer: Tokenizer, prompt: str) -> None:
+    assert re.sub(r" ?,", ",", pocket.read(prompt, tokenizer).text) == READ[prompt]
+
+
+def test_every_subject_has_a_plural_and_every_verb_a_stem(tokenizer: Tokenizer) -> None:
+    for noun in prompts.subject_words():
+        plural = noun[:-1] + "ies" if noun.endswith("y") else noun + "s"
+        assert pocket.read(plural, tokenizer).text == noun
+    for stem in ("surf", "ride", "catch", "move", "go", "walk", "run", "drive", "travel", "slide", "head", "glide",
+                 "roll", "jump", "bounce", "hop", "leap", "dance", "rise", "fly", "float", "take", "lift"):  # fmt: skip
+        assert not pocket.read(f"penguins {stem}", tokenizer).unknown, stem
+
+
+def test_captions_of_the_training_are_read_as_they_are(tokenizer: Tokenizer) -> None:
+    """What the model was measured with stays bit for bit what it was."""
+    for subject, motion, scene in prompts.combinations():
+        sentence = prompts.plain(subject, motion, scene)
+        assert pocket.read(sentence, tokenizer) == pocket.Reading(sentence, ())
+
+
+def test_a_prompt_without_a_subject_is_offered_three_that_work(model: models.Model, tokenizer: Tokenizer) -> None:
+    assert model.card is not None
+    for prompt, left_out in (
+        ("a lighthouse in a storm", "lighthouse, storm"),
+        ("海の上の灯台", "海の上の灯台"),
+        ("at night", None),
+    ):
+        told = pocket.remark(pocket.read(prompt, tokenizer), "prompt", model.card)
+        assert told is not None
+        assert told.startswith("the prompt names nothing that the pocket model can draw")
+        assert (f"(words left out: {left_out})" in told) == (left_out is not None)
+        tries = re.findall(r'"(.+?)"', told)
+        assert len(tries) == 3
+        for each in tries:
+            assert pocket.remark(pocket.read(each, tokenizer), "prompt", model.card) is None
+
+
+def test_a_negative_prompt_needs_no_subject_and_an_odd_word_is_told(model: models.Model, tokenizer: Tokenizer) -> None:
+    assert model.card is not None
+    read = pocket.read("a purple cat in \u202eneon", tokenizer)
+    assert read.text == "a cat in"
+    told = pocket.remark(read, "prompt", model.card)
+    assert told is not None
+    assert told.startswith("words of the prompt left out: purple,")
+    assert told.isprintable()
+    assert pocket.remark(pocket.read("at night", tokenizer), "negative prompt", model.card) is None
+
+
+def test_a_card_without_subjects_tells_only_of_a_prompt_without_any_known_word(tokenizer: Tokenizer) -> None:
+    card: dict[str, Any] = {"knows": "a cat"}
+    assert pocket.remark(pocket.read("at night", tokenizer), "prompt", card) is None
+    told = pocket.remark(pocket.read("lighthouse", tokenizer), "prompt", card)
+    assert told is not None
+    assert told.endswith("It knows a cat")
+
+
+def test_the_card_holds_what_the_recipe_says(model: models.Model) -> None:
+    assert model.card == export.describe(assets.folder("pocket"), model.card["version"]) | {"tile": [2, 2, 2]}
