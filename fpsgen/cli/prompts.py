@@ -6,16 +6,53 @@ import codecs
 import contextlib
 import locale
 import os
+import re
 import sys
+import unicodedata
 from collections import Counter
 from pathlib import Path
+from typing import Any
+
+from typer.core import TyperCommand
 
 from fpsgen import files
 from fpsgen.cli.options import expand
 from fpsgen.errors import UsageError
+from fpsgen.printable import printable
 
 MAX_PROMPT = 5000  # characters
 MAX_PROMPTS = 1000
+# Letters, symbols and unassigned characters that Unicode wants drawn as nothing: fillers, a blank braille cell, others.
+_BLANK = re.compile("[\u115f\u1160\u2065\u2800\u3164\uffa0\ufff0-\ufff8\U000e0000-\U000e0fff]")
+
+
+class DashCommand(TyperCommand):
+    """A command whose prompt may begin with "-", as in "-3 degrees in winter", which is no option."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, [*args])
+        except Exception as fault:  # typer has a copy of click's errors, and exports few of them
+            name = getattr(fault, "option_name", None)
+            sentences = [arg for arg in args if re.match(r"-(?!-[\w-]+=).*\s", arg, re.DOTALL)]
+            sentences = [arg for arg in sentences if arg.startswith(name or "-")] or sentences
+            if name is None or len(sentences) != 1 or "--" in args:
+                raise
+            args.remove(sentences[0])
+            try:
+                return super().parse_args(ctx, [*args, "--", *sentences])
+            except Exception:
+                raise fault from None
+
+
+def is_blank(text: str) -> bool:
+    """Whether nothing in a text can be seen: spaces, controls, marks without a letter, or HTML's names for these."""
+    from fpsgen.wan.tokenizer import clean
+
+    return all(
+        unicodedata.category(c) in ("Cc", "Cf", "Cs", "Mn", "Mc", "Me", "Zs", "Zl", "Zp")
+        for c in _BLANK.sub("", clean(text))
+    )
 
 
 def as_text(argument: str) -> str:
@@ -38,9 +75,8 @@ def read_prompt() -> str:
 
 
 def check_prompts(prompt: str, negative: str | None) -> None:
-    """Refuse an empty prompt, and texts far beyond what the model reads and the file's comment can hold."""
-    if not prompt.strip():
-        raise UsageError("the prompt is empty", hint='fpsgen generate "a cat surfing"')
+    """Refuse a prompt in which nothing can be seen, bytes that are no text, and texts far beyond what the model reads
+    and the file's comment can hold."""
     for name, text in (("prompt", prompt), ("negative prompt", negative or "")):
         if any("\ud800" <= letter <= "\udfff" for letter in text):
             raise UsageError(f"the {name} is not UTF-8 text", hint="type it anew, or save its file as UTF-8")
@@ -49,6 +85,9 @@ def check_prompts(prompt: str, negative: str | None) -> None:
                 f"the {name} has {len(text)} characters; at most {MAX_PROMPT} are taken",
                 hint="shorten it: the model reads its first 512 tokens",
             )
+    if is_blank(prompt):
+        told = "the prompt holds only characters that cannot be seen" if prompt.strip() else "the prompt is empty"
+        raise UsageError(told, hint='fpsgen generate "a cat surfing"')
 
 
 def read_prompts(path: Path) -> tuple[str, ...]:
@@ -57,19 +96,27 @@ def read_prompts(path: Path) -> tuple[str, ...]:
         with files.open_regular(expand(path)) as file:
             text = file.read(4 * MAX_PROMPT * MAX_PROMPTS).decode("utf-8-sig")
     except UnicodeDecodeError:
-        raise UsageError(f"{path} is not UTF-8 text", hint="save it as UTF-8, a prompt a line") from None
+        raise UsageError(f"{printable(path)} is not UTF-8 text", hint="save it as UTF-8, a prompt a line") from None
     except (OSError, ValueError) as fault:
         told = getattr(fault, "strerror", None) or fault
-        raise UsageError(f"cannot read the prompts in {path}: {told}", hint="give a file, a prompt a line") from None
+        message = f"cannot read the prompts in {printable(path)}: {told}"
+        raise UsageError(message, hint="give a file, a prompt a line") from None
     lines = [line.strip() for line in text.splitlines()]
     for number, line in enumerate(lines, 1):
+        where = f"{printable(path)}, line {number}"
         if len(line) > MAX_PROMPT:
-            told = f"{path}, line {number}: a prompt of {len(line)} characters; at most {MAX_PROMPT} are taken"
+            told = f"{where}: a prompt of {len(line)} characters; at most {MAX_PROMPT} are taken"
             raise UsageError(told, hint="shorten it: the model reads its first 512 tokens")
+        if line and is_blank(line):
+            raise UsageError(
+                f"{where}: a prompt of characters that cannot be seen", hint="write a prompt there, or remove the line"
+            )
     found = [line for line in lines if line and not line.startswith("#")]
     if len(found) > MAX_PROMPTS:
-        raise UsageError(f"{path} has more than {MAX_PROMPTS} prompts", hint="take the first of them")
+        raise UsageError(
+            f"{path} has more than {MAX_PROMPTS} prompts", hint=f"keep at most {MAX_PROMPTS}, a prompt a line"
+        )
     if len(set(found)) != len(found):
-        twice = Counter(found).most_common(1)[0][0][:80]
-        raise UsageError(f"{path} has a prompt twice: {twice!r}", hint="leave one of them out")
+        twice = printable(Counter(found).most_common(1)[0][0], 80)
+        raise UsageError(f"{printable(path)} has a prompt twice: '{twice}'", hint="leave one of them out")
     return tuple(found)

@@ -9,6 +9,7 @@ from typer.core import TyperGroup
 
 from fpsgen import __version__
 from fpsgen.cli import bench, calibrate, doctor, errors, generate, kernels, models, presets
+from fpsgen.cli.prompts import DashCommand
 
 
 class Root(TyperGroup):
@@ -36,7 +37,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("generate", epilog=generate.EXAMPLES, no_args_is_help=True)(generate.generate)
+app.command("generate", cls=DashCommand, epilog=generate.EXAMPLES, no_args_is_help=True)(generate.generate)
 app.command("calibrate", epilog=calibrate.EXAMPLES)(calibrate.calibrate)
 app.add_typer(bench.app, name="bench")
 app.add_typer(models.app, name="models")

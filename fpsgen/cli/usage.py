@@ -46,8 +46,11 @@ def _meant(error: Any, path: str) -> str | None:
     deeper = [command for one in below.values() for command in (one, *getattr(one, "commands", {}).values())]
     if any(error.option_name in parameter.opts for command in deeper for parameter in command.params):
         return f"{error.option_name} stands after the command: {path} … {error.option_name}"
-    near = difflib.get_close_matches(error.option_name, error.possibilities or (), 1)
-    return f"did you mean {near[0]}?" if near else None
+    if near := difflib.get_close_matches(error.option_name, error.possibilities or (), 1):
+        return f"did you mean {near[0]}?"
+    if error.ctx and any(parameter.name == "prompt" for parameter in error.ctx.command.params):
+        return f'write a prompt that begins with a dash after two dashes: {path} -- "-3 degrees"'
+    return None
 
 
 def _value(error: Any) -> tuple[str, str | None]:
