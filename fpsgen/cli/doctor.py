@@ -16,9 +16,10 @@ Row = tuple[str, str]
 @errors.explained
 def doctor(json: Json = False) -> None:
     """Say what this machine has and can run, and try it; leaves with 1 where something is broken."""
+    out, report = Output(json), {}
+    out.loading()
     from fpsgen import doctor
 
-    out, report = Output(json), {}
     for name, found in doctor.examine(strict=errors.show_tracebacks):
         report[name] = found
         if name in _SECTIONS:
@@ -26,6 +27,7 @@ def doctor(json: Json = False) -> None:
             out.line(title)
             for label, text in rows(found) if "fault" not in found else [("failed", found["fault"])]:
                 out.line(f"  {label:17}{text}")
+        out.loading("looking further")
     told = report["verdict"]
     for warning in told["warnings"]:
         out.note(warning)

@@ -116,12 +116,12 @@ def generate(
         if no_clobber and output.exists():
             raise UsageError(f"{output} is there, and --no-clobber keeps it", hint="choose another name with -o")
         check_path(output, size)
-        named_model = find_model(model) if model is not None else None
         from fpsgen.presets import shipped
 
         named = None if preset is None or preset in shipped.GRADES else shipped.find(preset)
         if preset and output.exists() and (given := Path(preset).expanduser()).exists() and output.samefile(given):
             raise UsageError(f"{output} is the preset: the video would replace it", hint="choose another -o")
+        named_model = find_model(model) if model is not None else None
         if output.exists():
             out.note(f"{output} is there: the new video will replace it")
             out.loading()

@@ -120,6 +120,7 @@ def build(
     wanted = list(dict.fromkeys(kernels.find(name) for name in names or kernels.KERNELS))
     notes: set[str] = set()
     for named in wanted:
+        out.loading(f"compiling {named.name}")
         begin = time.perf_counter()
         built = cache.build(named.kernel)
         seconds = time.perf_counter() - begin
@@ -191,7 +192,9 @@ def show(
     from fpsgen.jit import cache, kernels, sass
 
     named = kernels.find(name)
-    out, built = Output(json), cache.build(named.kernel)
+    out = Output(json)
+    out.loading(f"compiling {named.name}")
+    built = cache.build(named.kernel)
     if built.note:
         out.note(built.note)
     told = told_of(named, built)

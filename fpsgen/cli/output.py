@@ -31,12 +31,12 @@ class Output:
         self.verbose = verbose
         self.console = Console(stderr=True, highlight=False)
 
-    def loading(self, what: str | None = None) -> None:
-        """From here on it takes seconds until the next word: show on a terminal that something happens, and what; by
-        default the library that is being imported."""
+    def loading(self, doing: str | None = None) -> None:
+        """It takes seconds until the next word: show on a terminal that something happens, and what; by default which
+        library is being loaded."""
         hush()
         if self.shows_progress:
-            _waiting.append(Live(_Loading(what), console=self.console, transient=True, redirect_stdout=False))
+            _waiting.append(Live(_Busy(doing), console=self.console, transient=True, redirect_stdout=False))
             _waiting[0].start(refresh=True)
 
     def note(self, text: str) -> None:
@@ -136,16 +136,16 @@ class _Stoppable(Progress):
         super().update(task_id, **what)
 
 
-class _Loading:
+class _Busy:
     """A spinner, and what it is that takes so long."""
 
-    def __init__(self, what: str | None):
-        self._what, self._spinner = what, Spinner("dots")
+    def __init__(self, doing: str | None):
+        self._doing, self._spinner = doing, Spinner("dots")
 
     def __rich__(self) -> Spinner:
         tops = (name.partition(".")[0] for name in reversed(list(sys.modules)))  # in the order of their import
-        told = self._what or next((_LARGE[top] for top in tops if top in _LARGE), "fpsgen")
-        self._spinner.update(text=Text(f"loading {told}", "dim"))
+        told = self._doing or f"loading {next((_LARGE[top] for top in tops if top in _LARGE), 'fpsgen')}"
+        self._spinner.update(text=Text(told, "dim"))
         return self._spinner
 
 

@@ -205,6 +205,7 @@ def show(
     """Say what a preset does at each step, and what it saves. Needs no weights."""
     out = Output(json, verbose)
     sizes.check_settings(frames, steps, None, shift)
+    out.loading()
     preset, subject = chosen(name, model, res, out, frames=frames, steps=steps, shift=shift)
     told = {**facts(preset), **account(preset, replace(subject, solver=solver, grid=grid))}
     if json:
@@ -227,6 +228,7 @@ def check(
 
     out = Output(json)
     sizes.check_settings(frames, None, None, None)
+    out.loading()
     preset = files.read(Path(file), file)
     fits, at = "--model checks its windows, layers and heads, too", None
     if preset.model or model is not None or res is not None or frames is not None:

@@ -155,6 +155,26 @@ def test_whoever_stops_reading_does_not_end_the_work(pocket_folder: Path, tmp_pa
     assert video.exists()
 
 
+def test_what_can_be_known_without_torch_is_refused_without_it(tmp_path: Path) -> None:
+    """It takes seconds to load, on a busy machine half a minute."""
+    (tmp_path / "bad.toml").write_text("format = 1\n")
+    refused = [
+        ["", ], ["a cat", "--res", "1x1"], ["a cat", "--seed", "-1"], ["a cat", "--device", "nonsense"],
+        ["a cat", "--device", "cpu:7"], ["a cat", "-o", "a.avi"], ["a cat", "--preset", "nope"],
+        ["a cat", "--preset", str(tmp_path / "bad.toml")],
+    ]  # fmt: skip
+    code = (
+        "import sys\n"
+        "from typer.testing import CliRunner\n"
+        "from fpsgen.cli import app\n"
+        f"for args in {refused!r}:\n"
+        "    result = CliRunner().invoke(app, ['generate', *args])\n"
+        "    assert result.exit_code == 2, result.output\n"
+        "    assert 'torch' not in sys.modules, args\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_help_starts_as_fast_as_its_libraries() -> None:
     """At most 0.25 s of CPU above a Python that imports typer and rich; best of several runs each, interleaved."""
 
