@@ -20,6 +20,14 @@ if TYPE_CHECKING:
     from diffusers import WanPipeline
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_settings_of_the_developers(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Neither these tests nor the processes that they start read a settings file that is not theirs."""
+    os.environ["XDG_CONFIG_HOME"] = str(tmp_path_factory.mktemp("config"))
+    for name in ("FPSGEN_MODEL", "FPSGEN_PRESET", "FPSGEN_OUTPUT_DIR"):
+        os.environ.pop(name, None)
+
+
 @pytest.fixture(scope="session")
 def wan_pipeline() -> WanPipeline:
     from tests.tools.wan_pipeline import make_wan_pipeline

@@ -13,22 +13,29 @@ import typer
 from rich.markup import escape
 
 from fpsgen import files
-from fpsgen.cli import bench_attention, bench_quality
+from fpsgen.cli import bench_attention, bench_quality, complete
 from fpsgen.cli.bench_tables import tables
 from fpsgen.cli.errors import explained
 from fpsgen.cli.generate import fit, open_model
+from fpsgen.cli.help import App
 from fpsgen.cli.options import (
+    MEASURING,
+    OUTPUT,
+    SAMPLING,
     DeviceName,
     Frames,
+    Grid,
     GridName,
     Guidance,
     Json,
+    Measured,
     ModelName,
     NoReport,
     Precision,
     Report,
     Resolution,
     Shift,
+    Solver,
     SolverName,
     Steps,
     Verbose,
@@ -55,26 +62,17 @@ if TYPE_CHECKING:
     from fpsgen.metrics import Pair
     from fpsgen.wan.models import Model
 
-EXAMPLES = """[bold]Examples[/bold]
-
+EXAMPLES = """
 fpsgen bench --compare bf16
-
-fpsgen bench --preset balanced --compare bf16,diffusers --model 1.3b --pairs 1
-
-fpsgen bench --compare bf16 --random-weights 14b --res 720p
-
-fpsgen bench attention --model 14b --density 1,1/6
-
-fpsgen bench quality --prompts prompts.txt
+fpsgen bench --preset fast --compare bf16,diffusers
+fpsgen bench --random-weights 14b --res 720p
+fpsgen bench attention --model 14b
+fpsgen bench quality --prompts mine.txt
 """
 PROMPT = "a cat surfing"  # which the pocket model knows, too
 MOST_PAIRS = 50
 
-app = typer.Typer(
-    help="Measure speed and fidelity: end to end, of attention alone, over many prompts.",
-    epilog=EXAMPLES,
-    rich_markup_mode="rich",
-)
+app = App(epilog=EXAMPLES)
 app.command("attention", epilog=bench_attention.EXAMPLES)(bench_attention.attention)
 app.command("quality", epilog=bench_quality.EXAMPLES)(bench_quality.quality)
 
@@ -86,48 +84,78 @@ def bench(
     compare: Annotated[
         list[str] | None,
         typer.Option(
-            help="Whom with: bf16 (dense, by the fastest kernel that is found here), a preset, sdpa-flash, sdpa-cudnn, "
-            "sdpa-efficient, sdpa-math, flex, fa2, fa3, fa4, sage, diffusers. Several: again, or with commas. The "
-            "reference is bf16, or else the first.",
+            metavar="NAME",
+            help="What to compare with: bf16 (dense attention by the fastest kernel found here), a preset, a kernel "
+            "(sdpa-flash, sdpa-cudnn, sdpa-efficient, sdpa-math, flex, fa2, fa3, fa4, sage) or diffusers. Repeat the "
+            "option, or separate names with commas. bf16 is the reference if it is among them, else the first.",
             show_default="bf16",
+            rich_help_panel=MEASURING,
         ),
     ] = None,
-    preset: Annotated[
-        str, typer.Option(help="What is measured: a preset of `fpsgen presets`, or a .toml file.")
-    ] = "quality",
-    prompt: Annotated[str | None, typer.Option(help="What the video shows.", show_default=PROMPT)] = None,
+    preset: Measured = "quality",
+    prompt: Annotated[
+        str | None,
+        typer.Option(metavar="TEXT", help="What the video shows.", show_default=PROMPT, rich_help_panel=MEASURING),
+    ] = None,
     model: ModelName = None,
     random_weights: Annotated[
         str | None,
-        typer.Option(help="1.3b or 14b with random values: no checkpoint, one step of each phase, extrapolated."),
+        typer.Option(
+            metavar="MODEL",
+            help="Random weights in the shapes of 1.3b or 14b: no checkpoint is needed; one step of each phase is "
+            "timed, and the whole is extrapolated from them.",
+            rich_help_panel=MEASURING,
+            autocompletion=complete.wan_models,
+        ),
     ] = None,
     res: Resolution = None,
     frames: Frames = None,
     steps: Steps = None,
     guidance: Guidance = None,
     shift: Shift = None,
-    solver: Annotated[SolverName, typer.Option(help="How a step moves the latents.")] = SolverName.UNIPC,
-    grid: Annotated[GridName, typer.Option(help="Which noise levels: Wan2.1's, or diffusers'.")] = GridName.ORIGINAL,
-    seed: Annotated[int, typer.Option(help="Of the noise, the same for all.")] = 0,
+    solver: Solver = SolverName.UNIPC,
+    grid: Grid = GridName.ORIGINAL,
+    seed: Annotated[
+        int,
+        typer.Option(metavar="N", help="The seed of the noise, which is the same for all.", rich_help_panel=SAMPLING),
+    ] = 0,
     pairs: Annotated[
         int,
-        typer.Option(min=0, max=MOST_PAIRS, help="Warm runs of each, in the order A B B A; 0: the cold ones alone."),
+        typer.Option(
+            min=0,
+            max=MOST_PAIRS,
+            metavar="N",
+            help="How many warm runs of each, in the order A B B A; 0 measures only the cold runs.",
+            rich_help_panel=MEASURING,
+        ),
     ] = 2,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="The record, FILE.json.", show_default="bench-MODEL-PRESET.json"),
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="The record, a .json file.",
+            show_default="bench-MODEL-PRESET.json",
+            rich_help_panel=OUTPUT,
+        ),
     ] = None,
     report: Report = None,
     no_report: NoReport = False,
-    videos: Annotated[Path | None, typer.Option(help="A folder to keep the videos in.")] = None,
+    videos: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="The folder to keep the videos in.", rich_help_panel=OUTPUT),
+    ] = None,
     device: DeviceName = None,
     dtype: Precision = None,
     json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Make one video by a preset and by others from the same noise: time by phase, speed-up, fidelity.
+    """Measure the speed and the fidelity of a preset.
 
-    Each contender runs once cold, then there and back (A B B A). The record is a JSON file, with a report beside it.
+    The same video is made from the same noise by the preset and by what it is compared with: seconds of each phase,
+    speed-up, and how near the frames are. Each contender runs once cold, then there and back (A B B A). The record is a
+    JSON file, with a report beside it.
     """
     if context.invoked_subcommand is not None:
         check_alone(context)

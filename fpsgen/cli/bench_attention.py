@@ -11,10 +11,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fpsgen.cli import complete
 from fpsgen.cli.errors import explained
-from fpsgen.cli.options import Json, NoReport, Report, Verbose, check_report, expand, several
+from fpsgen.cli.options import (
+    MEASURING,
+    OUTPUT,
+    Json,
+    NoReport,
+    Report,
+    Verbose,
+    check_report,
+    expand,
+    several,
+)
 from fpsgen.cli.output import Output
 from fpsgen.cli.records import deliver, free_record, keep_record, record_place, report_place
+from fpsgen.cli.tables import Columns
 from fpsgen.errors import Stopped, UsageError
 from fpsgen.wan import sizes
 
@@ -22,12 +34,9 @@ if TYPE_CHECKING:
     import torch
     from rich.progress import Progress
 
-EXAMPLES = """[bold]Examples[/bold]
-
+EXAMPLES = """
 fpsgen bench attention --smoke
-
-fpsgen bench attention --model 14b --res 720p --density 1,1/6 --variant E
-
+fpsgen bench attention --model 14b --density 1,1/6
 fpsgen bench attention --seconds 1000 -o mine.json
 """
 
@@ -37,28 +46,75 @@ _LEAST_SECONDS, _MOST_SECONDS = 10, 1_000_000
 
 @explained
 def attention(
-    model: Annotated[list[str] | None, typer.Option(help="1.3b, 14b.", show_default="both")] = None,
-    res: Annotated[list[str] | None, typer.Option(help="480p, 720p or WIDTHxHEIGHT.", show_default="480p,720p")] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="MODEL",
+            help="The model whose shapes are measured: 1.3b or 14b.",
+            show_default="both",
+            rich_help_panel=MEASURING,
+            autocompletion=complete.wan_models,
+        ),
+    ] = None,
+    res: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SIZE",
+            help="The size: 480p, 720p or WIDTHxHEIGHT.",
+            show_default="480p,720p",
+            rich_help_panel=MEASURING,
+            autocompletion=complete.sizes,
+        ),
+    ] = None,
     density: Annotated[
         list[str] | None,
         typer.Option(
-            help="Share of token pairs that are computed; the nearest window is taken.",
+            metavar="X",
+            help="The share of token pairs to compute; the window nearest to it is taken.",
             show_default="1,1/2,1/4,1/6,1/10",
+            rich_help_panel=MEASURING,
         ),
     ] = None,
     variant: Annotated[
-        list[str] | None, typer.Option(help="Of our kernel: A, C, E (`fpsgen kernels`).", show_default="all")
+        list[str] | None,
+        typer.Option(
+            metavar="LETTER",
+            help="The variant of our kernel: A, C or E (`fpsgen kernels` tells what they are).",
+            show_default="all",
+            rich_help_panel=MEASURING,
+        ),
     ] = None,
     repeats: Annotated[
         int | None,
-        typer.Option(min=1, help="Samples of each.", show_default=f"{_REPEATS}, with --smoke {_REPEATS_SMOKE}"),
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="How many times each is timed.",
+            show_default=f"{_REPEATS}, with --smoke {_REPEATS_SMOKE}",
+            rich_help_panel=MEASURING,
+        ),
     ] = None,
-    seconds: Annotated[float, typer.Option(help="End after so long, whatever is missing.")] = 500.0,
-    smoke: Annotated[bool, typer.Option("--smoke", help="One tiny shape: does everything run here?")] = False,
+    seconds: Annotated[
+        float,
+        typer.Option(
+            metavar="X", help="End after so many seconds, whatever is missing by then.", rich_help_panel=MEASURING
+        ),
+    ] = 500.0,
+    smoke: Annotated[
+        bool,
+        typer.Option(
+            "--smoke", help="Measure one tiny shape, to see whether everything runs here.", rich_help_panel=MEASURING
+        ),
+    ] = False,
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", help="The record, FILE.json; FILE.md beside it.", show_default="bench-attention-GPU.json"
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="The record, a .json file; its tables are written beside it, as .md.",
+            show_default="bench-attention-GPU.json",
+            rich_help_panel=OUTPUT,
         ),
     ] = None,
     report: Report = None,
@@ -66,11 +122,11 @@ def attention(
     json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Time attention on a CUDA GPU, at Wan2.1's shapes: torch's backends, other packages', and our kernel.
+    """Measure attention alone, on a CUDA GPU, at Wan2.1's shapes.
 
-    Needs no checkpoint. Every result is checked on sampled rows before it is timed. Of models, sizes, densities and
-    variants several can be given: the option again, or values with commas. Exit code 1 where something failed, was
-    wrong, or had no time.
+    Torch's backends, other packages' and our kernel are timed, and every result is checked on sampled rows before. No
+    checkpoint is needed. For several models, sizes, densities or variants, repeat the option, or separate values with
+    commas. The exit code is 1 if something failed, was wrong, or had no time.
     """
     from fpsgen.jit.attention import VARIANTS
     from fpsgen.wan.config import FAMILIES
@@ -210,6 +266,16 @@ def tell(out: Output, record: dict[str, Any]) -> None:
                 out.line(f"- {remark}")
             for table in tables(case):
                 out.line(f"\n{table.title}")
-                out.show(table.rich())
+                out.show(columns(table.head, table.rows))
     if cut := record.get("cut"):
         out.note(f"it ended before its time: {cut}")
+
+
+def columns(head: list[str], rows: list[list[str]]) -> Columns:
+    """A table of the report, whose columns all matter."""
+    table = Columns()
+    for name in head:
+        table.column(name)
+    for cells in rows:
+        table.row(*cells)
+    return table

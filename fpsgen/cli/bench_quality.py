@@ -14,10 +14,15 @@ from fpsgen.cli.calibrate import Bar, settings_of
 from fpsgen.cli.errors import explained
 from fpsgen.cli.generate import default_name, open_model
 from fpsgen.cli.options import (
+    MACHINE,
+    MEASURING,
+    OUTPUT,
+    ClipSeed,
     DeviceName,
     Frames,
     Guidance,
     Json,
+    Measured,
     ModelName,
     NoReport,
     Precision,
@@ -36,6 +41,7 @@ from fpsgen.cli.options import (
 from fpsgen.cli.output import Output
 from fpsgen.cli.prompts import read_prompts
 from fpsgen.cli.records import deliver, free_record, keep_record, record_place, report_place
+from fpsgen.cli.tables import Columns
 from fpsgen.errors import Stopped, UsageError
 from fpsgen.report.words import asked, counted
 from fpsgen.seeds import check_seed
@@ -43,17 +49,12 @@ from fpsgen.timing import Timings
 from fpsgen.wan import sizes
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from fpsgen.bench.quality import Job
 
-EXAMPLES = """[bold]Examples[/bold]
-
+EXAMPLES = """
 fpsgen bench quality
-
-fpsgen bench quality --preset balanced --compare bf16,fast --prompts mine.txt --seeds 4
-
-fpsgen bench quality --model 1.3b --prompts mine.txt --videos clips --vbench
+fpsgen bench quality --compare bf16,fast --seeds 4
+fpsgen bench quality --prompts mine.txt --videos clips
 """
 
 FIRST_SEED = 1000  # presets that ship were calibrated on seeds from 0 on
@@ -72,18 +73,32 @@ _DIGITS = {"latent_cosine": ".5f", "latent_error": ".2g", "psnr": ".1f", "ssim":
 def quality(
     prompts: Annotated[
         Path | None,
-        typer.Option(help="A file, a prompt a line, # for comments.", show_default="8 of ours, 4 with Wan2.1"),
+        typer.Option(
+            metavar="FILE",
+            help="A text file with one prompt on each line; # begins a comment.",
+            show_default="8 prompts that come with fpsgen, 4 for Wan2.1",
+            rich_help_panel=MEASURING,
+        ),
     ] = None,
-    seeds: Annotated[int, typer.Option(min=1, max=_MOST_SEEDS, help="Clips of each prompt.")] = 1,
-    preset: Annotated[
-        str, typer.Option(help="What is measured: a preset of `fpsgen presets`, or a .toml file.")
-    ] = "quality",
+    seeds: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            max=_MOST_SEEDS,
+            metavar="N",
+            help="How many clips to make of each prompt.",
+            rich_help_panel=MEASURING,
+        ),
+    ] = 1,
+    preset: Measured = "quality",
     compare: Annotated[
         list[str] | None,
         typer.Option(
-            help="Whom with, the first being the reference, or bf16 where it is among them: bf16, a preset, or a "
-            "kernel as in `fpsgen bench`. Several: again, or with commas.",
+            metavar="NAME",
+            help="What to compare with: bf16, a preset, or a kernel as in `fpsgen bench`. Repeat the option, or "
+            "separate names with commas. bf16 is the reference if it is among them, else the first.",
             show_default="bf16",
+            rich_help_panel=MEASURING,
         ),
     ] = None,
     model: ModelName = None,
@@ -92,31 +107,57 @@ def quality(
     steps: Steps = None,
     guidance: Guidance = None,
     shift: Shift = None,
-    seed: Annotated[int, typer.Option(help="Of the first clip; each further one counts up.")] = FIRST_SEED,
+    seed: ClipSeed = FIRST_SEED,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="The record, FILE.json.", show_default="bench-quality.json")
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="The record, a .json file.",
+            show_default="bench-quality.json",
+            rich_help_panel=OUTPUT,
+        ),
     ] = None,
     report: Report = None,
     no_report: NoReport = False,
     videos: Annotated[
-        Path | None, typer.Option(help="A folder to keep the videos in, one inside of it for each contender.")
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="The folder to keep the videos in, with a folder for each contender.",
+            rich_help_panel=OUTPUT,
+        ),
     ] = None,
     vbench: Annotated[
-        bool, typer.Option("--vbench", help="Let VBench judge the folders of --videos, where it is installed.")
+        bool,
+        typer.Option(
+            "--vbench", help="Let VBench, if it is installed, judge the folders of --videos.", rich_help_panel=MEASURING
+        ),
     ] = False,
     vbench_bin: Annotated[
-        Path | None, typer.Option(help="VBench's program, in its own environment.", show_default="vbench on PATH")
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="The program of VBench, in its own environment.",
+            show_default="vbench on PATH",
+            rich_help_panel=MACHINE,
+        ),
     ] = None,
     device: DeviceName = None,
     dtype: Precision = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Render anew what an earlier run has kept.")] = False,
+    fresh: Annotated[
+        bool,
+        typer.Option("--fresh", help="Render again what an earlier run has kept.", rich_help_panel=MEASURING),
+    ] = False,
     json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Make many clips by a preset and by others, from the same noise: fidelity, with mean and 95 % interval.
+    """Measure the fidelity of a preset over many prompts and seeds.
 
-    On the pocket model also what the clips show, against what their prompts say. Clips are kept: a run that was stopped
-    goes on where it was, and another --compare renders what is new.
+    Each clip is made from the same noise by the preset and by what it is compared with; the mean of each measure is
+    told with its 95 % interval. For the pocket model a judge also tells whether clips show what their prompts say.
+    Clips are kept: a run that was stopped continues where it was, and another --compare renders only what is new.
     """
     out = Output(json, verbose)
     size = sizes.parse_resolution(res) if res is not None else None
@@ -249,7 +290,7 @@ def tell_vbench(out: Output, places: dict[str, list[Path]]) -> None:
         out.line(line)
 
 
-def tables(record: dict[str, Any]) -> Iterator[Table]:
+def tables(record: dict[str, Any]) -> Iterator[Columns]:
     """Fidelity, and what else was judged; a column for each contender."""
     from fpsgen.bench.quality_record import MEASURES
     from fpsgen.cli.bench_tables import new
@@ -261,21 +302,21 @@ def tables(record: dict[str, Any]) -> Iterator[Table]:
     for measure in MEASURES:
         told = [measured(one["fidelity"], measure, clips) for one in contenders]
         if any(told):
-            table.add_row(_TITLES[measure], *told)
+            table.row(_TITLES[measure], *told)
     for count, title in (("identical", "identical clips"), ("nonfinite", "clips with NaN, Inf")):
-        table.add_row(title, *("" if one[count] is None else str(one[count]) for one in contenders))
+        table.row(title, *("" if one[count] is None else str(one[count]) for one in contenders))
     yield table
     if any(one["adherence"] for one in contenders):
         table = new(record, "Clips as prompted")
         for aspect, (_, of) in contenders[0]["adherence"].items():
             if not of:  # no prompt names one
                 continue
-            table.add_row(aspect, *("{} of {}".format(*one["adherence"][aspect]) for one in contenders))
+            table.row(aspect, *("{} of {}".format(*one["adherence"][aspect]) for one in contenders))
         yield table
     if any(one["vbench"] for one in contenders):
         table = new(record, "VBench")
         for dimension in contenders[0]["vbench"]:
-            table.add_row(dimension.replace("_", " "), *(score(one["vbench"][dimension]) for one in contenders))
+            table.row(dimension.replace("_", " "), *(score(one["vbench"][dimension]) for one in contenders))
         yield table
 
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from rich.text import Text
+
+from fpsgen.cli.tables import Columns
 from fpsgen.timing import PHASES
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 _MEASURES = {"latent_cosine": "latent cosine", "psnr": "PSNR", "ssim": "SSIM", "lpips": "LPIPS"}
 
 
-def tables(record: dict[str, Any]) -> Iterator[Table]:
+def tables(record: dict[str, Any]) -> Iterator[Columns]:
     """Time by phase, steps by the preset's phases, and what is near to the reference."""
     yield of_time(record)
     if all(one["cold"] and one["warm"] for one in record["contenders"]):
@@ -23,18 +23,15 @@ def tables(record: dict[str, Any]) -> Iterator[Table]:
         yield of_fidelity(record)
 
 
-def new(record: dict[str, Any], title: str) -> Table:
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table(title=escape(title), title_justify="left", box=None, padding=(0, 2, 0, 0))
-    table.add_column("")
+def new(record: dict[str, Any], title: str) -> Columns:
+    table = Columns(title)
+    table.column("")
     for one in record["contenders"]:
-        table.add_column(escape(one["name"]), justify="right")
+        table.column(one["name"], right=True)
     return table
 
 
-def of_time(record: dict[str, Any]) -> Table:
+def of_time(record: dict[str, Any]) -> Columns:
     """Medians of the warm runs, how far they went apart, the cold run; speed-ups."""
     contenders = record["contenders"]
     runs = len(contenders[0]["warm"])
@@ -42,51 +39,51 @@ def of_time(record: dict[str, Any]) -> Table:
     table = new(record, f"Seconds, {'extrapolated from single steps' if record['extrapolated'] else how}")
     for name in PHASES:
         if name != "compile" or any(one["median"][name] for one in contenders):
-            table.add_row(name, *(seconds(one["median"][name]) for one in contenders))
-    table.add_row("[bold]total[/]", *(f"[bold]{seconds(one['median']['total'])}[/]" for one in contenders))
+            table.row(name, *(seconds(one["median"][name]) for one in contenders))
+    table.row(Text("total", "bold"), *(Text(seconds(one["median"]["total"]), "bold") for one in contenders))
     if runs > 1:
-        table.add_row("  from, to", *(" to ".join(seconds(x) for x in one["spread"]["total"]) for one in contenders))
+        table.row("  from, to", *(" to ".join(seconds(x) for x in one["spread"]["total"]) for one in contenders))
     if any(one["warm"] and one["warm"][-1]["peak_memory_bytes"] for one in contenders):
-        table.add_row("memory, peak", *(gigabytes(one["warm"]) for one in contenders))
+        table.row("memory, peak", *(gigabytes(one["warm"]) for one in contenders))
     for name, title in (("total", "speed-up"), ("denoise", "speed-up, denoise")) if runs else ():
-        table.add_row(title, *(speedup(one, name) for one in contenders))
+        table.row(title, *(speedup(one, name) for one in contenders))
     return table
 
 
-def of_cold(record: dict[str, Any]) -> Table:
+def of_cold(record: dict[str, Any]) -> Columns:
     """The first run of each, in the order of the columns."""
     table = new(record, "Seconds, cold: the first run of each in this process, compiling its kernels")
     for name in (*PHASES, "total"):
         times = [one["cold"][name] for one in record["contenders"]]
         if name != "compile" or any(times):
-            table.add_row(name, *(seconds(time) for time in times))
+            table.row(name, *(seconds(time) for time in times))
     return table
 
 
-def of_steps(record: dict[str, Any]) -> Table:
+def of_steps(record: dict[str, Any]) -> Columns:
     """Of each phase of the preset: seconds a step, the density, and what one step, run apart, was made of."""
     table = new(record, "Seconds a step; below, of one run apart: attention + linear layers + rest")
     told: list[str] = []
     for number, phase in enumerate(record["contenders"][0]["phases"]):
         first, last = phase["first"], phase["last"]
-        table.add_row(
+        table.row(
             f"step {first}" if first == last else f"steps {first} to {last}",
             *(step(one["phases"][number]) for one in record["contenders"]),
         )
         before, told = told, [split(one["phases"][number]) for one in record["contenders"]]
         if told != before:  # phases of equal plans are measured once
-            table.add_row("", *told)
+            table.row("", *told)
     return table
 
 
-def of_fidelity(record: dict[str, Any]) -> Table:
+def of_fidelity(record: dict[str, Any]) -> Columns:
     table = new(record, f"Fidelity to {record['reference']}")
     for measure, title in _MEASURES.items():
         told = [one["fidelity"] for one in record["contenders"]]
         if measure == "lpips" and not any(own and own[measure] is not None for own in told):
             continue
-        table.add_row(title, *(fidelity(own, measure) for own in told))
-    table.add_row(
+        table.row(title, *(fidelity(own, measure) for own in told))
+    table.row(
         "NaN, Inf", *(str(own["fidelity"]["nonfinite"]) if own["fidelity"] else "" for own in record["contenders"])
     )
     return table

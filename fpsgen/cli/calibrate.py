@@ -13,8 +13,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fpsgen import files
+from fpsgen.cli import preferences
 from fpsgen.cli.errors import explained
 from fpsgen.cli.options import (
+    MEASURING,
+    OUTPUT,
+    ClipSeed,
     DeviceName,
     Frames,
     Guidance,
@@ -23,17 +27,18 @@ from fpsgen.cli.options import (
     Precision,
     Resolution,
     Shift,
+    Steps,
     Verbose,
     check_report,
     choose_dtype,
     choose_text_dtype,
     expand,
     parse_device,
-    per_model,
 )
 from fpsgen.cli.output import Output, readable
 from fpsgen.cli.prompts import read_prompts
 from fpsgen.cli.records import Kept, check_place, deliver, keep, report_place
+from fpsgen.cli.tables import Columns
 from fpsgen.errors import Stopped, UsageError
 from fpsgen.printable import printable
 from fpsgen.seeds import check_seed
@@ -47,15 +52,13 @@ if TYPE_CHECKING:
     from fpsgen.calibrate.run import Result
     from fpsgen.wan.models import Model
 
-EXAMPLES = """[bold]Examples[/bold]
-
+EXAMPLES = """
 fpsgen calibrate --model pocket --min-psnr 30 -o my.toml
-
 fpsgen calibrate --model 14b --res 720p --dry-run
-
-fpsgen calibrate --model 1.3b --target-cost 0.3 --prompts mine.txt --checks 4
+fpsgen calibrate --target-cost 0.3 --prompts mine.txt
 """
 
+BUDGET = "Budget (one of them)"
 _AT_ONCE = 0.005  # seconds for a step's work, which no model is quick enough for
 
 
@@ -63,50 +66,104 @@ _AT_ONCE = 0.005  # seconds for a step's work, which no model is quick enough fo
 def calibrate(
     model: ModelName = None,
     min_psnr: Annotated[
-        float | None, typer.Option(help="PSNR of the frames against bf16's, mean over clips, at least.")
+        float | None,
+        typer.Option(
+            metavar="DB",
+            help="The least PSNR of the frames against bf16's, as the mean over clips.",
+            show_default="30, if no budget is given",
+            rich_help_panel=BUDGET,
+        ),
     ] = None,
-    max_error: Annotated[float | None, typer.Option(help="1 - cosine of the final latents, mean, at most.")] = None,
+    max_error: Annotated[
+        float | None,
+        typer.Option(
+            metavar="X",
+            help="The largest error of the final latents (1 - cosine), as the mean over clips.",
+            rich_help_panel=BUDGET,
+        ),
+    ] = None,
     target_cost: Annotated[
-        float | None, typer.Option(help="Of attention, as modelled, at most; dense bf16 is 1.")
+        float | None,
+        typer.Option(
+            metavar="X", help="The highest modelled cost of attention; dense bf16's is 1.", rich_help_panel=BUDGET
+        ),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="The preset, a .toml file.", show_default="from the model")
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="The preset, a .toml file.",
+            show_default="MODEL-calibrated.toml",
+            rich_help_panel=OUTPUT,
+        ),
     ] = None,
     report: Annotated[
         Path | None,
-        typer.Option(help="The report, an .html file; pictures beside it.", show_default="beside the preset"),
+        typer.Option(
+            metavar="FILE",
+            help="The report, an .html file; its pictures are written beside it.",
+            show_default="beside the preset",
+            rich_help_panel=OUTPUT,
+        ),
     ] = None,
-    no_report: Annotated[bool, typer.Option("--no-report", help="Write the preset alone.")] = False,
+    no_report: Annotated[
+        bool, typer.Option("--no-report", help="Write the preset alone.", rich_help_panel=OUTPUT)
+    ] = False,
     res: Resolution = None,
     frames: Frames = None,
-    steps: Annotated[
-        int | None, typer.Option(help="Denoising steps of what is verified.", show_default=per_model("steps"))
-    ] = None,
+    steps: Steps = None,
     guidance: Guidance = None,
     shift: Shift = None,
     prompts: Annotated[
-        Path | None, typer.Option(help="A file, a prompt a line, # for comments.", show_default="twelve of ours")
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="A text file with one prompt on each line; # begins a comment.",
+            show_default="twelve prompts that come with fpsgen",
+            rich_help_panel=MEASURING,
+        ),
     ] = None,
     clips: Annotated[
-        int | None, typer.Option(min=1, help="Prompts to measure on.", show_default="pocket 4, else 2")
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="How many of the prompts to measure on.",
+            show_default="4 for pocket, 2 for Wan2.1",
+            rich_help_panel=MEASURING,
+        ),
     ] = None,
     checks: Annotated[
         int | None,
-        typer.Option(min=1, help="Prompts behind them to verify on.", show_default="pocket 8, else 1"),
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="How many of the next prompts to verify on.",
+            show_default="8 for pocket, 1 for Wan2.1",
+            rich_help_panel=MEASURING,
+        ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the first clip; each further one counts up.")] = 0,
+    seed: ClipSeed = 0,
     device: DeviceName = None,
     dtype: Precision = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say how long it takes; load nothing.")] = False,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Measure anew what an earlier run has kept.")] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Say how long it would take; load nothing.", rich_help_panel=MEASURING),
+    ] = False,
+    fresh: Annotated[
+        bool,
+        typer.Option("--fresh", help="Measure again what an earlier run has kept.", rich_help_panel=MEASURING),
+    ] = False,
     json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Find how sparse and how precise attention may be, step by step, layer by layer, and write it as a preset.
+    """Find how sparse and how precise attention may be, and write it as a preset.
 
-    Measures the dense model on a few prompts, takes the cheapest schedule within a budget (--min-psnr 30 where none is
-    given), and verifies it on other prompts. What was measured is kept: a run that was stopped goes on where it was,
-    and another budget costs verification alone.
+    The dense model makes a few clips; fpsgen takes the cheapest schedule for each step, layer and head that stays
+    within a budget, and verifies it on other prompts. What was measured is kept: a run that was stopped continues where
+    it was, and another budget costs its verification only.
     """
     out = Output(json, verbose)
     size = sizes.parse_resolution(res) if res is not None else None
@@ -163,15 +220,16 @@ def choose_model(name: str | None, size: tuple[int, int] | None, cuda: bool, dry
     """The model that was named, or the default; for a dry run it need not be here."""
     from fpsgen.wan import hub, load, models
 
-    if dry_run and name is not None and name.lower() in hub.REPOSITORIES:
-        return models.absent(name.lower())
-    if name is not None:
-        chosen = models.find(name)
-    else:
-        chosen, surprise = models.choose(size, cuda)
-        if surprise:
-            out.note(surprise)
-    load.check(chosen.checkpoint)
+    with preferences.using("model", name) as wanted:
+        if dry_run and wanted is not None and wanted.lower() in hub.REPOSITORIES:
+            return models.absent(wanted.lower())
+        if wanted is not None:
+            chosen = models.find(wanted)
+        else:
+            chosen, surprise = models.choose(size, cuda)
+            if surprise:
+                out.note(surprise)
+        load.check(chosen.checkpoint)
     return chosen
 
 
@@ -318,22 +376,20 @@ def tell(out: Output, result: Result, job: Job, kept: Kept) -> None:
 
 def tell_estimate(out: Output, job: Job) -> None:
     """What a calibration would take on one H100."""
-    from rich.table import Table
-
     from fpsgen.calibrate import estimate
 
     if job.model.card is not None:
         raise UsageError("the pocket model takes minutes on two cores, not worked out", hint="leave --dry-run out")
     parts = estimate.parts(job)
     clip, total = estimate.clip_seconds(job), sum(part.seconds for part in parts)
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    table.add_column("part")
-    for column in ("forwards", "hours", "BF16 clips"):
-        table.add_column(column, justify="right")
+    table = Columns()
+    table.column("part")
+    for spare, column in ((2, "forwards"), (0, "hours"), (1, "BF16 clips")):
+        table.column(column, right=True, spare=spare)
     for part in parts:
-        table.add_row(part.name, f"{part.forwards:.0f}", f"{part.seconds / 3600:.2f}", f"{part.seconds / clip:.2f}")
+        table.row(part.name, f"{part.forwards:.0f}", f"{part.seconds / 3600:.2f}", f"{part.seconds / clip:.2f}")
     total_forwards = sum(part.forwards for part in parts)
-    table.add_row("total", f"{total_forwards:.0f}", f"{total / 3600:.2f}", f"{total / clip:.2f}")
+    table.row("total", f"{total_forwards:.0f}", f"{total / 3600:.2f}", f"{total / clip:.2f}")
     if not out.json:
         out.show(table)
     windows = len(job.candidates.windows)

@@ -15,7 +15,7 @@ Row = tuple[str, str]
 
 @errors.explained
 def doctor(json: Json = False) -> None:
-    """Say what this machine has and can run, and try it; leaves with 1 where something is broken."""
+    """Check what this machine has and can run, and try it. Exits with code 1 if something is broken."""
     out, report = Output(json), {}
     out.loading()
     from fpsgen import doctor

@@ -12,13 +12,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.text import Text
 
 from fpsgen import files
-from fpsgen.cli import signals
+from fpsgen.cli import complete, preferences, signals
 from fpsgen.cli.errors import explained
 from fpsgen.cli.options import (
+    OUTPUT,
+    SAMPLING,
+    VIDEO,
     DeviceName,
     Frames,
+    Grid,
     GridName,
     Guidance,
     Json,
@@ -26,6 +31,7 @@ from fpsgen.cli.options import (
     Precision,
     Resolution,
     Shift,
+    Solver,
     SolverName,
     Steps,
     Verbose,
@@ -37,6 +43,7 @@ from fpsgen.cli.options import (
 )
 from fpsgen.cli.output import Output
 from fpsgen.cli.prompts import as_text, check_prompts, read_prompt
+from fpsgen.cli.tables import Columns
 from fpsgen.errors import Stopped, UsageError
 from fpsgen.seeds import check_seed
 from fpsgen.timing import Timings
@@ -44,19 +51,14 @@ from fpsgen.wan import sizes
 
 if TYPE_CHECKING:
     import torch
-    from rich.table import Table
 
     from fpsgen.pipeline import Event, Request
     from fpsgen.wan.models import Model
 
-EXAMPLES = """[bold]Examples[/bold]
-
+EXAMPLES = """
 fpsgen generate "a cat surfing"
-
-fpsgen generate "a cat surfing" --res 720p --seed 7 -o cat.mp4
-
-fpsgen generate "a lighthouse in a storm" --model 14b --res 1280x720 --frames 49 --steps 30
-
+fpsgen generate "a cat surfing" --seed 7 -o cat.mp4
+fpsgen generate "a lighthouse" --model 14b --res 720p
 echo "a dog in the city" | fpsgen generate - --json
 """
 
@@ -65,36 +67,69 @@ ENLARGED = 4  # the pocket's file, 640x384: its own 160x96 would be a stamp on a
 
 @explained
 def generate(
-    prompt: Annotated[str, typer.Argument(help="What the video shows; - reads it from standard input.")],
+    prompt: Annotated[
+        str, typer.Argument(metavar="PROMPT", help="What the video shows; - reads it from standard input.")
+    ],
     res: Resolution = None,
     frames: Frames = None,
     model: ModelName = None,
     steps: Steps = None,
     guidance: Guidance = None,
     shift: Shift = None,
-    solver: Annotated[SolverName, typer.Option(help="How a step moves the latents.")] = SolverName.UNIPC,
-    grid: Annotated[GridName, typer.Option(help="Which noise levels: Wan2.1's, or diffusers'.")] = GridName.ORIGINAL,
+    solver: Solver = SolverName.UNIPC,
+    grid: Grid = GridName.ORIGINAL,
     negative: Annotated[
-        str | None, typer.Option(help="What the video should not show.", show_default="Wan2.1's own; pocket none")
+        str | None,
+        typer.Option(
+            metavar="TEXT",
+            help="What the video should not show.",
+            show_default="Wan2.1's own text; nothing for pocket",
+            rich_help_panel=VIDEO,
+        ),
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Same seed, same video.", show_default="random")] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="The seed of the noise: the same seed and settings make the same video again.",
+            show_default="random",
+            rich_help_panel=VIDEO,
+        ),
+    ] = None,
     preset: Annotated[
         str | None,
         typer.Option(
-            help="bf16 (dense and exact), quality, balanced, fast, another of `fpsgen presets`, or a .toml file.",
+            metavar="PRESET",
+            help="How sparse and how precise attention is: bf16 (dense and exact), quality, balanced, fast, another "
+            "that `fpsgen presets` lists, or a .toml file.",
             show_default="quality where our kernels run it, else bf16",
+            rich_help_panel=SAMPLING,
+            autocompletion=complete.presets,
         ),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="FILE.mp4, .webm or .gif.", show_default="from the prompt")
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="The video: an .mp4, .webm or .gif file.",
+            show_default="a free name from prompt and seed",
+            rich_help_panel=OUTPUT,
+        ),
     ] = None,
-    no_clobber: Annotated[bool, typer.Option("--no-clobber", help="Refuse to replace the file of -o.")] = False,
+    no_clobber: Annotated[
+        bool, typer.Option("--no-clobber", help="Refuse to replace an existing file.", rich_help_panel=OUTPUT)
+    ] = False,
     device: DeviceName = None,
     dtype: Precision = None,
     json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Make a video from a prompt."""
+    """Make a video from a prompt.
+
+    Your own defaults for model, preset and output folder can be set with `fpsgen config`.
+    """
     timings = Timings()
     out = Output(json, verbose)
     prompt = read_prompt() if prompt == "-" else as_text(prompt)
@@ -107,7 +142,7 @@ def generate(
         check_seed(seed)
     seed = secrets.randbelow(2**31) if seed is None else seed
     may_replace = output is not None and not no_clobber
-    output = choose_name(prompt, seed) if output is None else expand(output)
+    output = choose_name(preferences.output_folder(), prompt, seed) if output is None else expand(output)
     out.loading()
     with timings.phase("load"):  # importing torch and the libraries around it is part of the wait
         # What needs no torch, which takes seconds, is refused before it.
@@ -118,10 +153,11 @@ def generate(
         check_path(output, size)
         from fpsgen.presets import shipped
 
-        named = None if preset is None or preset in shipped.GRADES else shipped.find(preset)
-        if preset and output.exists() and (given := Path(preset).expanduser()).exists() and output.samefile(given):
+        with preferences.using("preset", preset) as wanted:
+            named = None if wanted is None or wanted in shipped.GRADES else shipped.find(wanted)
+        if wanted and output.exists() and (given := Path(wanted).expanduser()).exists() and output.samefile(given):
             raise UsageError(f"{output} is the preset: the video would replace it", hint="choose another -o")
-        named_model = find_model(model) if model is not None else None
+        named_model = find_model(model)
         if output.exists():
             out.note(f"{output} is there: the new video will replace it")
             out.loading()
@@ -136,8 +172,11 @@ def generate(
     settings = chosen.defaults.override(
         width=width, height=height, frames=frames, steps=steps, guidance=guidance, shift=shift, negative=negative
     )
-    if named is None and preset is not None:
-        named = shipped.of_grade(preset, chosen.family, settings.width, settings.height)
+    if named is None and wanted is not None:
+        named = shipped.of_grade(wanted, chosen.family, settings.width, settings.height)
+    if named is not None:
+        with preferences.using("preset", preset):
+            named.check_family(chosen.family)
     chosen_preset = named or pipeline.default_preset(chosen, settings.width, settings.height, settings.frames, target)
     request = pipeline.Request(
         prompt=prompt.strip(), seed=seed, output=output, scale_to=scale_to, may_replace=may_replace,
@@ -173,16 +212,19 @@ def generate(
 def open_model(
     name: str | None, size: tuple[int, int] | None, device: torch.device, out: Output, timings: Timings
 ) -> Model:
-    """The model that was named, or the default one for a size; its files are looked at."""
-    return find_model(name) if name is not None else choose_model(size, device, out, timings)
+    """The model that was named, or the user's own default, or the one for a size; its files are looked at."""
+    return find_model(name) or choose_model(size, device, out, timings)
 
 
-def find_model(name: str) -> Model:
-    """The model that was named; its files are looked at."""
-    from fpsgen.wan import load, models
+def find_model(name: str | None) -> Model | None:
+    """The model that was named, or the user's own default, if there is one; its files are looked at."""
+    with preferences.using("model", name) as wanted:
+        if wanted is None:
+            return None
+        from fpsgen.wan import load, models
 
-    chosen = models.find(name)
-    load.check(chosen.checkpoint)  # a file that does not fit is told now, not after the denoising
+        chosen = models.find(wanted)
+        load.check(chosen.checkpoint)  # a file that does not fit is told now, not after the denoising
     return chosen
 
 
@@ -230,9 +272,9 @@ def fit(model: Model, size: tuple[int, int] | None, out: Output) -> tuple[int, i
     return *own, size
 
 
-def choose_name(prompt: str, seed: int) -> Path:
+def choose_name(folder: Path, prompt: str, seed: int) -> Path:
     """`default_name`, or with -2, -3 and so on where there is such a file: that of another prompt or other settings."""
-    return next(path for path in files.numbered(Path(default_name(prompt, seed))) if not os.path.lexists(path))
+    return next(path for path in files.numbered(folder / default_name(prompt, seed)) if not os.path.lexists(path))
 
 
 def default_name(prompt: str, seed: int) -> str:
@@ -285,21 +327,19 @@ def preset_remark(request: Request, ran: dict, surprised: bool) -> str:
     return ", ".join(told)
 
 
-def timing_table(timings: Timings, device: torch.device, preset: tuple[str, str]) -> Table:
-    from rich.table import Table
-
-    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
-    table.add_column()
-    table.add_column(justify="right")
-    table.add_column(style="dim")
-    table.add_row("preset", *preset)
+def timing_table(timings: Timings, device: torch.device, preset: tuple[str, str]) -> Columns:
+    table = Columns(head=False)
+    table.column("")
+    table.column("", right=True)
+    table.column("", prose=True)
+    table.row("preset", preset[0], Text(preset[1], "dim"))
     count = len(timings.steps)
     remarks = {"denoise": f"{count} steps, {sum(timings.steps) / count:.2f} s each" if count else ""}
     for name, seconds in timings.seconds.items():
         if seconds or name != "compile":  # most runs have nothing to compile
-            table.add_row(name, f"{seconds:.2f} s", remarks.get(name, ""))
-    table.add_row("[bold]total[/]", f"[bold]{timings.total:.2f} s[/]", "")
+            table.row(name, f"{seconds:.2f} s", Text(remarks.get(name, ""), "dim"))
+    table.row(Text("total", "bold"), Text(f"{timings.total:.2f} s", "bold"), "")
     if timings.peak_memory is not None:
         remark = f"peak, allocated on {device}" if device.type == "cuda" else "peak, resident, mapped weights included"
-        table.add_row("memory", f"{timings.peak_memory / 2**30:.2f} GiB", remark)
+        table.row("memory", f"{timings.peak_memory / 2**30:.2f} GiB", Text(remark, "dim"))
     return table

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fpsgen.cli import complete
 from fpsgen.cli.errors import explained
+from fpsgen.cli.help import App
 from fpsgen.cli.options import Json
 from fpsgen.cli.output import Output, readable
+from fpsgen.cli.tables import Columns
 from fpsgen.errors import UsageError
 from fpsgen.report.words import counted
 
@@ -18,28 +21,25 @@ if TYPE_CHECKING:
     from fpsgen.jit.cache import Built, Held
     from fpsgen.jit.kernels import Named
 
-EXAMPLES = """[bold]Examples[/bold]
-
+EXAMPLES = """
 fpsgen kernels
-
 fpsgen kernels build
-
 fpsgen kernels show attention-c
-
 fpsgen kernels clear --stale
 """
 
 _FOLDER_HINT = "FPSGEN_CACHE_DIR says where kernels are kept"
 
-app = typer.Typer(
-    help="List, compile and remove the kernels for Hopper GPUs.", epilog=EXAMPLES, rich_markup_mode="rich"
-)
+app = App(epilog=EXAMPLES)
 
 
-@app.callback(invoke_without_command=True, epilog=EXAMPLES)
+@app.callback(invoke_without_command=True)
 @explained
 def bare(context: typer.Context, json: Json = False) -> None:
-    """List the kernels, and which are compiled."""
+    """List, compile and remove the kernels for Hopper GPUs.
+
+    Without a command: list them, and which are compiled.
+    """
     if context.invoked_subcommand is None:
         tell_list(Output(json))
     elif json:
@@ -48,10 +48,10 @@ def bare(context: typer.Context, json: Json = False) -> None:
         )
 
 
-@app.command("list", epilog=EXAMPLES)
+@app.command("list", epilog="fpsgen kernels list --json")
 @explained
 def list_kernels(json: Json = False) -> None:
-    """Say which kernels there are, and which are compiled."""
+    """List the kernels, and which of them are compiled."""
     tell_list(Output(json))
 
 
@@ -62,16 +62,15 @@ def tell_list(out: Output) -> None:
     if out.json:
         out.result("", told)
         return
-    from rich.table import Table
-
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for column in ("kernel", "for", "compiled", "size"):
-        names = column == "kernel"  # which are typed, and not to be broken
-        table.add_column(column, justify="right" if column == "size" else "left", overflow="fold", no_wrap=names)
+    table = Columns()
+    table.column("kernel")
+    table.column("for", prose=True)
+    table.column("compiled")
+    table.column("size", right=True, spare=1)
     states = {True: "yes", False: "no", None: "?"}
     for entry in told["kernels"]:
         size = "" if entry["bytes"] is None else readable(entry["bytes"])
-        table.add_row(entry["name"], entry["about"], states[entry["compiled"]], size)
+        table.row(entry["name"], entry["about"], states[entry["compiled"]], size)
     out.show(table)
     out.line(f"compiled kernels are kept in {told['folder']}")
     if (stale := told["stale"]) and stale["count"]:
@@ -105,13 +104,21 @@ def listed() -> dict:
     return told
 
 
-@app.command(epilog=EXAMPLES)
+@app.command(epilog="fpsgen kernels build\nfpsgen kernels build attention-c prologue-c")
 @explained
 def build(
-    names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]…", help="By default all of them.")] = None,
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="NAME…",
+            help="The kernels to compile, as `fpsgen kernels` lists them.",
+            show_default="all",
+            autocompletion=complete.kernels,
+        ),
+    ] = None,
     json: Json = False,
 ) -> None:
-    """Compile kernels that are not compiled yet, so that no video waits for it."""
+    """Compile the kernels that are not compiled yet, so that no video has to wait for them."""
     from fpsgen.jit import cache, kernels
 
     out = Output(json)
@@ -140,13 +147,15 @@ def build(
         raise typer.Exit(1)
 
 
-@app.command(epilog=EXAMPLES)
+@app.command(epilog="fpsgen kernels clear\nfpsgen kernels clear --stale")
 @explained
 def clear(
-    stale: Annotated[bool, typer.Option("--stale", help="Only what no present kernel has.")] = False,
+    stale: Annotated[
+        bool, typer.Option("--stale", help="Only kernels left over from older sources or compilers.")
+    ] = False,
     json: Json = False,
 ) -> None:
-    """Remove compiled kernels; whatever else lies in their folder stays."""
+    """Remove compiled kernels. Other files in their folder stay."""
     from fpsgen.jit import cache, kernels, nvrtc
 
     out, folder = Output(json), cache.folder()
@@ -183,12 +192,21 @@ def clear(
     )
 
 
-@app.command(epilog=EXAMPLES)
+@app.command(epilog="fpsgen kernels show attention-c")
 @explained
 def show(
-    name: Annotated[str, typer.Argument(help="One of those that `fpsgen kernels` lists.")], json: Json = False
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME", help="The kernel, as `fpsgen kernels` lists it.", autocompletion=complete.kernels
+        ),
+    ],
+    json: Json = False,
 ) -> None:
-    """Say what the compiler made of a kernel, which is compiled first where it is not."""
+    """Show what the compiler made of a kernel: registers, memory, tensor-core instructions.
+
+    A kernel that is not compiled yet is compiled first.
+    """
     from fpsgen.jit import cache, kernels, sass
 
     named = kernels.find(name)
@@ -210,18 +228,17 @@ def show(
 
 def draw(out: Output, told: dict) -> None:
     """A kernel, for people."""
-    from rich.table import Table
-
     out.line(f"{told['name']}: {told['about']}")
     numbers = ("registers", "spilled_bytes", "stack_bytes", "shared_bytes", "barriers")
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for column in ("function", *numbers, "tensor cores"):
-        justify: Literal["left", "right"] = "right" if column in numbers else "left"
-        table.add_column(column.removesuffix("_bytes"), justify=justify, overflow="fold")
+    table = Columns()
+    table.column("function")
+    for spare, column in enumerate(numbers):
+        table.column(column.removesuffix("_bytes"), right=True, spare=spare)
+    table.column("tensor cores", prose=True)
     for function, used in told["functions"].items():
         tensor = ", ".join(f"{many} {kind}" for kind, many in used["tensor_core_instructions"].items())
         cells = (f"{used[key]} B" if key.endswith("_bytes") else str(used[key]) for key in numbers)
-        table.add_row(function, *cells, tensor or "none")
+        table.row(function, *cells, tensor or "none")
     out.show(table)
     if after := told["registers_after_launch"]:
         out.line(

@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fpsgen.cli import complete
 from fpsgen.cli.errors import explained
+from fpsgen.cli.help import App
 from fpsgen.cli.options import Json, Verbose, expand
 from fpsgen.cli.output import Output, readable
+from fpsgen.cli.tables import Columns
 from fpsgen.errors import ModelError, Stopped, UsageError
 from fpsgen.printable import printable
 
@@ -20,17 +23,12 @@ if TYPE_CHECKING:
     from fpsgen.wan.hub import Download
     from fpsgen.wan.models import Model
 
-EXAMPLES = """[bold]Examples[/bold]
-
+EXAMPLES = """
 fpsgen models
-
 fpsgen models pull 1.3b --dry-run
-
 fpsgen models check ~/Wan2.1-T2V-14B
-
 fpsgen models rm 1.3b
-
-fpsgen models convert ~/Wan2.1-T2V-1.3B ~/Wan2.1-T2V-1.3B-Diffusers --to diffusers
+fpsgen models convert ~/Wan2.1-T2V-1.3B diffusers-1.3b
 """
 
 
@@ -39,13 +37,25 @@ class FormatName(StrEnum):
     DIFFUSERS = "diffusers"
 
 
-app = typer.Typer(help="List, fetch, check, convert and remove models.", epilog=EXAMPLES, rich_markup_mode="rich")
+CheckedModel = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="The model: a folder, a name, a .safetensors file or a hub id.",
+        autocompletion=complete.models,
+    ),
+]
+
+app = App(epilog=EXAMPLES)
 
 
-@app.callback(invoke_without_command=True, epilog=EXAMPLES)
+@app.callback(invoke_without_command=True)
 @explained
 def show(context: typer.Context, json: Json = False) -> None:
-    """List the models that have a name, and those that are on disk."""
+    """List, fetch, check, convert and remove models.
+
+    Without a command: list the models that fpsgen knows, and which of them are on this disk.
+    """
     if context.invoked_subcommand is None:
         show_list(Output(json))
     elif json:
@@ -54,10 +64,10 @@ def show(context: typer.Context, json: Json = False) -> None:
         )
 
 
-@app.command("list", epilog=EXAMPLES)
+@app.command("list", epilog="fpsgen models list --json")
 @explained
 def list_models(json: Json = False) -> None:
-    """List the models that have a name, and those that are on disk; the same as `fpsgen models`."""
+    """List the models that fpsgen knows, and which of them are on this disk."""
     show_list(Output(json))
 
 
@@ -66,13 +76,15 @@ def show_list(out: Output) -> None:
     if out.json:
         out.result("", {"models": known})
         return
-    from rich.table import Table
-
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for column in ("model", "format", "state", "size", "where"):
-        table.add_column(column, justify="right" if column == "size" else "left", overflow="fold")
+    table = Columns()
+    table.column("model")
+    table.column("format", spare=2)
+    table.column("state", prose=True)
+    table.column("size", right=True)
+    table.column("where", spare=1)
     for entry in known:
-        table.add_row(entry["name"], entry["format"], state_told(entry), size_told(entry), where_told(entry))
+        row = (entry["name"], entry["format"] or "", state_told(entry), size_told(entry), where_told(entry))
+        table.row(*row)
     out.show(table)
 
 
@@ -129,18 +141,28 @@ def entry(name: str, cached: Cached) -> dict:
     }
 
 
-@app.command(epilog=EXAMPLES)
+@app.command(epilog="fpsgen models pull 1.3b --dry-run\nfpsgen models pull 14b")
 @explained
 def pull(
-    name: Annotated[str, typer.Argument(help="1.3b, 14b or a hub id such as Wan-AI/Wan2.1-T2V-1.3B.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="The model: 1.3b, 14b or a hub id such as Wan-AI/Wan2.1-T2V-1.3B.",
+            autocompletion=complete.wan_models,
+        ),
+    ],
     form: Annotated[
-        FormatName, typer.Option("--format", help="Which of a known model's two repositories.")
+        FormatName,
+        typer.Option(
+            "--format", metavar="FORMAT", help="The format of the files of 1.3b or 14b: original or diffusers."
+        ),
     ] = FormatName.ORIGINAL,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be fetched.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Fetch what is here already, too.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Fetch also the files that are on this disk.")] = False,
     json: Json = False,
 ) -> None:
-    """Fetch a model from the Hugging Face hub; an interrupted download goes on where it ended."""
+    """Fetch a model from the Hugging Face hub. An interrupted download continues where it ended."""
     from fpsgen.wan import hub
 
     out = Output(json)
@@ -160,13 +182,21 @@ def pull(
     out.result(str(folder), {**told, "folder": str(folder)})
 
 
-@app.command(epilog=EXAMPLES)
+@app.command(epilog="fpsgen models rm 1.3b\nfpsgen models rm 14b --format diffusers --yes")
 @explained
 def rm(
-    name: Annotated[str, typer.Argument(help="1.3b, 14b or a hub id.")],
+    name: Annotated[
+        str,
+        typer.Argument(metavar="MODEL", help="The model: 1.3b, 14b or a hub id.", autocompletion=complete.wan_models),
+    ],
     form: Annotated[
         FormatName | None,
-        typer.Option("--format", help="Which of a known model's two downloads.", show_default="both"),
+        typer.Option(
+            "--format",
+            metavar="FORMAT",
+            help="The format of the files of 1.3b or 14b to remove: original or diffusers.",
+            show_default="both",
+        ),
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Remove without asking.")] = False,
     json: Json = False,
@@ -195,14 +225,14 @@ def rm(
     out.result(f"{readable(freed)} freed", {"removed": [each.repository for each in removals], "freed_bytes": freed})
 
 
-@app.command(epilog=EXAMPLES)
+@app.command(epilog="fpsgen models check 1.3b\nfpsgen models check ~/Wan2.1-T2V-14B")
 @explained
 def check(
-    model: Annotated[str, typer.Argument(help="A folder, or what --model takes.")],
+    model: CheckedModel,
     json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Compare a model's files with what Wan2.1 needs, by their headers: in seconds, nothing is loaded."""
+    """Compare a model's files with what Wan2.1 needs. It reads their headers alone, and takes seconds."""
     from fpsgen.wan import models
 
     out = Output(json, verbose)
@@ -223,13 +253,19 @@ def check(
     )
 
 
-@app.command(epilog=EXAMPLES)
+@app.command(epilog="fpsgen models convert ~/Wan2.1-T2V-1.3B diffusers-1.3b")
 @explained
 def convert(
-    model: Annotated[str, typer.Argument(help="A folder, or what --model takes.")],
-    out_folder: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to make.")],
+    model: CheckedModel,
+    out_folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder to make.")],
     to: Annotated[
-        FormatName | None, typer.Option("--to", help="The format to write.", show_default="the other one")
+        FormatName | None,
+        typer.Option(
+            "--to",
+            metavar="FORMAT",
+            help="The format to write: original or diffusers.",
+            show_default="the one that the model does not have",
+        ),
     ] = None,
     json: Json = False,
 ) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import re
 from collections.abc import Iterable
 from enum import StrEnum
@@ -10,6 +12,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fpsgen import assets
+from fpsgen.cli import complete
+from fpsgen.cli.help import MACHINE, MEASURING, OUTPUT, SAMPLING, VIDEO
 from fpsgen.errors import UsageError
 from fpsgen.printable import printable
 from fpsgen.wan import sizes
@@ -35,35 +40,130 @@ class GridName(StrEnum):
 
 
 def per_model(setting: str) -> str:
-    """A default for the help screen, as the table has it."""
-    values = {name: f"{getattr(defaults, setting):g}" for name, defaults in sizes.DEFAULTS.items()}
-    told = values["14b"] if values["1.3b"] == values["14b"] else f"{values['14b']}; 1.3b {values['1.3b']}"
-    return f"{told}; pocket its own"
+    """A default for the help screen, as the tables have it: "4 for pocket, 6 for 1.3b, 5 for 14b"."""
+    values = {}
+    with contextlib.suppress(OSError, ValueError, KeyError):  # an installation that is damaged is told when it is used
+        card = json.loads((assets.folder("pocket") / "pocket.json").read_text(encoding="utf-8"))
+        values["pocket"] = f"{card[setting]:g}"
+    values |= {name: f"{getattr(defaults, setting):g}" for name, defaults in sizes.DEFAULTS.items()}
+    if values["1.3b"] == values["14b"]:
+        values["Wan2.1"] = values.pop("14b")
+        del values["1.3b"]
+    return ", ".join(f"{value} for {name}" for name, value in values.items())
 
 
 ModelName = Annotated[
     str | None,
     typer.Option(
-        help="pocket, 1.3b, 14b, a folder, a .safetensors file or a hub id.", show_default="by size and what is on disk"
+        metavar="MODEL",
+        help="The model: pocket, 1.3b, 14b, a folder, a .safetensors file or a hub id.",
+        show_default="14b above 480p, else 1.3b; pocket if there is no GPU",
+        rich_help_panel=VIDEO,
+        autocompletion=complete.models,
     ),
 ]
-Resolution = Annotated[str | None, typer.Option(help="480p, 720p or WIDTHxHEIGHT.", show_default="the model's own")]
-Frames = Annotated[int | None, typer.Option(help="Frames, 4n + 1.", show_default=per_model("frames"))]
-Steps = Annotated[int | None, typer.Option(help="Denoising steps.", show_default=per_model("steps"))]
+Resolution = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SIZE",
+        help="Width and height: 480p, 720p or WIDTHxHEIGHT.",
+        show_default="the model's own",
+        rich_help_panel=VIDEO,
+        autocompletion=complete.sizes,
+    ),
+]
+Frames = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        help="How many frames: 1, 5, 9, … (4n + 1).",
+        show_default=per_model("frames"),
+        rich_help_panel=VIDEO,
+    ),
+]
+Steps = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N", help="How many denoising steps.", show_default=per_model("steps"), rich_help_panel=SAMPLING
+    ),
+]
 Guidance = Annotated[
-    float | None, typer.Option(help="Guidance scale; 1 switches it off.", show_default=per_model("guidance"))
+    float | None,
+    typer.Option(
+        metavar="X",
+        help="How closely the video follows the prompt (classifier-free guidance scale); 1 switches guidance off and "
+        "halves the time.",
+        show_default=per_model("guidance"),
+        rich_help_panel=SAMPLING,
+    ),
 ]
 Shift = Annotated[
-    float | None, typer.Option(help="Above 1, more steps at high noise.", show_default=per_model("shift"))
+    float | None,
+    typer.Option(
+        metavar="X",
+        help="How many of the steps are spent at high noise (flow shift): above 1, more of them.",
+        show_default=per_model("shift"),
+        rich_help_panel=SAMPLING,
+    ),
 ]
-DeviceName = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.", show_default="cuda if there")]
+Solver = Annotated[
+    SolverName,
+    typer.Option(metavar="NAME", help="The solver: unipc, dpm++ or euler.", rich_help_panel=SAMPLING),
+]
+Grid = Annotated[
+    GridName,
+    typer.Option(
+        metavar="NAME",
+        help="Whose noise levels the steps are at: original (Wan2.1's) or diffusers.",
+        rich_help_panel=SAMPLING,
+    ),
+]
+ClipSeed = Annotated[
+    int,
+    typer.Option(
+        metavar="N",
+        help="The seed of the first clip; the next clips use N + 1, N + 2 and so on.",
+        rich_help_panel=SAMPLING,
+    ),
+]
+DeviceName = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DEVICE",
+        help="The device: cpu, cuda or cuda:N.",
+        show_default="cuda if there is a GPU",
+        rich_help_panel=MACHINE,
+        autocompletion=complete.devices,
+    ),
+]
 Precision = Annotated[
-    Dtype | None, typer.Option(help="Precision of matrix products.", show_default="bf16; DiT on CPU fp32")
+    Dtype | None,
+    typer.Option(
+        metavar="TYPE",
+        help="The precision of matrix products: bf16 or fp32.",
+        show_default="bf16; on a CPU fp32, but for the text encoder",
+        rich_help_panel=MACHINE,
+    ),
 ]
-Report = Annotated[Path | None, typer.Option(help="The report, FILE.html.", show_default="beside the record")]
-NoReport = Annotated[bool, typer.Option("--no-report", help="Write no report.")]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say what was chosen, and why.")]
+Measured = Annotated[
+    str,
+    typer.Option(
+        "--preset",
+        metavar="PRESET",
+        help="The preset to measure: quality, balanced, fast, another that `fpsgen presets` lists, or a .toml file.",
+        rich_help_panel=MEASURING,
+        autocompletion=complete.presets,
+    ),
+]
+Report = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE", help="The report, an .html file.", show_default="beside the record", rich_help_panel=OUTPUT
+    ),
+]
+NoReport = Annotated[bool, typer.Option("--no-report", help="Write no report.", rich_help_panel=OUTPUT)]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.", rich_help_panel=OUTPUT)]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say what was chosen, and why.", rich_help_panel=OUTPUT)]
 
 
 def check_device(name: str | None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json as jsonlib
+import os
 import sys
 from typing import Any
 
@@ -11,15 +12,16 @@ from rich.console import Console
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.spinner import Spinner
-from rich.table import Table
 from rich.text import Text
 
 from fpsgen.cli import signals
+from fpsgen.cli.tables import Columns
 from fpsgen.printable import printable
 from fpsgen.printable import readable as readable
 
 SCHEMA = 1  # of the objects that --json prints; docs/json.md says when it changes
 _LARGE = {name: name for name in ("diffusers", "transformers", "huggingface_hub", "matplotlib")} | {"torch": "PyTorch"}
+_UNBOUNDED = 1000  # columns
 _MOST = 4000  # characters of one message: whoever wrote a name of a megabyte into a file fills no screen with it
 
 
@@ -55,17 +57,18 @@ class Output:
         if self.json:
             self._object({"error": message, "hint": hint, "exit_code": code})
 
-    def table(self, table: Table) -> None:
+    def table(self, table: Columns) -> None:
         if not self.json:
             hush()
             self.console.print(table)
 
-    def show(self, table: Table) -> None:
+    def show(self, table: Columns) -> None:
         """A table that is the command's result, on stdout."""
         there, drawn = Console(), io.StringIO()
-        as_there = {"width": there.width, "force_terminal": there.is_terminal, "color_system": there.color_system}
+        width = there.width if there.is_terminal or "COLUMNS" in os.environ else _UNBOUNDED  # a file has room
+        as_there = {"width": width, "force_terminal": there.is_terminal, "color_system": there.color_system}
         Console(file=drawn, highlight=False, **as_there).print(table)  # type: ignore[arg-type]
-        self._print(drawn.getvalue().rstrip("\n"))
+        self._print("\n".join(line.rstrip() for line in drawn.getvalue().splitlines()))
 
     def line(self, text: str) -> None:
         """One line of a result that has several, on stdout; --json has them in its object."""

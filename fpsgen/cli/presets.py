@@ -6,13 +6,27 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fpsgen.cli import complete
 from fpsgen.cli.errors import explained
-from fpsgen.cli.options import GridName, Json, SolverName, Verbose, per_model
+from fpsgen.cli.help import App
+from fpsgen.cli.options import (
+    VIDEO,
+    Frames,
+    Grid,
+    GridName,
+    Json,
+    Shift,
+    Solver,
+    SolverName,
+    Steps,
+    Verbose,
+)
 from fpsgen.cli.output import Output
+from fpsgen.cli.tables import Columns
 from fpsgen.errors import UsageError
 from fpsgen.report.words import counted
 from fpsgen.wan import sizes
@@ -23,14 +37,9 @@ if TYPE_CHECKING:
     from fpsgen.presets import Plans, Preset
     from fpsgen.wan.config import WanConfig
 
-EXAMPLES = """[bold]Examples[/bold]
-
+EXAMPLES = """
 fpsgen presets
-
 fpsgen presets show fast --model 14b --res 720p
-
-fpsgen presets show mine.toml --steps 30 --verbose
-
 fpsgen presets check mine.toml
 """
 
@@ -40,16 +49,34 @@ _MOST_ROWS = 4  # plans of one run of steps that are shown one by one
 Model = Annotated[
     str | None,
     typer.Option(
-        help="pocket, 1.3b or 14b, on disk or not; or a folder, a .safetensors file or a hub id.",
-        show_default=f"the preset's; {_ANY} where it is for any",
+        metavar="MODEL",
+        help="The model: pocket, 1.3b or 14b (which need not be on this disk), a folder, a .safetensors file or a hub "
+        "id.",
+        show_default=f"the preset's; {_ANY} if the preset is for any model",
+        rich_help_panel=VIDEO,
+        autocompletion=complete.models,
     ),
 ]
-Res = Annotated[str | None, typer.Option(help="480p, 720p or WIDTHxHEIGHT.", show_default="the preset's or model's")]
-FrameCount = Annotated[int | None, typer.Option(help="Frames, 4n + 1.", show_default=per_model("frames"))]
+Res = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SIZE",
+        help="Width and height: 480p, 720p or WIDTHxHEIGHT.",
+        show_default="the preset's, else the model's",
+        rich_help_panel=VIDEO,
+        autocompletion=complete.sizes,
+    ),
+]
+Name = Annotated[
+    str,
+    typer.Argument(
+        metavar="PRESET",
+        help="The preset: quality, balanced, fast, another that `fpsgen presets` lists, or a .toml file.",
+        autocompletion=complete.presets,
+    ),
+]
 
-app = typer.Typer(
-    help="List presets, show what one does and saves, check a file.", epilog=EXAMPLES, rich_markup_mode="rich"
-)
+app = App(epilog=EXAMPLES)
 
 
 @dataclass(frozen=True)
@@ -108,10 +135,13 @@ def chosen(
     return preset or shipped.of_grade(str(name), subject.family, width, height), subject
 
 
-@app.callback(invoke_without_command=True, epilog=EXAMPLES)
+@app.callback(invoke_without_command=True)
 @explained
 def bare(context: typer.Context, json: Json = False) -> None:
-    """List the presets that ship with fpsgen."""
+    """List presets, show what one does and saves, check a file.
+
+    Without a command: list the presets that come with fpsgen.
+    """
     if context.invoked_subcommand is None:
         tell_list(Output(json))
     elif json:
@@ -120,10 +150,10 @@ def bare(context: typer.Context, json: Json = False) -> None:
         )
 
 
-@app.command("list", epilog=EXAMPLES)
+@app.command("list", epilog="fpsgen presets list --json")
 @explained
 def list_presets(json: Json = False) -> None:
-    """Say which presets ship with fpsgen."""
+    """List the presets that come with fpsgen."""
     tell_list(Output(json))
 
 
@@ -134,15 +164,17 @@ def tell_list(out: Output) -> None:
     if out.json:
         out.result("", {"presets": told})
         return
-    from rich.table import Table
-
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for column in ("preset", "model", "size", "phases", "density", "cost", "quality"):
-        number = column in ("phases", "density", "cost")
-        table.add_column(column, justify="right" if number else "left", overflow="fold", no_wrap=column == "preset")
+    table = Columns()
+    table.column("preset")
+    table.column("model", spare=2)
+    table.column("size", spare=1)
+    table.column("phases", right=True, spare=3)
+    table.column("density", right=True, spare=1)
+    table.column("cost", right=True)
+    table.column("quality")
     for each in told:
         numbers = (str(each["phases"]), f"{each['density']:.2f}", f"{each['cost']:.2f}")
-        table.add_row(each["name"], each["model"] or "any", each["size"] or "any", *numbers, quality(each))
+        table.row(each["name"], each["model"] or "any", each["size"] or "any", *numbers, quality(each))
     out.show(table)
     out.line(f"means over the steps of the model's defaults, of {_ANY} where it is any; {_COST}")
     out.line("a grade picks by model and size: --preset quality, balanced or fast; fpsgen presets show NAME says more")
@@ -186,23 +218,24 @@ def quality(told: dict) -> str:
     return "exact" if told["exact"] else "not calibrated"
 
 
-@app.command(epilog=EXAMPLES, no_args_is_help=True)
+@app.command(
+    epilog="fpsgen presets show fast --model 14b --res 720p\nfpsgen presets show mine.toml --verbose",
+    no_args_is_help=True,
+)
 @explained
 def show(
-    name: Annotated[str, typer.Argument(help="One that ships, a grade (quality, balanced, fast) or a .toml file.")],
+    name: Name,
     model: Model = None,
     res: Res = None,
-    frames: FrameCount = None,
-    steps: Annotated[int | None, typer.Option(help="Denoising steps.", show_default=per_model("steps"))] = None,
-    shift: Annotated[
-        float | None, typer.Option(help="Above 1, more steps at high noise.", show_default=per_model("shift"))
-    ] = None,
-    solver: Annotated[SolverName, typer.Option(help="How a step moves the latents.")] = SolverName.UNIPC,
-    grid: Annotated[GridName, typer.Option(help="Which noise levels: Wan2.1's, or diffusers'.")] = GridName.ORIGINAL,
+    frames: Frames = None,
+    steps: Steps = None,
+    shift: Shift = None,
+    solver: Solver = SolverName.UNIPC,
+    grid: Grid = GridName.ORIGINAL,
     json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Say what a preset does at each step, and what it saves. Needs no weights."""
+    """Show what a preset does at each step, and what it saves. No weights are needed."""
     out = Output(json, verbose)
     sizes.check_settings(frames, steps, None, shift)
     out.loading()
@@ -214,16 +247,19 @@ def show(
         draw(out, told)
 
 
-@app.command(epilog=EXAMPLES, no_args_is_help=True)
+@app.command(epilog="fpsgen presets check mine.toml\nfpsgen presets check mine.toml --model 14b", no_args_is_help=True)
 @explained
 def check(
-    file: Annotated[str, typer.Argument(metavar="FILE", help="A preset's .toml file.")],
+    file: Annotated[
+        str,
+        typer.Argument(metavar="FILE", help="The preset, a .toml file.", autocompletion=complete.presets),
+    ],
     model: Model = None,
     res: Res = None,
-    frames: FrameCount = None,
+    frames: Frames = None,
     json: Json = False,
 ) -> None:
-    """Say whether a file is a preset, and fits the videos of the model it is for; else what is wrong, and where."""
+    """Check a preset's file: what is wrong and in which line, or whether it fits the videos of its model."""
     from fpsgen.presets import file as files
 
     out = Output(json)
@@ -307,23 +343,26 @@ def windows_of(plan: AttentionPlan, heads: int) -> list[dict[str, Any]]:
 
 def draw(out: Output, told: dict) -> None:
     """A preset, for people."""
-    from rich.table import Table
-
     at = told["at"]
     out.line(f"{told['name']}: {told['about']}" if told["about"] else told["name"])
     out.line(
         "{model} at {width}x{height}, {frames} frames, {tokens} tokens in {} tiles of {}; "
         "{steps} steps, {solver}, shift {shift:g}".format(*(times(at[key]) for key in ("tiles", "tile")), **at)
     )
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for column in ("steps", "noise", "layers", "heads", "sees", "precision", "density", "FLOPs saved"):
-        justify: Literal["left", "right"] = "right" if column in ("density", "FLOPs saved") else "left"
-        table.add_column(column, justify=justify, overflow="fold", no_wrap=column in ("steps", "noise"))
+    table = Columns()
+    table.column("steps")
+    table.column("noise", spare=2)
+    table.column("layers", prose=True)
+    table.column("heads", prose=True, spare=1 if not out.verbose else 0)
+    table.column("sees", prose=True)
+    table.column("precision", prose=True)
+    table.column("density", right=True)
+    table.column("FLOPs saved", right=True, spare=3)
     for run in told["runs"]:
         (first, last), (begin, end) = run["steps"], run["sigma"]
         head = [span(str(first), str(last)), span(f"{begin:.3f}", f"{end:.3f}")]
         for row in rows(run, out.verbose):
-            table.add_row(*head, *row)
+            table.row(*head, *row)
             head = ["", ""]
     out.show(table)
     saved, dense = amount(told["saved_flops"]), amount(told["dense_flops"])

@@ -13,9 +13,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from typer.core import TyperCommand
-
 from fpsgen import files
+from fpsgen.cli.help import Command
 from fpsgen.cli.options import expand
 from fpsgen.errors import UsageError
 from fpsgen.printable import printable
@@ -26,7 +25,7 @@ MAX_PROMPTS = 1000
 _BLANK = re.compile("[\u115f\u1160\u2065\u2800\u3164\uffa0\ufff0-\ufff8\U000e0000-\U000e0fff]")
 
 
-class DashCommand(TyperCommand):
+class DashCommand(Command):
     """A command whose prompt may begin with "-", as in "-3 degrees in winter", which is no option."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:

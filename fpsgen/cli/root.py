@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
 from fpsgen import __version__
-from fpsgen.cli import bench, calibrate, doctor, errors, generate, kernels, models, presets
+from fpsgen.cli import bench, calibrate, config, doctor, errors, generate, kernels, models, presets
+from fpsgen.cli.help import App, Group
 from fpsgen.cli.prompts import DashCommand
 
 
-class Root(TyperGroup):
+class Root(Group):
     """What goes wrong outside of a command, above all while options are read, ends as it does inside of one."""
 
     def make_context(self, info_name: str | None, args: list[str], *rest: Any, **extra: Any) -> Any:
@@ -27,13 +27,12 @@ class Root(TyperGroup):
             return super().invoke(ctx)
 
 
-app = typer.Typer(
+app = App(
     name="fpsgen",
     cls=Root,
-    help="Wan2.1 videos from a prompt: fast, and true to the model.",
-    epilog='Start with:  [bold]fpsgen generate "a cat surfing"[/bold]',
+    epilog='fpsgen generate "a cat surfing"',
     no_args_is_help=True,
-    rich_markup_mode="rich",
+    rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -43,7 +42,8 @@ app.add_typer(bench.app, name="bench")
 app.add_typer(models.app, name="models")
 app.add_typer(presets.app, name="presets")
 app.add_typer(kernels.app, name="kernels")
-app.command("doctor")(doctor.doctor)
+app.add_typer(config.app, name="config")
+app.command("doctor", epilog="fpsgen doctor\nfpsgen doctor --json")(doctor.doctor)
 
 
 def _version(wanted: bool) -> None:
@@ -57,6 +57,7 @@ def root(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
+    """Make videos from text with Wan2.1: fast, and true to the model."""
     errors.show_tracebacks = debug

@@ -8,6 +8,7 @@ from typing import Any
 
 import typer
 
+from fpsgen.cli.help import HINTS
 from fpsgen.printable import printable
 
 _MOST = 400  # characters of one sentence, which may repeat what was typed
@@ -42,6 +43,8 @@ def in_words(error: Any) -> tuple[str, str]:
 
 def _meant(error: Any, path: str) -> str | None:
     """What an unknown option may stand for."""
+    if hint := HINTS.get(error.option_name.replace("_", "-")):
+        return hint
     below = getattr(error.ctx.command, "commands", {}) if error.ctx else {}
     deeper = [command for one in below.values() for command in (one, *getattr(one, "commands", {}).values())]
     if any(error.option_name in parameter.opts for command in deeper for parameter in command.params):

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from rich.table import Table as RichTable
-
 from fpsgen.bench import roofline
 from fpsgen.bench.markdown import page
 
@@ -23,15 +21,6 @@ class Table:
     def markdown(self) -> str:
         lines = [self.head, ["---"] * len(self.head), *self.rows]
         return f"### {self.title}\n\n" + "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
-
-    def rich(self) -> RichTable:
-        """Without the title."""
-        drawn = RichTable(box=None, padding=(0, 2, 0, 0))
-        for name in self.head:
-            drawn.add_column(name, overflow="fold")
-        for cells in self.rows:
-            drawn.add_row(*cells)
-        return drawn
 
 
 def derive(lines: list[dict[str, Any]], card: dict[str, Any]) -> None:

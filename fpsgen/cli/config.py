@@ -1,0 +1,100 @@
+"""`fpsgen config`: standing choices of model, preset and output folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fpsgen.cli import complete, preferences
+from fpsgen.cli.errors import explained
+from fpsgen.cli.help import App
+from fpsgen.cli.options import Json, expand
+from fpsgen.cli.output import Output
+from fpsgen.errors import UsageError
+
+EXAMPLES = """
+fpsgen config
+fpsgen config set output_dir ~/Videos
+fpsgen config unset output_dir
+"""
+_DEFAULTS = {
+    "model": "chosen by size and by what is on this disk",
+    "preset": "chosen by model and GPU",
+    "output_dir": "the current folder",
+}
+
+Key = Annotated[
+    str,
+    typer.Argument(
+        metavar="KEY", help=f"The setting: {', '.join(preferences.KEYS)}.", autocompletion=complete.settings
+    ),
+]
+
+app = App(epilog=EXAMPLES)
+
+
+@app.callback(invoke_without_command=True)
+@explained
+def show(context: typer.Context, json: Json = False) -> None:
+    """Show and change your defaults: model, preset, output folder.
+
+    Without a command: show the settings, and where each comes from. The command line goes before the environment
+    variables FPSGEN_MODEL, FPSGEN_PRESET and FPSGEN_OUTPUT_DIR, and these before the settings file.
+    """
+    if context.invoked_subcommand is not None:
+        if json:
+            hint = f"fpsgen config {context.invoked_subcommand} … --json"
+            raise UsageError("--json stands before the command", hint=hint)
+        return
+    out, place = Output(json), preferences.path()
+    found = {key: preferences.choice(key) for key in preferences.KEYS}
+    out.line(f"settings file: {place}{'' if place.exists() else ' (not there yet)'}")
+    lines = [
+        f"{key} = {one.value or f'({_DEFAULTS[key]})'}  [{one.where}]\n    {preferences.KEYS[key]}"
+        for key, one in found.items()
+    ]
+    told = {
+        key: {"value": one.value, "source": one.source, "where": one.where, "variable": preferences.variable(key)}
+        for key, one in found.items()
+    }
+    hint = 'to change one: fpsgen config set model 14b, or a line in that file: model = "14b"'
+    out.result("\n".join([*lines, hint]), {"path": str(place), "exists": place.exists(), "settings": told})
+
+
+@app.command("set", epilog="fpsgen config set model 14b\nfpsgen config set output_dir ~/Videos")
+@explained
+def set_value(
+    key: Key,
+    value: Annotated[str, typer.Argument(metavar="VALUE", help="The value, as the option takes it.")],
+    json: Json = False,
+) -> None:
+    """Write a setting into the settings file."""
+    value = whole(preferences.known(key), value)
+    preferences.change(key, value)
+    tell(Output(json), key)
+
+
+@app.command("unset", epilog="fpsgen config unset model")
+@explained
+def unset(key: Key, json: Json = False) -> None:
+    """Take a setting out of the settings file."""
+    preferences.change(key, None)
+    tell(Output(json), key)
+
+
+def whole(key: str, value: str) -> str:
+    """A value that names a file or folder, so that it does not depend on where fpsgen is started."""
+    names = {"model": complete.MODELS, "preset": tuple(complete.preset_names())}.get(key, ())
+    if value in names or value.startswith("~") or not value:
+        return value
+    path = expand(Path(value))
+    return str(path.absolute()) if key == "output_dir" or path.exists() else value
+
+
+def tell(out: Output, key: str) -> None:
+    """What is in force now."""
+    now = preferences.choice(key := preferences.known(key))
+    text = f"{key} = {now.value or f'({_DEFAULTS[key]})'}  [{now.where}]"
+    out.result(text, {"key": key, "value": now.value, "source": now.source, "path": str(preferences.path())})

@@ -1,0 +1,83 @@
+"""Tables on terminals of any width: nothing is folded, and what is left out is said."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+from rich.text import Text
+from typer.testing import CliRunner
+
+from fpsgen.cli import app
+from fpsgen.cli.tables import Columns
+
+
+def drawn(table: Columns, width: int) -> list[str]:
+    file = io.StringIO()
+    Console(file=file, width=width).print(table)
+    return [line.rstrip() for line in file.getvalue().splitlines()]
+
+
+def example() -> Columns:
+    table = Columns()
+    table.column("name")
+    table.column("size", right=True, spare=1)
+    table.column("where", spare=2)
+    table.row("a [red] cat", "12 MB", "/a/long/folder")
+    table.row("dog", "3 GB", Text("/b", "dim"))
+    return table
+
+
+def test_all_columns_are_there_where_they_fit() -> None:
+    assert drawn(example(), 34) == [
+        "name          size  where",
+        "a [red] cat  12 MB  /a/long/folder",
+        "dog           3 GB  /b",
+    ]
+
+
+def test_the_columns_that_matter_least_go_first_and_are_named() -> None:
+    assert drawn(example(), 33) == [
+        "name          size",
+        "a [red] cat  12 MB",
+        "dog           3 GB",
+        "left out here: where (a wider",
+        "terminal or --json has it all)",
+    ]
+    assert drawn(example(), 17)[:3] == ["name", "a [red] cat", "dog"]
+
+
+def test_columns_that_all_matter_go_on_below_with_the_first() -> None:
+    table = Columns("Seconds")
+    table.column("")
+    for name in ("fast", "bf16", "diffusers"):
+        table.column(name, right=True)
+    table.row("total", "1.00", "2.00", "3.00")
+    assert drawn(table, 18) == [
+        "Seconds",
+        "       fast  bf16", "total  1.00  2.00",
+        "       diffusers", "total       3.00",
+    ]  # fmt: skip
+
+
+def test_prose_is_broken_between_words() -> None:
+    table = Columns(head=False)
+    table.column("")
+    table.column("", prose=True)
+    table.row("plan", "as long as it takes to be broken twice, between words")
+    lines = drawn(table, 30)
+    assert len(lines) == 3
+    assert " ".join(" ".join(lines).split()) == "plan as long as it takes to be broken twice, between words"
+
+
+@pytest.mark.parametrize("columns", [60, 80, 120])
+@pytest.mark.parametrize("command", ["presets", "kernels", "models"])
+def test_a_list_fits_its_terminal_and_folds_no_name(command: str, columns: int) -> None:
+    narrow, wide = (
+        CliRunner().invoke(app, [command], env={"COLUMNS": str(width)}).stdout.splitlines() for width in (columns, 999)
+    )
+    names = [line.split("  ")[0] for line in wide if "  " in line]
+    rows = [line for line in narrow if line.split("  ")[0] in names]
+    assert [line.split("  ")[0] for line in rows] == names
+    assert max(map(len, rows)) <= columns
