@@ -190,15 +190,20 @@ def model_cache() -> dict:
     here = []
     for name, repositories in hub.REPOSITORIES.items():
         for form, repository in repositories.items():
-            if place := hub.snapshot(repository):
-                whole = hub.whole(place)
-                size = whole.bytes if whole else None
-                here.append({"name": name, "format": form, "folder": str(place), "whole": bool(whole), "bytes": size})
+            if (found := hub.look(repository)).state != "not here":
+                told = {"name": name, "format": form, "folder": str(found.folder) if found.folder else None}
+                size = found.checkpoint.bytes if found.checkpoint else None
+                here.append({**told, "whole": found.state == "here", "bytes": size, "state": found.state})
+    try:
+        models.find(models.POCKET)
+        pocket = True
+    except FpsgenError:
+        pocket = False
     return {
         "folder": str(folder),
         "free_bytes": shutil.disk_usage(assets.existing(folder)).free,
         "models": here,
-        "pocket": hub.whole(assets.folder(models.POCKET)) is not None,
+        "pocket": pocket,
     }
 
 
@@ -374,8 +379,10 @@ def ability(report: dict[str, dict]) -> tuple[str, str]:
         why = report["gpus"].get("why_none") or "torch cannot be asked"
         return f"No CUDA GPU ({why}): fpsgen renders with the pocket model, on the CPU.", generate
     name, absent = devices[0]["name"], report["versions"].get("absent", {})
-    here = any(model["whole"] for model in report["model_cache"].get("models", ()))
-    following = generate if here else "fpsgen models pull 1.3b"
+    cached = report["model_cache"].get("models", ())
+    following = generate if any(model["whole"] for model in cached) else "fpsgen models pull 1.3b"
+    if locked := [model["name"] for model in cached if model.get("state") == "unreadable"]:
+        following = f"fpsgen models check {locked[0]}"  # which says what cannot be read; it lies there
     if launch.get("state") == "ok":
         return f"{name}: Hopper kernels ready.", following
     why = launch.get("why") or launch.get("fault")

@@ -71,7 +71,7 @@ def kernel_cache(found: dict) -> list[Row]:
 def model_cache(found: dict) -> list[Row]:
     rows = [("folder", f"{found['folder']} ({readable(found['free_bytes'])} free)")]
     for model in found["models"]:
-        state = readable(model["bytes"]) if model["whole"] else "incomplete"
+        state = readable(model["bytes"]) if model["whole"] else model["state"]
         rows.append((model["name"], f"{model['format']}, {state}"))
     if not found["models"]:
         rows.append(("Wan2.1", "not here: fpsgen models pull 1.3b, or 14b"))

@@ -204,6 +204,9 @@ def rm(
     """Remove a downloaded model from the hub's cache. What other revisions of it share stays."""
     from fpsgen.wan import cached, hub
 
+    if name.lower() not in hub.REPOSITORIES and not hub.ID.fullmatch(name):
+        hint = "give 1.3b, 14b or a hub id: fpsgen removes nothing but downloads in the hub's cache"
+        raise UsageError(f"{printable(name, 100)} is no downloaded model", hint)
     out = Output(json)
     names = list(dict.fromkeys(hub.repository_of(name, each.value) for each in ([form] if form else FormatName)))
     removals = [cached.removal(each) for each in names if len(names) == 1 or cached.place(each).is_dir()]

@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fpsgen.errors import RenderError, UsageError
+from fpsgen.printable import printable
 from fpsgen.wan import keys, layout, load
 from fpsgen.wan.checkpoint import read
 from fpsgen.wan.headers import Rename, headers, renamed
@@ -35,7 +36,7 @@ def convert(checkpoint: Checkpoint, target: Format, out: Path) -> Iterator[str]:
     cannot hold the checkpoint.
     """
     if checkpoint.format == target:
-        raise UsageError(f"it is in {target} format already")
+        raise UsageError(f"it is in {target} format already", hint="name the other one with --to, or copy the folder")
     load.check(checkpoint)
     if target == "original":
         _check_representable(checkpoint)
@@ -45,14 +46,15 @@ def convert(checkpoint: Checkpoint, target: Format, out: Path) -> Iterator[str]:
         layout.recognise(partial)
     except (OSError, SafetensorError, RuntimeError) as fault:  # torch.save meets a full disk with a RuntimeError
         shutil.rmtree(partial, ignore_errors=True)
-        raise RenderError(f"{out} could not be written: {_reason(fault)}", hint="is there room on the disk?") from None
+        raise RenderError(f"{out} could not be written: {_reason(fault)}", hint="give a place with room") from None
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
     try:
         partial.rename(out)
     except OSError as fault:  # the work is done: not thrown away because something came to lie there meanwhile
-        raise RenderError(f"the checkpoint is in {partial}: {out} cannot be made: {_reason(fault)}") from None
+        told = f"the checkpoint is in {partial}: {out} cannot be made: {_reason(fault)}"
+        raise RenderError(told, hint=f"mv {shlex.quote(str(partial))} to another place") from None
 
 
 def _claim(checkpoint: Checkpoint, out: Path) -> Path:
@@ -84,7 +86,7 @@ def _claim(checkpoint: Checkpoint, out: Path) -> Path:
 
 
 def _reason(fault: Exception) -> str:
-    return (isinstance(fault, OSError) and fault.strerror) or str(fault).partition("\n")[0]
+    return (isinstance(fault, OSError) and fault.strerror) or printable(str(fault).partition("\n")[0])
 
 
 def _to_original(checkpoint: Checkpoint, out: Path) -> Iterator[str]:

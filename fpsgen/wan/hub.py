@@ -25,7 +25,7 @@ from fpsgen.errors import DownloadError, ModelError, UsageError
 from fpsgen.printable import printable, readable
 from fpsgen.wan import layout
 from fpsgen.wan.cached import NEEDED, Cached, look, repositories
-from fpsgen.wan.layout import Checkpoint, Format
+from fpsgen.wan.layout import Format
 
 # The original repositories first: their text encoder is bfloat16, half of what the Diffusers ones hold.
 REPOSITORIES: dict[str, dict[Format, str]] = {
@@ -73,19 +73,6 @@ def refusal(cached: Cached, name: str) -> ModelError:
     hint = f"fpsgen models pull {name} fetches what is absent{size}; with --force, everything anew"
     told = "is incomplete in the hub's cache" if cached.lacking else "cannot be used"
     return ModelError(f"model {name} {told}: {cached.why}", hint=cached.hint or hint)
-
-
-def snapshot(repository: str) -> Path | None:
-    """The downloaded folder of a hub id, which may lack files or hold damaged ones; None where there is none."""
-    return look(repository).folder
-
-
-def whole(folder: Path | None) -> Checkpoint | None:
-    """The checkpoint in a folder, if all its files are there, as far as headers tell."""
-    try:
-        return layout.recognise(folder) if folder else None
-    except ModelError:
-        return None
 
 
 def downloaded() -> list[Cached]:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from fpsgen import doctor
 from fpsgen.errors import ModelError
 from fpsgen.wan import hub
 from fpsgen.wan import models as by_name
@@ -169,6 +170,14 @@ def test_a_locked_download_is_named_and_not_offered_again(
         assert "GB" not in str(caught.value) + (caught.value.hint or "")
 
 
+def test_doctor_does_not_offer_what_lies_there(snapshot: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Locked(monkeypatch, snapshot)
+    (found,) = doctor.model_cache()["models"]
+    assert (found["state"], found["whole"]) == ("unreadable", False)
+    report: dict = {"gpus": {"devices": [{"name": "a card", "capability": "8.0"}]}, "launch": {}, "versions": {}}
+    assert doctor.ability({**report, "model_cache": {"models": [found]}})[1] == "fpsgen models check 1.3b"
+
+
 def test_looking_at_models_imports_no_torch(snapshot: Path, tmp_path: Path) -> None:
     """Wrong input, and the list with a download in it, are answered by what needs no torch: that takes seconds."""
     calls = [
@@ -264,9 +273,9 @@ def test_rm_touches_nothing_outside_the_cache(
     cases = (
         (ORIGINAL, "outside the hub's cache"),
         ("somebody/linked", "outside the hub's cache"),
-        ("pocket", "comes with fpsgen"),
+        ("pocket", "no downloaded model"),
         ("14b", "not in the hub's cache"),
-        (str(both_formats["original"]), "no model"),
+        (str(both_formats["original"]), "no downloaded model"),
     )
     for name, says in cases:
         result = models("rm", name, "--yes")

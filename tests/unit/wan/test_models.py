@@ -121,7 +121,7 @@ def test_half_downloaded_snapshots_do_not_count(
     assert hub.on_disk("14b") == folder
     (folder / "text_encoder" / "model.safetensors").unlink()
     assert hub.on_disk("14b") is None
-    assert hub.snapshot(hub.REPOSITORIES["14b"]["diffusers"]) == folder
+    assert hub.look(hub.REPOSITORIES["14b"]["diffusers"]).folder == folder
     with pytest.raises(ModelError, match="text_encoder holds no") as caught:
         models.find("14b")
     assert "fpsgen models pull Wan-AI/Wan2.1-T2V-14B-Diffusers fetches what is absent" in caught.value.hint
