@@ -226,7 +226,7 @@ KINDS = (
     ),
     Kind(
         "shard",
-        lambda c: re.search(r"-\d{5}-of-(?!00001)\d{5}\.", c.file.name),
+        lambda c: re.search(r"-\d{5}-of-\d{5}\.", c.file.name) and not (c.channels and c.shape("head.head.weight")),
         "is one of several files that make up a component",
         "give the folder of the whole model",
     ),

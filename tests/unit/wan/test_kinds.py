@@ -75,6 +75,7 @@ EXPERT = "wan2.2 expert"
         ("a", wan(control_adapter__conv__weight=(8, 8)), "control"),
         ("a", wan() | prefixed("vae.", "decoder.conv_in.weight"), "all in one"),
         ("diffusion_pytorch_model-00002-of-00006", prefixed("blocks.9.", "self_attn.q.weight"), "shard"),
+        ("diffusion_pytorch_model-00001-of-00001", wan(), "transformer"),
         ("wan2.2_t2v_high_noise_14B_fp16", wan(), EXPERT),
         ("Wan2_2-T2V-A14B-LOW_fp16", wan(), EXPERT),
         ("low_noise_model/diffusion_pytorch_model", wan(), EXPERT),
