@@ -60,16 +60,16 @@ def mean_square(ours: np.ndarray, exact: np.ndarray) -> float:
     return total / ours.size
 
 
-def mean_ci95(values: Sequence[float]) -> tuple[float, float]:
-    """The mean, and 1.96 of its standard errors; 0 of these for one value, of which nothing is known."""
+def mean_ci95(values: Sequence[float]) -> tuple[float, float | None]:
+    """The mean, and 1.96 of its standard errors; None for one value, which has no interval."""
     array = np.asarray(values, dtype=np.float64)
-    spread = 1.96 * float(array.std(ddof=1)) / len(array) ** 0.5 if len(array) > 1 else 0.0
-    return float(array.mean()), spread
+    mean, count = float(array.mean()), len(array)
+    return mean, 1.96 * float(array.std(ddof=1)) / count**0.5 if count > 1 else None
 
 
 def interval95(values: Sequence[float]) -> tuple[float, float | None]:
-    """The mean, and half its 95 % confidence interval by Student's t, which holds for few values, too; None of that for
-    one value, of which nothing is known."""
+    """The mean, and half its 95 % confidence interval by Student's t, which holds for few values, too; None
+    for one value, which has no interval."""
     array = np.asarray(values, dtype=np.float64)
     mean, count = float(array.mean()), len(array)
     return mean, student_t95(count - 1) * float(array.std(ddof=1)) / count**0.5 if count > 1 else None

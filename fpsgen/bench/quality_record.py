@@ -56,13 +56,14 @@ def contender(name: str, outline: Outline, clips: list[dict[str, Any]]) -> dict[
     }
 
 
-def summary(values: Sequence[float | None], measure: str) -> dict[str, float | None] | None:
-    """Mean, half the 95 % interval and the worst, over the clips that have a value; None where none has."""
+def summary(values: Sequence[float | None], measure: str) -> dict[str, float] | None:
+    """Mean, half its 95 % interval and the worst, over the clips that have a value; None where no clip has one. The
+    interval is left out where only one clip has a value."""
     known = [value for value in values if value is not None]
     if not known:
         return None
     mean, ci95 = metrics.interval95(known)
-    return {"mean": mean, "ci95": ci95, "worst": MEASURES[measure](known)}
+    return {"mean": mean, **({} if ci95 is None else {"ci95": ci95}), "worst": MEASURES[measure](known)}
 
 
 def adherence(clips: Sequence[dict[str, Any]]) -> dict[str, list[int]] | None:

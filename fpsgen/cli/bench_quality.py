@@ -325,7 +325,7 @@ def measured(fidelity: dict[str, Any] | None, measure: str, clips: int) -> str:
     if fidelity is None or (told := fidelity[measure]) is None:
         return "∞" if fidelity is not None and measure == "psnr" else ""
     mean, worst = (format(told[name], _DIGITS[measure]) for name in ("mean", "worst"))
-    spread = "" if told["ci95"] is None else f" ± {told['ci95']:.2g}"
+    spread = f" ± {told['ci95']:.2g}" if "ci95" in told else ""
     return f"{mean}{spread} ({worst})" if clips > 1 else mean
 
 

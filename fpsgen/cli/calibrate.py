@@ -360,7 +360,7 @@ def tell(out: Output, result: Result, job: Job, kept: Kept) -> None:
     of = result.preset.measured
     assert of is not None
     out.line(f"cost     {of.cost:.3f} of dense bf16 attention's, by a stated model; density {of.density:.3f}")
-    spread = f" ± {of.error_ci95:.1g}" if of.clips > 1 else ""
+    spread = "" if of.error_ci95 is None else f" ± {of.error_ci95:.1g}"
     clips = f"{of.clips} clips that it was" if of.clips > 1 else "one clip that it was"
     out.line(f"error    {of.error:.2g}{spread}, 1 - cosine of the final latents")
     out.line(f"PSNR     {of.psnr_told} dB against bf16, worst {of.psnr_worst:.1f}")

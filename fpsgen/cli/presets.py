@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -206,7 +206,7 @@ def facts(preset: Preset) -> dict[str, Any]:
         "about": preset.about,
         "phases": len(preset.phases),
         "exact": preset.is_exact,
-        "measured": asdict(preset.measured) if preset.measured else None,
+        "measured": preset.measured.as_dict() if preset.measured else None,
     }
 
 

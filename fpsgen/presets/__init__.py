@@ -7,8 +7,9 @@ that a preset means the same at any step count and flow shift.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from typing import Any
 
 from fpsgen.attention.plan import AttentionPlan, PVPrecision, QKPrecision
 from fpsgen.attention.tiles import Shape3, TileGrid
@@ -62,8 +63,9 @@ class Measured:
     """What a preset was measured to cost in quality, against BF16 from the same noise, and where.
 
     weights: the transformer's `fingerprint`. clips: how many were compared. error: 1 - cosine of the final latents;
-    psnr: of the frames, in dB. Both are means over the clips, with 95 % intervals (±). cost: of attention, in dense
-    BF16 attention's (`fpsgen/calibrate/cost.py`).
+    psnr: of the frames, in dB. Both are means over the clips; error_ci95 and psnr_ci95 are half of the 95 %
+    intervals, None for a single clip, which has no interval. cost: of attention, in dense BF16 attention's
+    (`fpsgen/calibrate/cost.py`).
     """
 
     weights: str
@@ -76,9 +78,9 @@ class Measured:
     density: float
     cost: float
     error: float
-    error_ci95: float
+    error_ci95: float | None = None
     psnr: float
-    psnr_ci95: float
+    psnr_ci95: float | None = None
     psnr_worst: float
     device: str
     fpsgen: str
@@ -86,8 +88,12 @@ class Measured:
 
     @property
     def psnr_told(self) -> str:
-        """PSNR with its interval, which one clip does not have."""
-        return f"{self.psnr:.1f}" + (f" ± {self.psnr_ci95:.1f}" if self.clips > 1 else "")
+        """PSNR, with its interval where there is one."""
+        return f"{self.psnr:.1f}" + ("" if self.psnr_ci95 is None else f" ± {self.psnr_ci95:.1f}")
+
+    def as_dict(self) -> dict[str, Any]:
+        """What is known, by the names that a file has for it."""
+        return {key: value for key, value in asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,7 +36,7 @@ import re
 import reprlib
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args
 
@@ -55,6 +55,7 @@ _MOST_DOTS = 20  # in a key: tomllib needs memory by the square of a key's dots
 _MOST_PHASES = 100
 _MOST_LAYERS = 1000
 _ROUNDING = 1e-6
+_INTERVALS = ("error_ci95", "psnr_ci95")  # which one clip does not have
 _CHOICE = ("window", "density", "heads")
 _SETTING = (*_CHOICE, "qk", "pv", "smooth_k", "linear")
 _HINT = "`fpsgen presets check FILE` says when it is right; all keys are in presets/README.md"
@@ -255,6 +256,8 @@ def _measured(table: Any) -> Measured:
     _check_keys(table, tuple(kinds), "measured")
     for key, kind in kinds.items():
         if key not in table:
+            if key in _INTERVALS:
+                continue
             raise _Fault(f"measured lacks {key}", "measured")
         value = table[key]
         if kind == "str":
@@ -262,7 +265,7 @@ def _measured(table: Any) -> Measured:
         else:
             good = type(value) in ((int,) if kind == "int" else (int, float)) and abs(value) < 1e9  # so none is nan
         if not good:
-            wanted = {"str": "one line of text", "int": "a whole number", "float": "a number"}[str(kind)]
+            wanted = {"str": "one line of text", "int": "a whole number"}.get(str(kind), "a number")
             raise _Fault(f"{key} = {quoted(value)}; it must be {wanted}", "measured", key)
     try:
         sizes.check_model_size(*sizes.parse_resolution(table["size"] if re.match(r"\d+x", table["size"]) else ""))
@@ -270,6 +273,8 @@ def _measured(table: Any) -> Measured:
         raise _Fault(
             f"size = {quoted(table['size'])}; it must be that of a video, such as 832x480", "measured", "size"
         ) from None
+    if table["clips"] == 1:  # older files say an interval of 0.0 there, but one clip has none
+        table = {key: value for key, value in table.items() if key not in _INTERVALS}
     return Measured(**table)
 
 
@@ -323,7 +328,7 @@ def as_dict(preset: Preset) -> dict[str, Any]:
     if preset.windows:
         said["windows"] = dict(preset.windows)
     if preset.measured:
-        said["measured"] = asdict(preset.measured)
+        said["measured"] = preset.measured.as_dict()
     return said
 
 
@@ -345,7 +350,7 @@ def text(preset: Preset) -> str:
             said = _written(own, phase) or [f'qk = "{own.qk}"']
             blocks.append(["[[phase.layers]]", f'at = "{ranges(own.at)}"', *said])
     if preset.measured:
-        values = ((field.name, getattr(preset.measured, field.name)) for field in fields(Measured))
+        values = preset.measured.as_dict().items()
         told = (f"{name} = {_basic(value) if isinstance(value, str) else repr(value)}" for name, value in values)
         blocks.append(["[measured]", *told])
     return "\n\n".join("\n".join(block) for block in blocks) + "\n"

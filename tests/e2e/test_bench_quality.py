@@ -86,7 +86,7 @@ def test_means_intervals_and_the_worst(quality: Quality) -> None:
     assert [clip["fidelity"] for clip in bf16["clips"]] == [None] * 4
     assert (bf16["density"], bf16["backends"]) == (1.0, ["dense"])
     one = quality.record(prompts=_prompts("a cat"))["contenders"][0]
-    assert {told["ci95"] for told in one["fidelity"].values() if told} == {None}
+    assert not any("ci95" in told for told in one["fidelity"].values() if told), "one clip has no interval"
 
 
 def test_a_preset_that_is_dense_is_identical(quality: Quality, rendered: list[int]) -> None:

@@ -38,6 +38,7 @@ def test_a_preset_that_generate_uses(calibrator: Calibrator, pocket_folder: Path
     assert (of.size, of.frames, of.steps, of.shift, of.guidance, of.clips) == ("96x64", 9, 4, 3.0, 3.0, 1)
     assert of.psnr >= 40
     assert of.psnr == of.psnr_worst
+    assert "ci95" not in (tmp_path / "my.toml").read_text(encoding="utf-8"), "one clip has no interval"
     assert 0 < of.error < 0.1
     assert of.device == "cpu"
     assert of.torch == torch.__version__

@@ -258,8 +258,8 @@ def _means(clips: list[dict[str, Any]]) -> dict[str, Any]:
     for measure, worst in (("latent_cosine", min), ("latent_error", max), ("psnr", min), ("ssim", min), ("lpips", max)):
         values = [clip["fidelity"][measure] for clip in clips if clip["fidelity"][measure] is not None]
         mean = sum(values) / len(values) if values else 0.0
-        ci95 = (max(values) - min(values)) / 4 if len(values) > 1 else None
-        found[measure] = {"mean": mean, "ci95": ci95, "worst": worst(values)} if values else None
+        ci95 = {"ci95": (max(values) - min(values)) / 4} if len(values) > 1 else {}
+        found[measure] = {"mean": mean, **ci95, "worst": worst(values)} if values else None
     return found
 
 

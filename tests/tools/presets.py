@@ -65,7 +65,9 @@ def random_preset(seed: int) -> Preset:
     used = {letter for phase in phases for each in (phase, *phase.layers) for letter in each.heads}
     kinds = {"weights": "a1b2", "size": "832x480", "device": 'a "GPU" \\ 1', "fpsgen": "0.1", "torch": "2"}
     numbers = {name: rng.random() for name in Measured.__annotations__ if name not in kinds}
-    numbers |= {name: rng.randrange(100) for name in ("frames", "steps", "clips")}
+    numbers |= {name: rng.randrange(100) for name in ("frames", "steps")} | {"clips": rng.choice((1, 2, 32))}
+    if numbers["clips"] == 1:
+        del numbers["error_ci95"], numbers["psnr_ci95"]
     return Preset(
         name="random",
         phases=tuple(reversed(phases)),

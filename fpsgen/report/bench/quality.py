@@ -39,7 +39,7 @@ def rows_of(record: dict[str, Any]) -> list[tuple[str, list[float], tuple[float,
     found = []
     for one in others(record):
         told = one["fidelity"]["psnr"]
-        found.append((one["name"], dots.values_of(one), told and (told["mean"], told["ci95"])))
+        found.append((one["name"], dots.values_of(one), told and (told["mean"], told.get("ci95"))))
     return found
 
 
@@ -59,7 +59,7 @@ def _title(record: dict[str, Any]) -> str:
 
 
 def _mean(told: dict[str, Any] | None, digits: int = 3) -> str:
-    return DASH if told is None else words.plus_minus(told["mean"], told["ci95"], digits)
+    return DASH if told is None else words.plus_minus(told["mean"], told.get("ci95"), digits)
 
 
 def _headline(record: dict[str, Any]) -> str:
@@ -130,7 +130,7 @@ def _cell(name: str, told: dict[str, Any]) -> str:
     if name == "latent_cosine":
         error = told["latent_error"]
         return f"{found['mean']:.6f}<small>1 {DASH} {_mean(error)}<br>worst {found['worst']:.6f}</small>"
-    mean = words.plus_minus(found["mean"], found["ci95"], 4 if name == "ssim" else 3)
+    mean = words.plus_minus(found["mean"], found.get("ci95"), 4 if name == "ssim" else 3)
     return f"{mean}<small>worst {words.number(found['worst'], 4 if name == 'ssim' else 3)}</small>"
 
 

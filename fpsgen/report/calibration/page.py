@@ -26,7 +26,7 @@ def compose(record: dict[str, Any], clips: Sequence[tuple[str, float | None]], d
 def _headline(record: dict[str, Any]) -> str:
     summary, count = record["summary"], len(record["clips"])
     alone = count == 1  # of one clip there is no interval
-    error = words.plus_minus(summary["error"], None if alone else summary["error_ci95"])
+    error = words.plus_minus(summary["error"], summary.get("error_ci95"))
     found = (
         f"Asked for <code>{html.text(record['budget'])}</code>, fpsgen chose a schedule whose attention costs "
         f"<b>{record['cost']:.2f}</b> of dense BF16 and computes <b>{words.percent(record['mean_density'])}</b> of all "
@@ -34,7 +34,7 @@ def _headline(record: dict[str, Any]) -> str:
         f"off by <b>{error}</b> (1 &minus; cosine to BF16&rsquo;s)"
     )
     if summary["psnr"] is not None:
-        psnr = words.plus_minus(summary["psnr"], None if alone else summary["psnr_ci95"])
+        psnr = words.plus_minus(summary["psnr"], summary.get("psnr_ci95"))
         found += f", its videos at a PSNR of <b>{psnr} dB</b>"
         if not alone:
             found += f", the worst of them at <b>{words.decibels(summary['psnr_worst'])}</b>"

@@ -97,7 +97,7 @@ def test_an_interval_holds_the_mean_in_95_of_100_draws() -> None:
 
 
 def test_of_one_value_nothing_is_known() -> None:
-    assert metrics.interval95([3.0]) == (3.0, None)
+    assert metrics.interval95([3.0]) == metrics.mean_ci95([3.0]) == (3.0, None)
     assert metrics.interval95([3.0, 3.0]) == (3.0, 0.0)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,21 @@ def test_what_was_measured_is_read() -> None:
     preset = parse(ONE + MEASURED)
     assert isinstance(preset.measured, Measured)
     assert (preset.measured.size, preset.measured.psnr, preset.measured.clips) == ("160x96", 31.5, 32)
+
+
+def test_one_clip_has_no_interval_whatever_a_file_says() -> None:
+    """Older files say 0.0, newer ones nothing; neither is told as an interval, nor written again."""
+    one = MEASURED.replace("clips = 32", "clips = 1")
+    bare = "".join(line for line in one.splitlines(keepends=True) if "ci95" not in line)
+    older, newer = parse(ONE + one), parse(ONE + bare)
+    assert older == newer
+    assert newer.measured is not None
+    assert newer.measured.psnr_told == "31.5"
+    for told in (file.text(older), json.dumps(file.as_dict(older))):
+        assert "ci95" not in told
+    several = parse(ONE + MEASURED).measured
+    assert several is not None
+    assert several.psnr_told == "31.5 ± 0.5"
 
 
 def test_lines_of_what_may_not_fit_are_kept() -> None:
