@@ -22,14 +22,16 @@ _STABILISERS = (0.01 * 255) ** 2, (0.03 * 255) ** 2  # (K1 L)² and (K2 L)² for
 class Pair:
     """One clip twice, from the same noise: by the reference and by what is compared with it.
 
-    psnr: in dB, None where not measured. exact, ours: uint8 [frames, height, width, 3]. names: of both, in this order.
+    psnr: in dB, None where not measured. exact, ours: uint8 [frames, height, width, 3]. names: what made them, in this
+    order. which: which of several clips it is, in words.
     """
 
     prompt: str
     psnr: float | None
     exact: np.ndarray
     ours: np.ndarray
-    names: tuple[str, str] = ("BF16", "this schedule")
+    names: tuple[str, str] = ("bf16", "this schedule")
+    which: str = ""
 
 
 def latent_error(ours: Tensor, exact: Tensor) -> float:

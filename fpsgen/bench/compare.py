@@ -29,6 +29,7 @@ from fpsgen.bench.steps import Split
 from fpsgen.errors import RenderError
 from fpsgen.metrics import Pair
 from fpsgen.pipeline import Branches, Denoised, Frames, Notice, Phase, Request, Step
+from fpsgen.presets import label
 from fpsgen.timing import Timings
 from fpsgen.wan.load import load_tokenizer, load_transformer
 from fpsgen.wan.models import Model
@@ -110,7 +111,7 @@ def measure(job: Job, folder: Path, watcher: Watcher) -> tuple[dict[str, Any], l
         except (RuntimeError, MemoryError) as fault:  # of the device: the runs are worth more
             splits = [[] for _ in found]
             notes.append(f"what a step is made of was not measured: {str(fault).partition(chr(10))[0][:200]}")
-    told = [record.contender(one, reference, spans, own) for one, own in zip(found, near, strict=True)]
+    told = [record.contender(one, reference, spans, own, job.dtype) for one, own in zip(found, near, strict=True)]
     for one, own in zip(told, splits, strict=True):
         for phase, split in zip(one["phases"], own, strict=False):
             phase["split"] = asdict(split)
@@ -149,7 +150,8 @@ def nearness(found: Sequence[Made], reference: Made, device: torch.device) -> tu
 
 def pair(one: Made, reference: Made, near: Fidelity, job: Job) -> Pair:
     """For the report."""
-    names = reference.contender.name, one.contender.name
+    dtype = record.short(job.dtype)
+    names = label(reference.contender.name, dtype), label(one.contender.name, dtype)
     return Pair(job.request.prompt, inf if near.identical else near.psnr, reference.clip[1], one.clip[1], names)
 
 

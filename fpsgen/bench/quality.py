@@ -25,12 +25,13 @@ from fpsgen.bench import fidelity, judge, perceptual, quality_record
 from fpsgen.bench.contenders import Ours, Outline, resolved
 from fpsgen.bench.perceptual import Lpips
 from fpsgen.bench.provenance import provenance
+from fpsgen.bench.record import short
 from fpsgen.bench.words import ASPECTS
 from fpsgen.errors import RenderError, UsageError
 from fpsgen.journal import Journal
 from fpsgen.metrics import Pair
 from fpsgen.pipeline import Event, Notice, Request, Step
-from fpsgen.presets import BF16
+from fpsgen.presets import BF16, label
 from fpsgen.seeds import next_seed
 from fpsgen.timing import Timings
 from fpsgen.video import VideoWriter
@@ -136,7 +137,7 @@ def line_up(
 def run(
     job: Job, watcher: Watcher, videos: dict[str, list[Path]] | None = None, fresh: bool = False
 ) -> tuple[dict[str, Any], list[Pair]]:
-    """The record, and frames of the first clips by the preset and by the reference.
+    """The record, and frames of the first clips and of the worst by the preset and by the reference.
 
     videos: for each contender where its clips are written to. Every clip and what is measured of it is kept, and
     found again by the next run, whatever that compares, unless `fresh`. UsageError where a preset does not fit, before
@@ -166,7 +167,7 @@ def run(
     watcher.phase("decode")
     screen = Screen(job, load_vae(job.model.checkpoint, job.device), journal, lpips)
     made, pairs = look(job, screen, videos, watcher)
-    contenders = [quality_record.contender(name, outlines[name], made[name]) for name in outlines]
+    contenders = [quality_record.contender(name, outlines[name], made[name], short(job.dtype)) for name in outlines]
     warn_of_clips(contenders, notes)
     return {**quality_record.facts(begin, job), "contenders": contenders, "notes": notes.told}, pairs
 
@@ -254,9 +255,9 @@ def render(
 def look(
     job: Job, screen: Screen, videos: dict[str, list[Path]] | None, watcher: Watcher
 ) -> tuple[dict[str, list[dict[str, Any]]], list[Pair]]:
-    """What is measured of every clip, by contender, and frames of the first clips."""
+    """What is measured of every clip, by contender, and frames of the first clips and of the worst."""
     made: dict[str, list[dict[str, Any]]] = {one.name: [] for one in job.contenders}
-    pairs = []
+    own, pairs = made[job.contenders[0].name], list[Pair]()
     for number, clip in enumerate(job.clips):
         for one in job.contenders:
             video = None if videos is None else videos[one.name][number]
@@ -266,9 +267,19 @@ def look(
             made[one.name].append(told)
             watcher.advance(job.decode)
         if number < _PAIRS:
-            near = made[job.contenders[0].name][-1]["fidelity"]
-            pairs.append(screen.pair(clip, inf if near["identical"] else near["psnr"]))
+            pairs.append(screen.pair(number, own[number]))
+    psnr = [psnr_of(told) for told in own]
+    if (worst := min(range(len(own)), key=psnr.__getitem__)) >= _PAIRS:
+        pairs.append(screen.pair(worst, own[worst]))
+    if len(own) > 1:
+        at = min(worst, _PAIRS)
+        pairs[at] = replace(pairs[at], which=f"{pairs[at].which}, the one furthest from {pairs[at].names[0]}")
     return made, pairs
+
+
+def psnr_of(told: dict[str, Any]) -> float:
+    """The PSNR of a clip, infinite where its frames are the reference's."""
+    return inf if told["fidelity"]["identical"] else told["fidelity"]["psnr"]
 
 
 class Screen:
@@ -300,11 +311,13 @@ class Screen:
             kept = self._journal.put(name, told=torch.frombuffer(bytearray(told), dtype=torch.uint8))
         return json.loads(kept["told"].numpy().tobytes())
 
-    def pair(self, clip: Clip, psnr: float | None) -> Pair:
-        """By the reference and by the preset."""
-        own = self._job.contenders[0]
-        exact = self.frames(self._reference, clip)
-        return Pair(clip.prompt, psnr, exact, self.frames(own, clip), (self._reference.name, own.name))
+    def pair(self, number: int, told: dict[str, Any]) -> Pair:
+        """The clip by the reference and by the preset. told: what was measured of it."""
+        clips, own, dtype = self._job.clips, self._job.contenders[0], short(self._job.dtype)
+        names = label(self._reference.name, dtype), label(own.name, dtype)
+        exact, ours = (self.frames(one, clips[number]) for one in (self._reference, own))
+        which = f"clip {number + 1} of {len(clips)}"
+        return Pair(clips[number].prompt, psnr_of(told), exact, ours, names, which)
 
     def write(self, one: Ours, clip: Clip, path: Path) -> None:
         """The clip as a video."""

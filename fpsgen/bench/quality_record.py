@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from fpsgen import metrics
 from fpsgen.bench import judge, record
 from fpsgen.bench.words import ASPECTS
+from fpsgen.presets import label
 
 if TYPE_CHECKING:
     from fpsgen.bench.contenders import Outline
@@ -37,12 +38,13 @@ def facts(begin: dict[str, Any], job: Job) -> dict[str, Any]:
     }
 
 
-def contender(name: str, outline: Outline, clips: list[dict[str, Any]]) -> dict[str, Any]:
+def contender(name: str, outline: Outline, clips: list[dict[str, Any]], dtype: str) -> dict[str, Any]:
     """One contender; the reference's clips have no fidelity."""
     near = [clip["fidelity"] for clip in clips if clip["fidelity"] is not None]
     means = {measure: summary([one[measure] for one in near], measure) for measure in MEASURES}
     return {
         "name": name,
+        "label": label(name, dtype),
         "told": outline.told,
         "preset": outline.preset,
         "density": outline.density,

@@ -9,9 +9,11 @@ from math import prod
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from fpsgen.bench import card
 from fpsgen.bench.fidelity import Fidelity
-from fpsgen.presets import BF16, Plans
+from fpsgen.presets import BF16, Plans, label
 from fpsgen.timing import PHASES
 
 if TYPE_CHECKING:
@@ -59,9 +61,14 @@ def head(kind: str, begin: dict[str, Any], job: Job | quality.Job) -> dict[str, 
         "card": card.describe(job.device) if job.device.type == "cuda" else None,
         "model": model.told,
         "device": str(job.device),
-        "dtype": str(job.dtype).removeprefix("torch."),
-        "text_dtype": str(job.text_dtype).removeprefix("torch."),
+        "dtype": short(job.dtype),
+        "text_dtype": short(job.text_dtype),
     }
+
+
+def short(dtype: torch.dtype) -> str:
+    """A precision's name, such as float32."""
+    return str(dtype).removeprefix("torch.")
 
 
 def facts(begin: dict[str, Any], job: Job) -> dict[str, Any]:
@@ -81,11 +88,14 @@ def facts(begin: dict[str, Any], job: Job) -> dict[str, Any]:
     }
 
 
-def contender(one: Made, reference: Made, cut: Sequence[Span], near: Fidelity | None) -> dict[str, Any]:
+def contender(
+    one: Made, reference: Made, cut: Sequence[Span], near: Fidelity | None, dtype: torch.dtype
+) -> dict[str, Any]:
     """One contender; what its steps are made of is not in it yet. near: None for the reference, and without videos."""
     runs, itself = timed(one), one is reference
     return {
         "name": one.contender.name,
+        "label": label(one.contender.name, short(dtype)),
         "told": one.outline.told,
         "preset": one.outline.preset,
         "density": one.outline.density,
@@ -130,6 +140,6 @@ def phase(one: Made, span: Span, runs: Sequence[dict[str, Any]]) -> dict[str, An
 
 
 def speedup(runs: Sequence[dict[str, Any]], other: Sequence[dict[str, Any]], name: str) -> dict[str, Any]:
-    """How often a contender's time fits into the reference's, in each pass, and the median of that."""
+    """The reference's time divided by the contender's, in each pass, and the median of that."""
     each = [theirs[name] / ours[name] for ours, theirs in zip(runs, other, strict=True)]
     return {"median": median(each), "each": each}

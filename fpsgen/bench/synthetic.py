@@ -73,7 +73,7 @@ def measure(job: Job, watcher: Watcher) -> dict[str, Any]:
         "random_weights": True,
         "extrapolated": True,
         "pairs": len(found[0].warm),
-        "contenders": [_contender(one, reference, phases) for one, phases in zip(found, measured, strict=True)],
+        "contenders": [_contender(one, reference, phases, job) for one, phases in zip(found, measured, strict=True)],
         "order": order,
         "states": states if any(states) else None,
         "notes": notes(job.request, len(found[0].warm)),
@@ -254,8 +254,8 @@ def _decode(checkpoint: Checkpoint, request: Request, device: torch.device) -> f
     return sum(seconds) + (latent_frames - len(seconds)) * seconds[-1]
 
 
-def _contender(one: Made, reference: Made, measured: list[PhaseStep]) -> dict[str, Any]:
-    told = record.contender(one, reference, [phase.span for phase in measured], None)
+def _contender(one: Made, reference: Made, measured: list[PhaseStep], job: Job) -> dict[str, Any]:
+    told = record.contender(one, reference, [phase.span for phase in measured], None, job.dtype)
     for phase, step in zip(told["phases"], measured, strict=True):
         phase["split"] = asdict(step.split)
     return {**told, "cold": None, "nonfinite": sum(phase.nonfinite for phase in measured)}

@@ -7,10 +7,14 @@ from __future__ import annotations
 
 from fpsgen.attention.plan import AttentionPlan
 
-# Seconds per pair of tokens against BF16's, by the format of q and k; P and v are E4M3 beside both. Published figures
-# for one H100, head_dim 128, 32k tokens, until a card has given ours: FlashAttention-3 470 TFLOPS in 16 bits and 892 in
-# FP8, SageAttention2's INT8 and FP8 882 (charts of github.com/thu-ml/SageAttention). Skipped tiles cost nothing.
-RATES = {"bf16": 1.0, "fp8": 470 / 892, "int8": 470 / 882}
+# Speeds of attention by the format of q and k; P and v are E4M3 beside both 8-bit ones. Published figures for this
+# card, head_dim 128, 32k tokens, until a card has given ours: FlashAttention-3 in 16 bits and in FP8, SageAttention2's
+# INT8 and FP8 (charts of github.com/thu-ml/SageAttention). Skipped tiles cost nothing.
+CARD = "NVIDIA H100"
+TFLOPS = {"bf16": 470, "fp8": 892, "int8": 882}
+
+# Seconds per pair of tokens against BF16's.
+RATES = {name: TFLOPS["bf16"] / rate for name, rate in TFLOPS.items()}
 
 # The prologue reads q, k and v in 16 bits and writes 8: 9 bytes for each token and channel, at 3.0 TB/s (an H100's
 # memory). Dense attention is 4 operations for each pair of tokens and channel, at 470 TFLOPS. Their quotient, times the

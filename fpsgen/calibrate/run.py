@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 
-import numpy as np
 import torch
 
 from fpsgen import __version__, assets, metrics, pipeline
@@ -22,7 +21,8 @@ from fpsgen.calibrate.solve import Schedule
 from fpsgen.calibrate.trajectory import Clip, Renderer
 from fpsgen.calibrate.verify import Checked, Checker
 from fpsgen.journal import Journal
-from fpsgen.presets import Measured, Plans, Preset, file
+from fpsgen.metrics import Pair
+from fpsgen.presets import BF16, Measured, Plans, Preset, file, label
 from fpsgen.seeds import next_seed
 from fpsgen.timing import Timings
 from fpsgen.wan.load import load_transformer, load_vae
@@ -30,16 +30,17 @@ from fpsgen.watcher import Watcher
 
 # Raised where the table of errors changes its meaning, so that older measurements are not taken for new ones.
 _VERSION = 1
+_PAIRS = 2  # clips whose frames the report shows, besides the worst
 
 
 @dataclass(frozen=True)
 class Result:
-    """preset: verified. record: what `report.calibration.write` takes. pairs: of the first clips, prompt, PSNR, BF16's
-    frames and ours. measurement: what it was solved from."""
+    """preset: verified. record and pairs (the first clips and the worst): what `report.calibration.write` takes.
+    measurement: what it was solved from."""
 
     preset: Preset
     record: dict
-    pairs: list[tuple[str, float, np.ndarray, np.ndarray]]
+    pairs: list[Pair]
     measurement: Measurement
 
 
@@ -84,12 +85,10 @@ def calibrate(
     plans = step_plans(job, found)
     measured = _measured(job, weights, plans, taken, device)
     found = replace(found, measured=measured, about=f"calibrated for {job.budget}")
-    pairs = []
-    for number, one in enumerate(taken.checked[:2]):
-        exact, ours = checker.frames(plans, number)
-        pairs.append((one.prompt, one.psnr, exact, ours))
+    baseline = label(BF16.name, str(dtype).removeprefix("torch."))
+    pairs = _pairs(taken, checker, plans, baseline)
     seconds["verify"] = time.perf_counter() - begin
-    told = {**record(job, measurement, tried, found, seconds), "backend": backend}
+    told = {**record(job, measurement, tried, found, seconds), "backend": backend, "baseline": baseline}
     return Result(found, told, pairs, measurement)
 
 
@@ -164,6 +163,21 @@ def _measured(job: Job, weights: str, plans: list[Plans], taken: Tried, device: 
     )
 
 
+def _pairs(taken: Tried, checker: Checker, plans: list[Plans], baseline: str) -> list[Pair]:
+    """The frames of the first clips and of the worst."""
+    count = len(taken.checked)
+    worst = min(range(count), key=lambda number: taken.checked[number].psnr)
+    pairs = []
+    for number in dict.fromkeys([*range(min(_PAIRS, count)), worst]):
+        exact, ours = checker.frames(plans, number)
+        which = f"clip {number + 1} of {count}"
+        if number == worst and count > 1:
+            which += f", the one furthest from {baseline}"
+        one = taken.checked[number]
+        pairs.append(Pair(one.prompt, one.psnr, exact, ours, (baseline, "this schedule"), which))
+    return pairs
+
+
 def _steps(job: Job, phase: int) -> str:
     """Those of the video that a phase has, counted from 1."""
     return file.ranges([step for step, own in enumerate(job.phase_of_step, 1) if own == phase])
@@ -182,6 +196,7 @@ def record(job: Job, measurement: Measurement, tried: list[Tried], preset: Prese
         "versions": {"fpsgen": of.fpsgen, "torch": of.torch},
         "size": of.size,
         "frames": of.frames,
+        "fps": job.model.defaults.fps,
         "steps": of.steps,
         "shift": of.shift,
         "guidance": of.guidance,
@@ -191,6 +206,8 @@ def record(job: Job, measurement: Measurement, tried: list[Tried], preset: Prese
         "tiles": list(tiles.counts),
         "layers": job.model.config.num_layers,
         "heads": job.model.config.num_heads,
+        "head_dim": job.model.config.head_dim,
+        "cost_tokens": job.candidates.tokens,
         "budget": str(job.budget),
         "holds": taken.holds,
         "phases": [{"steps": _steps(job, i), "sigma": list(own.sigma)} for i, own in enumerate(job.phases)],

@@ -293,12 +293,12 @@ def tell_vbench(out: Output, places: dict[str, list[Path]]) -> None:
 def tables(record: dict[str, Any]) -> Iterator[Columns]:
     """Fidelity, and what else was judged; a column for each contender."""
     from fpsgen.bench.quality_record import MEASURES
-    from fpsgen.cli.bench_tables import new
+    from fpsgen.cli.bench_tables import new, reference
 
     contenders = record["contenders"]
     clips = len(contenders[0]["clips"])
     spread = "mean ± 95 % interval (worst)" if clips > 1 else "one clip"
-    table = new(record, f"Fidelity to {record['reference']}, {spread}")
+    table = new(record, f"Fidelity to {reference(record)}, {spread}")
     for measure in MEASURES:
         told = [measured(one["fidelity"], measure, clips) for one in contenders]
         if any(told):

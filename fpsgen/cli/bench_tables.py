@@ -27,8 +27,13 @@ def new(record: dict[str, Any], title: str) -> Columns:
     table = Columns(title)
     table.column("")
     for one in record["contenders"]:
-        table.column(one["name"], right=True)
+        table.column(one["label"], right=True)
     return table
+
+
+def reference(record: dict[str, Any]) -> str:
+    """The label of the contender that the others are compared with."""
+    return next(one["label"] for one in record["contenders"] if one["name"] == record["reference"])
 
 
 def of_time(record: dict[str, Any]) -> Columns:
@@ -77,7 +82,7 @@ def of_steps(record: dict[str, Any]) -> Columns:
 
 
 def of_fidelity(record: dict[str, Any]) -> Columns:
-    table = new(record, f"Fidelity to {record['reference']}")
+    table = new(record, f"Fidelity to {reference(record)}")
     for measure, title in _MEASURES.items():
         told = [one["fidelity"] for one in record["contenders"]]
         if measure == "lpips" and not any(own and own[measure] is not None for own in told):

@@ -344,13 +344,11 @@ class Bar:
 
 def keep_preset(result: Result, output: Path, page: Path | None) -> Kept:
     """The preset, and its report."""
-    from fpsgen.metrics import Pair
     from fpsgen.presets import file
     from fpsgen.report import calibration
 
     record = {**result.record, "command": ["fpsgen", *sys.argv[1:]]}
-    pairs = [Pair(prompt, psnr, exact, ours) for prompt, psnr, exact, ours in result.pairs]
-    draw = None if page is None else functools.partial(calibration.write, record, pairs, page)
+    draw = None if page is None else functools.partial(calibration.write, record, result.pairs, page)
     hint = "run the same command again with another -o: what was measured is kept"
     return keep("preset", output, file.text(result.preset), draw, hint)
 

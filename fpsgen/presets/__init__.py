@@ -96,6 +96,12 @@ class Measured:
         return {key: value for key, value in asdict(self).items() if value is not None}
 
 
+def label(name: str, dtype: str) -> str:
+    """What tables and pages call the contender `name`. "bf16" is dense attention in whatever precision the model runs
+    (dtype, as torch calls it); where that is another one, the label says so."""
+    return f"{name} ({dtype})" if name.split()[-1:] == [BF16.name] and dtype != "bfloat16" else name
+
+
 @dataclass(frozen=True, kw_only=True)
 class Preset:
     """Phases from sigma 1 down to 0, without a gap.

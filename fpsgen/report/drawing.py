@@ -93,7 +93,7 @@ def frames(pair: Pair) -> bytes:
     chosen = np.unique(np.linspace(0, count - 1, SHOWN_FRAMES).round().astype(int))
     exact, ours = pair.exact[chosen], pair.ours[chosen]
     difference = np.abs(ours.astype(int) - exact) * AMPLIFIED
-    rows = [_sized(exact), _sized(ours), _sized(np.minimum(difference, 255))]
+    rows = [sized(exact), sized(ours), sized(np.minimum(difference, 255))]
     _, high, wide, _ = rows[0].shape
     width, height = len(chosen) * (wide + _GAP) - _GAP, 3 * (HEADING + high)
     figure = canvas(width / DPI, height / DPI)
@@ -112,7 +112,7 @@ def frames(pair: Pair) -> bytes:
     return png(figure)
 
 
-def _sized(frames: np.ndarray) -> np.ndarray:
+def sized(frames: np.ndarray) -> np.ndarray:
     """Frames [n, height, width, 3] at most `_FRAME_WIDTH` wide: whole pixels repeated, or averaged in squares."""
     _, height, width, _ = frames.shape
     if width <= _FRAME_WIDTH:

@@ -12,8 +12,7 @@ import struct
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from fpsgen.report import words
-from fpsgen.report.drawing import AMPLIFIED, SCALE
+from fpsgen.report.drawing import SCALE
 
 _LEAST_WIDTH = 0.8  # a picture shrinks so far on a narrow screen, then it scrolls: smaller words could not be read
 
@@ -25,7 +24,8 @@ _HEAD = """<!DOCTYPE html>
 <meta charset="utf-8">
 {generator}
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; media-src data:;
+ style-src 'unsafe-inline'">
 <title>{title}</title>
 <style>
 {style}</style>
@@ -55,34 +55,23 @@ def prompt(value: object) -> str:
     return f"<bdi>{text(value)}</bdi>"
 
 
+def data(kind: str, content: bytes) -> str:
+    """An address that holds what it leads to. kind: such as image/png."""
+    return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
+
+
 def figure(png: bytes, alt: str, caption: str) -> str:
     """A picture under its caption, at its own size; on narrow screens smaller and in a box that scrolls.
 
     alt: what it shows, for who cannot see it; up to its first colon, the picture's name.
     """
     width, height = (side // SCALE for side in struct.unpack(">II", png[16:24]))  # where every PNG has its size
-    data = base64.b64encode(png).decode("ascii")
     return (
         f"<figure>\n<figcaption>{caption}</figcaption>\n"
         f'<div class="scroll" tabindex="0" role="region" aria-label="{text(alt.split(":")[0])}">'
-        f'<img src="data:image/png;base64,{data}" alt="{text(alt)}" width="{width}" height="{height}" '
+        f'<img src="{data("image/png", png)}" alt="{text(alt)}" width="{width}" height="{height}" '
         f'style="max-width: {width}px; min-width: {int(width * _LEAST_WIDTH)}px"></div>\n</figure>\n'
     )
-
-
-def frames(heading: str, told: str, clips: Sequence[tuple[bytes, str, str, float | None]]) -> str:
-    """Clips beside each other; nothing for none. Of each: its picture, whose names are in its rows, prompt, PSNR."""
-    if not clips:
-        return ""
-    parts = [
-        f"<h2>{heading}</h2>\n<p>{told}; the third row is their absolute "
-        f"difference times {AMPLIFIED}, black where they agree.</p>\n"
-    ]
-    for number, (png, names, about, psnr) in enumerate(clips, 1):
-        told = "" if psnr is None else f" — PSNR {words.decibels(psnr)}"
-        alt = f"Frames {number}: {names} and their difference, of “{about}”"
-        parts.append(figure(png, alt, f'<span class="prompt">{prompt(about)}</span>{told}'))
-    return "".join(parts)
 
 
 def definitions(rows: Mapping[str, str]) -> str:

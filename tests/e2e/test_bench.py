@@ -139,7 +139,7 @@ def test_diffusers_is_compared_on_the_same_noise_levels(bench: Bench) -> None:
 def test_what_a_person_sees(bench: Bench, tmp_path: Path) -> None:
     result = bench.run(preset=bench.preset(HALVES), compare="bf16,sdpa-math", pairs=1)
     assert result.exit_code == 0, result.output
-    for told in ("denoise", "speed-up", "PSNR", "latent cosine", "sdpa-math", "out.json", "out.html"):
+    for told in ("denoise", "speed-up", "PSNR", "latent cosine", "sdpa-math", "bf16 (float32)", "out.json", "out.html"):
         assert told in result.output
     record = json.loads((tmp_path / "out.json").read_text())
     assert [one["name"] for one in record["contenders"]][1:] == ["bf16", "sdpa-math"]

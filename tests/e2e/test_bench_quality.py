@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from fpsgen.pipeline import denoise
 from fpsgen.wan.transformer import WanTransformer
 from tests.tools.bench_quality import ROUGH, Quality
 from tests.tools.cli import fill_disk, invoke, told
+from tests.tools.reports import Page
 
 MEASURES = ("latent_cosine", "latent_error", "psnr", "ssim", "lpips")
 
@@ -218,19 +220,29 @@ def test_json_and_the_table(quality: Quality, tmp_path: Path) -> None:
     assert kept["contenders"] == record["contenders"]
     assert result.stdout.count("\n") == 1
     shown = quality("--no-report").stdout
-    assert "Fidelity to bf16, mean ± 95 % interval (worst)" in " ".join(shown.split())
+    assert "Fidelity to bf16 (float32), mean ± 95 % interval (worst)" in " ".join(shown.split())
     psnr = record["contenders"][0]["fidelity"]["psnr"]
     assert f"{psnr['mean']:.1f} ± {psnr['ci95']:.2g} ({psnr['worst']:.1f})" in shown
     assert shown.splitlines()[-1] == "bench.json"
 
 
 def test_a_report_beside_the_record(quality: Quality, tmp_path: Path) -> None:
-    result = quality(report=None)
+    """With the first two of its clips, and the worst."""
+    result = quality(report=None, seeds=2)
     assert result.exit_code == 0, result.output
     assert result.stdout.splitlines()[-2:] == ["bench.json", "bench.html"]
-    page = (tmp_path / "bench.html").read_text(encoding="utf-8")
-    assert "rough.toml" in page
-    assert "a red dog on the sea" in page
+    page = Page((tmp_path / "bench.html").read_text(encoding="utf-8"))
+    assert "rough.toml" in page.words
+    assert "a red dog on the sea" in page.words
+    record = json.loads((tmp_path / "bench.json").read_text(encoding="utf-8"))
+    assert [one["label"] for one in record["contenders"]] == ["rough.toml", "bf16 (float32)"]
+    psnr = [clip["fidelity"]["psnr"] for clip in record["contenders"][0]["clips"]]
+    worst = psnr.index(min(psnr))
+    assert len(page.videos) == len(dict.fromkeys([0, 1, worst]))
+    for number in {0, 1, worst}:
+        assert f"clip {number + 1} of 4" in page.words
+    [told] = re.findall(r"clip (\d) of 4, the one furthest", page.words)
+    assert int(told) == worst + 1
 
 
 def test_wans_clips_are_counted_before_the_start(quality: Quality, wan_folder: Path) -> None:

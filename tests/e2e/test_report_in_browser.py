@@ -77,7 +77,12 @@ def test_a_report_in_a_browser(kind: str, browser: Any, tmp_path: Path) -> None:
     page.goto(path.as_uri(), wait_until="load")
 
     images = "[...document.images].map(image => image.complete && image.naturalWidth > 0)"
-    assert page.evaluate(images) == [True] * pictures
+    clips = page.locator(".film").count()
+    assert page.evaluate(images) == [True] * (pictures + (clips > 0))  # what a PSNR looks like lies beside no page
+    for film in page.locator("video").all():  # each plays by itself once it is seen, without a sound
+        film.scroll_into_view_if_needed()
+        page.wait_for_function("film => !film.error && !film.paused && film.currentTime > 0", arg=film.element_handle())
+        assert film.evaluate("film => film.muted && film.loop && film.videoWidth > film.videoHeight")
     for width in WIDTHS:
         page.set_viewport_size({"width": width, "height": 900})
         assert page.evaluate("document.documentElement.scrollWidth") <= width
@@ -85,8 +90,13 @@ def test_a_report_in_a_browser(kind: str, browser: Any, tmp_path: Path) -> None:
         outside = f"""[...document.querySelectorAll('main *')].filter(one => !one.parentElement.closest('.scroll, pre')
             && one.getBoundingClientRect().right > {width} + 1).map(one => one.outerHTML.slice(0, 80))"""
         assert page.evaluate(outside) == []
+        # Whatever scrolls says so, and nothing else does.
+        hints = """[...document.querySelectorAll('.scroll')].filter(one => (one.scrollWidth > one.clientWidth)
+            != (getComputedStyle(one, '::before').display != 'none')).map(one => one.getAttribute('aria-label'))"""
+        assert page.evaluate(hints) == []
     assert len(complaints) == 0, complaints
-    assert [url for url in requests if not url.startswith("data:image/png;base64,")] == [path.as_uri()]
+    assert [url for url in requests if not url.startswith("data:")] == [path.as_uri()]
+    assert path.stat().st_size < 4e6
 
     printed = page.pdf(format="A4", print_background=True)
     assert printed.startswith(b"%PDF-")

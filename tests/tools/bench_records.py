@@ -30,6 +30,7 @@ KNOWN: dict[str, tuple[float, float | None, float | None]] = {
     "quality": (0.35, 0.42, 36.2), "fast": (0.12, 0.17, 27.4), "bf16": (1.0, 1.0, None), "sage": (0.55, 1.0, 44.9),
     "diffusers": (1.25, None, 58.3), "slow": (2.1, 0.8, 33.0), "same": (1.0, 1.0, None),
 }  # fmt: skip
+LABELS = {"bf16": "bf16 (float32)"}  # on a CPU
 EDGES = (0, 5, 12, 20)
 
 
@@ -94,11 +95,12 @@ def compare(*names: str, passes: int = 2, seed: int = 0) -> dict[str, Any]:
             each = [other[key] / own[key] for own, other in zip(timed, theirs, strict=True)]
             speedup[key] = {"median": median(each), "each": each}
         contenders.append({
-            "name": name, "told": f"preset pocket-{name}, density 0.61, by reference", "preset": None,
+            "name": name, "label": LABELS.get(name, name),
+            "told": f"preset pocket-{name}, density 0.61, by reference", "preset": None,
             "density": KNOWN[name][1], "backends": ["reference"], "cold": cold, "warm": warm,
             "median": {key: median(run[key] for run in timed) for key in WHOLE},
             "spread": {key: [min(run[key] for run in timed), max(run[key] for run in timed)] for key in WHOLE},
-            "phases": phases(name), "speedup": None if name == reference else speedup,
+            "phases": phases(name), "speedup": None if name == reference or not warm else speedup,
             "fidelity": None if name == reference else fidelity(name),
         })  # fmt: skip
     order = [name for number in range(passes) for name in (names[::-1] if number % 2 else names)]
@@ -129,6 +131,7 @@ def on_a_card(passes: int = 3) -> dict[str, Any]:
     made = compare("quality", "bf16", "sage", "diffusers", passes=passes)
     chance = random.Random(1)
     for one in made["contenders"]:
+        one["label"] = one["name"]
         for run in (one["cold"], *one["warm"]):
             run["peak_memory_bytes"] = int(chance.uniform(31e9, 36e9))
     count = len(made["contenders"]) * (passes + 1)
@@ -239,7 +242,8 @@ def quality(*names: str, prompts: int = 12, seeds: int = 2, judged: bool = True)
         adherence = {aspect: [round(of * share), of] for aspect, share in
                      (("subject", 0.96), ("motion", 0.82 if name == "fast" else 0.9), ("scene", 1.0))}  # fmt: skip
         contenders.append({
-            "name": name, "told": f"preset pocket-{name}, density 0.61, by reference", "preset": None, "density": 0.61,
+            "name": name, "label": LABELS.get(name, name),
+            "told": f"preset pocket-{name}, density 0.61, by reference", "preset": None, "density": 0.61,
             "backends": ["reference"], "fidelity": None if name == "bf16" else _means(told),
             "identical": None if name == "bf16" else sum(one["fidelity"]["identical"] for one in told),
             "nonfinite": None if name == "bf16" else 0, "clips": told, "adherence": adherence if judged else None,
@@ -266,6 +270,6 @@ def _means(clips: list[dict[str, Any]]) -> dict[str, Any]:
 def pairs(*names: str) -> list[Pair]:
     """Clips of contenders beside bf16's."""
     return [
-        Pair("a cat surfing", KNOWN[name][2], clip(), clip(noise=4 + 5 * number), ("bf16", name))
+        Pair("a cat surfing", KNOWN[name][2], clip(), clip(noise=4 + 5 * number), (LABELS["bf16"], name))
         for number, name in enumerate(names)
     ]

@@ -24,8 +24,9 @@ def record(phases: int = 4, layers: int = 6, points: int = 14, clips: int = 6) -
     return {
         "model": "pocket v1", "weights": "0123456789abcdef", "device": "cpu",
         "versions": {"fpsgen": "0.2.0", "torch": "2.13.0"},
-        "size": "160x96", "frames": 25, "steps": steps, "shift": 3.0, "guidance": 4.0, "solver": "unipc",
+        "size": "160x96", "frames": 25, "fps": 12, "steps": steps, "shift": 3.0, "guidance": 4.0, "solver": "unipc",
         "grid": [7, 6, 10], "tile": [2, 2, 2], "tiles": [4, 3, 5], "layers": layers, "heads": 3,
+        "head_dim": 128, "cost_tokens": 75_600, "backend": "reference", "baseline": "bf16 (float32)",
         "budget": "--min-psnr 30", "holds": True,
         "phases": [
             {"steps": f"{a}-{b}" if b > a else f"{a}", "sigma": [x, y]}

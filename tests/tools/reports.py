@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 from html.parser import HTMLParser
+from pathlib import Path
 
+import imageio_ffmpeg
 import numpy as np
 
 from fpsgen.metrics import Pair
@@ -25,12 +27,17 @@ def pair(prompt: str = "a cat moving left", psnr: float | None = 33.3, **shape: 
 
 
 class Page(HTMLParser):
-    """Everything that a page has: words, images, addresses; fails where a tag is not closed in its place."""
+    """Everything that a page has: words, images, videos, addresses; fails where a tag is not closed in its place.
+
+    levels: the picture of what a PSNR looks like, which is the same on all pages and lies beside none.
+    """
 
     def __init__(self, text: str):
         super().__init__(convert_charrefs=True)
         self.open: list[str] = []
         self.images: list[dict[str, str]] = []
+        self.videos: list[dict[str, str]] = []
+        self.levels: list[dict[str, str]] = []
         self.words, self.tags, self.addresses = "", set[str](), list[str]()
         self.feed(text)
         self.close()
@@ -40,9 +47,11 @@ class Page(HTMLParser):
         self.tags.add(tag)
         told = {name: value or "" for name, value in attrs}
         assert len(told) == len(attrs)
-        self.addresses += [told[name] for name in ("href", "src", "srcset", "action", "data") if name in told]
+        self.addresses += [told[name] for name in ("href", "src", "srcset", "poster", "action", "data") if name in told]
         if tag == "img":
-            self.images.append(told)
+            (self.levels if told["alt"].startswith("What a PSNR looks like") else self.images).append(told)
+        if tag == "video":
+            self.videos.append(told)
         if tag not in VOID:
             self.open.append(tag)
 
@@ -53,6 +62,16 @@ class Page(HTMLParser):
     def handle_data(self, data: str) -> None:
         if self.open and self.open[-1] != "style":
             self.words += data
+
+
+def frames_of(video: dict[str, str], path: Path) -> np.ndarray:
+    """The frames of a page's video, uint8 [frames, height, width, 3]. path: where the file may lie meanwhile."""
+    kind, _, data = video["src"].partition(",")
+    assert kind == "data:video/mp4;base64"
+    path.write_bytes(base64.b64decode(data, validate=True))
+    reader = imageio_ffmpeg.read_frames(str(path))
+    width, height = next(reader)["size"]
+    return np.stack([np.frombuffer(frame, np.uint8).reshape(height, width, 3) for frame in reader])
 
 
 def png(image: dict[str, str]) -> bytes:

@@ -81,15 +81,21 @@ def _headline(record: dict[str, Any]) -> str:
         ratios = [line["speedup"][dense["name"]]["alone"] for line in ours]
         rows += [_row(case, line, dense, ratio) for line, ratio in zip(ours, ratios, strict=True)]
         told = (  # of the last shape, which is the largest
-            f"In {html.text(case['model'])} at {html.text(case['res'])} our kernel with its prologue is "
+            f"In {html.text(case['model'])} at {html.text(case['res'])}, fpsgen&rsquo;s kernel with its prologue is "
             f"<b>{_range(ratios)} times as fast</b> as {html.text(dense['name'])}, the fastest dense attention in BF16 "
             f"here, at {_densities(line['density'] for line in ours)}"
         )
     if not rows:
-        told = "No kernel of ours was timed beside dense attention here; below is what ran, and why others did not"
-    heads = ["Shape", "Density", "Variant", "With prologue, ms", "Times as fast", "Than", "Its ms"]
-    glance = html.table("Fastest of ours against the fastest dense", heads, rows, left=(2, 5)) if rows else ""
-    cut = f'<p class="verdict missed">Cut short: {html.text(record["cut"])}.</p>\n' if record.get("cut") else ""
+        told = "fpsgen&rsquo;s kernels were not timed beside dense attention here. The tables say what ran, and why"
+    heads = ["Shape", "Density", "Variant", "With prologue, ms", "Times as fast", "Dense attention", "Dense, ms"]
+    glance = (
+        html.table("The fastest kernel against the fastest dense attention", heads, rows, left=(2, 5)) if rows else ""
+    )
+    cut = (
+        f'<p class="verdict missed">The run was cut short: {html.text(record["cut"])}.</p>\n'
+        if record.get("cut")
+        else ""
+    )
     return f'<h1>{html.text(_title(record))}</h1>\n<p class="lead">{told}.</p>\n{cut}{glance}'
 
 
@@ -125,19 +131,21 @@ def _roofline(png: bytes, points: Sequence[Point], roofs: Roofs) -> str:
     return html.figure(
         png,
         f"Roofline: {limits}, memory {roofs.memory:.2f} TB/s. {each}.",
-        "What each contender reached, under what the card can do at most: the slope is memory&rsquo;s, the flat roofs "
-        "are the tensor cores&rsquo; by the bits of their operands, and that of the unit for exponentials where it has "
-        "one for each pair of tokens and head (variants that synthesise half of them have twice that). Small numbers "
-        "are densities. Only pairs that are computed count, no padding.",
+        "Each mark is the speed that a contender reached. The roofs are what the card can do at most. The slope is "
+        "the memory&rsquo;s roof. The flat roofs are those of the tensor cores, by the bits of their operands, and "
+        "that of the unit for exponentials where it computes one for each pair of tokens and head (variants that "
+        "synthesise half of them have twice that). Small numbers are densities. Only computed pairs count; padding "
+        "does not.",
     )
 
 
 def _measured(record: dict[str, Any]) -> str:
     how = (
-        f"One layer&rsquo;s self-attention of Wan2.1, batch 1, on noise of seed {html.text(record['seed'])}. Up to "
-        f"{html.text(record['repeats'])} samples each by CUDA events, all contenders in a new random order in every "
-        "round, the L2 cache flushed before each; medians. Every result was checked on sampled rows and heads before "
-        "it was timed. Rooflines are at the card&rsquo;s boost clock and measured copy bandwidth."
+        f"The self-attention of one layer of Wan2.1 ran at batch 1, on noise of seed {html.text(record['seed'])}. CUDA "
+        f"events timed up to {html.text(record['repeats'])} samples of each contender; the figures are medians. Every "
+        "round had a new random order, and the L2 cache was flushed before each sample. Every result was checked on "
+        "sampled rows and heads before it was timed. The rooflines take the card&rsquo;s boost clock and its measured "
+        "copy bandwidth."
     )
     return (
         f"{provenance.notes(record)}<h2>How it was measured</h2>\n<p>{how}</p>\n"

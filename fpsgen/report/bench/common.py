@@ -1,16 +1,15 @@
-"""What the pages of comparisons share: who is compared, clips beside each other, the settings of the video."""
+"""What the pages of comparisons share: who is compared, and the settings of the video."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fpsgen.metrics import Pair
-from fpsgen.report import drawing, html, words
+from fpsgen.report import html, words
 
 
 def others(record: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """All contenders but the reference; the first is whom the page is about."""
+    """All contenders but the reference; the page is about the first."""
     return [one for one in record["contenders"] if one["name"] != record["reference"]]
 
 
@@ -18,24 +17,14 @@ def reference(record: Mapping[str, Any]) -> dict[str, Any]:
     return next(one for one in record["contenders"] if one["name"] == record["reference"])
 
 
+def bold(one: Mapping[str, Any]) -> str:
+    """A contender's name in a sentence: everywhere the same."""
+    return f"<b>{html.prompt(one['label'])}</b>"
+
+
 def who(one: Mapping[str, Any], told: bool = False) -> str:
     """A contender's name, and under it what that is."""
-    return html.prompt(one["name"]) + (f"<small>{html.text(one['told'])}</small>" if told and one["told"] else "")
-
-
-def draw_clips(pairs: Sequence[Pair]) -> dict[str, bytes]:
-    """Pictures by name: frames-1, frames-2 …"""
-    with drawing.styled():
-        return {f"frames-{number}": drawing.frames(pair) for number, pair in enumerate(pairs, 1)}
-
-
-def clips(pairs: Sequence[Pair], drawn: Mapping[str, bytes], told: str) -> str:
-    """Frames beside the reference's; told: the beginning of a sentence about them."""
-    shown = [
-        (drawn[f"frames-{number}"], ", ".join(pair.names), pair.prompt, pair.psnr)
-        for number, pair in enumerate(pairs, 1)
-    ]
-    return html.frames("Frames beside the reference&rsquo;s", told, shown)
+    return html.prompt(one["label"]) + (f"<small>{html.text(one['told'])}</small>" if told and one["told"] else "")
 
 
 def lpips_told(found: Sequence[Mapping[str, Any]]) -> str:
@@ -46,7 +35,7 @@ def lpips_told(found: Sequence[Mapping[str, Any]]) -> str:
 
 
 def settings(record: Mapping[str, Any], seeds: str) -> dict[str, str]:
-    """Of the video, for a list of definitions."""
+    """The video's, for a list of definitions. seeds: in words."""
     video = record["video"]
     rows = {
         "Video": f"{video['width']}{words.TIMES}{video['height']}, {video['frames']} frames at {video['fps']} a second",

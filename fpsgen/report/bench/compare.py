@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from fpsgen.metrics import Pair
-from fpsgen.report import html, words
+from fpsgen.report import clips, html, words
 from fpsgen.report.bench import pictures, provenance
-from fpsgen.report.bench.common import clips, draw_clips, lpips_told, others, settings, who
+from fpsgen.report.bench.common import bold, lpips_told, others, reference, settings, who
 from fpsgen.report.words import DASH
 from fpsgen.timing import PHASES
 
@@ -23,7 +23,7 @@ def compose(record: dict[str, Any], pairs: Sequence[Pair]) -> tuple[str, dict[st
     """The page, and its pictures by name: phases, frames-1, frames-2 …, steps."""
     drawn = {
         "phases": pictures.bars(panels(record), guessed(record)),
-        **draw_clips(pairs),
+        **clips.draw(pairs),
         "steps": pictures.split(steps_of(record)),
     }
     parts = [
@@ -33,7 +33,7 @@ def compose(record: dict[str, Any], pairs: Sequence[Pair]) -> tuple[str, dict[st
         _bars(record, drawn["phases"]),
         _runs(record),
         _fidelity(record),
-        clips(pairs, drawn, "Same prompt and noise in each pair of rows"),
+        clips.section(pairs, drawn, record["video"]["fps"]),
         _steps(record, drawn["steps"]),
         _tried(record),
         _measured(record),
@@ -42,7 +42,7 @@ def compose(record: dict[str, Any], pairs: Sequence[Pair]) -> tuple[str, dict[st
 
 
 def guessed(record: dict[str, Any]) -> frozenset[str]:
-    """Of phases and total, those whose seconds were extrapolated."""
+    """The phases, the total among them, whose seconds were extrapolated."""
     return _EXTRAPOLATED if record["extrapolated"] else frozenset()
 
 
@@ -51,10 +51,10 @@ def panels(record: dict[str, Any]) -> list[pictures.Bars]:
     found: list[pictures.Bars] = []
     contenders = record["contenders"]
     if is_warm(record):
-        each = [(one["name"], one["median"], one["spread"]["total"]) for one in contenders]
+        each = [(one["label"], one["median"], one["spread"]["total"]) for one in contenders]
         found.append((_warm_told(record), each))
     if all(one["cold"] for one in contenders):
-        found.append(("Cold: one run of each", [(one["name"], one["cold"], None) for one in contenders]))
+        found.append(("Cold: one run of each", [(one["label"], one["cold"], None) for one in contenders]))
     return found
 
 
@@ -63,50 +63,51 @@ def is_warm(record: dict[str, Any]) -> bool:
 
 
 def steps_of(record: dict[str, Any]) -> list[tuple[str, list[dict[str, Any]]]]:
-    return [(one["name"], one["phases"]) for one in record["contenders"]]
+    return [(one["label"], one["phases"]) for one in record["contenders"]]
 
 
 def _title(record: dict[str, Any]) -> str:
-    own = ", ".join(one["name"] for one in others(record))
-    return f"{own} against {record['reference']}: {record['model']}"
-
-
-def _reference_told(record: dict[str, Any]) -> str:
-    """Its name, and what it runs where that had to be found."""
-    kernel = f" ({html.text(record['tried'][0]['name'])})" if record["tried"] else ""
-    return f"<b>{html.prompt(record['reference'])}</b>{kernel}"
+    own = ", ".join(one["label"] for one in others(record))
+    return f"{own} against {reference(record)['label']}: {record['model']}"
 
 
 def _headline(record: dict[str, Any]) -> str:
-    first = others(record)[0]
+    first, base = others(record)[0], reference(record)
     mark = f"{MARK}&nbsp;" if record["extrapolated"] else ""
-    name, base = f"<b>{html.prompt(first['name'])}</b>", _reference_told(record)
+    mine, theirs = (f"<b>{mark}{words.duration(one['median']['total'])}</b>" for one in (first, base))
+    told = f"{bold(first)} takes {mine}, {bold(base)} takes {theirs}"
     if not (found := first["speedup"]):
-        told = f"{name} beside {base}, in one cold run of each, whose times are not compared"
-        return _lead(record, told, first)
-    ratio, each = found["total"]["median"], found["total"]["each"]
-    fast = f"<b>{mark}{words.ratio(ratio)} times as fast</b>"
-    # Of a few pairs, as many lie on one side by chance.
-    if (len(each) > 1 and min(each) <= 1 <= max(each)) or (len(each) < _CLEAR and abs(ratio - 1) < _SMALL):
-        told = f"{name} is {fast} as {base}: these runs cannot tell that from 1"
+        return _lead(record, f"{told}, in one cold run each: too few to compare", first)
+    ratio = found["total"]["median"]
+    if too_close(found["total"]):
+        told += ": <b>too close to call</b>"
     elif ratio >= 1:
-        told = f"{name} renders in <b>{mark}{words.ratio(1 / ratio)}</b> of the time of {base}: {fast}"
+        told += f": <b>{mark}{words.ratio(ratio)} times as fast</b>, in {mark}{words.ratio(1 / ratio)} of the time"
     else:
-        told = f"{name} takes <b>{mark}{words.ratio(1 / ratio)} times as long</b> as {base}"
-    # What a single pair says of a small difference is next to nothing.
-    alone = ", in a single pair of runs" if len(each) == 1 else ""
+        told += f": <b>{mark}{words.ratio(1 / ratio)} times as long</b>"
+    alone = ", in a single pair of runs" if len(found["total"]["each"]) == 1 else ""
     return _lead(record, told + alone, first)
+
+
+def too_close(found: dict[str, Any]) -> bool:
+    """Whether these runs cannot tell a speed-up from 1: some pairs lie on either side of it, or they are few, which may
+    lie on one side by chance, and near it."""
+    each, ratio = found["each"], found["median"]
+    return min(each) <= 1 <= max(each) or (len(each) < _CLEAR and abs(ratio - 1) < _SMALL)
 
 
 def _lead(record: dict[str, Any], told: str, first: dict[str, Any]) -> str:
     """Title, answer, and what it is about."""
     video = record["video"]
     size = f"{video['width']}{words.TIMES}{video['height']}"
-    scope = f"{video['frames']} frames of {size} by {html.text(record['model'])} in {video['steps']} steps"
+    scope = (
+        f"The video has {video['frames']} frames of {size}. {html.text(record['model'])} made it in {video['steps']} "
+        f"steps on {provenance.measured_on(record)}"
+    )
     return (
         f"<h1>{html.text(_title(record))}</h1>\n"
         f'<p class="lead">{told}{_true(first)}.</p>\n'
-        f"<p>{scope}, on {provenance.measured_on(record)}. {_what_counts(record)}</p>\n{_warnings(record)}"
+        f"<p>{scope}. {_what_counts(record)}</p>\n{_warnings(record)}"
     )
 
 
@@ -115,20 +116,21 @@ def _true(one: dict[str, Any]) -> str:
     if not (found := one["fidelity"]):
         return ""
     if found["nonfinite"]:
-        return ", but its latents are broken"
+        return ". Its latents are broken"
     if found["identical"]:
-        return ", and makes the same frames (a PSNR of <b>∞ dB</b>)"
-    return f", at a PSNR of <b>{words.decibels(found['psnr'])}</b>"
+        return ". The frames are the same (a PSNR of <b>∞ dB</b>)"
+    return f". The PSNR between them is <b>{words.decibels(found['psnr'])}</b>"
 
 
 def _what_counts(record: dict[str, Any]) -> str:
     if record["extrapolated"]:
         return ""
-    whole = "All counts, from reading weights to the last frame in the file, but Python&rsquo;s imports: "
+    whole = "A time runs from reading the weights to the last frame in the file, without Python&rsquo;s imports. "
     if not is_warm(record):
-        return f"{whole}one cold run of each, in which kernels are compiled."
+        return f"{whole}Each had one cold run, in which kernels are compiled."
     many = len(record["contenders"][0]["warm"]) > 1
-    return f"{whole}{_many(record)} of each{', there and back' if many else ''}."
+    back = ", in the order A&nbsp;B&nbsp;B&nbsp;A" if many else ""
+    return f"{whole}Each time is {_many(record)}{back}."
 
 
 def _many(record: dict[str, Any]) -> str:
@@ -149,16 +151,16 @@ def _warnings(record: dict[str, Any]) -> str:
     told = []
     if record["extrapolated"]:
         told.append(
-            f"{MARK} marks what was extrapolated. Measured were one step of each phase of the preset and a few latent "
-            "frames of decoding, each of which stands for all others like it; neither weights were read nor a file "
+            f"{MARK} marks what was extrapolated. One step of each phase of the preset and the decoding of a few "
+            "latent frames were measured; each stands for all others like it. No weights were read, and no file was "
             "written."
         )
     if record["random_weights"]:
-        told.append("The weights are random: the speed is that of the true shapes, and there is no video to compare.")
+        told.append("The weights are random. The speed is that of the true shapes; there is no video to compare.")
     for one in record["contenders"]:
         broken = (one["fidelity"] or one).get("nonfinite")
         if broken:
-            told.append(f"✗ {html.prompt(one['name'])}: {broken} values are NaN or infinite.")
+            told.append(f"✗ {html.prompt(one['label'])}: {broken} values are NaN or infinite.")
     return "".join(f'<p class="verdict missed">{one}</p>\n' for one in told)
 
 
@@ -172,14 +174,20 @@ def _speed(record: dict[str, Any]) -> str:
         row = [who(one, told=True), _spread(one["median"]["total"], one["spread"]["total"], mark)]
         for name in ("total", "denoise"):
             found = one["speedup"] and one["speedup"][name]
-            own = _times(found["median"], found["each"], mark) if found else DASH
+            own = _times(found, mark) if found else DASH
             row.append("1" if one["name"] == record["reference"] else own)
         rows.append([*row, *([words.gigabytes(peak(one))] if memory else [])])
-    pairs = (
-        f"<p>How many times as fast as {_reference_told(record)}; below 1 is slower. In small the least and the most "
-        "of the runs, and the ratio of each pair of them.</p>\n"
+    told = (
+        f"<p>&ldquo;Times as fast&rdquo; is the time of {bold(reference(record))} divided by the contender&rsquo;s "
+        "own: below 1 is slower."
     )
-    return html.table("Speed-ups", heads, rows) + (pairs if any(len(one["warm"]) > 1 for one in others(record)) else "")
+    if any(len(one["warm"]) > 1 for one in others(record)):
+        told += " Small figures are the least and the most of the runs, and the ratio of each pair of runs."
+    if any(
+        one["speedup"] and too_close(one["speedup"][name]) for one in others(record) for name in ("total", "denoise")
+    ):
+        told += " A ratio is too close to call where these runs cannot tell it from 1."
+    return f"{html.table('Speed-ups', heads, rows)}{told}</p>\n"
 
 
 def peak(one: dict[str, Any]) -> int | None:
@@ -196,11 +204,13 @@ def _spread(value: float | None, spread: list[float] | None, mark: str = "") -> 
     return f"{mark}{'&nbsp;' if mark else ''}{words.precise(value)}{told}"
 
 
-def _times(ratio: float, each: Sequence[float], mark: str) -> str:
+def _times(found: dict[str, Any], mark: str) -> str:
+    ratio, each = found["median"], found["each"]
     shown = [words.ratio(one) for one in each]
     if len(shown) > 4:
         shown = [f"{words.ratio(min(each))} to {words.ratio(max(each))}, {len(each)} pairs"]
     told = f"<small>{', '.join(shown)}</small>" if len(each) > 1 else ""
+    told += "<small>too close to call</small>" if too_close(found) else ""
     return f"{mark}{'&nbsp;' if mark else ''}{words.ratio(ratio)}{told}"
 
 
@@ -210,10 +220,10 @@ def _bars(record: dict[str, Any], png: bytes) -> str:
         for name, seconds, _ in each:
             shown = [f"{phase} {words.precise(value)}" for phase in WHOLE if (value := seconds[phase])]
             told.append(f"{title}, {name}: {', '.join(shown)} seconds")
-    cold = "Each panel has a scale of its own." if len(set(pictures.scales(panels(record)))) > 1 else ""
+    cold = "The panels have different scales." if len(set(pictures.scales(panels(record)))) > 1 else ""
     apart = any(len(one["warm"]) > 1 for one in record["contenders"])
-    thin = "The thin line at a bar&rsquo;s end is the spread of its total, least to most. " if apart else ""
-    bars = f"Seconds by phase, for each contender; a bar is the whole. {thin}{cold}".strip()
+    thin = "The thin line at the end of a bar goes from the least to the most of its totals. " if apart else ""
+    bars = f"Each bar is one contender&rsquo;s total time in seconds, divided into phases. {thin}{cold}".strip()
     return html.figure(png, f"Seconds by phase: {'. '.join(told)}.", bars)
 
 
@@ -227,7 +237,7 @@ def _runs(record: dict[str, Any]) -> str:
             [who(one), *(_spread(one["median"][name], one["spread"][name], marks.get(name, "")) for name in WHOLE)]
             for one in record["contenders"]
         ]
-        small = ", in small the least and the most" if len(record["contenders"][0]["warm"]) > 1 else ""
+        small = "; small: least and most" if len(record["contenders"][0]["warm"]) > 1 else ""
         parts.append(f"<h3>{_warm_told(record)}{small}</h3>\n{html.table('Seconds, warm runs', heads, rows)}")
     if all(one["cold"] for one in record["contenders"]):
         rows = [[who(one), *(_spread(one["cold"][name], None) for name in WHOLE)] for one in record["contenders"]]
@@ -251,9 +261,9 @@ def _fidelity(record: dict[str, Any]) -> str:
         for one, found in told
     ]
     return (
-        f"<h2>How true</h2>\n<p>Latents and frames against {_reference_told(record)}&rsquo;s, from the same prompt and "
-        "noise. Cosine and SSIM are 1 and LPIPS is 0 where nothing differs; "
-        f"∞ dB means that all frames are identical.{lpips_told([found for _, found in told])}</p>\n"
+        "<h2>How close</h2>\n<p>The latents and frames of each contender are compared with those of "
+        f"{bold(reference(record))}, made from the same prompt and noise. Where nothing differs, cosine and SSIM are "
+        f"1, LPIPS is 0 and the PSNR is infinite.{lpips_told([found for _, found in told])}</p>\n"
         + html.table("Fidelity", ["", "Latent cosine", "PSNR", "SSIM", "LPIPS", "NaN or Inf"], rows)
     )
 
@@ -264,13 +274,13 @@ def _steps(record: dict[str, Any], png: bytes) -> str:
         each = "; ".join(f"{_span(phase)} {_split_told(phase)}" for phase in phases)
         told.append(f"{name}: {each}")
     caption = (
-        "One panel for each contender: steps to the right, the time that one takes upwards, so that areas are time. "
-        "Numbers above are densities, the share of token pairs that attention computes. "
+        "Each panel is one contender. A block is as wide as it has steps and as high as one step takes seconds, so its "
+        "area is time. The number above a block is its density: the share of token pairs that attention computes. "
     )
     if any(phase["split"] for _, phases in steps_of(record) for phase in phases):
         whose = "one step of each phase" + ("" if record["extrapolated"] else ", apart from those runs")
         caption += "" if record["extrapolated"] else "Heights are medians over the runs. "
-        caption += f"Attention (with its norms and rounding), linear layers and the rest were timed in {whose}."
+        caption += f"The parts of a step were timed in {whose}; attention includes its norms and rounding."
     alt = f"Seconds of a step by phase: {'. '.join(told)}."
     return f"<h2>Why: what a step is made of</h2>\n{html.figure(png, alt, caption)}{_steps_table(record)}"
 
@@ -314,30 +324,32 @@ def _tried(record: dict[str, Any]) -> str:
         for number, one in enumerate(record["tried"])
     ]
     return (
-        f"<h2>What {html.text(record['reference'])} is here</h2>\n<p>Dense attention by the fastest kernel that this "
-        "installation can run: each was tried at the video&rsquo;s own shape.</p>\n"
-        + html.table("Kernels tried", ["Kernel", "Milliseconds", ""], rows, left=(2,))
+        f"<h2>What {html.prompt(reference(record)['label'])} is here</h2>\n<p>It is dense attention: every pair of "
+        f"tokens is computed, and nothing is rounded to 8 bits. Its numbers are {html.text(record['dtype'])}. Each "
+        f"kernel below was tried at the video&rsquo;s own shape; the fastest, {html.text(record['tried'][0]['name'])}, "
+        "was taken.</p>\n" + html.table("Kernels tried", ["Kernel", "Milliseconds", ""], rows, left=(2,))
     )
 
 
 def _measured(record: dict[str, Any]) -> str:
+    labels = {one["name"]: one["label"] for one in record["contenders"]}
+    order = [labels[name] for name in record["order"]]
     rows = {
         "Prompt": "" if record["random_weights"] else html.prompt(record["video"]["prompt"]),
         **settings(record, f"seed {record['video']['seed']}"),
         "Tokens": html.text(record["tokens"]),
-        "Warm runs": html.text(", ".join(record["order"])) if is_warm(record) and not record["extrapolated"] else "",
+        "Warm runs": html.text(", ".join(order)) if is_warm(record) and not record["extrapolated"] else "",
     }
-    names = [one["name"] for one in record["contenders"]]
-    cold = [] if record["extrapolated"] else [f"{name}, cold" for name in names]
-    warm = [f"{name}, warm" for name in record["order"]]
+    cold = [] if record["extrapolated"] else [f"{label}, cold" for label in labels.values()]
+    warm = [f"{label}, warm" for label in order]
     how = (
-        "One process, a monotonic clock that is read when the device has finished. Cold runs come first, in the order "
-        "of the tables; the warm ones go there and back, so that a machine that slows down slows all. Figures are "
-        "medians, each by itself, so that medians of phases do not quite add up to that of the total; speed-ups are "
-        "medians of the ratios in each pass."
+        "All runs were made in one process. A monotonic clock was read after the device had finished. The cold runs "
+        "came first, in the order of the tables. The warm runs went there and back (A B B A), so that a machine that "
+        "slows down slows all contenders. Every figure is a median of its own, so the phases do not quite add up to "
+        "the total. A speed-up is the median of the ratios of each pass."
     )
     if record["extrapolated"]:
-        how = "A monotonic clock or CUDA events; medians of a few steps, after one to warm up."
+        how = "A monotonic clock or CUDA events timed a few steps, after one to warm up. The figures are medians."
     return (
         f"{provenance.notes(record)}<h2>How it was measured</h2>\n<p>{how}</p>\n"
         f"{html.definitions(rows | provenance.facts(record))}{provenance.states([*cold, *warm], record['states'])}"

@@ -36,10 +36,11 @@ _ROW = 0.9  # inches
 _SIDE = 0.62  # inches at the right end, for clips whose PSNR is infinite
 
 
-def psnr(rows: Sequence[tuple[str, Sequence[float], tuple[float, float | None] | None]]) -> bytes:
+def psnr(rows: Sequence[tuple[str, Sequence[float], tuple[float, float | None] | None]], base: str) -> bytes:
     """A row for each contender: a dot for each clip, infinite ones at the right end, mean and its interval below.
 
-    rows: name, PSNR of the clips, mean and half of its interval over those that are finite.
+    rows: name, PSNR of the clips, mean and half of its interval over those that are finite. base: what they are
+    compared with.
     """
     with styled():
         figure = canvas(WIDTH, 0.3 + _ROW * len(rows) + 0.5)
@@ -51,7 +52,7 @@ def psnr(rows: Sequence[tuple[str, Sequence[float], tuple[float, float | None] |
         axes.set_xlim(min(finite) - margin, max(finite) + margin)
         axes.set_ylim(len(rows), 0)
         _frame(axes)
-        axes.set_xlabel("PSNR against the reference, dB")
+        axes.set_xlabel(f"PSNR against {written(base)}, dB", parse_math=False)
         for number, (name, values, mean) in enumerate(rows):
             _row(axes, number, name, values, mean, wide)
             _endless(axes, number, values, wide)

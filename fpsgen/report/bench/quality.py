@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from fpsgen.metrics import Pair
-from fpsgen.report import html, words
+from fpsgen.report import clips, html, words
 from fpsgen.report.bench import dots, provenance
-from fpsgen.report.bench.common import clips, draw_clips, lpips_told, others, reference, settings, who
+from fpsgen.report.bench.common import bold, lpips_told, others, reference, settings, who
 from fpsgen.report.words import DASH
 from fpsgen.seeds import next_seed
 
@@ -18,16 +18,16 @@ _MEASURES = {"latent_cosine": "Latent cosine", "psnr": "PSNR, dB", "ssim": "SSIM
 
 def compose(record: dict[str, Any], pairs: Sequence[Pair]) -> tuple[str, dict[str, bytes]]:
     """The page, and its pictures by name: psnr, adherence where it was judged, frames-1, frames-2 …"""
-    drawn = {"psnr": dots.psnr(rows_of(record))}
+    drawn = {"psnr": dots.psnr(rows_of(record), reference(record)["label"])}
     if judged := adherence_of(record):
         drawn["adherence"] = dots.adherence(judged)
-    drawn |= draw_clips(pairs)
+    drawn |= clips.draw(pairs)
     parts = [
         _headline(record),
         _fidelity(record, drawn["psnr"]),
         _adherence(judged, drawn),
         _vbench(record),
-        clips(pairs, drawn, "The first clips; same prompt and noise in each pair of rows"),
+        clips.section(pairs, drawn, record["video"]["fps"]),
         _clips(record),
         _measured(record),
     ]
@@ -35,26 +35,26 @@ def compose(record: dict[str, Any], pairs: Sequence[Pair]) -> tuple[str, dict[st
 
 
 def rows_of(record: dict[str, Any]) -> list[tuple[str, list[float], tuple[float, float | None] | None]]:
-    """Of each but the reference: name, PSNR of its clips, mean and interval."""
+    """For each contender but the reference: label, PSNR of its clips, mean and interval."""
     found = []
     for one in others(record):
         told = one["fidelity"]["psnr"]
-        found.append((one["name"], dots.values_of(one), told and (told["mean"], told.get("ci95"))))
+        found.append((one["label"], dots.values_of(one), told and (told["mean"], told.get("ci95"))))
     return found
 
 
 def adherence_of(record: dict[str, Any]) -> list[tuple[str, dict[str, list[int]]]]:
-    """What was judged, the reference last: of each aspect that any prompt names. Nothing where nothing was judged."""
+    """What was judged, for each aspect that any prompt names; the reference is last. Empty where nothing was judged."""
     found = []
     for one in (*others(record), reference(record)):
         if named := {aspect: told for aspect, told in (one["adherence"] or {}).items() if told[1]}:
-            found.append((one["name"], named))
+            found.append((one["label"], named))
     return found
 
 
 def _title(record: dict[str, Any]) -> str:
     own = others(record)
-    told = f"{', '.join(one['name'] for one in own)} against {record['reference']}"
+    told = f"{', '.join(one['label'] for one in own)} against {reference(record)['label']}"
     return f"{told} on {words.counted(len(own[0]['clips']), 'clip')}: {record['model']}"
 
 
@@ -66,28 +66,30 @@ def _headline(record: dict[str, Any]) -> str:
     first = others(record)[0]
     count, same, broken = len(first["clips"]), first["identical"], first["nonfinite"]
     psnr = first["fidelity"]["psnr"]
-    name, base = f"<b>{html.prompt(first['name'])}</b>", f"<b>{html.prompt(record['reference'])}</b>"
-    clips = f"{count} clips" if count > 1 else "one clip"
+    name, base = bold(first), bold(reference(record))
+    many = f"On {count} clips" if count > 1 else "On one clip"
     if psnr is None:
-        told = f"On {clips} {name} makes the very frames of {base}: a PSNR of <b>∞ dB</b>"
+        told = f"{many}, {name} makes the same frames as {base}: a PSNR of <b>∞ dB</b>"
     else:
-        told = f"On {clips} {name} comes to a PSNR of <b>{_mean(psnr)} dB</b> against {base}"
-        told += f", {words.decibels(psnr['worst'])} at worst" if count - same > 1 else ""
-        told += f", and to the same frames on {same}" if same else ""
+        told = f"{many}, {name} has a PSNR of <b>{_mean(psnr)} dB</b> against {base}"
+        told += f"; the worst clip has {words.decibels(psnr['worst'])}" if count - same > 1 else ""
+        told += f"; {words.counted(same, 'clip')} had the same frames and no part in the mean" if same else ""
     if judged := adherence_of(record):
         mine, theirs = (_hits(told) for _, told in (judged[0], judged[-1]))
-        told += f"; of what prompts name and the judge knows, it sees <b>{mine}</b> in its clips, "
-        told += f"{theirs} in those of {base}"
+        told += (
+            f". The judge finds <b>{mine}</b> of what the prompts name in its clips, and {theirs} in those of {base}"
+        )
     video = record["video"]
-    many = words.asked(len(record["prompts"]), record["seeds"])
+    asked = words.asked(len(record["prompts"]), record["seeds"])
     size = f"{video['frames']} frames of {video['width']}{words.TIMES}{video['height']}, {video['steps']} steps"
-    interval = " What follows ± is half of the 95 % confidence interval of the mean." if count > 1 else ""
+    interval = " The number after ± is half of the 95 % confidence interval of the mean." if count > 1 else ""
     warning = (
         f'<p class="verdict missed">✗ {broken} of {count} clips have NaN or infinite latents.</p>\n' if broken else ""
     )
     return (
         f'<h1>{html.text(_title(record))}</h1>\n<p class="lead">{told}.</p>\n{warning}'
-        f"<p>{many}; {size} by {html.text(record['model'])} on {provenance.measured_on(record)}.{interval}</p>\n"
+        f"<p>{html.text(record['model'])} made the clips ({asked}; {size}) on {provenance.measured_on(record)}."
+        f"{interval}</p>\n"
     )
 
 
@@ -111,19 +113,21 @@ def _fidelity(record: dict[str, Any], png: bytes) -> str:
     )
     heads = ["", *_MEASURES.values(), "Clips identical", "With NaN or Inf"]
     return (
-        "<h2>How true</h2>\n<p>Means over clips, each against the reference&rsquo;s of the same prompt and noise; in "
-        "small the worst clip. Cosine and SSIM are 1 and LPIPS is 0 where nothing differs; clips whose frames are all "
-        f"identical have an infinite PSNR, and are in no mean of it."
-        f"{lpips_told([one['fidelity'] for one in others(record)])}</p>\n"
+        f"<h2>How close</h2>\n<p>Each clip is compared with the one by {bold(reference(record))} of the same prompt "
+        "and noise. The table has means over the clips; small figures are the worst clip&rsquo;s. Where nothing "
+        "differs, cosine and SSIM are 1 and LPIPS is 0. A clip whose frames are all the same has an infinite PSNR, "
+        f"and no part in the mean of it.{lpips_told([one['fidelity'] for one in others(record)])}</p>\n"
         + html.table("Fidelity over clips", heads, rows)
         + html.figure(
-            png, f"PSNR of each clip: {each}.", "A dot is one clip: further right is closer to the reference."
+            png,
+            f"PSNR of each clip: {each}.",
+            f"Each dot is one clip. The further right it lies, the closer it is to {bold(reference(record))}.",
         )
     )
 
 
 def _cell(name: str, told: dict[str, Any]) -> str:
-    """Mean, interval and worst; of the cosine that far from 1 of which digits remain."""
+    """Mean, interval and worst; for the cosine also its distance from 1, which keeps its digits."""
     found = told[name]
     if found is None:
         return DASH if name == "lpips" else "∞"
@@ -147,8 +151,9 @@ def _adherence(judged: list[tuple[str, dict[str, list[int]]]], drawn: dict[str, 
     return "<h2>Does it show what was asked for?</h2>\n" + html.figure(
         drawn["adherence"],
         f"Adherence to prompts: {told}.",
-        "The share of clips in which a small network, trained on this model&rsquo;s world, sees what the prompt names; "
-        "lines are 95 % intervals (Wilson). The model has its own limits: the reference&rsquo;s share shows them.",
+        "The judge is a small network, trained on this model&rsquo;s world. Each bar is the share of clips in which "
+        "it finds what the prompt names; the lines are 95 % intervals (Wilson). The model has limits of its own: the "
+        f"share of {html.prompt(judged[-1][0])} shows them.",
     )
 
 
@@ -157,23 +162,21 @@ def _vbench(record: dict[str, Any]) -> str:
     if not scored:
         return ""
     dimensions = list(scored[0]["vbench"])
-    rows = [
-        [html.text(one["name"]), *(words.number(one["vbench"].get(dimension), 4) for dimension in dimensions)]
-        for one in scored
-    ]
+    rows = [[who(one), *(words.number(one["vbench"].get(dimension), 4) for dimension in dimensions)] for one in scored]
     heads = ["", *(html.text(dimension.replace("_", " ")) for dimension in dimensions)]
-    return f"<h2>VBench</h2>\n<p>Higher is better.</p>\n{html.table('VBench', heads, rows)}"
+    return f"<h2>VBench</h2>\n<p>A higher score is better.</p>\n{html.table('VBench', heads, rows)}"
 
 
 def _clips(record: dict[str, Any]) -> str:
-    """PSNR of each clip by each contender; of very many the worst for the first."""
+    """The PSNR of each clip by each contender; where there are very many, the first contender's worst."""
     every = others(record)
     order = list(range(len(every[0]["clips"])))
     told = ""
     if len(order) > _MOST_CLIPS:
         worst = dots.values_of(every[0])
         order = sorted(order, key=lambda number: worst[number])[:_MOST_CLIPS]
-        told = f"<p>The {_MOST_CLIPS} that are furthest from the reference&rsquo;s; the record has all.</p>\n"
+        base = bold(reference(record))
+        told = f"<p>These are the {_MOST_CLIPS} clips that are furthest from {base}. The record has all clips.</p>\n"
     psnr = [dots.values_of(one) for one in every]
     rows = [
         [
@@ -183,7 +186,7 @@ def _clips(record: dict[str, Any]) -> str:
         ]
         for number in order
     ]
-    heads = ["Prompt", "Seed", *(f"{html.text(one['name'])}, PSNR" for one in every)]
+    heads = ["Prompt", "Seed", *(f"{html.prompt(one['label'])}, PSNR" for one in every)]
     return f"<h2>Clips</h2>\n{told}{html.table('Clips', heads, rows)}"
 
 

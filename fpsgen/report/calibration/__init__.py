@@ -23,4 +23,4 @@ def write(record: dict[str, Any], pairs: Sequence[Pair], path: Path) -> list[Pat
     from fpsgen.report.calibration import page, pictures
 
     drawn = pictures.draw(record, pairs)
-    return place(path, page.compose(record, [(pair.prompt, pair.psnr) for pair in pairs], drawn), drawn)
+    return place(path, page.compose(record, pairs, drawn), drawn)

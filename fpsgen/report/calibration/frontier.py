@@ -77,7 +77,7 @@ def _scales(axes: Axes, points: list[dict[str, Any]]) -> float:
     axes.set_ylim(floor, max(high * 1.7, floor * 12))
     axes.set_xlim(0, max(1.0, *(float(point["cost"]) for point in points)) * 1.04)
     axes.axvline(1, color=SOFT, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
-    axes.set_xlabel("cost of attention (dense BF16 = 1)")
+    axes.set_xlabel("modelled cost of attention (dense BF16 on an H100 = 1)")
     axes.set_ylabel("error of the final latents (1 \N{MINUS SIGN} cosine)")
     axes.yaxis.set_label_coords(-0.105, 0.5)  # the same for short and long numbers
     axes.grid(True, color="#e8e8e4", linewidth=0.7)

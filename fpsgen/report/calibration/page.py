@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import prod
 from typing import Any
 
-from fpsgen.report import html, words
+from fpsgen.calibrate import cost
+from fpsgen.jit.attention import HEAD_DIM
+from fpsgen.metrics import Pair
+from fpsgen.report import clips, html, words
 
 
-def compose(record: dict[str, Any], clips: Sequence[tuple[str, float | None]], drawn: Mapping[str, bytes]) -> str:
-    """The page. clips: prompt and PSNR of each pair of videos drawn as frames-1, frames-2 …; drawn: PNG by name."""
+def compose(record: dict[str, Any], pairs: Sequence[Pair], drawn: Mapping[str, bytes]) -> str:
+    """The page. drawn: pictures by name, as `pictures.draw` makes them of the record and the pairs."""
     parts = [
         _headline(record),
+        _cost(record),
         _heat_maps(record, drawn),
         _frontier(record, drawn["frontier"]),
-        _frames(clips, drawn),
+        clips.section(pairs, drawn, record["fps"]),
         _clips(record),
-        f"<h2>The preset</h2>\n<p>The file that was written: give it to <code>fpsgen generate --preset</code>.</p>\n"
+        "<h2>The preset</h2>\n<p>This file was written. <code>fpsgen generate --preset FILE</code> uses it.</p>\n"
         f'<pre tabindex="0">{html.text(record["preset"])}</pre>\n',
         _making(record),
     ]
@@ -24,34 +29,72 @@ def compose(record: dict[str, Any], clips: Sequence[tuple[str, float | None]], d
 
 
 def _headline(record: dict[str, Any]) -> str:
-    summary, count = record["summary"], len(record["clips"])
-    alone = count == 1  # of one clip there is no interval
-    error = words.plus_minus(summary["error"], summary.get("error_ci95"))
+    summary, several = record["summary"], len(record["clips"]) > 1
+    many = f"{len(record['clips'])} clips" if several else "one clip"
+    base = f"<b>{html.text(record['baseline'])}</b>"
     found = (
-        f"Asked for <code>{html.text(record['budget'])}</code>, fpsgen chose a schedule whose attention costs "
-        f"<b>{record['cost']:.2f}</b> of dense BF16 and computes <b>{words.percent(record['mean_density'])}</b> of all "
-        f"pairs of tokens; on {'one clip' if alone else f'{count} clips'}{_unseen(record)} its final latents are "
-        f"off by <b>{error}</b> (1 &minus; cosine to BF16&rsquo;s)"
+        f"fpsgen was asked for <code>{html.text(record['budget'])}</code>. It chose a schedule whose attention has a "
+        f"modelled cost of <b>{record['cost']:.2f}</b> (dense BF16 attention on an {cost.CARD} costs 1) and computes "
+        f"<b>{words.percent(record['mean_density'])}</b> of all pairs of tokens. On {many}{_unseen(record)}, the error "
+        f"of its final latents is <b>{words.plus_minus(summary['error'], summary.get('error_ci95'))}</b>"
     )
     if summary["psnr"] is not None:
-        psnr = words.plus_minus(summary["psnr"], summary.get("psnr_ci95"))
-        found += f", its videos at a PSNR of <b>{psnr} dB</b>"
-        if not alone:
-            found += f", the worst of them at <b>{words.decibels(summary['psnr_worst'])}</b>"
+        found += (
+            f", and its videos have a PSNR of <b>{words.plus_minus(summary['psnr'], summary.get('psnr_ci95'))} dB</b>"
+        )
+        found += f"; the worst clip has <b>{words.decibels(summary['psnr_worst'])}</b>" if several else ""
+    told = (
+        f"Each clip is compared with the one by {base}: dense attention, from the same prompt and seed. An error is "
+        "1 &minus; the cosine of both latents. "
+    )
+    if several:
+        told += "The figures are means over the clips; the number after ± is half of the mean&rsquo;s 95 % interval."
+    else:
+        told += "One clip has no interval: other prompts may come out better or worse."
     holds = record["holds"]
-    verdict = "The budget holds" if holds else "The budget does not hold"
-    interval = " What follows ± is half of the 95 % confidence interval of the mean." if not alone else ""
     return (
         f"<h1>Calibration of {html.text(record['model'])}</h1>\n"
         f'<p class="lead">{found}.</p>\n'
-        f'<p class="verdict {"holds" if holds else "missed"}">{"✓" if holds else "✗"} {verdict}: '
-        f"<code>{html.text(record['budget'])}</code></p>\n"
-        f"<p>Means over verified clips, against the same seeds in dense BF16.{interval}</p>\n"
+        f'<p class="verdict {"holds" if holds else "missed"}">{"✓" if holds else "✗"} The budget '
+        f"{'holds' if holds else 'does not hold'} on {many}: <code>{html.text(record['budget'])}</code></p>\n"
+        f"<p>{told}</p>\n"
     )
 
 
+def _cost(record: dict[str, Any]) -> str:
+    """By which model the cost is worked out, and what runs each part of the schedule on which machine."""
+    speeds, tokens, own = cost.TFLOPS, record["cost_tokens"], prod(record["grid"])
+    told = (
+        "The cost is modelled, not measured. It is the time of the schedule&rsquo;s attention over all steps and "
+        f"layers, divided by that of dense BF16 attention, on one {cost.CARD}. The model takes speeds that were "
+        f"published for this card: {speeds['bf16']} TFLOPS in BF16 and {speeds['fp8']} in FP8 (FlashAttention-3), "
+        f"{speeds['int8']} in INT8 (SageAttention2). Pairs of tokens that are left out cost nothing; rounding q, k and "
+        f"v to 8 bits adds {words.number(cost.of_pairs(0, 'int8', tokens), 2)}."
+    )
+    if tokens != own:
+        told += f" The {own} tokens of this small model count as {tokens}, which is Wan2.1&rsquo;s number at 720p."
+    cells = [name for row in record["precision"] for name in row]
+    dense = cells.count("bf16")
+    parts = (
+        f"A part is one layer in one phase. {len(cells) - dense} of the {len(cells)} parts run in 8 bits; the other "
+        f"{dense} stay dense and unrounded (BF16), by PyTorch&rsquo;s own attention on any machine. What runs an 8-bit "
+        "part depends on the machine:"
+    )
+    slow = "the backend <code>reference</code>, plain PyTorch, which saves no time"
+    ours = "the backend <code>hopper</code>, fpsgen&rsquo;s own kernels"
+    if record["head_dim"] != HEAD_DIM:
+        ours = f"{slow}: the kernels need heads of {HEAD_DIM} channels, and these have {record['head_dim']}"
+    rows = {
+        "Hopper GPU": ours,
+        "Other CUDA GPU": f"{slow}; the backend <code>flex</code> (FlexAttention) does not round to 8 bits",
+        "CPU": slow,
+        "This calibration": html.text(f"the backend {record['backend']}, on {record['device']}"),
+    }
+    return f"<h2>What the cost is, and what runs where</h2>\n<p>{told}</p>\n<p>{parts}</p>\n{html.definitions(rows)}"
+
+
 def _unseen(record: dict[str, Any]) -> str:
-    """Said only where it is so."""
+    """Said only where it is true."""
     measured = set(record["prompts"])
     if any(clip["prompt"] in measured for clip in record["clips"]):
         return ""
@@ -62,10 +105,10 @@ def _heat_maps(record: dict[str, Any], drawn: Mapping[str, bytes]) -> str:
     phases, layers = record["phases"], record["layers"]
     size = f"{layers} layers by {len(phases)} phases"
     errors = [(e, p, n) for p, row in enumerate(record["error"]) for n, e in enumerate(row) if e > 0]
-    peak = "no cell has any"
+    peak = "no cell has any error"
     if errors:
         worst, phase, layer = max(errors)
-        peak = f"the most is {words.number(worst)}, by layer {layer} in {words.steps(phases[phase])}"
+        peak = f"the largest error is {words.number(worst)}, by layer {layer} in {words.steps(phases[phase])}"
     cells = [name for row in record["precision"] for name in row]
     kept = f"{cells.count('bf16')} of {len(cells)} cells in BF16"
     return (
@@ -73,17 +116,17 @@ def _heat_maps(record: dict[str, Any], drawn: Mapping[str, bytes]) -> str:
         + html.figure(
             drawn["error"],
             f"Error by phase and layer: heat map of {size}; {peak}",
-            f"Each cell is the error (1 &minus; cosine) that the probe plan ({html.text(record['probe'])}), in that "
-            f"layer alone and in all steps of that phase, is estimated to leave in the final latents; darker is worse, "
-            f"{html.text(peak)}.",
+            f"The probe plan ({html.text(record['probe'])}) was put into one layer in all steps of one phase. Each "
+            "cell is the error (1 &minus; cosine) that this is estimated to leave in the final latents. Darker is "
+            f"worse: {html.text(peak)}.",
         )
         + "<h2>What was chosen there</h2>\n"
         + html.figure(
             drawn["density"],
             f"Chosen density by phase and layer: heat map of {size}; {kept}",
-            "Each cell is the share of all pairs of tokens that the schedule computes there (mean over the "
-            "layer&rsquo;s heads), with the format of its attention; framed cells stay in BF16, "
-            "darker ones compute more.",
+            "Each cell is the share of all pairs of tokens that the schedule computes there, a mean over the "
+            "layer&rsquo;s heads, and the format of its attention. Framed cells stay in BF16; darker cells compute "
+            "more.",
         )
     )
 
@@ -96,18 +139,10 @@ def _frontier(record: dict[str, Any], png: bytes) -> str:
     return "<h2>Error against cost</h2>\n" + html.figure(
         png,
         f"Error against cost: {len(points)} schedules ({counts})",
-        "Each mark is a schedule: lower is closer to BF16, further left is cheaper, and the line joins what "
-        "calibration offers; filled marks were measured, hollow ones are predictions, and the ring is "
-        "what was chosen.",
+        "Each mark is a schedule. Lower is closer to dense attention; further left is cheaper, by the model. The line "
+        "joins what calibration offers. The errors of filled marks were measured, those of hollow marks are predicted. "
+        "The ring is what was chosen.",
     )
-
-
-def _frames(clips: Sequence[tuple[str, float | None]], drawn: Mapping[str, bytes]) -> str:
-    shown = [
-        (drawn[f"frames-{number}"], "BF16, this schedule", prompt, psnr)
-        for number, (prompt, psnr) in enumerate(clips, 1)
-    ]
-    return html.frames("Frames beside BF16", "Same prompt and seed in each pair of rows", shown)
 
 
 def _clips(record: dict[str, Any]) -> str:

@@ -11,9 +11,9 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 
-from fpsgen.report import words
+from fpsgen.report import clips, words
 from fpsgen.report.calibration import frontier
-from fpsgen.report.drawing import INK, SOFT, WIDTH, canvas, frames, png, styled
+from fpsgen.report.drawing import INK, SOFT, WIDTH, canvas, png, styled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,9 +29,7 @@ def draw(record: dict[str, Any], pairs: Sequence[Pair]) -> dict[str, bytes]:
     """All pictures by name: error, density, frontier, frames-1, frames-2 …"""
     with styled():
         drawn = {"error": _error(record), "density": _density(record), "frontier": _frontier(record)}
-        for number, pair in enumerate(pairs, 1):
-            drawn[f"frames-{number}"] = frames(pair)
-    return drawn
+    return drawn | clips.draw(pairs)
 
 
 def _frontier(record: dict[str, Any]) -> bytes:

@@ -35,9 +35,15 @@ def test_means_have_their_intervals(tmp_path: Path) -> None:
         psnr = one["fidelity"]["psnr"]
         assert words.plus_minus(psnr["mean"], psnr["ci95"]) in told
         assert f"worst {words.number(psnr['worst'])}" in told
-    assert "On 24 clips quality comes to a PSNR of" in told[:300]
-    assert "and to the same frames on 3" in told
-    assert "of what prompts name and the judge knows, it sees 96 % in its clips, 96 % in those of bf16" in told
+    own = given["contenders"][0]["fidelity"]["psnr"]
+    for fact in (
+        "24 clips",
+        words.plus_minus(own["mean"], own["ci95"]),
+        words.decibels(own["worst"]),
+        "3 clips",
+        "96 %",
+    ):
+        assert fact in told[:400], fact
     assert "12 prompts, 2 seeds each" in told
     assert "seeds 1000 to 1023" in told
 
@@ -59,8 +65,8 @@ def test_of_very_many_clips_the_worst_are_told(tmp_path: Path) -> None:
     given = bench_records.quality(prompts=30)
     page = made(tmp_path, given)
     every = [clip["fidelity"]["psnr"] for clip in given["contenders"][0]["clips"] if clip["fidelity"]["psnr"]]
-    assert "The 40 that are furthest from the reference" in page.words
-    told = page.words.split("furthest from the reference")[1]
+    told = page.words.split("Clips")[-1]
+    assert "40 clips" in told
     assert words.decibels(min(every)) in told
     assert "∞ dB" not in told
 
@@ -68,22 +74,21 @@ def test_of_very_many_clips_the_worst_are_told(tmp_path: Path) -> None:
 def test_a_single_clip_has_no_interval(tmp_path: Path) -> None:
     given = bench_records.quality("fast", "bf16", prompts=1, seeds=1, judged=False)
     page = made(tmp_path, given)
-    assert "On one clip fast comes to a PSNR of" in said(page)
-    assert not re.search(r"\d ± \d", page.words)
-    assert "What follows ±" not in page.words
+    assert "On one clip" in said(page)
+    assert "±" not in page.words
     assert len(page.images) == 1
 
 
 def test_all_clips_identical(tmp_path: Path) -> None:
     given = bench_records.quality("quality", "bf16", prompts=1, judged=False)  # two clips, both the reference's
-    assert "quality makes the very frames of bf16: a PSNR of ∞ dB" in said(made(tmp_path, given))
+    assert "∞ dB" in said(made(tmp_path, given))[:300]
 
 
 def test_broken_clips_and_vbench(tmp_path: Path) -> None:
     given = bench_records.quality()
     given["contenders"][0] |= {"nonfinite": 2, "vbench": {"motion_smoothness": 0.98765, "dynamic_degree": None}}
     told = said(made(tmp_path, given))
-    assert "✗ 2 of 24 clips have NaN or infinite latents." in told
+    assert "✗ 2 of 24 clips" in told
     assert "motion smoothness" in told
     assert "0.9877" in told
 
@@ -98,12 +103,12 @@ def test_what_no_prompt_names_is_not_judged(tmp_path: Path) -> None:
         one["adherence"] = {aspect: [0, 0] for aspect in one["adherence"]}
     page = made(tmp_path, given)
     assert len(page.images) == 1
-    assert "asked for" not in page.words
+    assert "judge" not in page.words
 
 
 def test_what_comes_from_outside_stays_words(tmp_path: Path) -> None:
     given = bench_records.quality()
-    given["contenders"][0] |= {"name": NASTY, "told": NASTY}
+    given["contenders"][0] |= {"name": NASTY, "label": NASTY, "told": NASTY}
     for one in given["contenders"]:
         one["clips"][5]["prompt"] = NASTY
     page = made(tmp_path, given)

@@ -14,8 +14,13 @@ from typing import Any
 import matplotlib
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from fpsgen.attention import door, hopper
+from fpsgen.attention.plan import AttentionPlan
+from fpsgen.attention.tiles import TileGrid
+from fpsgen.calibrate import cost
 from fpsgen.metrics import Pair
 from fpsgen.report import calibration, drawing, words
 from tests.tools.calibration_records import EDGES, edge, record
@@ -53,7 +58,8 @@ def test_the_page_holds_all_its_pictures(usual: tuple[Page, list[Path]]) -> None
 
 def test_the_page_needs_nothing_else(usual: tuple[Page, list[Path]]) -> None:
     page, paths = usual
-    assert all(address.startswith("data:image/png;base64,") for address in page.addresses)
+    kinds = {address.partition(";base64,")[0] for address in page.addresses}
+    assert kinds == {"data:image/png", "data:image/jpeg", "data:video/mp4"}
     assert not page.tags & {"script", "link", "iframe", "object", "a"}
     text = paths[0].read_text(encoding="utf-8")
     assert not re.search(r"https?:|url\(|@import", text)
@@ -64,15 +70,52 @@ def test_every_number_of_the_summary_is_said(usual: tuple[Page, list[Path]]) -> 
     page, _ = usual
     said = " ".join(page.words.split())
     for told in (f"(7.21 ± 1.93) {TIMES} 10⁻⁴", "33.3 ± 0.8 dB", "31.9 dB", "0.31", "52 %", "--min-psnr 30",
-                 "✓ The budget holds", "0123456789abcdef", "torch 2.13.0",
+                 "✓ The budget holds on 6 clips", "0123456789abcdef", "torch 2.13.0",
                  f"7{TIMES}6{TIMES}10", f"4{TIMES}3{TIMES}5", "shift 3, guidance 4",
-                 "measure 14 min", "probe 40 min", "verify 95 s", "'a b'", "6 clips of prompts it was not measured on",
+                 "measure 14 min", "probe 40 min", "verify 95 s", "'a b'",
                  "the dog is moving right", 'model = "pocket"'):  # fmt: skip
         assert told in said, told
     for n, entry in enumerate(record()["clips"]):
         assert f"{entry['prompt']} {4 + n} " in said or f"{entry['prompt']}{4 + n}" in said
         assert words.number(entry["error"]) in said
         assert words.decibels(entry["psnr"]) in said
+
+
+def test_the_cost_is_said_to_be_modelled_and_what_runs_where(tmp_path: Path) -> None:
+    page, _ = made(tmp_path, record(), [])
+    told = " ".join(page.words.split())
+    facts = ["modelled", cost.CARD, *(f"{rate} TFLOPS" if name == "bf16" else f"{rate} in {name.upper()}" for name, rate
+             in cost.TFLOPS.items()), "420", "75600", "Hopper GPU", "Other CUDA GPU", "CPU"]  # fmt: skip
+    for fact in facts:
+        assert fact in told, fact
+    cells = [name for row in record()["precision"] for name in row]
+    assert f"{len(cells) - cells.count('bf16')} of the {len(cells)} parts" in told
+    [where] = re.findall(r"Hopper GPU\s*(.*?)\s*Other CUDA", told)
+    assert "hopper" in where
+    page, _ = made(tmp_path, record() | {"head_dim": 64, "cost_tokens": 420}, [])
+    told = " ".join(page.words.split())
+    [where] = re.findall(r"Hopper GPU\s*(.*?)\s*Other CUDA", told)
+    assert "reference" in where
+    assert "64" in where
+    assert "75600" not in told
+
+
+@pytest.mark.parametrize(
+    ("plan", "on_hopper", "elsewhere"), [({"qk": "int8", "pv": "fp8"}, "hopper", "reference"), ({}, "dense", "dense")]
+)
+def test_what_the_page_says_of_machines_is_what_backends_say(
+    plan: dict[str, Any], on_hopper: str, elsewhere: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each part of a schedule, asked of the backends as each machine would answer."""
+    own = AttentionPlan(TileGrid((7, 6, 10), (2, 2, 2)), **plan)
+    cuda = torch.device("cuda")
+    for reason, expected in ((None, on_hopper), ("it is for Hopper", elsewhere)):
+        monkeypatch.setattr(hopper, "why_not_here", lambda device, reason=reason: reason)
+        door.choose.cache_clear()
+        assert door.choose(cuda, own, 128).name == expected
+    monkeypatch.undo()
+    door.choose.cache_clear()
+    assert door.choose(torch.device("cpu"), own, 128).name == elsewhere
 
 
 def test_a_budget_that_fails_is_not_said_to_hold(tmp_path: Path) -> None:
@@ -85,7 +128,7 @@ def test_prompts_measured_on_are_not_called_unseen(tmp_path: Path) -> None:
     given = record()
     given["prompts"].append(given["clips"][0]["prompt"])
     page, _ = made(tmp_path, given, [])
-    assert "not measured on" not in page.words
+    assert "not measured on" not in page.words.partition("The budget")[0]
 
 
 @pytest.mark.parametrize("name", EDGES)
@@ -98,9 +141,9 @@ def test_edges(tmp_path: Path, name: str) -> None:
         assert "∞ dB" in page.words
     if name == "one clip":
         assert "±" not in page.words
-        assert "on one clip of a prompt it was not measured on" in page.words
+        assert "holds on one clip" in page.words
     if name == "no psnr":
-        assert "PSNR of" not in page.words
+        assert "PSNR of" not in page.words.partition("The budget")[0]
     assert ("no cell has any" in page.words) == (name == "zeros")
     assert all(path.stat().st_size > 1000 for path in paths)
 

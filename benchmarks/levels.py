@@ -1,0 +1,91 @@
+"""What a PSNR looks like: one frame of a pocket clip, by bf16 and by the pocket's presets. Reports show the picture.
+
+    python -m benchmarks.levels "a cat surfing" --seed 3 --frame 13
+
+Each preset renders the clip through `fpsgen bench quality`'s own code, and its PSNR is that of the whole clip. Writes
+fpsgen/report/levels.png, and levels.json beside it, which says what the picture shows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fpsgen import assets
+from fpsgen.bench import quality
+from fpsgen.bench.provenance import provenance
+from fpsgen.report import drawing, words
+from fpsgen.wan import models
+
+GRADES = ("quality", "balanced", "fast")
+PLACE = Path(__file__).parents[1] / "fpsgen/report/levels.png"
+_TIMES, _GAP, _HEADING = 3, 24, 44  # pixels of the picture for a pixel of the frame; between frames; above them
+
+
+class Silent:
+    """Watches nothing."""
+
+    def phase(self, name: str) -> None: ...
+
+    def total(self, work: float) -> None: ...
+
+    def advance(self, work: float) -> None: ...
+
+    def note(self, text: str) -> None: ...
+
+    def warn(self, text: str) -> None: ...
+
+
+def render(prompt: str, seed: int) -> tuple[dict[str, Any], list[np.ndarray]]:
+    """What was measured, and the clip's frames by bf16 and by each preset."""
+    model, device, dtype = models.find("pocket"), torch.device("cpu"), torch.float32
+    command = ["python", "-m", "benchmarks.levels", *sys.argv[1:]]
+    clips, presets = [], []
+    for grade in GRADES:
+        contenders, reference = quality.line_up(grade, ["bf16"], model, model.defaults, device, dtype)
+        job = quality.Job(
+            model, model.defaults, (prompt,), 1, seed, contenders, reference, device, dtype, torch.bfloat16, command
+        )
+        record, [pair] = quality.run(job, Silent())
+        clips = [*(clips or [pair.exact]), pair.ours]
+        presets.append({"preset": grade, "psnr": round(record["contenders"][0]["fidelity"]["psnr"]["mean"], 1)})
+    card = json.loads((assets.folder("pocket") / "pocket.json").read_text(encoding="utf-8"))
+    told = {**provenance(command), "pocket": {"version": card["version"], "sha256": card["sha256"]}}
+    return {**told, "prompt": prompt, "seed": seed, "baseline": pair.names[0], "presets": presets}, clips
+
+
+def picture(frames: list[np.ndarray], headings: list[str]) -> bytes:
+    """Frames [height, width, 3] beside each other, each under its heading."""
+    large = [frame.repeat(_TIMES, axis=0).repeat(_TIMES, axis=1) for frame in frames]
+    high, wide, _ = large[0].shape
+    width, height = len(large) * (wide + _GAP) - _GAP, high + _HEADING
+    with drawing.styled():
+        figure = drawing.canvas(width / drawing.DPI, height / drawing.DPI)
+        for column, (frame, heading) in enumerate(zip(large, headings, strict=True)):
+            left = column * (wide + _GAP)
+            figure.figimage(frame, left, 0, origin="upper")
+            figure.text(left / width, (high + 18) / height, heading, va="center", fontsize=9)
+        return drawing.png(figure)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("prompt")
+    parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--frame", type=int, required=True, help="counted from 1")
+    given = parser.parse_args()
+    told, clips = render(given.prompt, given.seed)
+    told |= {"frame": given.frame, "frames": len(clips[0])}
+    headings = [told["baseline"], *(f"{words.decibels(one['psnr'])} ({one['preset']})" for one in told["presets"])]
+    PLACE.write_bytes(picture([clip[given.frame - 1] for clip in clips], headings))
+    PLACE.with_suffix(".json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
