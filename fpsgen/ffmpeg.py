@@ -14,11 +14,14 @@ from collections.abc import Iterator, Sequence
 from typing import IO
 
 import imageio_ffmpeg
+import psutil
 
 from fpsgen.errors import UsageError
 from fpsgen.printable import printable
 
-PATIENCE = 120  # seconds for one frame, or for the end of a file: a busy machine encodes 4096x4096 in less
+# Seconds that ffmpeg may take for one frame, or for the end of a file: without computing at all, as one that hangs; and
+# in all. A busy machine may need minutes for what x264 has put off of a 4096x4096 video.
+LIMITS = (120, 1200)
 _KEPT = 8192  # bytes of what it says
 _FULL = ("No space left on device", "Disk quota exceeded")  # ffmpeg speaks English in every locale
 
@@ -73,13 +76,13 @@ def signals_held() -> Iterator[None]:
 class Ffmpeg:
     """A running ffmpeg, which reads its standard input. Whoever leaves it before `finish` ends it at once.
 
-    arguments: without the program. FfmpegError, here and below, where it cannot start, fails, or does nothing for
-    `patience` seconds.
+    arguments: without the program. limits: as LIMITS. FfmpegError, here and below, where it cannot start, fails, or
+    takes too long.
     """
 
-    def __init__(self, arguments: Sequence[str], patience: int | None = None):
-        self._patience = PATIENCE if patience is None else patience
-        self._hung, self._said = False, b""
+    def __init__(self, arguments: Sequence[str], limits: tuple[int, int] | None = None):
+        self._limits = limits or LIMITS
+        self._hung, self._said = "", b""
         self._process: subprocess.Popen[bytes] | None = None
         command = [executable(), "-hide_banner", "-v", "error", *arguments]
         try:
@@ -138,7 +141,7 @@ class Ffmpeg:
         code = self._wait()
         self._listener.join(1)  # longer only where a grandchild has its end of the pipe
         if self._hung:
-            return FfmpegError(f"it did nothing for {self._patience} seconds and was ended")
+            return FfmpegError(self._hung)
         said = self._said.decode("utf-8", "replace")
         lines = list(dict.fromkeys(re.sub(r"^(\[[^\]]*\] *)+", "", line).strip() for line in said.splitlines()))
         lines = [line.rstrip(".") for line in lines if line]
@@ -162,10 +165,16 @@ class Ffmpeg:
         over = threading.Event()
 
         def watch() -> None:
-            for _ in range(self._patience):  # by the second: a sleeping machine or a stopped job is no hanging ffmpeg
+            used, idle = -1.0, 0
+            for _ in range(self._limits[1]):  # by the second: a sleeping machine or a stopped job is no hanging ffmpeg
                 if over.wait(1):
                     return
-            self._hung = True
+                before, used = used, self._computed()
+                idle = idle + 1 if used <= before else 0
+                if idle == self._limits[0]:
+                    break
+            told = f"it did nothing for {idle} seconds" if idle else f"it was not done after {self._limits[1]} seconds"
+            self._hung = f"{told} and was ended"
             self._end()
 
         threading.Thread(target=watch, daemon=True).start()
@@ -173,6 +182,15 @@ class Ffmpeg:
             yield
         finally:
             over.set()
+
+    def _computed(self) -> float:
+        """Seconds of processor time so far, of it and of what a script in its place has started."""
+        assert self._process is not None
+        try:
+            own = psutil.Process(self._process.pid)
+            return sum(sum(each.cpu_times()[:2]) for each in (own, *own.children(recursive=True)))
+        except psutil.Error:
+            return 0.0
 
     def _end(self) -> None:
         if self._process is not None:
@@ -183,8 +201,8 @@ class Ffmpeg:
                     os.killpg(self._process.pid, signal.SIGKILL)
 
 
-def run(arguments: Sequence[str], given: bytes, patience: int | None = None) -> None:
+def run(arguments: Sequence[str], given: bytes, limits: tuple[int, int] | None = None) -> None:
     """ffmpeg from start to end, with `given` on its standard input."""
-    with Ffmpeg(arguments, patience) as running:
+    with Ffmpeg(arguments, limits) as running:
         running.feed(given)
         running.finish()

@@ -26,7 +26,7 @@ _FORMATS = {
 }
 _GIF_PALETTE = "split[a][b];[a]palettegen[p];[b][p]paletteuse"
 _QUALITY = "lanczos+accurate_rnd+full_chroma_int+full_chroma_inp"  # of scaling, and of going from RGB to YUV
-_TRIAL_SECONDS = 15
+_TRIAL_LIMITS = (10, 20)  # as ffmpeg.LIMITS; a trial takes a tenth of a second
 
 
 def check_path(path: Path, size: tuple[int, int] | None = None) -> None:
@@ -61,7 +61,7 @@ def check_encoder(path: Path, size: tuple[int, int] | None = None) -> None:
     scaled = (small[0], small[1]) if size else None
     with files.beside(path) as trial:
         try:
-            ffmpeg.run(_arguments(trial, (48, 32), 16, scaled), bytes(2 * 48 * 32 * 3), _TRIAL_SECONDS)
+            ffmpeg.run(_arguments(trial, (48, 32), 16, scaled), bytes(2 * 48 * 32 * 3), _TRIAL_LIMITS)
             reason, full = (None, False) if trial.stat().st_size else ("it wrote nothing", False)
         except FfmpegError as fault:
             reason, full = str(fault), fault.full

@@ -261,6 +261,7 @@ def test_a_folder_that_goes_while_frames_come_is_told_as_gone(tmp_path: Path) ->
         ("kill -9 $$", "signal 9 ended it", "unset it"),
         ("exec sleep 1000", "did nothing for 1 seconds", "unset it"),
         ("sleep 1000 & wait", "did nothing for 1 seconds", "unset it"),  # and its child has the pipe, too
+        ("while :; do :; done", "was not done after 3 seconds", "unset it"),
         (
             "echo '[out#0 @ 0x5] Error writing trailer: No space left on device' >&2; exit 228",
             "the disk is full",
@@ -271,7 +272,7 @@ def test_a_folder_that_goes_while_frames_come_is_told_as_gone(tmp_path: Path) ->
 def test_an_ffmpeg_that_cannot_encode_is_told_before_any_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, says: str, hint: str
 ) -> None:
-    monkeypatch.setattr("fpsgen.video._TRIAL_SECONDS", 1)
+    monkeypatch.setattr("fpsgen.video._TRIAL_LIMITS", (1, 3))
     monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", fake_ffmpeg(tmp_path, script))
     (tmp_path / "out").mkdir()
     with pytest.raises(UsageError, match=says) as refused:
@@ -310,7 +311,7 @@ def test_sides_that_a_format_cannot_have_are_told_before_any_work(tmp_path: Path
 def test_an_ffmpeg_that_dies_or_hangs_while_it_runs_ends_in_its_own_words(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, says: str, hint: str | None
 ) -> None:
-    monkeypatch.setattr("fpsgen.ffmpeg.PATIENCE", 1)
+    monkeypatch.setattr("fpsgen.ffmpeg.LIMITS", (1, 3))
     monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", fake_ffmpeg(tmp_path, script))
     (tmp_path / "out").mkdir()
 
@@ -324,6 +325,18 @@ def test_an_ffmpeg_that_dies_or_hangs_while_it_runs_ends_in_its_own_words(
     assert (ended.value.hint or "").startswith(hint or "")
     assert "room" not in (ended.value.hint or "") or hint
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_slow_ffmpeg_is_no_hanging_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fpsgen.ffmpeg.LIMITS", (2, 100))
+    busy = "import time; begin = time.time()\nwhile time.time() < begin + 4: pass"
+    script = f'{sys.executable} -c \'{busy}\'\nexec "$FFMPEG" "$@"'
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", fake_ffmpeg(tmp_path, script))
+    with VideoWriter(tmp_path / "v.mp4", (96, 64), fps=16) as writer:
+        writer.write(frames(2))
+        writer.finish()
+    monkeypatch.undo()
+    assert len(read(tmp_path / "v.mp4")[1]) == 2
 
 
 def test_a_signal_that_comes_while_ffmpeg_starts_is_heard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
