@@ -10,7 +10,8 @@ import errno
 import os
 import re
 import shlex
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -52,7 +53,7 @@ NEEDED = (
 @dataclass(frozen=True)
 class Cached:
     """What there is of a repository. folder: its snapshot, if any. files, lacking: bytes of those that fpsgen needs and
-    of those that are absent, by the listing; empty where there is none. partial: bytes of files that are half here.
+    of those that are absent, by the listing; empty where there is none. partial: bytes of these that are here.
     why: what is wrong, as a sentence; hint: what to do about it, where that is not to fetch it."""
 
     repository: str
@@ -116,7 +117,7 @@ def _look(repository: str, storage: Path) -> Cached:
     found = Cached(repository, "incomplete", folder if there else None, files=_listed(repository, storage, commit))
     lacking, damaged = _compare(folder, found.files)
     if lacking:
-        partial = sum(file.stat().st_size for file in (storage / "blobs").glob("*.incomplete"))
+        partial = _kept(storage / "blobs", [size for name, size in found.files.items() if name not in lacking], lacking)
         told = f"it lacks {len(lacking)} of {len(found.files)} files: {some(lacking)}"
         return replace(found, why=told, lacking=lacking, partial=partial)
     if damaged:
@@ -146,6 +147,15 @@ def _compare(folder: Path, files: Mapping[str, int]) -> tuple[dict[str, int], st
         if found.st_size != size:
             damaged = f"{printable(file)} is damaged: it has {found.st_size:,} of {size:,} bytes"
     return lacking, damaged
+
+
+def _kept(blobs: Path, linked: Iterable[int], lacking: Mapping[str, int]) -> int:
+    """Bytes of lacking files that lie among the blobs all the same: of cut downloads, and of files to which no link
+    leads, known by their length."""
+    files = [file for file in blobs.glob("*") if file.is_file()]
+    free = Counter(file.stat().st_size for file in files if file.suffix != ".incomplete") - Counter(linked)
+    unlinked = (free & Counter(lacking.values())).elements()
+    return sum(unlinked) + sum(file.stat().st_size for file in files if file.suffix == ".incomplete")
 
 
 def _listed(repository: str, storage: Path, commit: str) -> dict[str, int]:

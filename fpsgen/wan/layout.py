@@ -5,6 +5,7 @@ Recognising a folder reads names, configurations and headers, no weights.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -106,6 +107,8 @@ def _recognise(folder: Path) -> Checkpoint:
         return _diffusers(folder)
     if original or any(folder.glob("*.safetensors")):
         return _original(folder)
+    for file in sorted(folder.glob("*.gguf")):
+        headers.contents(file)  # says what it is
     raise ModelError(
         f"{printable(folder)} holds no Wan2.1 checkpoint",
         hint=f"a Diffusers folder holds {', '.join(STEMS)} and tokenizer; an original one {VAE_FILE} and others",
@@ -254,8 +257,12 @@ def _is_number(value: object) -> bool:
 
 
 def _original(folder: Path) -> Checkpoint:
+    if any(folder.glob("*.safetensors")):  # what they are comes first: beside a LoRA nothing lacks
+        _transformer(_original_transformer(folder))
     if absent := [name for name in (TEXT_ENCODER_FILE, VAE_FILE) if not (folder / name).is_file()]:
         hint = "the text encoder and the VAE belong beside the transformer"
+        if (folder.parent / "model_index.json").exists():
+            hint = f"give the whole model's folder: --model {shlex.quote(str(folder.parent))}"
         raise ModelError(f"{printable(folder)} lacks {', '.join(absent)}", hint)
     files = _original_transformer(folder)
     text_encoder, vae = [folder / TEXT_ENCODER_FILE], [folder / VAE_FILE]

@@ -84,8 +84,14 @@ def test_what_a_cut_download_has_of_a_file_is_not_fetched_again(snapshot: Path) 
     assert listed()["absent_bytes"] == size - size // 3
 
 
-def test_a_gpu_owner_is_offered_only_what_lacks(snapshot: Path) -> None:
+def test_a_file_to_which_only_the_link_is_lost_is_not_fetched_again(snapshot: Path) -> None:
     (snapshot / VAE).unlink()
+    entry = listed()
+    assert (entry["state"], entry["lacking"], entry["absent_bytes"]) == ("incomplete", [VAE], 0)
+
+
+def test_a_gpu_owner_is_offered_only_what_lacks(snapshot: Path) -> None:
+    (snapshot / VAE).resolve().unlink()
     with pytest.raises(by_name.NoWeightsError, match=f"lacks 1 of 6 files: {VAE}") as caught:
         by_name.choose(None, cuda=True)
     assert "the rest is here" in caught.value.size

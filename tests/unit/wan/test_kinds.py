@@ -205,6 +205,22 @@ def test_a_folder_of_wan22_is_called_so(alone: Path, names: str) -> None:
         models.find(str(alone / "m"))
 
 
+def test_a_folder_is_told_by_its_files_before_what_lacks_beside_them(
+    both_formats: dict[str, Path], alone: Path
+) -> None:
+    (alone / "m").mkdir()
+    save_file({"diffusion_model.blocks.0.ffn.0.lora_A.weight": torch.zeros(1)}, alone / "m" / "style.safetensors")
+    with pytest.raises(ModelError, match=r"style\.safetensors is a LoRA"):
+        models.find(str(alone / "m"))
+    (alone / "m" / "style.safetensors").rename(alone / "style.safetensors")
+    (alone / "m" / "a.gguf").write_bytes(b"GGUF\3\0\0\0")
+    with pytest.raises(ModelError, match=r"a\.gguf is a GGUF file"):
+        models.find(str(alone / "m"))
+    with pytest.raises(ModelError) as caught:
+        models.find(str(both_formats["diffusers"] / "transformer"))
+    assert f"--model {both_formats['diffusers']}" in (caught.value.hint or "")
+
+
 T5, VAE, DIT = "models_t5_umt5-xxl-enc-bf16.pth", "Wan2.1_VAE.pth", "diffusion_pytorch_model.safetensors"
 
 
