@@ -22,8 +22,8 @@ from fpsgen.pipeline import Request
 from fpsgen.presets import Plans
 from fpsgen.wan.transformer import KeyValue, WanTransformer
 
-_SAMPLES = 3
-_ENOUGH = 10.0  # seconds, after which a step is measured no further time
+SAMPLES = 3
+ENOUGH = 10.0  # seconds, after which a step is measured no further time
 
 # A moment: seconds of a monotonic clock, or an event on a CUDA stream.
 Mark = Any
@@ -67,7 +67,7 @@ def by_phase(
     texts: list[Tensor],
     device: torch.device,
 ) -> Iterator[PhaseStep]:
-    """Measure the first step of each span of `cut`, after one that warms up: `_SAMPLES` times, less often a long one.
+    """Measure the first step of each span of `cut`, after one that warms up: `SAMPLES` times, less often a long one.
 
     Kernels are compiled before. plans: each layer's at each step; spans with the same ones are measured once. texts: of
     the guidance branches, as `pipeline.encode_prompts` gives them. The latents are noise at every level: it has
@@ -98,7 +98,7 @@ def split(
     plans: Plans,
     guidance: float,
 ) -> tuple[list[Split], Tensor]:
-    """Of `_SAMPLES` steps, or of as many as take `_ENOUGH`, after one that warms up; and the velocity. Arguments are
+    """Of `SAMPLES` steps, or of as many as take `ENOUGH`, after one that warms up; and the velocity. Arguments are
     those of `pipeline.predict`."""
 
     def step() -> Tensor:
@@ -111,7 +111,7 @@ def split(
     velocity = step()
     splits: list[Split] = []
     first = time.perf_counter()
-    while len(splits) < _SAMPLES and (not splits or time.perf_counter() - first < _ENOUGH):
+    while len(splits) < SAMPLES and (not splits or time.perf_counter() - first < ENOUGH):
         memory.synchronise(device)
         with _timed(attentions, device) as whole, _timed(projections, device) as own, _timed(others, device) as other:
             begin = _mark(device)

@@ -43,7 +43,7 @@ TEXT_CONFIG: dict[str, Any] = {
 VAE_CONFIG: dict[str, Any] = {"base_dim": 96, "z_dim": 16}
 
 # The first piece is of one frame, the second fills the cache, and from the third on all take the same time.
-_PIECES = 3
+PIECES = 3
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -89,8 +89,8 @@ def notes(request: Request, passes: int) -> list[str]:
         "one step of each phase was measured, up to three times, and its median stands for the others",
         f"text: {TEXT_LENGTH} random tokens, the most that a prompt may have, {times}",
     ]
-    if latent_frames > _PIECES:
-        told.append(f"decode: {_PIECES} of {latent_frames} latent frames were decoded; the last stands for the others")
+    if latent_frames > PIECES:
+        told.append(f"decode: {PIECES} of {latent_frames} latent frames were decoded; the last stands for the others")
     if passes == 1:
         told.append("all comes from a single pass: a ratio near 1 may be chance, on a busy machine a larger one, too")
     left_out = "there are no files, and noise takes a video encoder longer than a video does"
@@ -246,7 +246,7 @@ def _decode(checkpoint: Checkpoint, request: Request, device: torch.device) -> f
         seconds.clear()
         begin = time.perf_counter()
         pieces = wan_vae.stream(vae, wan_vae.denormalise(vae, latents))
-        for _, piece in zip(range(_PIECES), pieces, strict=False):
+        for _, piece in zip(range(PIECES), pieces, strict=False):
             wan_vae.to_uint8(piece)  # waits for the device, too
             now = time.perf_counter()
             seconds.append(now - begin)

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, replace
 
+import torch
+
+from fpsgen import memory, pipeline, sampling
+from fpsgen.attention.plan import AttentionPlan
 from fpsgen.calibrate.candidates import PRECISIONS
 from fpsgen.calibrate.job import Job
-from fpsgen.wan.config import WanConfig
+from fpsgen.wan.load import load_transformer
 
 # Wan2.1's own table (its README, computational efficiency): 50 steps of 14B at 1280x720 and 81 frames take 1837.9 s on
 # one H100. By the operations below that is the rate; we take the same for every size and both models.
 _H100 = 353e12
 # Candidates are compared in float32, which an H100 multiplies at 67 TFLOPS; small products reach perhaps a third.
 _H100_FLOAT32 = 20e12
+_TEXT = 32  # tokens, of a prompt that is a sentence
 _EXPECTED_COST = 0.5  # of the schedules that are verified, in BF16 attention's
 
 
@@ -43,6 +49,32 @@ def parts(job: Job) -> list[Part]:
     ]
 
 
+def parts_here(job: Job, step: float) -> list[Part]:
+    """As `parts`, on a machine where a step of all guidance branches takes `step` seconds."""
+    return [replace(part, seconds=job.work_by_part[part.name] * step) for part in parts(job)]
+
+
+@torch.inference_mode()
+def step_here(job: Job, device: torch.device, dtype: torch.dtype) -> float:
+    """Seconds of a step on this machine: the mean of a dense one and of one with the probe in all layers, which are
+    measured half and half. Loads the transformer."""
+    config = job.model.config
+    transformer = load_transformer(job.model.checkpoint, device, dtype)
+    branches = 1 if job.video.guidance == 1 else 2
+    contexts = [transformer.embed_text(torch.zeros(branches, _TEXT, config.text_dim, device=device))]
+    latents = sampling.noise(config.in_channels, job.latent_shape, job.seed).to(device)
+    spent = []
+    for plan in (AttentionPlan(job.tiles), job.candidates.probe_plan(config.num_heads)):
+        for _ in ("warms up", "counts"):
+            begin = time.perf_counter()
+            plans = (plan,) * config.num_layers
+            pipeline.predict(transformer, latents, torch.tensor(500), contexts, plans, job.video.guidance)
+            memory.synchronise(device)
+            taken = time.perf_counter() - begin
+        spent.append(taken)
+    return sum(spent) / len(spent)
+
+
 def clip_seconds(job: Job) -> float:
     """Denoising of one BF16 clip on one H100."""
     return job.video.steps * (1 if job.video.guidance == 1 else 2) * forward_flops(job)[0] / _H100
@@ -52,13 +84,7 @@ def forward_flops(job: Job) -> tuple[float, float]:
     """Operations of one forward pass, and those of self-attention among them."""
     config, tokens = job.model.config, job.tiles.tokens
     attention = 4.0 * config.dim * config.num_layers * tokens**2
-    return 2.0 * weights_per_token(config) * tokens + attention, attention
-
-
-def weights_per_token(config: WanConfig) -> int:
-    """Of the blocks, each multiplied once for each token: attention's four matrices, those of cross-attention that see
-    tokens, the FFN."""
-    return config.num_layers * (4 * config.dim**2 + 2 * config.dim**2 + 2 * config.dim * config.ffn_dim)
+    return 2.0 * config.weights_per_token * tokens + attention, attention
 
 
 def looking(job: Job) -> float:

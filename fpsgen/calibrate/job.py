@@ -71,10 +71,19 @@ class Job:
     @property
     def work(self) -> float:
         """Steps of both guidance branches, or their time, until the first round is verified."""
+        return sum(self.work_by_part.values())
+
+    @property
+    def work_by_part(self) -> dict[str, float]:
+        """Of `work`, in the order in which it is done."""
         own, phases = self.effort, self.phases
-        probed = own.probed * (len(phases) * own.layers + sum(own.steps - span.first for span in phases))
-        measured = own.clips * (own.steps + len(phases) * own.look)
-        return measured + probed + own.checks * (self.video.steps + own.decode) + self.round
+        return {
+            "dense trajectories": own.clips * own.steps,
+            "candidates": own.clips * len(phases) * own.look,
+            "sensitivities": own.probed * (len(phases) * own.layers + sum(own.steps - span.first for span in phases)),
+            "verification, BF16": own.checks * (self.video.steps + own.decode),
+            "verification, a round": self.round,
+        }
 
     @property
     def round(self) -> float:

@@ -51,6 +51,7 @@ from fpsgen.cli.prompts import as_text, check_prompts
 from fpsgen.cli.records import deliver, free_record, keep_record, record_place, report_place
 from fpsgen.errors import Stopped, UsageError
 from fpsgen.printable import printable
+from fpsgen.report.words import duration as duration_told
 from fpsgen.seeds import check_seed
 from fpsgen.timing import Timings
 from fpsgen.wan import sizes
@@ -71,6 +72,7 @@ fpsgen bench quality --prompts mine.txt
 """
 PROMPT = "a cat surfing"  # which the pocket model knows, too
 MOST_PAIRS = 50
+_SOON = 120.0  # seconds that nobody is asked about
 
 app = App(epilog=EXAMPLES)
 app.command("attention", epilog=bench_attention.EXAMPLES)(bench_attention.attention)
@@ -148,6 +150,15 @@ def bench(
     ] = None,
     device: DeviceName = None,
     dtype: Precision = None,
+    yes: Annotated[
+        bool,
+        typer.Option(
+            "--yes",
+            "-y",
+            help="Do not ask before --random-weights takes minutes on a CPU.",
+            rich_help_panel=MEASURING,
+        ),
+    ] = False,
     json: Json = False,
     verbose: Verbose = False,
 ) -> None:
@@ -188,9 +199,10 @@ def bench(
     page = report_place(record_at, report, no_report)
     with kept_in(videos) as folder:
         from fpsgen.bench import compare as end_to_end
-        from fpsgen.bench import synthetic
-        from fpsgen.bench.contenders import line_up
+        from fpsgen.bench import duration, synthetic
+        from fpsgen.bench.contenders import LineUp, line_up, resolved
         from fpsgen.pipeline import Request
+        from fpsgen.presets import BF16
         from fpsgen.video import check_encoder
 
         if random_weights is None:
@@ -205,6 +217,12 @@ def bench(
         if random_weights is not None:
             whole = synthetic.with_configs(chosen.checkpoint)
             synthetic.check_memory(whole, target, precision, text_precision)
+        if random_weights is not None and target.type == "cpu":
+            contenders = resolved(preset, names, chosen, (width, height), target, precision)
+            first = end_to_end.Job(
+                request, chosen, target, precision, text_precision, LineUp(tuple(contenders), BF16.name), pairs, []
+            )
+            agree(out, duration.seconds(first), yes)
         line = line_up(preset, names, request, chosen, target, precision)
         for one in line.tried:
             out.detail(f"dense attention by {one.name}: {one.why_not or f'{one.milliseconds:.3g} ms'}")
@@ -257,6 +275,18 @@ def check_random(random: str, name: str | None) -> None:
         raise UsageError("--random-weights and --model contradict each other", hint="leave one out")
     if random.lower() not in FAMILIES:
         raise UsageError(f"--random-weights {printable(random)}: there is no such model", hint="give 1.3b or 14b")
+
+
+def agree(out: Output, seconds: float, yes: bool) -> None:
+    """Say how long it takes, and go on where that is nothing, agreed to, or agreed to now."""
+    told = f"at least {duration_told(seconds)} on this CPU, estimated from its speed in matrix products"
+    if seconds < _SOON or yes:
+        out.note(f"this takes {told}")
+    elif not out.may_ask:
+        hint = "with --yes it begins; a smaller --res, fewer --frames and --pairs 1 take less"
+        raise UsageError(f"this would take {told}, and nobody can be asked", hint)
+    elif not typer.confirm(f"This takes {told}. Begin?", err=True):
+        raise Stopped("nothing was measured")
 
 
 @contextmanager

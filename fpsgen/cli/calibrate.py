@@ -45,6 +45,7 @@ from fpsgen.seeds import check_seed
 from fpsgen.wan import sizes
 
 if TYPE_CHECKING:
+    import torch
     from rich.progress import Progress, TaskID
 
     from fpsgen.calibrate.budget import Budget
@@ -150,7 +151,7 @@ def calibrate(
     dtype: Precision = None,
     dry_run: Annotated[
         bool,
-        typer.Option("--dry-run", help="Say how long it would take; load nothing.", rich_help_panel=MEASURING),
+        typer.Option("--dry-run", help="Say how long it would take; measure nothing.", rich_help_panel=MEASURING),
     ] = False,
     fresh: Annotated[
         bool,
@@ -183,7 +184,7 @@ def calibrate(
             check_output(output)
     job = make_job(chosen, size, given, budget, own, (clips, checks), seed, output.name)
     if dry_run:
-        tell_estimate(out, job)
+        tell_estimate(out, job, target, choose_dtype(dtype, target))
         return
     page = report_place(output, report, no_report)
     precision, text_precision = choose_dtype(dtype, target), choose_text_dtype(dtype)
@@ -372,28 +373,31 @@ def tell(out: Output, result: Result, job: Job, kept: Kept) -> None:
     deliver(out, kept, {**result.record, "toml": result.record["preset"]})
 
 
-def tell_estimate(out: Output, job: Job) -> None:
-    """What a calibration would take on one H100."""
+def tell_estimate(out: Output, job: Job, device: torch.device, dtype: torch.dtype) -> None:
+    """What a calibration would take: of Wan2.1 on one H100, of a pocket model, which is quick to try, here."""
     from fpsgen.calibrate import estimate
 
-    if job.model.card is not None:
-        raise UsageError("the pocket model takes minutes on two cores, not worked out", hint="leave --dry-run out")
-    parts = estimate.parts(job)
-    clip, total = estimate.clip_seconds(job), sum(part.seconds for part in parts)
+    if job.model.card is None:
+        parts, clip = estimate.parts(job), estimate.clip_seconds(job)
+        where = "on one H100, worked out from published figures, not measured"
+    else:
+        step = estimate.step_here(job, device, dtype)
+        parts, clip = estimate.parts_here(job, step), job.video.steps * step
+        where = f"on {device} of this machine, estimated from two steps that were run: {step:.2g} s each"
+    total = sum(part.seconds for part in parts)
+    unit, name = (3600, "hours") if total > 3600 else (60, "minutes")
     table = Columns()
     table.column("part")
-    for spare, column in ((2, "forwards"), (0, "hours"), (1, "BF16 clips")):
+    for spare, column in ((2, "forwards"), (0, name), (1, "BF16 clips")):
         table.column(column, right=True, spare=spare)
     for part in parts:
-        table.row(part.name, f"{part.forwards:.0f}", f"{part.seconds / 3600:.2f}", f"{part.seconds / clip:.2f}")
+        table.row(part.name, f"{part.forwards:.0f}", f"{part.seconds / unit:.2f}", f"{part.seconds / clip:.2f}")
     total_forwards = sum(part.forwards for part in parts)
-    table.row("total", f"{total_forwards:.0f}", f"{total / 3600:.2f}", f"{total / clip:.2f}")
+    table.row("total", f"{total_forwards:.0f}", f"{total / unit:.2f}", f"{total / clip:.2f}")
     if not out.json:
         out.show(table)
     windows = len(job.candidates.windows)
-    out.line(
-        f"on one H100, worked out from published figures, not measured; {windows} windows in 2 precisions, and bf16;"
-    )
+    out.line(f"{where}; {windows} windows in 2 precisions, and bf16;")
     out.line(f"each further round of verification adds its line; {readable(estimate.disk_bytes(job))} of cache")
     told = {
         "model": job.model.name,
@@ -401,9 +405,10 @@ def tell_estimate(out: Output, job: Job) -> None:
         "frames": job.video.frames,
         "steps": job.video.steps,
         "windows": windows,
+        "where": where,
         "parts": [dataclasses.asdict(part) for part in parts],
         "seconds": total,
         "bf16_clips": total / clip,
         "cache_bytes": estimate.disk_bytes(job),
     }
-    out.result(f"{total / 3600:.1f} hours, the time of {total / clip:.1f} BF16 clips", told)
+    out.result(f"{total / unit:.1f} {name}, the time of {total / clip:.1f} BF16 clips", told)

@@ -56,6 +56,12 @@ class WanConfig:
     def head_dim(self) -> int:
         return self.dim // self.num_heads
 
+    @property
+    def weights_per_token(self) -> int:
+        """Of the blocks, each multiplied once for each token: attention's four matrices, those of cross-attention that
+        see tokens, the FFN."""
+        return self.num_layers * (4 * self.dim**2 + 2 * self.dim**2 + 2 * self.dim * self.ffn_dim)
+
     def grid(self, latent_shape: tuple[int, int, int]) -> tuple[int, int, int]:
         """Token grid (T, H, W) of latents with the given frames, rows and columns."""
         t, h, w = latent_shape

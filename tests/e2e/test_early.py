@@ -26,8 +26,11 @@ COMMANDS = [
     (["bench", "quality", "--compare", "nonsense"], 2, "--compare nonsense: there is nothing of that name"),
     (["bench", "quality", "-o", "pipe.json"], 2, "pipe.json is no regular file"),
     (["bench", "attention", "--density", "2"], 2, "--density 2 is no share"),
+    (["presets"], 0, "14b-480p-fast"),
+    (["presets", "show", "fast"], 0, "cost 0."),
+    (["presets", "show", "pocket-fast"], 0, "cost 0."),
     (["presets", "show", "pipe.toml"], 2, "it is no regular file"),
-    (["presets", "check", "mine.toml"], 0, "is a preset"),
+    (["presets", "check", "mine.toml", "--model", "14b"], 0, "is a preset"),
     (["kernels"], 0, "attention-c"),
 ]
 CODE = """

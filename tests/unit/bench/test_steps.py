@@ -172,7 +172,7 @@ def test_the_median_step_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_long_step_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(steps, "_ENOUGH", 0.0)
+    monkeypatch.setattr(steps, "ENOUGH", 0.0)
     assert len(measured(small_transformer())) == 1
 
 

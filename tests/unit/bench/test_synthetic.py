@@ -16,12 +16,15 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from fpsgen import memory
-from fpsgen.bench import steps, synthetic
+from fpsgen.attention.tiles import TileGrid
+from fpsgen.bench import contenders, duration, steps, synthetic
 from fpsgen.bench.compare import Job
 from fpsgen.bench.contenders import LineUp, Ours
-from fpsgen.bench.steps import Split
+from fpsgen.bench.steps import ENOUGH, Split
 from fpsgen.cli import app
-from fpsgen.errors import UsageError
+from fpsgen.cli.bench import agree
+from fpsgen.cli.output import Output
+from fpsgen.errors import Stopped, UsageError
 from fpsgen.pipeline import Request
 from fpsgen.presets import BF16, Phase, Preset
 from fpsgen.wan import config, load, models
@@ -218,3 +221,61 @@ def test_one_seed_gives_one_set_of_weights() -> None:
 
     assert values(1).equal(values(1))
     assert not values(1).equal(values(2))
+
+
+# --- how long it takes on a CPU ------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("tiny")
+def test_its_duration_is_that_of_its_operations(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a machine that fills in no time and does so little else in a second that every step is measured once."""
+    rate = 1e5
+    monkeypatch.setattr(duration, "products", lambda dtype: rate)
+    monkeypatch.setattr(duration, "fill", lambda *_: [0.0])
+    monkeypatch.setattr(duration, "decode_flops", lambda *_: 5e6)
+    # An embedding: 2 layers, each of 4 matrices of 24 x 24 and 3 of 24 x 32, 512 tokens. Two, and one to warm up.
+    text = 3 * 2 * 512 * 2 * (4 * 24 * 24 + 3 * 24 * 32)
+    # 3 x 4 x 6 tokens; each layer: 6 matrices of 48 x 48, 2 of 48 x 64, and 4 x 48 for a pair of tokens.
+    linear, pairs = 2 * 72 * 2 * (6 * 48 * 48 + 2 * 48 * 64), 2 * 4 * 48 * 72**2
+    sparse = pairs * TileGrid((3, 4, 6), (2, 2, 2)).density((1, 1, 1))
+    steps = [linear + pairs, linear + sparse, linear + pairs]  # TWO's, then bf16's
+    assert all(2 * flops / rate > ENOUGH for flops in steps)
+    # Both branches, once to warm up.
+    wanted = text + 2 * 5e6 + sum(2 * flops * 2 for flops in steps)
+    assert duration.seconds(job()) == pytest.approx(wanted / rate)
+
+
+@pytest.mark.usefixtures("tiny")
+def test_what_is_decoded_is_counted_and_what_is_probed_is_a_speed() -> None:
+    checkpoint = synthetic.with_configs(models.absent("14b").checkpoint)
+    once, larger = (duration.decode_flops(checkpoint, (3, size, size)) for size in (4, 8))
+    assert once > 0
+    assert larger == pytest.approx(4 * once, rel=0.05)  # attention of the middle block grows faster
+    assert duration.decode_flops(checkpoint, (9, 4, 4)) == pytest.approx(once, rel=0.01)  # but for one small product
+    assert 1e8 < duration.products(torch.float32) < 1e15
+
+
+@pytest.mark.usefixtures("tiny")
+def test_minutes_on_a_cpu_are_said_and_asked_for_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(duration, "seconds", lambda _: 5000.0)
+    monkeypatch.setattr(contenders, "fastest", lambda *_: pytest.fail("it began"))
+    given = ["bench", "--random-weights", "14b", "--res", "96x64", "--frames", "9", "--device", "cpu"]
+    refused = CliRunner().invoke(app, given)
+    said = " ".join(refused.stderr.split())
+    assert refused.exit_code == 2
+    assert "at least 83 min 20 s on this CPU" in said
+    assert "with --yes it begins" in said
+    monkeypatch.setattr(contenders, "fastest", lambda *_: ("sdpa", []))
+    begun = CliRunner().invoke(app, [*given, "--yes", "--pairs", "1", "--no-report"])
+    assert begun.exit_code == 0, begun.output
+    assert "this takes at least 83 min 20 s" in " ".join(begun.stderr.split())
+    monkeypatch.setattr(duration, "seconds", lambda _: 50.0)
+    assert CliRunner().invoke(app, [*given, "--pairs", "1", "--no-report"]).exit_code == 0
+
+
+def test_nobody_is_made_to_wait_who_says_no(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Output, "may_ask", True)
+    monkeypatch.setattr("typer.confirm", lambda question, err: "at least" not in question)
+    with pytest.raises(Stopped, match="nothing was measured"):
+        agree(Output(), 5000.0, yes=False)
