@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
 
-from fpsgen.cli import signals, streams
+from fpsgen.cli import signals
+
+TYPE_CHECKING = False  # typing itself takes milliseconds, in which a Ctrl-C would be a traceback
+if TYPE_CHECKING:
+    from typing import Any
+
+    from fpsgen.cli.streams import Unfailing
 
 
 def main() -> None:
     """Entry point of the `fpsgen` script."""
     signals.listen()
-    out = streams.guard()
     code: Any = None
+    out: Unfailing | None = None
     try:
+        from fpsgen.cli import streams
+
+        out = streams.guard()
         from fpsgen.cli.root import app
 
         app()
@@ -25,7 +33,7 @@ def main() -> None:
         from fpsgen.cli import errors
 
         code = errors.end(error, "--json" in sys.argv)  # while the rest was imported; in a command, it has said so
-    if out.fault and not isinstance(out.fault, BrokenPipeError):  # a reader who left wanted no more
+    if out and out.fault and not isinstance(out.fault, BrokenPipeError):  # a reader who left wanted no more
         from fpsgen.cli import errors
 
         code = code or errors.end(errors.undelivered(out.fault), json=False)

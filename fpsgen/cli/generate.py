@@ -221,9 +221,11 @@ def find_model(name: str | None) -> Model | None:
     with preferences.using("model", name) as wanted:
         if wanted is None:
             return None
-        from fpsgen.wan import load, models
+        from fpsgen.wan import models
 
         chosen = models.find(wanted)
+        from fpsgen.wan import load  # which imports torch
+
         load.check(chosen.checkpoint)  # a file that does not fit is told now, not after the denoising
     return chosen
 

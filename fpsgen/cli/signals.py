@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import signal
 import sys
-from types import FrameType
-from typing import TYPE_CHECKING
 
+TYPE_CHECKING = False  # as in `fpsgen.cli`
 if TYPE_CHECKING:
     from sys import UnraisableHookArgs
+    from types import FrameType
 
 _NAMES = ("SIGINT", "SIGTERM", "SIGHUP")
 _FATAL = 3  # the third of them ends the process at once, whatever it is doing

@@ -149,7 +149,8 @@ def test_what_can_be_known_without_torch_is_refused_without_it(tmp_path: Path) -
     refused = [
         ["", ], ["a cat", "--res", "1x1"], ["a cat", "--seed", "-1"], ["a cat", "--device", "nonsense"],
         ["a cat", "--device", "cpu:7"], ["a cat", "-o", "a.avi"], ["a cat", "--preset", "nope"],
-        ["a cat", "--preset", str(tmp_path / "bad.toml")],
+        ["a cat", "--preset", str(tmp_path / "bad.toml")], ["a cat", "--model", "nope"],
+        ["a cat", "--model", str(tmp_path)],
     ]  # fmt: skip
     code = (
         "import sys\n"
