@@ -360,7 +360,10 @@ def decode(
         vae = load_vae(model.checkpoint, device)
     pieces = wan_vae.frames_of(vae, latents)
     size = (request.width, request.height)
-    with VideoWriter(request.output, size, request.fps, request.scale_to, request.may_replace) as writer:
+    # File managers that look a third into a video show the last key frame before it, which else is the first frame: the
+    # least certain one, as the VAE and the transformer have nothing before it to lean on.
+    form = (size, request.fps, request.scale_to, request.may_replace, request.frames // 3)
+    with VideoWriter(request.output, *form) as writer:
         while True:
             with timings.phase("decode"):
                 if (frames := next(pieces, None)) is None:

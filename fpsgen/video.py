@@ -75,7 +75,9 @@ def check_encoder(path: Path, size: tuple[int, int] | None = None) -> None:
     raise UsageError(f"ffmpeg cannot be used to write {path.suffix.lower()} videos here: {reason}", hint)
 
 
-def _arguments(path: Path, size: tuple[int, int], fps: int, scale_to: tuple[int, int] | None) -> list[str]:
+def _arguments(
+    path: Path, size: tuple[int, int], fps: int, scale_to: tuple[int, int] | None, key_frame: int = 0
+) -> list[str]:
     """What ffmpeg is given to make a video of raw RGB frames of `size`."""
     suffix, out = path.suffix.lower(), scale_to or size
     if suffix == ".gif":
@@ -88,7 +90,8 @@ def _arguments(path: Path, size: tuple[int, int], fps: int, scale_to: tuple[int,
         made = _cover(size, out, f":in_range=pc:out_range=tv:out_color_matrix={matrix},format=yuv420p")
         filters = ["-vf", ",".join([*made, tags])]
     raw = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{size[0]}x{size[1]}", "-r", str(fps), "-i", "pipe:0"]
-    return ["-y", *raw, *filters, *_FORMATS[suffix], str(path)]
+    forced = ["-force_key_frames", f"{(key_frame - 0.5) / fps:.6f}"] if key_frame and suffix != ".gif" else []
+    return ["-y", *raw, *filters, *_FORMATS[suffix], *forced, str(path)]
 
 
 def _cover(size: tuple[int, int], target: tuple[int, int], more: str = "") -> list[str]:
@@ -109,7 +112,8 @@ class VideoWriter:
     """Writes frames to `path`, which appears only when complete; a context that leaves nothing else behind.
 
     size: width and height of the frames. scale_to: width and height of the video, where they differ. replace: whether
-    a file that has the name is replaced; else the video gets a name with a number, and `path` becomes that.
+    a file that has the name is replaced; else the video gets a name with a number, and `path` becomes that. key_frame:
+    the number of one more frame, besides the first, that whoever seeks can show without those before it.
     RenderError, from all methods, says why there is no video.
     """
 
@@ -120,9 +124,10 @@ class VideoWriter:
         fps: int,
         scale_to: tuple[int, int] | None = None,
         replace: bool = True,
+        key_frame: int = 0,
     ):
         self.path, self.frames = path, 0
-        self._form, self._replace = (size, fps, scale_to), replace
+        self._form, self._replace = (size, fps, scale_to, key_frame), replace
         self._complete, self._misplaced = False, ""
 
     def __enter__(self) -> VideoWriter:

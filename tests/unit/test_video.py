@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fpsgen import ffmpeg
 from fpsgen.errors import RenderError, Stopped, UsageError
 from fpsgen.video import VideoWriter, check_path
 from tests.tools.videos import fake_ffmpeg, metadata, read, said, yuv
@@ -38,6 +39,24 @@ def test_frames_come_back(tmp_path: Path, suffix: str) -> None:
     assert meta["fps"] == pytest.approx(16, rel=0.05)  # gif keeps time in hundredths of a second
     assert np.abs(got.astype(int) - sent).mean() < 6  # lossy, but the same picture
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".webm"])
+def test_who_seeks_by_key_frames_finds_the_one_that_was_asked_for(tmp_path: Path, suffix: str) -> None:
+    """As GNOME's thumbnailer does, a third into the video."""
+    path, sent = tmp_path / f"v{suffix}", np.full((25, 64, 96, 3), 20, np.uint8)
+    sent += 8 * np.arange(25, dtype=np.uint8)[:, None, None, None]  # each frame lighter than the one before
+    with VideoWriter(path, (96, 64), fps=16, key_frame=8) as writer:
+        writer.write(sent)
+        writer.finish()
+    seek = ["-noaccurate_seek", "-ss", f"{25 / 16 / 3:.3f}", "-i", str(path), "-frames:v", "1"]
+    raw = subprocess.run(
+        [ffmpeg.executable(), "-v", "error", *seek, "-f", "rawvideo", "-pix_fmt", "rgb24", "-"],
+        check=True, capture_output=True,
+    ).stdout  # fmt: skip
+    shown = np.frombuffer(raw, np.uint8).reshape(64, 96, 3).astype(int)
+    assert np.abs(shown - sent.astype(int)).mean(axis=(1, 2, 3)).argmin() == 8
+    assert len(read(path)[1]) == 25
 
 
 @pytest.mark.parametrize("target", [(192, 128), (1280, 720), (720, 1280), (100, 100)], ids=str)
