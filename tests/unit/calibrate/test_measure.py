@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from fpsgen import metrics
+from fpsgen import metrics, pipeline
 from fpsgen.attention import reference
 from fpsgen.attention.plan import AttentionPlan
 from fpsgen.calibrate import local
 from fpsgen.calibrate.candidates import Candidates
 from fpsgen.calibrate.measure import Measurement, measure, tapping
 from fpsgen.calibrate.settings import spans
-from fpsgen.calibrate.trajectory import Renderer
+from fpsgen.calibrate.trajectory import Clip, Renderer
 from fpsgen.errors import RenderError
 from fpsgen.wan.transformer import WanTransformer
 from tests.tools.calibration import EFFORT, TILES, VIDEO, clips, small_renderer, small_transformer, text
@@ -124,13 +124,90 @@ def test_estimates_of_the_probe_add_up_to_what_it_did(tmp_path: Path) -> None:
         assert float(found.errors[phase, :, :, precision, window].sum()) == pytest.approx(error, rel=1e-9)
 
 
+def clip_by_hand(renderer: Renderer, clip: Clip, taps: dict[int, range]) -> tuple[Tensor, Tensor, Tensor]:
+    """Changes [phases, layers], phase errors [phases] and local errors [phases, layers, precisions, windows, heads] of
+    one clip, straight from what the module says they are. taps: step that is looked into -> steps of its phase."""
+    transformer, layers = renderer.transformer, renderer.transformer.config.num_layers
+    precision, window = CANDIDATES.probe
+    probe = AttentionPlan(TILES, (TILES.fit(CANDIDATES.windows[window]),), (), "int8", "fp8")
+    dense = AttentionPlan(TILES)
+    assert precision == 1
+
+    def final(probed: range) -> Tensor:
+        solver, latents = renderer.new_solver(6), renderer.noise(clip)
+        for step, timestep in enumerate(solver.timesteps):
+            plans = (probe if step in probed else dense,) * layers
+            latents = solver.step(renderer.velocity(clip, latents, timestep, plans), latents)
+        return latents
+
+    solver, latents = renderer.new_solver(6), renderer.noise(clip)
+    changes, locals_ = [], []
+    for step, timestep in enumerate(solver.timesteps):
+        velocity = renderer.velocity(clip, latents, timestep, (dense,) * layers)
+        if step in taps:
+            for layer in range(layers):
+                plans = tuple(probe if other == layer else dense for other in range(layers))
+                moved = renderer.velocity(clip, latents, timestep, plans).double() - velocity.double()
+                changes.append(sum(float(x) ** 2 for x in moved.flatten()))
+            branches = []
+            for words in (clip.text, text(99)):
+                seen: list[Tensor] = []
+                every = torch.arange(len(TILES.valid))
+                with tapping(transformer, lambda _, *qkv: seen.append(local.errors(*qkv, CANDIDATES, every))):  # noqa: B023
+                    transformer(latents, timestep.expand(1), transformer.embed_text(words), (dense,) * layers)
+                branches.append(torch.stack(seen))
+            locals_.append((branches[0] + branches[1]) / 2)
+        latents = solver.step(velocity, latents)
+    ended = [metrics.latent_error(final(phase), latents) for phase in taps.values()]
+    return torch.tensor(changes).double().view(-1, layers), torch.tensor(ended).double(), torch.stack(locals_)
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_the_table_is_phase_times_layer_times_local(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, together: bool
+) -> None:
+    """Every factor by hand, of two clips: changes of the velocity are squared, shares are over the layers of a phase,
+    a phase is looked into at its middle step, and everything is a mean over clips and guidance branches."""
+    monkeypatch.setattr(pipeline, "both_fit", lambda *_: together)
+    video = replace(VIDEO, steps=6)
+    effort = replace(EFFORT, clips=2, probed=2, steps=6, layers=3, tiles=len(TILES.valid))
+    renderer = small_renderer(tmp_path, layers=3)
+    phases = spans(6, 2, video.shift, video.solver, video.grid)
+    found = measure(renderer, clips(2), CANDIDATES, phases, effort, seed=0)
+    taps = {1: range(3), 4: range(3, 6)}
+    changes, ended, local_ = (
+        torch.stack(x) for x in zip(*(clip_by_hand(renderer, clip, taps) for clip in clips(2)), strict=True)
+    )
+    share = (changes / changes.sum(2, keepdim=True)).mean(0)
+    assert (share.amax(1) > 1.2 * share.amin(1)).all()  # squared or not is seen in the shares
+    probed = ended.mean(0)[:, None] * share
+    # float32 forwards of one branch or two at once
+    torch.testing.assert_close(found.probed, probed, rtol=1e-3, atol=0)
+    added = local_.mean(0).permute(0, 1, 4, 2, 3)  # heads before precisions and windows
+    precision, window = CANDIDATES.probe
+    of_probe = added[..., precision, window].sum(2)
+    expected = added * (probed / of_probe)[:, :, None, None, None]
+    torch.testing.assert_close(found.errors, expected, rtol=1e-3, atol=0)
+
+
+def test_every_look_is_at_other_tiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of each layer, phase and clip: else what is peculiar to a few tiles would count everywhere."""
+    picks: list[tuple[int, ...]] = []
+    real = local.errors
+    monkeypatch.setattr(local, "errors", lambda *args: picks.append(tuple(args[-1].tolist())) or real(*args))
+    measure(small_renderer(tmp_path), clips(2), CANDIDATES, PHASES, replace(EFFORT, clips=2), seed=0)
+    assert len(set(picks)) == len(picks) == 2 * 2 * 2
+
+
 def test_layers_between_are_interpolated(tmp_path: Path) -> None:
-    """Two of three probed: the share of the one between is their geometric mean."""
+    """The first and last of four probed: between them shares go geometrically, by distance."""
     effort = replace(EFFORT, layers=2)
-    found = taken(small_renderer(tmp_path, layers=3), effort)
-    assert found.probed.shape == (2, 3)
-    torch.testing.assert_close(found.probed[:, 1], (found.probed[:, 0] * found.probed[:, 2]).sqrt(), rtol=1e-9, atol=0)
-    assert (found.probed[:, 0] != found.probed[:, 2]).all()
+    probed = taken(small_renderer(tmp_path, layers=4), effort).probed
+    assert probed.shape == (2, 4)
+    for layer, share in ((1, 1 / 3), (2, 2 / 3)):
+        expected = probed[:, 0] ** (1 - share) * probed[:, 3] ** share
+        torch.testing.assert_close(probed[:, layer], expected, rtol=1e-9, atol=0)
+    assert ((probed[:, 0] / probed[:, 3]).log().abs() > 0.1).all()  # it matters which of the two is nearer
 
 
 def test_one_layer_probed(tmp_path: Path) -> None:
