@@ -99,6 +99,38 @@ def test_within_cost_spends_all_it_can(seed: int) -> None:
         assert found.error <= 2 * min(error for cost, error in points if cost <= budget) + 1e-12
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_a_budget_may_be_spent_to_its_end(seed: int) -> None:
+    """An error of just the budget is within it; just below, something dearer is needed."""
+    problem = random_problem(seed, phases=3, layers=2)
+    found = solve.within_error(problem, 0.3)
+    assert 0 < found.error < 0.3
+    assert solve.within_error(problem, found.error).same(found)
+    assert solve.within_error(problem, found.error * (1 - 1e-9)).cost > found.cost
+
+
+def test_what_is_left_goes_to_the_exchanges_that_gain_most_for_it() -> None:
+    """Four heads of one layer, by hand. The price at which anything moves lets the first head go dense, which is too
+    dear, so that the hull gives the smallest windows: cost 0.1, error 103. Of the 0.08 that are left, the second
+    head's exchange for the third window gains most, 0.5, but takes 0.075; those of the third and the fourth head for
+    the second window gain 0.4 for 0.025 each."""
+    costs = torch.tensor([[0.1, 0.2, 0.4, 1.0]], dtype=torch.float64)
+    of_head = [[100.0, 100.0, 100.0, 0.0], [1.0, 1.0, 0.5, 0.0], [1.0, 0.6, 0.6, 0.0], [1.0, 0.6, 0.6, 0.0]]
+    errors = torch.tensor(of_head, dtype=torch.float64)[None, None, :, None]
+    found = solve.within_cost(Problem(errors, costs, torch.ones(1, dtype=torch.float64)), 0.18)
+    assert found is not None
+    assert found.window.tolist() == [[[0, 0, 1, 1]]]
+    assert found.cost == pytest.approx(0.15)
+    assert found.error == pytest.approx(102.2)
+
+
+def test_schedules_are_the_same_where_every_choice_is() -> None:
+    one = Schedule(torch.ones(1, 2, dtype=torch.int64), torch.zeros(1, 2, 2, dtype=torch.int64), 0.5, 0.1)
+    assert one.same(replace(one, cost=0.6, error=0.2))
+    assert not one.same(replace(one, precision=torch.tensor([[1, 2]])))
+    assert not one.same(replace(one, window=torch.tensor([[[0, 0], [0, 1]]])))
+
+
 def test_no_choice_of_infinite_cost_is_made() -> None:
     """Were it free of error: sparse BF16 is never taken."""
     problem = random_problem(1)
@@ -179,6 +211,10 @@ def test_tied_axes_choose_alike(tied: str) -> None:
     assert found.cost <= 0.4 + 1e-12
     assert recounted(problem, found) == pytest.approx((found.cost, found.error), rel=HULL)
     assert best.error <= found.error
+    for budget in (0.15, 0.25, 0.5):  # of each another part is left for exchanges
+        within = solve.within_cost(problem, budget)
+        assert within is not None
+        assert within.cost <= budget + 1e-12
 
 
 def test_everything_tied_is_the_best_uniform_plan() -> None:

@@ -1,0 +1,48 @@
+"""The stated model of cost, by hand from the figures that it states."""
+
+from __future__ import annotations
+
+import pytest
+
+from fpsgen.attention.plan import AttentionPlan
+from fpsgen.attention.tiles import TileGrid
+from fpsgen.calibrate import cost
+
+HD = 75_600  # tokens of 1280x720, 81 frames
+# 9 bytes for each token and channel at 3.0 TB/s, against 4 operations for each pair and channel at 470 TFLOPS.
+PROLOGUE = (9 / 3.0e12) / (4 * HD / 470e12)
+TILES = TileGrid((1, 1, 8), (1, 1, 2))  # 4 tiles, of which a window of one keeps a quarter
+
+
+@pytest.mark.parametrize(
+    ("density", "qk", "expected"),
+    [
+        (1.0, "bf16", 1.0),
+        (0.25, "bf16", 0.25),
+        (1.0, "fp8", 0.52691 + PROLOGUE),  # 470 of 892 TFLOPS
+        (1.0, "int8", 0.53288 + PROLOGUE),  # 470 of 882 TFLOPS
+        (0.1, "int8", 0.053288 + PROLOGUE),  # of skipped tiles nothing is computed, and all tokens are rounded
+    ],
+)
+def test_cost_of_pairs(density: float, qk: str, expected: float) -> None:
+    assert cost.of_pairs(density, qk, HD) == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_prologue_counts_for_more_where_tokens_are_few() -> None:
+    """By tokens, where attention goes by their square: at 705 tokens it takes half of dense attention's time."""
+    assert cost.of_pairs(1.0, "fp8", 705) - cost.of_pairs(1.0, "fp8", HD) == pytest.approx(0.5 - PROLOGUE, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("plan", "expected"),
+    [
+        (AttentionPlan(TILES), 1.0),
+        (AttentionPlan(TILES, ((1, 1, 1),)), 0.25),
+        (AttentionPlan(TILES, ((1, 1, 1), None), (0, 0, 0, 1), "int8", "fp8"), 0.4375 * 0.53288 + PROLOGUE),
+        (AttentionPlan(TILES, qk="fp8", pv="fp8"), 0.52691 + PROLOGUE),
+        (AttentionPlan(TILES, pv="fp8"), 0.52691 + PROLOGUE),  # rounded, too, and by the same kernel
+    ],
+    ids=str,
+)
+def test_cost_of_a_plan(plan: AttentionPlan, expected: float) -> None:
+    assert cost.of_plan(plan, HD) == pytest.approx(expected, abs=1e-5)
