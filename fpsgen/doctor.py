@@ -157,6 +157,47 @@ def why_no_gpu(driver: str | None) -> str:
     return "torch sees no CUDA GPU"
 
 
+def machine() -> dict:
+    """Memory and cores, the threads that torch takes of these."""
+    import psutil
+    import torch
+
+    memory = psutil.virtual_memory()
+    told = {"memory_bytes": memory.total, "free_bytes": memory.available}
+    return told | {"cores": os.cpu_count(), "threads": torch.get_num_threads()}
+
+
+def fits() -> dict:
+    """Of each model at its usual sizes: what its hungriest part needs (`wan.needs`), and whether that is free where
+    commands run."""
+    import torch
+
+    from fpsgen import memory
+    from fpsgen.wan import models, needs, sizes
+
+    device = best_device()
+    free, dtype = 0, torch.bfloat16 if device.type == "cuda" else torch.float32
+    with contextlib.suppress(RuntimeError):  # none is left to ask with
+        free = memory.free_bytes(device)
+    found = []
+    for name, size in _FITS:
+        model = models.absent(name)
+        parts = needs.memory(model.checkpoint, (*sizes.NAMED[size], model.defaults.frames), dtype, torch.bfloat16)
+        part = max(parts, key=lambda each: parts[each])
+        told = {"model": name, "size": size, "part": part, "needs_bytes": parts[part], "parts": parts}
+        found.append(told | {"fits": parts[part] <= free})
+    return {"device": str(device), "free_bytes": free, "dtype": str(dtype).removeprefix("torch."), "models": found}
+
+
+_FITS = (("1.3b", "480p"), ("14b", "480p"), ("14b", "720p"))
+
+
+def work_cache() -> dict:
+    """What calibrations and benches keep, so that a run that was stopped goes on: folders and bytes."""
+    found = {name: assets.cache(name) for name in ("calibration", "bench")}
+    return {"folders": [{"of": name, "folder": str(own), "bytes": cache.size(own)} for name, own in found.items()]}
+
+
 def kernel_cache() -> dict:
     """Where compiled kernels are kept, why_not where nothing can be written there, and how much it holds."""
     folder = cache.folder()
@@ -328,8 +369,11 @@ def relative_errors(device: torch.device) -> dict[str, float]:
 
 CHECKS: dict[str, Callable[[], dict]] = {
     "versions": versions,
+    "machine": machine,
     "gpus": gpus,
+    "fits": fits,
     "kernel_cache": kernel_cache,
+    "work_cache": work_cache,
     "model_cache": model_cache,
     "attention": backends,
     "compile": trial_compile,

@@ -339,13 +339,8 @@ def predict(
 
 
 def both_fit(transformer: WanTransformer, tokens: int, device: torch.device) -> bool:
-    """Whether a batch of two guidance branches fits in the memory that is free.
-
-    A block's widest moment holds, per token: the float32 residual stream, its normed and modulated copies,
-    q, k, v and the FFN's hidden layer twice.
-    """
-    config = transformer.config
-    per_token = 16 * config.dim + transformer.dtype.itemsize * (4 * config.dim + 2 * config.ffn_dim)
+    """Whether a batch of two guidance branches fits in the memory that is free, by a worst-case estimate."""
+    per_token = transformer.config.bytes_per_token(transformer.dtype.itemsize)
     return 2 * tokens * per_token < 0.8 * memory.free_bytes(device)
 
 

@@ -16,7 +16,7 @@ from fpsgen.bench import synthetic
 from fpsgen.bench.compare import Job
 from fpsgen.bench.contenders import Outline
 from fpsgen.bench.steps import ENOUGH, SAMPLES
-from fpsgen.wan import load
+from fpsgen.wan import load, needs
 from fpsgen.wan import vae as wan_vae
 from fpsgen.wan.layout import Checkpoint
 from fpsgen.wan.tokenizer import TEXT_LENGTH
@@ -28,7 +28,7 @@ _FILLED = 2**22  # random numbers that are drawn at once
 
 def seconds(job: Job) -> float:
     """Of `synthetic.measure`."""
-    checkpoint = synthetic.with_configs(job.model.checkpoint)
+    checkpoint = job.model.checkpoint
     branches = 1 if job.request.guidance == 1 else 2
     rates = {dtype: products(dtype) for dtype in {job.dtype, job.text_dtype, torch.float32}}
     total = sum(fill(checkpoint, job))
@@ -59,7 +59,7 @@ def often(call: Callable[[], object]) -> float:
 
 def fill(checkpoint: Checkpoint, job: Job) -> list[float]:
     """Seconds for the random values of each component."""
-    sizes = synthetic.component_bytes(checkpoint, job.dtype, job.text_dtype)
+    sizes = needs.weights(checkpoint, job.dtype, job.text_dtype)
     found = []
     for part, dtype in zip(sizes, (job.dtype, job.text_dtype, torch.float32), strict=True):
         values = torch.empty(_FILLED, dtype=dtype)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -24,23 +24,10 @@ from fpsgen.bench.steps import PhaseStep
 from fpsgen.errors import UsageError
 from fpsgen.pipeline import Request
 from fpsgen.timing import Timings
-from fpsgen.wan import load
+from fpsgen.wan import load, needs
 from fpsgen.wan import vae as wan_vae
 from fpsgen.wan.layout import Checkpoint
 from fpsgen.wan.tokenizer import TEXT_LENGTH
-
-# What the files of Wan2.1 say (`layout.text_config_of`, `layout.vae_config_of`).
-TEXT_CONFIG: dict[str, Any] = {
-    "vocab_size": 256384,
-    "d_model": 4096,
-    "d_kv": 64,
-    "d_ff": 10240,
-    "num_layers": 24,
-    "num_heads": 64,
-    "relative_attention_num_buckets": 32,
-    "feed_forward_proj": "gated-gelu",
-}
-VAE_CONFIG: dict[str, Any] = {"base_dim": 96, "z_dim": 16}
 
 # The first piece is of one frame, the second fills the cache, and from the third on all take the same time.
 PIECES = 3
@@ -65,7 +52,7 @@ def measure(job: Job, watcher: Watcher) -> dict[str, Any]:
     """
     facts = record.facts(provenance(job.command), job)
     found = [Made(one, one.outline(job.request, job.model, job.device)) for one in job.line_up.contenders]
-    measured, order, states = _measured(found, job, with_configs(job.model.checkpoint), watcher)
+    measured, order, states = _measured(found, job, job.model.checkpoint, watcher)
     reference = next(one for one in found if one.contender.name == job.line_up.reference)
     return {
         **facts,
@@ -101,11 +88,11 @@ def check_memory(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtyp
     """UsageError where the largest component's weights do not fit in the memory that is free."""
     memory.release()
     free = memory.free_bytes(device)
-    sizes = component_bytes(checkpoint, dtype, text_dtype)
+    sizes = needs.weights(checkpoint, dtype, text_dtype)
     largest = max(sizes, key=lambda part: sizes[part])
     if sizes[largest] <= free:
         return
-    if max(component_bytes(checkpoint, torch.bfloat16, torch.bfloat16).values()) <= free:
+    if max(needs.weights(checkpoint, torch.bfloat16, torch.bfloat16).values()) <= free:
         hint = "try --dtype bf16"
     elif largest == "transformer":
         hint = "try a smaller model, --random-weights 1.3b, or another --device"
@@ -113,19 +100,6 @@ def check_memory(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtyp
         hint = "make room, or try another --device"
     told = f"the {largest} takes {sizes[largest] / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free on {device}"
     raise UsageError(told, hint)
-
-
-def component_bytes(checkpoint: Checkpoint, dtype: torch.dtype, text_dtype: torch.dtype) -> dict[str, int]:
-    """Of each component's weights."""
-    parts: dict[str, tuple[nn.Module, Callable[[str], torch.dtype]]] = {
-        "transformer": (load.empty_transformer(checkpoint), _by_name(dtype)),
-        "text encoder": (load.empty_text_encoder(checkpoint), lambda name: text_dtype),
-        "VAE": (load.empty_vae(checkpoint), lambda name: torch.float32),
-    }
-    return {
-        part: sum(value.numel() * of(name).itemsize for name, value in module.named_parameters())
-        for part, (module, of) in parts.items()
-    }
 
 
 def randomise(model: Module, device: torch.device, dtype: Callable[[str], torch.dtype], seed: int) -> Module:
@@ -166,7 +140,7 @@ def _measured(
     request, device = job.request, job.device
     ends = _ends(checkpoint, request, device, job.text_dtype, watcher)
     watcher.phase("transformer")
-    transformer = randomise(load.empty_transformer(checkpoint), device, _by_name(job.dtype), request.seed)
+    transformer = randomise(load.empty_transformer(checkpoint), device, needs.by_name(job.dtype), request.seed)
     cut = record.common_spans(found, request)
     turns = [found if number % 2 == 0 else found[::-1] for number in range(max(1, job.passes))]
     runs = [one for turn in turns for one in turn]
@@ -185,16 +159,6 @@ def _measured(
         one.together = phases[0].together
         measured[one.contender.name] = phases
     return [measured[one.contender.name] for one in found], [one.contender.name for one in runs], states
-
-
-def with_configs(checkpoint: Checkpoint) -> Checkpoint:
-    """A checkpoint without files that knows what all of Wan2.1's say of its other components."""
-    return replace(checkpoint, vae_config=VAE_CONFIG, text_config=TEXT_CONFIG)
-
-
-def _by_name(dtype: torch.dtype) -> Callable[[str], torch.dtype]:
-    """The dtype of each of the transformer's parameters, its matrix products in `dtype`."""
-    return lambda name: torch.float32 if load.stays_float32(name) else dtype
 
 
 def _ends(

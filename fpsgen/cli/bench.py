@@ -215,8 +215,7 @@ def bench(
             **dataclasses.asdict(settings),
         )  # fmt: skip
         if random_weights is not None:
-            whole = synthetic.with_configs(chosen.checkpoint)
-            synthetic.check_memory(whole, target, precision, text_precision)
+            synthetic.check_memory(chosen.checkpoint, target, precision, text_precision)
         if random_weights is not None and target.type == "cpu":
             contenders = resolved(preset, names, chosen, (width, height), target, precision)
             first = end_to_end.Job(

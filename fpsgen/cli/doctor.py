@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import typer
 
@@ -20,21 +20,46 @@ def doctor(json: Json = False) -> None:
     out.loading()
     from fpsgen import doctor
 
+    out.loading("checking")
     for name, found in doctor.examine(strict=errors.show_tracebacks):
         report[name] = found
-        if name in _SECTIONS:
-            title, rows = _SECTIONS[name]
-            out.line(title)
-            for label, text in rows(found) if "fault" not in found else [("failed", found["fault"])]:
-                out.line(f"  {label:17}{text}")
-        out.loading("looking further")
     told = report["verdict"]
+    for line in page(report):
+        out.line(line)
     for warning in told["warnings"]:
         out.note(warning)
-    said = [f"Broken: {problem}." for problem in told["problems"]] or [told["can"]]
-    out.result("\n".join(["", *said, f"Next: {told['next']}"]), report)
+    if json:
+        out.result("", {"verdict": told} | report)
     if not told["works"]:
         raise typer.Exit(1)
+
+
+def page(report: dict[str, dict]) -> Iterator[str]:
+    """What it all comes to, then what was found."""
+    told = report["verdict"]
+    yield from [f"Broken: {problem}." for problem in told["problems"]] or [told["can"]]
+    yield f"Next: {told['next']}"
+    for name, (title, rows) in _SECTIONS.items():
+        found = report[name]
+        yield f"\n{title}"
+        for label, text in rows(found) if "fault" not in found else [("failed", found["fault"])]:
+            yield f"  {label:17}{text}"
+
+
+def machine(found: dict) -> list[Row]:
+    free, whole = readable(found["free_bytes"]), readable(found["memory_bytes"])
+    threads = f"{found['cores']}, of which PyTorch uses {found['threads']}"
+    return [("memory", f"{free} of {whole} free"), ("CPU cores", threads)]
+
+
+def fits(found: dict) -> list[Row]:
+    free, rows = found["free_bytes"], []
+    for one in found["models"]:
+        need = readable(one["needs_bytes"])
+        state = "fits" if one["fits"] else f"needs {readable(one['needs_bytes'] - free)} more"
+        rows.append((f"{one['model']} at {one['size']}", f"{state}: the {one['part']} takes {need} of memory"))
+    where = f"{readable(free)} free on {found['device']}"
+    return [*rows, ("estimated", f"for 81 frames in {found['dtype']}, with {where}; one part is in memory at a time")]
 
 
 def versions(found: dict) -> list[Row]:
@@ -79,12 +104,19 @@ def model_cache(found: dict) -> list[Row]:
     return rows
 
 
+def work_cache(found: dict) -> list[Row]:
+    rows = [(own["of"], f"{own['folder']} ({readable(own['bytes'])})") for own in found["folders"]]
+    return [*rows, ("to clear it", "remove these folders; the next run measures anew")]
+
+
 def attention(found: dict) -> list[Row]:
-    rows = []
+    """Which backend runs each plan; then each reason once, with the backends that have it and what it is about."""
+    rows = [(name, plan["backend"]) for name, plan in found["plans"].items()]
+    reasons: dict[str, dict[str, list[str]]] = {}
     for name, plan in found["plans"].items():
-        rows.append((name, plan["backend"]))
-        rows += [("", f"not {other}: {why}") for other, why in plan["refused"].items()]
-    return rows
+        for backend, why in plan["refused"].items():
+            reasons.setdefault(why, {}).setdefault(backend, []).append(name)
+    return rows + [(f"not {', '.join(backends)}", why) for why, backends in reasons.items()]
 
 
 def compiled(found: dict) -> list[Row]:
@@ -101,8 +133,11 @@ def launched(found: dict) -> list[Row]:
 
 _SECTIONS: dict[str, tuple[str, Callable[[dict], list[Row]]]] = {
     "versions": ("versions", versions),
+    "machine": ("machine", machine),
     "gpus": ("GPUs", gpus),
+    "fits": ("what fits into memory", fits),
     "kernel_cache": ("compiled kernels", kernel_cache),
+    "work_cache": ("kept by calibrate and bench quality", work_cache),
     "model_cache": ("models", model_cache),
     "attention": ("attention at 832x480, 81 frames", attention),
     "compile": ("trial compilation", compiled),

@@ -62,6 +62,11 @@ class WanConfig:
         see tokens, the FFN."""
         return self.num_layers * (4 * self.dim**2 + 2 * self.dim**2 + 2 * self.dim * self.ffn_dim)
 
+    def bytes_per_token(self, itemsize: int) -> int:
+        """Of memory at a block's widest moment, where matrix products have numbers of `itemsize` bytes: the float32
+        residual stream, its normed and modulated copies, q, k, v and the FFN's hidden layer twice."""
+        return 16 * self.dim + itemsize * (4 * self.dim + 2 * self.ffn_dim)
+
     def grid(self, latent_shape: tuple[int, int, int]) -> tuple[int, int, int]:
         """Token grid (T, H, W) of latents with the given frames, rows and columns."""
         t, h, w = latent_shape
@@ -183,6 +188,19 @@ def shown(value: object) -> str:
 
 WAN_1_3B = WanConfig(dim=1536, ffn_dim=8960, num_heads=12, num_layers=30)
 WAN_14B = WanConfig(dim=5120, ffn_dim=13824, num_heads=40, num_layers=40)
+
+# What the files of Wan2.1 say (`layout.text_config_of`, `layout.vae_config_of`).
+TEXT_CONFIG: dict[str, Any] = {
+    "vocab_size": 256384,
+    "d_model": 4096,
+    "d_kv": 64,
+    "d_ff": 10240,
+    "num_layers": 24,
+    "num_heads": 64,
+    "relative_attention_num_buckets": 32,
+    "feed_forward_proj": "gated-gelu",
+}
+VAE_CONFIG: dict[str, Any] = {"base_dim": 96, "z_dim": 16}
 
 # By the family whose presets they take.
 FAMILIES = {"1.3b": WAN_1_3B, "14b": WAN_14B}

@@ -61,7 +61,8 @@ class Model:
 def absent(key: str) -> Model:
     """Wan2.1 `1.3b` or `14b` without its files: shapes and defaults, for what is worked out beforehand."""
     nothing: Any = ()
-    checkpoint = Checkpoint("original", config.FAMILIES[key], nothing, nothing, {}, nothing, {}, Path())
+    own, text, vae = config.FAMILIES[key], config.TEXT_CONFIG, config.VAE_CONFIG
+    checkpoint = Checkpoint("original", own, nothing, nothing, vae, nothing, text, Path())
     return Model(key, Path(), checkpoint, sizes.DEFAULTS[key])
 
 

@@ -68,7 +68,7 @@ def report_of(code: int = 0) -> dict:
 
 def test_its_json_is_complete(no_card: None, caches: Path) -> None:
     report = report_of()
-    assert list(report) == [*doctor.CHECKS, "verdict"]
+    assert list(report) == ["verdict", *doctor.CHECKS]
     assert not [name for name, found in report.items() if "fault" in found]
     versions = report["versions"]
     assert versions["found"].keys() == {
@@ -100,12 +100,50 @@ def test_its_json_is_complete(no_card: None, caches: Path) -> None:
 def test_people_are_told_the_same(no_card: None) -> None:
     text = run().stdout
     lines = text.splitlines()
-    for title in ("versions", "GPUs", "compiled kernels", "models", "trial compilation", "trial launch"):
+    for title in ("versions", "machine", "GPUs", "compiled kernels", "models", "trial compilation", "trial launch"):
         assert title in lines
     assert any(line.split()[0] == "attention-c" and line.endswith("168 registers") for line in lines if line)
-    assert lines[-2].startswith("No CUDA GPU (")
-    assert lines[-2].endswith("fpsgen renders with the pocket model, on the CPU.")
-    assert lines[-1] == 'Next: fpsgen generate "a cat surfing"'
+    assert lines[0].startswith("No CUDA GPU (")
+    assert lines[0].endswith("fpsgen renders with the pocket model, on the CPU.")
+    assert lines[1] == 'Next: fpsgen generate "a cat surfing"'
+
+
+def test_reasons_of_backends_are_told_once(no_card: None) -> None:
+    lines = run().stdout.splitlines()
+    begin = lines.index("attention at 832x480, 81 frames") + 1
+    rows = lines[begin : lines.index("", begin)]
+    assert [row.split()[-1] for row in rows[: len(PLANS)]] == ["dense", *["reference"] * 4]
+    reasons = [row[19:] for row in rows[len(PLANS) :]]
+    assert len(reasons) == len(set(reasons)) < 6
+    assert "  not hopper, flex it is for CUDA GPUs" in rows
+
+
+@pytest.mark.parametrize(
+    ("free", "told"), [(12e9, "fits: the text encoder takes 11.4 GB"), (10e9, "needs 1.4 GB more")]
+)
+def test_what_fits_is_told(no_card: None, monkeypatch: pytest.MonkeyPatch, free: float, told: str) -> None:
+    """1.3B at 480p: the text encoder's 5.68 billion weights in bfloat16 are the most that is in memory at once."""
+    monkeypatch.setattr("fpsgen.memory.free_bytes", lambda device: int(free))
+    (row,) = (line for line in run().stdout.splitlines() if line.startswith("  1.3b at 480p"))
+    assert told in row
+    fits = report_of()["fits"]
+    assert [(one["model"], one["size"]) for one in fits["models"]] == [
+        ("1.3b", "480p"),
+        ("14b", "480p"),
+        ("14b", "720p"),
+    ]
+    assert [one["fits"] for one in fits["models"]] == [free > 11.4e9, False, False]
+    assert all(one["needs_bytes"] == max(one["parts"].values()) for one in fits["models"])
+
+
+def test_what_is_kept_is_told_with_its_size(no_card: None, caches: Path) -> None:
+    folder = caches / "a" / "b" / "calibration" / "0123"
+    folder.mkdir(parents=True)
+    (folder / "one.piece").write_bytes(b"x" * 4321)
+    text = run().stdout
+    assert f"calibration      {folder.parent} (4 kB)" in text
+    assert "remove these folders" in text
+    assert [own["bytes"] for own in report_of()["work_cache"]["folders"]] == [4321, 0]
 
 
 def test_without_a_compiler_all_else_works(no_card: None, monkeypatch: pytest.MonkeyPatch) -> None:

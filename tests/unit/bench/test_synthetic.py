@@ -6,7 +6,6 @@ import json
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from fpsgen.cli.output import Output
 from fpsgen.errors import Stopped, UsageError
 from fpsgen.pipeline import Request
 from fpsgen.presets import BF16, Phase, Preset
-from fpsgen.wan import config, load, models
+from fpsgen.wan import config, load, models, needs
 from fpsgen.wan import vae as wan_vae
 from fpsgen.wan.config import WanConfig
 from fpsgen.wan.load import stays_float32
@@ -62,9 +61,9 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     small = WanConfig(dim=48, ffn_dim=64, num_heads=2, num_layers=2, text_dim=WIDTH, freq_dim=16)
     monkeypatch.setitem(config.FAMILIES, "14b", small)
     text = {"vocab_size": 50, "d_model": WIDTH, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 3}
-    monkeypatch.setattr(synthetic, "TEXT_CONFIG", {**synthetic.TEXT_CONFIG, **text})
+    monkeypatch.setattr(config, "TEXT_CONFIG", {**config.TEXT_CONFIG, **text})
     blocks = {"dim_mult": [1, 1, 1, 1], "num_res_blocks": 1, "temperal_downsample": [False, True, True]}
-    monkeypatch.setattr(synthetic, "VAE_CONFIG", {"base_dim": 4, "z_dim": 16, **blocks})
+    monkeypatch.setattr(config, "VAE_CONFIG", {"base_dim": 4, "z_dim": 16, **blocks})
 
 
 def job(frames: int = 9, guidance: float = 3.0, dtype: torch.dtype = torch.float32) -> Job:
@@ -151,7 +150,7 @@ def test_a_short_clip_is_decoded_whole() -> None:
 
 @pytest.mark.parametrize(("key", "parameters"), [("1.3b", 1.42e9), ("14b", 14.3e9)])
 def test_components_have_the_published_number_of_parameters(key: str, parameters: float) -> None:
-    found = synthetic.component_bytes(true(key), torch.float32, torch.bfloat16)
+    found = needs.weights(true(key), torch.float32, torch.bfloat16)
     dim, ffn_dim, layers = {"1.3b": (1536, 8960, 30), "14b": (5120, 13824, 40)}[key]
     # By lists that were written down from the original's source.
     expected = {"transformer": golden.transformer(dim, ffn_dim, layers), "text encoder": golden.text_encoder()}
@@ -162,7 +161,7 @@ def test_components_have_the_published_number_of_parameters(key: str, parameters
 
 
 def true(key: str) -> Any:
-    return replace(models.absent(key).checkpoint, vae_config=synthetic.VAE_CONFIG, text_config=synthetic.TEXT_CONFIG)
+    return models.absent(key).checkpoint
 
 
 @pytest.mark.parametrize(
@@ -247,7 +246,7 @@ def test_its_duration_is_that_of_its_operations(monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.usefixtures("tiny")
 def test_what_is_decoded_is_counted_and_what_is_probed_is_a_speed() -> None:
-    checkpoint = synthetic.with_configs(models.absent("14b").checkpoint)
+    checkpoint = models.absent("14b").checkpoint
     once, larger = (duration.decode_flops(checkpoint, (3, size, size)) for size in (4, 8))
     assert once > 0
     assert larger == pytest.approx(4 * once, rel=0.05)  # attention of the middle block grows faster

@@ -1,0 +1,50 @@
+"""How much memory a model takes at a video's size: its weights, and what each part computes with beside them.
+
+One part is in memory at a time, so that the largest says what fits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import prod
+
+import torch
+from torch import nn
+
+from fpsgen.wan import load, sizes
+from fpsgen.wan.layout import Checkpoint
+
+# While Wan2.1's VAE decodes one latent frame, for each pixel of the video: some thirteen float32 copies of 4 frames in
+# its 96 last channels, of which about half are what it keeps for the next one. Counted on tensors without values.
+VAE_BYTES_PER_PIXEL = 19_600
+
+
+def weights(checkpoint: Checkpoint, dtype: torch.dtype, text_dtype: torch.dtype) -> dict[str, int]:
+    """Bytes of each part's weights. dtype: of the transformer's matrix products."""
+    parts: dict[str, tuple[nn.Module, Callable[[str], torch.dtype]]] = {
+        "transformer": (load.empty_transformer(checkpoint), by_name(dtype)),
+        "text encoder": (load.empty_text_encoder(checkpoint), lambda name: text_dtype),
+        "VAE": (load.empty_vae(checkpoint), lambda name: torch.float32),
+    }
+    return {
+        part: sum(value.numel() * of(name).itemsize for name, value in module.named_parameters())
+        for part, (module, of) in parts.items()
+    }
+
+
+def by_name(dtype: torch.dtype) -> Callable[[str], torch.dtype]:
+    """The dtype of each of the transformer's parameters, its matrix products in `dtype`."""
+    return lambda name: torch.float32 if load.stays_float32(name) else dtype
+
+
+def memory(
+    checkpoint: Checkpoint, video: tuple[int, int, int], dtype: torch.dtype, text_dtype: torch.dtype
+) -> dict[str, int]:
+    """Bytes that each part takes at work: weights, and the activations of one guidance branch, of which the text
+    encoder has next to nothing. video: width, height, frames."""
+    width, height, frames = video
+    tokens = prod(checkpoint.config.grid(sizes.latent_shape(frames, height, width)))
+    found = weights(checkpoint, dtype, text_dtype)
+    found["transformer"] += tokens * checkpoint.config.bytes_per_token(dtype.itemsize)
+    found["VAE"] += width * height * VAE_BYTES_PER_PIXEL
+    return found
