@@ -189,6 +189,7 @@ def bench(
     if random_weights is not None:
         check_random(random_weights, model)
     record_at = None if output is None else record_place(expand(output), out)
+    out.loading()
     target = parse_device(device)
     precision, text_precision = choose_dtype(dtype, target), choose_text_dtype(dtype)
     chosen = choose(model, random_weights, size, target, out)

@@ -145,6 +145,7 @@ def attention(
     if not _LEAST_SECONDS <= seconds <= _MOST_SECONDS:  # nan is neither
         raise UsageError(f"--seconds {seconds:g}: must be {_LEAST_SECONDS} to {_MOST_SECONDS}", hint="try 500")
     check_report(report, no_report)
+    out.loading()
     device = gpu()
     from fpsgen.bench.attention import run
     from fpsgen.bench.attention.shapes import DENSITIES, SMOKE, shape

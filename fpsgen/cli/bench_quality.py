@@ -174,6 +174,7 @@ def quality(
     known.check(preset, names)  # it imports no torch: so far, whatever cannot be is told at once
     record_at = record_place(free_record("bench-quality.json") if output is None else expand(output), out)
     page = report_place(record_at, report, no_report)
+    out.loading()
     target = parse_device(device)
     chosen = open_model(model, size, target, out, Timings())
     settings = settings_of(chosen, size, frames=frames, steps=steps, guidance=guidance, shift=shift)

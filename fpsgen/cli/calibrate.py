@@ -175,6 +175,7 @@ def calibrate(
     check_report(report, no_report)
     if output is not None and not dry_run and (replaced := check_output(output := expand(output))):
         out.note(f"{printable(output)} is replaced: {replaced}")
+    out.loading()
     target = parse_device(device)  # which imports torch: so far, whatever cannot be is told at once
     chosen = choose_model(model, size, target.type == "cuda", dry_run, out)
     given = {"frames": frames, "steps": steps, "guidance": guidance, "shift": shift}

@@ -13,7 +13,7 @@ from fpsgen.cli import complete
 from fpsgen.cli.errors import explained
 from fpsgen.cli.help import App
 from fpsgen.cli.options import Json, Verbose, expand
-from fpsgen.cli.output import Output, readable
+from fpsgen.cli.output import Output, hush, readable
 from fpsgen.cli.tables import Columns
 from fpsgen.errors import ModelError, Stopped, UsageError
 from fpsgen.printable import printable
@@ -166,6 +166,7 @@ def pull(
     from fpsgen.wan import hub
 
     out = Output(json)
+    out.loading("asking the hub")
     download = hub.plan(hub.repository_of(name, form.value), force)
     told = told_of(download)
     amount = f"{readable(download.absent_bytes)} of {readable(download.bytes)} from {download.repository}"
@@ -178,7 +179,12 @@ def pull(
         )
         return
     out.note(f"fetching {amount}")
-    folder = hub.pull(download)
+    hush()  # the hub draws bars of its own
+    try:
+        folder = hub.pull(download)
+    except KeyboardInterrupt:
+        hint = "run the same command again: it goes on from there"
+        raise Stopped("stopped; what has arrived is kept", hint) from None
     out.result(str(folder), {**told, "folder": str(folder)})
 
 
@@ -239,6 +245,7 @@ def check(
     from fpsgen.wan import models
 
     out = Output(json, verbose)
+    out.loading()
     found = models.find(model)
     from fpsgen.wan import load  # imports torch, which finding none does without
 
@@ -276,6 +283,7 @@ def convert(
     from fpsgen.wan import models
 
     out = Output(json)
+    out.loading()
     found = models.find(model)
     from fpsgen.wan.convert import convert as write  # imports torch
 

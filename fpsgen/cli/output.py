@@ -34,8 +34,8 @@ class Output:
         self.console = Console(stderr=True, highlight=False)
 
     def loading(self, doing: str | None = None) -> None:
-        """It takes seconds until the next word: show on a terminal that something happens, and what; by default which
-        library is being loaded."""
+        """It takes seconds until the result, a bar or a question: show on a terminal that something happens, and what;
+        by default which library is being loaded. Notes appear above it."""
         hush()
         if self.shows_progress:
             _waiting.append(Live(_Busy(doing), console=self.console, transient=True, redirect_stdout=False))
@@ -51,6 +51,7 @@ class Output:
 
     def error(self, message: str, hint: str | None, code: int) -> None:
         """What ends the command."""
+        hush()
         self._say("error: ", "bold red", message)
         if hint:
             self._say("hint:  ", "bold", hint)
@@ -121,7 +122,8 @@ class Output:
 
     def _say(self, label: str, label_style: str, text: str, style: str = "") -> None:
         """One line in styles, never as markup: a prompt or a path may hold brackets, or move the cursor."""
-        hush()
+        if _waiting and _waiting[0].console is not self.console:  # else the line appears above the spinner, which stays
+            hush()
         told = printable(text, _MOST)
         self.console.print(Text.assemble((label, label_style), (told, style)), soft_wrap=True)
 

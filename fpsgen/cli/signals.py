@@ -32,9 +32,9 @@ def listen() -> None:
 
 
 def let_go() -> None:
-    """The work is over: while Python shuts down, a signal may end the process at once and silently."""
+    """The work is over: while Python shuts down, a first signal may end the process at once and silently."""
     for number in _numbers():
-        if signal.getsignal(number) is _stop:
+        if not _came and signal.getsignal(number) is _stop:
             signal.signal(number, signal.SIG_DFL)
 
 

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from fpsgen.cli import streams
+from fpsgen.cli import output, streams
 from fpsgen.cli.output import Output
 
 
@@ -45,6 +45,36 @@ def test_streams_that_cannot_be_written_do_not_undo_the_work(monkeypatch: pytest
         progress.refresh()
     assert isinstance(out.fault, OSError)
     assert out.fault.errno == number
+
+
+def test_a_spinner_names_what_loads_and_gives_way_to_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    err, out = Terminal(), io.StringIO()
+    monkeypatch.setattr(sys, "stderr", err)
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setenv("TERM", "xterm")
+    for name in ("NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+        monkeypatch.delenv(name, raising=False)
+    shown = Output()
+    shown.loading()
+    assert "loading " in err.getvalue()
+    shown.loading("asking the hub")
+    shown.note("it is large")
+    shown.result("a.mp4", {})
+    told = err.getvalue()
+    assert told.index("asking the hub") < told.index("it is large") < told.rindex("asking the hub")
+    assert out.getvalue() == "a.mp4\n"
+    assert not output._waiting
+
+
+def test_no_spinner_where_nobody_looks(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    Output().loading()
+    monkeypatch.setattr(Output, "shows_progress", property(lambda self: not self.json))
+    Output(json=True).loading()
+    assert capsys.readouterr() == ("", "")
 
 
 def test_words_from_outside_move_no_cursor(capsys: pytest.CaptureFixture[str]) -> None:
