@@ -355,8 +355,8 @@ def decode(
         vae = load_vae(model.checkpoint, device)
     pieces = wan_vae.frames_of(vae, latents)
     size = (request.width, request.height)
-    # File managers that look a third into a video show the last key frame before it, which else is the first frame: the
-    # least certain one, as the VAE and the transformer have nothing before it to lean on.
+    # File managers that look a third into a video show the last key frame before it: without one of its own the first
+    # frame, which is often the pocket model's worst.
     form = (size, request.fps, request.scale_to, request.may_replace, request.frames // 3)
     with VideoWriter(request.output, *form) as writer:
         while True:

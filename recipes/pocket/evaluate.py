@@ -116,9 +116,10 @@ The first latent frame stands for one frame, the later ones for four each, and n
 learnt it least well: the squared error of its one-step prediction of rendered clips' latents is 1.3 times that of the
 third to seventh latent frame at sigma 0.8, and 1.5 times at 0.5 and at 0.2. The VAE adds little: 29.2 dB for the first
 frame, 28.3 dB for the second, 30.2 dB for the mean of all. No fault of decoding or of the latents' normalisation is
-behind it (the normalised first latent frame has a standard deviation of 1.04, the others 1.01 to 1.08; bfloat16 decodes
-as float32 does), and clips of 50 steps, guidance 1 or 7 or shift 6 look the same: only training can mend it.
-`python -m recipes.pocket.first_frame` measures it, on 12 clips.
+behind it: the normalised first latent frame has a standard deviation of 1.04, the others 1.01 to 1.08, and bfloat16
+loses no more than float32. Neither 50 steps nor guidance 1 or 7 nor shift 6 mends the frame (two clips of each, looked
+at): only training can.
+`python -m recipes.pocket.first_frame` measures the errors, on 12 clips.
 """
 
 
