@@ -38,13 +38,13 @@ def check_path(path: Path, size: tuple[int, int] | None = None) -> None:
         if path.is_dir():
             raise UsageError(f"{path} is a folder", hint=f"name a file, such as {path / 'video.mp4'}")
         if path.parent.exists() and not path.parent.is_dir():
-            raise UsageError(f"{path.parent} is no folder", hint="choose another with -o")
+            raise UsageError(f"{path.parent} is not a folder", hint="choose another with -o")
         if not path.parent.exists():
             hint = f"mkdir -p {shlex.quote(str(path.parent))}"
             raise UsageError(f"the folder {path.parent} does not exist", hint)
         if path.exists():  # which also tells of a name too long
             if not path.is_file():
-                raise UsageError(f"{path} is no regular file", hint="choose another name with -o")
+                raise UsageError(f"{path} is not a regular file", hint="choose another name with -o")
             if not os.access(path, os.W_OK):
                 raise UsageError(f"{path} is write-protected", hint="choose another name with -o")
         files.check_writable(path)

@@ -110,7 +110,7 @@ def measure(job: Job, folder: Path, watcher: Watcher) -> tuple[dict[str, Any], l
             splits = splits_of(found, spans, job)
         except (RuntimeError, MemoryError) as fault:  # of the device: the runs are worth more
             splits = [[] for _ in found]
-            notes.append(f"what a step is made of was not measured: {str(fault).partition(chr(10))[0][:200]}")
+            notes.append(f"the parts of a step were not measured: {str(fault).partition(chr(10))[0][:200]}")
     told = [record.contender(one, reference, spans, own, job.dtype) for one, own in zip(found, near, strict=True)]
     for one, own in zip(told, splits, strict=True):
         for phase, split in zip(one["phases"], own, strict=False):

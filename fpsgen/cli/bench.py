@@ -252,7 +252,9 @@ def check_alone(context: typer.Context) -> None:
     sources = {name: context.get_parameter_source(name) for name in context.params}
     given = [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
     if given:
-        told = f"--{given[0].replace('_', '-')} stands before {context.invoked_subcommand}, which would not hear of it"
+        told = (
+            f"--{given[0].replace('_', '-')} stands before {context.invoked_subcommand}, which has options of its own"
+        )
         raise UsageError(told, hint=f"fpsgen bench {context.invoked_subcommand} OPTIONS")
 
 

@@ -197,7 +197,8 @@ def check_density(text: str) -> None:
         Fraction(text)
     except (ValueError, ZeroDivisionError):
         raise UsageError(
-            f"--density {text[:40]} is no share of token pairs", hint="give a millionth to 1, such as 1/4 or 0.25"
+            f"--density {text[:40]} is not a share of token pairs",
+            hint="give a number up to 1, such as 1/4 or 0.25",
         ) from None
 
 
@@ -232,7 +233,7 @@ def default_name(smoke: bool, device: torch.device) -> str:
 def check_page(record: Path, page: Path) -> None:
     """The page is replaced with its record, and not without it."""
     if page.is_dir() or (page.exists() and not record.exists()):
-        raise UsageError(f"{page} is there, and no bench wrote it", hint="choose another -o")
+        raise UsageError(f"{page} exists, and no bench wrote it", hint="choose another -o")
 
 
 class Bar:
@@ -269,7 +270,7 @@ def tell(out: Output, record: dict[str, Any]) -> None:
                 out.line(f"\n{table.title}")
                 out.show(columns(table.head, table.rows))
     if cut := record.get("cut"):
-        out.note(f"it ended before its time: {cut}")
+        out.note(f"the bench ended early: {cut}")
 
 
 def columns(head: list[str], rows: list[list[str]]) -> Columns:

@@ -166,7 +166,7 @@ def quality(
     names = several("--compare", compare) or ["bf16"]
     own = read_prompts(prompts) if prompts is not None else None
     if own is not None and not own:
-        raise UsageError(f"{prompts} has no prompts", hint="write one a line")
+        raise UsageError(f"{prompts} has no prompts", hint="write one prompt on each line")
     check_report(report, no_report)
     program = check_vbench(vbench, vbench_bin, videos)
     from fpsgen.bench import names as known
@@ -201,7 +201,7 @@ def quality(
         how = "without --fresh" if fresh else "again"
         raise Stopped(
             "stopped; every finished clip and what was measured of it are kept",
-            hint=f"run the same command {how}: it goes on from there",
+            hint=f"run the same command {how}: it continues from there",
         ) from None
     if not json:
         for table in tables(record):
@@ -224,7 +224,9 @@ def check_vbench(wanted: bool, given: Path | None, videos: Path | None) -> Path 
         raise UsageError("--vbench judges videos, and none are kept", hint="name a folder for them: --videos clips")
     found = vbench.find(given)
     if found is None and given is not None:
-        raise UsageError(f"--vbench-bin {given}: there is no such program", hint="it is bin/vbench of an environment")
+        raise UsageError(
+            f"--vbench-bin {given}: there is no such program", hint="it is bin/vbench of VBench's environment"
+        )
     return found
 
 

@@ -14,7 +14,7 @@ _MEASURES = {"latent_cosine": "latent cosine", "psnr": "PSNR", "ssim": "SSIM", "
 
 
 def tables(record: dict[str, Any]) -> Iterator[Columns]:
-    """Time by phase, steps by the preset's phases, and what is near to the reference."""
+    """Time by phase, steps by the preset's phases, and how near the frames are to the reference's."""
     yield of_time(record)
     if all(one["cold"] and one["warm"] for one in record["contenders"]):
         yield of_cold(record)
@@ -57,7 +57,7 @@ def of_time(record: dict[str, Any]) -> Columns:
 
 def of_cold(record: dict[str, Any]) -> Columns:
     """The first run of each, in the order of the columns."""
-    table = new(record, "Seconds, cold: the first run of each in this process, compiling its kernels")
+    table = new(record, "Seconds of the cold runs: the first of each in this process, which also compiles its kernels")
     for name in (*PHASES, "total"):
         times = [one["cold"][name] for one in record["contenders"]]
         if name != "compile" or any(times):
@@ -66,8 +66,8 @@ def of_cold(record: dict[str, Any]) -> Columns:
 
 
 def of_steps(record: dict[str, Any]) -> Columns:
-    """Of each phase of the preset: seconds a step, the density, and what one step, run apart, was made of."""
-    table = new(record, "Seconds a step; below, of one run apart: attention + linear layers + rest")
+    """Seconds of a step in each phase of the preset, the density, and the parts of a step, from a separate run."""
+    table = new(record, "Seconds of a step; below them, from a separate run: attention + linear layers + rest")
     told: list[str] = []
     for number, phase in enumerate(record["contenders"][0]["phases"]):
         first, last = phase["first"], phase["last"]

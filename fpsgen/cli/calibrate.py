@@ -41,6 +41,7 @@ from fpsgen.cli.records import Kept, check_place, deliver, keep, report_place
 from fpsgen.cli.tables import Columns
 from fpsgen.errors import Stopped, UsageError
 from fpsgen.printable import printable
+from fpsgen.report.words import counted
 from fpsgen.seeds import check_seed
 from fpsgen.wan import sizes
 
@@ -198,7 +199,7 @@ def calibrate(
     except KeyboardInterrupt:
         how = "without --fresh" if fresh else "again"
         raise Stopped(
-            "stopped; what was measured is kept", hint=f"run the same command {how}: it goes on from there"
+            "stopped; what was measured is kept", hint=f"run the same command {how}: it continues from there"
         ) from None
     tell(out, result, job, keep_preset(result, output, page))
 
@@ -239,7 +240,7 @@ def settings_of(model: Model, size: tuple[int, int] | None, **given: float | Non
     """The model's own, but for what was given; UsageError where it cannot render the size."""
     own = (model.defaults.width, model.defaults.height)
     if model.card is not None and size not in (None, own):
-        raise UsageError(f"the pocket model renders {own[0]}x{own[1]} alone", hint="leave --res out")
+        raise UsageError(f"the pocket model renders only {own[0]}x{own[1]}", hint="leave --res out")
     width, height = size or own
     sizes.check_model_size(width, height)
     return model.defaults.override(width=width, height=height, **given)
@@ -272,8 +273,8 @@ def make_job(
     )  # fmt: skip
     chosen = ours if prompts is None else prompts
     if len(chosen) < clips + checks:
-        told = f"there are {len(chosen)} prompts; {clips} to measure on and {checks} to verify on are wanted"
-        raise UsageError(told, hint="bring more with --prompts FILE, or ask for less by --clips and --checks")
+        told = f"{counted(clips, 'prompt')} to measure on and {checks} to verify on are needed; there are {len(chosen)}"
+        raise UsageError(told, hint="give more with --prompts FILE, or ask for fewer with --clips and --checks")
     job = Job(model, Video(**settings), effort, budget, chosen, seed, file.printable(name))
     check_possible(budget, job.candidates.least_cost)
     return job
@@ -293,7 +294,7 @@ def check_output(output: Path) -> str | None:
         except UsageError:
             before = None
         if before is None or before.measured is None:
-            raise UsageError(f"{printable(output)} is there, and no calibration wrote it", hint="choose another -o")
+            raise UsageError(f"{printable(output)} exists, and no calibration wrote it", hint="choose another -o")
         return before.about or "a calibrated preset"
     return None
 
@@ -359,15 +360,17 @@ def tell(out: Output, result: Result, job: Job, kept: Kept) -> None:
     """What came out."""
     of = result.preset.measured
     assert of is not None
-    out.line(f"cost     {of.cost:.3f} of dense bf16 attention's, by a stated model; density {of.density:.3f}")
+    out.line(
+        f"cost     {100 * of.cost:.1f} % of dense bf16 attention's, modelled for an H100; density {of.density:.3f}"
+    )
     spread = "" if of.error_ci95 is None else f" ± {of.error_ci95:.1g}"
-    clips = f"{of.clips} clips that it was" if of.clips > 1 else "one clip that it was"
+    clips = f"means over {of.clips} clips" if of.clips > 1 else "one clip"
     out.line(f"error    {of.error:.2g}{spread}, 1 - cosine of the final latents")
     out.line(f"PSNR     {of.psnr_told} dB against bf16, worst {of.psnr_worst:.1f}")
-    out.line(f"         mean on {clips} not measured on, for {job.budget}")
+    out.line(f"         {clips} with other prompts than were measured on; the budget was {job.budget}")
     if result.record["backend"] == "reference":
         out.line(
-            "         plain PyTorch runs it here, which saves no time: the cost is that of kernels for a Hopper GPU"
+            "         here plain PyTorch runs the preset and saves no time: the cost is for kernels on a Hopper GPU"
         )
     if preset := kept.files["preset"]:
         out.line(f"use it   fpsgen generate PROMPT --preset {shlex.quote(str(preset))}")

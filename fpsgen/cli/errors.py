@@ -47,7 +47,7 @@ def explain(error: BaseException) -> tuple[str, str | None, int]:
     for cause in causes:
         if isinstance(cause, ImportError) and not (cause.name or "").startswith("fpsgen"):
             told = f"a library that fpsgen needs cannot be loaded: {_line(cause)}"
-            return told, "install fpsgen anew; fpsgen doctor says what is here", 1
+            return told, "install fpsgen again; fpsgen doctor says what is here", 1
     return (
         f"something went wrong inside fpsgen: {type(error).__name__}: {_line(error)}",
         "fpsgen --debug … shows where; please report it with that output",

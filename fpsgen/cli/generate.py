@@ -149,7 +149,7 @@ def generate(
         from fpsgen.video import check_path
 
         if no_clobber and output.exists():
-            raise UsageError(f"{output} is there, and --no-clobber keeps it", hint="choose another name with -o")
+            raise UsageError(f"{output} exists, and --no-clobber keeps it", hint="choose another name with -o")
         check_path(output, size)
         from fpsgen.presets import shipped
 
@@ -159,7 +159,7 @@ def generate(
             raise UsageError(f"{output} is the preset: the video would replace it", hint="choose another -o")
         named_model = find_model(model)
         if output.exists():
-            out.note(f"{output} is there: the new video will replace it")
+            out.note(f"{output} exists: the new video will replace it")
             out.loading()
         from fpsgen import memory, pipeline
 
@@ -184,7 +184,7 @@ def generate(
         **dataclasses.asdict(settings),
     )  # fmt: skip
     if chosen.card and request.frames > chosen.defaults.frames:
-        out.note(f"the pocket model was trained on clips of {chosen.defaults.frames} frames; longer ones wander")
+        out.note(f"the pocket model was trained on clips of {chosen.defaults.frames} frames; longer ones may drift")
     precision = choose_dtype(dtype, target)
     out.detail(f"model {chosen.name} from {chosen.folder}; {target}, {str(precision).removeprefix('torch.')}")
     levels = f"{request.solver} on the {request.grid} grid, shift {request.shift:g}, guidance {request.guidance:g}"
@@ -342,6 +342,8 @@ def timing_table(timings: Timings, device: torch.device, preset: tuple[str, str]
             table.row(name, f"{seconds:.2f} s", Text(remarks.get(name, ""), "dim"))
     table.row(Text("total", "bold"), Text(f"{timings.total:.2f} s", "bold"), "")
     if timings.peak_memory is not None:
-        remark = f"peak, allocated on {device}" if device.type == "cuda" else "peak, resident, mapped weights included"
+        remark = (
+            f"peak, allocated on {device}" if device.type == "cuda" else "peak of the process, mapped weights included"
+        )
         table.row("memory", f"{timings.peak_memory / 2**30:.2f} GiB", Text(remark, "dim"))
     return table

@@ -74,7 +74,9 @@ def tell_list(out: Output) -> None:
     out.show(table)
     out.line(f"compiled kernels are kept in {told['folder']}")
     if (stale := told["stale"]) and stale["count"]:
-        out.line(f"stale: {amount(stale)}, of other sources or another compiler; fpsgen kernels clear --stale")
+        out.line(
+            f"stale: {amount(stale)}, left over from other sources or compilers; remove: fpsgen kernels clear --stale"
+        )
 
 
 def listed() -> dict:

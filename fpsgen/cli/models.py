@@ -92,7 +92,7 @@ def state_told(entry: dict) -> str:
     """The state, and what lacks where that is known."""
     if not entry["lacking"]:
         return entry["state"]
-    return f"incomplete: {len(entry['lacking'])} of {entry['files']} files, {readable(entry['absent_bytes'])} lack"
+    return f"incomplete: {len(entry['lacking'])} of {entry['files']} files, {readable(entry['absent_bytes'])} missing"
 
 
 def size_told(entry: dict) -> str:
@@ -221,7 +221,10 @@ def rm(
     told = " and ".join(f"{removal.repository} ({readable(removal.bytes)})" for removal in removals)
     if not yes:
         if not out.may_ask:
-            raise UsageError(f"this would remove {told}, and nobody can be asked", hint="with --yes it does")
+            raise UsageError(
+                f"this would remove {told}, and nobody is here to be asked",
+                hint="add --yes to remove it without a question",
+            )
         if not typer.confirm(f"Remove {told}?", err=True):
             raise Stopped("nothing was removed")
     freed = 0

@@ -189,7 +189,7 @@ def parse_device(name: str | None) -> torch.device:
             raise UsageError(f"--device {name}: {why}", hint="leave --device out, or use --device cpu")
         if (device.index or 0) >= torch.cuda.device_count():
             count = torch.cuda.device_count()
-            raise UsageError(f"--device {name}: GPUs here are counted 0 to {count - 1}", hint="try --device cuda:0")
+            raise UsageError(f"--device {name}: the last GPU here is cuda:{count - 1}", hint="try --device cuda:0")
         if ":" not in name:  # tensors have one, and caches are keyed by it
             device = torch.device("cuda", torch.cuda.current_device())
     return device

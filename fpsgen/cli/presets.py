@@ -128,7 +128,7 @@ def chosen(
     subject, fixed = subject_of(model if model is not None else (preset and preset.model) or _ANY)
     own = (subject.settings.width, subject.settings.height)
     if fixed and size not in (None, own):
-        out.note(f"the {subject.family} model renders {own[0]}x{own[1]}, to whatever size its pixels are scaled")
+        out.note(f"the {subject.family} model renders {own[0]}x{own[1]}; its pixels are scaled to any other size")
     width, height = own if fixed else size or (preset and shipped.size_of(preset)) or own
     sizes.check_model_size(width, height)
     subject = replace(subject, settings=subject.settings.override(width=width, height=height, **given))
@@ -176,12 +176,16 @@ def tell_list(out: Output) -> None:
         numbers = (str(each["phases"]), f"{each['density']:.2f}", f"{each['cost']:.2f}")
         table.row(each["name"], each["model"] or "any", each["size"] or "any", *numbers, quality(each))
     out.show(table)
-    out.line(f"means over the steps of the model's defaults, of {_ANY} where it is any; {_COST}")
-    out.line("a grade picks by model and size: --preset quality, balanced or fast; fpsgen presets show NAME says more")
+    out.line(
+        f"density and cost: averages over the model's default steps ({_ANY}'s where a preset is for any model); {_COST}"
+    )
+    out.line(
+        "--preset quality, balanced or fast takes the one for the model and size; see also: fpsgen presets show NAME"
+    )
 
 
 _FLOPS = ("dense_flops", "saved_flops")
-_COST = "cost is of attention, estimated, in dense bf16's"
+_COST = "cost: modelled for attention on an H100, where dense bf16's is 1"
 
 
 def entry(preset: Preset, out: Output) -> dict[str, Any]:
@@ -266,7 +270,7 @@ def check(
     sizes.check_settings(frames, None, None, None)
     out.loading()
     preset = files.read(Path(file), file)
-    fits, at = "--model checks its windows, layers and heads, too", None
+    fits, at = "--model NAME also checks windows, layers and heads", None
     if preset.model or model is not None or res is not None or frames is not None:
         _, subject = chosen(preset, model, res, out, frames=frames)
         whole = account(preset, subject)
@@ -275,7 +279,7 @@ def check(
             f"fits {at['model']} at {at['width']}x{at['height']}, {at['frames']} frames: density {whole['density']:.2f}"
         )
     many = counted(len(preset.phases), "phase")
-    line = f"{files.printable(file)}: is a preset: for {preset.model or 'any model'}, {many}; {fits}"
+    line = f"{files.printable(file)} is a preset for {preset.model or 'any model'}, with {many}; {fits}"
     out.result(line, {**facts(preset), "file": file, "at": at})
 
 
@@ -366,13 +370,13 @@ def draw(out: Output, told: dict) -> None:
             head = ["", ""]
     out.show(table)
     saved, dense = amount(told["saved_flops"]), amount(told["dense_flops"])
-    out.line(f"density {told['density']:.3f}; saves {saved} of {dense} FLOPs of attention, of each guidance branch")
-    out.line(f"cost    {told['cost']:.3f} of dense bf16 attention's, estimated")
+    out.line(f"density {told['density']:.3f}; saves {saved} of the {dense} FLOPs of attention in each guidance branch")
+    out.line(f"cost    {100 * told['cost']:.1f} % of dense bf16 attention's, as modelled for an H100")
     if of := told["measured"]:
         where = f"{of['size']}, {of['frames']} frames, {of['steps']} steps, {of['clips']} clips"
         out.line(f"quality {quality(told)} against bf16, measured at {where}")
     else:
-        out.line(f"quality {quality(told)}" + ("" if told["exact"] else ": what it costs was not measured"))
+        out.line(f"quality {quality(told)}" + ("" if told["exact"] else ": nobody measured how near it comes to bf16"))
 
 
 def rows(run: dict, verbose: bool) -> list[tuple[str, ...]]:

@@ -78,7 +78,7 @@ def check_prompts(prompt: str, negative: str | None) -> None:
     and the file's comment can hold."""
     for name, text in (("prompt", prompt), ("negative prompt", negative or "")):
         if any("\ud800" <= letter <= "\udfff" for letter in text):
-            raise UsageError(f"the {name} is not UTF-8 text", hint="type it anew, or save its file as UTF-8")
+            raise UsageError(f"the {name} is not UTF-8 text", hint="type it again, or save its file as UTF-8")
         if len(text) > MAX_PROMPT:
             raise UsageError(
                 f"the {name} has {len(text)} characters; at most {MAX_PROMPT} are taken",
@@ -95,11 +95,11 @@ def read_prompts(path: Path) -> tuple[str, ...]:
         with files.open_regular(expand(path)) as file:
             text = file.read(4 * MAX_PROMPT * MAX_PROMPTS).decode("utf-8-sig")
     except UnicodeDecodeError:
-        raise UsageError(f"{printable(path)} is not UTF-8 text", hint="save it as UTF-8, a prompt a line") from None
+        raise UsageError(f"{printable(path)} is not UTF-8 text", hint="save it as UTF-8, one prompt a line") from None
     except (OSError, ValueError) as fault:
         told = getattr(fault, "strerror", None) or fault
         message = f"cannot read the prompts in {printable(path)}: {told}"
-        raise UsageError(message, hint="give a file, a prompt a line") from None
+        raise UsageError(message, hint="give a text file, one prompt on each line") from None
     lines = [line.strip() for line in text.splitlines()]
     for number, line in enumerate(lines, 1):
         where = f"{printable(path)}, line {number}"
@@ -113,7 +113,7 @@ def read_prompts(path: Path) -> tuple[str, ...]:
     found = [line for line in lines if line and not line.startswith("#")]
     if len(found) > MAX_PROMPTS:
         raise UsageError(
-            f"{path} has more than {MAX_PROMPTS} prompts", hint=f"keep at most {MAX_PROMPTS}, a prompt a line"
+            f"{path} has more than {MAX_PROMPTS} prompts", hint=f"keep at most {MAX_PROMPTS}, one on each line"
         )
     if len(set(found)) != len(found):
         twice = printable(Counter(found).most_common(1)[0][0], 80)

@@ -37,7 +37,7 @@ def record_place(output: Path, out: Output) -> Path:
         raise UsageError(f"-o {printable(output)}: a record is a .json file", hint=f"try -o {printable(near)}")
     if check_place(output, "name a .json file in it"):
         if not is_record(output):
-            raise UsageError(f"{printable(output)} is there, and no bench wrote it", hint="choose another -o")
+            raise UsageError(f"{printable(output)} exists, and no bench wrote it", hint="choose another -o")
         out.note(f"{printable(output)} is replaced: the record of an earlier bench")
     return output
 
@@ -60,7 +60,7 @@ def check_place(output: Path, in_folder: str) -> bool:
             raise UsageError(f"-o {printable(output)} is a folder", hint=in_folder)
         there = output.exists()
         if there and not output.is_file():
-            raise UsageError(f"{printable(output)} is no regular file", hint="choose another -o")
+            raise UsageError(f"{printable(output)} is not a regular file", hint="choose another -o")
         files.check_writable(output)
     except OSError as fault:
         told = f"-o {printable(files.shortened(output))} cannot be written: {fault.strerror or fault}"

@@ -19,7 +19,7 @@ def tensor_core_instructions(cubin: bytes) -> dict[str, dict[str, int]]:
         code = {name: body for name, body in sections(cubin).items() if name.startswith(".text.")}
         return {name.removeprefix(".text."): dict(sorted(count(body).items())) for name, body in code.items()}
     except (struct.error, IndexError, ValueError) as fault:
-        raise ValueError(f"this is no cubin: {fault}") from None
+        raise ValueError(f"this is not a cubin: {fault}") from None
 
 
 def count(code: bytes) -> Counter[str]:

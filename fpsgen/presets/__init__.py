@@ -141,7 +141,7 @@ class Preset:
         if self.is_exact:
             return None
         if (of := self.measured) is None:
-            return f"preset {self.name} is not calibrated: what it costs in quality was not measured"
+            return f"preset {self.name} is not calibrated: nobody measured how near its videos come to bf16's"
         others = []
         if of.weights != weights:
             others.append("on other weights")
@@ -149,7 +149,7 @@ class Preset:
             others.append(f"at {of.size} and {of.frames} frames")
         if not others:
             return None
-        return f"preset {self.name} was measured {' and '.join(others)}: what it costs in quality here is not known"
+        return f"preset {self.name} was measured {' and '.join(others)}: how near it comes to bf16 here is not known"
 
     def check_family(self, family: str) -> None:
         """UsageError where the preset is for other models than those of `family`."""

@@ -93,7 +93,7 @@ def parse(data: bytes, name: str) -> Preset:
     try:
         table = tomllib.loads(text)
     except (ValueError, RecursionError) as fault:  # no TOML, or a number of thousands of digits
-        raise UsageError(f"preset {name} is no TOML: {str(fault)[:200]}", hint="see https://toml.io") from None
+        raise UsageError(f"preset {name} is not TOML: {str(fault)[:200]}", hint="see https://toml.io") from None
     lines = Lines(text)
     try:
         return _preset(table, name, lines)
@@ -241,7 +241,7 @@ def _numbers(value: Any, *path: str | int) -> tuple[int, ...]:
     for part in value.split(","):
         ends = [int(end) for end in part.split("-")]
         if len(ends) > 2 or ends[0] > ends[-1] or ends[-1] >= _MOST_LAYERS:
-            raise _Fault(f"at = {quoted(value)}: {quoted(part.strip())} is no range of layers", *path)
+            raise _Fault(f"at = {quoted(value)}: {quoted(part.strip())} is not a range of layers", *path)
         own = range(ends[0], ends[-1] + 1)
         if not found.isdisjoint(own):
             raise _Fault(f"at = {quoted(value)} names a layer twice", *path)

@@ -10,7 +10,7 @@ from typing import Any
 Names = tuple[str | int, ...]
 
 # Strings and comments, whatever they hold, and the marks around them. A string that is not closed ends somewhere, too:
-# what is no TOML must not take long. A multi-line string may end with two quotes of its own before the three.
+# what is not TOML must not take long. A multi-line string may end with two quotes of its own before the three.
 _TOKEN = re.compile(
     r'"""(?:\\.|.)*?(?:"{3,5}|\Z)' + r"|'''.*?(?:'{3,5}|\Z)"
     r'|"(?:\\[^\n]|[^"\\\n])*"?' + r"|'[^'\n]*'?"

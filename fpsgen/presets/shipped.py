@@ -59,6 +59,6 @@ def find(name: str) -> Preset:
     near = difflib.get_close_matches(name, known, 1)
     told = f"; did you mean {near[0]}?" if near else ""
     raise UsageError(
-        f"there is no preset {name[:200]!r}: no file of that name, and none that ships{told}",
+        f"there is no preset {name[:200]!r}: neither a file nor one that comes with fpsgen has that name{told}",
         hint="`fpsgen presets` lists them; or give a preset's .toml file",
     )

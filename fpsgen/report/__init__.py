@@ -58,11 +58,11 @@ def check_path(path: Path) -> None:
             hint = f"mkdir -p {shlex.quote(str(folder))}"
             raise UsageError(f"the folder {folder} does not exist", hint)
         if not folder.is_dir():
-            raise UsageError(f"{folder} is no folder", hint="choose another place for the report")
+            raise UsageError(f"{folder} is not a folder", hint="choose another place for the report")
         if path.exists() and not path.is_file():
-            raise UsageError(f"{path} is no regular file", hint="choose another name for the report")
+            raise UsageError(f"{path} is not a regular file", hint="choose another name for the report")
         if path.exists() and not _is_ours(path):
-            raise UsageError(f"{path} is there, and fpsgen did not write it", hint="choose another --report")
+            raise UsageError(f"{path} exists, and fpsgen did not write it", hint="choose another --report")
         if not path.exists() and (others := _pictures_beside(path)):
             told = f"{others[0]} is there without its page, and would be replaced"
             raise UsageError(told, hint="choose another --report, or remove it")

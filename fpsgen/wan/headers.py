@@ -155,7 +155,7 @@ def _pickled(file: Path) -> dict[str, Header]:
         told = f"{printable(file)} holds more than tensors, which could run code: {printable(name, 60)}"
         raise ModelError(told, hint=TRUSTED) from None
     except NoTableError:
-        raise ModelError(f"{printable(file)} is no table of plain tensors", hint=TRUSTED) from None
+        raise ModelError(f"{printable(file)} is not a table of plain tensors", hint=TRUSTED) from None
     except MemoryError:
         raise
     except OSError as fault:

@@ -108,7 +108,8 @@ def repository_of(name: str, form: Format) -> str:
         raise UsageError("the pocket model comes with fpsgen", hint="fpsgen generate --model pocket")
     if not ID.fullmatch(name):
         raise UsageError(
-            f"{printable(name)} is no model to fetch", hint=f"give one of {', '.join(REPOSITORIES)} or a hub id"
+            f"{printable(name)} is not a model to fetch",
+            hint=f"give one of {', '.join(REPOSITORIES)} or a hub id",
         )
     return name
 
@@ -148,7 +149,7 @@ def pull(download: Download) -> Path:
             f"{download.repository} needs {download.absent_bytes / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB left",
             hint="set HF_HOME to a folder on a larger disk",
         )
-    kept = f"what arrived is kept: fpsgen models pull {download.repository} goes on from there"
+    kept = f"what arrived is kept: fpsgen models pull {download.repository} continues from there"
     with _explained(download.repository, kept):
         small = [pattern for pattern in NEEDED if pattern.split("/")[-1] in ("config.json", "model_index.json")]
         folder = Path(snapshot_download(download.repository, allow_patterns=small))
@@ -180,7 +181,7 @@ def _explained(repository: str, hint: str) -> Iterator[None]:
         raise
     except HFValidationError as fault:
         hint = "a hub id is OWNER/NAME, such as Wan-AI/Wan2.1-T2V-1.3B"
-        raise UsageError(f"{printable(repository)} is no hub id: {printable(fault)}", hint) from None
+        raise UsageError(f"{printable(repository)} is not a hub id: {printable(fault)}", hint) from None
     except GatedRepoError:
         raise UsageError(f"{repository} asks for a login", hint="hf auth login") from None
     except RepositoryNotFoundError:
@@ -188,7 +189,7 @@ def _explained(repository: str, hint: str) -> Iterator[None]:
     except HfHubHTTPError as fault:
         status = fault.response.status_code if fault.response is not None else "an error"
         if status in (401, 403):
-            raise UsageError(f"the hub refuses {repository} to you", hint="hf auth login") from None
+            raise UsageError(f"the hub does not let you have {repository}", hint="hf auth login") from None
         raise DownloadError(f"the hub answered {status} for {repository}", f"try later; {hint}") from None
     except (KeyError, TypeError, ValueError, RecursionError):  # a proxy's login page, say, or a million brackets
         raise DownloadError(f"what answers at {constants.ENDPOINT} is no hub", hint="check HF_ENDPOINT") from None

@@ -130,7 +130,7 @@ def _cached(repository: str) -> Model:
         return open_folder(cached.folder, repository)
     if cached.state == "not here":
         hint = f"fpsgen models pull {repository}"
-        raise ModelError(f"{repository} is no folder here, nor downloaded", hint=hint)
+        raise ModelError(f"{repository} is neither a folder here nor a downloaded model", hint=hint)
     raise hub.refusal(cached, repository)
 
 
@@ -140,7 +140,7 @@ def choose(size: tuple[int, int] | None, cuda: bool) -> tuple[Model, str | None]
     With CUDA: 14B above 480p and 1.3B else, or the other one where only that is on disk. Without: the pocket.
     """
     if not cuda:
-        note = "on a CPU the pocket model renders: tiny, and it knows few words (--model picks another)"
+        note = "on a CPU the pocket model is used: it is tiny and knows few words (--model picks another)"
         return find(POCKET), note
     wanted = preferred(size)
     other = "1.3b" if wanted == "14b" else "14b"

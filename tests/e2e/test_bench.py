@@ -293,7 +293,7 @@ def test_a_pipe_is_no_place_for_a_record(bench: Bench, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "out.json")
     result = bench.run(preset=bench.preset(HALVES))
     assert result.exit_code == 2
-    assert "is no regular file" in result.output
+    assert "is not a regular file" in result.output
 
 
 def test_cold_runs_are_not_compared(bench: Bench) -> None:

@@ -118,10 +118,10 @@ def test_values_with_commas_and_again(card: Path, monkeypatch: pytest.MonkeyPatc
         (["--model", "1.3b,,14b"], "--model has an empty value"),
         (["--res", "480p,huge"], "--res huge is not a size"),
         (["--res", "100x100"], "100x100: both sides must be multiples of 16"),
-        (["--density", "1,2"], "--density 2 is no share of token pairs"),
-        (["--density", "x"], "--density x is no share"),
-        (["--density", "1/0"], "--density 1/0 is no share"),
-        (["--density", "1e-99999999"], "is no share"),
+        (["--density", "1,2"], "--density 2 is not a share of token pairs"),
+        (["--density", "x"], "--density x is not a share"),
+        (["--density", "1/0"], "--density 1/0 is not a share"),
+        (["--density", "1e-99999999"], "is not a share"),
         (["--variant", "B"], "--variant B: there is no such variant"),
         (["--seconds", "0"], "--seconds 0: must be 10 to 1000000"),
         (["--seconds", "nan"], "--seconds nan: must be"),
@@ -157,8 +157,8 @@ def test_nothing_else_is_replaced(card: Path) -> None:
     (card / "mine.json").write_text("{}")
     (card / "folder").mkdir()
     for output, told in [
-        ("README", "README.md is there, and no bench wrote it"),
-        ("mine.json", "mine.json is there, and no bench wrote it"),
+        ("README", "README.md exists, and no bench wrote it"),
+        ("mine.json", "mine.json exists, and no bench wrote it"),
         ("mine.txt", "a record is a .json file"),
         ("folder", "folder"),
         ("nowhere/at/all.json", "cannot be written"),

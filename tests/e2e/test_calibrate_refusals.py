@@ -35,17 +35,17 @@ def test_only_dense_meets_it(calibrator: Calibrator) -> None:
         (("--target-cost", 1), "--target-cost 1 is out of range"),
         (("--target-cost", 0.01), "--target-cost 0.01: no schedule costs so little"),
         (("--seed", -1), "--seed -1: must be 0 to"),
-        (("--res", "832x480"), "the pocket model renders 96x64 alone"),
+        (("--res", "832x480"), "the pocket model renders only 96x64"),
         (("--frames", 4), "--frames 4: the count must be 4n + 1"),
-        (("--clips", 3, "--checks", 2), "there are 4 prompts; 3 to measure on and 2 to verify on are wanted"),
+        (("--clips", 3, "--checks", 2), "3 prompts to measure on and 2 to verify on are needed; there are 4"),
         (("-o", "my.txt"), "-o my.txt: a preset is a .toml file"),
         (("-o", "."), "-o .: a preset is a .toml file"),
         (("-o", ""), "a preset is a .toml file"),
         (("-o", "nowhere/my.toml"), "-o nowhere/my.toml cannot be written: No such file or directory"),
         (("-o", "folder.toml"), "-o folder.toml is a folder"),
         (("-o", "x" * 300 + ".toml"), "cannot be written: File name too long"),
-        (("-o", "theirs.toml"), "theirs.toml is there, and no calibration wrote it"),
-        (("-o", "noise.toml"), "noise.toml is there, and no calibration wrote it"),
+        (("-o", "theirs.toml"), "theirs.toml exists, and no calibration wrote it"),
+        (("-o", "noise.toml"), "noise.toml exists, and no calibration wrote it"),
         (("--report", "my.pdf"), "my.pdf"),
         (("--report", "nowhere/my.html"), "nowhere"),
         (("--report", "my.html", "--no-report"), "--report and --no-report contradict each other"),
@@ -70,9 +70,9 @@ def test_refused_before_anything_loads(
     ("content", "told"),
     [
         (None, "cannot read the prompts in mine.txt: No such file or directory"),
-        (b"", "there are 0 prompts; 1 to measure on and 1 to verify on are wanted"),
-        (b"# none\n\n  \n", "there are 0 prompts"),
-        (b"a cat\n", "there are 1 prompts"),
+        (b"", "1 prompt to measure on and 1 to verify on are needed; there are 0"),
+        (b"# none\n\n  \n", "needed; there are 0"),
+        (b"a cat\n", "needed; there are 1"),
         (b"a cat\n\xff\xfe\n", "mine.txt is not UTF-8 text"),
         (b"a cat\na dog\n a cat \n", "mine.txt has a prompt twice: 'a cat'"),
         (b"a\x1b[31m cat\na\x1b[31m cat\n", r"mine.txt has a prompt twice: 'a\x1b[31m cat'"),
@@ -83,7 +83,9 @@ def test_prompts_that_do_not_do(calibrator: Calibrator, content: bytes | None, t
     if content is not None:
         Path("mine.txt").write_bytes(content)
     assert told in " ".join(calibrator.refused(prompts="mine.txt").split())
-    assert "cannot read the prompts in folder: Is a directory" in calibrator.refused(prompts=_folder("folder"))
+    assert "cannot read the prompts in folder: it is not a regular file" in calibrator.refused(
+        prompts=_folder("folder")
+    )
     assert not loads
 
 

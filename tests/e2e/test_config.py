@@ -104,7 +104,7 @@ def test_a_wrong_file_is_told_with_its_line(settings: Path, text: str, said: str
 
 def test_only_a_regular_utf8_file_is_read(settings: Path) -> None:
     os.mkfifo(settings)  # which would keep its reader waiting
-    assert "it is no regular file" in fpsgen("config").stderr
+    assert "it is not a regular file" in fpsgen("config").stderr
     settings.unlink()
     settings.write_bytes(b'model = "\xff"')
     assert "is not UTF-8 text" in fpsgen("config").stderr

@@ -172,7 +172,7 @@ def test_without_a_name_nothing_is_replaced(pocket: Path) -> None:
 def test_a_named_video_is_replaced_and_that_is_said(pocket: Path) -> None:
     quiet, told = (invoke("a cat", "--model", "pocket", "--seed", seed, "-o", "a.mp4") for seed in (1, 2))
     assert "replace" not in quiet.stderr
-    assert "note: a.mp4 is there: the new video will replace it" in told.stderr
+    assert "note: a.mp4 exists: the new video will replace it" in told.stderr
     assert metadata(pocket / "a.mp4")["seed"] == 2
 
 
@@ -180,7 +180,7 @@ def test_no_clobber_keeps_what_is_there(pocket: Path, loads: list[str]) -> None:
     (pocket / "a.mp4").write_bytes(b"older")
     result = invoke("a cat", "--model", "pocket", "--no-clobber", "-o", "a.mp4")
     assert result.exit_code == 2
-    assert "a.mp4 is there, and --no-clobber keeps it" in result.stderr
+    assert "a.mp4 exists, and --no-clobber keeps it" in result.stderr
     assert (pocket / "a.mp4").read_bytes() == b"older"
     assert loads == []
 

@@ -31,7 +31,7 @@ def test_device_is_checked(run: Runner, monkeypatch: pytest.MonkeyPatch) -> None
     assert "--device cpu" in refused("cuda")
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
-    assert "counted 0 to 1" in refused("cuda:3")
+    assert "the last GPU here is cuda:1" in refused("cuda:3")
     assert "fpsgen runs on cpu and cuda" in refused("meta")
 
 
@@ -84,7 +84,7 @@ def test_outputs_that_are_no_plain_files(run: Runner, tmp_path: Path) -> None:
     assert len(read(target)[1]) == 1
     result = invoke("cat", "--model", run.folder, "-o", pipe)
     assert result.exit_code == 2
-    assert "no regular file" in " ".join(result.stderr.split())
+    assert "not a regular file" in " ".join(result.stderr.split())
 
 
 def test_interruption_leaves_nothing(run: Runner, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_interruption_leaves_nothing(run: Runner, monkeypatch: pytest.MonkeyPatc
         (["--model", ""], "--model is empty", "leave it out"),
         (["--model", "x" * 5000], "there is no model", "x"),
         (["-o", "x" * 300 + ".mp4"], "cannot be written", "another place or name"),
-        (["-o", "/dev/null/clip.mp4"], "is no folder", "-o"),
+        (["-o", "/dev/null/clip.mp4"], "is not a folder", "-o"),
         (["-o", "~nobody-of-that-name/clip.mp4"], "no such user", "another place"),
         (["-o", "two words/clip.mp4"], "does not exist", "mkdir -p 'two words'"),
         (["--seed", "-1"], "must be 0 to", "leave --seed out"),

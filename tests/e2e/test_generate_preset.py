@@ -203,7 +203,7 @@ def test_other_weights_are_told_once(run: Runner, preset: Path) -> None:
     options = ("--model", run.folder, "--res", "96x64", "--frames", 5, "--steps", 2, "-o", run.directory / "v.mp4")
     result = invoke("a cat", *options, "--preset", preset)
     assert result.exit_code == 0, result.output
-    assert result.stderr.count("was measured on other weights: what it costs in quality here is not known") == 1
+    assert result.stderr.count("was measured on other weights: how near it comes to bf16 here is not known") == 1
 
 
 def test_a_grade_is_that_of_the_model_and_size(run: Runner) -> None:

@@ -122,8 +122,8 @@ def test_the_steps_of_a_preset(small: Path) -> None:
     assert cells(rows[1])[:6] == ["6-20", "0.900-0.136", "0-1", "all", "dense", "qk int8, pv fp8"]
     assert cells(rows[2])[:5] == ["2-5", "all", "window 3x3x3", "qk int8, pv fp8", "0.478"]
     # 4 of 6 layers in 15 of 20 steps save 52.2 %: 26.1 % of 20 x 6 layers of 4 x 420² x 3 heads of 128.
-    assert rows[3] == "density 0.739; saves 8.49 G of 32.5 G FLOPs of attention, of each guidance branch"
-    assert rows[-1] == "quality not calibrated: what it costs was not measured"
+    assert rows[3] == "density 0.739; saves 8.49 G of the 32.5 G FLOPs of attention in each guidance branch"
+    assert rows[-1] == "quality not calibrated: nobody measured how near it comes to bf16"
 
 
 def test_show_for_programs(small: Path) -> None:
@@ -247,7 +247,7 @@ def test_a_file_that_is_a_preset(small: Path) -> None:
     result = presets("check", small)
     assert result.exit_code == 0, result.output
     assert result.stdout.splitlines() == [
-        f"{small}: is a preset: for pocket, 2 phases; fits pocket at 160x96, 25 frames: density 0.74"
+        f"{small} is a preset for pocket, with 2 phases; fits pocket at 160x96, 25 frames: density 0.74"
     ]
     report = told(presets("check", small, "--json"), "presets check")
     assert (report["file"], report["phases"], report["at"]["tiles"]) == (str(small), 2, [4, 3, 5])
@@ -257,7 +257,7 @@ def test_a_preset_for_any_model_is_checked_against_one_if_asked(small: Path) -> 
     small.write_text(SMALL.replace('model = "pocket"\n', "").replace("[3, 3, 3]", "[3, 4, 3]"))
     result = presets("check", small)
     assert result.exit_code == 0
-    assert "is a preset: for any model, 2 phases; --model checks" in result.stdout
+    assert "is a preset for any model, with 2 phases; --model NAME also checks" in result.stdout
     assert told(presets("check", small, "--json"))["at"] is None
     assert "small.toml, line 9: window (3, 4, 3): 4 of 9 tiles along H is even" in refused(
         "check", small, "--model", "14b"
@@ -274,7 +274,7 @@ def test_a_preset_for_any_model_is_checked_against_one_if_asked(small: Path) -> 
         (("[3, 3, 3]", "[3, 3, 2]"), "line 10: window (3, 3, 2): 2 of 5 tiles along W is even"),
         (('"0-1"', '"0,6"'), "line 16: there is no layer 6: this model's are 0 to 5"),
         (("window = [3, 3, 3]", 'heads = "--"'), "line 10: heads has 2 letters, and this model 3 heads"),
-        (("[[phase]]", "[[phase"), "is no TOML"),
+        (("[[phase]]", "[[phase"), "is not TOML"),
     ],
 )
 def test_a_file_that_is_none(small: Path, change: tuple[str, str], says: str) -> None:

@@ -195,7 +195,7 @@ def test_an_interrupted_pull_goes_on_where_it_ended(server: hub_server.Hub, monk
     server.cut[T5] = 3000
     first = models("pull", "1.3b", "--json")
     if first.exit_code:  # huggingface-hub may also have tried again by itself
-        assert "goes on from there" in json.loads(first.stdout)["hint"]
+        assert "continues from there" in json.loads(first.stdout)["hint"]
         assert models("pull", "1.3b").exit_code == 0
     first_byte = [start for name, start in server.served if name == T5]
     assert first_byte[0] == 0
@@ -211,7 +211,7 @@ def test_offline_and_unreachable_and_unknown(cache: Path, monkeypatch: pytest.Mo
     result = models("pull", "1.3b")
     assert result.exit_code == 2
     assert "HF_HUB_OFFLINE" in result.stderr
-    for name, says in (("2b", "no model to fetch"), ("a/b/c", "no model to fetch"), ("pocket", "comes with fpsgen")):
+    for name, says in (("2b", "not a model to fetch"), ("a/b/c", "no model to fetch"), ("pocket", "comes with fpsgen")):
         result = models("pull", name)
         assert result.exit_code == 2
         assert says in " ".join(result.stderr.split())

@@ -216,7 +216,7 @@ def document(record: dict[str, Any]) -> str:
         f"`{' '.join(record['command'])}` makes this page.",
     )
     if cut := record.get("cut"):
-        head += f"\nIt ended before its time: {cut}.\n"
+        head += f"\nIt ended early: {cut}.\n"
     return "\n".join([head, *(part for case in record["cases"] for part in section(case))])
 
 

@@ -166,7 +166,7 @@ def test_a_card_that_does_nothing_any_more_ends_the_run(tmp_path: Path, monkeypa
     (case,) = found["cases"]
     assert case["fault"] == "RuntimeError while checking b: b ended it: RuntimeError: an illegal address"
     assert found["cut"] == "nothing runs on the card any more, in this process"
-    assert f"It ended before its time: {found['cut']}." in (tmp_path / "found.md").read_text()
+    assert f"It ended early: {found['cut']}." in (tmp_path / "found.md").read_text()
 
 
 def test_time_that_is_up_leaves_the_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -146,7 +146,7 @@ def test_what_a_user_should_know_is_one_sentence() -> None:
     weights = "0123456789abcdef"
     assert preset.surprise(weights, 160, 96, 25) is None
     assert preset.surprise("other", 160, 96, 25) == (
-        "preset mine.toml was measured on other weights: what it costs in quality here is not known"
+        "preset mine.toml was measured on other weights: how near it comes to bf16 here is not known"
     )
     assert "measured at 160x96 and 25 frames" in (preset.surprise(weights, 160, 96, 29) or "")
     assert "measured at 160x96 and 25 frames" in (preset.surprise(weights, 96, 160, 25) or "")

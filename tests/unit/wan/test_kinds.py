@@ -173,9 +173,9 @@ def test_a_pickled_transformer_is_called_one(alone: Path) -> None:
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs here")
 def test_a_pipe_is_not_waited_for(alone: Path) -> None:
     os.mkfifo(alone / "a.safetensors")
-    assert "no regular file" in str(refused(alone / "a.safetensors"))
+    assert "not a regular file" in str(refused(alone / "a.safetensors"))
     (alone / "b.safetensors").symlink_to("/dev/zero")
-    assert "no regular file" in str(refused(alone / "b.safetensors"))
+    assert "not a regular file" in str(refused(alone / "b.safetensors"))
 
 
 def test_fp8_is_told_with_the_file_to_take_instead(alone: Path) -> None:
