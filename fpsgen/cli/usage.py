@@ -32,9 +32,9 @@ def in_words(error: Any) -> tuple[str, str]:
     if isinstance(error, typer.BadParameter):
         told, hint = _value(error)
         return f"{_name(error)} {told}", hint or f"{path} --help says what it takes"
-    if typed := re.match(r"No such command '(.*?)'\.?(?: Did you mean (.*)\?)?$", error.message, re.DOTALL):
-        near = typed[2] and typed[2].replace("'", "").replace(", ", " or ")
-        return f"{path} has no command {printable(typed[1])}", f"did you mean {near}?" if near else every
+    if typed := re.match(r"No such command '(.*?)'\.?(?: Did you mean .*\?)?$", error.message, re.DOTALL):
+        near = difflib.get_close_matches(typed[1], getattr(error.ctx.command, "commands", {}), 1)
+        return f"{path} has no command {printable(typed[1])}", f"did you mean {near[0]}?" if near else every
     if typed := re.match(r"Got unexpected extra arguments?(?:\(s\))? \((.*)\)$", error.message, re.DOTALL):
         told = f"{path} cannot tell what these words are for: {printable(typed[1])}"
         return told, 'put quotes around words that belong together, as in "a cat surfing"'
@@ -63,13 +63,16 @@ def _value(error: Any) -> tuple[str, str | None]:
         near = difflib.get_close_matches(choice[1], choices, 1)
         hint = f"did you mean {near[0]}?" if near else f"give one of {', '.join(choices)}"
         return f"{printable(choice[1])}: there is no such choice", hint
-    fault = error.__cause__.errors()[0] if hasattr(error.__cause__, "errors") else {}  # pydantic's, under typer
-    typed = f"{printable(fault['input'])}: " if "input" in fault else ": "
-    sort = fault.get("type", "")
-    if sort.startswith(("int_", "float_")) and sort.endswith(("_parsing", "_type", "_parsing_size")):
-        wanted = "a whole number" if sort.startswith("int_") else "a number"
-        return f"{typed}this is not {wanted}", f"give {wanted}"
-    return typed + _sentence(error.message).replace("input should", "it must"), None
+    # typer raises these of pydantic's errors, which hold what was typed; earlier versions' sentences begin with it.
+    fault = error.__cause__.errors()[0] if hasattr(error.__cause__, "errors") else {}
+    early = re.match(r"'?(.*?)'? is not (?:a valid (integer|float)|(in the range .*))", error.message, re.DOTALL)
+    typed = printable(fault["input"] if "input" in fault else early[1] if early else "")
+    sort = str(fault.get("type", early[2] if early else None))
+    if sort in ("integer", "float") or re.match(r"(int|float)_(parsing|type|from)", sort):
+        wanted = "a whole number" if sort.startswith("int") else "a number"
+        return f"{typed}: this is not {wanted}", f"give {wanted}"
+    told = f"this is not {early[3]}" if early else _sentence(error.message).replace("input should", "it must")
+    return f"{typed}: {told}".removeprefix(": "), None
 
 
 def _name(error: Any) -> str:
