@@ -260,7 +260,6 @@ def make_job(
     from fpsgen.calibrate.budget import check_possible
     from fpsgen.calibrate.job import Job
     from fpsgen.calibrate.settings import Video, defaults, phases_of
-    from fpsgen.presets import file
 
     settings = dataclasses.asdict(settings_of(model, size, **given))
     del settings["fps"]
@@ -275,7 +274,7 @@ def make_job(
     if len(chosen) < clips + checks:
         told = f"{counted(clips, 'prompt')} to measure on and {checks} to verify on are needed; there are {len(chosen)}"
         raise UsageError(told, hint="give more with --prompts FILE, or ask for fewer with --clips and --checks")
-    job = Job(model, Video(**settings), effort, budget, chosen, seed, file.printable(name))
+    job = Job(model, Video(**settings), effort, budget, chosen, seed, printable(name))
     check_possible(budget, job.candidates.least_cost)
     return job
 

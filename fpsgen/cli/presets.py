@@ -28,6 +28,7 @@ from fpsgen.cli.options import (
 from fpsgen.cli.output import Output
 from fpsgen.cli.tables import Columns
 from fpsgen.errors import UsageError
+from fpsgen.printable import printable
 from fpsgen.report.words import counted
 from fpsgen.wan import sizes
 
@@ -275,12 +276,25 @@ def check(
         _, subject = chosen(preset, model, res, out, frames=frames)
         whole = account(preset, subject)
         at = whole["at"]
+        if larger := larger_than(at["tile"], subject):
+            out.note(larger)
         fits = (
             f"fits {at['model']} at {at['width']}x{at['height']}, {at['frames']} frames: density {whole['density']:.2f}"
         )
     many = counted(len(preset.phases), "phase")
-    line = f"{files.printable(file)} is a preset for {preset.model or 'any model'}, with {many}; {fits}"
+    line = f"{printable(file)} is a preset for {preset.model or 'any model'}, with {many}; {fits}"
     out.result(line, {**facts(preset), "file": file, "at": at})
+
+
+def larger_than(tile: Shape3, subject: Subject) -> str | None:
+    """What to know of a tile that the video does not fill."""
+    own = subject.settings
+    grid = subject.config.grid(sizes.latent_shape(own.frames, own.height, own.width))
+    axes = [axis for axis, size, whole in zip("THW", tile, grid, strict=True) if size > whole]
+    if not axes:
+        return None
+    told = f"its tile of {times(tile)} tokens is larger than this video of {times(grid)}, along {' and '.join(axes)}"
+    return f"{told}: one tile is all there is along it, and no window saves anything there"
 
 
 def account(preset: Preset, subject: Subject) -> dict[str, Any]:
@@ -369,6 +383,8 @@ def draw(out: Output, told: dict) -> None:
             table.row(*head, *row)
             head = ["", ""]
     out.show(table)
+    if not out.verbose and any(hidden(run) for run in told["runs"]):
+        out.line("--verbose shows the window of every layer and head")
     saved, dense = amount(told["saved_flops"]), amount(told["dense_flops"])
     out.line(f"density {told['density']:.3f}; saves {saved} of the {dense} FLOPs of attention in each guidance branch")
     out.line(f"cost    {100 * told['cost']:.1f} % of dense bf16 attention's, as modelled for an H100")
@@ -377,6 +393,11 @@ def draw(out: Output, told: dict) -> None:
         out.line(f"quality {quality(told)} against bf16, measured at {where}")
     else:
         out.line(f"quality {quality(told)}" + ("" if told["exact"] else ": nobody measured how near it comes to bf16"))
+
+
+def hidden(run: dict) -> bool:
+    """Whether layers or heads that differ stand in one row."""
+    return len(run["layers"]) > _MOST_ROWS or any(len(own["windows"]) > 1 for own in run["layers"])
 
 
 def rows(run: dict, verbose: bool) -> list[tuple[str, ...]]:

@@ -46,6 +46,7 @@ from fpsgen.attention.tiles import Shape3
 from fpsgen.errors import UsageError
 from fpsgen.presets import DENSE_HEAD, Layers, Measured, Phase, Preset, Setting
 from fpsgen.presets.lines import Lines, Names, too_many_dots
+from fpsgen.printable import printable
 from fpsgen.wan import sizes
 
 FORMAT = 1
@@ -58,7 +59,25 @@ _ROUNDING = 1e-6
 _INTERVALS = ("error_ci95", "psnr_ci95")  # which one clip does not have
 _CHOICE = ("window", "density", "heads")
 _SETTING = (*_CHOICE, "qk", "pv", "smooth_k", "linear")
-_HINT = "`fpsgen presets check FILE` says when it is right; all keys are in presets/README.md"
+# What helps where a key is wrong, by its name.
+_FIXES = {
+    "format": f"write format = {FORMAT} in the first line",
+    "model": 'write model = "14b", or leave the line out: then it is for any model',
+    "about": "shorten it to one line",
+    "tile": "write tile = [3, 5, 8], tokens along T, H and W, or leave it out for the model's own",
+    "windows": "write a = [3, 5, 5] under [windows], and use a in heads",
+    "phase": "write [[phase]] and below it sigma = [1.0, 0.0]",
+    "sigma": "let phases follow one another from 1.0, all noise, to 0.0: [1.0, 0.9], then [0.9, 0.0]",
+    "layers": 'write [[phase.layers]] and below it at = "0-1" and what these layers do',
+    "at": 'name layers, counted from 0, each once: at = "0-1,39"',
+    "window": 'write window = [3, 5, 5], tiles along T, H and W, or "dense"',
+    "density": "write a share of all pairs of tokens: density = 0.25",
+    "heads": f"write a letter of [windows] for each head, {DENSE_HEAD} for a dense one",
+    "smooth_k": "write smooth_k = true, or leave it out",
+    "linear": "leave it out",
+    "measured": "leave [measured] out: fpsgen calibrate writes it",
+}
+_ALL_KEYS = "all keys are in presets/README.md"
 
 
 class _Fault(ValueError):
@@ -67,6 +86,13 @@ class _Fault(ValueError):
     def __init__(self, told: str, *path: str | int):
         super().__init__(told)
         self.path = path
+
+    @property
+    def hint(self) -> str:
+        names = [part for part in self.path if isinstance(part, str)]
+        if names[:1] in (["measured"], ["windows"]):  # whatever is wrong in them
+            return _FIXES[names[0]]
+        return _FIXES.get(names[-1] if names else "", _ALL_KEYS)
 
 
 def read(path: Path, name: str) -> Preset:
@@ -89,18 +115,22 @@ def parse(data: bytes, name: str) -> Preset:
     except UnicodeDecodeError:
         raise UsageError(f"preset {name} is not UTF-8 text", hint="save it as UTF-8") from None
     if line := too_many_dots(text, _MOST_DOTS):
-        raise UsageError(f"preset {name}, line {line}: a key of more than {_MOST_DOTS} dots", hint=_HINT)
+        raise UsageError(f"preset {name}, line {line}: a key of more than {_MOST_DOTS} dots", hint=_ALL_KEYS)
     try:
         table = tomllib.loads(text)
-    except (ValueError, RecursionError) as fault:  # no TOML, or a number of thousands of digits
-        raise UsageError(f"preset {name} is not TOML: {str(fault)[:200]}", hint="see https://toml.io") from None
+    except tomllib.TOMLDecodeError as fault:
+        told = f"preset {name} is not TOML: {printable(fault)}"
+        raise UsageError(told, hint="correct it there: texts stand in quotes, lists in brackets") from None
+    except (ValueError, RecursionError):  # no day, a number of thousands of digits, lists in lists without end
+        told = f"preset {name} holds a date, a number or lists in lists that cannot be read"
+        raise UsageError(told, hint=f"a preset needs none of these; {_ALL_KEYS}") from None
     lines = Lines(text)
     try:
         return _preset(table, name, lines)
     except _Fault as fault:
         line = lines.of(*fault.path)
         where = f", line {line}" if line else ""
-        raise UsageError(f"preset {name}{where}: {fault}", hint=_HINT) from None
+        raise UsageError(f"preset {name}{where}: {fault}", hint=fault.hint) from None
 
 
 def _preset(table: dict[str, Any], name: str, lines: Lines) -> Preset:
@@ -297,11 +327,6 @@ def quoted(value: Any) -> str:
         return reprlib.repr(value)
     except ValueError:  # Python writes no number of more than 4300 digits
         return "a number of thousands of digits"
-
-
-def printable(name: str) -> str:
-    """A file name as a terminal and a video's metadata can show it."""
-    return "".join(c if c.isprintable() else "?" for c in name)
 
 
 def _triple(value: Any, *path: str | int) -> Shape3:

@@ -42,6 +42,13 @@ def no_card(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def no_compilation(no_card: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor a trial of the compiler, which takes seconds."""
+    skipped = {"kernel": doctor.TRIAL_KERNEL, "state": "skipped", "why": "for a test"}
+    monkeypatch.setitem(doctor.CHECKS, "compile", lambda: skipped)
+
+
+@pytest.fixture
 def card(monkeypatch: pytest.MonkeyPatch) -> None:
     """An H100 as torch would tell of it; the kernels run on this machine's CPU in its place."""
     about = SimpleNamespace(
@@ -108,7 +115,7 @@ def test_people_are_told_the_same(no_card: None) -> None:
     assert lines[1] == 'Next: fpsgen generate "a cat surfing"'
 
 
-def test_reasons_of_backends_are_told_once(no_card: None) -> None:
+def test_reasons_of_backends_are_told_once(no_compilation: None) -> None:
     lines = run().stdout.splitlines()
     begin = lines.index("attention at 832x480, 81 frames") + 1
     rows = lines[begin : lines.index("", begin)]
@@ -121,7 +128,7 @@ def test_reasons_of_backends_are_told_once(no_card: None) -> None:
 @pytest.mark.parametrize(
     ("free", "told"), [(12e9, "fits: the text encoder takes 11.4 GB"), (10e9, "needs 1.4 GB more")]
 )
-def test_what_fits_is_told(no_card: None, monkeypatch: pytest.MonkeyPatch, free: float, told: str) -> None:
+def test_what_fits_is_told(no_compilation: None, monkeypatch: pytest.MonkeyPatch, free: float, told: str) -> None:
     """1.3B at 480p: the text encoder's 5.68 billion weights in bfloat16 are the most that is in memory at once."""
     monkeypatch.setattr("fpsgen.memory.free_bytes", lambda device: int(free))
     (row,) = (line for line in run().stdout.splitlines() if line.startswith("  1.3b at 480p"))
@@ -136,7 +143,7 @@ def test_what_fits_is_told(no_card: None, monkeypatch: pytest.MonkeyPatch, free:
     assert all(one["needs_bytes"] == max(one["parts"].values()) for one in fits["models"])
 
 
-def test_what_is_kept_is_told_with_its_size(no_card: None, caches: Path) -> None:
+def test_what_is_kept_is_told_with_its_size(no_compilation: None, caches: Path) -> None:
     folder = caches / "a" / "b" / "calibration" / "0123"
     folder.mkdir(parents=True)
     (folder / "one.piece").write_bytes(b"x" * 4321)

@@ -161,7 +161,8 @@ def test_many_plans_fit_a_screen_and_verbose_tells_all(small: Path) -> None:
     small.write_text(MANY + "".join(f'[[phase.layers]]\nat = "{i}"\nwindow = {own}\n' for i, own in enumerate(shapes)))
     (run,) = told(presets("show", small, "--json"))["runs"]
     assert [group["at"] for group in run["layers"]] == ["0", "1", "2", "3", "4", "5"]
-    (row,) = presets("show", small).stdout.splitlines()[3:-3]
+    row, more = presets("show", small).stdout.splitlines()[3:-3]
+    assert more == "--verbose shows the window of every layer and head"
     assert cells(row)[2:6] == ["all", "all", "6 plans, dense and 6 windows", "qk fp8, pv fp8, k not smoothed"]
     every = [cells(line) for line in presets("show", small, "-v").stdout.splitlines()[3:-3]]
     assert [line[-4] for line in every[:5]] == [f"window {own[1:-1].replace(', ', 'x')}" for own in shapes]
@@ -172,7 +173,7 @@ def test_many_plans_fit_a_screen_and_verbose_tells_all(small: Path) -> None:
 
 def test_heads_are_summed_up_but_for_programs(small: Path) -> None:
     small.write_text(MANY)
-    (row,) = presets("show", small).stdout.splitlines()[3:-3]
+    row, _ = presets("show", small).stdout.splitlines()[3:-3]
     assert cells(row)[2:5] == ["all", "all", "dense and 2 windows"]
     (group,) = told(presets("show", small, "--json"))["runs"][0]["layers"]
     assert [(own["window"], own["heads"]) for own in group["windows"]] == [
@@ -283,6 +284,47 @@ def test_a_file_that_is_none(small: Path, change: tuple[str, str], says: str) ->
     result = presets("check", small, "--json")
     assert result.exit_code == 2
     assert says in json.loads(result.stdout)["error"]
+
+
+def test_a_tile_larger_than_the_video_is_told(small: Path) -> None:
+    small.write_text(SMALL.replace('"pocket"', '"pocket"\ntile = [2, 50, 2]').replace("[3, 3, 3]", "[3, 1, 3]"))
+    result = presets("check", small)
+    assert result.exit_code == 0, result.output
+    said = " ".join(result.stderr.split())
+    assert "its tile of 2x50x2 tokens is larger than this video of 7x6x10, along H" in said
+    small.write_text(SMALL)
+    assert not presets("check", small).stderr
+
+
+def test_what_is_hidden_is_said_to_be(small: Path) -> None:
+    told = "--verbose shows the window of every layer and head"
+    assert told not in presets("show", small).stdout
+    small.write_text(MANY)
+    assert told in presets("show", small).stdout
+    assert told not in presets("show", small, "--verbose").stdout
+
+
+@pytest.mark.parametrize(
+    ("text", "told", "hint"),
+    [
+        ("format = 2\n", "reads format = 1", "write format = 1 in the first line"),
+        (SMALL.replace("pocket", "15b"), "it is one of", "or leave the line out"),
+        (SMALL.replace("[0.9, 0.0]", "[0.8, 0.0]"), "leaves a gap", "let phases follow one another"),
+        (SMALL.replace("[3, 3, 3]", "[3, 3]"), "it must be three counts", "write window = [3, 5, 5]"),
+        (SMALL.replace('"0-1"', '"1-0"'), "is not a range of layers", 'at = "0-1,39"'),
+        (SMALL.replace("int8", "int4"), "it is one of bf16, fp8, int8", "all keys are in presets/README.md"),
+        (SMALL + "\n[measured]\nclips = 1\n", "measured lacks", "fpsgen calibrate writes it"),
+        (MANY.replace('"ab-"', '"abc"'), "heads names a window 'c'", "write a letter of [windows] for each head"),
+        (SMALL.replace("0.9", "0.9.9"), "is not TOML", "texts stand in quotes"),
+        (SMALL + "x = " + "9" * 5000, "holds a date, a number or lists in lists that cannot be read", "needs none"),
+        (SMALL + "x = " + "[" * 2000, "holds a date, a number or lists in lists that cannot be read", "needs none"),
+    ],
+)
+def test_each_kind_of_error_has_its_own_fix(small: Path, text: str, told: str, hint: str) -> None:
+    small.write_text(text)
+    said, _, fix = " ".join(refused("check", small).split()).partition("hint: ")
+    assert told in said
+    assert hint in fix
 
 
 @pytest.mark.parametrize("name", ["fast", "no-such.toml", ".", ""])
