@@ -13,6 +13,7 @@ import typer
 
 from fpsgen.cli import complete
 from fpsgen.cli.errors import explained
+from fpsgen.cli.help import option
 from fpsgen.cli.options import (
     MEASURING,
     OUTPUT,
@@ -48,73 +49,55 @@ _LEAST_SECONDS, _MOST_SECONDS = 10, 1_000_000
 def attention(
     model: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="MODEL",
-            help="The model whose shapes are measured: 1.3b or 14b.",
-            show_default="both",
-            rich_help_panel=MEASURING,
-            autocompletion=complete.wan_models,
+        option(
+            "MODEL",
+            "The model whose shapes are measured: 1.3b or 14b.",
+            MEASURING,
+            shown="both",
+            offers=complete.wan_models,
         ),
     ] = None,
     res: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="SIZE",
-            help="The size: 480p, 720p or WIDTHxHEIGHT.",
-            show_default="480p,720p",
-            rich_help_panel=MEASURING,
-            autocompletion=complete.sizes,
-        ),
+        option("SIZE", "The size: 480p, 720p or WIDTHxHEIGHT.", MEASURING, shown="480p,720p", offers=complete.sizes),
     ] = None,
     density: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="X",
-            help="The share of token pairs to compute; the window nearest to it is taken.",
-            show_default="1,1/2,1/4,1/6,1/10",
-            rich_help_panel=MEASURING,
+        option(
+            "X",
+            "The share of token pairs to compute; the window nearest to it is taken.",
+            MEASURING,
+            shown="1,1/2,1/4,1/6,1/10",
         ),
     ] = None,
     variant: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="LETTER",
-            help="The variant of our kernel: A, C or E (`fpsgen kernels` tells what they are).",
-            show_default="all",
-            rich_help_panel=MEASURING,
+        option(
+            "LETTER",
+            "The variant of our kernel: A, C or E (`fpsgen kernels` tells what they are).",
+            MEASURING,
+            shown="all",
         ),
     ] = None,
     repeats: Annotated[
         int | None,
-        typer.Option(
-            min=1,
-            metavar="N",
-            help="How many times each is timed.",
-            show_default=f"{_REPEATS}, with --smoke {_REPEATS_SMOKE}",
-            rich_help_panel=MEASURING,
+        option(
+            "N", "How many times each is timed.", MEASURING, min=1, shown=f"{_REPEATS}, with --smoke {_REPEATS_SMOKE}"
         ),
     ] = None,
     seconds: Annotated[
-        float,
-        typer.Option(
-            metavar="X", help="End after so many seconds, whatever is missing by then.", rich_help_panel=MEASURING
-        ),
+        float, option("X", "End after so many seconds, whatever is missing by then.", MEASURING)
     ] = 500.0,
     smoke: Annotated[
-        bool,
-        typer.Option(
-            "--smoke", help="Measure one tiny shape, to see whether everything runs here.", rich_help_panel=MEASURING
-        ),
+        bool, option("--smoke", "Measure one tiny shape, to see whether everything runs here.", MEASURING)
     ] = False,
     output: Annotated[
         Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="FILE",
-            help="The record, a .json file; its tables are written beside it, as .md.",
-            show_default="bench-attention-GPU.json",
-            rich_help_panel=OUTPUT,
+        option(
+            "-o, --output FILE",
+            "The record, a .json file; its tables are written beside it, as .md.",
+            OUTPUT,
+            shown="bench-attention-GPU.json",
         ),
     ] = None,
     report: Report = None,

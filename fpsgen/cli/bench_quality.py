@@ -7,12 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from fpsgen import files
 from fpsgen.cli.calibrate import Bar, settings_of
 from fpsgen.cli.errors import explained
 from fpsgen.cli.generate import default_name, open_model
+from fpsgen.cli.help import option
 from fpsgen.cli.options import (
     MACHINE,
     MEASURING,
@@ -73,32 +72,23 @@ _DIGITS = {"latent_cosine": ".5f", "latent_error": ".2g", "psnr": ".1f", "ssim":
 def quality(
     prompts: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="A text file with one prompt on each line; # begins a comment.",
-            show_default="8 prompts that come with fpsgen, 4 for Wan2.1",
-            rich_help_panel=MEASURING,
+        option(
+            "FILE",
+            "A text file with one prompt on each line; # begins a comment.",
+            MEASURING,
+            shown="8 prompts that come with fpsgen, 4 for Wan2.1",
         ),
     ] = None,
-    seeds: Annotated[
-        int,
-        typer.Option(
-            min=1,
-            max=_MOST_SEEDS,
-            metavar="N",
-            help="How many clips to make of each prompt.",
-            rich_help_panel=MEASURING,
-        ),
-    ] = 1,
+    seeds: Annotated[int, option("N", "How many clips to make of each prompt.", MEASURING, min=1, max=_MOST_SEEDS)] = 1,
     preset: Measured = "quality",
     compare: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="NAME",
-            help="What to compare with: bf16, a preset, or a kernel as in `fpsgen bench`. Repeat the option, or "
+        option(
+            "NAME",
+            "What to compare with: bf16, a preset, or a kernel as in `fpsgen bench`. Repeat the option, or "
             "separate names with commas. bf16 is the reference if it is among them, else the first.",
-            show_default="bf16",
-            rich_help_panel=MEASURING,
+            MEASURING,
+            shown="bf16",
         ),
     ] = None,
     model: ModelName = None,
@@ -109,47 +99,22 @@ def quality(
     shift: Shift = None,
     seed: ClipSeed = FIRST_SEED,
     output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="FILE",
-            help="The record, a .json file.",
-            show_default="bench-quality.json",
-            rich_help_panel=OUTPUT,
-        ),
+        Path | None, option("-o, --output FILE", "The record, a .json file.", OUTPUT, shown="bench-quality.json")
     ] = None,
     report: Report = None,
     no_report: NoReport = False,
     videos: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FOLDER",
-            help="The folder to keep the videos in, with a folder for each contender.",
-            rich_help_panel=OUTPUT,
-        ),
+        Path | None, option("FOLDER", "The folder to keep the videos in, with a folder for each contender.", OUTPUT)
     ] = None,
     vbench: Annotated[
-        bool,
-        typer.Option(
-            "--vbench", help="Let VBench, if it is installed, judge the folders of --videos.", rich_help_panel=MEASURING
-        ),
+        bool, option("--vbench", "Let VBench, if it is installed, judge the folders of --videos.", MEASURING)
     ] = False,
     vbench_bin: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="The program of VBench, in its own environment.",
-            show_default="vbench on PATH",
-            rich_help_panel=MACHINE,
-        ),
+        Path | None, option("FILE", "The program of VBench, in its own environment.", MACHINE, shown="vbench on PATH")
     ] = None,
     device: DeviceName = None,
     dtype: Precision = None,
-    fresh: Annotated[
-        bool,
-        typer.Option("--fresh", help="Render again what an earlier run has kept.", rich_help_panel=MEASURING),
-    ] = False,
+    fresh: Annotated[bool, option("--fresh", "Render again what an earlier run has kept.", MEASURING)] = False,
     json: Json = False,
     verbose: Verbose = False,
 ) -> None:

@@ -10,11 +10,10 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from fpsgen import files
 from fpsgen.cli import preferences
 from fpsgen.cli.errors import explained
+from fpsgen.cli.help import option
 from fpsgen.cli.options import (
     MEASURING,
     OUTPUT,
@@ -69,50 +68,30 @@ def calibrate(
     model: ModelName = None,
     min_psnr: Annotated[
         float | None,
-        typer.Option(
-            metavar="DB",
-            help="The least PSNR of the frames against bf16's, as the mean over clips.",
-            show_default="30, if no budget is given",
-            rich_help_panel=BUDGET,
+        option(
+            "DB",
+            "The least PSNR of the frames against bf16's, as the mean over clips.",
+            BUDGET,
+            shown="30, if no budget is given",
         ),
     ] = None,
     max_error: Annotated[
         float | None,
-        typer.Option(
-            metavar="X",
-            help="The largest error of the final latents (1 - cosine), as the mean over clips.",
-            rich_help_panel=BUDGET,
-        ),
+        option("X", "The largest error of the final latents (1 - cosine), as the mean over clips.", BUDGET),
     ] = None,
     target_cost: Annotated[
-        float | None,
-        typer.Option(
-            metavar="X", help="The highest modelled cost of attention; dense bf16's is 1.", rich_help_panel=BUDGET
-        ),
+        float | None, option("X", "The highest modelled cost of attention; dense bf16's is 1.", BUDGET)
     ] = None,
     output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="FILE",
-            help="The preset, a .toml file.",
-            show_default="MODEL-calibrated.toml",
-            rich_help_panel=OUTPUT,
-        ),
+        Path | None, option("-o, --output FILE", "The preset, a .toml file.", OUTPUT, shown="MODEL-calibrated.toml")
     ] = None,
     report: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="The report, an .html file; its pictures are written beside it.",
-            show_default="beside the preset",
-            rich_help_panel=OUTPUT,
+        option(
+            "FILE", "The report, an .html file; its pictures are written beside it.", OUTPUT, shown="beside the preset"
         ),
     ] = None,
-    no_report: Annotated[
-        bool, typer.Option("--no-report", help="Write the preset alone.", rich_help_panel=OUTPUT)
-    ] = False,
+    no_report: Annotated[bool, option("--no-report", "Write the preset alone.", OUTPUT)] = False,
     res: Resolution = None,
     frames: Frames = None,
     steps: Steps = None,
@@ -120,44 +99,26 @@ def calibrate(
     shift: Shift = None,
     prompts: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="A text file with one prompt on each line; # begins a comment.",
-            show_default="twelve prompts that come with fpsgen",
-            rich_help_panel=MEASURING,
+        option(
+            "FILE",
+            "A text file with one prompt on each line; # begins a comment.",
+            MEASURING,
+            shown="twelve prompts that come with fpsgen",
         ),
     ] = None,
     clips: Annotated[
         int | None,
-        typer.Option(
-            min=1,
-            metavar="N",
-            help="How many of the prompts to measure on.",
-            show_default="4 for pocket, 2 for Wan2.1",
-            rich_help_panel=MEASURING,
-        ),
+        option("N", "How many of the prompts to measure on.", MEASURING, min=1, shown="4 for pocket, 2 for Wan2.1"),
     ] = None,
     checks: Annotated[
         int | None,
-        typer.Option(
-            min=1,
-            metavar="N",
-            help="How many of the next prompts to verify on.",
-            show_default="8 for pocket, 1 for Wan2.1",
-            rich_help_panel=MEASURING,
-        ),
+        option("N", "How many of the next prompts to verify on.", MEASURING, min=1, shown="8 for pocket, 1 for Wan2.1"),
     ] = None,
     seed: ClipSeed = 0,
     device: DeviceName = None,
     dtype: Precision = None,
-    dry_run: Annotated[
-        bool,
-        typer.Option("--dry-run", help="Say how long it would take; measure nothing.", rich_help_panel=MEASURING),
-    ] = False,
-    fresh: Annotated[
-        bool,
-        typer.Option("--fresh", help="Measure again what an earlier run has kept.", rich_help_panel=MEASURING),
-    ] = False,
+    dry_run: Annotated[bool, option("--dry-run", "Say how long it would take; measure nothing.", MEASURING)] = False,
+    fresh: Annotated[bool, option("--fresh", "Measure again what an earlier run has kept.", MEASURING)] = False,
     json: Json = False,
     verbose: Verbose = False,
 ) -> None:

@@ -9,7 +9,7 @@ import typer
 
 from fpsgen.cli import complete, preferences
 from fpsgen.cli.errors import explained
-from fpsgen.cli.help import App
+from fpsgen.cli.help import App, argument
 from fpsgen.cli.options import Json, expand
 from fpsgen.cli.output import Output
 from fpsgen.errors import UsageError
@@ -25,12 +25,7 @@ _DEFAULTS = {
     "output_dir": "the current folder",
 }
 
-Key = Annotated[
-    str,
-    typer.Argument(
-        metavar="KEY", help=f"The setting: {', '.join(preferences.KEYS)}.", autocompletion=complete.settings
-    ),
-]
+Key = Annotated[str, argument("KEY", f"The setting: {', '.join(preferences.KEYS)}.", offers=complete.settings)]
 
 app = App(epilog=EXAMPLES)
 
@@ -67,7 +62,7 @@ def show(context: typer.Context, json: Json = False) -> None:
 @explained
 def set_value(
     key: Key,
-    value: Annotated[str, typer.Argument(metavar="VALUE", help="The value, as the option takes it.")],
+    value: Annotated[str, argument("VALUE", "The value, as the option takes it.")],
     json: Json = False,
 ) -> None:
     """Write a setting into the settings file."""

@@ -17,6 +17,7 @@ from rich.text import Text
 from fpsgen import files
 from fpsgen.cli import complete, preferences, signals
 from fpsgen.cli.errors import explained
+from fpsgen.cli.help import argument, option
 from fpsgen.cli.options import (
     OUTPUT,
     SAMPLING,
@@ -67,9 +68,7 @@ ENLARGED = 4  # the pocket's file, 640x384: its own 160x96 would be a stamp on a
 
 @explained
 def generate(
-    prompt: Annotated[
-        str, typer.Argument(metavar="PROMPT", help="What the video shows; - reads it from standard input.")
-    ],
+    prompt: Annotated[str, argument("PROMPT", "What the video shows; - reads it from standard input.")],
     res: Resolution = None,
     frames: Frames = None,
     model: ModelName = None,
@@ -80,47 +79,35 @@ def generate(
     grid: Grid = GridName.ORIGINAL,
     negative: Annotated[
         str | None,
-        typer.Option(
-            metavar="TEXT",
-            help="What the video should not show.",
-            show_default="Wan2.1's own text; nothing for pocket",
-            rich_help_panel=VIDEO,
-        ),
+        option("TEXT", "What the video should not show.", VIDEO, shown="Wan2.1's own text; nothing for pocket"),
     ] = None,
     seed: Annotated[
         int | None,
-        typer.Option(
-            metavar="N",
-            help="The seed of the noise: the same seed and settings make the same video again.",
-            show_default="random",
-            rich_help_panel=VIDEO,
+        option(
+            "N", "The seed of the noise: the same seed and settings make the same video again.", VIDEO, shown="random"
         ),
     ] = None,
     preset: Annotated[
         str | None,
-        typer.Option(
-            metavar="PRESET",
-            help="How sparse and how precise attention is: bf16 (dense and exact), quality, balanced, fast, another "
+        option(
+            "PRESET",
+            "How sparse and how precise attention is: bf16 (dense and exact), quality, balanced, fast, another "
             "that `fpsgen presets` lists, or a .toml file.",
-            show_default="quality where our kernels run it, else bf16",
-            rich_help_panel=SAMPLING,
-            autocompletion=complete.presets,
+            SAMPLING,
+            shown="quality where our kernels run it, else bf16",
+            offers=complete.presets,
         ),
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="FILE",
-            help="The video: an .mp4, .webm or .gif file.",
-            show_default="a free name from prompt and seed",
-            rich_help_panel=OUTPUT,
+        option(
+            "-o, --output FILE",
+            "The video: an .mp4, .webm or .gif file.",
+            OUTPUT,
+            shown="a free name from prompt and seed",
         ),
     ] = None,
-    no_clobber: Annotated[
-        bool, typer.Option("--no-clobber", help="Refuse to replace an existing file.", rich_help_panel=OUTPUT)
-    ] = False,
+    no_clobber: Annotated[bool, option("--no-clobber", "Refuse to replace an existing file.", OUTPUT)] = False,
     device: DeviceName = None,
     dtype: Precision = None,
     json: Json = False,

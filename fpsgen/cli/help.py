@@ -48,6 +48,23 @@ HINTS = {
 }
 
 
+def option(
+    written: str, about: str, group: str | None = None, shown: Any = True, offers: Any = None, **more: Any
+) -> Any:
+    """An option, `written` as its help has it: "-o, --output FILE"; "N", where its name is the parameter's; "--json",
+    which takes no value. about: its help; shown: its default, in words; offers: its completion; more: as typer has it.
+    """
+    *names, last = written.replace(",", "").split()
+    names, metavar = ([*names, last], None) if last.startswith("-") else (names, last)
+    described = {"help": about, "metavar": metavar, "show_default": shown, "rich_help_panel": group, **more}
+    return typer.Option(*names, autocompletion=offers, **described)
+
+
+def argument(metavar: str, about: str, shown: Any = True, offers: Any = None) -> Any:
+    """An argument; as `option`."""
+    return typer.Argument(metavar=metavar, help=about, show_default=shown, autocompletion=offers)
+
+
 class _Readable:
     """What commands and groups share."""
 

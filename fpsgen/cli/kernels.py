@@ -10,7 +10,7 @@ import typer
 
 from fpsgen.cli import complete
 from fpsgen.cli.errors import explained
-from fpsgen.cli.help import App
+from fpsgen.cli.help import App, argument, option
 from fpsgen.cli.options import Json
 from fpsgen.cli.output import Output, readable
 from fpsgen.cli.tables import Columns
@@ -111,11 +111,8 @@ def listed() -> dict:
 def build(
     names: Annotated[
         list[str] | None,
-        typer.Argument(
-            metavar="NAME…",
-            help="The kernels to compile, as `fpsgen kernels` lists them.",
-            show_default="all",
-            autocompletion=complete.kernels,
+        argument(
+            "NAME…", "The kernels to compile, as `fpsgen kernels` lists them.", shown="all", offers=complete.kernels
         ),
     ] = None,
     json: Json = False,
@@ -152,9 +149,7 @@ def build(
 @app.command(epilog="fpsgen kernels clear\nfpsgen kernels clear --stale")
 @explained
 def clear(
-    stale: Annotated[
-        bool, typer.Option("--stale", help="Only kernels left over from older sources or compilers.")
-    ] = False,
+    stale: Annotated[bool, option("--stale", "Only kernels left over from older sources or compilers.")] = False,
     json: Json = False,
 ) -> None:
     """Remove compiled kernels. Other files in their folder stay."""
@@ -197,12 +192,7 @@ def clear(
 @app.command(epilog="fpsgen kernels show attention-c")
 @explained
 def show(
-    name: Annotated[
-        str,
-        typer.Argument(
-            metavar="NAME", help="The kernel, as `fpsgen kernels` lists it.", autocompletion=complete.kernels
-        ),
-    ],
+    name: Annotated[str, argument("NAME", "The kernel, as `fpsgen kernels` lists it.", offers=complete.kernels)],
     json: Json = False,
 ) -> None:
     """Show what the compiler made of a kernel: registers, memory, tensor-core instructions.

@@ -11,7 +11,7 @@ import typer
 
 from fpsgen.cli import complete
 from fpsgen.cli.errors import explained
-from fpsgen.cli.help import App
+from fpsgen.cli.help import App, argument, option
 from fpsgen.cli.options import Json, Verbose, expand
 from fpsgen.cli.output import Output, hush, readable
 from fpsgen.cli.tables import Columns
@@ -38,12 +38,7 @@ class FormatName(StrEnum):
 
 
 CheckedModel = Annotated[
-    str,
-    typer.Argument(
-        metavar="MODEL",
-        help="The model: a folder, a name, a .safetensors file or a hub id.",
-        autocompletion=complete.models,
-    ),
+    str, argument("MODEL", "The model: a folder, a name, a .safetensors file or a hub id.", offers=complete.models)
 ]
 
 app = App(epilog=EXAMPLES)
@@ -146,20 +141,15 @@ def entry(name: str, cached: Cached) -> dict:
 def pull(
     name: Annotated[
         str,
-        typer.Argument(
-            metavar="MODEL",
-            help="The model: 1.3b, 14b or a hub id such as Wan-AI/Wan2.1-T2V-1.3B.",
-            autocompletion=complete.wan_models,
+        argument(
+            "MODEL", "The model: 1.3b, 14b or a hub id such as Wan-AI/Wan2.1-T2V-1.3B.", offers=complete.wan_models
         ),
     ],
     form: Annotated[
-        FormatName,
-        typer.Option(
-            "--format", metavar="FORMAT", help="The format of the files of 1.3b or 14b: original or diffusers."
-        ),
+        FormatName, option("--format FORMAT", "The format of the files of 1.3b or 14b: original or diffusers.")
     ] = FormatName.ORIGINAL,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be fetched.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Fetch also the files that are on this disk.")] = False,
+    dry_run: Annotated[bool, option("--dry-run", "Only say what would be fetched.")] = False,
+    force: Annotated[bool, option("--force", "Fetch also the files that are on this disk.")] = False,
     json: Json = False,
 ) -> None:
     """Fetch a model from the Hugging Face hub. An interrupted download continues where it ended."""
@@ -191,20 +181,14 @@ def pull(
 @app.command(epilog="fpsgen models rm 1.3b\nfpsgen models rm 14b --format diffusers --yes")
 @explained
 def rm(
-    name: Annotated[
-        str,
-        typer.Argument(metavar="MODEL", help="The model: 1.3b, 14b or a hub id.", autocompletion=complete.wan_models),
-    ],
+    name: Annotated[str, argument("MODEL", "The model: 1.3b, 14b or a hub id.", offers=complete.wan_models)],
     form: Annotated[
         FormatName | None,
-        typer.Option(
-            "--format",
-            metavar="FORMAT",
-            help="The format of the files of 1.3b or 14b to remove: original or diffusers.",
-            show_default="both",
+        option(
+            "--format FORMAT", "The format of the files of 1.3b or 14b to remove: original or diffusers.", shown="both"
         ),
     ] = None,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Remove without asking.")] = False,
+    yes: Annotated[bool, option("-y, --yes", "Remove without asking.")] = False,
     json: Json = False,
 ) -> None:
     """Remove a downloaded model from the hub's cache. What other revisions of it share stays."""
@@ -270,14 +254,11 @@ def check(
 @explained
 def convert(
     model: CheckedModel,
-    out_folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder to make.")],
+    out_folder: Annotated[Path, argument("FOLDER", "The folder to make.")],
     to: Annotated[
         FormatName | None,
-        typer.Option(
-            "--to",
-            metavar="FORMAT",
-            help="The format to write: original or diffusers.",
-            show_default="the one that the model does not have",
+        option(
+            "--to FORMAT", "The format to write: original or diffusers.", shown="the one that the model does not have"
         ),
     ] = None,
     json: Json = False,

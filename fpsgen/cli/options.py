@@ -10,11 +10,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from fpsgen import assets
 from fpsgen.cli import complete
-from fpsgen.cli.help import MACHINE, MEASURING, OUTPUT, SAMPLING, VIDEO
+from fpsgen.cli.help import MACHINE, MEASURING, OUTPUT, SAMPLING, VIDEO, option
 from fpsgen.errors import UsageError
 from fpsgen.printable import printable
 from fpsgen.wan import sizes
@@ -54,116 +52,76 @@ def per_model(setting: str) -> str:
 
 ModelName = Annotated[
     str | None,
-    typer.Option(
-        metavar="MODEL",
-        help="The model: pocket, 1.3b, 14b, a folder, a .safetensors file or a hub id.",
-        show_default="14b above 480p, else 1.3b; pocket if there is no GPU",
-        rich_help_panel=VIDEO,
-        autocompletion=complete.models,
+    option(
+        "MODEL",
+        "The model: pocket, 1.3b, 14b, a folder, a .safetensors file or a hub id.",
+        VIDEO,
+        shown="14b above 480p, else 1.3b; pocket if there is no GPU",
+        offers=complete.models,
     ),
 ]
 Resolution = Annotated[
     str | None,
-    typer.Option(
-        metavar="SIZE",
-        help="Width and height: 480p, 720p or WIDTHxHEIGHT.",
-        show_default="the model's own",
-        rich_help_panel=VIDEO,
-        autocompletion=complete.sizes,
+    option(
+        "SIZE", "Width and height: 480p, 720p or WIDTHxHEIGHT.", VIDEO, shown="the model's own", offers=complete.sizes
     ),
 ]
-Frames = Annotated[
-    int | None,
-    typer.Option(
-        metavar="N",
-        help="How many frames: 1, 5, 9, … (4n + 1).",
-        show_default=per_model("frames"),
-        rich_help_panel=VIDEO,
-    ),
-]
-Steps = Annotated[
-    int | None,
-    typer.Option(
-        metavar="N", help="How many denoising steps.", show_default=per_model("steps"), rich_help_panel=SAMPLING
-    ),
-]
+Frames = Annotated[int | None, option("N", "How many frames: 1, 5, 9, … (4n + 1).", VIDEO, shown=per_model("frames"))]
+Steps = Annotated[int | None, option("N", "How many denoising steps.", SAMPLING, shown=per_model("steps"))]
 Guidance = Annotated[
     float | None,
-    typer.Option(
-        metavar="X",
-        help="How closely the video follows the prompt (classifier-free guidance scale); 1 switches guidance off and "
+    option(
+        "X",
+        "How closely the video follows the prompt (classifier-free guidance scale); 1 switches guidance off and "
         "halves the time.",
-        show_default=per_model("guidance"),
-        rich_help_panel=SAMPLING,
+        SAMPLING,
+        shown=per_model("guidance"),
     ),
 ]
 Shift = Annotated[
     float | None,
-    typer.Option(
-        metavar="X",
-        help="How many of the steps are spent at high noise (flow shift): above 1, more of them.",
-        show_default=per_model("shift"),
-        rich_help_panel=SAMPLING,
+    option(
+        "X",
+        "How many of the steps are spent at high noise (flow shift): above 1, more of them.",
+        SAMPLING,
+        shown=per_model("shift"),
     ),
 ]
-Solver = Annotated[
-    SolverName,
-    typer.Option(metavar="NAME", help="The solver: unipc, dpm++ or euler.", rich_help_panel=SAMPLING),
-]
+Solver = Annotated[SolverName, option("NAME", "The solver: unipc, dpm++ or euler.", SAMPLING)]
 Grid = Annotated[
-    GridName,
-    typer.Option(
-        metavar="NAME",
-        help="Whose noise levels the steps are at: original (Wan2.1's) or diffusers.",
-        rich_help_panel=SAMPLING,
-    ),
+    GridName, option("NAME", "Whose noise levels the steps are at: original (Wan2.1's) or diffusers.", SAMPLING)
 ]
 ClipSeed = Annotated[
-    int,
-    typer.Option(
-        metavar="N",
-        help="The seed of the first clip; the next clips use N + 1, N + 2 and so on.",
-        rich_help_panel=SAMPLING,
-    ),
+    int, option("N", "The seed of the first clip; the next clips use N + 1, N + 2 and so on.", SAMPLING)
 ]
 DeviceName = Annotated[
     str | None,
-    typer.Option(
-        metavar="DEVICE",
-        help="The device: cpu, cuda or cuda:N.",
-        show_default="cuda if there is a GPU",
-        rich_help_panel=MACHINE,
-        autocompletion=complete.devices,
+    option(
+        "DEVICE", "The device: cpu, cuda or cuda:N.", MACHINE, shown="cuda if there is a GPU", offers=complete.devices
     ),
 ]
 Precision = Annotated[
     Dtype | None,
-    typer.Option(
-        metavar="TYPE",
-        help="The precision of matrix products: bf16 or fp32.",
-        show_default="bf16; on a CPU fp32, but for the text encoder",
-        rich_help_panel=MACHINE,
+    option(
+        "TYPE",
+        "The precision of matrix products: bf16 or fp32.",
+        MACHINE,
+        shown="bf16; on a CPU fp32, but for the text encoder",
     ),
 ]
 Measured = Annotated[
     str,
-    typer.Option(
-        "--preset",
-        metavar="PRESET",
-        help="The preset to measure: quality, balanced, fast, another that `fpsgen presets` lists, or a .toml file.",
-        rich_help_panel=MEASURING,
-        autocompletion=complete.presets,
+    option(
+        "--preset PRESET",
+        "The preset to measure: quality, balanced, fast, another that `fpsgen presets` lists, or a .toml file.",
+        MEASURING,
+        offers=complete.presets,
     ),
 ]
-Report = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="FILE", help="The report, an .html file.", show_default="beside the record", rich_help_panel=OUTPUT
-    ),
-]
-NoReport = Annotated[bool, typer.Option("--no-report", help="Write no report.", rich_help_panel=OUTPUT)]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.", rich_help_panel=OUTPUT)]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say what was chosen, and why.", rich_help_panel=OUTPUT)]
+Report = Annotated[Path | None, option("FILE", "The report, an .html file.", OUTPUT, shown="beside the record")]
+NoReport = Annotated[bool, option("--no-report", "Write no report.", OUTPUT)]
+Json = Annotated[bool, option("--json", "Print the result as one JSON object.", OUTPUT)]
+Verbose = Annotated[bool, option("-v, --verbose", "Say what was chosen, and why.", OUTPUT)]
 
 
 def check_device(name: str | None) -> None:

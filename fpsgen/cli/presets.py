@@ -12,7 +12,7 @@ import typer
 
 from fpsgen.cli import complete
 from fpsgen.cli.errors import explained
-from fpsgen.cli.help import App
+from fpsgen.cli.help import App, argument, option
 from fpsgen.cli.options import (
     VIDEO,
     Frames,
@@ -49,31 +49,30 @@ _MOST_ROWS = 4  # plans of one run of steps that are shown one by one
 
 Model = Annotated[
     str | None,
-    typer.Option(
-        metavar="MODEL",
-        help="The model: pocket, 1.3b or 14b (which need not be on this disk), a folder, a .safetensors file or a hub "
-        "id.",
-        show_default=f"the preset's; {_ANY} if the preset is for any model",
-        rich_help_panel=VIDEO,
-        autocompletion=complete.models,
+    option(
+        "MODEL",
+        "The model: pocket, 1.3b or 14b (which need not be on this disk), a folder, a .safetensors file or a hub id.",
+        VIDEO,
+        shown=f"the preset's; {_ANY} if the preset is for any model",
+        offers=complete.models,
     ),
 ]
 Res = Annotated[
     str | None,
-    typer.Option(
-        metavar="SIZE",
-        help="Width and height: 480p, 720p or WIDTHxHEIGHT.",
-        show_default="the preset's, else the model's",
-        rich_help_panel=VIDEO,
-        autocompletion=complete.sizes,
+    option(
+        "SIZE",
+        "Width and height: 480p, 720p or WIDTHxHEIGHT.",
+        VIDEO,
+        shown="the preset's, else the model's",
+        offers=complete.sizes,
     ),
 ]
 Name = Annotated[
     str,
-    typer.Argument(
-        metavar="PRESET",
-        help="The preset: quality, balanced, fast, another that `fpsgen presets` lists, or a .toml file.",
-        autocompletion=complete.presets,
+    argument(
+        "PRESET",
+        "The preset: quality, balanced, fast, another that `fpsgen presets` lists, or a .toml file.",
+        offers=complete.presets,
     ),
 ]
 
@@ -255,10 +254,7 @@ def show(
 @app.command(epilog="fpsgen presets check mine.toml\nfpsgen presets check mine.toml --model 14b", no_args_is_help=True)
 @explained
 def check(
-    file: Annotated[
-        str,
-        typer.Argument(metavar="FILE", help="The preset, a .toml file.", autocompletion=complete.presets),
-    ],
+    file: Annotated[str, argument("FILE", "The preset, a .toml file.", offers=complete.presets)],
     model: Model = None,
     res: Res = None,
     frames: Frames = None,
