@@ -9,6 +9,7 @@ import typer
 from fpsgen.cli import errors
 from fpsgen.cli.options import Json
 from fpsgen.cli.output import Output, readable
+from fpsgen.cli.tables import Columns
 
 Row = tuple[str, str]
 
@@ -24,8 +25,13 @@ def doctor(json: Json = False) -> None:
     for name, found in doctor.examine(strict=errors.show_tracebacks):
         report[name] = found
     told = report["verdict"]
-    for line in page(report):
+    for line in [*(f"Broken: {problem}." for problem in told["problems"])] or [told["can"]]:
         out.line(line)
+    out.line(f"Next: {told['next']}")
+    if not json:
+        for title, table in sections(report):
+            out.line(f"\n{title}")
+            out.show(table)
     for warning in told["warnings"]:
         out.note(warning)
     if json:
@@ -34,16 +40,15 @@ def doctor(json: Json = False) -> None:
         raise typer.Exit(1)
 
 
-def page(report: dict[str, dict]) -> Iterator[str]:
-    """What it all comes to, then what was found."""
-    told = report["verdict"]
-    yield from [f"Broken: {problem}." for problem in told["problems"]] or [told["can"]]
-    yield f"Next: {told['next']}"
+def sections(report: dict[str, dict]) -> Iterator[tuple[str, Columns]]:
+    """What was found, by title."""
     for name, (title, rows) in _SECTIONS.items():
-        found = report[name]
-        yield f"\n{title}"
+        found, table = report[name], Columns(head=False)
+        table.column("")
+        table.column("", prose=True)
         for label, text in rows(found) if "fault" not in found else [("failed", found["fault"])]:
-            yield f"  {label:17}{text}"
+            table.row(f"  {label:16}", text)
+        yield title, table
 
 
 def machine(found: dict) -> list[Row]:

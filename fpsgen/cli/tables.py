@@ -85,6 +85,7 @@ class Columns:
                 Text(column.head),
                 justify="right" if column.right else "left",
                 no_wrap=not column.prose,
+                overflow="fold",  # of a word longer than the column: a path is shown whole
                 min_width=self._width(index),
             )
         for row in self._rows:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from fpsgen.cli import app
-from tests.tools.cli import Runner
+from tests.tools.cli import Runner, told
 
 
 @pytest.fixture
@@ -27,32 +26,30 @@ def fpsgen(*args: object) -> Any:
 
 
 def in_force(*args: object) -> dict:
-    result = fpsgen("config", *args, "--json")
-    assert result.exit_code == 0, result.output
-    return json.loads(result.stdout)
+    return told(fpsgen("config", *args, "--json"), "config set" if args else "config")
 
 
 def test_nothing_is_set_at_first_and_the_place_is_told(settings: Path) -> None:
-    told = in_force()
-    assert (told["path"], told["exists"]) == (str(settings), False)
-    assert {key: (one["value"], one["source"]) for key, one in told["settings"].items()} == {
+    shown = in_force()
+    assert (shown["path"], shown["exists"]) == (str(settings), False)
+    assert {key: (one["value"], one["source"]) for key, one in shown["settings"].items()} == {
         "model": (None, "default"), "preset": (None, "default"), "output_dir": (None, "default"),
     }  # fmt: skip
-    shown = fpsgen("config").stdout
-    assert str(settings) in shown
+    text = fpsgen("config").stdout
+    assert str(settings) in text
     for key in ("model", "preset", "output_dir"):
-        assert f"{key} = " in shown
+        assert f"{key} = " in text
 
 
 def test_the_environment_goes_before_the_file(settings: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings.write_text('# mine\n\nmodel = "14b"\npreset = "fast"\n')
     monkeypatch.setenv("FPSGEN_MODEL", "pocket")
     monkeypatch.setenv("FPSGEN_PRESET", "")  # which says nothing
-    told = in_force()["settings"]
-    assert told["model"]["value"] == "pocket"
-    assert (told["model"]["source"], told["model"]["where"]) == ("environment", "FPSGEN_MODEL")
-    assert told["preset"]["value"] == "fast"
-    assert (told["preset"]["source"], told["preset"]["where"]) == ("file", f"{settings}, line 4")
+    found = in_force()["settings"]
+    assert found["model"]["value"] == "pocket"
+    assert (found["model"]["source"], found["model"]["where"]) == ("environment", "FPSGEN_MODEL")
+    assert found["preset"]["value"] == "fast"
+    assert (found["preset"]["source"], found["preset"]["where"]) == ("file", f"{settings}, line 4")
 
 
 def test_set_and_unset_change_one_line_and_keep_the_rest(
