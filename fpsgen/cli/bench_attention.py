@@ -11,20 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fpsgen.cli import complete
+from fpsgen.cli import complete, options
 from fpsgen.cli.errors import explained
-from fpsgen.cli.help import option
-from fpsgen.cli.options import (
-    MEASURING,
-    OUTPUT,
-    Json,
-    NoReport,
-    Report,
-    Verbose,
-    check_report,
-    expand,
-    several,
-)
+from fpsgen.cli.help import MEASURING, OUTPUT, option
 from fpsgen.cli.output import Output
 from fpsgen.cli.records import deliver, free_record, keep_record, record_place, report_place
 from fpsgen.cli.tables import Columns
@@ -100,10 +89,10 @@ def attention(
             shown="bench-attention-GPU.json",
         ),
     ] = None,
-    report: Report = None,
-    no_report: NoReport = False,
-    json: Json = False,
-    verbose: Verbose = False,
+    report: options.Report = None,
+    no_report: options.NoReport = False,
+    json: options.Json = False,
+    verbose: options.Verbose = False,
 ) -> None:
     """Measure attention alone, on a CUDA GPU, at Wan2.1's shapes.
 
@@ -117,17 +106,17 @@ def attention(
     out = Output(json, verbose)
     if smoke and (model or res):
         raise UsageError("--smoke has a shape of its own", hint="leave --model and --res out")
-    models = among("--model", [name.lower() for name in several("--model", model)], FAMILIES)
-    resolutions = several("--res", res) or list(sizes.NAMED)
+    models = among("--model", [name.lower() for name in options.several("--model", model)], FAMILIES)
+    resolutions = options.several("--res", res) or list(sizes.NAMED)
     for one in resolutions:
         sizes.check_model_size(*sizes.parse_resolution(one))
-    densities = several("--density", density)
+    densities = options.several("--density", density)
     for one in densities:
         check_density(one)
-    variants = among("--variant", [name.upper() for name in several("--variant", variant)], VARIANTS)
+    variants = among("--variant", [name.upper() for name in options.several("--variant", variant)], VARIANTS)
     if not _LEAST_SECONDS <= seconds <= _MOST_SECONDS:  # nan is neither
         raise UsageError(f"--seconds {seconds:g}: must be {_LEAST_SECONDS} to {_MOST_SECONDS}", hint="try 500")
-    check_report(report, no_report)
+    options.check_report(report, no_report)
     out.loading()
     device = gpu()
     from fpsgen.bench.attention import run
@@ -200,7 +189,7 @@ def gpu() -> torch.device:
 
 def named(output: Path) -> Path:
     """The record that was asked for, .json where that has no suffix."""
-    output = expand(output)
+    output = options.expand(output)
     return output if output.suffix or output.is_dir() else output.with_name(f"{output.name}.json")
 
 

@@ -8,35 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from fpsgen import files
+from fpsgen.cli import options
 from fpsgen.cli.calibrate import Bar, settings_of
 from fpsgen.cli.errors import explained
 from fpsgen.cli.generate import default_name, open_model
-from fpsgen.cli.help import option
-from fpsgen.cli.options import (
-    MACHINE,
-    MEASURING,
-    OUTPUT,
-    ClipSeed,
-    DeviceName,
-    Frames,
-    Guidance,
-    Json,
-    Measured,
-    ModelName,
-    NoReport,
-    Precision,
-    Report,
-    Resolution,
-    Shift,
-    Steps,
-    Verbose,
-    check_report,
-    choose_dtype,
-    choose_text_dtype,
-    expand,
-    parse_device,
-    several,
-)
+from fpsgen.cli.help import MACHINE, MEASURING, OUTPUT, option
 from fpsgen.cli.output import Output
 from fpsgen.cli.prompts import read_prompts
 from fpsgen.cli.records import deliver, free_record, keep_record, record_place, report_place
@@ -80,7 +56,7 @@ def quality(
         ),
     ] = None,
     seeds: Annotated[int, option("N", "How many clips to make of each prompt.", MEASURING, min=1, max=_MOST_SEEDS)] = 1,
-    preset: Measured = "quality",
+    preset: options.Measured = "quality",
     compare: Annotated[
         list[str] | None,
         option(
@@ -91,18 +67,18 @@ def quality(
             shown="bf16",
         ),
     ] = None,
-    model: ModelName = None,
-    res: Resolution = None,
-    frames: Frames = None,
-    steps: Steps = None,
-    guidance: Guidance = None,
-    shift: Shift = None,
-    seed: ClipSeed = FIRST_SEED,
+    model: options.ModelName = None,
+    res: options.Resolution = None,
+    frames: options.Frames = None,
+    steps: options.Steps = None,
+    guidance: options.Guidance = None,
+    shift: options.Shift = None,
+    seed: options.ClipSeed = FIRST_SEED,
     output: Annotated[
         Path | None, option("-o, --output FILE", "The record, a .json file.", OUTPUT, shown="bench-quality.json")
     ] = None,
-    report: Report = None,
-    no_report: NoReport = False,
+    report: options.Report = None,
+    no_report: options.NoReport = False,
     videos: Annotated[
         Path | None, option("FOLDER", "The folder to keep the videos in, with a folder for each contender.", OUTPUT)
     ] = None,
@@ -112,11 +88,11 @@ def quality(
     vbench_bin: Annotated[
         Path | None, option("FILE", "The program of VBench, in its own environment.", MACHINE, shown="vbench on PATH")
     ] = None,
-    device: DeviceName = None,
-    dtype: Precision = None,
+    device: options.DeviceName = None,
+    dtype: options.Precision = None,
     fresh: Annotated[bool, option("--fresh", "Render again what an earlier run has kept.", MEASURING)] = False,
-    json: Json = False,
-    verbose: Verbose = False,
+    json: options.Json = False,
+    verbose: options.Verbose = False,
 ) -> None:
     """Measure the fidelity of a preset over many prompts and seeds.
 
@@ -128,33 +104,33 @@ def quality(
     size = sizes.parse_resolution(res) if res is not None else None
     sizes.check_settings(frames, steps, guidance, shift)
     check_seed(seed)
-    names = several("--compare", compare) or ["bf16"]
+    names = options.several("--compare", compare) or ["bf16"]
     own = read_prompts(prompts) if prompts is not None else None
     if own is not None and not own:
         raise UsageError(f"{prompts} has no prompts", hint="write one prompt on each line")
-    check_report(report, no_report)
+    options.check_report(report, no_report)
     program = check_vbench(vbench, vbench_bin, videos)
     from fpsgen.bench import names as known
 
     known.check(preset, names)  # it imports no torch: so far, whatever cannot be is told at once
-    record_at = record_place(free_record("bench-quality.json") if output is None else expand(output), out)
+    record_at = record_place(free_record("bench-quality.json") if output is None else options.expand(output), out)
     page = report_place(record_at, report, no_report)
     out.loading()
-    target = parse_device(device)
+    target = options.parse_device(device)
     chosen = open_model(model, size, target, out, Timings())
     settings = settings_of(chosen, size, frames=frames, steps=steps, guidance=guidance, shift=shift)
     from fpsgen.bench import prompts as ours
     from fpsgen.bench.quality import Job, line_up, run
 
-    precision = choose_dtype(dtype, target)
+    precision = options.choose_dtype(dtype, target)
     contenders, reference = line_up(preset, names, chosen, settings, target, precision)
     job = Job(
         chosen, settings, own or ours.of(chosen.family), seeds, seed, contenders, reference, target, precision,
-        choose_text_dtype(dtype), ["fpsgen", *sys.argv[1:]],
+        options.choose_text_dtype(dtype), ["fpsgen", *sys.argv[1:]],
     )  # fmt: skip
     for name, outline in job.outlines.items():  # which refuses a preset that does not fit
         out.detail(f"{name}: {outline.told}")
-    clips = video_places(job, expand(videos)) if videos is not None else None
+    clips = video_places(job, options.expand(videos)) if videos is not None else None
     tell_size(out, job)
     try:
         with out.progress() as progress:

@@ -11,29 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from fpsgen import files
-from fpsgen.cli import preferences
+from fpsgen.cli import options, preferences
 from fpsgen.cli.errors import explained
-from fpsgen.cli.help import option
-from fpsgen.cli.options import (
-    MEASURING,
-    OUTPUT,
-    ClipSeed,
-    DeviceName,
-    Frames,
-    Guidance,
-    Json,
-    ModelName,
-    Precision,
-    Resolution,
-    Shift,
-    Steps,
-    Verbose,
-    check_report,
-    choose_dtype,
-    choose_text_dtype,
-    expand,
-    parse_device,
-)
+from fpsgen.cli.help import MEASURING, OUTPUT, option
 from fpsgen.cli.output import Output, readable
 from fpsgen.cli.prompts import read_prompts
 from fpsgen.cli.records import Kept, check_place, deliver, keep, report_place
@@ -65,7 +45,7 @@ _AT_ONCE = 0.005  # seconds for a step's work, which no model is quick enough fo
 
 @explained
 def calibrate(
-    model: ModelName = None,
+    model: options.ModelName = None,
     min_psnr: Annotated[
         float | None,
         option(
@@ -92,11 +72,11 @@ def calibrate(
         ),
     ] = None,
     no_report: Annotated[bool, option("--no-report", "Write the preset alone.", OUTPUT)] = False,
-    res: Resolution = None,
-    frames: Frames = None,
-    steps: Steps = None,
-    guidance: Guidance = None,
-    shift: Shift = None,
+    res: options.Resolution = None,
+    frames: options.Frames = None,
+    steps: options.Steps = None,
+    guidance: options.Guidance = None,
+    shift: options.Shift = None,
     prompts: Annotated[
         Path | None,
         option(
@@ -114,13 +94,13 @@ def calibrate(
         int | None,
         option("N", "How many of the next prompts to verify on.", MEASURING, min=1, shown="8 for pocket, 1 for Wan2.1"),
     ] = None,
-    seed: ClipSeed = 0,
-    device: DeviceName = None,
-    dtype: Precision = None,
+    seed: options.ClipSeed = 0,
+    device: options.DeviceName = None,
+    dtype: options.Precision = None,
     dry_run: Annotated[bool, option("--dry-run", "Say how long it would take; measure nothing.", MEASURING)] = False,
     fresh: Annotated[bool, option("--fresh", "Measure again what an earlier run has kept.", MEASURING)] = False,
-    json: Json = False,
-    verbose: Verbose = False,
+    json: options.Json = False,
+    verbose: options.Verbose = False,
 ) -> None:
     """Find how sparse and how precise attention may be, and write it as a preset.
 
@@ -134,11 +114,11 @@ def calibrate(
     check_seed(seed)
     budget = budget_of(min_psnr, max_error, target_cost)
     own = read_prompts(prompts) if prompts is not None else None
-    check_report(report, no_report)
-    if output is not None and not dry_run and (replaced := check_output(output := expand(output))):
+    options.check_report(report, no_report)
+    if output is not None and not dry_run and (replaced := check_output(output := options.expand(output))):
         out.note(f"{printable(output)} is replaced: {replaced}")
     out.loading()
-    target = parse_device(device)  # which imports torch: so far, whatever cannot be is told at once
+    target = options.parse_device(device)  # which imports torch: so far, whatever cannot be is told at once
     chosen = choose_model(model, size, target.type == "cuda", dry_run, out)
     given = {"frames": frames, "steps": steps, "guidance": guidance, "shift": shift}
     if output is None:
@@ -147,10 +127,10 @@ def calibrate(
             check_output(output)
     job = make_job(chosen, size, given, budget, own, (clips, checks), seed, output.name)
     if dry_run:
-        tell_estimate(out, job, target, choose_dtype(dtype, target))
+        tell_estimate(out, job, target, options.choose_dtype(dtype, target))
         return
     page = report_place(output, report, no_report)
-    precision, text_precision = choose_dtype(dtype, target), choose_text_dtype(dtype)
+    precision, text_precision = options.choose_dtype(dtype, target), options.choose_text_dtype(dtype)
     out.detail(f"model {chosen.name} from {chosen.folder}; {target}, {str(precision).removeprefix('torch.')}")
     from fpsgen.calibrate.run import calibrate as run
 

@@ -10,21 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fpsgen.cli import complete
+from fpsgen.cli import complete, options
 from fpsgen.cli.errors import explained
-from fpsgen.cli.help import App, argument, option
-from fpsgen.cli.options import (
-    VIDEO,
-    Frames,
-    Grid,
-    GridName,
-    Json,
-    Shift,
-    Solver,
-    SolverName,
-    Steps,
-    Verbose,
-)
+from fpsgen.cli.help import VIDEO, App, argument, option
 from fpsgen.cli.output import Output
 from fpsgen.cli.tables import Columns
 from fpsgen.errors import UsageError
@@ -87,8 +75,8 @@ class Subject:
     config: WanConfig
     tile: Callable[[Shape3], Shape3]
     settings: sizes.Defaults
-    solver: SolverName = SolverName.UNIPC
-    grid: GridName = GridName.ORIGINAL
+    solver: options.SolverName = options.SolverName.UNIPC
+    grid: options.GridName = options.GridName.ORIGINAL
 
     def tiles(self, preset: Preset) -> TileGrid:
         from fpsgen.attention.tiles import TileGrid
@@ -137,7 +125,7 @@ def chosen(
 
 @app.callback(invoke_without_command=True)
 @explained
-def bare(context: typer.Context, json: Json = False) -> None:
+def bare(context: typer.Context, json: options.Json = False) -> None:
     """List presets, show what one does and saves, check a file.
 
     Without a command: list the presets that come with fpsgen.
@@ -152,7 +140,7 @@ def bare(context: typer.Context, json: Json = False) -> None:
 
 @app.command("list", epilog="fpsgen presets list --json")
 @explained
-def list_presets(json: Json = False) -> None:
+def list_presets(json: options.Json = False) -> None:
     """List the presets that come with fpsgen."""
     tell_list(Output(json))
 
@@ -231,13 +219,13 @@ def show(
     name: Name,
     model: Model = None,
     res: Res = None,
-    frames: Frames = None,
-    steps: Steps = None,
-    shift: Shift = None,
-    solver: Solver = SolverName.UNIPC,
-    grid: Grid = GridName.ORIGINAL,
-    json: Json = False,
-    verbose: Verbose = False,
+    frames: options.Frames = None,
+    steps: options.Steps = None,
+    shift: options.Shift = None,
+    solver: options.Solver = options.SolverName.UNIPC,
+    grid: options.Grid = options.GridName.ORIGINAL,
+    json: options.Json = False,
+    verbose: options.Verbose = False,
 ) -> None:
     """Show what a preset does at each step, and what it saves. No weights are needed."""
     out = Output(json, verbose)
@@ -257,8 +245,8 @@ def check(
     file: Annotated[str, argument("FILE", "The preset, a .toml file.", offers=complete.presets)],
     model: Model = None,
     res: Res = None,
-    frames: Frames = None,
-    json: Json = False,
+    frames: options.Frames = None,
+    json: options.Json = False,
 ) -> None:
     """Check a preset's file: what is wrong and in which line, or whether it fits the videos of its model."""
     from fpsgen.presets import file as files
