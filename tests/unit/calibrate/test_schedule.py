@@ -118,3 +118,16 @@ def test_what_most_layers_do_is_said_once() -> None:
     assert phase.window == candidates.windows[0]
     assert [own.at for own in phase.layers] == [(4,)]
     check(made, found, candidates, phases, 2)
+
+
+def test_a_window_that_spans_its_axis_spans_a_longer_one_as_far_as_odd_lengths_go() -> None:
+    """4 tiles along T are all there are here: as such they may be even, and would fit no video of more frames."""
+    short, longer = TileGrid((7, 6, 10), (2, 2, 2)), TileGrid((15, 6, 10), (2, 2, 2))
+    candidates = Candidates(short, 75_600)
+    one, other = candidates.windows.index((4, 1, 1)), candidates.windows.index((4, 1, 3))
+    found = Schedule(torch.ones(1, 2, dtype=torch.int64), torch.tensor([[[one, one], [one, other]]]), 0.5, 0.1)
+    phases = spans(2, 1, SHIFT, "unipc", "original")
+    made = schedule.preset(found, candidates, phases, "made.toml", "pocket")
+    check(made, found, candidates, phases, 2)
+    (layers,) = made.plans(longer, 2, 2).values()
+    assert [plan.windows for plan in layers] == [((5, 1, 1),), ((5, 1, 1), (5, 1, 3))]

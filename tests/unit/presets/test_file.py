@@ -272,3 +272,5 @@ def test_bf16_is_no_file() -> None:
     assert not parse(WHOLE).is_exact
     assert not parse(LAYERS + "qk = 'fp8'\n").is_exact
     assert parse(LAYERS + "window = 'dense'\n").is_exact
+    for one in ("qk = 'int8'", "pv = 'fp8'", "window = [3, 3, 3]", "density = 0.5"):
+        assert not parse(LAYERS + one + "\n").is_exact, one

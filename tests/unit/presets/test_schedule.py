@@ -90,6 +90,31 @@ def test_equal_plans_are_one() -> None:
     assert len({id(plan) for plan in layers}) == 1
 
 
+@pytest.mark.parametrize(
+    ("own", "expected"),
+    [
+        ("qk = 'fp8'", {"qk": "fp8"}),
+        ("pv = 'bf16'", {"pv": "bf16"}),
+        ("smooth_k = false", {"smooth_k": False}),
+        ("window = [1, 3, 3]", {"windows": ((1, 3, 3),)}),
+        ("window = 'dense'", {"windows": (None,)}),
+        ("heads = 'ab'", {"windows": ((3, 3, 3), (1, 1, 3)), "heads": (0, 1)}),
+        ("heads = 'ba'", {"windows": ((1, 1, 3), (3, 3, 3)), "heads": (0, 1)}),
+    ],
+)
+def test_plans_that_differ_in_one_thing_stay_two(own: str, expected: dict) -> None:
+    """Of one layer in two phases. Equal plans are shared; that must not make one of two that are nearly equal."""
+    usual = "window = [3, 3, 3]\nqk = 'int8'\npv = 'fp8'\n"
+    said = "[[phase]]\nsigma = [{}]\n" + usual + "[[phase.layers]]\nat = '1'\n{}\n"
+    windows = "[windows]\na = [3, 3, 3]\nb = [1, 1, 3]\n" if "heads" in own else ""
+    preset = parse("format = 1\n" + said.format("1.0, 0.5", "qk = 'int8'") + said.format("0.5, 0.0", own) + windows)
+    (_, first), (_, second) = preset.plans(TILES, 2, 2).values()
+    fields: dict = {"windows": ((3, 3, 3),), "heads": (), "qk": "int8", "pv": "fp8", "smooth_k": True}
+    for plan, wanted in ((first, fields), (second, fields | expected)):
+        assert {name: getattr(plan, name) for name in fields} == wanted
+    assert len({first, second}) == 2
+
+
 @pytest.mark.parametrize("density", [1e-9, 0.05, 0.25, 0.5, 0.9, 1.0])
 def test_density_is_kept_at_least_and_little_more(density: float) -> None:
     (layers,) = parse(ONE + f"density = {density}\n").plans(WIDE, 1, 1).values()
@@ -113,6 +138,7 @@ def test_bf16_is_dense_everywhere() -> None:
         (ONE + "heads = '----'\n", 4, "heads has 4 letters, and this model 3 heads"),
         (ONE + "[[phase.layers]]\nat = '1'\nheads = '-'\n", 6, "heads has 1 letters"),
         (ONE + "[[phase.layers]]\nat = '0,5-6'\nqk = 'fp8'\n", 5, "there is no layer 6: this model's are 0 to 4"),
+        (ONE + "[[phase.layers]]\nat = '5'\nqk = 'fp8'\n", 5, "there is no layer 5: this model's are 0 to 4"),
     ],
 )
 def test_what_does_not_fit_the_video_or_the_model(text: str, line: int, told: str) -> None:

@@ -138,7 +138,8 @@ def test_the_pocket_s_grades_are_calibrated_on_the_very_model_that_ships() -> No
 
 
 @pytest.mark.parametrize(
-    ("size", "named"), [((848, 480), "480p"), ((832, 496), "480p"), ((1024, 576), "480p"), ((1024, 704), "720p")]
+    ("size", "named"),
+    [((848, 480), "480p"), ((832, 496), "480p"), ((1024, 576), "480p"), ((800, 800), "720p"), ((1024, 704), "720p")],
 )
 def test_another_size_takes_the_grade_of_the_nearest(size: tuple[int, int], named: str) -> None:
     assert shipped.of_grade("fast", "14b", *size).name == f"14b-{named}-fast"

@@ -51,6 +51,75 @@ def test_illegal_frames_name_the_nearest(frames: int, near: str) -> None:
     assert caught.value.hint == f"try --frames {near}"
 
 
+@pytest.mark.parametrize("text", ["4112x16", "16x4112", "15x16", "16x15"])
+def test_sides_end_at_the_smallest_and_largest(text: str) -> None:
+    assert sizes.parse_resolution("4096x16") == (4096, 16)
+    with pytest.raises(UsageError, match="each side must be 16 to 4096 pixels"):
+        sizes.parse_resolution(text)
+
+
+@pytest.mark.parametrize(("width", "height"), [(840, 480), (832, 488)])
+def test_both_sides_are_multiples_of_16(width: int, height: int) -> None:
+    with pytest.raises(UsageError, match="multiples of 16"):
+        sizes.check_model_size(width, height)
+
+
+@pytest.mark.parametrize(("width", "height", "near"), [(101, 64, "102x64"), (64, 33, "64x34")])
+def test_both_sides_of_a_file_are_even(width: int, height: int, near: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        sizes.check_scaled_size(width, height)
+    assert caught.value.hint == f"try --res {near}"
+
+
+def test_frames_end_where_positions_do() -> None:
+    """1024 positions in time: 1 frame, then 4 for each further one."""
+    sizes.check_frames(1 + 4 * 1023)
+    with pytest.raises(UsageError, match="at most 4093"):
+        sizes.check_frames(1 + 4 * 1024)
+
+
+@pytest.mark.parametrize(
+    ("setting", "good", "bad"),
+    [
+        ("steps", (1, 1000), (0, 1001)),
+        ("guidance", (0, 1, 100), (-0.1, 100.1, float("nan"))),
+        ("shift", (0.01, 100), (0.009, 100.1, float("nan"))),
+        ("frames", (1, 81), (0, 80)),
+    ],
+)
+def test_settings_end_where_they_mean_nothing(setting: str, good: tuple, bad: tuple) -> None:
+    nothing = {"frames": None, "steps": None, "guidance": None, "shift": None}
+    for value in good:
+        sizes.check_settings(**nothing | {setting: value})
+    for value in bad:
+        with pytest.raises(UsageError, match=f"--{setting}"):
+            sizes.check_settings(**nothing | {setting: value})
+
+
+def test_latents_of_a_video() -> None:
+    """4 frames of 8 x 8 pixels each, but the first, which stands alone."""
+    assert sizes.latent_shape(81, 480, 832) == (21, 60, 104)
+    assert sizes.latent_shape(1, 720, 1280) == (1, 90, 160)
+
+
+@pytest.mark.parametrize(("dim", "family"), [(192, "1.3b"), (1536, "1.3b"), (1664, "14b"), (5120, "14b")])
+def test_a_model_is_taken_for_the_family_of_its_width(dim: int, family: str) -> None:
+    assert sizes.family_of(dim) == family
+    assert sizes.defaults_of(dim) is sizes.DEFAULTS[family]
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "name"), [(832, 480, "480p"), (480, 832, "480p"), (832, 496, "720p"), (1280, 720, "720p")]
+)
+def test_a_size_takes_the_settings_of_the_named_one_that_holds_it(width: int, height: int, name: str) -> None:
+    assert sizes.named_size(width, height) == name
+
+
+def test_what_is_given_overrides_a_default() -> None:
+    own = sizes.DEFAULTS["14b"].override(guidance=0.0, steps=None, negative="")
+    assert (own.guidance, own.steps, own.negative) == (0.0, 50, "")
+
+
 def test_wan_defaults() -> None:
     """Wan2.1 `generate.py` and README, stated here a second time on purpose."""
     small, large = sizes.DEFAULTS["1.3b"], sizes.DEFAULTS["14b"]

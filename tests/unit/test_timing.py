@@ -1,0 +1,67 @@
+"""Where time went, by a clock that goes by hand."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from fpsgen.timing import PHASES, Timings
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    own = Clock()
+    monkeypatch.setattr(time, "perf_counter", own)
+    return own
+
+
+def test_phases_add_up_and_pauses_are_nobodys(clock: Clock) -> None:
+    timings = Timings(_started=clock.now)
+    with timings.phase("load"):
+        clock.now += 2
+    clock.now += 0.5  # between phases: the total's alone
+    with timings.phase("denoise"):
+        clock.now += 3
+        with timings.pause():
+            clock.now += 40
+    with timings.pause():
+        clock.now += 7
+    with timings.phase("load"):
+        clock.now += 1
+    timings.stop()
+    assert timings.seconds == dict.fromkeys(PHASES, 0.0) | {"load": 3.0, "denoise": 3.0}
+    assert timings.total == 6.5
+
+
+def test_a_phase_that_fails_counts(clock: Clock) -> None:
+    timings = Timings(_started=clock.now)
+
+    def decode() -> None:
+        with timings.phase("decode"):
+            clock.now += 2
+            with timings.pause():
+                clock.now += 5
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        decode()
+    assert timings.seconds["decode"] == 2
+
+
+def test_the_record_tells_the_mean_of_the_steps() -> None:
+    timings = Timings()
+    assert timings.as_dict()["step_mean"] is None
+    timings.steps += [1.0, 2.0, 6.0]
+    timings.total, timings.peak_memory = 9.12345, 7
+    told = timings.as_dict()
+    assert (told["step_mean"], told["steps"], told["total"]) == (3.0, [1.0, 2.0, 6.0], 9.123)
+    assert told["peak_memory_bytes"] == 7
+    assert set(PHASES) < set(told)
