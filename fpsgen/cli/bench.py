@@ -13,39 +13,11 @@ import typer
 from rich.markup import escape
 
 from fpsgen import files
-from fpsgen.cli import bench_attention, bench_quality, complete
+from fpsgen.cli import bench_attention, bench_quality, complete, options
 from fpsgen.cli.bench_tables import tables
 from fpsgen.cli.errors import explained
 from fpsgen.cli.generate import fit, open_model
-from fpsgen.cli.help import App
-from fpsgen.cli.options import (
-    MEASURING,
-    OUTPUT,
-    SAMPLING,
-    DeviceName,
-    Frames,
-    Grid,
-    GridName,
-    Guidance,
-    Json,
-    Measured,
-    ModelName,
-    NoReport,
-    Precision,
-    Report,
-    Resolution,
-    Shift,
-    Solver,
-    SolverName,
-    Steps,
-    Verbose,
-    check_report,
-    choose_dtype,
-    choose_text_dtype,
-    expand,
-    parse_device,
-    several,
-)
+from fpsgen.cli.help import MEASURING, OUTPUT, SAMPLING, App, option
 from fpsgen.cli.output import Output
 from fpsgen.cli.prompts import as_text, check_prompts
 from fpsgen.cli.records import deliver, free_record, keep_record, record_place, report_place
@@ -85,82 +57,59 @@ def bench(
     context: typer.Context,
     compare: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="NAME",
-            help="What to compare with: bf16 (dense attention by the fastest kernel found here), a preset, a kernel "
+        option(
+            "NAME",
+            "What to compare with: bf16 (dense attention by the fastest kernel found here), a preset, a kernel "
             "(sdpa-flash, sdpa-cudnn, sdpa-efficient, sdpa-math, flex, fa2, fa3, fa4, sage) or diffusers. Repeat the "
             "option, or separate names with commas. bf16 is the reference if it is among them, else the first.",
-            show_default="bf16",
-            rich_help_panel=MEASURING,
+            MEASURING,
+            shown="bf16",
         ),
     ] = None,
-    preset: Measured = "quality",
-    prompt: Annotated[
-        str | None,
-        typer.Option(metavar="TEXT", help="What the video shows.", show_default=PROMPT, rich_help_panel=MEASURING),
-    ] = None,
-    model: ModelName = None,
+    preset: options.Measured = "quality",
+    prompt: Annotated[str | None, option("TEXT", "What the video shows.", MEASURING, shown=PROMPT)] = None,
+    model: options.ModelName = None,
     random_weights: Annotated[
         str | None,
-        typer.Option(
-            metavar="MODEL",
-            help="Random weights in the shapes of 1.3b or 14b: no checkpoint is needed; one step of each phase is "
+        option(
+            "MODEL",
+            "Random weights in the shapes of 1.3b or 14b: no checkpoint is needed; one step of each phase is "
             "timed, and the whole is extrapolated from them.",
-            rich_help_panel=MEASURING,
-            autocompletion=complete.wan_models,
+            MEASURING,
+            offers=complete.wan_models,
         ),
     ] = None,
-    res: Resolution = None,
-    frames: Frames = None,
-    steps: Steps = None,
-    guidance: Guidance = None,
-    shift: Shift = None,
-    solver: Solver = SolverName.UNIPC,
-    grid: Grid = GridName.ORIGINAL,
-    seed: Annotated[
-        int,
-        typer.Option(metavar="N", help="The seed of the noise, which is the same for all.", rich_help_panel=SAMPLING),
-    ] = 0,
+    res: options.Resolution = None,
+    frames: options.Frames = None,
+    steps: options.Steps = None,
+    guidance: options.Guidance = None,
+    shift: options.Shift = None,
+    solver: options.Solver = options.SolverName.UNIPC,
+    grid: options.Grid = options.GridName.ORIGINAL,
+    seed: Annotated[int, option("N", "The seed of the noise, which is the same for all.", SAMPLING)] = 0,
     pairs: Annotated[
         int,
-        typer.Option(
+        option(
+            "N",
+            "How many warm runs of each, in the order A B B A; 0 measures only the cold runs.",
+            MEASURING,
             min=0,
             max=MOST_PAIRS,
-            metavar="N",
-            help="How many warm runs of each, in the order A B B A; 0 measures only the cold runs.",
-            rich_help_panel=MEASURING,
         ),
     ] = 2,
     output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="FILE",
-            help="The record, a .json file.",
-            show_default="bench-MODEL-PRESET.json",
-            rich_help_panel=OUTPUT,
-        ),
+        Path | None, option("-o, --output FILE", "The record, a .json file.", OUTPUT, shown="bench-MODEL-PRESET.json")
     ] = None,
-    report: Report = None,
-    no_report: NoReport = False,
-    videos: Annotated[
-        Path | None,
-        typer.Option(metavar="FOLDER", help="The folder to keep the videos in.", rich_help_panel=OUTPUT),
-    ] = None,
-    device: DeviceName = None,
-    dtype: Precision = None,
+    report: options.Report = None,
+    no_report: options.NoReport = False,
+    videos: Annotated[Path | None, option("FOLDER", "The folder to keep the videos in.", OUTPUT)] = None,
+    device: options.DeviceName = None,
+    dtype: options.Precision = None,
     yes: Annotated[
-        bool,
-        typer.Option(
-            "--yes",
-            "-y",
-            help="Do not ask before --random-weights takes minutes on a CPU.",
-            rich_help_panel=MEASURING,
-        ),
+        bool, option("-y, --yes", "Do not ask before --random-weights takes minutes on a CPU.", MEASURING)
     ] = False,
-    json: Json = False,
-    verbose: Verbose = False,
+    json: options.Json = False,
+    verbose: options.Verbose = False,
 ) -> None:
     """Measure the speed and the fidelity of a preset.
 
@@ -177,8 +126,8 @@ def bench(
     check_seed(seed)
     size = sizes.parse_resolution(res) if res is not None else None
     sizes.check_settings(frames, steps, guidance, shift)
-    names = several("--compare", compare) or ["bf16"]
-    check_report(report, no_report)
+    names = options.several("--compare", compare) or ["bf16"]
+    options.check_report(report, no_report)
     if random_weights is not None and videos is not None:
         raise UsageError("--random-weights makes no videos", hint="leave --videos out")
     if random_weights is not None and prompt is not None:
@@ -188,10 +137,10 @@ def bench(
     known.check(preset, names)  # it imports no torch: so far, whatever cannot be is told at once
     if random_weights is not None:
         check_random(random_weights, model)
-    record_at = None if output is None else record_place(expand(output), out)
+    record_at = None if output is None else record_place(options.expand(output), out)
     out.loading()
-    target = parse_device(device)
-    precision, text_precision = choose_dtype(dtype, target), choose_text_dtype(dtype)
+    target = options.parse_device(device)
+    precision, text_precision = options.choose_dtype(dtype, target), options.choose_text_dtype(dtype)
     chosen = choose(model, random_weights, size, target, out)
     width, height, scale_to = fit(chosen, size, out)
     if record_at is None:
@@ -298,7 +247,7 @@ def kept_in(folder: Path | None) -> Iterator[Path]:
         with files.temporary_folder("bench") as temporary:
             yield temporary
         return
-    folder = expand(folder)
+    folder = options.expand(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         files.check_writable(folder / "video.mp4")

@@ -10,9 +10,8 @@ import typer
 from fpsgen.cli import complete, preferences
 from fpsgen.cli.errors import explained
 from fpsgen.cli.help import App, argument
-from fpsgen.cli.options import Json, expand
+from fpsgen.cli.options import Json, alone, expand
 from fpsgen.cli.output import Output
-from fpsgen.errors import UsageError
 
 EXAMPLES = """
 fpsgen config
@@ -38,10 +37,7 @@ def show(context: typer.Context, json: Json = False) -> None:
     Without a command: show the settings, and where each comes from. The command line goes before the environment
     variables FPSGEN_MODEL, FPSGEN_PRESET and FPSGEN_OUTPUT_DIR, and these before the settings file.
     """
-    if context.invoked_subcommand is not None:
-        if json:
-            hint = f"fpsgen config {context.invoked_subcommand} … --json"
-            raise UsageError("--json stands before the command", hint=hint)
+    if not alone(context, json):
         return
     out, place = Output(json), preferences.path()
     found = {key: preferences.choice(key) for key in preferences.KEYS}

@@ -11,7 +11,7 @@ import typer
 from fpsgen.cli import complete
 from fpsgen.cli.errors import explained
 from fpsgen.cli.help import App, argument, option
-from fpsgen.cli.options import Json
+from fpsgen.cli.options import Json, alone
 from fpsgen.cli.output import Output, readable
 from fpsgen.cli.tables import Columns
 from fpsgen.errors import UsageError
@@ -40,12 +40,8 @@ def bare(context: typer.Context, json: Json = False) -> None:
 
     Without a command: list them, and which are compiled.
     """
-    if context.invoked_subcommand is None:
+    if alone(context, json):
         tell_list(Output(json))
-    elif json:
-        raise UsageError(
-            "--json stands before the command", hint=f"fpsgen kernels {context.invoked_subcommand} … --json"
-        )
 
 
 @app.command("list", epilog="fpsgen kernels list --json")

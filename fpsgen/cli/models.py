@@ -12,7 +12,7 @@ import typer
 from fpsgen.cli import complete
 from fpsgen.cli.errors import explained
 from fpsgen.cli.help import App, argument, option
-from fpsgen.cli.options import Json, Verbose, expand
+from fpsgen.cli.options import Json, Verbose, alone, expand
 from fpsgen.cli.output import Output, hush, readable
 from fpsgen.cli.tables import Columns
 from fpsgen.errors import ModelError, Stopped, UsageError
@@ -51,12 +51,8 @@ def show(context: typer.Context, json: Json = False) -> None:
 
     Without a command: list the models that fpsgen knows, and which of them are on this disk.
     """
-    if context.invoked_subcommand is None:
+    if alone(context, json):
         show_list(Output(json))
-    elif json:
-        raise UsageError(
-            "--json stands before the command", hint=f"fpsgen models {context.invoked_subcommand} … --json"
-        )
 
 
 @app.command("list", epilog="fpsgen models list --json")

@@ -10,6 +10,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+import typer
+
 from fpsgen import assets
 from fpsgen.cli import complete
 from fpsgen.cli.help import MACHINE, MEASURING, OUTPUT, SAMPLING, VIDEO, option
@@ -157,6 +159,14 @@ def check_report(report: Path | None, no_report: bool) -> None:
     """UsageError where a report is asked for and forbidden."""
     if no_report and report is not None:
         raise UsageError("--report and --no-report contradict each other", hint="leave one out")
+
+
+def alone(context: typer.Context, json: bool) -> bool:
+    """Whether a group of commands is run without one; UsageError where --json stands before one."""
+    command = context.invoked_subcommand
+    if command is not None and json:
+        raise UsageError("--json stands before the command", hint=f"{context.command_path} {command} … --json")
+    return command is None
 
 
 def several(option: str, given: Iterable[str] | None) -> list[str]:

@@ -15,7 +15,6 @@ from fpsgen.cli.errors import explained
 from fpsgen.cli.help import VIDEO, App, argument, option
 from fpsgen.cli.output import Output
 from fpsgen.cli.tables import Columns
-from fpsgen.errors import UsageError
 from fpsgen.printable import printable
 from fpsgen.report.words import counted
 from fpsgen.wan import sizes
@@ -130,12 +129,8 @@ def bare(context: typer.Context, json: options.Json = False) -> None:
 
     Without a command: list the presets that come with fpsgen.
     """
-    if context.invoked_subcommand is None:
+    if options.alone(context, json):
         tell_list(Output(json))
-    elif json:
-        raise UsageError(
-            "--json stands before the command", hint=f"fpsgen presets {context.invoked_subcommand} … --json"
-        )
 
 
 @app.command("list", epilog="fpsgen presets list --json")
