@@ -148,10 +148,10 @@ def generate(
         if output.exists():
             out.note(f"{output} exists: the new video will replace it")
             out.loading()
+        target = parse_device(device)
         from fpsgen import memory, pipeline
 
         memory.settle()
-        target = parse_device(device)
         chosen = named_model or choose_model(size, target, out, timings)
     width, height, scale_to = fit(chosen, size, out)
     if chosen.card and size is None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from fpsgen.cli import app
@@ -85,3 +88,20 @@ def test_a_prompt_that_reads_like_the_option_is_a_prompt() -> None:
     result = run("generate", "--frames", "80", "--", "--json")
     assert (result.exit_code, result.stdout) == (2, "")
     assert "4n + 1" in result.stderr
+
+
+def commands(group: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """All commands with their names, groups that are commands themselves included."""
+    for name, command in group.commands.items():
+        yield f"{path}{name}", command
+        if hasattr(command, "commands"):
+            yield from commands(command, f"{path}{name} ")
+
+
+def test_every_command_answers_in_json_and_its_object_is_documented() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "json.md").read_text(encoding="utf-8")
+    for name, command in commands(typer.main.get_command(app)):
+        assert any("--json" in parameter.opts for parameter in command.params), name
+        assert f"\n## {name}\n" in page or f"`{name}` prints the same" in page, name
+    for key in ("error", "hint", "exit_code"):
+        assert f"| `{key}` |" in page
