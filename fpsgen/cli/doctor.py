@@ -47,7 +47,7 @@ def sections(report: dict[str, dict]) -> Iterator[tuple[str, Columns]]:
         table.column("")
         table.column("", prose=True)
         for label, text in rows(found) if "fault" not in found else [("failed", found["fault"])]:
-            table.row(f"  {label:16}", text)
+            table.row(f"  {label:15}", text)
         yield title, table
 
 
