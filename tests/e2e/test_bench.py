@@ -17,7 +17,7 @@ from fpsgen.timing import PHASES
 from fpsgen.wan import vae as wan_vae
 from tests.tools.bench import EXACT, HALVES, Bench
 from tests.tools.bench import bench as bench_cli
-from tests.tools.cli import fill_disk
+from tests.tools.disk import fill_disk
 from tests.tools.videos import read
 
 

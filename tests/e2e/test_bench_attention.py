@@ -17,9 +17,8 @@ from fpsgen.bench.attention import report, run
 from fpsgen.bench.attention.contenders import Contender
 from fpsgen.bench.attention.shapes import DENSITIES, Shape
 from fpsgen.cli import app, bench_attention
-from tests.tools import cli
 from tests.tools.attention import CARD, fake, line
-from tests.tools.cli import fill_disk
+from tests.tools.disk import fill_disk
 
 ROOT = Path(__file__).parents[2]
 
@@ -71,7 +70,9 @@ def test_a_record_a_page_a_report(card: Path) -> None:
 
 def test_json_alone(card: Path) -> None:
     result = attention("--smoke", "--json", "--no-report")
-    found = cli.told(result, "bench attention")
+    from tests.tools.cli import told  # not above, for it reads videos
+
+    found = told(result, "bench attention")
     assert (found["record"], found["page"], found["report"]) == (
         "bench-attention-smoke.json",
         "bench-attention-smoke.md",

@@ -22,7 +22,8 @@ from fpsgen.bench.words import ASPECTS
 from fpsgen.pipeline import denoise
 from fpsgen.wan.transformer import WanTransformer
 from tests.tools.bench_quality import ROUGH, Quality
-from tests.tools.cli import fill_disk, invoke, told
+from tests.tools.cli import invoke, told
+from tests.tools.disk import fill_disk
 from tests.tools.reports import Page
 
 MEASURES = ("latent_cosine", "latent_error", "psnr", "ssim", "lpips")
@@ -394,7 +395,7 @@ def test_help_imports_no_torch() -> None:
         "from typer.testing import CliRunner\n"
         "from fpsgen.cli import app\n"
         "result = CliRunner().invoke(app, ['bench', 'quality', '--help'])\n"
-        "assert 'fpsgen bench quality --preset balanced' in ' '.join(result.stdout.split()), result.output\n"
+        "assert 'fpsgen bench quality --compare bf16,fast' in ' '.join(result.stdout.split()), result.output\n"
         "heavy = {'torch', 'diffusers', 'numpy', 'matplotlib'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )

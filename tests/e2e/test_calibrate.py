@@ -22,7 +22,8 @@ from fpsgen.cli import app
 from fpsgen.errors import RenderError
 from fpsgen.presets import file
 from tests.tools.calibration import Calibrator, forwards
-from tests.tools.cli import fill_disk, invoke, told
+from tests.tools.cli import invoke, told
+from tests.tools.disk import fill_disk
 
 
 def test_a_preset_that_generate_uses(calibrator: Calibrator, pocket_folder: Path, tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 from typer.testing import CliRunner
 
 from fpsgen.cli import app
@@ -38,22 +37,6 @@ class Runner:
         from tests.tools.videos import read  # which tests of what runs without ffmpeg do without
 
         return read(self(prompt, **options)["output"])[1]
-
-
-def fill_disk(monkeypatch: pytest.MonkeyPatch, suffix: str) -> None:
-    """Files that appear whole, of this suffix, find no room from here on."""
-
-    def full(real: Any) -> Any:
-        def write(self: Path, *args: Any, **more: Any) -> int:
-            written = real(self, *args, **more)
-            if self.name.startswith(".fpsgen-") and self.suffix == suffix:
-                raise OSError(28, "No space left on device")
-            return written
-
-        return write
-
-    for name in ("write_text", "write_bytes"):
-        monkeypatch.setattr(Path, name, full(getattr(Path, name)))
 
 
 def models(*args: object) -> Any:
