@@ -45,6 +45,9 @@ def executable() -> str:
     except RuntimeError:
         found = None
     if found is None:
+        if own := os.environ.get("IMAGEIO_FFMPEG_EXE"):
+            told = f"IMAGEIO_FFMPEG_EXE names {printable(own)}, which is no program that can be run"
+            raise UsageError(told, hint="unset it to use the ffmpeg that came with fpsgen")
         raise UsageError(
             "there is no ffmpeg to write videos with",
             hint="pip install --force-reinstall imageio-ffmpeg, or let IMAGEIO_FFMPEG_EXE name one",

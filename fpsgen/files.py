@@ -33,13 +33,21 @@ def _here() -> str:
     return f".fpsgen-{hashlib.sha256(platform.node().encode()).hexdigest()[:6]}-"
 
 
+def resolved(path: Path) -> Path:
+    """Where a file lies, links followed; OSError where they lead in a circle."""
+    try:
+        return path.resolve()
+    except RuntimeError:  # what Python said until 3.13
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path)) from None
+
+
 @contextlib.contextmanager
 def beside(path: Path) -> Iterator[Path]:
     """An empty hidden file next to `path`, or to what it links to, to be written and renamed; removed in the end where
     it was not. Of the suffix and the mode of `path`; short because names are limited, absolute because ffmpeg takes
     "take:1.mp4" for a protocol. Locked while it is ours, so that `sweep` knows it from what a killed run has left.
     """
-    real = path.resolve()
+    real = resolved(path)
     while True:
         hidden = real.with_name(f"{_here()}{secrets.token_hex(6)}{path.suffix}")
         number = os.open(hidden, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)

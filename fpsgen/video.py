@@ -24,6 +24,8 @@ _FORMATS = {
     ".webm": ["-c:v", "libvpx-vp9", *_PICTURE, "-crf", "18", "-b:v", "0", "-row-mt", "1"],
     ".gif": ["-c:v", "gif"],
 }
+# How such files begin: an mp4's first box after its length, the others at once.
+_BEGINNINGS = {".mp4": (4, b"ftyp"), ".webm": (0, b"\x1a\x45\xdf\xa3"), ".gif": (0, b"GIF8")}
 _GIF_PALETTE = "split[a][b];[a]palettegen[p];[b][p]paletteuse"
 _QUALITY = "lanczos+accurate_rnd+full_chroma_int+full_chroma_inp"  # of scaling, and of going from RGB to YUV
 _TRIAL_LIMITS = (10, 20)  # as ffmpeg.LIMITS; a trial takes a tenth of a second
@@ -62,7 +64,8 @@ def check_encoder(path: Path, size: tuple[int, int] | None = None) -> None:
     with files.beside(path) as trial:
         try:
             ffmpeg.run(_arguments(trial, (48, 32), 16, scaled), bytes(2 * 48 * 32 * 3), _TRIAL_LIMITS)
-            reason, full = (None, False) if trial.stat().st_size else ("it wrote nothing", False)
+            _check_video(trial)
+            reason, full = None, False
         except FfmpegError as fault:
             reason, full = str(fault), fault.full
     if reason is None:
@@ -73,6 +76,20 @@ def check_encoder(path: Path, size: tuple[int, int] | None = None) -> None:
     elif own := os.environ.get("IMAGEIO_FFMPEG_EXE"):
         hint = f"IMAGEIO_FFMPEG_EXE names {own}: unset it to use the ffmpeg that came with fpsgen"
     raise UsageError(f"ffmpeg cannot be used to write {path.suffix.lower()} videos here: {reason}", hint)
+
+
+def _check_video(file: Path, least: int = 1) -> None:
+    """FfmpegError where ffmpeg was content and left no file of `least` bytes that begins as videos of its suffix do."""
+    try:
+        with files.open_regular(file) as content:
+            size, start = os.fstat(content.fileno()).st_size, content.read(8)
+    except OSError:
+        size, start = 0, b""
+    place, wanted = _BEGINNINGS[file.suffix.lower()]
+    if size < least:
+        raise FfmpegError(f"it wrote only {size:,} bytes" if size else "it wrote nothing")
+    if not start[place:].startswith(wanted):
+        raise FfmpegError(f"what it wrote is no {file.suffix.lower()} file")
 
 
 def _arguments(
@@ -162,6 +179,7 @@ class VideoWriter:
             return
         try:
             self._ffmpeg.finish()
+            _check_video(self._partial)
         except FfmpegError as fault:
             raise self._error(fault) from None
         with ffmpeg.signals_held():
@@ -187,7 +205,7 @@ class VideoWriter:
         wanted = self.path
         try:
             if self._replace:
-                self._partial.replace(wanted.resolve())  # a link stays one
+                self._partial.replace(files.resolved(wanted))  # a link stays one
             else:
                 self.path = files.put_as_new(self._partial, wanted)
         except OSError as fault:
@@ -212,6 +230,7 @@ class VideoWriter:
                 copy = ["-map", "0", "-map_metadata", "1", "-c", "copy", *movflags, str(tagged)]
                 about = f";FFMETADATA1\ncomment={comment}\n".encode()
                 ffmpeg.run(["-y", "-i", str(real), "-f", "ffmetadata", "-i", "pipe:0", *copy], about)
+                _check_video(tagged, own.st_size // 2)  # another container's overhead may be smaller, no more than that
                 if os.path.samestat(own, real.stat()):  # else another run has put its video there
                     tagged.replace(real)
             return None

@@ -277,6 +277,8 @@ def test_a_folder_that_goes_while_frames_come_is_told_as_gone(tmp_path: Path) ->
         ),
         ('case "$*" in *libx264*) echo "Unknown encoder \'libx264\'" >&2; exit 8;; esac', "libx264", "unset it"),
         ("cat >/dev/null", "it wrote nothing", "unset it"),
+        ('cat >/dev/null; for last; do :; done; rm -f "$last"', "it wrote nothing", "unset it"),
+        ('cat >/dev/null; for last; do :; done; echo junk >"$last"', "is no .mp4 file", "unset it"),
         ("kill -9 $$", "signal 9 ended it", "unset it"),
         ("exec sleep 1000", "did nothing for 1 seconds", "unset it"),
         ("sleep 1000 & wait", "did nothing for 1 seconds", "unset it"),
@@ -318,6 +320,8 @@ def test_sides_that_a_format_cannot_have_are_told_before_any_work(tmp_path: Path
     [
         ("head -c 20000 >/dev/null; echo 'Conversion failed: bad luck.' >&2; exit 1", "bad luck", None),
         ("head -c 20000 >/dev/null; kill -9 $$", "signal 9 ended it", None),
+        ("cat >/dev/null", "it wrote nothing", None),
+        ('cat >/dev/null; for last; do :; done; echo junk >"$last"', "is no .mp4 file", None),
         ("head -c 20000 >/dev/null; exec sleep 1000", "did nothing for 1 seconds", None),
         ("cat >/dev/null; exec sleep 1000", "did nothing for 1 seconds", None),
         ("sleep 1000; true", "did nothing for 1 seconds", None),  # its child has the pipe, and must end, too
@@ -373,6 +377,36 @@ def test_a_signal_that_comes_while_ffmpeg_starts_is_heard(tmp_path: Path, monkey
     assert started[0].wait(10) == -signal.SIGKILL
     assert list(tmp_path.iterdir()) == []
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.parametrize("broken", ["", 'for last; do :; done; echo junk >"$last"'])
+@pytest.mark.parametrize("suffix", [".mp4", ".webm"])
+def test_a_copy_with_a_comment_that_is_no_video_costs_no_video(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, broken: str
+) -> None:
+    """From an ffmpeg that is content with it: a file system that loses what was written, a wrapper that fails."""
+    script = f'case "$*" in *ffmetadata*) cat >/dev/null; {broken or ":"}; exit 0;; esac; exec "$FFMPEG" "$@"'
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", fake_ffmpeg(tmp_path, script))
+    with VideoWriter(tmp_path / f"v{suffix}", (96, 64), fps=16) as writer:
+        writer.write(frames(2))
+        assert "it wrote" in (writer.finish({"seed": 1}) or "")
+    monkeypatch.undo()
+    assert len(read(tmp_path / f"v{suffix}")[1]) == 2
+
+
+def test_what_cannot_be_run_as_ffmpeg_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(tmp_path))
+    with pytest.raises(UsageError, match=f"{re.escape(str(tmp_path))}, which is no program") as refused:
+        check_path(tmp_path / "v.mp4")
+    assert "unset it" in (refused.value.hint or "")
+
+
+def test_a_link_in_a_circle_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "v.mp4").symlink_to("v.mp4")
+    try:
+        check_path(tmp_path / "v.mp4")  # Python 3.13 says nothing of it, and the link is replaced
+    except UsageError as refused:
+        assert "cannot be written" in str(refused)
 
 
 @pytest.mark.parametrize("name", ["v.avi", "v", "absent/v.mp4"])
