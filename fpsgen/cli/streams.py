@@ -2,10 +2,27 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import os
 import sys
 from typing import Any, TextIO, cast
+
+_AS_IT_CAME = "fpsgen.as-it-came"
+
+
+def _as_it_came(fault: UnicodeError) -> tuple[bytes, int]:
+    """What a locale has no letter for: a byte of a file's name stays that byte, so that the name can be used; the rest
+    is escaped."""
+    assert isinstance(fault, UnicodeEncodeError)
+    lacking = fault.object[fault.start : fault.end]
+    return b"".join(
+        bytes([ord(c) - 0xDC00]) if "\udc80" <= c <= "\udcff" else c.encode("ascii", "backslashreplace")
+        for c in lacking
+    ), fault.end  # fmt: skip
+
+
+codecs.register_error(_AS_IT_CAME, _as_it_came)
 
 
 class Unfailing:
@@ -37,7 +54,7 @@ def guard() -> Unfailing:
     _open_closed()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError, OSError, ValueError):  # no file of Python's, or closed
-            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+            stream.reconfigure(errors=_AS_IT_CAME)  # type: ignore[union-attr]
     out = Unfailing(sys.stdout)
     sys.stdout, sys.stderr = cast(TextIO, out), cast(TextIO, Unfailing(sys.stderr))
     return out

@@ -24,6 +24,19 @@ def test_letters_that_the_console_lacks_do_not_undo_the_work(monkeypatch: pytest
         assert raw.getvalue().decode(encoding).strip() == expected
 
 
+@pytest.mark.parametrize(("encoding", "letter"), [("ascii", b"\\u732b"), ("utf-8", "猫".encode())])
+def test_a_files_name_comes_out_as_the_bytes_that_it_is(
+    monkeypatch: pytest.MonkeyPatch, encoding: str, letter: bytes
+) -> None:
+    """So that `mpv "$(fpsgen generate …)"` finds it, whatever the locale has letters for."""
+    monkeypatch.setattr(sys, "stderr", sys.stderr)
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding=encoding))
+    streams.guard()
+    Output().result("猫" + b"caf\xe9-\xd0\xba.mp4".decode("ascii", "surrogateescape"), {})
+    assert raw.getvalue().rstrip() == letter + b"caf\xe9-\xd0\xba.mp4"
+
+
 @pytest.mark.parametrize("number", [errno.EPIPE, errno.ENOSPC, errno.EIO, errno.EBADF])
 def test_streams_that_cannot_be_written_do_not_undo_the_work(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     class Broken(io.StringIO):
