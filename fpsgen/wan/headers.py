@@ -24,6 +24,7 @@ from fpsgen.wan.pickled import ForeignError, NoTableError, pickled_headers
 EMBEDDING = "shared.weight"  # transformers' name of the text encoder's token embedding
 TRUSTED = "use a checkpoint from its publisher"
 _LONGEST_JSON = 64 << 20  # bytes
+_LONGEST_HEADER = 100_000_000  # bytes, by safetensors' own rule
 Rename = Callable[[str], str]
 
 
@@ -36,6 +37,7 @@ def read_json(path: Path) -> dict:
         raise ModelError(f"{printable(path.parent)} holds no {path.name}", hint=FETCH_AGAIN) from None
     except OSError as fault:
         raise unreadable(path, fault) from None
+    kinds.refuse_stand_ins(path, text[: kinds.FIRST_BYTES])
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as damage:
@@ -135,14 +137,18 @@ def opened(file: Path, framework: str) -> Iterator[safe_open]:
 
 
 def _cut(file: Path) -> str | None:
-    """That a safetensors file is shorter than its header says."""
+    """That a safetensors file is shorter than its header says, or does not begin as one."""
     try:
+        size = file.stat().st_size
         with open_regular(file) as content:
-            length = int.from_bytes(content.read(8), "little")
-            header = json.loads(content.read(min(length, _LONGEST_JSON)))
+            length, start = int.from_bytes(content.read(8), "little"), content.read(1)
+            if start != b"{" or length > _LONGEST_HEADER:
+                return "it does not begin as a .safetensors file does"
+            if size < 8 + length:
+                return f"it ends after {size:,} bytes, within its header"
+            header = json.loads(start + content.read(min(length, _LONGEST_JSON) - 1))
         header.pop("__metadata__", None)
         wanted = 8 + length + max(int(tensor["data_offsets"][1]) for tensor in header.values())
-        size = file.stat().st_size
     except Exception:  # whatever damaged bytes lead to
         return None
     return f"it ends after {size:,} of {wanted:,} bytes" if size < wanted else None

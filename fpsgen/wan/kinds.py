@@ -23,7 +23,12 @@ from fpsgen.wan.config import FETCH_AGAIN, OURS
 FIRST_BYTES = 512  # that `PLAIN` looks at
 # By safetensors' names. Others (FP8, INT8, GGUF blocks) need scales that Wan2.1's own formats do not carry.
 FLOATS = ("F32", "BF16", "F16")
-_PREFIXES = ("model.", "diffusion_model.")
+_PREFIXES = re.compile(r"(model\.)?(diffusion_model\.)?")
+
+
+def bare(name: str) -> str:
+    """A transformer's parameter without what ComfyUI and trainers put before it."""
+    return _PREFIXES.sub("", name, count=1)
 
 
 @dataclass(frozen=True)
@@ -47,10 +52,7 @@ class Contents:
         """Every tensor's name in the original's words for a transformer, and its own."""
         renamed = {}
         for own in self.tensors:
-            name = own
-            for prefix in _PREFIXES:
-                name = name.removeprefix(prefix)
-            renamed[keys.TRANSFORMER.to_original(name)] = own
+            renamed[keys.TRANSFORMER.to_original(bare(own))] = own
         return renamed
 
     def has(self, pattern: str) -> bool:
@@ -111,7 +113,7 @@ PLAIN = (
     Plain(
         "web page",
         lambda start: re.match(rb"\s*(\xef\xbb\xbf)?<(!doctype|html|head|\?xml|!--)", start, re.IGNORECASE),
-        "is a web page, not weights: a login or an error page was saved under this name",
+        "is a web page, not the file itself: a login or an error page was saved under this name",
         "fetch the file again, after hf auth login if its site asks for one",
     ),
     Plain(
@@ -125,6 +127,12 @@ PLAIN = (
         lambda start: re.match(rb"\s*[{[]", start),
         "is a JSON file, which holds no weights: an index only names the files that do",
         "give the folder in which it lies",
+    ),
+    Plain(
+        "text",
+        lambda start: re.fullmatch(rb"[\t\r\n\x20-\x7e]+", start),
+        'is text, not weights: it begins with "{start}"',
+        "fetch the file again, after hf auth login if its site asks for one",
     ),
     Plain(
         "pickle",
@@ -147,9 +155,32 @@ _NOT_ALONE = "give --model the transformer's file, or the folder in which all pa
 KINDS = (
     Kind(
         "lora",
-        lambda c: c.has(r"lora_unet_|lora_te|.*\.(lora_(A|B|up|down)\b|diff(_b)?$|hada_|lokr_)"),
+        lambda c: c.has(
+            r"lora_unet_|lora_te|lycoris_|.*\.(lora_(A|B|up|down)\b|lora\.(up|down)\.|diff(_b)?$|hada_|lokr_|oft_|dora_)"
+        ),
         "is a LoRA: it holds changes to a transformer, not a transformer",
         "give the transformer that it changes; later versions of fpsgen will apply LoRAs",
+    ),
+    Kind(
+        "vae",
+        lambda c: c.has(r"(encoder|decoder)\.(conv1|conv_in)\b"),
+        "is a VAE, not a transformer",
+        _NOT_ALONE,
+    ),
+    Kind(
+        "text encoder",
+        lambda c: (
+            not c.channels
+            and c.has(r"token_embedding\.weight|shared\.weight|encoder\.block\.\d+\.layer\.0\.SelfAttention")
+        ),
+        "is a text encoder, not a transformer",
+        _NOT_ALONE,
+    ),
+    Kind(
+        "image encoder",
+        lambda c: not c.channels and c.has(r"(visual|vision_model|image_encoder)\."),
+        "is an image encoder (CLIP), not a transformer",
+        _NOT_ALONE,
     ),
     Kind(
         "fp8, ComfyUI's scaled_fp8",
@@ -243,19 +274,6 @@ KINDS = (
         "holds only a part of a Wan transformer: it has no patch_embedding",
         "give the whole transformer, or the folder of the whole model",
     ),
-    Kind("vae", lambda c: c.has(r"(encoder|decoder)\.(conv1|conv_in)\b"), "is a VAE, not a transformer", _NOT_ALONE),
-    Kind(
-        "text encoder",
-        lambda c: c.has(r"token_embedding\.weight|shared\.weight|encoder\.block\.\d+\.layer\.0\.SelfAttention"),
-        "is a text encoder, not a transformer",
-        _NOT_ALONE,
-    ),
-    Kind(
-        "image encoder",
-        lambda c: c.has(r"(visual|vision_model|image_encoder)\."),
-        "is an image encoder (CLIP), not a transformer",
-        _NOT_ALONE,
-    ),
     Kind("other", lambda c: True, "is no Wan2.1 model: its tensors are called {tensors}", OURS),
 )
 
@@ -266,17 +284,32 @@ def refuse_plain(file: Path, start: bytes) -> None:
         return
     for kind in PLAIN:
         if kind.known_by(start):
-            raise ModelError(f"{printable(file)} {kind.says}", hint=kind.hint)
+            words = printable(" ".join(start.decode(errors="replace").split()), 60)
+            raise ModelError(f"{printable(file)} {kind.says.format(start=words)}", hint=kind.hint)
+
+
+def refuse_stand_ins(file: Path, start: bytes) -> None:
+    """ModelError where a file of another kind, JSON say, is nothing, a Git LFS pointer or a web page instead."""
+    if next((kind.name for kind in PLAIN if kind.known_by(start)), "") in ("empty", "git-lfs pointer", "web page"):
+        refuse_plain(file, start)
 
 
 def kind_of(contents: Contents) -> Kind:
     return next(kind for kind in KINDS if kind.known_by(contents))
 
 
-def refuse_other_kinds(contents: Contents) -> None:
-    """ModelError where a file is no transformer that fpsgen runs."""
-    kind = kind_of(contents)
-    if kind.says is not None:
-        tensors = ", ".join(printable(name, 40) for name in list(contents.tensors)[:3])
-        says = kind.says.format(channels=contents.channels, tensors=tensors or "nothing, for there are none")
-        raise ModelError(f"{printable(contents.file)} {says}", hint=kind.hint)
+def refuse_other_kinds(contents: Contents, wanted: str = "transformer") -> None:
+    """ModelError where a file is not of the kind `wanted`, or holds it in numbers that fpsgen does not read."""
+    kind, eight = kind_of(contents), contents.dtype.startswith(("F8_", "I8", "U8"))
+    if kind.name == wanted and not eight:
+        return
+    tensors = ", ".join(printable(name, 40) for name in list(contents.tensors)[:3])
+    says = (kind.says or "is a transformer").format(
+        channels=contents.channels, tensors=tensors or "nothing, for there are none"
+    )
+    hint = kind.hint
+    if kind.name == wanted:
+        says, hint = f"holds the {wanted} in 8 bits, which fpsgen does not read yet", _NO_8_BIT
+    elif wanted != "transformer":
+        says, hint = f"should be the {wanted}, but {says.removesuffix(', not a transformer')}", FETCH_AGAIN
+    raise ModelError(f"{printable(contents.file)} {says}", hint=hint)

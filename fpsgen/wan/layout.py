@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fpsgen.errors import ModelError
+from fpsgen.files import open_regular
 from fpsgen.printable import printable
 from fpsgen.wan import headers, keys, kinds
 from fpsgen.wan.config import FETCH_AGAIN, OURS, WanConfig, check_original_kind, shown
@@ -38,7 +39,6 @@ _SAME_MODEL = "take all parts from one Wan2.1 model"
 # What a transformer needs beside it: fields of a `Checkpoint`, in words; and those that describe them.
 PARTS = {"text_encoder": "text encoder", "vae": "VAE", "tokenizer": "tokenizer"}
 CONFIGS = ("vae_config", "text_config")
-SINGLE_FILE_PREFIX = "model.diffusion_model."
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class MissingPartsError(ModelError):
 
 def transformer_name(key: str) -> str:
     """Our module's name, the original's, of a transformer parameter in any format."""
-    return keys.TRANSFORMER.to_original(key.removeprefix(SINGLE_FILE_PREFIX))
+    return keys.TRANSFORMER.to_original(kinds.bare(key))
 
 
 def vae_name(key: str) -> str:
@@ -122,40 +122,59 @@ def with_transformer(file: Path, elsewhere: Callable[[], Checkpoint | None]) -> 
     MissingPartsError where one is in neither place; ModelError where the file is another kind, or parts do not fit.
     """
     found = _transformer([file])
+    whole = file.parent.parent if file.parent.name in ("transformer", "transformer_2") else file.parent
+    if whole != file.parent:  # half of a Wan2.2 looks like a Wan2.1
+        try:
+            _check_index(whole)
+        except ModelError as error:
+            raise ModelError(f"{printable(file)} is a part of {printable(whole)}: {error}", hint=error.hint) from None
     try:
-        home = recognise(file.parent.parent if file.parent.name == "transformer" else file.parent)
+        home = recognise(whole)
     except ModelError:
         home = None
     if home and home.transformer == [file]:
         return home
     config = config_of(found)
     if home is None:
-        parts = _beside(file.parent)
+        parts, unfit = _beside(file.parent)
         if lacking := [part for part in PARTS if part not in parts]:
             if (other := elsewhere()) is None:
-                raise MissingPartsError(file, lacking)
+                raise next((unfit[part] for part in lacking if part in unfit), MissingPartsError(file, lacking))
             parts = {name: getattr(other, name) for name in (*PARTS, *CONFIGS)} | parts
         home = Checkpoint("original", config, [file], **parts)
     _check_widths(config, home.vae_config.get("z_dim", config.in_channels), home.text_config.get("d_model"))
     return replace(home, transformer=[file], config=config)
 
 
-def _beside(folder: Path) -> dict[str, Any]:
+def _beside(folder: Path) -> tuple[dict[str, Any], dict[str, ModelError]]:
     """Of text encoder, VAE and tokenizer those that lie in a transformer's folder, as fields of a `Checkpoint`: by the
-    original's names, or by what the files say they are."""
+    original's names, or by what the files say they are. And why others that lie there are not to be used."""
     found: dict[str, Any] = {}
+    unfit: dict[str, ModelError] = {}
     files = {kind: folder / name for kind, name in (("vae", VAE_FILE), ("text encoder", TEXT_ENCODER_FILE))}
     files = {kind: file for kind, file in files.items() if file.is_file()}
     if len(files) < 2:
         files = {_kind_of(file): file for file in sorted(folder.glob("*.safetensors"))} | files
-    if vae := files.get("vae"):
-        found |= {"vae": [vae], "vae_config": vae_config_of(_headers([vae], vae_name))}
-    if text := files.get("text encoder"):
-        found |= {"text_encoder": [text], "text_config": text_config_of(_headers([text], text_encoder_name))}
+    for part, kind, describe in (("vae", "vae", _vae), ("text_encoder", "text encoder", _text_encoder)):
+        if file := files.get(kind):
+            try:
+                found |= describe(file)
+            except ModelError as error:
+                unfit[part] = error
     tokenizers = (folder / TOKENIZER_FOLDER, folder / "tokenizer", folder)
     if tokenizer := next((place for place in tokenizers if (place / "tokenizer.json").is_file()), None):
         found |= {"tokenizer": tokenizer}
-    return found
+    return found, unfit
+
+
+def _vae(file: Path) -> dict[str, Any]:
+    """The fields of a `Checkpoint` that a VAE's file gives."""
+    return {"vae": [file], "vae_config": vae_config_of(_component([file], vae_name, "vae"))}
+
+
+def _text_encoder(file: Path) -> dict[str, Any]:
+    found = _component([file], text_encoder_name, "text encoder")
+    return {"text_encoder": [file], "text_config": text_config_of(found)}
 
 
 def _kind_of(file: Path) -> str:
@@ -265,25 +284,14 @@ def _original(folder: Path) -> Checkpoint:
             hint = f"give the whole model's folder: --model {shlex.quote(str(folder.parent))}"
         raise ModelError(f"{printable(folder)} lacks {', '.join(absent)}", hint)
     files = _original_transformer(folder)
-    text_encoder, vae = [folder / TEXT_ENCODER_FILE], [folder / VAE_FILE]
+    parts = _text_encoder(folder / TEXT_ENCODER_FILE) | _vae(folder / VAE_FILE)
     tokenizer = folder / TOKENIZER_FOLDER
     _check_tokenizer(tokenizer)
     config = config_of(_transformer(files))
     if (folder / "config.json").exists():
         config = config.with_original(read_json(folder / "config.json"))
-    vae_config = vae_config_of(_headers(vae, vae_name))
-    text_config = text_config_of(_headers(text_encoder, text_encoder_name))
-    _check_widths(config, vae_config["z_dim"], text_config["d_model"])
-    return Checkpoint(
-        "original",
-        config,
-        transformer=files,
-        vae=vae,
-        vae_config=vae_config,
-        text_encoder=text_encoder,
-        text_config=text_config,
-        tokenizer=tokenizer,
-    )
+    _check_widths(config, parts["vae_config"]["z_dim"], parts["text_config"]["d_model"])
+    return Checkpoint("original", config, transformer=files, tokenizer=tokenizer, **parts)
 
 
 def _original_transformer(folder: Path) -> list[Path]:
@@ -305,6 +313,8 @@ def _check_tokenizer(folder: Path) -> None:
         told = ", but a spiece.model, which it was made from" if (folder / "spiece.model").is_file() else ""
         hint = f"copy it there from {TOKENIZER_FOLDER.as_posix()} of Wan-AI/Wan2.1-T2V-1.3B: all Wan2.1 models share it"
         raise ModelError(f"{printable(folder)} holds no tokenizer.json{told}", hint)
+    with open_regular(folder / "tokenizer.json") as content:
+        kinds.refuse_stand_ins(folder / "tokenizer.json", content.read(kinds.FIRST_BYTES))
 
 
 def _headers(files: list[Path], rename: headers.Rename) -> dict[str, Header]:
@@ -313,11 +323,15 @@ def _headers(files: list[Path], rename: headers.Rename) -> dict[str, Header]:
 
 def _transformer(files: list[Path]) -> dict[str, Header]:
     """Headers of what should be a transformer; ModelError where its files are another kind."""
+    return _component(files, transformer_name, "transformer")
+
+
+def _component(files: list[Path], rename: headers.Rename, kind: str) -> dict[str, Header]:
     contents = headers.contents(files[0])
     if len(files) > 1:
         contents = Contents(files[0].parent, headers.headers(files), contents.metadata)
-    kinds.refuse_other_kinds(contents)
-    return headers.renamed(contents.tensors, transformer_name)
+    kinds.refuse_other_kinds(contents, kind)
+    return headers.renamed(contents.tensors, rename)
 
 
 def _shape(found: dict[str, Header], name: str, rank: int) -> tuple[int, ...]:

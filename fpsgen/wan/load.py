@@ -67,7 +67,7 @@ def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as fault:  # the library has no type of its own, and its panics are no Exceptions
-        raise ModelError(f"{file} cannot be used: {_first_line(fault)}", FETCH_AGAIN) from None
+        raise ModelError(f"{printable(file)} cannot be used: {_first_line(fault)}", FETCH_AGAIN) from None
     if largest >= (rows := int(checkpoint.text_config["vocab_size"])):
         raise ModelError(f"its tokenizer counts tokens up to {largest}, its text encoder knows {rows}", FETCH_AGAIN)
     name = config.get("eos_token", "</s>")

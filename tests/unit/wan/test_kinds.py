@@ -9,18 +9,20 @@ import io
 import json
 import os
 import pickle
+import shutil
 import zipfile
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from fpsgen.errors import ModelError
-from fpsgen.wan import keys, models
+from fpsgen.wan import keys, load, models
 from fpsgen.wan.kinds import Contents, Header, kind_of
 from tests.tools import golden
 
+T5, VAE, DIT = "models_t5_umt5-xxl-enc-bf16.pth", "Wan2.1_VAE.pth", "diffusion_pytorch_model.safetensors"
 FP8 = torch.float8_e4m3fn
 TINY = golden.transformer(128, 96, 2)
 
@@ -57,6 +59,10 @@ EXPERT = "wan2.2 expert"
         ("style", prefixed("lora_unet_blocks_0_", "self_attn_q.lora_down.weight", "self_attn_q.alpha"), "lora"),
         ("style", prefixed("transformer.", "blocks.0.attn1.to_q.lora_A.weight"), "lora"),
         ("wan2.2_t2v_A14b_high_noise_lora_rank64", prefixed("diffusion_model.", *LORA_PARTS), "lora"),
+        ("style", prefixed("blocks.0.self_attn.q.", "lora.down.weight", "lora.up.weight"), "lora"),
+        ("style", prefixed("diffusion_model.blocks.0.self_attn.q.", "oft_blocks", "alpha"), "lora"),
+        ("style", prefixed("base_model.model.blocks.0.self_attn.q.", "dora_scale"), "lora"),
+        ("umt5_xxl_fp8_e4m3fn_scaled", prefixed("", "shared.weight", "scaled_fp8"), "text encoder"),
         ("a", wan(scaled_fp8=(0,)), "fp8, ComfyUI's scaled_fp8"),
         ("a", wan(**SCALED), "fp8, ComfyUI's scaled_fp8"),
         ("wan2.2_high_noise", wan(scaled_fp8=(0,)), "fp8, ComfyUI's scaled_fp8"),
@@ -135,7 +141,10 @@ def archive(name: str) -> bytes:
         ("a.safetensors", archive("a/model.safetensors"), "is a zip archive", "unpack"),
         ("a.tar.gz", b"\x1f\x8b\x08\0", "is a packed archive", "unpack"),
         ("a.safetensors", b"version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer", "git lfs pull"),
-        ("a.safetensors", b"MZ\x90\0" * 40, "is damaged", "fetch the file again"),
+        ("a.safetensors", b"Found. Redirecting to https://\x1b", "does not begin as a .safetensors", "again"),
+        ("a.safetensors", b"Found. Redirecting to https://a.b/c\n", 'begins with "Found. Redirecting', "hf auth login"),
+        ("a.safetensors", b"MZ\x90\0" * 40, "does not begin as a .safetensors file does", "fetch the file again"),
+        ("a.safetensors", (900).to_bytes(8, "little") + b"{" * 100, "ends after 108 bytes, within its", "again"),
     ],
 )
 def test_files_without_tensors_are_called_what_they_are(
@@ -205,6 +214,63 @@ def test_a_folder_of_wan22_is_called_so(alone: Path, names: str) -> None:
         models.find(str(alone / "m"))
 
 
+@pytest.mark.parametrize("part", ["transformer", "transformer_2"])
+def test_half_of_a_wan22_in_diffusers_format_is_not_taken_for_a_wan21(
+    both_formats: dict[str, Path], alone: Path, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    """Its shapes are Wan2.1's, and text encoder, VAE and tokenizer would be found in the hub's cache."""
+    monkeypatch.setattr("fpsgen.wan.hub.on_disk", lambda key: both_formats["diffusers"])
+    (alone / "m" / part).mkdir(parents=True)
+    (alone / "m" / part / DIT).symlink_to(both_formats["original"] / DIT)
+    index = {"_class_name": "WanPipeline", "transformer_2": ["diffusers", "WanTransformer3DModel"]}
+    (alone / "m" / "model_index.json").write_text(json.dumps(index))
+    assert "Wan2.2 model of two transformers" in str(refused(alone / "m" / part / DIT))
+
+
+@pytest.mark.parametrize("prefix", ["model.diffusion_model.", "diffusion_model.", "model."])
+def test_what_stands_before_a_transformers_names_is_no_fault(
+    both_formats: dict[str, Path], alone: Path, prefix: str
+) -> None:
+    file = beside(both_formats["original"], alone / "a")
+    state = load_file(file)
+    file.unlink()
+    save_file({f"{prefix}{name}": tensor for name, tensor in state.items()}, file)
+    load.check(models.find(str(file)).checkpoint)
+
+
+def test_a_part_that_is_another_kind_is_named_and_called_what_it_is(both_formats: dict[str, Path], alone: Path) -> None:
+    original = both_formats["original"]
+    beside(original, alone / "a", without=(T5,))
+    (alone / "a" / T5).symlink_to(original / VAE)
+    with pytest.raises(ModelError, match=f"{T5} should be the text encoder, but is a VAE$"):
+        models.find(str(alone / "a"))
+
+
+def test_a_text_encoder_in_fp8_is_told_as_that_unless_another_is_here(
+    both_formats: dict[str, Path], alone: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = both_formats["original"]
+    file = beside(original, alone / "a", without=(T5,))
+    state = torch.load(original / T5, weights_only=True)
+    state = {name: value.to(FP8) if value.ndim == 2 else value for name, value in state.items()}
+    save_file(state, alone / "a" / "umt5_fp8.safetensors")
+    with pytest.raises(ModelError, match=r"umt5_fp8\.safetensors holds the text encoder in 8 bits"):
+        models.find(str(file))
+    monkeypatch.setattr("fpsgen.wan.hub.on_disk", lambda key: both_formats["diffusers"])
+    assert models.find(str(file)).checkpoint.text_encoder[0].is_relative_to(both_formats["diffusers"])
+
+
+@pytest.mark.parametrize("name", ["config.json", "google/umt5-xxl/tokenizer.json"])
+def test_pointers_and_pages_are_told_in_place_of_json_too(
+    both_formats: dict[str, Path], alone: Path, name: str
+) -> None:
+    shutil.copytree(both_formats["original"], alone / "a")
+    for content, says in ((b"version https://git-lfs.github.com/spec/v1\n", "Git LFS"), (b"<html>", "web page")):
+        (alone / "a" / name).write_bytes(content)
+        with pytest.raises(ModelError, match=says):
+            models.find(str(alone / "a"))
+
+
 def test_a_folder_is_told_by_its_files_before_what_lacks_beside_them(
     both_formats: dict[str, Path], alone: Path
 ) -> None:
@@ -219,9 +285,6 @@ def test_a_folder_is_told_by_its_files_before_what_lacks_beside_them(
     with pytest.raises(ModelError) as caught:
         models.find(str(both_formats["diffusers"] / "transformer"))
     assert f"--model {both_formats['diffusers']}" in (caught.value.hint or "")
-
-
-T5, VAE, DIT = "models_t5_umt5-xxl-enc-bf16.pth", "Wan2.1_VAE.pth", "diffusion_pytorch_model.safetensors"
 
 
 def beside(original: Path, folder: Path, *, without: tuple[str, ...] = (), name: str = "mine.safetensors") -> Path:
