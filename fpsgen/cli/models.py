@@ -195,7 +195,7 @@ def rm(
         raise UsageError(f"{printable(name, 100)} is no downloaded model", hint)
     out = Output(json)
     names = list(dict.fromkeys(hub.repository_of(name, each.value) for each in ([form] if form else FormatName)))
-    removals = [cached.removal(each) for each in names if len(names) == 1 or cached.place(each).is_dir()]
+    removals = [cached.removal(each) for each in names if len(names) == 1 or cached.is_there(each)]
     if not removals:
         raise UsageError(f"Wan2.1 {name} is not in the hub's cache", hint="fpsgen models lists what is here")
     told = " and ".join(f"{removal.repository} ({readable(removal.bytes)})" for removal in removals)

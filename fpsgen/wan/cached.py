@@ -6,6 +6,7 @@ listing of the repository's files, which tells what a cut download lacks. Other 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
@@ -23,12 +24,13 @@ from huggingface_hub.utils import DeleteCacheStrategy
 
 from fpsgen.errors import ModelError, UsageError
 from fpsgen.files import open_regular
-from fpsgen.printable import printable
+from fpsgen.printable import printable, readable
 from fpsgen.wan import layout
 from fpsgen.wan.config import OURS
 from fpsgen.wan.headers import some
 from fpsgen.wan.layout import Checkpoint
 
+ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 # What a repository holds beside these (pictures, examples, other precisions) is not fetched.
 NEEDED = (
     "config.json",
@@ -48,6 +50,9 @@ NEEDED = (
         for ending in (".safetensors", "-*-of-*.safetensors", ".safetensors.index.json")
     ),
 )
+
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 @dataclass(frozen=True)
@@ -77,6 +82,14 @@ def place(repository: str) -> Path:
     return Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
 
 
+def is_there(repository: str) -> bool:
+    """Whether the cache has a folder for a repository, whatever is in it; UsageError where that may not be known."""
+    try:
+        return place(repository).is_dir()
+    except OSError as fault:
+        raise UsageError(_unread(place(repository), fault), hint=_access(place(repository), fault)) from None
+
+
 def repositories() -> Iterator[str]:
     """Hub ids of all models that the cache has a folder for; none where it cannot be listed."""
     try:
@@ -84,8 +97,8 @@ def repositories() -> Iterator[str]:
     except OSError:
         return
     for name in names:
-        if name.startswith("models--"):
-            yield name.removeprefix("models--").replace("--", "/")
+        if name.startswith("models--") and ID.fullmatch(repository := name[8:].replace("--", "/")):
+            yield repository
 
 
 def look(repository: str) -> Cached:
@@ -94,25 +107,64 @@ def look(repository: str) -> Cached:
     try:
         return _look(repository, storage)
     except OSError as fault:
-        where, reason = printable(fault.filename or storage), printable(fault.strerror or fault)
-        hint = f"ask its owner for access: chmod -R a+rX {printable(storage)}; or set HF_HOME to a folder of your own"
-        return Cached(repository, "unreadable", why=f"{where} cannot be read: {reason}", hint=hint)
+        return Cached(repository, "unreadable", why=_unread(storage, fault), hint=_access(storage, fault))
+
+
+def _unread(storage: Path, fault: OSError) -> str:
+    return f"{printable(fault.filename or storage)} cannot be read: {printable(fault.strerror or fault)}"
+
+
+def _access(storage: Path, fault: OSError) -> str:
+    where = shlex.quote(printable(storage))
+    mend = f"ask its owner for access: chmod -R a+rX {where}"
+    if not isinstance(fault, PermissionError):
+        mend = f"look what it is: ls -ld {where}"
+    return f"{mend}; or set HF_HOME to a folder of your own"
 
 
 def _look(repository: str, storage: Path) -> Cached:
+    """By the commit that its name means, or by another that is whole: a download of one commit alone leaves no name
+    for it, and one that was cut names what is yet to come."""
+    commits, damaged = _commits(storage)
+    looked = [_look_at(repository, storage, commit) for commit in commits]
+    if whole := next((found for found in looked if found.state == "here"), None):
+        return whole
+    if damaged:
+        return Cached(repository, "incomplete", why=damaged)
+    if told := next((found for found in looked if found.state != "not here"), None):
+        return told
+    if kept := _kept(storage / "blobs", (), None):
+        return Cached(repository, "incomplete", why=f"a download of it was cut; {readable(kept)} of it are here")
+    return Cached(repository, "not here")
+
+
+def _commits(storage: Path) -> tuple[list[str], str | None]:
+    """The commit that a repository's name means, then others that have a snapshot, the newest first; and a sentence
+    where the name means none."""
     try:
         os.listdir(storage)
     except (FileNotFoundError, NotADirectoryError):
-        return Cached(repository, "not here")
+        return [], None
+    named: list[str] = []
+    damaged = None
     try:
         with open_regular(storage / "refs" / "main") as reference:
             commit = reference.read(200).decode(errors="replace").strip()
+        if _COMMIT.fullmatch(commit):
+            named = [commit]
+        else:
+            damaged = f"{printable(storage / 'refs' / 'main')} names no commit"
     except FileNotFoundError:
-        return Cached(repository, "not here")
+        pass
+    others: list[str] = []
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        others = [name for name in os.listdir(storage / "snapshots") if _COMMIT.fullmatch(name)]
+    others.sort(key=lambda name: (storage / "snapshots" / name).lstat().st_mtime, reverse=True)
+    return list(dict.fromkeys((*named, *others))), damaged
+
+
+def _look_at(repository: str, storage: Path, commit: str) -> Cached:
     folder = storage / "snapshots" / commit
-    if not re.fullmatch(r"[0-9a-f]{40}", commit):
-        told = f"{printable(storage / 'refs' / 'main')} names no commit"
-        return Cached(repository, "incomplete", why=told, hint=f"fpsgen models rm {repository}, then pull it again")
     there = folder.is_dir()
     found = Cached(repository, "incomplete", folder if there else None, files=_listed(repository, storage, commit))
     lacking, damaged = _compare(folder, found.files)
@@ -127,6 +179,8 @@ def _look(repository: str, storage: Path) -> Cached:
     try:
         return replace(found, state="here", checkpoint=layout.recognise(folder))
     except ModelError as error:
+        every = [file.relative_to(folder).as_posix() for file in folder.rglob("*")]
+        _compare(folder, dict.fromkeys(every, 0))  # one that may not be read is why
         hint = error.hint if error.hint == OURS else None  # another model: fetching it again does not help
         return replace(found, why=str(error), hint=hint)
 
@@ -149,12 +203,12 @@ def _compare(folder: Path, files: Mapping[str, int]) -> tuple[dict[str, int], st
     return lacking, damaged
 
 
-def _kept(blobs: Path, linked: Iterable[int], lacking: Mapping[str, int]) -> int:
+def _kept(blobs: Path, linked: Iterable[int], lacking: Mapping[str, int] | None) -> int:
     """Bytes of lacking files that lie among the blobs all the same: of cut downloads, and of files to which no link
-    leads, known by their length."""
+    leads, known by their length; of all such, where it is not known what lacks."""
     files = [file for file in blobs.glob("*") if file.is_file()]
     free = Counter(file.stat().st_size for file in files if file.suffix != ".incomplete") - Counter(linked)
-    unlinked = (free & Counter(lacking.values())).elements()
+    unlinked = (free if lacking is None else free & Counter(lacking.values())).elements()
     return sum(unlinked) + sum(file.stat().st_size for file in files if file.suffix == ".incomplete")
 
 
@@ -196,7 +250,7 @@ def removal(repository: str) -> Removal:
     UsageError where nothing of it is there, or where it reaches out of the cache.
     """
     cache, storage = Path(constants.HF_HUB_CACHE).resolve(), place(repository).absolute()
-    if not storage.is_dir():
+    if not is_there(repository):
         raise UsageError(f"{repository} is not in the hub's cache", hint="fpsgen models lists what is here")
     try:
         info = scan_cache_dir(cache)

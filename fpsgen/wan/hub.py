@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,7 +23,7 @@ from fpsgen import assets
 from fpsgen.errors import DownloadError, ModelError, UsageError
 from fpsgen.printable import printable, readable
 from fpsgen.wan import layout
-from fpsgen.wan.cached import NEEDED, Cached, look, repositories
+from fpsgen.wan.cached import ID, NEEDED, Cached, look, repositories
 from fpsgen.wan.layout import Format
 
 # The original repositories first: their text encoder is bfloat16, half of what the Diffusers ones hold.
@@ -34,7 +33,6 @@ REPOSITORIES: dict[str, dict[Format, str]] = {
 }
 # By parameter count: transformer and VAE in float32, text encoder in bfloat16.
 DOWNLOAD_GB = {"1.3b": 18, "14b": 69}
-ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def pull_hint(key: str) -> str:

@@ -123,9 +123,72 @@ def test_nothing_there_is_not_here(cache: Path, both_formats: dict[str, Path]) -
 @pytest.mark.parametrize("content", ["", "\x1b[2J", "../../../etc", "x" * 300])
 def test_a_damaged_reference_is_said(snapshot: Path, content: str) -> None:
     (snapshot.parent.parent / "refs" / "main").write_text(content)
+    assert listed()["state"] == "here"  # one snapshot is whole, whatever its name is
+    (snapshot / VAE).unlink()
     assert listed()["state"] == "incomplete"
     assert "names no commit" in shown("check", "1.3b")
     assert "\x1b" not in shown("check", "1.3b")
+
+
+@pytest.mark.parametrize("named", [None, "f" * 40])
+def test_a_snapshot_that_no_name_leads_to_is_found(snapshot: Path, named: str | None) -> None:
+    """As a download of one commit alone leaves it, and one that was cut before a newer commit's first file."""
+    reference = snapshot.parent.parent / "refs" / "main"
+    reference.unlink()
+    if named:
+        reference.write_text(named)
+    assert listed()["state"] == "here"
+    assert by_name.find("1.3b").folder == snapshot
+    (snapshot / VAE).unlink()
+    assert listed()["state"] == "incomplete"
+    assert "GB" not in (by_name.NoWeightsError("1.3b").hint or "")
+
+
+def test_a_download_that_was_cut_in_its_first_file_is_said(snapshot: Path) -> None:
+    storage = snapshot.parent.parent
+    for part in ("refs", "snapshots", "trees"):
+        shutil.rmtree(storage / part)
+    assert listed()["state"] == "incomplete"
+    assert "a download of it was cut; 3 MB of it are here" in shown("check", "1.3b")
+
+
+def test_weights_that_may_not_be_read_are_said_without_a_listing_too(
+    snapshot: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Releases of huggingface-hub before 1.22 keep no listing."""
+    shutil.rmtree(snapshot.parent.parent / "trees")
+    weights = (snapshot / "diffusion_pytorch_model.safetensors").resolve()
+    real = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).resolve() != weights and real(path, mode))
+    opened = os.open
+
+    def refuse(path: str | Path, *args: int) -> int:
+        if Path(path).resolve() == weights:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return opened(path, *args)
+
+    monkeypatch.setattr(os, "open", refuse)
+    assert listed()["state"] == "unreadable"
+    with pytest.raises(ModelError, match="Permission denied") as caught:
+        by_name.find("1.3b")
+    assert "chmod" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize("name", ["models--me--wan\x1b[31m", os.fsdecode(b"models--me--\xff"), "models--a--b--c--"])
+def test_a_folder_whose_name_is_no_hub_id_is_nobodys(snapshot: Path, cache: Path, name: str) -> None:
+    shutil.copytree(snapshot.parent.parent, cache / name, symlinks=True)
+    assert len(told(models("--json"))["models"]) == 5
+    assert "\x1b" not in shown()
+
+
+def test_rm_says_that_a_locked_cache_cannot_be_read(
+    snapshot: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Locked(monkeypatch, cache)
+    result = models("rm", "1.3b", "--yes")
+    assert result.exit_code == 2
+    assert "Permission denied" in result.stderr
+    assert "chmod" in result.stderr
 
 
 @pytest.mark.parametrize(

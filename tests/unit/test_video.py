@@ -401,12 +401,11 @@ def test_what_cannot_be_run_as_ffmpeg_is_named(tmp_path: Path, monkeypatch: pyte
     assert "unset it" in (refused.value.hint or "")
 
 
+@pytest.mark.skipif(sys.version_info >= (3, 13), reason="there, such a link is replaced")
 def test_a_link_in_a_circle_is_refused(tmp_path: Path) -> None:
     (tmp_path / "v.mp4").symlink_to("v.mp4")
-    try:
-        check_path(tmp_path / "v.mp4")  # Python 3.13 says nothing of it, and the link is replaced
-    except UsageError as refused:
-        assert "cannot be written" in str(refused)
+    with pytest.raises(UsageError, match="cannot be written"):
+        check_path(tmp_path / "v.mp4")
 
 
 @pytest.mark.parametrize("name", ["v.avi", "v", "absent/v.mp4"])
