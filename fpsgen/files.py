@@ -10,6 +10,7 @@ import json
 import os
 import platform
 import secrets
+import shlex
 import shutil
 import stat
 import tempfile
@@ -17,6 +18,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from fpsgen.errors import UsageError
+from fpsgen.printable import printable
 
 try:
     import fcntl
@@ -157,6 +161,37 @@ def check_writable(path: Path) -> None:
     trying tells. What killed runs have left there is removed."""
     with beside(path):
         sweep(path.resolve().parent)
+
+
+@contextlib.contextmanager
+def refused(path: Path, hint: str, before: str = "") -> Iterator[None]:
+    """An OSError inside ends as a UsageError that `path` cannot be written. before: what stands before the path."""
+    try:
+        yield
+    except OSError as fault:
+        told = f"{before}{printable(shortened(path))} cannot be written: {fault.strerror or fault}"
+        raise UsageError(told, hint) from None
+
+
+def check_place(path: Path, example: str, how: str = "with -o", before: str = "") -> bool:
+    """Whether there is a file that would be replaced; UsageError, before any work, where none can be written there.
+    example: the name of such a file; how, before: of the option that names the place, for hint and sentence."""
+    hint, folder, name = f"choose another place or name {how}", path.parent, f"{before}{printable(path)}"
+    with refused(path, hint, before):
+        if path.is_dir():
+            raise UsageError(f"{name} is a folder", hint=f"name a file, such as {path / example}")
+        if not folder.exists():
+            hint = f"mkdir -p {shlex.quote(str(folder))}"
+            raise UsageError(f"the folder {printable(folder)} does not exist", hint)
+        if not folder.is_dir():
+            raise UsageError(f"{printable(folder)} is not a folder", hint)
+        there = path.exists()  # which also tells of a name too long
+        if there and not path.is_file():
+            raise UsageError(f"{name} is not a regular file", hint)
+        if there and not os.access(path, os.W_OK):
+            raise UsageError(f"{name} is write-protected", hint)
+        check_writable(path)
+    return there
 
 
 def is_full(fault: OSError) -> bool:

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import re
-import shlex
 from pathlib import Path
 
 import numpy as np
@@ -36,24 +35,9 @@ def check_path(path: Path, size: tuple[int, int] | None = None) -> None:
     if path.suffix.lower() not in _FORMATS:
         raise UsageError(f'cannot tell the video format from "{printable(path.name)}"', hint="use .mp4, .webm or .gif")
     ffmpeg.executable()
-    try:
-        if path.is_dir():
-            raise UsageError(f"{path} is a folder", hint=f"name a file, such as {path / 'video.mp4'}")
-        if path.parent.exists() and not path.parent.is_dir():
-            raise UsageError(f"{path.parent} is not a folder", hint="choose another with -o")
-        if not path.parent.exists():
-            hint = f"mkdir -p {shlex.quote(str(path.parent))}"
-            raise UsageError(f"the folder {path.parent} does not exist", hint)
-        if path.exists():  # which also tells of a name too long
-            if not path.is_file():
-                raise UsageError(f"{path} is not a regular file", hint="choose another name with -o")
-            if not os.access(path, os.W_OK):
-                raise UsageError(f"{path} is write-protected", hint="choose another name with -o")
-        files.check_writable(path)
+    files.check_place(path, "video.mp4")
+    with files.refused(path, "choose another place or name with -o"):
         check_encoder(path, size)
-    except OSError as fault:
-        message = f"{files.shortened(path)} cannot be written: {fault.strerror or fault}"
-        raise UsageError(message, hint="choose another place or name with -o") from None
 
 
 def check_encoder(path: Path, size: tuple[int, int] | None = None) -> None:

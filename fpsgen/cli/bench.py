@@ -248,12 +248,9 @@ def kept_in(folder: Path | None) -> Iterator[Path]:
             yield temporary
         return
     folder = options.expand(folder)
-    try:
+    with files.refused(folder, "name a folder", "--videos "):
         folder.mkdir(parents=True, exist_ok=True)
         files.check_writable(folder / "video.mp4")
-    except OSError as fault:
-        told = f"--videos {files.shortened(folder)} cannot be written: {fault.strerror or fault}"
-        raise UsageError(told, hint="name a folder") from None
     yield folder
 
 

@@ -182,7 +182,7 @@ def video_places(job: Job, folder: Path) -> dict[str, list[Path]]:
         if any(paths[0].parent.name == name for paths in places.values()):
             name = f"{name}-{number + 1}"
         places[one.name] = [folder / name / default_name(clip.prompt, clip.seed) for clip in job.clips]
-    try:
+    with files.refused(folder, "name a folder", "--videos "):
         for paths in places.values():
             own = paths[0].parent
             own.mkdir(parents=True, exist_ok=True)
@@ -191,9 +191,6 @@ def video_places(job: Job, folder: Path) -> dict[str, list[Path]]:
             if others := sorted(set(own.glob("*.mp4")) - set(paths)):
                 told = f"{files.shortened(own)} holds a video of another run: {others[0].name[:100]}"
                 raise UsageError(told, hint="choose another --videos")
-    except OSError as fault:
-        told = f"--videos {files.shortened(folder)} cannot be written: {fault.strerror or fault}"
-        raise UsageError(told, hint="name a folder") from None
     return places
 
 

@@ -16,7 +16,7 @@ from fpsgen.cli.errors import explained
 from fpsgen.cli.help import MEASURING, OUTPUT, option
 from fpsgen.cli.output import Output, readable
 from fpsgen.cli.prompts import read_prompts
-from fpsgen.cli.records import Kept, check_place, deliver, keep, report_place
+from fpsgen.cli.records import Kept, deliver, keep, report_place
 from fpsgen.cli.tables import Columns
 from fpsgen.errors import Stopped, UsageError
 from fpsgen.printable import printable
@@ -226,7 +226,7 @@ def check_output(output: Path) -> str | None:
     if output.suffix != ".toml":
         near = output.with_suffix(".toml") if output.name else output / "my.toml"
         raise UsageError(f"-o {output}: a preset is a .toml file", hint=f"try -o {near}")
-    if check_place(output, "name a .toml file in it"):
+    if files.check_place(output, "my.toml", before="-o "):
         from fpsgen.presets import file
 
         try:

@@ -35,7 +35,7 @@ def record_place(output: Path, out: Output) -> Path:
     if output.suffix != ".json":
         near = output.with_suffix(".json") if output.name else output / "bench.json"
         raise UsageError(f"-o {printable(output)}: a record is a .json file", hint=f"try -o {printable(near)}")
-    if check_place(output, "name a .json file in it"):
+    if files.check_place(output, "bench.json", before="-o "):
         if not is_record(output):
             raise UsageError(f"{printable(output)} exists, and no bench wrote it", hint="choose another -o")
         out.note(f"{printable(output)} is replaced: the record of an earlier bench")
@@ -50,22 +50,6 @@ def report_place(output: Path, report: Path | None, no_report: bool) -> Path | N
     if page is not None:
         check_path(page)
     return page
-
-
-def check_place(output: Path, in_folder: str) -> bool:
-    """Whether a file is there that would be replaced; UsageError where none can be written. in_folder: what helps where
-    it is a folder."""
-    try:
-        if output.is_dir():
-            raise UsageError(f"-o {printable(output)} is a folder", hint=in_folder)
-        there = output.exists()
-        if there and not output.is_file():
-            raise UsageError(f"{printable(output)} is not a regular file", hint="choose another -o")
-        files.check_writable(output)
-    except OSError as fault:
-        told = f"-o {printable(files.shortened(output))} cannot be written: {fault.strerror or fault}"
-        raise UsageError(told, hint="choose another -o") from None
-    return there
 
 
 def is_record(path: Path) -> bool:

@@ -7,9 +7,7 @@ pictures and pages share. This file checks places and writes.
 from __future__ import annotations
 
 import contextlib
-import os
 import re
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -50,30 +48,15 @@ def check_path(path: Path) -> None:
     """Refuse a report that could not be written, before any work is done for it."""
     if path.suffix.lower() != ".html":
         raise UsageError(f"{path} is no name of a report", hint="end it in .html")
-    folder = path.parent
-    try:
-        if path.is_dir():
-            raise UsageError(f"{path} is a folder", hint=f"name a file, such as {path / 'report.html'}")
-        if not folder.exists():
-            hint = f"mkdir -p {shlex.quote(str(folder))}"
-            raise UsageError(f"the folder {folder} does not exist", hint)
-        if not folder.is_dir():
-            raise UsageError(f"{folder} is not a folder", hint="choose another place for the report")
-        if path.exists() and not path.is_file():
-            raise UsageError(f"{path} is not a regular file", hint="choose another name for the report")
-        if path.exists() and not _is_ours(path):
+    there = files.check_place(path, "report.html", "for the report")
+    with files.refused(path, "choose another place or name for the report"):
+        if there and not _is_ours(path):
             raise UsageError(f"{path} exists, and fpsgen did not write it", hint="choose another --report")
-        if not path.exists() and (others := _pictures_beside(path)):
+        if not there and (others := _pictures_beside(path)):
             told = f"{others[0]} is there without its page, and would be replaced"
             raise UsageError(told, hint="choose another --report, or remove it")
-        if path.exists() and not os.access(path, os.W_OK):
-            raise UsageError(f"{path} is write-protected", hint="choose another name for the report")
         with contextlib.suppress(FileNotFoundError):
             path.with_name(f"{path.stem}-frames-{MOST_PAIRS}.png").lstat()  # tells of a name too long
-        files.check_writable(path)
-    except OSError as fault:
-        message = f"{files.shortened(path)} cannot be written: {fault.strerror or fault}"
-        raise UsageError(message, hint="choose another place or name for the report") from None
 
 
 def _write(contents: dict[Path, bytes]) -> None:

@@ -162,7 +162,7 @@ def test_nothing_else_is_replaced(card: Path) -> None:
         ("mine.json", "mine.json exists, and no bench wrote it"),
         ("mine.txt", "a record is a .json file"),
         ("folder", "folder"),
-        ("nowhere/at/all.json", "cannot be written"),
+        ("nowhere/at/all.json", "the folder nowhere/at does not exist"),
     ]:
         result = attention("--smoke", "-o", output)
         assert (result.exit_code, told in result.stderr) == (2, True), result.output

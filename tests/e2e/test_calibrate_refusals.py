@@ -41,7 +41,7 @@ def test_only_dense_meets_it(calibrator: Calibrator) -> None:
         (("-o", "my.txt"), "-o my.txt: a preset is a .toml file"),
         (("-o", "."), "-o .: a preset is a .toml file"),
         (("-o", ""), "a preset is a .toml file"),
-        (("-o", "nowhere/my.toml"), "-o nowhere/my.toml cannot be written: No such file or directory"),
+        (("-o", "nowhere/my.toml"), "the folder nowhere does not exist hint: mkdir -p nowhere"),
         (("-o", "folder.toml"), "-o folder.toml is a folder"),
         (("-o", "x" * 300 + ".toml"), "cannot be written: File name too long"),
         (("-o", "theirs.toml"), "theirs.toml exists, and no calibration wrote it"),
