@@ -90,9 +90,20 @@ def error_on_a_bell_curve(name: Name, steps: int) -> float:
 
 @pytest.mark.parametrize(("name", "order"), [("unipc", 2), ("dpm++", 2), ("euler", 1)])
 def test_solvers_are_of_their_order_on_a_curved_flow(name: Name, order: int) -> None:
-    """Four times the steps leave about a quarter of the error in order 1, less than an eighth in order 2."""
+    """Four times the steps leave about a quarter of the error in order 1, a sixteenth in order 2."""
     gain = error_on_a_bell_curve(name, 40) / error_on_a_bell_curve(name, 160)
-    assert gain > 8 if order == 2 else 3.5 < gain < 5
+    assert 4**order / 2 < gain < 4**order * 2
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("unipc", {"predict_x0": True, "solver_type": "bh2"}), ("dpm++", {"algorithm_type": "dpmsolver++"})],
+)
+def test_solvers_are_set_as_the_original_s(name: Name, kind: dict) -> None:
+    """The defaults of its `fm_solvers_unipc.py` and `fm_solvers.py`."""
+    own = Solver(50, 5.0, name).scheduler.config
+    wanted = {"solver_order": 2, "lower_order_final": True, "prediction_type": "flow_prediction", **kind}
+    assert {key: own[key] for key in wanted} == wanted
 
 
 def test_noise_follows_the_seed() -> None:

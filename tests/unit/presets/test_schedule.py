@@ -115,6 +115,16 @@ def test_plans_that_differ_in_one_thing_stay_two(own: str, expected: dict) -> No
     assert len({first, second}) == 2
 
 
+def test_heads_that_exchange_windows_are_two_plans() -> None:
+    """Of one layer in two phases, all else being equal."""
+    said = "[[phase]]\nsigma = [{}]\n[[phase.layers]]\nat = '0'\nheads = '{}'\n"
+    windows = "[windows]\na = [3, 3, 3]\nb = [1, 1, 3]\n"
+    preset = parse("format = 1\n" + said.format("1.0, 0.5", "ab") + said.format("0.5, 0.0", "ba") + windows)
+    ((first,), (second,)) = preset.plans(TILES, 1, 2).values()
+    seen = [[plan.windows[index] for index in plan.heads] for plan in (first, second)]
+    assert seen == [[(3, 3, 3), (1, 1, 3)], [(1, 1, 3), (3, 3, 3)]]
+
+
 @pytest.mark.parametrize("density", [1e-9, 0.05, 0.25, 0.5, 0.9, 1.0])
 def test_density_is_kept_at_least_and_little_more(density: float) -> None:
     (layers,) = parse(ONE + f"density = {density}\n").plans(WIDE, 1, 1).values()
