@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 MOST = 200  # characters of one name in one sentence
 
 
@@ -15,6 +18,12 @@ def printable(text: object, most: int = MOST) -> str:
     if len(letters) > most:  # first, so that a megabyte costs nothing
         letters = f"{letters[: most // 2]}…{letters[-(most - most // 2 - 1) :]}"
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in letters)
+
+
+def meant(word: object, known: Iterable[str], before: str = "") -> str:
+    """A question after what was probably meant by a word that is not `known`; empty where nothing is near."""
+    near = difflib.get_close_matches(word, list(known), 1) if isinstance(word, str) else []
+    return f"{before}did you mean {near[0]}?" if near else ""
 
 
 def readable(count: int) -> str:

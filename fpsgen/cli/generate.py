@@ -15,33 +15,9 @@ import typer
 from rich.text import Text
 
 from fpsgen import files
-from fpsgen.cli import complete, preferences, signals
+from fpsgen.cli import complete, options, preferences, signals
 from fpsgen.cli.errors import explained
-from fpsgen.cli.help import argument, option
-from fpsgen.cli.options import (
-    OUTPUT,
-    SAMPLING,
-    VIDEO,
-    DeviceName,
-    Frames,
-    Grid,
-    GridName,
-    Guidance,
-    Json,
-    ModelName,
-    Precision,
-    Resolution,
-    Shift,
-    Solver,
-    SolverName,
-    Steps,
-    Verbose,
-    check_device,
-    choose_dtype,
-    choose_text_dtype,
-    expand,
-    parse_device,
-)
+from fpsgen.cli.help import OUTPUT, SAMPLING, VIDEO, argument, option
 from fpsgen.cli.output import Output
 from fpsgen.cli.prompts import as_text, check_prompts, read_prompt
 from fpsgen.cli.tables import Columns
@@ -69,14 +45,14 @@ ENLARGED = 4  # the pocket's file, 640x384: its own 160x96 would be a stamp on a
 @explained
 def generate(
     prompt: Annotated[str, argument("PROMPT", "What the video shows; - reads it from standard input.")],
-    res: Resolution = None,
-    frames: Frames = None,
-    model: ModelName = None,
-    steps: Steps = None,
-    guidance: Guidance = None,
-    shift: Shift = None,
-    solver: Solver = SolverName.UNIPC,
-    grid: Grid = GridName.ORIGINAL,
+    res: options.Resolution = None,
+    frames: options.Frames = None,
+    model: options.ModelName = None,
+    steps: options.Steps = None,
+    guidance: options.Guidance = None,
+    shift: options.Shift = None,
+    solver: options.Solver = options.SolverName.UNIPC,
+    grid: options.Grid = options.GridName.ORIGINAL,
     negative: Annotated[
         str | None,
         option("TEXT", "What the video should not show.", VIDEO, shown="Wan2.1's own text; nothing for pocket"),
@@ -108,10 +84,10 @@ def generate(
         ),
     ] = None,
     no_clobber: Annotated[bool, option("--no-clobber", "Refuse to replace an existing file.", OUTPUT)] = False,
-    device: DeviceName = None,
-    dtype: Precision = None,
-    json: Json = False,
-    verbose: Verbose = False,
+    device: options.DeviceName = None,
+    dtype: options.Precision = None,
+    json: options.Json = False,
+    verbose: options.Verbose = False,
 ) -> None:
     """Make a video from a prompt.
 
@@ -124,12 +100,12 @@ def generate(
     check_prompts(prompt, negative)
     size = sizes.parse_resolution(res) if res is not None else None
     sizes.check_settings(frames, steps, guidance, shift)  # before torch is even imported
-    check_device(device)
+    options.check_device(device)
     if seed is not None:
         check_seed(seed)
     seed = secrets.randbelow(2**31) if seed is None else seed
     may_replace = output is not None and not no_clobber
-    output = choose_name(preferences.output_folder(), prompt, seed) if output is None else expand(output)
+    output = choose_name(preferences.output_folder(), prompt, seed) if output is None else options.expand(output)
     out.loading()
     with timings.phase("load"):  # importing torch and the libraries around it is part of the wait
         # What needs no torch, which takes seconds, is refused before it.
@@ -148,7 +124,7 @@ def generate(
         if output.exists():
             out.note(f"{output} exists: the new video will replace it")
             out.loading()
-        target = parse_device(device)
+        target = options.parse_device(device)
         from fpsgen import memory, pipeline
 
         memory.settle()
@@ -172,11 +148,11 @@ def generate(
     )  # fmt: skip
     if chosen.card and request.frames > chosen.defaults.frames:
         out.note(f"the pocket model was trained on clips of {chosen.defaults.frames} frames; longer ones may drift")
-    precision = choose_dtype(dtype, target)
+    precision = options.choose_dtype(dtype, target)
     out.detail(f"model {chosen.name} from {chosen.folder}; {target}, {str(precision).removeprefix('torch.')}")
     levels = f"{request.solver} on the {request.grid} grid, shift {request.shift:g}, guidance {request.guidance:g}"
     out.detail(f"{request.steps} steps of {levels}")
-    text_precision = choose_text_dtype(dtype)
+    text_precision = options.choose_text_dtype(dtype)
     before = state(output)
     try:
         # Closed here, not whenever it is collected: a failure while drawing must not leave an encoder running.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import json
 import os
 import re
@@ -16,7 +15,7 @@ import typer
 
 from fpsgen import files
 from fpsgen.errors import UsageError
-from fpsgen.printable import printable
+from fpsgen.printable import meant, printable
 
 KEYS = {
     "model": "The model that generate, bench and calibrate take, as --model.",
@@ -120,9 +119,11 @@ def known(key: str) -> str:
     name = key.replace("-", "_")
     if name in KEYS:
         return name
-    near = difflib.get_close_matches(name, KEYS, 1)
-    told = f"there is no setting {printable(key)!r}" + (f"; did you mean {near[0]}?" if near else "")
-    raise UsageError(told, hint=f"the settings are {', '.join(KEYS)}")
+    raise UsageError(_no_such(key), hint=f"the settings are {', '.join(KEYS)}")
+
+
+def _no_such(key: str) -> str:
+    return f"there is no setting {printable(key)!r}{meant(key.replace('-', '_'), KEYS, '; ')}"
 
 
 def _text() -> str:
@@ -154,9 +155,7 @@ def _parse(text: str) -> dict[str, str]:
         line = _line(text, key)
         where = f"{printable(path())}, line {line}" if line else printable(path())
         if key not in KEYS:
-            near = difflib.get_close_matches(key, KEYS, 1)
-            told = f"; did you mean {near[0]}?" if near else ""
-            raise UsageError(f"{where}: there is no setting {printable(key)!r}{told}", hint=_HINT)
+            raise UsageError(f"{where}: {_no_such(key)}", hint=_HINT)
         _check(key, value, where)
     return table
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from typing import Any
 
 import typer
 
 from fpsgen.cli.help import HINTS
-from fpsgen.printable import printable
+from fpsgen.printable import meant, printable
 
 _MOST = 400  # characters of one sentence, which may repeat what was typed
 # typer exports none of the parser's errors but one kind of this; earlier versions take click's, of the same names.
@@ -33,8 +32,8 @@ def in_words(error: Any) -> tuple[str, str]:
         told, hint = _value(error)
         return f"{_name(error)} {told}", hint or f"{path} --help says what it takes"
     if typed := re.match(r"No such command '(.*?)'\.?(?: Did you mean .*\?)?$", error.message, re.DOTALL):
-        near = difflib.get_close_matches(typed[1], getattr(error.ctx.command, "commands", {}), 1)
-        return f"{path} has no command {printable(typed[1])}", f"did you mean {near[0]}?" if near else every
+        near = meant(typed[1], getattr(error.ctx.command, "commands", {}))
+        return f"{path} has no command {printable(typed[1])}", near or every
     if typed := re.match(r"Got unexpected extra arguments?(?:\(s\))? \((.*)\)$", error.message, re.DOTALL):
         told = f"{path} cannot tell what these words are for: {printable(typed[1])}"
         return told, 'put quotes around words that belong together, as in "a cat surfing"'
@@ -49,8 +48,8 @@ def _meant(error: Any, path: str) -> str | None:
     deeper = [command for one in below.values() for command in (one, *getattr(one, "commands", {}).values())]
     if any(error.option_name in parameter.opts for command in deeper for parameter in command.params):
         return f"{error.option_name} stands after the command: {path} … {error.option_name}"
-    if near := difflib.get_close_matches(error.option_name, error.possibilities or (), 1):
-        return f"did you mean {near[0]}?"
+    if near := meant(error.option_name, error.possibilities or ()):
+        return near
     if error.ctx and any(parameter.name == "prompt" for parameter in error.ctx.command.params):
         return f'write a prompt that begins with a dash after two dashes: {path} -- "-3 degrees"'
     return None
@@ -60,8 +59,7 @@ def _value(error: Any) -> tuple[str, str | None]:
     """What is wrong with a value, and what it may be."""
     if choice := re.search(r"'(.*)' is not one of (.*)", error.message, re.DOTALL):
         choices = re.findall(r"'([^']*)'", choice[2])
-        near = difflib.get_close_matches(choice[1], choices, 1)
-        hint = f"did you mean {near[0]}?" if near else f"give one of {', '.join(choices)}"
+        hint = meant(choice[1], choices) or f"give one of {', '.join(choices)}"
         return f"{printable(choice[1])}: there is no such choice", hint
     # typer raises these of pydantic's errors, which hold what was typed; earlier versions' sentences begin with it.
     fault = error.__cause__.errors()[0] if hasattr(error.__cause__, "errors") else {}

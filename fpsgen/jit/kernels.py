@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -10,6 +9,7 @@ from dataclasses import dataclass, replace
 from fpsgen.errors import UsageError
 from fpsgen.jit import attention, cache, prologue
 from fpsgen.jit.cache import Kernel
+from fpsgen.printable import meant
 
 
 @dataclass(frozen=True)
@@ -42,10 +42,7 @@ def find(name: str) -> Named:
     """The kernel called `name`; UsageError, with the nearest there is, where there is none."""
     if found := KERNELS.get(name.lower()):
         return found
-    near = difflib.get_close_matches(name.lower(), KERNELS, 1)
-    raise UsageError(
-        f"there is no kernel {name[:100]}", f"did you mean {near[0]}?" if near else "fpsgen kernels lists them"
-    )
+    raise UsageError(f"there is no kernel {name[:100]}", meant(name.lower(), KERNELS) or "fpsgen kernels lists them")
 
 
 def stale(held: dict[str, cache.Held]) -> dict[str, cache.Held]:

@@ -31,7 +31,6 @@ heads = "aaaaabbbbb----------aaaaabbbbb----------"  # - for dense
 
 from __future__ import annotations
 
-import difflib
 import re
 import reprlib
 import tomllib
@@ -46,7 +45,7 @@ from fpsgen.attention.tiles import Shape3
 from fpsgen.errors import UsageError
 from fpsgen.presets import DENSE_HEAD, Layers, Measured, Phase, Preset, Setting
 from fpsgen.presets.lines import Lines, Names, too_many_dots
-from fpsgen.printable import printable
+from fpsgen.printable import meant, printable
 from fpsgen.wan import sizes
 
 FORMAT = 1
@@ -141,7 +140,9 @@ def _preset(table: dict[str, Any], name: str, lines: Lines) -> Preset:
     _check_keys(table, known)
     model = table.get("model")
     if "model" in table and model not in FAMILIES:
-        raise _Fault(f"model = {quoted(model)}; it is one of {', '.join(FAMILIES)}{_nearest(model, FAMILIES)}", "model")
+        raise _Fault(
+            f"model = {quoted(model)}; it is one of {', '.join(FAMILIES)}{meant(model, FAMILIES, '; ')}", "model"
+        )
     about = table.get("about", "")
     if not isinstance(about, str) or len(about) > 500 or not about.isprintable():
         raise _Fault("about must be one line of at most 500 characters", "about")
@@ -312,13 +313,8 @@ def _check_keys(table: dict[str, Any], known: Sequence[str], *path: str | int) -
     """_Fault for the first key that is not `known`, with the nearest that is."""
     for key in table:
         if key not in known:
-            told = _nearest(key, known) or f"; known are {', '.join(known)}"
-            raise _Fault(f"there is no key {quoted(key)}{told}", *path, key)
-
-
-def _nearest(value: Any, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(value, known, 1) if isinstance(value, str) else []
-    return f"; did you mean {near[0]}?" if near else ""
+            told = meant(key, known) or f"known are {', '.join(known)}"
+            raise _Fault(f"there is no key {quoted(key)}; {told}", *path, key)
 
 
 def quoted(value: Any) -> str:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from math import log, prod
 from pathlib import Path
 
 from fpsgen import assets
 from fpsgen.errors import UsageError
 from fpsgen.presets import BF16, Preset, file
+from fpsgen.printable import meant
 from fpsgen.wan.sizes import NAMED, parse_resolution
 
 # From true to fast. One of each ships for every family and size.
@@ -55,9 +55,7 @@ def find(name: str) -> Preset:
         there = True
     if there and name:
         return file.read(path, name)
-    known = (BF16.name, *GRADES, *names())
-    near = difflib.get_close_matches(name, known, 1)
-    told = f"; did you mean {near[0]}?" if near else ""
+    told = meant(name, (BF16.name, *GRADES, *names()), "; ")
     raise UsageError(
         f"there is no preset {name[:200]!r}: neither a file nor one that comes with fpsgen has that name{told}",
         hint="`fpsgen presets` lists them; or give a preset's .toml file",
