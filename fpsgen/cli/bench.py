@@ -16,7 +16,7 @@ from fpsgen import files
 from fpsgen.cli import bench_attention, bench_quality, complete, options
 from fpsgen.cli.bench_tables import tables
 from fpsgen.cli.errors import explained
-from fpsgen.cli.generate import fit, open_model
+from fpsgen.cli.generate import choose_model, find_model, fit
 from fpsgen.cli.help import MEASURING, OUTPUT, SAMPLING, App, option
 from fpsgen.cli.output import Output
 from fpsgen.cli.prompts import as_text, check_prompts
@@ -29,11 +29,9 @@ from fpsgen.timing import Timings
 from fpsgen.wan import sizes
 
 if TYPE_CHECKING:
-    import torch
     from rich.progress import Progress
 
     from fpsgen.metrics import Pair
-    from fpsgen.wan.models import Model
 
 EXAMPLES = """
 fpsgen bench --compare bf16
@@ -133,15 +131,17 @@ def bench(
     if random_weights is not None and prompt is not None:
         raise UsageError("--random-weights encodes random words, not a prompt", hint="leave --prompt out")
     from fpsgen.bench import names as known
+    from fpsgen.wan import models
 
     known.check(preset, names)  # it imports no torch: so far, whatever cannot be is told at once
     if random_weights is not None:
         check_random(random_weights, model)
     record_at = None if output is None else record_place(options.expand(output), out)
     out.loading()
+    named = find_model(model) if random_weights is None else models.absent(random_weights.lower())
     target = options.parse_device(device)
     precision, text_precision = options.choose_dtype(dtype, target), options.choose_text_dtype(dtype)
-    chosen = choose(model, random_weights, size, target, out)
+    chosen = named or choose_model(size, target, out, Timings())
     width, height, scale_to = fit(chosen, size, out)
     if record_at is None:
         default = f"bench-{files.safe_name(chosen.name)}-{files.safe_name(preset)}.json"
@@ -205,17 +205,6 @@ def check_alone(context: typer.Context) -> None:
             f"--{given[0].replace('_', '-')} stands before {context.invoked_subcommand}, which has options of its own"
         )
         raise UsageError(told, hint=f"fpsgen bench {context.invoked_subcommand} OPTIONS")
-
-
-def choose(
-    name: str | None, random: str | None, size: tuple[int, int] | None, device: torch.device, out: Output
-) -> Model:
-    """The model that was named, or the default; with `random`, the shapes of one that need not be here."""
-    from fpsgen.wan import models
-
-    if random is None:
-        return open_model(name, size, device, out, Timings())
-    return models.absent(random.lower())
 
 
 def check_random(random: str, name: str | None) -> None:

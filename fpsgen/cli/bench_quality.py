@@ -11,7 +11,7 @@ from fpsgen import files
 from fpsgen.cli import options
 from fpsgen.cli.calibrate import Bar, settings_of
 from fpsgen.cli.errors import explained
-from fpsgen.cli.generate import default_name, open_model
+from fpsgen.cli.generate import choose_model, default_name, find_model
 from fpsgen.cli.help import MACHINE, MEASURING, OUTPUT, option
 from fpsgen.cli.output import Output
 from fpsgen.cli.prompts import read_prompts
@@ -116,8 +116,9 @@ def quality(
     record_at = record_place(free_record("bench-quality.json") if output is None else options.expand(output), out)
     page = report_place(record_at, report, no_report)
     out.loading()
+    named = find_model(model)
     target = options.parse_device(device)
-    chosen = open_model(model, size, target, out, Timings())
+    chosen = named or choose_model(size, target, out, Timings())
     settings = settings_of(chosen, size, frames=frames, steps=steps, guidance=guidance, shift=shift)
     from fpsgen.bench import prompts as ours
     from fpsgen.bench.quality import Job, line_up, run

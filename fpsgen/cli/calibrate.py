@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 from fpsgen import files
 from fpsgen.cli import options, preferences
 from fpsgen.cli.errors import explained
+from fpsgen.cli.generate import find_model
 from fpsgen.cli.help import MEASURING, OUTPUT, option
 from fpsgen.cli.output import Output, readable
 from fpsgen.cli.prompts import read_prompts
@@ -118,8 +119,9 @@ def calibrate(
     if output is not None and not dry_run and (replaced := check_output(output := options.expand(output))):
         out.note(f"{printable(output)} is replaced: {replaced}")
     out.loading()
+    named = named_model(model, dry_run)
     target = options.parse_device(device)  # which imports torch: so far, whatever cannot be is told at once
-    chosen = choose_model(model, size, target.type == "cuda", dry_run, out)
+    chosen = named or default_model(size, target.type == "cuda", out)
     given = {"frames": frames, "steps": steps, "guidance": guidance, "shift": shift}
     if output is None:
         output = files.free(Path(f"{files.safe_name(chosen.name)}-calibrated.toml"), ".html")
@@ -160,20 +162,23 @@ def budget_of(min_psnr: float | None, max_error: float | None, target_cost: floa
     return budget
 
 
-def choose_model(name: str | None, size: tuple[int, int] | None, cuda: bool, dry_run: bool, out: Output) -> Model:
-    """The model that was named, or the default; for a dry run it need not be here."""
-    from fpsgen.wan import hub, load, models
+def named_model(name: str | None, dry_run: bool) -> Model | None:
+    """The model that was named, or the user's own default, if there is one; for a dry run it need not be here."""
+    from fpsgen.wan import hub, models
 
     with preferences.using("model", name) as wanted:
         if dry_run and wanted is not None and wanted.lower() in hub.REPOSITORIES:
             return models.absent(wanted.lower())
-        if wanted is not None:
-            chosen = models.find(wanted)
-        else:
-            chosen, surprise = models.choose(size, cuda)
-            if surprise:
-                out.note(surprise)
-        load.check(chosen.checkpoint)
+    return find_model(name)
+
+
+def default_model(size: tuple[int, int] | None, cuda: bool, out: Output) -> Model:
+    from fpsgen.wan import load, models
+
+    chosen, surprise = models.choose(size, cuda)
+    if surprise:
+        out.note(surprise)
+    load.check(chosen.checkpoint)
     return chosen
 
 

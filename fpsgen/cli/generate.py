@@ -172,13 +172,6 @@ def generate(
     out.result(str(written), {"output": as_text(str(written)), **told, "timings": timings.as_dict()})
 
 
-def open_model(
-    name: str | None, size: tuple[int, int] | None, device: torch.device, out: Output, timings: Timings
-) -> Model:
-    """The model that was named, or the user's own default, or the one for a size; its files are looked at."""
-    return find_model(name) or choose_model(size, device, out, timings)
-
-
 def find_model(name: str | None) -> Model | None:
     """The model that was named, or the user's own default, if there is one; its files are looked at."""
     with preferences.using("model", name) as wanted:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import errno
 import locale
 import os
 import re
+import stat
 import sys
+import time
 import unicodedata
 from collections import Counter
 from pathlib import Path
@@ -21,6 +24,7 @@ from fpsgen.printable import printable
 
 MAX_PROMPT = 5000  # characters
 MAX_PROMPTS = 1000
+PATIENCE = (5, 60)  # seconds without a word from a pipe: that nobody has opened to write, and that somebody has
 # Letters, symbols and unassigned characters that Unicode wants drawn as nothing: fillers, a blank braille cell, others.
 _BLANK = re.compile("[\u115f\u1160\u2065\u2800\u3164\uffa0\ufff0-\ufff8\U000e0000-\U000e0fff]")
 
@@ -92,8 +96,7 @@ def check_prompts(prompt: str, negative: str | None) -> None:
 def read_prompts(path: Path) -> tuple[str, ...]:
     """The lines of a file that are neither empty nor comments."""
     try:
-        with files.open_regular(expand(path)) as file:
-            text = file.read(4 * MAX_PROMPT * MAX_PROMPTS).decode("utf-8-sig")
+        text = _read(expand(path), 4 * MAX_PROMPT * MAX_PROMPTS).decode("utf-8-sig")
     except UnicodeDecodeError:
         raise UsageError(f"{printable(path)} is not UTF-8 text", hint="save it as UTF-8, one prompt a line") from None
     except (OSError, ValueError) as fault:
@@ -119,3 +122,31 @@ def read_prompts(path: Path) -> tuple[str, ...]:
         twice = printable(Counter(found).most_common(1)[0][0], 80)
         raise UsageError(f"{printable(path)} has a prompt twice: '{twice}'", hint="leave one of them out")
     return tuple(found)
+
+
+def _read(path: Path, most: int) -> bytes:
+    """The first bytes of a file, or of a pipe, as a shell's <(…) is one. OSError where it is neither, and where a pipe
+    stays silent for too long."""
+    if not stat.S_ISFIFO(path.stat().st_mode):
+        with files.open_regular(path) as file:
+            return file.read(most)
+    number = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    try:
+        data, heard = b"", time.monotonic()
+        while len(data) < most:
+            try:
+                piece, patience = os.read(number, most - len(data)), PATIENCE[0]
+            except BlockingIOError:
+                piece, patience = b"", PATIENCE[1]
+            else:
+                if not piece and data:
+                    break
+            if piece:
+                data, heard = data + piece, time.monotonic()
+            elif time.monotonic() - heard > patience:
+                raise OSError(errno.ETIMEDOUT, f"it is a pipe, and nothing came from it in {patience} seconds")
+            else:
+                time.sleep(0.05)
+        return data
+    finally:
+        os.close(number)

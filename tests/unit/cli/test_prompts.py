@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -40,6 +42,31 @@ def test_a_line_in_which_nothing_can_be_seen_is_named(tmp_path: Path) -> None:
         read_prompts(file)
     file.write_text("a cat\n\n# \u200b\n\u200ba dog\n", encoding="utf-8")
     assert read_prompts(file) == ("a cat", "\u200ba dog")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no pipes with names")
+def test_prompts_come_through_a_pipe_and_a_silent_one_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a shell's <(…), whose writer may be slow; nobody writes to a pipe with a name until somebody opens it."""
+    monkeypatch.setattr("fpsgen.cli.prompts.PATIENCE", (0.3, 5))
+    reader, writer = os.pipe()
+    os.write(writer, b"a cat\n")
+    late = threading.Timer(0.6, lambda: (os.write(writer, b"a dog\n"), os.close(writer)))
+    late.start()
+    assert read_prompts(Path(f"/dev/fd/{reader}")) == ("a cat", "a dog")
+    late.join()
+    os.close(reader)
+
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(UsageError, match=r"it is a pipe, and nothing came from it in 0\.3 seconds"):
+        read_prompts(pipe)
+    monkeypatch.setattr("fpsgen.cli.prompts.PATIENCE", (5, 0.3))
+    both = os.open(pipe, os.O_RDWR)
+    with pytest.raises(UsageError, match=r"nothing came from it in 0\.3 seconds"):
+        read_prompts(pipe)
+    os.close(both)
 
 
 @pytest.mark.parametrize("texts", [("a cat \udcff", ""), ("a cat", "ugly \ud800")])
