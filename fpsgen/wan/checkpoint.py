@@ -6,7 +6,6 @@ memory-mapped, so a tensor is copied once, to where it will live.
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -15,8 +14,7 @@ from torch import Tensor, nn
 
 from fpsgen.errors import ModelError
 from fpsgen.printable import printable
-from fpsgen.wan.headers import TRUSTED, Rename, faults, headers, is_pickled, opened, renamed, unreadable
-from fpsgen.wan.kinds import FETCH_AGAIN
+from fpsgen.wan.headers import Rename, faults, headers, is_pickled, opened, renamed, unpickling
 
 
 def read(files: Sequence[Path]) -> Iterator[tuple[str, Tensor]]:
@@ -33,19 +31,8 @@ def read(files: Sequence[Path]) -> Iterator[tuple[str, Tensor]]:
 def _unpickle(file: Path) -> dict[str, Tensor]:
     """The tensors of a `.pth` file, whose headers were looked at. torch, too, refuses to run what a pickle may hold."""
     headers([file])
-    try:
+    with unpickling(file):
         return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except pickle.UnpicklingError:
-        raise ModelError(f"{printable(file)} holds more than tensors, which could run code", hint=TRUSTED) from None
-    except MemoryError:
-        raise
-    except OSError as fault:
-        raise unreadable(file, fault) from None
-    except Exception as damage:  # torch's unpickler meets damaged bytes with errors of any kind
-        if "Cannot allocate memory" in str(damage):  # said of a file that cannot be mapped
-            raise MemoryError(str(file)) from None
-        told = printable(str(damage).partition(". ")[0])
-        raise ModelError(f"{printable(file)} is damaged: {told}", hint=FETCH_AGAIN) from None
 
 
 def check_parameters(model: nn.Module, files: Sequence[Path], rename: Rename) -> None:

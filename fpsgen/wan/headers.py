@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import json
+import pickle
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from fpsgen.wan.pickled import ForeignError, NoTableError, pickled_headers
 
 EMBEDDING = "shared.weight"  # transformers' name of the text encoder's token embedding
 TRUSTED = "use a checkpoint from its publisher"
+_NO_MEMORY = "Cannot allocate memory"
 _LONGEST_JSON = 64 << 20  # bytes
 _LONGEST_HEADER = 100_000_000  # bytes, by safetensors' own rule
 Rename = Callable[[str], str]
@@ -80,7 +82,8 @@ def weight_map(index: Path) -> dict[str, str]:
 def contents(file: Path) -> Contents:
     """What a weight file says of itself. ModelError where it holds no tensors, is damaged or cannot be read."""
     if is_pickled(file):
-        return Contents(file, _pickled(file))
+        with unpickling(file):
+            return Contents(file, pickled_headers(file))
     with opened(file, "numpy") as weights:
         names = {key: weights.get_slice(key) for key in weights.keys()}  # noqa: SIM118 (safe_open is no mapping)
         found = {key: Header(tuple(view.get_shape()), view.get_dtype()) for key, view in names.items()}
@@ -154,11 +157,14 @@ def _cut(file: Path) -> str | None:
     return f"it ends after {size:,} of {wanted:,} bytes" if size < wanted else None
 
 
-def _pickled(file: Path) -> dict[str, Header]:
+@contextmanager
+def unpickling(file: Path) -> Iterator[None]:
+    """Whatever keeps a `.pth` file from being read, by us or by torch, ends in a ModelError that says so."""
     try:
-        return pickled_headers(file)
-    except ForeignError as name:
-        told = f"{printable(file)} holds more than tensors, which could run code: {printable(name, 60)}"
+        yield
+    except pickle.UnpicklingError as fault:  # torch's names nothing in so few words
+        named = f": {printable(fault, 60)}" if isinstance(fault, ForeignError) else ""
+        told = f"{printable(file)} holds more than tensors, which could run code{named}"
         raise ModelError(told, hint=TRUSTED) from None
     except NoTableError:
         raise ModelError(f"{printable(file)} is not a table of plain tensors", hint=TRUSTED) from None
@@ -172,13 +178,15 @@ def _pickled(file: Path) -> dict[str, Header]:
         told = f"{printable(file)} is a zip archive, not a weight file"
         raise ModelError(told, hint="unpack it, and give what was inside") from None
     except Exception as damage:  # damaged bytes lead to errors of any kind
-        told = f"{printable(file)} is damaged: {printable(damage or type(damage).__name__)}"
-        raise ModelError(told, hint=FETCH_AGAIN) from None
+        if _NO_MEMORY in str(damage):  # said of a file that cannot be mapped
+            raise MemoryError(str(file)) from None
+        told = str(damage).partition(". ")[0] or type(damage).__name__
+        raise ModelError(f"{printable(file)} is damaged: {printable(told)}", hint=FETCH_AGAIN) from None
 
 
 def unreadable(path: Path, fault: OSError) -> Exception:
     """The error for a path that cannot be read; what lacks memory to be mapped is told as that."""
-    if fault.errno == errno.ENOMEM or "Cannot allocate memory" in str(fault):
+    if fault.errno == errno.ENOMEM or _NO_MEMORY in str(fault):
         return MemoryError(str(path))
     reason = fault.strerror or str(fault)
     hint = "ask its owner for permission to read it" if isinstance(fault, PermissionError) else FETCH_AGAIN

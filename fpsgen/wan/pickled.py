@@ -7,6 +7,7 @@ imported and nothing called. Only names of torch, and of what holds a table, are
 
 from __future__ import annotations
 
+import pickle
 import pickletools
 import zipfile
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ _MOST = 64 << 20  # bytes of a description; that of Wan2.1's text encoder has 40
 _MARK = object()
 
 
-class ForeignError(Exception):
+class ForeignError(pickle.UnpicklingError):
     """A pickle that names more than tensors and tables."""
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fpsgen.errors import ModelError
-from fpsgen.wan.checkpoint import FETCH_AGAIN
+from fpsgen.wan.config import FETCH_AGAIN
 from fpsgen.wan.layout import Checkpoint
 from fpsgen.wan.load import load_text_encoder, load_tokenizer
 from fpsgen.wan.tokenizer import clean, words_at

@@ -194,7 +194,7 @@ def test_a_machine_without_ffmpeg(run: Runner, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", "/nowhere/ffmpeg")
     result = invoke("cat", "--model", run.folder, "-o", "a.mp4")
     assert result.exit_code == 2
-    assert "imageio-ffmpeg" in " ".join(result.stderr.split())
+    assert "IMAGEIO_FFMPEG_EXE names /nowhere/ffmpeg" in " ".join(result.stderr.split())
 
 
 def test_a_finished_video_is_never_thrown_away(run: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
