@@ -36,7 +36,7 @@ def calibration() -> str:
     names = ["calibrated", "without steps", "without layers", "without heads"]
     cells = {(row["level"], row["name"]): row for row in record["rows"]}
     return table(
-        ["error, of the best uniform plan's", *(f"at cost {record['levels'][level]:.2f}" for level in levels)],
+        ["error (best uniform plan: 1)", *(f"at cost {record['levels'][level]:.2f}" for level in levels)],
         [[name, *(ratio(cells[level, name]) for level in levels)] for name in names],
     )
 
@@ -54,7 +54,7 @@ def bench() -> str:
         for one in record["contenders"]
         if one["name"] != record["reference"]
     ]
-    head = ["model, size, device", "", "against", "times as fast", "denoising alone", "PSNR", "SSIM"]
+    head = ["model, size, device", "", "against", "speed-up", "of denoising", "PSNR", "SSIM"]
     return table(head, rows)
 
 
@@ -85,7 +85,7 @@ def attention() -> str:
                         f"{line['density']:.3f}", f"{line['median_ms']:.2f} ms", f"{line['tflops']:.0f}",
                         f"{least['alone']:.2f} ({name})",
                     ])  # fmt: skip
-    return table(["shape, card", "variant", "density", "with prologue", "TFLOP/s", "times as fast as BF16"], rows)
+    return table(["shape, card", "variant", "density", "with prologue", "TFLOP/s", "speed-up over BF16"], rows)
 
 
 TABLES: dict[str, tuple[str, Callable[[], str]]] = {

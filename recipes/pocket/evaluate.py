@@ -23,7 +23,7 @@ import torch
 from diffusers import AutoencoderKLWan
 from torch import Tensor
 
-from fpsgen import sampling
+from fpsgen import pocket, sampling
 from fpsgen.bench.judge import load_network
 from fpsgen.bench.words import ASPECTS, Combination
 from fpsgen.wan import sizes
@@ -53,8 +53,8 @@ class Generator:
     @torch.no_grad()
     def latents(self, prompts: list[str], seeds: list[int], settings: Defaults) -> Tensor:
         shape = sizes.latent_shape(settings.frames, settings.height, settings.width)
-        texts = [self.encoder.encode(prompt, drop_unknown=True).text for prompt in prompts]
-        empty = self.encoder.encode(settings.negative, drop_unknown=True).text
+        texts = [self.encoder.encode(pocket.read(prompt, self.encoder.tokenizer).text).text for prompt in prompts]
+        empty = self.encoder.encode(pocket.read(settings.negative, self.encoder.tokenizer).text).text
         context = self.transformer.embed_text(torch.cat([*texts, empty.expand(len(texts), -1, -1)]))
         latents = torch.cat([sampling.noise(self.transformer.config.in_channels, shape, seed) for seed in seeds])
         solver = sampling.Solver(settings.steps, settings.shift)
