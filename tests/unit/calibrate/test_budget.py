@@ -50,9 +50,10 @@ class Truth:
 
 
 @cache
-def frontier(seed: int = 0) -> list[Schedule]:
-    """Of `problem(seed)`: an eighth of a power of ten apart."""
-    return [solve.within_error(problem(seed), 10**at) for at in torch.arange(-7, 0.6, 0.125).tolist()]
+def frontier(seed: int = 0, **shape: int) -> list[Schedule]:
+    """Of `problem(seed, …)`: an eighth of a power of ten apart."""
+    task = problem(seed, **shape)
+    return [solve.within_error(task, 10**at) for at in torch.arange(-7, 0.6, 0.125).tolist()]
 
 
 def cheapest_that_holds(holds: Callable[[Schedule], bool], seed: int = 0) -> float:
@@ -166,7 +167,7 @@ def test_few_schedules(wanted: float, seed: int) -> None:
         pytest.fail("the mildest holds here")
     assert truth.asked == len(tried)
     assert all(one.schedule.cost <= 1 - budgets.LEAST_SAVING for one in tried)
-    every = [solve.within_error(task, 10**at) for at in torch.arange(-7, 0, 0.125).tolist()]
+    every = frontier(seed, phases=3, layers=1, heads=1)
     savers = [one for one in every if one.cost <= 1 - budgets.LEAST_SAVING and truth.of(one) >= wanted + 0.5]
     best = min((one.cost for one in savers), default=1.0)
     assert tried[-1].schedule.cost <= best
