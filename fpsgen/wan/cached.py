@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import re
 import shlex
@@ -217,11 +218,24 @@ def _listed(repository: str, storage: Path, commit: str) -> dict[str, int]:
     if not (storage / "trees" / f"{commit}.json").is_file():
         return {}
     try:
-        tree = get_cached_repo_tree(repository, revision=commit, cache_dir=constants.HF_HUB_CACHE)
+        with _silent():
+            tree = get_cached_repo_tree(repository, revision=commit, cache_dir=constants.HF_HUB_CACHE)
         needed = [file for file in tree if any(fnmatchcase(file.path, pattern) for pattern in NEEDED)]
         return {file.path: int(file.size) for file in needed if ".." not in Path(file.path).parts}
     except (CachedRepoTreeNotFoundError, AttributeError, TypeError, ValueError, RecursionError):
         return {}
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """What huggingface-hub logs of a fault, with tracebacks, is not shown: the fault itself is told."""
+    logger = logging.getLogger("huggingface_hub")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 @dataclass(frozen=True)
@@ -237,7 +251,8 @@ class Removal:
         """Remove it; bytes freed. ModelError where something could not be removed."""
         storage = place(self.repository)
         before = _bytes(storage)
-        self.strategy.execute()
+        with _silent():
+            self.strategy.execute()
         if stays := [path for path in (*self.strategy.repos, *self.strategy.snapshots) if path.exists()]:
             hint = f"ask its owner, or look who may write there: ls -ld {printable(stays[0])}"
             raise ModelError(f"{printable(stays[0])} could not be removed, or not whole", hint)
@@ -247,8 +262,15 @@ class Removal:
 def removal(repository: str) -> Removal:
     """What to remove of a repository: the revision that its name means, and what no other revision of it shares.
 
-    UsageError where nothing of it is there, or where it reaches out of the cache.
+    UsageError where nothing of it is there, where it reaches out of the cache, or where it may not be read.
     """
+    try:
+        return _removal(repository)
+    except OSError as fault:
+        raise UsageError(_unread(place(repository), fault), hint=_access(place(repository), fault)) from None
+
+
+def _removal(repository: str) -> Removal:
     cache, storage = Path(constants.HF_HUB_CACHE).resolve(), place(repository).absolute()
     if not is_there(repository):
         raise UsageError(f"{repository} is not in the hub's cache", hint="fpsgen models lists what is here")

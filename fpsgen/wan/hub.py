@@ -117,7 +117,7 @@ def plan(repository: str, force: bool = False) -> Download:
 
     force: files that are here already as well. Offline, a model that is whole on disk is a download of nothing.
     """
-    if constants.HF_HUB_OFFLINE and (cached := look(repository)).state == "here" and (folder := cached.folder):
+    if not force and (folder := _whole_offline(repository)):
         files = {
             path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*") if path.is_file()
         }
@@ -135,6 +135,12 @@ def plan(repository: str, force: bool = False) -> Download:
     return Download(repository, sizes_of, absent, force)
 
 
+def _whole_offline(repository: str) -> Path | None:
+    """The folder of a model that is here, where the hub may not be asked."""
+    cached = look(repository) if constants.HF_HUB_OFFLINE else None
+    return cached.folder if cached and cached.state == "here" else None
+
+
 def pull(download: Download) -> Path:
     """Fetch what is absent, going on where an earlier attempt ended. Draws huggingface-hub's own progress bars.
 
@@ -147,6 +153,8 @@ def pull(download: Download) -> Path:
             f"{download.repository} needs {download.absent_bytes / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB left",
             hint="set HF_HOME to a folder on a larger disk",
         )
+    if not download.absent and (folder := _whole_offline(download.repository)):
+        return folder
     kept = f"what arrived is kept: fpsgen models pull {download.repository} continues from there"
     with _explained(download.repository, kept):
         small = [pattern for pattern in NEEDED if pattern.split("/")[-1] in ("config.json", "model_index.json")]

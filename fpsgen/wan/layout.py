@@ -109,10 +109,10 @@ def _recognise(folder: Path) -> Checkpoint:
         return _original(folder)
     for file in sorted(folder.glob("*.gguf")):
         headers.contents(file)  # says what it is
-    raise ModelError(
-        f"{printable(folder)} holds no Wan2.1 checkpoint",
-        hint=f"a Diffusers folder holds {', '.join(STEMS)} and tokenizer; an original one {VAE_FILE} and others",
-    )
+    hint = f"a Diffusers folder holds {', '.join(STEMS)} and tokenizer; an original one {VAE_FILE} and others"
+    if inside := next(folder.glob("snapshots/*/"), None):  # a repository in the hub's cache
+        hint = f"give the model's own folder: --model {shlex.quote(str(inside))}"
+    raise ModelError(f"{printable(folder)} holds no Wan2.1 checkpoint", hint)
 
 
 def with_transformer(file: Path, elsewhere: Callable[[], Checkpoint | None]) -> Checkpoint:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -144,6 +146,20 @@ def test_a_snapshot_that_no_name_leads_to_is_found(snapshot: Path, named: str | 
     assert "GB" not in (by_name.NoWeightsError("1.3b").hint or "")
 
 
+def test_offline_a_whole_model_needs_no_name_and_is_not_fetched_anew(snapshot: Path) -> None:
+    (snapshot.parent.parent / "refs" / "main").unlink()
+    assert told(models("pull", "1.3b", "--json"))["folder"] == str(snapshot)
+    refused = models("pull", "1.3b", "--force")
+    assert refused.exit_code == 2
+    assert "HF_HUB_OFFLINE is set" in refused.stderr
+
+
+def test_whoever_gives_the_caches_folder_is_led_to_the_model_in_it(snapshot: Path) -> None:
+    with pytest.raises(ModelError, match=r"holds no Wan2\.1 checkpoint") as caught:
+        by_name.find(str(snapshot.parent.parent))
+    assert f"--model {snapshot}" in (caught.value.hint or "")
+
+
 def test_a_download_that_was_cut_in_its_first_file_is_said(snapshot: Path) -> None:
     storage = snapshot.parent.parent
     for part in ("refs", "snapshots", "trees"):
@@ -181,10 +197,11 @@ def test_a_folder_whose_name_is_no_hub_id_is_nobodys(snapshot: Path, cache: Path
     assert "\x1b" not in shown()
 
 
+@pytest.mark.parametrize("locked", [".", "models--Wan-AI--Wan2.1-T2V-1.3B"])
 def test_rm_says_that_a_locked_cache_cannot_be_read(
-    snapshot: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+    snapshot: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, locked: str
 ) -> None:
-    Locked(monkeypatch, cache)
+    Locked(monkeypatch, cache / locked)
     result = models("rm", "1.3b", "--yes")
     assert result.exit_code == 2
     assert "Permission denied" in result.stderr
@@ -311,6 +328,21 @@ def test_rm_removes_a_download_in_any_state(
     assert freed > 1_000_000
     assert not storage.exists()
     assert not [path for path in cache.iterdir() if path.name != "models--somebody--else"]
+
+
+def test_what_cannot_be_removed_is_a_sentence_and_no_traceback(snapshot: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: object, **more: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    spoken = logging.StreamHandler(io.StringIO())  # as huggingface-hub's own, which writes to stderr
+    monkeypatch.setattr(logging.getLogger("huggingface_hub"), "handlers", [spoken])
+    monkeypatch.setattr(shutil, "rmtree", refuse)
+    (snapshot.parent.parent / "trees" / f"{hub_cache.COMMIT}.json").write_text("damaged")
+    assert listed()["state"] == "here"
+    result = models("rm", "1.3b", "--yes")
+    assert result.exit_code == 2
+    assert "could not be removed" in result.stderr
+    assert not spoken.stream.getvalue()
 
 
 def test_rm_asks_where_somebody_can_be_asked(snapshot: Path, monkeypatch: pytest.MonkeyPatch) -> None:
