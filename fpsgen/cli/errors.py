@@ -7,7 +7,7 @@ import functools
 import inspect
 import re
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import ParamSpec
 
@@ -27,8 +27,8 @@ show_tracebacks = False  # set by the root command's --debug
 _NO_MEMORY = ("DefaultCPUAllocator", "failed to map segment", "annot allocate memory", "std::bad_alloc")
 
 
-def explain(error: BaseException) -> tuple[str, str | None, int]:
-    """Sentence, hint and exit code of anything that can end a command."""
+def explain(error: BaseException, options: Collection[str] = ()) -> tuple[str, str | None, int]:
+    """Sentence, hint and exit code of anything that can end a command; options: those that the command has."""
     if isinstance(error, FpsgenError):
         stopped = isinstance(error, Stopped) or signals.came()
         return str(error), error.hint, signals.exit_code() if stopped else error.exit_code
@@ -43,7 +43,8 @@ def explain(error: BaseException) -> tuple[str, str | None, int]:
     if any(_lacks_memory(cause) for cause in causes):
         if any(isinstance(cause, ImportError) or "failed to map" in str(cause) for cause in causes):
             return "not enough memory to load the libraries", "end other programs, or raise the limit: ulimit -v", 1
-        return "not enough memory", "try a smaller --res, fewer --frames or a smaller --model", 1
+        smaller = "try a smaller --res, fewer --frames or a smaller --model"
+        return "not enough memory", smaller if {"res", "frames", "model"} <= {*options} else "end other programs", 1
     for cause in causes:
         if isinstance(cause, ImportError) and not (cause.name or "").startswith("fpsgen"):
             told = f"a library that fpsgen needs cannot be loaded: {_line(cause)}"
@@ -74,18 +75,19 @@ def undelivered(fault: Exception) -> FpsgenError:
     )
 
 
-def end(error: BaseException, json: bool) -> int:
-    """Say what ended a command; its exit code."""
+def end(error: BaseException, json: bool, options: Collection[str] = ()) -> int:
+    """Say what ended a command; its exit code. options: as `explain` has them."""
     if show_tracebacks:
         traceback.print_exception(error)
-    message, hint, code = explain(error)
+    message, hint, code = explain(error, options)
     Output(json).error(message, hint, code)
     return code
 
 
 @contextmanager
-def told(json: bool) -> Iterator[None]:
-    """What is run inside ends in a sentence instead of a traceback, with `json` in an object, too."""
+def told(json: bool, options: Collection[str] = ()) -> Iterator[None]:
+    """What is run inside ends in a sentence instead of a traceback, with `json` in an object, too. options: as
+    `explain` has them."""
     try:
         yield
     except typer.Exit:
@@ -93,7 +95,7 @@ def told(json: bool) -> Iterator[None]:
     except (Exception, KeyboardInterrupt) as error:
         if type(error).__name__ == "NoArgsIsHelpError":  # the parser's word for a help screen
             raise
-        raise typer.Exit(end(error, json)) from None
+        raise typer.Exit(end(error, json, options)) from None
     finally:
         hush()
 
@@ -103,7 +105,7 @@ def explained(command: Callable[P, None]) -> Callable[P, None]:
 
     @functools.wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
-        with told(bool(kwargs.get("json"))):
+        with told(bool(kwargs.get("json")), kwargs.keys()):
             command(*args, **kwargs)
 
     # Typer keeps the lines of a paragraph apart, and a terminal breaks them once more.

@@ -56,7 +56,11 @@ class Columns:
         kept = list(range(len(self._columns)))
         while self._needs(kept) > width and (spare := [index for index in kept if self._columns[index].spare]):
             kept.remove(max(spare, key=lambda index: (self._columns[index].spare, index)))
-        return kept, [index for index in range(len(self._columns)) if index not in kept]
+        left_out = [index for index in range(len(self._columns)) if index not in kept]
+        for index in sorted(left_out, key=lambda index: self._columns[index].spare):
+            if self._needs([*kept, index]) <= width:  # a broader one, that went after it, has made room
+                kept = sorted([*kept, index])
+        return kept, [index for index in left_out if index not in kept]
 
     def _parts(self, kept: list[int], width: int) -> Iterator[list[int]]:
         """Columns that stand beside each other, the first in every part."""

@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fpsgen.errors import RenderError, UsageError
+from fpsgen.files import is_full
 from fpsgen.printable import printable
 from fpsgen.wan import keys, layout, load
 from fpsgen.wan.checkpoint import read
@@ -46,7 +47,9 @@ def convert(checkpoint: Checkpoint, target: Format, out: Path) -> Iterator[str]:
         layout.recognise(partial)
     except (OSError, SafetensorError, RuntimeError) as fault:  # torch.save meets a full disk with a RuntimeError
         shutil.rmtree(partial, ignore_errors=True)
-        raise RenderError(f"{out} could not be written: {_reason(fault)}", hint="give a place with room") from None
+        full = not isinstance(fault, OSError) or is_full(fault)
+        hint = "give a place with room" if full else "give another place"
+        raise RenderError(f"{out} could not be written: {_reason(fault)}", hint) from None
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise

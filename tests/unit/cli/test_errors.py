@@ -42,6 +42,26 @@ def test_explained(error: BaseException, says: str, code: int) -> None:
     assert "Traceback" not in result.output
 
 
+def test_what_needs_less_memory_is_an_option_that_the_command_has() -> None:
+    app = typer.Typer()
+
+    @app.command()
+    @errors.explained
+    def render(res: str = "", frames: int = 1, model: str = "") -> None:
+        raise MemoryError
+
+    @app.command()
+    @errors.explained
+    def check(model: str = "") -> None:
+        raise MemoryError
+
+    def hint(command: str) -> str:
+        return CliRunner().invoke(app, [command]).stderr.split("hint:")[1].strip()
+
+    assert hint("render") == "try a smaller --res, fewer --frames or a smaller --model"
+    assert hint("check") == "end other programs"
+
+
 def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     app = typer.Typer(pretty_exceptions_enable=False)
 

@@ -48,6 +48,15 @@ def test_the_columns_that_matter_least_go_first_and_are_named() -> None:
     assert drawn(example(), 17)[:3] == ["name", "a [red] cat", "dog"]
 
 
+def test_a_narrow_column_stays_where_only_a_broad_one_has_to_go() -> None:
+    table = Columns()
+    table.column("name")
+    table.column("size", spare=2)
+    table.column("where", spare=1)
+    table.row("cat", "1 MB", "/a/long/folder")
+    assert drawn(table, 19)[:2] == ["name  size", "cat   1 MB"]
+
+
 def test_columns_that_all_matter_go_on_below_with_the_first() -> None:
     table = Columns("Seconds")
     table.column("")
