@@ -104,12 +104,16 @@ def gigabytes(runs: list[dict[str, Any]]) -> str:
 
 
 def speedup(one: dict[str, Any], name: str) -> str:
-    """The median, and the passes' own."""
+    """The median, and the passes' own; no median where it may as well be 1."""
+    from fpsgen.report.bench.common import too_close
+
     if (found := one["speedup"]) is None:
         return ""
-    each = found[name]["each"]
-    told = f"{found[name]['median']:.2f}"
-    return told if len(each) < 2 else f"{told} ({min(each):.2f} to {max(each):.2f})"
+    each = [f"{ratio:.2f}" for ratio in sorted(found[name]["each"])]
+    own = each[0] if len(each) == 1 else f"{each[0]} to {each[-1]}"
+    if too_close(found[name]):
+        return f"too close to call ({own})"
+    return own if len(each) == 1 else f"{found[name]['median']:.2f} ({own})"
 
 
 def step(phase: dict[str, Any]) -> str:

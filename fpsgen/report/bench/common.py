@@ -7,6 +7,8 @@ from typing import Any
 
 from fpsgen.report import html, words
 
+_CLEAR, _SMALL = 5, 0.1  # pairs of runs that tell a small difference, and what is one
+
 
 def others(record: Mapping[str, Any]) -> list[dict[str, Any]]:
     """All contenders but the reference; the page is about the first."""
@@ -45,3 +47,10 @@ def settings(record: Mapping[str, Any], seeds: str) -> dict[str, str]:
         f"on {record['device']}",
     }
     return {name: html.text(value) for name, value in rows.items()}
+
+
+def too_close(found: dict[str, Any]) -> bool:
+    """Whether these runs cannot tell a speed-up from 1: some pairs lie on either side of it, or they are few, which may
+    lie on one side by chance, and near it."""
+    each, ratio = found["each"], found["median"]
+    return min(each) <= 1 <= max(each) or (len(each) < _CLEAR and abs(ratio - 1) < _SMALL)

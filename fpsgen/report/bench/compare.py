@@ -8,13 +8,12 @@ from typing import Any
 from fpsgen.metrics import Pair
 from fpsgen.report import clips, html, words
 from fpsgen.report.bench import pictures, provenance
-from fpsgen.report.bench.common import bold, lpips_told, others, reference, settings, who
+from fpsgen.report.bench.common import bold, lpips_told, others, reference, settings, too_close, who
 from fpsgen.report.words import DASH
 from fpsgen.timing import PHASES
 
 WHOLE = (*PHASES, "total")
 MARK = '<abbr class="mark" title="extrapolated">≈</abbr>'
-_CLEAR, _SMALL = 5, 0.1  # pairs of runs that tell a small difference, and what is one
 _EXTRAPOLATED = frozenset({"denoise", "decode", "total"})  # where anything is
 _PARTS = {"attention": "Attention", "linear": "Linear layers", "rest": "Rest"}
 
@@ -87,13 +86,6 @@ def _headline(record: dict[str, Any]) -> str:
         told += f": <b>{mark}{words.ratio(1 / ratio)} times as long</b>"
     alone = ", in a single pair of runs" if len(found["total"]["each"]) == 1 else ""
     return _lead(record, told + alone, first)
-
-
-def too_close(found: dict[str, Any]) -> bool:
-    """Whether these runs cannot tell a speed-up from 1: some pairs lie on either side of it, or they are few, which may
-    lie on one side by chance, and near it."""
-    each, ratio = found["each"], found["median"]
-    return min(each) <= 1 <= max(each) or (len(each) < _CLEAR and abs(ratio - 1) < _SMALL)
 
 
 def _lead(record: dict[str, Any], told: str, first: dict[str, Any]) -> str:
