@@ -211,6 +211,18 @@ def open_regular(path: Path) -> BinaryIO:
         raise
 
 
+@contextlib.contextmanager
+def named_in_utf8(path: Path) -> Iterator[Path]:
+    """A file to read for libraries that take every name for UTF-8: under a name of its own where it has another."""
+    if os.fsencode(path) == str(path).encode("utf-8", "replace"):
+        yield path
+        return
+    with temporary_folder("names") as folder:
+        link = folder / f"file{path.suffix}"
+        link.symlink_to(path.absolute())
+        yield link
+
+
 def free(path: Path, *others: str) -> Path:
     """The first of `numbered` where nothing is. others: suffixes of files that will be written beside it, whose names
     must be free, too."""

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fpsgen.errors import ModelError
+from fpsgen.files import named_in_utf8
 from fpsgen.printable import printable
 from fpsgen.wan.headers import Rename, faults, headers, is_pickled, opened, renamed, unpickling
 
@@ -31,8 +32,8 @@ def read(files: Sequence[Path]) -> Iterator[tuple[str, Tensor]]:
 def _unpickle(file: Path) -> dict[str, Tensor]:
     """The tensors of a `.pth` file, whose headers were looked at. torch, too, refuses to run what a pickle may hold."""
     headers([file])
-    with unpickling(file):
-        return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    with unpickling(file), named_in_utf8(file) as path:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
 
 
 def check_parameters(model: nn.Module, files: Sequence[Path], rename: Rename) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from fpsgen.errors import ModelError
-from fpsgen.files import open_regular
+from fpsgen.files import named_in_utf8, open_regular
 from fpsgen.printable import printable
 from fpsgen.wan import kinds
 from fpsgen.wan.kinds import FETCH_AGAIN, FLOATS, Contents, Header
@@ -131,7 +131,7 @@ def renamed(found: Mapping[str, Header], rename: Rename) -> dict[str, Header]:
 def opened(file: Path, framework: str) -> Iterator[safe_open]:
     """A safetensors file, memory-mapped; ModelError that says what is wrong with it."""
     try:
-        with safe_open(file, framework=framework) as weights:
+        with named_in_utf8(file) as path, safe_open(path, framework=framework) as weights:
             yield weights
     except SafetensorError as damage:
         raise ModelError(f"{printable(file)} is damaged: {_cut(file) or printable(damage)}", hint=FETCH_AGAIN) from None

@@ -75,6 +75,18 @@ def test_both_formats_give_the_same_modules(both_formats: dict[str, Path]) -> No
     assert torch.equal(*texts)
 
 
+def test_a_folder_whose_name_is_no_utf8_loads_as_another(both_formats: dict[str, Path], tmp_path: Path) -> None:
+    """As the home of somebody whose name was written in Latin-1: torch and safetensors take every path for UTF-8."""
+    try:
+        odd = shutil.copytree(both_formats["original"], Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9")))
+    except OSError:
+        pytest.skip("file systems here take UTF-8 alone")
+    theirs, ours = recognise(odd), recognise(both_formats["original"])
+    assert same(load_transformer(theirs, CPU, torch.float32), load_transformer(ours, CPU, torch.float32))
+    assert same(load_vae(theirs, CPU), load_vae(ours, CPU))
+    assert same(load_text_encoder(theirs, CPU, torch.float32), load_text_encoder(ours, CPU, torch.float32))
+
+
 def test_dit_output_is_the_same_bits_in_both_formats(both_formats: dict[str, Path]) -> None:
     generator = torch.Generator().manual_seed(4)
     latents, text = torch.randn(1, 16, 2, 8, 12, generator=generator), torch.randn(1, 512, 24, generator=generator)
