@@ -169,7 +169,7 @@ def refused(path: Path, hint: str, before: str = "") -> Iterator[None]:
     try:
         yield
     except OSError as fault:
-        told = f"{before}{printable(shortened(path))} cannot be written: {fault.strerror or fault}"
+        told = f"{before}{printable(path, 100)} cannot be written: {fault.strerror or fault}"
         raise UsageError(told, hint) from None
 
 
@@ -236,8 +236,3 @@ def free(path: Path, *others: str) -> Path:
 def safe_name(name: str) -> str:
     """The last part of a model's or preset's name as part of a file's."""
     return "".join(c if c.isalnum() or c in "._-" else "-" for c in Path(name).name) or "model"
-
-
-def shortened(path: Path) -> str:
-    """A path, no longer than a sentence bears."""
-    return str(path) if len(str(path)) <= 100 else f"{str(path)[:100]}…"

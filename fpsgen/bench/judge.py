@@ -72,11 +72,6 @@ def load_network(path: Path | None = None) -> Network:
     return network.eval()
 
 
-def can_judge(video: np.ndarray) -> bool:
-    """Whether a clip is of the size and length that the network was trained on."""
-    return video.shape == (*SHAPE, 3)
-
-
 def adherence(videos: Iterable[np.ndarray], prompts: Iterable[str]) -> dict[str, tuple[int, int]]:
     """For each aspect, how many clips show what their prompt says of it, of how many whose prompt says it.
 

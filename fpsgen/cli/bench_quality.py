@@ -18,6 +18,7 @@ from fpsgen.cli.prompts import read_prompts
 from fpsgen.cli.records import deliver, free_record, keep_record, record_place, report_place
 from fpsgen.cli.tables import Columns
 from fpsgen.errors import Stopped, UsageError
+from fpsgen.printable import printable
 from fpsgen.report.words import asked, counted
 from fpsgen.seeds import check_seed
 from fpsgen.timing import Timings
@@ -190,7 +191,7 @@ def video_places(job: Job, folder: Path) -> dict[str, list[Path]]:
             files.check_writable(paths[0])
             check_encoder(paths[0])
             if others := sorted(set(own.glob("*.mp4")) - set(paths)):
-                told = f"{files.shortened(own)} holds a video of another run: {others[0].name[:100]}"
+                told = f"{printable(own, 100)} holds a video of another run: {printable(others[0].name, 100)}"
                 raise UsageError(told, hint="choose another --videos")
     return places
 

@@ -105,7 +105,10 @@ def generate(
         check_seed(seed)
     seed = secrets.randbelow(2**31) if seed is None else seed
     may_replace = output is not None and not no_clobber
-    output = choose_name(preferences.output_folder(), prompt, seed) if output is None else options.expand(output)
+    if output is None:  # a name of its own, also beside the video of another prompt or of other settings
+        output = files.free(preferences.output_folder() / default_name(prompt, seed))
+    else:
+        output = options.expand(output)
     out.loading()
     with timings.phase("load"):  # importing torch and the libraries around it is part of the wait
         # What needs no torch, which takes seconds, is refused before it.
@@ -228,11 +231,6 @@ def fit(model: Model, size: tuple[int, int] | None, out: Output) -> tuple[int, i
     sizes.check_scaled_size(*size)
     out.note(f"the pocket model renders {own[0]}x{own[1]}; its pixels are scaled to {size[0]}x{size[1]}")
     return *own, size
-
-
-def choose_name(folder: Path, prompt: str, seed: int) -> Path:
-    """`default_name`, or with -2, -3 and so on where there is such a file: that of another prompt or other settings."""
-    return next(path for path in files.numbered(folder / default_name(prompt, seed)) if not os.path.lexists(path))
 
 
 def default_name(prompt: str, seed: int) -> str:

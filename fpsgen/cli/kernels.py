@@ -41,21 +41,18 @@ def bare(context: typer.Context, json: Json = False) -> None:
     Without a command: list them, and which are compiled.
     """
     if alone(context, json):
-        tell_list(Output(json))
+        list_kernels(json=json)
 
 
 @app.command("list", epilog="fpsgen kernels list --json")
 @explained
 def list_kernels(json: Json = False) -> None:
     """List the kernels, and which of them are compiled."""
-    tell_list(Output(json))
-
-
-def tell_list(out: Output) -> None:
+    out = Output(json)
     told = listed()
     for note in told["notes"]:
         out.note(note)
-    if out.json:
+    if json:
         out.result("", told)
         return
     table = Columns()

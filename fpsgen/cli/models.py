@@ -52,19 +52,16 @@ def show(context: typer.Context, json: Json = False) -> None:
     Without a command: list the models that fpsgen knows, and which of them are on this disk.
     """
     if alone(context, json):
-        show_list(Output(json))
+        list_models(json=json)
 
 
 @app.command("list", epilog="fpsgen models list --json")
 @explained
 def list_models(json: Json = False) -> None:
     """List the models that fpsgen knows, and which of them are on this disk."""
-    show_list(Output(json))
-
-
-def show_list(out: Output) -> None:
+    out = Output(json)
     known = list(listed())
-    if out.json:
+    if json:
         out.result("", {"models": known})
         return
     table = Columns()

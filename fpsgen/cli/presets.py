@@ -130,21 +130,18 @@ def bare(context: typer.Context, json: options.Json = False) -> None:
     Without a command: list the presets that come with fpsgen.
     """
     if options.alone(context, json):
-        tell_list(Output(json))
+        list_presets(json=json)
 
 
 @app.command("list", epilog="fpsgen presets list --json")
 @explained
 def list_presets(json: options.Json = False) -> None:
     """List the presets that come with fpsgen."""
-    tell_list(Output(json))
-
-
-def tell_list(out: Output) -> None:
+    out = Output(json)
     from fpsgen.presets import BF16, shipped
 
     told = [entry(shipped.find(name), out) for name in (BF16.name, *shipped.names())]
-    if out.json:
+    if json:
         out.result("", {"presets": told})
         return
     table = Columns()

@@ -76,7 +76,7 @@ def keep(kind: str, output: Path, text: str, draw: Callable[[], list[Path]] | No
         if draw is not None:
             kept.files["report"] = draw()[0]
     except OSError as fault:
-        told = f"{printable(files.shortened(output))} cannot be written: {fault.strerror or fault}"
+        told = f"{printable(output, 100)} cannot be written: {fault.strerror or fault}"
         kept.fault = FpsgenError(told, hint)
     except KeyboardInterrupt:
         kept.fault = Stopped(f"stopped while the {'report was drawn' if kept.files[kind] else 'result was written'}")

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from fpsgen import files
 from fpsgen.errors import RenderError, UsageError
+from fpsgen.printable import printable
 
 _PICTURES = re.compile(r"(error|density|frontier|phases|steps|psnr|adherence|frames-\d+|roof-\d+)\.png")
 MOST_PAIRS = 99  # what `check_path` tries a name for
@@ -71,5 +72,5 @@ def _write(contents: dict[Path, bytes]) -> None:
             for path, written in partial.items():
                 written.replace(path.resolve())  # a link stays one
     except OSError as fault:
-        message = f"the report {files.shortened(page)} could not be written: {fault.strerror or fault}"
+        message = f"the report {printable(page, 100)} could not be written: {fault.strerror or fault}"
         raise RenderError(message, hint="make room on the disk" if files.is_full(fault) else None) from None

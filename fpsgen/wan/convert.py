@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import shutil
@@ -19,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fpsgen.errors import RenderError, UsageError
-from fpsgen.files import is_full
+from fpsgen.files import is_full, write_json
 from fpsgen.printable import printable
 from fpsgen.wan import keys, layout, load
 from fpsgen.wan.checkpoint import read
@@ -94,7 +93,7 @@ def _reason(fault: Exception) -> str:
 
 def _to_original(checkpoint: Checkpoint, out: Path) -> Iterator[str]:
     yield "transformer"
-    _write_json(out / "config.json", {**checkpoint.config.to_original(), "_diffusers_version": diffusers.__version__})
+    write_json(out / "config.json", {**checkpoint.config.to_original(), "_diffusers_version": diffusers.__version__})
     _write_shards(_renamed(checkpoint.transformer, layout.transformer_name), out, STEMS["transformer"])
     yield "text encoder"
     torch.save(_renamed(checkpoint.text_encoder, keys.TEXT_ENCODER.to_original), out / layout.TEXT_ENCODER_FILE)
@@ -121,7 +120,7 @@ def _to_diffusers(checkpoint: Checkpoint, out: Path) -> Iterator[str]:
     for part, (files, rename) in renames.items():
         yield part.replace("_", " ")
         (out / part).mkdir()
-        _write_json(out / part / "config.json", configs[part])
+        write_json(out / part / "config.json", configs[part])
         _write_shards(_renamed(files, rename), out / part, STEMS[part])
     yield "tokenizer"
     _copy_tokenizer(checkpoint, out / "tokenizer")
@@ -144,7 +143,7 @@ def write_pipeline(out: Path, shift: float) -> None:
         "transformer_2": [None, None],  # Wan2.2 has one
         "vae": ["diffusers", "AutoencoderKLWan"],
     }
-    _write_json(out / "model_index.json", index)
+    write_json(out / "model_index.json", index)
 
 
 def _renamed(files: list[Path], rename: Rename) -> dict[str, Tensor]:
@@ -169,7 +168,7 @@ def _write_shards(state: dict[str, Tensor], folder: Path, stem: str) -> None:
         save_file(shard, folder / name, {"format": "pt"})
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
-        _write_json(folder / f"{stem}.safetensors.index.json", index)
+        write_json(folder / f"{stem}.safetensors.index.json", index)
 
 
 def _copy_tokenizer(checkpoint: Checkpoint, out: Path) -> None:
@@ -209,7 +208,3 @@ def _public(config: Any) -> dict[str, Any]:
         for key, value in dict(config).items()
         if not key.startswith("_")
     }
-
-
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
