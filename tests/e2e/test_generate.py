@@ -132,7 +132,7 @@ def test_prompt_from_standard_input(wan_folder: Path, tmp_path: Path) -> None:
 def test_bare_command_uses_the_pocket_and_names_the_file(pocket: Path) -> None:
     result = invoke("A cat, surfing!")
     assert result.exit_code == 0, result.output
-    assert "pocket model renders" in result.stderr
+    assert "the pocket model is used" in result.stderr
     (path,) = pocket.iterdir()
     assert path.name.startswith("a-cat-surfing-")
     meta, frames = read(path)
