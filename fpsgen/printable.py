@@ -20,10 +20,16 @@ def printable(text: object, most: int = MOST) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in letters)
 
 
+def typed(word: object) -> str:
+    """What somebody typed, as `printable`; an empty word, as an unset variable of a shell leaves one, can be seen."""
+    return printable(word) or "''"
+
+
 def meant(word: object, known: Iterable[str], before: str = "") -> str:
     """A question after what was probably meant by a word that is not `known`; empty where nothing is near."""
-    near = difflib.get_close_matches(word, list(known), 1) if isinstance(word, str) else []
-    return f"{before}did you mean {near[0]}?" if near else ""
+    plain = {name.lstrip("-"): name for name in known}  # two dashes that all options begin with make none alike
+    near = difflib.get_close_matches(word.lstrip("-"), plain, 1) if isinstance(word, str) else []
+    return f"{before}did you mean {plain[near[0]]}?" if near else ""
 
 
 def readable(count: int) -> str:

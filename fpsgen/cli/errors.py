@@ -105,6 +105,9 @@ def explained(command: Callable[P, None]) -> Callable[P, None]:
 
     @functools.wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        if getattr(kwargs.get("context"), "invoked_subcommand", None) is not None:
+            command(*args, **kwargs)  # the root ends it, which knows of a --json behind the command that follows
+            return
         with told(bool(kwargs.get("json")), kwargs.keys()):
             command(*args, **kwargs)
 

@@ -16,7 +16,7 @@ from fpsgen import assets
 from fpsgen.cli import complete
 from fpsgen.cli.help import MACHINE, MEASURING, OUTPUT, SAMPLING, VIDEO, option
 from fpsgen.errors import UsageError
-from fpsgen.printable import printable
+from fpsgen.printable import typed
 from fpsgen.wan import sizes
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ def check_device(name: str | None) -> None:
     if name is not None and not re.fullmatch(r"cpu|cuda(:(\d|[1-9]\d))?", name):
         known = name.partition(":")[0] in ("cpu", "cuda")
         told = "there is one CPU, without a number" if name.startswith("cpu:") else "that is no GPU's number"
-        told = f"--device {printable(name)}: {told if known else 'fpsgen runs on cpu and cuda'}"
+        told = f"--device {typed(name)}: {told if known else 'fpsgen runs on cpu and cuda'}"
         raise UsageError(told, hint="use cpu, cuda or cuda:N, the first GPU being cuda:0")
 
 

@@ -16,7 +16,8 @@ class Root(Group):
     """What goes wrong outside of a command, above all while options are read, ends as it does inside of one."""
 
     def make_context(self, info_name: str | None, args: list[str], *rest: Any, **extra: Any) -> Any:
-        json = "--json" in (args[: args.index("--")] if "--" in args else args)
+        before = args[: args.index("--")] if "--" in args else args
+        json = any(arg == "--json" or arg.startswith("--json=") for arg in before)  # which takes no value, and says so
         with errors.told(json):
             context = super().make_context(self.name, args, *rest, **extra)
         context.meta[__name__] = json

@@ -8,7 +8,7 @@ from typing import Any
 import typer
 
 from fpsgen.cli.help import HINTS
-from fpsgen.printable import meant, printable
+from fpsgen.printable import meant, printable, typed
 
 _MOST = 400  # characters of one sentence, which may repeat what was typed
 # typer exports none of the parser's errors but one kind of this; earlier versions take click's, of the same names.
@@ -31,11 +31,11 @@ def in_words(error: Any) -> tuple[str, str]:
     if isinstance(error, typer.BadParameter):
         told, hint = _value(error)
         return f"{_name(error)} {told}", hint or f"{path} --help says what it takes"
-    if typed := re.match(r"No such command '(.*?)'\.?(?: Did you mean .*\?)?$", error.message, re.DOTALL):
-        near = meant(typed[1], getattr(error.ctx.command, "commands", {}))
-        return f"{path} has no command {printable(typed[1])}", near or every
-    if typed := re.match(r"Got unexpected extra arguments?(?:\(s\))? \((.*)\)$", error.message, re.DOTALL):
-        told = f"{path} cannot tell what these words are for: {printable(typed[1])}"
+    if found := re.match(r"No such command '(.*?)'\.?(?: Did you mean .*\?)?$", error.message, re.DOTALL):
+        near = meant(found[1], getattr(error.ctx.command, "commands", {}))
+        return f"{path} has no command {typed(found[1])}", near or every
+    if found := re.match(r"Got unexpected extra arguments?(?:\(s\))? \((.*)\)$", error.message, re.DOTALL):
+        told = f"{path} cannot tell what these words are for: {typed(found[1])}"
         return told, 'put quotes around words that belong together, as in "a cat surfing"'
     return _sentence(error.format_message()), every
 
@@ -57,20 +57,21 @@ def _meant(error: Any, path: str) -> str | None:
 
 def _value(error: Any) -> tuple[str, str | None]:
     """What is wrong with a value, and what it may be."""
-    if choice := re.search(r"'(.*)' is not one of (.*)", error.message, re.DOTALL):
-        choices = re.findall(r"'([^']*)'", choice[2])
-        hint = meant(choice[1], choices) or f"give one of {', '.join(choices)}"
-        return f"{printable(choice[1])}: there is no such choice", hint
+    if choice := re.search(r"""(['"])(.*)\1 is not one of (.*)""", error.message, re.DOTALL):
+        choices = re.findall(r"'([^']*)'", choice[3])
+        hint = meant(choice[2], choices) or f"give one of {', '.join(choices)}"
+        return f"{typed(choice[2])}: there is no such choice", hint
     # typer raises these of pydantic's errors, which hold what was typed; earlier versions' sentences begin with it.
     fault = error.__cause__.errors()[0] if hasattr(error.__cause__, "errors") else {}
     early = re.match(r"'?(.*?)'? is not (?:a valid (integer|float)|(in the range .*))", error.message, re.DOTALL)
-    typed = printable(fault["input"] if "input" in fault else early[1] if early else "")
+    given = fault["input"] if "input" in fault else early[1] if early else None
+    value = "" if given is None else f"{typed(given)}: "
     sort = str(fault.get("type", early[2] if early else None))
     if sort in ("integer", "float") or re.match(r"(int|float)_(parsing|type|from)", sort):
         wanted = "a whole number" if sort.startswith("int") else "a number"
-        return f"{typed}: this is not {wanted}", f"give {wanted}"
+        return f"{value}this is not {wanted}", f"give {wanted}"
     told = f"this is not {early[3]}" if early else _sentence(error.message).replace("input should", "it must")
-    return f"{typed}: {told}".removeprefix(": "), None
+    return f"{value}{told}", None
 
 
 def _name(error: Any) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from fpsgen.errors import UsageError
 from fpsgen.jit import attention, cache, prologue
 from fpsgen.jit.cache import Kernel
-from fpsgen.printable import meant
+from fpsgen.printable import meant, typed
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def find(name: str) -> Named:
     """The kernel called `name`; UsageError, with the nearest there is, where there is none."""
     if found := KERNELS.get(name.lower()):
         return found
-    raise UsageError(f"there is no kernel {name[:100]}", meant(name.lower(), KERNELS) or "fpsgen kernels lists them")
+    raise UsageError(f"there is no kernel {typed(name)}", meant(name.lower(), KERNELS) or "fpsgen kernels lists them")
 
 
 def stale(held: dict[str, cache.Held]) -> dict[str, cache.Held]:

@@ -21,7 +21,7 @@ from huggingface_hub.errors import (
 
 from fpsgen import assets
 from fpsgen.errors import DownloadError, ModelError, UsageError
-from fpsgen.printable import printable, readable
+from fpsgen.printable import printable, readable, typed
 from fpsgen.wan import layout
 from fpsgen.wan.cached import ID, NEEDED, Cached, look, repositories
 from fpsgen.wan.layout import Format
@@ -106,7 +106,7 @@ def repository_of(name: str, form: Format) -> str:
         raise UsageError("the pocket model comes with fpsgen", hint="fpsgen generate --model pocket")
     if not ID.fullmatch(name):
         raise UsageError(
-            f"{printable(name)} is not a model to fetch",
+            f"{typed(name)} is not a model to fetch",
             hint=f"give one of {', '.join(REPOSITORIES)} or a hub id",
         )
     return name

@@ -84,7 +84,7 @@ def find(name: str) -> Model:
     file `name`; ModelError where there is none."""
     key = name.lower()
     if not key.strip():
-        raise UsageError("--model is empty", hint="leave it out for the default")
+        raise UsageError("the model's name is empty", hint="name one, or leave --model out for the default")
     if key == POCKET:
         return open_folder(assets.folder(POCKET), POCKET)
     if key in hub.REPOSITORIES:

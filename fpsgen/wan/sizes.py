@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fpsgen.errors import UsageError
+from fpsgen.printable import typed
 from fpsgen.wan.config import WAN_1_3B
 
 NAMED = {"480p": (832, 480), "720p": (1280, 720)}
@@ -76,7 +77,7 @@ def parse_resolution(text: str) -> tuple[int, int]:
         return NAMED[text.lower()]
     match = re.fullmatch(r"(\d{1,9})\s*[xX*×]\s*(\d{1,9})", text.strip())  # noqa: RUF001
     if not match:
-        raise UsageError(f"--res {text[:40]} is not a size", hint="use 480p, 720p or WIDTHxHEIGHT such as 832x480")
+        raise UsageError(f"--res {typed(text)} is not a size", hint="use 480p, 720p or WIDTHxHEIGHT such as 832x480")
     width, height = int(match[1]), int(match[2])
     if not (MULTIPLE <= width <= LARGEST and MULTIPLE <= height <= LARGEST):
         raise UsageError(f"--res {text}: each side must be {MULTIPLE} to {LARGEST} pixels", hint="try --res 832x480")

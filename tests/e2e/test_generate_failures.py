@@ -117,7 +117,7 @@ def test_interruption_leaves_nothing(run: Runner, monkeypatch: pytest.MonkeyPatc
         (["--guidance", "1e999"], "0 to 100", "--guidance 5"),
         (["--shift", "0"], "0.01 to 100", "--shift 5"),
         (["--res", "9" * 5000 + "x16"], "is not a size", "480p"),
-        (["--model", ""], "--model is empty", "leave it out"),
+        (["--model", ""], "the model's name is empty", "leave --model out"),
         (["--model", "x" * 5000], "there is no model", "x"),
         (["-o", "x" * 300 + ".mp4"], "cannot be written", "another place or name"),
         (["-o", "/dev/null/clip.mp4"], "is not a folder", "-o"),

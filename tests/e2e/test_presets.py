@@ -231,7 +231,7 @@ def test_what_was_measured_is_shown(small: Path) -> None:
         (("quallity",), "did you mean quality?"),
         (("no-such.toml",), "there is no preset 'no-such.toml'"),
         (("fast", "--model", "15b"), "there is no model 15b"),
-        (("fast", "--model", ""), "--model is empty"),
+        (("fast", "--model", ""), "the model's name is empty"),
         (("14b-480p-fast", "--model", "1.3b"), "preset 14b-480p-fast, line 4: it is for 14b"),
         (("fast", "--res", "100x100"), "multiples of 16"),
         (("fast", "--res", "big"), "is not a size"),

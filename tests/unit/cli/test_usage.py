@@ -31,6 +31,23 @@ REFUSED = [
     (["bench", "quality", "--seeds", "0"], "--seeds 0:", "fpsgen bench quality --help"),
     (["doctor", "now"], "fpsgen doctor cannot tell", "quotes"),
     (["--steps", "3", "generate", "a"], "fpsgen has no option --steps", "stands after the command"),
+    (
+        ["generate", "a cat", "--grid", "it's"],
+        "--grid it's: there is no such choice",
+        "give one of original, diffusers",
+    ),
+    (["models", "list", "--steps"], "fpsgen models list has no option --steps", "lists what there is"),
+    (["bench", "--frames", "5", "quality"], "--frames stands before quality", "fpsgen bench quality"),
+    # Empty words, as a shell's unset variable leaves them.
+    (["models", ""], "fpsgen models has no command ''", "fpsgen models --help"),
+    (["models", "pull", ""], "'' is not a model to fetch", "1.3b, 14b"),
+    (["models", "check", ""], "the model's name is empty", "name one"),
+    (["kernels", "build", ""], "there is no kernel ''", "fpsgen kernels"),
+    (["doctor", ""], "fpsgen doctor cannot tell what these words are for: ''", "quotes"),
+    (["generate", "a cat", "--frames", ""], "--frames '': this is not a whole number", "give a whole number"),
+    (["generate", "a cat", "--solver", ""], "--solver '': there is no such choice", "give one of unipc, dpm++, euler"),
+    (["generate", "a cat", "--device", ""], "--device '': fpsgen runs on cpu and cuda", "cuda:0"),
+    (["generate", "a cat", "--res", ""], "--res '' is not a size", "832x480"),
 ]
 
 
@@ -55,6 +72,11 @@ def test_programs_get_an_object(args: list[str], says: str, fix: str) -> None:
     assert (result.exit_code, told["exit_code"], told["schema"]) == (2, 2, 1)
     assert told["error"].startswith(says)
     assert fix in told["hint"]
+
+
+def test_json_with_a_value_is_refused_in_an_object() -> None:
+    result = run("models", "list", "--json=1")
+    assert (result.exit_code, json.loads(result.stdout)["error"]) == (2, "--json takes no value")
 
 
 @pytest.mark.parametrize("command", ["models", "presets", "kernels"])
