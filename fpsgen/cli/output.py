@@ -22,6 +22,7 @@ from fpsgen.printable import readable as readable
 SCHEMA = 1  # of the objects that --json prints; docs/json.md says when it changes
 _LARGE = {name: name for name in ("diffusers", "transformers", "huggingface_hub", "matplotlib")} | {"torch": "PyTorch"}
 _UNBOUNDED = 1000  # columns
+_HINT = "hint:  "
 _MOST = 4000  # characters of one message: whoever wrote a name of a megabyte into a file fills no screen with it
 
 
@@ -54,7 +55,7 @@ class Output:
         hush()
         self._say("error: ", "bold red", message)
         if hint:
-            self._say("hint:  ", "bold", hint)
+            self._say(_HINT, "bold", hint)
         if self.json:
             self._object({"error": message, "hint": hint, "exit_code": code})
 
@@ -125,7 +126,9 @@ class Output:
         if _waiting and _waiting[0].console is not self.console:  # else the line appears above the spinner, which stays
             hush()
         told = printable(text, _MOST)
-        self.console.print(Text.assemble((label, label_style), (told, style)), soft_wrap=True)
+        # On a terminal a sentence is broken between words; a hint is not, because it may be a command to copy.
+        whole = not self.console.is_terminal or label == _HINT
+        self.console.print(Text.assemble((label, label_style), (told, style)), soft_wrap=whole)
 
 
 def _shown(text: str) -> str:

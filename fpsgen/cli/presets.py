@@ -156,16 +156,13 @@ def list_presets(json: options.Json = False) -> None:
         numbers = (str(each["phases"]), f"{each['density']:.2f}", f"{each['cost']:.2f}")
         table.row(each["name"], each["model"] or "any", each["size"] or "any", *numbers, quality(each))
     out.show(table)
-    out.line(
-        f"density and cost: averages over the model's default steps ({_ANY}'s where a preset is for any model); {_COST}"
-    )
-    out.line(
-        "--preset quality, balanced or fast takes the one for the model and size; see also: fpsgen presets show NAME"
-    )
+    out.line(f"density, cost: averages over the model's default steps ({_ANY}'s if a preset is for any model)")
+    out.line(_COST)
+    out.line("--preset quality, balanced or fast takes the preset for the model and size")
 
 
 _FLOPS = ("dense_flops", "saved_flops")
-_COST = "cost: modelled for attention on an H100, where dense bf16's is 1"
+_COST = "cost: of attention, modelled for an H100; dense bf16's is 1"
 
 
 def entry(preset: Preset, out: Output) -> dict[str, Any]:

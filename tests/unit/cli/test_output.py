@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import re
 import sys
 
 import pytest
@@ -105,3 +106,18 @@ def test_time_left_is_known_however_slow_the_steps(seconds: int) -> None:
         now += seconds
         progress.update(task, completed=step + 1)
     assert progress.tasks[0].time_remaining == pytest.approx(47 * seconds, rel=0.5)  # of few samples
+
+
+def test_a_note_is_broken_between_words_on_a_terminal_and_a_hint_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hint may be a command, which is copied whole."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "30")
+    drawn = io.StringIO()
+    monkeypatch.setattr("sys.stderr", drawn)
+    Output().error("words that take more than a line of it", "fpsgen models pull somebody/a-model", 2)
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", drawn.getvalue()).splitlines()
+    assert [line.rstrip() for line in lines] == [
+        "error: words that take more",
+        "than a line of it",
+        "hint:  fpsgen models pull somebody/a-model",
+    ]
