@@ -220,16 +220,8 @@ def _diffusers(folder: Path) -> Checkpoint:
     layers = configs["text_encoder"].get("num_layers")
     _check_depth("text_encoder", layers, _headers(files["text_encoder"], text_encoder_name), "encoder.block.")
     _check_tokenizer(folder / "tokenizer")
-    return Checkpoint(
-        "diffusers",
-        config,
-        transformer=files["transformer"],
-        vae=files["vae"],
-        vae_config=configs["vae"],
-        text_encoder=files["text_encoder"],
-        text_config=configs["text_encoder"],
-        tokenizer=folder / "tokenizer",
-    )
+    vae, text = configs["vae"], configs["text_encoder"]
+    return Checkpoint("diffusers", config, vae_config=vae, text_config=text, tokenizer=folder / "tokenizer", **files)
 
 
 def _check_configs(config: WanConfig, vae: dict[str, Any], text_encoder: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ from fpsgen.printable import printable
 from fpsgen.wan.checkpoint import check_parameters, fill
 from fpsgen.wan.config import FETCH_AGAIN, OURS
 from fpsgen.wan.headers import Rename, headers, read_json
-from fpsgen.wan.layout import Checkpoint, text_encoder_name, transformer_name, vae_name
+from fpsgen.wan.layout import STEMS, Checkpoint, text_encoder_name, transformer_name, vae_name
 from fpsgen.wan.tokenizer import TEXT_LENGTH, Tokenizer
 from fpsgen.wan.transformer import FLOAT32_PARAMETERS, WanTransformer
 
@@ -107,12 +107,7 @@ def check(checkpoint: Checkpoint) -> None:
 
 def dtypes(checkpoint: Checkpoint) -> dict[str, list[str]]:
     """The dtypes of each component's tensors on disk, by safetensors' names."""
-    parts = {
-        "transformer": checkpoint.transformer,
-        "vae": checkpoint.vae,
-        "text_encoder": checkpoint.text_encoder,
-    }
-    return {name: sorted({header.dtype for header in headers(files).values()}) for name, files in parts.items()}
+    return {part: sorted({header.dtype for header in headers(getattr(checkpoint, part)).values()}) for part in STEMS}
 
 
 def stays_float32(name: str) -> bool:

@@ -89,7 +89,9 @@ def nested(depth: int) -> bytes:
         pickle.dumps(os.system, 2),
         nested(500),
         b"\x80\x02}" + nested(500)[2:-1] + b"K\1s.",
+        b"\x80\x02)q\0" + b"h\0h\0\x86q\0" * 100 + b"}h\0K\1s.",  # as a key, which torch would hash for ever
         b"\x80\x02r\xff\xff\xff\x7f.",
+        b"\x80\x02K\1r\xff\xff\xff\x7f.",  # 34 GB of memo in Python's own reader
         b"\x80\x02" + b"(" * 100_000 + b".",
         b"",
         b"\x80\x02.",
