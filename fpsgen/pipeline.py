@@ -173,7 +173,6 @@ def generate(
     with timings.phase("load"):
         del transformer
         memory.release()
-    yield Phase("decode")
     yield from decode(request, model, latents, device, timings, told)
 
 
@@ -351,8 +350,10 @@ def decode(
 
     The file's metadata are `told` and the timings, which end here.
     """
+    yield Phase("load", "VAE")
     with timings.phase("load"):
         vae = load_vae(model.checkpoint, device)
+    yield Phase("decode")
     pieces = wan_vae.frames_of(vae, latents)
     size = (request.width, request.height)
     # File managers that look a third into a video show the last key frame before it: without one of its own the first

@@ -43,7 +43,7 @@ def of_time(record: dict[str, Any]) -> Columns:
     how = f"median of {runs} warm runs each" if runs > 1 else "one warm run each" if runs else "cold runs"
     table = new(record, f"Seconds, {'extrapolated from single steps' if record['extrapolated'] else how}")
     for name in PHASES:
-        if name != "compile" or any(one["median"][name] for one in contenders):
+        if name != "compile" or any(round(one["median"][name] or 0, 2) for one in contenders):
             table.row(name, *(seconds(one["median"][name]) for one in contenders))
     table.row(Text("total", "bold"), *(Text(seconds(one["median"]["total"]), "bold") for one in contenders))
     if runs > 1:
@@ -60,7 +60,7 @@ def of_cold(record: dict[str, Any]) -> Columns:
     table = new(record, "Seconds of the cold runs: the first of each in this process, which also compiles its kernels")
     for name in (*PHASES, "total"):
         times = [one["cold"][name] for one in record["contenders"]]
-        if name != "compile" or any(times):
+        if name != "compile" or any(round(time or 0, 2) for time in times):
             table.row(name, *(seconds(time) for time in times))
     return table
 

@@ -22,6 +22,7 @@ from fpsgen.cli.output import Output
 from fpsgen.cli.prompts import as_text, check_prompts, read_prompt
 from fpsgen.cli.tables import Columns
 from fpsgen.errors import Stopped, UsageError
+from fpsgen.report.words import counted
 from fpsgen.seeds import check_seed
 from fpsgen.timing import Timings
 from fpsgen.wan import sizes
@@ -45,7 +46,7 @@ ENLARGED = 4  # the pocket's file, 640x384: its own 160x96 would be a stamp on a
 @explained
 def generate(
     prompt: Annotated[str, argument("PROMPT", "What the video shows; - reads it from standard input.")],
-    res: options.Resolution = None,
+    res: Annotated[str | None, options.size("640x384")] = None,
     frames: options.Frames = None,
     model: options.ModelName = None,
     steps: options.Steps = None,
@@ -290,9 +291,9 @@ def timing_table(timings: Timings, device: torch.device, preset: tuple[str, str]
     table.column("", prose=True)
     table.row("preset", preset[0], Text(preset[1], "dim"))
     count = len(timings.steps)
-    remarks = {"denoise": f"{count} steps, {sum(timings.steps) / count:.2f} s each" if count else ""}
+    remarks = {"denoise": f"{counted(count, 'step')}, {sum(timings.steps) / count:.2f} s each" if count else ""}
     for name, seconds in timings.seconds.items():
-        if seconds or name != "compile":  # most runs have nothing to compile
+        if round(seconds, 2) or name != "compile":  # most runs have nothing to compile
             table.row(name, f"{seconds:.2f} s", Text(remarks.get(name, ""), "dim"))
     table.row(Text("total", "bold"), Text(f"{timings.total:.2f} s", "bold"), "")
     if timings.peak_memory is not None:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -62,12 +62,17 @@ ModelName = Annotated[
         offers=complete.models,
     ),
 ]
-Resolution = Annotated[
-    str | None,
-    option(
-        "SIZE", "Width and height: 480p, 720p or WIDTHxHEIGHT.", VIDEO, shown="the model's own", offers=complete.sizes
-    ),
-]
+
+
+def size(pocket: str) -> Any:
+    """The option --res. pocket: the size of the pocket model's videos where it is left out."""
+    shown = ", ".join(
+        [f"{pocket} for pocket", *(f"{own.width}x{own.height} for {name}" for name, own in sizes.DEFAULTS.items())]
+    )
+    return option("SIZE", "Width and height: 480p, 720p or WIDTHxHEIGHT.", VIDEO, shown=shown, offers=complete.sizes)
+
+
+Resolution = Annotated[str | None, size("160x96")]
 Frames = Annotated[int | None, option("N", "How many frames: 1, 5, 9, … (4n + 1).", VIDEO, shown=per_model("frames"))]
 Steps = Annotated[int | None, option("N", "How many denoising steps.", SAMPLING, shown=per_model("steps"))]
 Guidance = Annotated[

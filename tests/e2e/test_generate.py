@@ -241,6 +241,6 @@ def test_progress_is_drawn_on_a_terminal(wan_folder: Path, tmp_path: Path, monke
     monkeypatch.setenv("COLUMNS", "100")
     args = ("cat", "--model", wan_folder, "--res", "32x32", "--frames", 5, "--steps", 3, "-o", tmp_path / "a.mp4")
     drawn = invoke(*args).stderr
-    for part in ("denoise", "3/3", "s/step", "decode", "5/5", "frames"):
+    for part in ("text encoder", "load transformer", "load VAE", "denoise", "3/3", "s/step", "decode", "5/5", "frames"):
         assert part in drawn
     assert "step 3 of 3" not in drawn

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from fpsgen import assets
 from fpsgen.cli import app
+from fpsgen.cli.generate import ENLARGED
 from fpsgen.cli.help import HINTS, OTHER_NAMES
 from fpsgen.wan import sizes
 
@@ -91,6 +92,11 @@ def test_defaults_in_a_help_are_the_pockets_own_numbers_too() -> None:
         small, large = (f"{getattr(sizes.DEFAULTS[name], setting):g}" for name in ("1.3b", "14b"))
         others = f"{small} for 1.3b, {large} for 14b" if small != large else f"{small} for Wan2.1"
         assert re.search(rf"--{setting} \w+ [^\[]*\[default: {card[setting]:g} for pocket, {others}\]", text)
+    width, height = card["size"]
+    own = {"generate": f"{ENLARGED * width}x{ENLARGED * height}", "calibrate": f"{width}x{height}"}
+    wan = ", ".join(f"{defaults.width}x{defaults.height} for {name}" for name, defaults in sizes.DEFAULTS.items())
+    for command, size in own.items():
+        assert f"[default: {size} for pocket, {wan}]" in " ".join(" ".join(shown((command,), 80)).split())
 
 
 @pytest.mark.parametrize("name", [name for names in OTHER_NAMES.values() for name in names])
