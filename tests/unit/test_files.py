@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from fpsgen import files
+from fpsgen.errors import UsageError
 
 
 def test_a_regular_file_is_read_through_a_link(tmp_path: Path) -> None:
@@ -27,6 +28,36 @@ def test_what_may_never_end_is_refused_at_once(kind: str, tmp_path: Path) -> Non
         os.mkfifo(path)
     with pytest.raises(OSError, match="regular file"):
         files.open_regular(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "says", "hint"),
+    [
+        ("folder", "-o folder is a folder", "name a file, such as folder/my.toml"),
+        ("no where/my.toml", "the folder no where does not exist", "mkdir -p 'no where'"),
+        ("file/my.toml", "file is not a folder", "choose another place or name with -o"),
+        ("file", "-o file is write-protected", "choose another place or name with -o"),
+        ("x" * 300, "cannot be written: File name too long", "choose another place or name with -o"),
+    ],
+)
+def test_a_place_is_refused_with_what_is_wrong_and_what_helps(
+    name: str, says: str, hint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write anywhere
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("kept")
+    with pytest.raises(UsageError, match=says) as told:
+        files.check_place(Path(name), "my.toml", before="-o ")
+    assert told.value.hint == hint
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
+
+
+def test_a_place_that_will_do_is_left_as_it_was(tmp_path: Path) -> None:
+    assert not files.check_place(tmp_path / "new.toml", "my.toml")
+    (tmp_path / "old.toml").write_text("kept")
+    assert files.check_place(tmp_path / "old.toml", "my.toml")
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["kept"]
 
 
 LEAVES = """
