@@ -15,7 +15,7 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-WIDEST = 100  # columns: longer lines are hard to follow
+WIDEST, NARROWEST = 100, 16  # columns: longer lines are hard to follow, and shorter ones hold no word
 _NAMES = 26  # columns for names at most; a longer one has its help below
 # Groups of options, in this order; a command's own stand before them.
 MEASURING, VIDEO, SAMPLING, OUTPUT, MACHINE = "Measuring", "Video", "Sampling", "Output", "Machine"
@@ -104,7 +104,7 @@ class App(typer.Typer):
 
 
 def _width() -> int:
-    return min(shutil.get_terminal_size().columns, WIDEST)
+    return max(NARROWEST, min(shutil.get_terminal_size().columns, WIDEST))
 
 
 def _usage(ctx: Any, width: int) -> str:

@@ -54,6 +54,11 @@ def test_a_help_fits_its_terminal_and_splits_no_word(path: tuple[str, ...], colu
     assert not re.search(r"<\w+>|\[bold\]", flat)
 
 
+@pytest.mark.parametrize("columns", range(1, 10))
+def test_a_terminal_too_narrow_for_a_word_gets_the_help(columns: int) -> None:
+    assert "surfing" in " ".join(shown((), columns))
+
+
 @pytest.mark.parametrize("columns", [60, 80, 120])
 @pytest.mark.parametrize("path", EVERY, ids=NAMES)
 def test_examples_are_of_the_command_itself_and_each_stands_on_one_line(path: tuple[str, ...], columns: int) -> None:
