@@ -186,11 +186,16 @@ def run(found: Sequence[Made], job: Job, folder: Path, watcher: Watcher) -> tupl
     return [one.contender.name for one, cold in runs if not cold], states if any(states) else None
 
 
+def places(line_up: LineUp, folder: Path) -> dict[str, Path]:
+    """Where the video of each contender goes."""
+    names = [one.name for one in line_up.contenders]
+    return {name: folder / f"{number}-{files.safe_name(name)[:60]}.mp4" for number, name in enumerate(names, 1)}
+
+
 def once(one: Made, job: Job, folder: Path, watcher: Watcher) -> dict[str, Any]:
     """One video, and how long it took. The first that a contender makes is kept, for its fidelity."""
     name, first = one.contender.name, one.latents is None
-    number = 1 + [own.name for own in job.line_up.contenders].index(name)
-    request = replace(job.request, output=folder / f"{number}-{files.safe_name(name)[:60]}.mp4")
+    request = replace(job.request, output=places(job.line_up, folder)[name])
     memory.release()
     timings = Timings()
     pieces = []

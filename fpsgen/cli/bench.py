@@ -136,7 +136,10 @@ def bench(
     known.check(preset, names)  # it imports no torch: so far, whatever cannot be is told at once
     if random_weights is not None:
         check_random(random_weights, model)
-    record_at = None if output is None else record_place(options.expand(output), out)
+    record_at = page = None
+    if output is not None:
+        record_at = record_place(options.expand(output), out)
+        page = report_place(record_at, report, no_report)
     out.loading()
     named = find_model(model) if random_weights is None else models.absent(random_weights.lower())
     target = options.parse_device(device)
@@ -146,7 +149,7 @@ def bench(
     if record_at is None:
         default = f"bench-{files.safe_name(chosen.name)}-{files.safe_name(preset)}.json"
         record_at = record_place(free_record(default), out)
-    page = report_place(record_at, report, no_report)
+        page = report_place(record_at, report, no_report)
     with kept_in(videos) as folder:
         from fpsgen.bench import compare as end_to_end
         from fpsgen.bench import duration, synthetic
@@ -175,6 +178,9 @@ def bench(
         line = line_up(preset, names, request, chosen, target, precision)
         for one in line.tried:
             out.detail(f"dense attention by {one.name}: {one.why_not or f'{one.milliseconds:.3g} ms'}")
+        for path in end_to_end.places(line, folder).values():
+            if path.exists():
+                out.note(f"{printable(path)} exists: the new video will replace it")
         command = ["fpsgen", *sys.argv[1:]]
         job = end_to_end.Job(request, chosen, target, precision, text_precision, line, pairs, command)
         try:

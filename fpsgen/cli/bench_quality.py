@@ -133,6 +133,9 @@ def quality(
     for name, outline in job.outlines.items():  # which refuses a preset that does not fit
         out.detail(f"{name}: {outline.told}")
     clips = video_places(job, options.expand(videos)) if videos is not None else None
+    if there := sum(path.exists() for paths in (clips or {}).values() for path in paths):
+        exist, them = ("video exists", "it") if there == 1 else ("videos exist", "them")
+        out.note(f"{there} {exist} in {printable(videos)} already: the new ones will replace {them}")
     tell_size(out, job)
     try:
         with out.progress() as progress:

@@ -118,6 +118,7 @@ def calibrate(
     options.check_report(report, no_report)
     if output is not None and not dry_run and (replaced := check_output(output := options.expand(output))):
         out.note(f"{printable(output)} is replaced: {replaced}")
+    page = None if output is None or dry_run else report_place(output, report, no_report)
     out.loading()
     named = named_model(model, dry_run)
     target = options.parse_device(device)  # which imports torch: so far, whatever cannot be is told at once
@@ -127,11 +128,11 @@ def calibrate(
         output = files.free(Path(f"{files.safe_name(chosen.name)}-calibrated.toml"), ".html")
         if not dry_run:
             check_output(output)
+            page = report_place(output, report, no_report)
     job = make_job(chosen, size, given, budget, own, (clips, checks), seed, output.name)
     if dry_run:
         tell_estimate(out, job, target, options.choose_dtype(dtype, target))
         return
-    page = report_place(output, report, no_report)
     precision, text_precision = options.choose_dtype(dtype, target), options.choose_text_dtype(dtype)
     out.detail(f"model {chosen.name} from {chosen.folder}; {target}, {str(precision).removeprefix('torch.')}")
     from fpsgen.calibrate.run import calibrate as run

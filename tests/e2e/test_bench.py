@@ -48,6 +48,14 @@ def test_the_preset_and_bf16_run_there_and_back(bench: Bench) -> None:
             assert len(run["steps"]) == 3
 
 
+def test_a_video_that_a_bench_replaces_is_named(bench: Bench, tmp_path: Path) -> None:
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos" / "2-bf16.mp4").write_bytes(b"mine")
+    told = bench.run("--no-report", preset=bench.preset(HALVES), compare="bf16", pairs=0, videos=tmp_path / "videos")
+    notes = [line for line in told.stderr.splitlines() if "will replace" in line]
+    assert notes == [f"note: {tmp_path / 'videos' / '2-bf16.mp4'} exists: the new video will replace it"]
+
+
 def test_fidelity_is_that_of_the_videos(bench: Bench, tmp_path: Path) -> None:
     preset = bench.preset(HALVES)
     record = bench(preset=preset, compare="bf16", pairs=0, videos=tmp_path / "videos")

@@ -27,6 +27,8 @@ COMMANDS = [
     (["bench", "--preset", "nonsense"], 2, "there is no preset 'nonsense'"),
     (["bench", "--preset", "pipe.toml"], 2, "it is not a regular file"),
     (["bench", "-o", "pipe.json"], 2, "pipe.json is not a regular file"),
+    (["bench", "-o", "mine.json"], 2, "mine.html exists, and fpsgen did not write it"),
+    (["calibrate", "-o", "new.toml", "--report", "mine.html"], 2, "mine.html exists, and fpsgen did not write it"),
     (["bench", "quality", "--compare", "nonsense"], 2, "--compare nonsense: there is nothing of that name"),
     (["bench", "quality", "-o", "pipe.json"], 2, "pipe.json is not a regular file"),
     (["bench", "attention", "--density", "2"], 2, "--density 2 is not a share"),
@@ -55,6 +57,7 @@ def test_what_needs_no_torch_does_not_load_it(tmp_path: Path) -> None:
     for name in ("pipe.toml", "pipe.json"):
         os.mkfifo(tmp_path / name)  # whoever opened one to read would wait for ever
     (tmp_path / "mine.toml").write_text("format = 1\n[[phase]]\nsigma = [1.0, 0.0]\ndensity = 0.3\n")
+    (tmp_path / "mine.html").write_text("a page of mine")
     given = json.dumps([args for args, _, _ in COMMANDS])
     places = {"FPSGEN_CACHE_DIR": str(tmp_path / "cache"), "PYTHONPATH": str(Path(__file__).parents[2])}
     ran = subprocess.run(
