@@ -36,6 +36,9 @@ def let_go() -> None:
     for number in _numbers():
         if not _came and signal.getsignal(number) is _stop:
             signal.signal(number, signal.SIG_DFL)
+    # Where KeyboardInterrupt left an `exec`, as imports run many, Python would end itself by SIGINT instead of with our
+    # exit code, though it was caught (`python -m` alone does). The next `exec` takes that back.
+    exec("")
 
 
 def check() -> None:

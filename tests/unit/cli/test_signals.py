@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -31,6 +34,23 @@ def test_each_signal_stops_the_work_with_128_and_its_number(name: str, code: int
         signal.raise_signal(getattr(signal, name))
     assert errors.explain(stopped.value) == ("stopped", None, code)
     assert errors.explain(Stopped("stopped; much is kept", hint="go on"))[2] == code
+
+
+def test_a_signal_inside_of_an_exec_ends_with_its_own_code(tmp_path: Path) -> None:
+    """As while a library defines dataclasses: Python, started with -m, would else end itself by SIGINT."""
+    (tmp_path / "stopped.py").write_text(
+        "import sys\n"
+        "from fpsgen.cli import signals\n"
+        "signals.listen()\n"
+        "try:\n"
+        "    exec('import signal; signal.raise_signal(signal.SIGTERM)')\n"
+        "except KeyboardInterrupt:\n"
+        "    signals.let_go()\n"
+        "    sys.exit(signals.exit_code())\n"
+    )
+    paths = os.pathsep.join([str(tmp_path), *sys.path])
+    ended = subprocess.run([sys.executable, "-m", "stopped"], env={**os.environ, "PYTHONPATH": paths})
+    assert ended.returncode == 128 + signal.SIGTERM
 
 
 def test_a_signal_that_is_ignored_stays_so() -> None:
