@@ -15,6 +15,7 @@ from fpsgen.errors import RenderError, Stopped, UsageError
 from fpsgen.ffmpeg import Ffmpeg, FfmpegError
 from fpsgen.printable import printable
 
+_ELSEWHERE = "choose another place with -o"
 _PICTURE = ["-pix_fmt", "yuv420p"]
 # Per suffix, what ffmpeg is given. crf 10 for x264 is what Wan2.1's "quality 8" comes to. An mp4's index goes to the
 # front, so that it plays before it is loaded whole.
@@ -56,7 +57,7 @@ def check_encoder(path: Path, size: tuple[int, int] | None = None) -> None:
         return
     hint = "try another format with -o, or pip install --force-reinstall imageio-ffmpeg"
     if full:
-        hint = "make room on the disk, or choose another place with -o"
+        hint = f"make room on the disk, or {_ELSEWHERE}"
     elif own := os.environ.get("IMAGEIO_FFMPEG_EXE"):
         hint = f"IMAGEIO_FFMPEG_EXE names {own}: unset it to use the ffmpeg that came with fpsgen"
     raise UsageError(f"ffmpeg cannot be used to write {path.suffix.lower()} videos here: {reason}", hint)
@@ -182,7 +183,7 @@ class VideoWriter:
         except KeyboardInterrupt:
             raise Stopped(f"stopped; {self.path} is complete, but does not tell how it was made") from None
         if self._misplaced:
-            raise RenderError(f"the video is in {self.path}: {self._misplaced}")
+            raise RenderError(f"the video is in {self.path}: {self._misplaced}", hint="rename it yourself")
         return fault
 
     def _place(self) -> None:
@@ -199,7 +200,8 @@ class VideoWriter:
                 self.path, self._misplaced = files.put_as_new(self._partial, short), told
             except OSError:
                 gone = not self._partial.exists()
-                raise RenderError(f"{wanted} could not be written: its folder is gone" if gone else told) from None
+                gone_told = f"{wanted} could not be written: its folder is gone"
+                raise RenderError(gone_told if gone else told, hint=_ELSEWHERE) from None
 
     def _tag(self, metadata: dict) -> str | None:
         """Copy the file to one with a comment. As a file, metadata have no limit of length, and no locale."""
@@ -225,6 +227,6 @@ class VideoWriter:
 
     def _error(self, fault: FfmpegError) -> RenderError:
         if not self.path.parent.is_dir():
-            return RenderError(f"{self.path} could not be written: its folder is gone")
-        hint = "make room on the disk, or choose another place with -o" if fault.full else None
+            return RenderError(f"{self.path} could not be written: its folder is gone", _ELSEWHERE)
+        hint = f"make room on the disk, or {_ELSEWHERE}" if fault.full else None
         return RenderError(f"ffmpeg stopped before {self.path} was complete: {fault}", hint)

@@ -160,7 +160,8 @@ def fastest(model: Model, tokens: int, batch: int, device: torch.device, dtype: 
         else:
             refused.append(Tried(name, None, why_not))
     if not running:
-        raise RenderError(f"no dense attention of {tokens} tokens runs here: {refused[0].why_not}")
+        told = f"no dense attention of {tokens} tokens runs here: {refused[0].why_not}"
+        raise RenderError(told, hint="try a smaller --res or fewer --frames")
     times = _milliseconds(running, device)
     best = min(times, key=lambda name: times[name])
     others = sorted((name for name in times if name != best), key=lambda name: times[name])
@@ -176,7 +177,8 @@ def _failure(name: str, call: Callable[[], object], device: torch.device) -> str
     except Exception as fault:  # whatever a foreign kernel raises
         told = f"{type(fault).__name__}: {' '.join(str(fault).split())}"[:300]
     if not card.is_alive(device):
-        raise RenderError(f"{name} failed, and nothing runs on {device} any more: {told}")
+        broken = f"{name} failed, and nothing runs on {device} any more: {told}"
+        raise RenderError(broken, hint=f"run the command again, without {name}")
     memory.release()  # only now, since the fault held on to the kernel's tensors
     return told
 

@@ -62,7 +62,7 @@ def measure(
             changes.append(change / change.sum(1, keepdim=True).clamp(min=_TINY))
             ended.append(_phase_errors(renderer, clip, name, candidates, phases, velocities, final))
     if any(own.isnan().any() for own in (*found, *changes, *ended)):
-        raise RenderError("the model gave values that are not finite")
+        raise RenderError("the model gave values that are not finite", hint="try --dtype fp32")
     errors, share = (torch.stack(each).mean(0) for each in (found, changes))
     probed = torch.stack(ended).mean(0)[:, None] * share
     precision, window = candidates.probe

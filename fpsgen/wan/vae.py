@@ -10,6 +10,7 @@ from diffusers import AutoencoderKLWan
 from torch import Tensor
 
 from fpsgen.errors import RenderError
+from fpsgen.wan.config import FETCH_AGAIN
 
 
 def denormalise(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
@@ -45,7 +46,7 @@ def frames_of(vae: AutoencoderKLWan, latents: Tensor) -> Iterator[np.ndarray]:
     """
     for piece in stream(vae, denormalise(vae, latents)):
         if not piece.isfinite().all():
-            raise RenderError("the VAE gave values that are not finite: its weights are damaged")
+            raise RenderError("the VAE gave values that are not finite: its weights are damaged", hint=FETCH_AGAIN)
         yield to_uint8(piece)
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import errno
+from pathlib import Path
 
 import pytest
 import torch
 import typer
 from typer.testing import CliRunner
 
+import fpsgen
 from fpsgen.cli import errors
 from fpsgen.errors import RenderError, UsageError
 
@@ -75,3 +78,22 @@ def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     assert result.exit_code == 1
     assert "Traceback" in result.stderr
     assert "something went wrong inside fpsgen: ZeroDivisionError" in result.stderr
+
+
+def test_every_error_that_is_raised_says_what_to_do() -> None:
+    """By the source: a class of ours is called with a sentence and a hint, be it none that another error had."""
+    ours = {"FpsgenError", "UsageError", "ModelError", "RenderError"}
+    raised = [
+        (path.name, call)
+        for path in Path(fpsgen.__file__).parent.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Raise) and isinstance(call := node.exc, ast.Call)
+        if isinstance(call.func, ast.Name) and call.func.id in ours
+    ]
+    assert len(raised) > 100
+    without = [
+        f"{name}, line {call.lineno}"
+        for name, call in raised
+        if len(call.args) < 2 and "hint" not in {keyword.arg for keyword in call.keywords}
+    ]
+    assert not without
