@@ -43,7 +43,9 @@ def read_json(path: Path) -> dict:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as damage:
-        raise ModelError(f"{printable(path)} is not valid JSON: {printable(damage)}", hint=FETCH_AGAIN) from None
+        endless = "a number or brackets without end"  # of which Python speaks in terms of its own settings
+        why = printable(damage) if isinstance(damage, (json.JSONDecodeError, UnicodeError)) else endless
+        raise ModelError(f"{printable(path)} is not valid JSON: {why}", hint=FETCH_AGAIN) from None
     if not isinstance(value, dict):
         raise ModelError(f"{printable(path)} holds no JSON object", hint=FETCH_AGAIN)
     return value
