@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import errno
 import functools
-import inspect
-import re
 import traceback
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
@@ -111,6 +109,4 @@ def explained(command: Callable[P, None]) -> Callable[P, None]:
         with told(bool(kwargs.get("json")), kwargs.keys()):
             command(*args, **kwargs)
 
-    # Typer keeps the lines of a paragraph apart, and a terminal breaks them once more.
-    run.__doc__ = re.sub(r"(?<!\n)\n(?!\n)", " ", inspect.cleandoc(command.__doc__ or ""))
     return run
