@@ -168,7 +168,7 @@ def machine() -> dict:
 
 
 def fits() -> dict:
-    """Of each model at its usual sizes: what its hungriest part needs (`wan.needs`), and whether that is free where
+    """For each model at its usual sizes: what its hungriest part needs (`wan.needs`), and whether that is free where
     commands run."""
     import torch
 
@@ -339,7 +339,7 @@ def tiny_plans() -> dict[str, AttentionPlan]:
 
 
 def relative_errors(device: torch.device) -> dict[str, float]:
-    """Of the hopper backend on `device`, by plan, against the emulator of its kernel on the CPU."""
+    """The errors of the hopper backend on `device`, by plan, against the emulator of its kernel on the CPU."""
     import torch
 
     from fpsgen.attention import emulator, hopper

@@ -55,7 +55,7 @@ def psnr(mean_square: float) -> float:
 
 
 def mean_square(ours: np.ndarray, exact: np.ndarray) -> float:
-    """Of two arrays of uint8 frames of one shape."""
+    """The mean squared difference of two arrays of uint8 frames of one shape."""
     # Frame by frame: as floats, a clip takes gigabytes. Squares are whole numbers, so that their order does not matter.
     pairs = zip(ours, exact, strict=True)
     total = sum(int(np.sum((a.astype(np.int32) - b) ** 2, dtype=np.int64)) for a, b in pairs)

@@ -36,7 +36,7 @@ def best_uniform(record: dict, level: str) -> dict:
 
 
 def ratio(ours: list[float], theirs: list[float]) -> tuple[float, list[float]]:
-    """Of the means, with a 95 % interval by bootstrap over the clips."""
+    """The ratio of the means, with a 95 % interval by bootstrap over the clips."""
     a, b = np.array(ours), np.array(theirs)
     picked = np.random.default_rng(0).integers(len(a), size=(DRAWS, len(a)))
     drawn = a[picked].mean(1) / b[picked].mean(1)

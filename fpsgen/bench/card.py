@@ -25,7 +25,7 @@ _LEAD = 2_000_000  # clocks, about a millisecond
 
 
 def slug(name: str) -> str:
-    """Of a card's name, for a file's: h100, h200, or all of its words."""
+    """A card's name as part of a file's: h100, h200, or all of its words."""
     known = re.search(r"\b[HB]\d00\b", name)
     return known[0].lower() if known else re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
@@ -136,7 +136,7 @@ class Stopwatch:
         self.flush = torch.empty(_FLUSHED, dtype=torch.uint8, device=device)
 
     def time(self, calls: Iterable[Callable[[], object]]) -> list[float]:
-        """Of each call, in this order."""
+        """The time of each call, in this order."""
         marks = []
         with torch.cuda.device(self.device):  # whose stream events are recorded on
             for call in calls:

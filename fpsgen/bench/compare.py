@@ -86,7 +86,7 @@ class Made:
 
     @property
     def clip(self) -> Clip:
-        """Of the first run."""
+        """What the first run made."""
         assert self.latents is not None
         assert self.frames is not None
         return self.latents, self.frames

@@ -217,7 +217,7 @@ def resolved(
     if preset in names and preset != BF16.name:
         raise UsageError(f"--preset {preset} is compared with itself", hint="name another with --compare")
     own = shipped.of_grade(preset, model.family, *size) if preset in shipped.GRADES else shipped.find(preset)
-    # Of two that are called bf16, the first is what `generate` runs.
+    # Two may be called bf16: the first is what `generate` runs.
     found = [
         Ours(f"generate's {preset}" if preset in names else preset, own),
         *(contender(one, model, *size) for one in names),

@@ -68,13 +68,13 @@ def fill(checkpoint: Checkpoint, job: Job) -> list[float]:
 
 
 def text_flops(config: dict) -> float:
-    """Of one embedding, but for the products of attention."""
+    """The operations of one embedding, but for the products of attention."""
     inner = config["num_heads"] * config["d_kv"]
     return 2.0 * TEXT_LENGTH * config["num_layers"] * config["d_model"] * (4 * inner + 3 * config["d_ff"])
 
 
 def decode_flops(checkpoint: Checkpoint, latent_shape: tuple[int, int, int]) -> float:
-    """Of the latent frames that are decoded, counted by torch on tensors without values."""
+    """The operations of the latent frames that are decoded, counted by torch on tensors without values."""
     vae = load.empty_vae(checkpoint)
     latents = torch.empty(1, checkpoint.config.in_channels, *latent_shape, device="meta")
     with FlopCounterMode(display=False) as counter:
@@ -84,7 +84,7 @@ def decode_flops(checkpoint: Checkpoint, latent_shape: tuple[int, int, int]) -> 
 
 
 def step_flops(outline: Outline, job: Job) -> list[float]:
-    """Of each guidance branch in each step that is measured: one for each that differs."""
+    """The operations of each guidance branch in each step that is measured: one for each that differs."""
     config = job.model.config
     linear = 2.0 * config.weights_per_token * prod(config.grid(job.request.latent_shape))
     every = dict.fromkeys(outline.plans or [])

@@ -19,7 +19,7 @@ Clip = tuple[Tensor, np.ndarray]
 
 @dataclass(frozen=True)
 class Fidelity:
-    """Of one clip to another.
+    """How near one clip is to another.
 
     identical: whether all frames are the same; psnr, in dB, is then infinite, which is None here. latent_error: 1 -
     latent_cosine, with the digits that the latter loses. lpips: mean over frames; None where it could not be measured.

@@ -23,7 +23,7 @@ def provenance(command: list[str]) -> dict[str, Any]:
 
 
 def commit() -> str | None:
-    """Of the tree that this file lies in, marked where it was changed since; of an installed copy, or without git, what
+    """The commit of this file's tree, marked where it was changed since; of an installed copy, or without git, what
     FPSGEN_COMMIT says, else None."""
     # A virtual environment may lie in somebody's repository, whose commit is not ours: it does not track this file.
     told = git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*") if git("ls-files", _HERE.name) else ""

@@ -77,7 +77,7 @@ class Job:
 
     @cached_property
     def outlines(self) -> dict[str, Outline]:
-        """Of each contender; UsageError where a preset does not fit the video."""
+        """The outline of each contender; UsageError where a preset does not fit the video."""
         request = self.request(self.clips[0])
         return {one.name: one.outline(request, self.model, self.device) for one in self.contenders}
 
@@ -246,7 +246,7 @@ def render(
                 )
                 with one.running():
                     kept = journal.put(name, latents=pipeline.finish(events, watch))
-            # Of the others it is a result.
+            # For the others it is a result.
             if one.name == job.reference and not kept["latents"].isfinite().all():
                 hint = None if job.dtype == torch.float32 else "try --dtype fp32"
                 raise RenderError(f"the reference, {one.name}, gave values that are not finite", hint)

@@ -21,7 +21,7 @@ from typing import Any
 from fpsgen.attention.emulator import Variant
 from fpsgen.jit.attention import SLOTS, TRAILER_BYTES
 
-# Of one SM in one clock, dense: 4 tensor cores with 1024 multiply-adds each in 8 bits, 512 in 16 (NVIDIA H100 Tensor
+# One SM in one clock, dense: 4 tensor cores with 1024 multiply-adds each in 8 bits, 512 in 16 (NVIDIA H100 Tensor
 # Core GPU Architecture, the white paper).
 FLOPS_8BIT, FLOPS_16BIT = 8192, 4096
 # Likewise: base-2 exponentials (NVIDIA CUDA C++ Programming Guide, throughput of native arithmetic instructions, for
@@ -31,7 +31,7 @@ EXPONENTIALS = 16
 DATASHEET_8BIT, DATASHEET_16BIT = 1979e12, 989.5e12
 DATASHEET_SMS, DATASHEET_HZ = 132, 1.83e9
 
-# Of each kernel that waits for the one before: operations of its matrix products, exponentials, bytes that must be
+# Each kernel that waits for the one before: operations of its matrix products, exponentials, bytes that must be
 # moved. A sequence, because JSON makes lists of tuples.
 Stage = Sequence[float]
 
@@ -54,7 +54,7 @@ class Bound:
 
 
 def rates(card: dict[str, Any], bits: int) -> Rates:
-    """Of a card as `card.describe` has it, at its highest clock and its measured bandwidth; bits: 8 or 16, of the
+    """For a card as `card.describe` has it, at its highest clock and its measured bandwidth; bits: 8 or 16, of the
     matrix products' operands."""
     per_clock = {8: FLOPS_8BIT, 16: FLOPS_16BIT}[bits]
     flops, exponentials = (peak(rate, card["multiprocessors"], card["clock_hz"]) for rate in (per_clock, EXPONENTIALS))
@@ -81,7 +81,7 @@ def bound(stages: Iterable[Stage], most: Rates) -> Bound:
 
 
 def exponentials(pairs: float, variant: Variant | None = None) -> float:
-    """Of so many pairs of tokens, over all heads: one each, or half as many where `variant` synthesises the others.
+    """For so many pairs of tokens, over all heads: one each, or half as many where `variant` synthesises the others.
     (Of a tile of 120 keys 64 are left to the unit, not 60; the tensor cores need half as long again even then.)"""
     return pairs / 2 if variant and variant.synthesise else pairs
 

@@ -122,7 +122,7 @@ def randomise(model: Module, device: torch.device, dtype: Callable[[str], torch.
 
 
 def timing(measured: list[PhaseStep], ends: Ends, peak: int | None) -> dict[str, Any]:
-    """Of a warm run, extrapolated; as `Timings` has it, None where nothing was measured."""
+    """The times of a warm run, extrapolated; as `Timings` has it, None where nothing was measured."""
     timings = Timings()
     for phase in measured:
         timings.steps += [phase.split.total] * (phase.span.last - phase.span.first + 1)

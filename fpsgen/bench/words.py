@@ -89,7 +89,7 @@ _RISES = [
 
 
 def motion_phrases(motion: str) -> list[tuple[str, str]]:
-    """Of each verb, as in "a cat surfing" and as in "a cat surfs"."""
+    """Both forms of each verb, as in "a cat surfing" and as in "a cat surfs"."""
     if motion in ("right", "left"):
         opposite = "left" if motion == "right" else "right"
         aside = [phrase.format(motion, opposite=opposite) for phrase in _ASIDE]

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 Precision = Literal["bf16", "int8", "fp8"]
 
-# Of q and k; with 8 bits P and v are E4M3. The kernel's sparse attention is 8-bit: bf16 is dense alone.
+# Precisions of q and k; with 8 bits P and v are E4M3. The kernel's sparse attention is 8-bit: bf16 is dense alone.
 PRECISIONS: tuple[Precision, ...] = ("bf16", "int8", "fp8")
 _MOST_LENGTHS = 4  # of windows along an axis
 
@@ -54,7 +54,7 @@ class Candidates:
 
     @property
     def least_cost(self) -> float:
-        """Of a choice."""
+        """The least cost of a choice."""
         return min(self._cost(*each) for row in self._choices for each in row)
 
     @property
@@ -68,7 +68,7 @@ class Candidates:
 
     @cached_property
     def densities(self) -> tuple[float, ...]:
-        """Of the windows."""
+        """The densities of the windows."""
         return tuple(self.tiles.density(self.tiles.fit(window)) for window in self.windows)
 
     @property

@@ -97,7 +97,7 @@ def looking(job: Job) -> float:
 
 
 def disk_bytes(job: Job) -> int:
-    """Of what is kept: a velocity for each step of each dense trajectory, the frames of each BF16 clip."""
+    """The size of what is kept: a velocity for each step of each dense trajectory, the frames of each BF16 clip."""
     t, h, w = job.latent_shape
     steps = job.effort.clips * job.effort.steps + job.effort.checks * job.video.steps
     frames = job.effort.checks * job.video.frames * job.video.height * job.video.width * 3

@@ -97,7 +97,7 @@ def problem(job: Job, measurement: Measurement) -> Problem:
 
     from fpsgen.calibrate.solve import Problem
 
-    # Of the video, which may have more steps than the measured trajectory: its cost is what a budget is about.
+    # The video may have more steps than the measured trajectory: its cost is what a budget is about.
     steps = torch.tensor(job.phase_of_step).bincount(minlength=len(job.phases)).double()
     return Problem(measurement.errors, job.candidates.costs, steps / steps.sum())
 
@@ -116,7 +116,7 @@ def step_plans(job: Job, preset: Preset) -> list[Plans]:
 
 
 def mean_cost(job: Job, plans: list[Plans]) -> float:
-    """Of the video's attention, in dense BF16 attention's."""
+    """The cost of the video's attention, where dense BF16 attention's is 1."""
     tokens = job.candidates.tokens
     return float(np.mean([[cost.of_plan(plan, tokens) for plan in layers] for layers in plans]))
 

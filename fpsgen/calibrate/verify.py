@@ -87,5 +87,5 @@ class Checker:
 
 
 def _name(plans: list[Plans], number: int) -> str:
-    """Of a clip's piece in the journal."""
+    """The name of a clip's piece in the journal."""
     return f"check{number}-{hashlib.sha256(repr(plans).encode()).hexdigest()[:24]}"

@@ -194,7 +194,7 @@ def named(output: Path) -> Path:
 
 
 def default_name(smoke: bool, device: torch.device) -> str:
-    """Of the record, for this card."""
+    """The name of the record, for this card."""
     import torch
 
     from fpsgen.bench.card import slug

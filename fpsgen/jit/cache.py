@@ -133,7 +133,7 @@ def find(kernel: Kernel) -> Built | None:
 
 
 def name_of(kernel: Kernel) -> str:
-    """Of its folder in the cache; NoCompilerError where there is no NVRTC, whose version is part of it."""
+    """The name of its folder in the cache; NoCompilerError where there is no NVRTC, whose version is part of it."""
     source, headers = sources(kernel.SOURCE)
     return f"{kernel.SOURCE}-{key(source, headers, options_of(kernel))}"
 
@@ -196,7 +196,7 @@ def read(name: str, options: tuple[str, ...], place: Path) -> Built | None:
 
 
 def content(path: Path) -> bytes:
-    """Of a file of the cache; OSError where something else stands in its place, or what is far too large."""
+    """A cache file's content; OSError where something else stands in its place, or what is far too large."""
     with files.open_regular(path) as file:
         found = file.read(_MOST + 1)
     if len(found) > _MOST:
@@ -205,7 +205,7 @@ def content(path: Path) -> bytes:
 
 
 def hash_of(cubin: bytes, facts: dict) -> str:
-    """Of a cubin and all else that is known of it."""
+    """The hash of a cubin and all else that is known of it."""
     known = json.dumps({**facts, "sha256": None}, sort_keys=True)
     return hashlib.sha256(cubin + known.encode()).hexdigest()
 
@@ -312,7 +312,7 @@ def not_a_link(path: str, flags: int) -> int:
 
 
 def _umask() -> int:
-    """Of this process; it can only be read by being set."""
+    """The umask of this process; it can only be read by being set."""
     own = os.umask(0)
     os.umask(own)
     return own

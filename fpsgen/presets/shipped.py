@@ -16,7 +16,7 @@ GRADES = ("quality", "balanced", "fast")
 
 
 def names() -> list[str]:
-    """Of all presets that ship, without `bf16`."""
+    """The names of all presets that ship, without `bf16`."""
     return sorted(path.stem for path in assets.folder("presets").glob("*.toml"))
 
 

@@ -300,5 +300,5 @@ def _removal(repository: str) -> Removal:
 
 
 def _bytes(folder: Path) -> int:
-    """Of all files in a folder; links are not followed."""
+    """The size of all files in a folder; links are not followed."""
     return sum(file.lstat().st_size for file in folder.rglob("*") if file.is_file() and not file.is_symlink())

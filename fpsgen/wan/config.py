@@ -58,12 +58,12 @@ class WanConfig:
 
     @property
     def weights_per_token(self) -> int:
-        """Of the blocks, each multiplied once for each token: attention's four matrices, those of cross-attention that
-        see tokens, the FFN."""
+        """The blocks' weights, each multiplied once for each token: attention's four matrices, those of
+        cross-attention that see tokens, the FFN."""
         return self.num_layers * (4 * self.dim**2 + 2 * self.dim**2 + 2 * self.dim * self.ffn_dim)
 
     def bytes_per_token(self, itemsize: int) -> int:
-        """Of memory at a block's widest moment, where matrix products have numbers of `itemsize` bytes: the float32
+        """Memory at a block's widest moment, where matrix products have numbers of `itemsize` bytes: the float32
         residual stream, its normed and modulated copies, q, k, v and the FFN's hidden layer twice."""
         return 16 * self.dim + itemsize * (4 * self.dim + 2 * self.ffn_dim)
 

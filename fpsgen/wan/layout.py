@@ -57,7 +57,7 @@ class Checkpoint:
 
     @property
     def bytes(self) -> int:
-        """Of all weight files; ModelError where one is gone."""
+        """The size of all weight files; ModelError where one is gone."""
         try:
             return sum(file.stat().st_size for file in (*self.transformer, *self.vae, *self.text_encoder))
         except OSError as fault:
@@ -147,7 +147,7 @@ def with_transformer(file: Path, elsewhere: Callable[[], Checkpoint | None]) -> 
 
 
 def _beside(folder: Path) -> tuple[dict[str, Any], dict[str, ModelError]]:
-    """Of text encoder, VAE and tokenizer those that lie in a transformer's folder, as fields of a `Checkpoint`: by the
+    """Those of text encoder, VAE and tokenizer that lie in a transformer's folder, as fields of a `Checkpoint`: by the
     original's names, or by what the files say they are. And why others that lie there are not to be used."""
     found: dict[str, Any] = {}
     unfit: dict[str, ModelError] = {}

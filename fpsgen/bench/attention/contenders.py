@@ -36,7 +36,7 @@ from fpsgen.wan.transformer import rope_table
 
 # In BF16, P and the result are rounded to 2^-9 each: 4e-3 was measured (benchmarks/results/numerics.md).
 LIMIT_16BIT = 1e-2
-# Of our kernel against its emulator; tests/gpu holds it to less. A speed must not be that of other work: on these data
+# Our kernel against its emulator; tests/gpu holds it to less. A speed must not be that of other work: on these data
 # one key tile left out of 630 moves a result by 1 / sqrt(630) = 4e-2.
 LIMIT_8BIT = 1e-2
 CHECKED_HEADS = 8

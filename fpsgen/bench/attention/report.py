@@ -66,7 +66,7 @@ def of_datasheet(card: dict[str, Any]) -> bool:
 
 
 def tables(case: dict[str, Any]) -> list[Table]:
-    """Of one shape: dense attention in 16 bits; sparse attention, its prologue and errors, how much faster it is."""
+    """One shape: dense attention in 16 bits; sparse attention, its prologue and errors, how much faster it is."""
     lines = case["lines"]
     sparse = [line for line in lines if line["kind"] in ("flex", "kernel") and line.get("samples_ms")]
     found = [dense_table(lines)]

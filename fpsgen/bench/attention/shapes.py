@@ -52,7 +52,7 @@ SMOKE = Shape("smoke", "9x14x16", TileGrid((9, 14, 16), (3, 5, 8)), 3)
 
 
 def shape(model: str, res: str) -> Shape:
-    """Of a model's default number of frames: the VAE makes 4 of one latent frame, but for the first. UsageError for a
+    """For a model's default number of frames: the VAE makes 4 of one latent frame, but for the first. UsageError for a
     size that `--res` would not take."""
     width, height = parse_resolution(res)
     check_model_size(width, height)

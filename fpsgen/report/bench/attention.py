@@ -46,7 +46,7 @@ def points_of(case: dict[str, Any]) -> list[Point]:
 
 
 def roofs_of(card: dict[str, Any], head_dim: int) -> Roofs:
-    """Of a card at its boost clock."""
+    """The roofs of a card at its boost clock."""
     flat = {f"{bits} bits": bounds.rates(card, bits).flops for bits in (16, 8)}
     flat["exponential unit"] = bounds.rates(card, 8).exponentials * 4 * head_dim  # one of them for so many operations
     return Roofs({name: level / 1e12 for name, level in flat.items()}, bounds.rates(card, 8).bytes / 1e12)

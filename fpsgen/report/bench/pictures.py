@@ -118,7 +118,7 @@ def _bar(
 
 
 def split(contenders: Sequence[tuple[str, list[dict[str, Any]]]]) -> bytes:
-    """Of each contender a panel: steps to the right, seconds of a step upwards, by what these went to; an area is time.
+    """One panel each: steps to the right, seconds of a step upwards, by what these went to; an area is time.
 
     Phases are the record's. All panels have one scale.
     """

@@ -59,7 +59,7 @@ def draw(figure: Figure, points: list[dict[str, Any]]) -> None:
 
 
 def _unbeaten(places: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Of pairs of cost and error, by cost, those that have less error than all cheaper ones."""
+    """The pairs of cost and error, by cost, that have less error than all cheaper ones."""
     kept: list[tuple[float, float]] = []
     for cost, error in sorted(places):
         if not kept or error < kept[-1][1]:
@@ -125,7 +125,7 @@ def _labels(
     """Names beside points, the most important first; one without room is left out, but never the chosen one's."""
     order = {"preset": 1, "uniform": 2}
     named = [i for i, point in enumerate(points) if point["chosen"] or (point["name"] and point["kind"] in order)]
-    # Of uniform plans, those that cost about as much as the chosen schedule tell most.
+    # Uniform plans that cost about as much as the chosen schedule tell most.
     cost = next((point["cost"] for point in points if point["chosen"]), 0.0)
     named.sort(
         key=lambda i: (not points[i]["chosen"], order.get(points[i]["kind"], 0), abs(points[i]["cost"] - cost), i)
