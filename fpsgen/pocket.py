@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from fpsgen.printable import printable
 from fpsgen.wan.tokenizer import Tokenizer, clean, words_at
+
+_VARIANTS = "\ufe0e\ufe0f"  # of the letter before: as text, as an emoji
 
 
 @dataclass(frozen=True)
@@ -21,7 +24,10 @@ class Reading:
 
 def read(prompt: str, tokenizer: Tokenizer) -> Reading:
     """The prompt, each unknown word of it replaced by the known word whose form it is ("cats", "surf"), or left out."""
-    text = re.sub(r"(?<=\w)'s\b", "", clean(prompt))  # a possessive says nothing here
+    # What comes along with copied text and cannot be seen (joiners, marks of direction, an emoji's variants) is no part
+    # of a word, and a possessive says nothing here.
+    seen = "".join(c for c in clean(prompt) if unicodedata.category(c) != "Cf" and c not in _VARIANTS)
+    text = re.sub(r"(?<=\w)'s\b", "", seen)
     places = tokenizer.encode(text).unknown
     forms = [known_form(text[begin:end].lower(), lambda word: _knows(tokenizer, word)) for begin, end in places]
     left_out = words_at(text, [place for place, form in zip(places, forms, strict=True) if form is None])

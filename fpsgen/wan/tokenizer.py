@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import re
 import string
+import unicodedata
 from dataclasses import dataclass
 
 import ftfy
@@ -58,5 +59,6 @@ def words_at(text: str, places: list[tuple[int, int]]) -> tuple[str, ...]:
             joined[-1] = (joined[-1][0], end)
         else:
             joined.append((begin, end))
-    words = dict.fromkeys(text[begin:end].strip(string.punctuation) for begin, end in joined)
+    marks = string.punctuation + "".join(letter for letter in text if unicodedata.category(letter).startswith("P"))
+    words = dict.fromkeys(text[begin:end].strip(marks) for begin, end in joined)
     return tuple(word for word in words if word)

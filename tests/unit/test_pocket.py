@@ -46,6 +46,19 @@ def test_simple_forms_of_known_words_are_known(tokenizer: Tokenizer, prompt: str
     assert re.sub(r" ?,", ",", pocket.read(prompt, tokenizer).text) == READ[prompt]
 
 
+@pytest.mark.parametrize(
+    "prompt", ["a c\u200bat\u200b", "\u202ea cat\u202c", "a cat\ufe0f", "\ufeffa\u00ad cat", "a c&#8203;at"]
+)
+def test_what_is_not_seen_hides_no_word(tokenizer: Tokenizer, prompt: str) -> None:
+    """As copied from a web page or a chat."""
+    assert pocket.read(prompt, tokenizer) == pocket.Reading("a cat", ())
+
+
+def test_punctuation_of_any_language_is_no_word_that_is_left_out(tokenizer: Tokenizer) -> None:
+    assert pocket.read("a cat \u2013 \u00bfsurfing\u2026 at night\u3002", tokenizer).unknown == ()
+    assert pocket.read("a cat \u2014 \u00abpurple\u00bb \U0001f431", tokenizer).unknown == ("purple", "\U0001f431")
+
+
 def test_every_subject_has_a_plural_and_every_verb_a_stem(tokenizer: Tokenizer) -> None:
     for noun in prompts.subject_words():
         plural = noun[:-1] + "ies" if noun.endswith("y") else noun + "s"
