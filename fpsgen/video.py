@@ -34,6 +34,8 @@ _TRIAL_LIMITS = (10, 20)  # as ffmpeg.LIMITS; a trial takes a tenth of a second
 def check_path(path: Path, size: tuple[int, int] | None = None) -> None:
     """Refuse an output that could not be written, before any work is done for it. size: of the video, if known."""
     if path.suffix.lower() not in _FORMATS:
+        if path.is_dir():
+            files.check_place(path, "video.mp4")
         raise UsageError(f'cannot tell the video format from "{printable(path.name)}"', hint="use .mp4, .webm or .gif")
     ffmpeg.executable()
     files.check_place(path, "video.mp4")

@@ -42,9 +42,24 @@ HINTS = {
     "--width": "width and height are one option: --res WIDTHxHEIGHT, such as --res 832x480",
     "--height": "width and height are one option: --res WIDTHxHEIGHT, such as --res 832x480",
     "--fps": "the model fixes how many frames a second has; --frames says how long the video is",
-    "--num-videos": "one command makes one video: run it again with another --seed",
+    **dict.fromkeys(("--duration", "--seconds", "--length"), "--frames N says how long: 16 frames are one second"),
+    **dict.fromkeys(("--fast", "--quality", "--balanced"), "--preset quality, balanced or fast"),
+    **dict.fromkeys(
+        ("--num-videos", "--batch", "--batch-size", "-n"),
+        "one command makes one video: run it again with another --seed",
+    ),
     "--image": "fpsgen makes videos from text alone",
     "--lora": "fpsgen loads no LoRA: merge it into the checkpoint, and name that with --model",
+}
+
+# The same for commands.
+COMMANDS = {
+    "download": "fpsgen models pull",
+    "pull": "fpsgen models pull",
+    "remove": "fpsgen models rm",
+    "version": "fpsgen --version",
+    "help": "fpsgen --help",
+    "show": "the bare command shows it",
 }
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any
 
 import typer
 
-from fpsgen.cli.help import HINTS
+from fpsgen.cli.help import COMMANDS, HINTS
 from fpsgen.printable import meant, printable, typed
 
 _MOST = 400  # characters of one sentence, which may repeat what was typed
@@ -32,7 +33,9 @@ def in_words(error: Any) -> tuple[str, str]:
         told, hint = _value(error)
         return f"{_name(error)} {told}", hint or f"{path} --help says what it takes"
     if found := re.match(r"No such command '(.*?)'\.?(?: Did you mean .*\?)?$", error.message, re.DOTALL):
-        near = meant(found[1], getattr(error.ctx.command, "commands", {}))
+        near = COMMANDS.get(found[1]) or meant(found[1], getattr(error.ctx.command, "commands", {}))
+        if path == "fpsgen" and " " in found[1]:
+            near = f"fpsgen generate {json.dumps(printable(found[1], 80), ensure_ascii=False)}"
         return f"{path} has no command {typed(found[1])}", near or every
     if found := re.match(r"Got unexpected extra arguments?(?:\(s\))? \((.*)\)$", error.message, re.DOTALL):
         told = f"{path} cannot tell what these words are for: {typed(found[1])}"
@@ -48,9 +51,10 @@ def _meant(error: Any, path: str) -> str | None:
     deeper = [command for one in below.values() for command in (one, *getattr(one, "commands", {}).values())]
     if any(error.option_name in parameter.opts for command in deeper for parameter in command.params):
         return f"{error.option_name} stands after the command: {path} … {error.option_name}"
-    if near := meant(error.option_name, error.possibilities or ()):
+    own = error.ctx.command.params if error.ctx else []
+    if near := meant(error.option_name, [name for parameter in own for name in parameter.opts]):
         return near
-    if error.ctx and any(parameter.name == "prompt" for parameter in error.ctx.command.params):
+    if re.match(r"-\d", error.option_name) and any(parameter.name == "prompt" for parameter in own):
         return f'write a prompt that begins with a dash after two dashes: {path} -- "-3 degrees"'
     return None
 

@@ -104,7 +104,7 @@ def check_settings(frames: int | None, steps: int | None, guidance: float | None
     if frames is not None:
         check_frames(frames)
     if steps is not None and not 1 <= steps <= 1000:
-        raise UsageError(f"--steps {steps}: must be 1 to 1000", hint="try --steps 30")
+        raise UsageError(f"--steps {steps}: must be 1 to 1000", hint="try --steps 50")
     if guidance is not None and not 0 <= guidance <= 100:
         raise UsageError(f"--guidance {guidance:g}: must be 0 to 100", hint="try --guidance 5")
     if shift is not None and not 0.01 <= shift <= 100:

@@ -38,6 +38,15 @@ REFUSED = [
     ),
     (["models", "list", "--steps"], "fpsgen models list has no option --steps", "lists what there is"),
     (["bench", "--frames", "5", "quality"], "--frames stands before quality", "fpsgen bench quality"),
+    # What belongs to the line that was typed, and nothing far from it.
+    (["generate", "a cat", "--quiet"], "fpsgen generate has no option --quiet", "lists what there is"),
+    (["generate", "a cat", "--cats", "5"], "fpsgen generate has no option --cats", "lists what there is"),
+    (["generate", "a cat", "-n", "5"], "fpsgen generate has no option -n", "another --seed"),
+    (["generate", "a cat", "--duration", "5"], "fpsgen generate has no option --duration", "--frames N"),
+    (["generate", "a cat", "--fast"], "fpsgen generate has no option --fast", "--preset quality, balanced or fast"),
+    (["generate", "-3"], "fpsgen generate has no option -3", '-- "-3 degrees"'),
+    (["a cat surfing"], "fpsgen has no command a cat surfing", 'fpsgen generate "a cat surfing"'),
+    (["models", "download", "14b"], "fpsgen models has no command download", "fpsgen models pull"),
     # Empty words, as a shell's unset variable leaves them.
     (["models", ""], "fpsgen models has no command ''", "fpsgen models --help"),
     (["models", "pull", ""], "'' is not a model to fetch", "1.3b, 14b"),
