@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +13,7 @@ from fpsgen.cli.errors import explained
 from fpsgen.cli.help import App, argument
 from fpsgen.cli.options import Json, alone, expand
 from fpsgen.cli.output import Output
+from fpsgen.printable import meant, typed
 
 EXAMPLES = """
 fpsgen config
@@ -22,6 +24,12 @@ _DEFAULTS = {
     "model": "chosen by size and by what is on this disk",
     "preset": "chosen by model and GPU",
     "output_dir": "the current folder",
+}
+# Values that are names, not paths.
+_NAMES: dict[str, Callable[[], Sequence[str]]] = {
+    "model": lambda: complete.MODELS,
+    "preset": complete.preset_names,
+    "output_dir": tuple,
 }
 
 Key = Annotated[str, argument("KEY", f"The setting: {', '.join(preferences.KEYS)}.", offers=complete.settings)]
@@ -62,9 +70,14 @@ def set_value(
     json: Json = False,
 ) -> None:
     """Write a setting into the settings file."""
-    value = whole(preferences.known(key), value)
+    out, value = Output(json), whole(preferences.known(key), value)
     preferences.change(key, value)
-    tell(Output(json), key)
+    names = _NAMES[preferences.known(key)]()
+    is_name = names and "/" not in value  # neither a path nor a hub id
+    if is_name and value not in names and not Path(value).exists():
+        near = meant(value, names, "; ")
+        out.note(f"there is no {key} {typed(value)} here{near}")
+    tell(out, key)
 
 
 @app.command("unset", epilog="fpsgen config unset model")
@@ -77,8 +90,7 @@ def unset(key: Key, json: Json = False) -> None:
 
 def whole(key: str, value: str) -> str:
     """A value that names a file or folder, so that it does not depend on where fpsgen is started."""
-    names = {"model": complete.MODELS, "preset": tuple(complete.preset_names())}.get(key, ())
-    if value in names or value.startswith("~") or not value:
+    if value in _NAMES[key]() or value.startswith("~") or not value:
         return value
     path = expand(Path(value))
     return str(path.absolute()) if key == "output_dir" or path.exists() else value

@@ -128,6 +128,24 @@ def test_a_setting_that_is_none_is_refused(settings: Path, key: str) -> None:
     assert not settings.exists()
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("preset", "fastt", "there is no preset fastt here; did you mean fast?"),
+        ("model", "15b", "there is no model 15b here; did you mean 14b?"),
+        ("model", "14b", None),
+        ("model", "somebody/model", None),
+        ("output_dir", "/nowhere/yet", None),
+    ],
+)
+def test_a_name_that_nothing_has_is_written_and_said(settings: Path, key: str, value: str, said: str | None) -> None:
+    result = fpsgen("config", "set", key, value)
+    assert result.exit_code == 0
+    assert f'{key} = "{value}"' in settings.read_text()
+    assert ("note: " in result.stderr) is (said is not None)
+    assert said is None or said in result.stderr
+
+
 def test_a_video_without_a_name_goes_to_the_output_folder(settings: Path, pocket_folder: Path, tmp_path: Path) -> None:
     folder = tmp_path / "videos" / "mine"
     settings.write_text(f'model = "{pocket_folder}"\npreset = "bf16"\noutput_dir = "{folder}"\n')

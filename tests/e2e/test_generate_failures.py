@@ -111,7 +111,7 @@ def test_interruption_leaves_nothing(run: Runner, monkeypatch: pytest.MonkeyPatc
         (["--res", "potato"], "is not a size", "480p, 720p"),
         (["--res", "1920x1080"], "multiples of 16", "1920x1088"),
         (["--frames", "80"], "4n + 1", "77 or 81"),
-        (["--steps", "0"], "1 to 1000", "--steps 30"),
+        (["--steps", "0"], "1 to 1000", "--steps 50"),
         (["--frames", "1" + "0" * 28 + "1"], "at most 4093", "--frames 81"),
         (["--guidance", "nan"], "0 to 100", "--guidance 5"),
         (["--guidance", "1e999"], "0 to 100", "--guidance 5"),
