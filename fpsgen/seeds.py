@@ -10,7 +10,8 @@ COUNT = 2**64
 def check_seed(seed: int) -> None:
     """UsageError for one that is none."""
     if not 0 <= seed < COUNT:
-        raise UsageError(f"--seed {str(seed)[:40]}: must be 0 to {COUNT - 1}", hint="leave --seed out for one of our choice")
+        told = f"--seed {str(seed)[:40]}: must be 0 to {COUNT - 1}"
+        raise UsageError(told, hint="leave --seed out, and fpsgen chooses one")
 
 
 def next_seed(first: int, number: int) -> int:
