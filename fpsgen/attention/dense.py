@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from fpsgen.attention.named import PACKAGES, ROUNDS, SDPA, TORCHS
+from fpsgen.attention.named import ON_CUDA, PACKAGES, ROUNDS, SDPA, TORCHS
 from fpsgen.attention.plan import AttentionPlan
 
 # q, k, v to the result, all [batch, tokens, heads, head_dim].
@@ -106,8 +106,8 @@ def refusal(name: str, device: torch.device, dtype: torch.dtype, head_dim: int) 
 
     torch says the reasons in warnings, and raises something general.
     """
-    if name == "flex" and device.type != "cuda":
-        return "it is for CUDA GPUs"  # torch compiles it for CPUs, too, in minutes
+    if name in ON_CUDA and device.type != "cuda":
+        return "it is for CUDA GPUs"
     generator = torch.Generator("cpu").manual_seed(0)
     q, k, v = (torch.randn(1, _TRIED, 2, head_dim, generator=generator).to(device, dtype) for _ in range(3))
     with warnings.catch_warnings(record=True) as heard:

@@ -16,4 +16,6 @@ PACKAGES = {
     "sage": ("sageattention", "sageattn"),
 }
 KERNELS = (TORCHS, *SDPA, "flex", *PACKAGES)
+# torch compiles flex for CPUs, too, in minutes, and says of the others only that no kernel was found.
+ON_CUDA = frozenset({"sdpa-cudnn", "sdpa-efficient", "flex"})
 ROUNDS = frozenset({"sage"})  # to 8 bits: no yardstick, but comparable

@@ -66,16 +66,23 @@ def of_cold(record: dict[str, Any]) -> Columns:
 
 
 def of_steps(record: dict[str, Any]) -> Columns:
-    """Seconds of a step in each phase of the preset, the density, and the parts of a step, from a separate run."""
-    table = new(record, "Seconds of a step; below them, from a separate run: attention + linear layers + rest")
+    """Seconds of a step in each phase of the preset, the density where it is below 1, and the parts of a step."""
+    table = Columns("Seconds of a step; below them, from a separate run: attention + linear layers + rest")
+    table.column("")
+    for one in record["contenders"]:
+        table.column(one["label"], right=True)
+        if is_sparse(one):
+            table.column(f"density, {one['label']}", right=True)
     told: list[str] = []
     for number, phase in enumerate(record["contenders"][0]["phases"]):
         first, last = phase["first"], phase["last"]
-        table.row(
-            f"step {first}" if first == last else f"steps {first} to {last}",
-            *(step(one["phases"][number]) for one in record["contenders"]),
-        )
-        before, told = told, [split(one["phases"][number]) for one in record["contenders"]]
+        cells, parts = [], []
+        for one in record["contenders"]:
+            own = one["phases"][number]
+            cells += [f"{own['step']:.3f} s", *([f"{own['density']:.2f}"] if is_sparse(one) else [])]
+            parts += [split(own), *([""] if is_sparse(one) else [])]
+        table.row(f"step {first}" if first == last else f"steps {first} to {last}", *cells)
+        before, told = told, parts
         if told != before:  # phases of equal plans are measured once
             table.row("", *told)
     return table
@@ -116,9 +123,9 @@ def speedup(one: dict[str, Any], name: str) -> str:
     return own if len(each) == 1 else f"{found[name]['median']:.2f} ({own})"
 
 
-def step(phase: dict[str, Any]) -> str:
-    sparse = phase["density"] is not None and phase["density"] < 1
-    return f"density {phase['density']:.2f}, {phase['step']:.3f}" if sparse else f"{phase['step']:.3f}"
+def is_sparse(one: dict[str, Any]) -> bool:
+    """Whether a contender leaves pairs of tokens out in some phase; None is the density of one that is not ours."""
+    return any(phase["density"] is not None and phase["density"] < 1 for phase in one["phases"])
 
 
 def split(phase: dict[str, Any]) -> str:

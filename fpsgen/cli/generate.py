@@ -118,7 +118,7 @@ def generate(
         if no_clobber and output.exists():
             raise UsageError(f"{output} exists, and --no-clobber keeps it", hint="choose another name with -o")
         check_path(output, size)
-        from fpsgen.presets import shipped
+        from fpsgen.presets import label, shipped
 
         with preferences.using("preset", preset) as wanted:
             named = None if wanted is None or wanted in shipped.GRADES else shipped.find(wanted)
@@ -169,7 +169,8 @@ def generate(
             raise Stopped("stopped; no video was written") from None
         raise Stopped(f"stopped; the video was complete by then, in {output}") from None
     told = pipeline.describe(request, chosen, target, precision, text_precision)
-    out.table(timing_table(timings, target, (chosen_preset.name, preset_remark(request, told["attention"], surprised))))
+    remark = preset_remark(request, told["attention"], surprised)
+    out.table(timing_table(timings, target, (label(chosen_preset.name, told["dtype"]), remark)))
     out.detail("seconds per step: " + " ".join(f"{seconds:.2f}" for seconds in timings.steps))
     if written != output:
         out.note(f"{output} was taken when the video was complete, which is now in {written}")
@@ -273,7 +274,7 @@ def draw(events: Iterator[Event], out: Output) -> tuple[bool, Path]:
 
 def preset_remark(request: Request, ran: dict, surprised: bool) -> str:
     """The preset's mean density, and what it was measured to cost, with weights and settings as here."""
-    preset, told = request.preset, [f"density {ran['density']:.2f}"]
+    preset, told = request.preset, [f"density {ran['density']:.2f} of token pairs"]
     here = (f"{request.width}x{request.height}", request.frames, request.steps, request.shift, request.guidance)
     if (of := preset.measured) is None:
         told += [] if preset.is_exact else ["not calibrated"]
@@ -291,7 +292,10 @@ def timing_table(timings: Timings, device: torch.device, preset: tuple[str, str]
     table.column("", prose=True)
     table.row("preset", preset[0], Text(preset[1], "dim"))
     count = len(timings.steps)
-    remarks = {"denoise": f"{counted(count, 'step')}, {sum(timings.steps) / count:.2f} s each" if count else ""}
+    remarks = {"load": "imports included"}
+    if count:
+        each = " each" if count > 1 else ""
+        remarks["denoise"] = f"{counted(count, 'step')}, {sum(timings.steps) / count:.2f} s{each}"
     for name, seconds in timings.seconds.items():
         if round(seconds, 2) or name != "compile":  # most runs have nothing to compile
             table.row(name, f"{seconds:.2f} s", Text(remarks.get(name, ""), "dim"))

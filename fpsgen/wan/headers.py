@@ -26,6 +26,7 @@ EMBEDDING = "shared.weight"  # transformers' name of the text encoder's token em
 TRUSTED = "use a checkpoint from its publisher"
 _NO_MEMORY = "Cannot allocate memory"
 _LONGEST_JSON = 64 << 20  # bytes
+_FOREIGN = "it does not begin as a .safetensors file does"
 _LONGEST_HEADER = 100_000_000  # bytes, by safetensors' own rule
 Rename = Callable[[str], str]
 
@@ -136,7 +137,11 @@ def opened(file: Path, framework: str) -> Iterator[safe_open]:
         with named_in_utf8(file) as path, safe_open(path, framework=framework) as weights:
             yield weights
     except SafetensorError as damage:
-        raise ModelError(f"{printable(file)} is damaged: {_cut(file) or printable(damage)}", hint=FETCH_AGAIN) from None
+        if (cut := _cut(file)) == _FOREIGN and file.suffix != ".safetensors":
+            raise ModelError(
+                f"{printable(file)} is not a .safetensors file", hint="give the file or the folder of a model's weights"
+            ) from None
+        raise ModelError(f"{printable(file)} is damaged: {cut or printable(damage)}", hint=FETCH_AGAIN) from None
     except OSError as fault:
         raise unreadable(file, fault) from None
 
@@ -148,7 +153,7 @@ def _cut(file: Path) -> str | None:
         with open_regular(file) as content:
             length, start = int.from_bytes(content.read(8), "little"), content.read(1)
             if start != b"{" or length > _LONGEST_HEADER:
-                return "it does not begin as a .safetensors file does"
+                return _FOREIGN
             if size < 8 + length:
                 return f"it ends after {size:,} bytes, within its header"
             header = json.loads(start + content.read(min(length, _LONGEST_JSON) - 1))

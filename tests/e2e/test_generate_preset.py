@@ -181,6 +181,18 @@ def test_an_uncalibrated_preset_says_so_once(run: Runner, preset: Path) -> None:
     assert "is not calibrated" not in invoke("a cat", *options, "--preset", "bf16", "--json").stderr
 
 
+def test_the_summary_says_what_bf16_ran_in_and_counts_one_step(run: Runner) -> None:
+    options = ("--model", run.folder, "--res", "96x64", "--frames", 5, "--steps", 1, "-o", run.directory / "v.mp4")
+    result = invoke("a cat", *options, "--preset", "bf16", "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    rows = {line.split()[0]: line.rstrip() for line in result.stderr.splitlines() if "  " in line}
+    assert "bf16 (float32)" in rows["preset"]
+    assert rows["preset"].endswith("density 1.00 of token pairs")
+    assert "1 step," in rows["denoise"]
+    assert not rows["denoise"].endswith("each")
+    assert rows["load"].endswith("imports included")
+
+
 def test_the_summary_tells_preset_density_and_quality(run: Runner, preset: Path) -> None:
     options = ("--model", run.folder, "--res", "96x64", "--frames", 5, "--steps", 2, "-o", run.directory / "v.mp4")
     told = []
@@ -190,7 +202,7 @@ def test_the_summary_tells_preset_density_and_quality(run: Runner, preset: Path)
         result = invoke("a cat", *options, "--preset", preset)
         assert result.exit_code == 0, result.output
         told.append(next(line for line in result.stderr.splitlines() if line.startswith("preset  ")))
-        assert "density" in told[-1]
+        assert " of token pairs, " in told[-1]
     assert "not calibrated" in told[0]
     assert "measured on other weights" in told[1]
     assert "PSNR" not in told[1]

@@ -128,5 +128,5 @@ def test_what_was_before_is_there_again_after_an_error() -> None:
 def test_why_a_kernel_cannot_run_here() -> None:
     assert dense.refusal("sdpa-math", CPU, torch.float32, 128) is None
     assert dense.refusal("fa3", CPU, torch.float32, 128) == "not installed"
-    assert dense.refusal("flex", CPU, torch.float32, 128) == "it is for CUDA GPUs"
-    assert dense.refusal("sdpa-cudnn", CPU, torch.float32, 128)
+    for name in ("flex", "sdpa-cudnn", "sdpa-efficient"):
+        assert dense.refusal(name, CPU, torch.float32, 128) == "it is for CUDA GPUs"

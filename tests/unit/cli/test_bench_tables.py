@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import io
+import re
 
 import numpy as np
 import pytest
 from rich.console import Console
 
-from fpsgen.cli.bench_tables import of_time
+from fpsgen.cli.bench_tables import of_steps, of_time
 from tests.tools import bench_records
 
 
@@ -30,3 +31,16 @@ def test_a_speed_up_that_may_be_none_is_not_claimed(ratios: tuple[float, ...], t
     row = next(line for line in file.getvalue().splitlines() if line.startswith("speed-up "))
     assert told in row
     assert ("too close" in row) == ("too close" in told)
+
+
+def test_the_seconds_of_a_step_have_their_unit_and_the_density_its_own_column() -> None:
+    record = bench_records.compare("quality", "bf16")
+    file = io.StringIO()
+    Console(file=file, width=200).print(of_steps(record))
+    _, heads, *rows = file.getvalue().splitlines()
+    preset, base = (one["label"] for one in record["contenders"])
+    assert re.split(r"\s{2,}", heads.strip()) == [preset, f"density, {preset}", base]
+    last, told = record["contenders"][0]["phases"][-1], [one["phases"][-1] for one in record["contenders"]]
+    seconds = [f"{phase['step']:.3f} s" for phase in told]
+    row = next(line for line in reversed(rows) if line.startswith("step"))
+    assert re.split(r"\s{2,}", row.strip())[1:] == [seconds[0], f"{last['density']:.2f}", seconds[1]]

@@ -144,6 +144,7 @@ def archive(name: str) -> bytes:
         ("a.safetensors", b"Found. Redirecting to https://\x1b", "does not begin as a .safetensors", "again"),
         ("a.safetensors", b"Found. Redirecting to https://a.b/c\n", 'begins with "Found. Redirecting', "hf auth login"),
         ("a.safetensors", b"MZ\x90\0" * 40, "does not begin as a .safetensors file does", "fetch the file again"),
+        ("a.mp4", b"\0\0\0\x20ftypisom" * 20, "a.mp4 is not a .safetensors file", "model's weights"),
         ("a.safetensors", (900).to_bytes(8, "little") + b"{" * 100, "ends after 108 bytes, within its", "again"),
     ],
 )
