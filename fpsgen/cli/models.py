@@ -146,9 +146,13 @@ def pull(
     json: Json = False,
 ) -> None:
     """Fetch a model from the Hugging Face hub. An interrupted download continues where it ended."""
+    from huggingface_hub.utils import disable_progress_bars
+
     from fpsgen.wan import hub
 
     out = Output(json)
+    if json:
+        disable_progress_bars()
     out.loading("asking the hub")
     download = hub.plan(hub.repository_of(name, form.value), force)
     told = told_of(download)

@@ -153,6 +153,7 @@ def test_the_librarys_own_variables_are_heeded(server: hub_server.Hub, tmp_path:
     assert pulled.returncode == 0, pulled.stderr
     assert Path(pulled.stdout.strip()).is_relative_to(tmp_path / "home")
     assert "100%" in pulled.stderr  # its progress bars
+    assert run("pull", "1.3b", "--dry-run", "--json").stderr == ""  # which programs get none of
     for command in (("check", "1.3b"), ("pull", "1.3b")):
         assert run(*command, HF_HUB_OFFLINE="1").returncode == 0
     refused = run("pull", "14b", HF_HUB_OFFLINE="1")
