@@ -7,6 +7,7 @@ all the memory there is.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -359,7 +360,9 @@ def decode(
     # File managers that look a third into a video show the last key frame before it: without one of its own the first
     # frame, which is often the pocket model's worst.
     form = (size, request.fps, request.scale_to, request.may_replace, request.frames // 3)
-    with VideoWriter(request.output, *form) as writer:
+    with contextlib.ExitStack() as held:
+        with timings.phase("encode"):  # which begins with the encoder's start
+            writer = held.enter_context(VideoWriter(request.output, *form))
         while True:
             with timings.phase("decode"):
                 if (frames := next(pieces, None)) is None:
