@@ -258,8 +258,8 @@ def attention_by_step(plans: list[Plans], device: torch.device, head_dim: int) -
             own = [number for number, each in enumerate(layers) if each == plan]
             where = steps if len(own) == len(layers) else f"{steps}, layers {file.ranges(own)}"
             choice = door.choose(device, plan, head_dim)
-            refused = "".join(f"; not {name}: {reason}" for name, reason in choice.refused)
-            yield Notice(f"{where}: {plan}, by {choice.name}{refused}", detail=True)
+            refused = "".join(f"; not {door.told(name)}: {reason}" for name, reason in choice.refused)
+            yield Notice(f"{where}: {plan}, by {door.told(choice.name)}{refused}", detail=True)
         first = last + 1
 
 

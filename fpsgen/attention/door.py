@@ -52,6 +52,11 @@ class Choice:
     refused: tuple[tuple[str, str], ...]
 
 
+def told(backend: str) -> str:
+    """What people read for a backend's name: dense is what plans are called, too."""
+    return "torch's SDPA" if backend == "dense" else backend
+
+
 @lru_cache(maxsize=1024)
 def choose(device: torch.device, plan: AttentionPlan, head_dim: int) -> Choice:
     """The first backend that can run `plan` on `device`."""

@@ -98,7 +98,7 @@ class Ours:
             backends = backends - {"dense"} | {self.kernel}
         found = Outline("", plans, tuple(sorted(backends)), None if self.preset is BF16 else file.as_dict(self.preset))
         what = "dense attention" if self.preset.is_exact else f"preset {self.preset.name}, density {found.density:.2f}"
-        return replace(found, told=f"{what}, by {', '.join(found.backends)}")
+        return replace(found, told=f"{what}, by {', '.join(map(door.told, found.backends))}")
 
     def run(
         self, request: Request, model: Model, device: torch.device, dtype: torch.dtype, text_dtype: torch.dtype,

@@ -14,7 +14,7 @@ from rich.markup import escape
 
 from fpsgen import files
 from fpsgen.cli import bench_attention, bench_quality, complete, options
-from fpsgen.cli.bench_tables import tables
+from fpsgen.cli.bench_tables import remark, tables
 from fpsgen.cli.errors import explained
 from fpsgen.cli.generate import choose_model, find_model, fit
 from fpsgen.cli.help import MEASURING, OUTPUT, SAMPLING, App, option
@@ -199,6 +199,8 @@ def bench(
     if not json:
         for table in tables(record):
             out.show(table)
+        if told := remark(record):
+            out.line(told)
     deliver(out, keep_record(record, clips, record_at, page), record)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from rich.text import Text
 
 from fpsgen.cli.tables import Columns
+from fpsgen.report.words import counted
 from fpsgen.timing import PHASES
 
 _MEASURES = {"latent_cosine": "latent cosine", "psnr": "PSNR", "ssim": "SSIM", "lpips": "LPIPS"}
@@ -99,6 +100,20 @@ def of_fidelity(record: dict[str, Any]) -> Columns:
         "NaN, Inf", *(str(own["fidelity"]["nonfinite"]) if own["fidelity"] else "" for own in record["contenders"])
     )
     return table
+
+
+def remark(record: dict[str, Any]) -> str | None:
+    """Why a ratio is not called though all its pairs lie on one side of 1: they are few."""
+    from fpsgen.report.bench.common import CLEAR, SMALL, too_close
+
+    for one in record["contenders"]:
+        for found in (one["speedup"] or {}).values():
+            each = found["each"]
+            if too_close(found) and not min(each) <= 1 <= max(each):
+                few = f"with only {counted(len(each), 'pair')} of runs"
+                chance = f"a speed-up between {1 - SMALL:g} and {1 + SMALL:g} may be chance"
+                return f"too close to call: {few}, {chance}; --pairs {CLEAR} tells more"
+    return None
 
 
 def seconds(value: float | None) -> str:

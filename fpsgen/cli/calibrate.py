@@ -98,7 +98,14 @@ def calibrate(
     seed: options.ClipSeed = 0,
     device: options.DeviceName = None,
     dtype: options.Precision = None,
-    dry_run: Annotated[bool, option("--dry-run", "Say how long it would take; measure nothing.", MEASURING)] = False,
+    dry_run: Annotated[
+        bool,
+        option(
+            "--dry-run",
+            "Say how long it would take, and calibrate nothing. With the pocket model, this runs two steps.",
+            MEASURING,
+        ),
+    ] = False,
     fresh: Annotated[bool, option("--fresh", "Measure again what an earlier run has kept.", MEASURING)] = False,
     json: options.Json = False,
     verbose: options.Verbose = False,
@@ -338,7 +345,7 @@ def tell_estimate(out: Output, job: Job, device: torch.device, dtype: torch.dtyp
     unit, name = (3600, "hours") if total > 3600 else (60, "minutes")
     table = Columns()
     table.column("part")
-    for spare, column in ((2, "forwards"), (0, name), (1, "BF16 clips")):
+    for spare, column in ((2, "forwards"), (0, name), (1, "bf16 clips")):
         table.column(column, right=True, spare=spare)
     for part in parts:
         table.row(part.name, f"{part.forwards:.0f}", f"{part.seconds / unit:.2f}", f"{part.seconds / clip:.2f}")
@@ -361,4 +368,4 @@ def tell_estimate(out: Output, job: Job, device: torch.device, dtype: torch.dtyp
         "bf16_clips": total / clip,
         "cache_bytes": estimate.disk_bytes(job),
     }
-    out.result(f"{total / unit:.1f} {name}, the time of {total / clip:.1f} BF16 clips", told)
+    out.result(f"{total / unit:.2f} {name}, the time of {total / clip:.2f} bf16 clips", told)

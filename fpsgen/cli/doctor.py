@@ -73,7 +73,8 @@ def versions(found: dict) -> list[Row]:
     for name, version in found["found"].items():
         if name == "torch_cuda":
             continue
-        text = version or f"not installed: {found['absent'].get(name)}"
+        use = " (of use only with an NVIDIA GPU)" if name in ("cupy", "nvrtc") else ""
+        text = version or f"not installed: {found['absent'].get(name)}{use}"
         if name in found["faults"]:
             text = f"cannot be used: {found['faults'][name]}"
         elif name == "torch" and version:
@@ -116,11 +117,13 @@ def work_cache(found: dict) -> list[Row]:
 
 def attention(found: dict) -> list[Row]:
     """Which backend runs each plan; then each reason once, with the backends that have it and what it is about."""
-    rows = [(name, plan["backend"]) for name, plan in found["plans"].items()]
+    from fpsgen.attention.door import told
+
+    rows = [(name, told(plan["backend"])) for name, plan in found["plans"].items()]
     reasons: dict[str, dict[str, list[str]]] = {}
     for name, plan in found["plans"].items():
         for backend, why in plan["refused"].items():
-            reasons.setdefault(why, {}).setdefault(backend, []).append(name)
+            reasons.setdefault(why, {}).setdefault(told(backend), []).append(name)
     return rows + [(f"not {', '.join(backends)}", why) for why, backends in reasons.items()]
 
 

@@ -58,12 +58,13 @@ def list_kernels(json: Json = False) -> None:
     table = Columns()
     table.column("kernel")
     table.column("for", prose=True)
-    table.column("compiled")
-    table.column("size", right=True, spare=1)
-    states = {True: "yes", False: "no", None: "?"}
+    if told["nvrtc"]:
+        table.column("compiled")
+        table.column("size", right=True, spare=1)
     for entry in told["kernels"]:
         size = "" if entry["bytes"] is None else readable(entry["bytes"])
-        table.row(entry["name"], entry["about"], states[entry["compiled"]], size)
+        state = ("yes" if entry["compiled"] else "no", size) if told["nvrtc"] else ()
+        table.row(entry["name"], entry["about"], *state)
     out.show(table)
     out.line(f"compiled kernels are kept in {told['folder']}")
     if (stale := told["stale"]) and stale["count"]:
@@ -80,7 +81,8 @@ def listed() -> dict:
     try:
         told["nvrtc"] = "{}.{}".format(*nvrtc.version())
     except nvrtc.NoCompilerError as missing:
-        told["notes"].append(f"{missing}, and what is compiled depends on its version: {missing.hint}")
+        unknown = "so fpsgen cannot tell which kernels are compiled; they run only on an NVIDIA GPU"
+        told["notes"].append(f"{missing}, {unknown}: {missing.hint}")
     for named in kernels.KERNELS.values():
         built = cache.find(named.kernel) if told["nvrtc"] else None
         told["kernels"].append(

@@ -191,8 +191,10 @@ def _check_representable(checkpoint: Checkpoint) -> None:
     )
     for part, wanted, have in parts:
         if differ := sorted(key for key in wanted if wanted[key] != have.get(key)):
-            told = f"the original format cannot say that this {part}'s {', '.join(differ)} are not Wan2.1's"
-            raise UsageError(told, hint="keep it in Diffusers' format, which says so")
+            told = "this model cannot be written in the original format, which has no place for the settings of its"
+            raise UsageError(
+                f"{told} {part} ({', '.join(differ)})", hint="keep it in Diffusers' format, which holds them"
+            )
 
 
 def _arithmetic(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -119,7 +119,7 @@ def test_reasons_of_backends_are_told_once(no_compilation: None) -> None:
     lines = run().stdout.splitlines()
     begin = lines.index("attention at 832x480, 81 frames") + 1
     rows = lines[begin : lines.index("", begin)]
-    assert [row.split()[-1] for row in rows[: len(PLANS)]] == ["dense", *["reference"] * 4]
+    assert [row[18:].strip() for row in rows[: len(PLANS)]] == ["torch's SDPA", *["reference"] * 4]
     reasons = [row[20:] for row in rows[len(PLANS) :]]
     assert len(reasons) == len(set(reasons)) < 6
     assert "  not hopper, flex  it is for CUDA GPUs" in rows
@@ -166,7 +166,7 @@ def test_without_a_compiler_all_else_works(no_card: None, monkeypatch: pytest.Mo
     assert report["versions"]["found"]["nvrtc"] is None
     assert report["versions"]["absent"]["nvrtc"] == 'pip install "fpsgen[cuda13]"'
     assert report["compile"]["state"] == "skipped"
-    assert 'NVRTC            not installed: pip install "fpsgen[cuda13]"' in text
+    assert 'NVRTC            not installed: pip install "fpsgen[cuda13]" (of use only with an NVIDIA GPU)' in text
     assert "skipped: NVRTC, which compiles kernels, is not installed" in text
 
 

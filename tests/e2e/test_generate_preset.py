@@ -82,7 +82,7 @@ def test_verbose_says_what_runs_where_and_why(run: Runner, preset: Path) -> None
     options = ("--res", "96x64", "--frames", 5, "--steps", 6, "--shift", 1, "--seed", 1, "-o", run.directory / "v.mp4")
     result = invoke("a cat", "--model", run.folder, *options, "--preset", preset, "--verbose")
     assert result.exit_code == 0, result.output
-    assert "steps 1 to 2: dense of 2x2x3 tiles, density 1, qk bf16, pv bf16, by dense" in result.stderr
+    assert "steps 1 to 2: dense of 2x2x3 tiles, density 1, qk bf16, pv bf16, by torch's SDPA" in result.stderr
     assert (
         "steps 3 to 6: window 2x1x1 of 2x2x3 tiles, density 0.167, qk int8, k smoothed, pv fp8, by reference"
         in result.stderr

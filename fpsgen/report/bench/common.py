@@ -7,7 +7,7 @@ from typing import Any
 
 from fpsgen.report import html, words
 
-_CLEAR, _SMALL = 5, 0.1  # pairs of runs that tell a small difference, and what is one
+CLEAR, SMALL = 5, 0.1  # pairs of runs that tell a small difference, and what is one
 
 
 def others(record: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -53,4 +53,4 @@ def too_close(found: dict[str, Any]) -> bool:
     """Whether these runs cannot tell a speed-up from 1: some pairs lie on either side of it, or they are few, which may
     lie on one side by chance, and near it."""
     each, ratio = found["each"], found["median"]
-    return min(each) <= 1 <= max(each) or (len(each) < _CLEAR and abs(ratio - 1) < _SMALL)
+    return min(each) <= 1 <= max(each) or (len(each) < CLEAR and abs(ratio - 1) < SMALL)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from fpsgen.cli.bench_tables import of_steps, of_time
+from fpsgen.cli.bench_tables import of_steps, of_time, remark
 from tests.tools import bench_records
 
 
@@ -44,3 +44,17 @@ def test_the_seconds_of_a_step_have_their_unit_and_the_density_its_own_column() 
     seconds = [f"{phase['step']:.3f} s" for phase in told]
     row = next(line for line in reversed(rows) if line.startswith("step"))
     assert re.split(r"\s{2,}", row.strip())[1:] == [seconds[0], f"{last['density']:.2f}", seconds[1]]
+
+
+@pytest.mark.parametrize(
+    ("ratios", "told"),
+    [((0.84, 0.98), "only 2 pairs"), ((0.97,), "only 1 pair of runs"), ((1.02, 0.97), None), ((1.9, 1.96), None)],
+)
+def test_few_pairs_on_one_side_of_1_are_said_to_be_too_few(ratios: tuple[float, ...], told: str | None) -> None:
+    record = bench_records.compare("quality", "bf16", passes=len(ratios))
+    for name in ("total", "denoise"):
+        record["contenders"][0]["speedup"][name] = {"median": float(np.median(ratios)), "each": list(ratios)}
+    found = remark(record)
+    assert (found is None) == (told is None)
+    assert (told or "") in (found or "")
+    assert found is None or "--pairs 5 tells more" in found
