@@ -326,7 +326,7 @@ def tell(out: Output, result: Result, job: Job, kept: Kept) -> None:
             "         here plain PyTorch runs the preset and saves no time: the cost is for kernels on a Hopper GPU"
         )
     if preset := kept.files["preset"]:
-        out.line(f"use it   fpsgen generate PROMPT --preset {shlex.quote(str(preset))}")
+        out.line(f"use it   fpsgen generate PROMPT --preset {shlex.quote(str(preset))}", copied=True)
     deliver(out, kept, {**result.record, "toml": result.record["preset"]})
 
 

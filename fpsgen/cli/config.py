@@ -49,7 +49,7 @@ def show(context: typer.Context, json: Json = False) -> None:
         return
     out, place = Output(json), preferences.path()
     found = {key: preferences.choice(key) for key in preferences.KEYS}
-    out.line(f"settings file: {place}{'' if place.exists() else ' (not there yet)'}")
+    out.line(f"settings file: {place}{'' if place.exists() else ' (not there yet)'}", copied=True)
     lines = [
         f"{key} = {one.value or f'({_DEFAULTS[key]})'}  [{one.where}]\n    {preferences.KEYS[key]}"
         for key, one in found.items()

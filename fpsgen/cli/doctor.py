@@ -27,7 +27,7 @@ def doctor(json: Json = False) -> None:
     told = report["verdict"]
     for line in [*(f"Broken: {problem}." for problem in told["problems"])] or [told["can"]]:
         out.line(line)
-    out.line(f"Next: {told['next']}")
+    out.line(f"Next: {told['next']}", copied=True)
     if not json:
         for title, table in sections(report):
             out.line(f"\n{title}")

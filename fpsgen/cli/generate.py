@@ -174,7 +174,7 @@ def generate(
     out.detail("seconds per step: " + " ".join(f"{seconds:.2f}" for seconds in timings.steps))
     if written != output:
         out.note(f"{output} was taken when the video was complete, which is now in {written}")
-    out.result(str(written), {"output": as_text(str(written)), **told, "timings": timings.as_dict()})
+    out.result(str(written), {"output": as_text(str(written)), **told, "timings": timings.as_dict()}, copied=True)
 
 
 def find_model(name: str | None) -> Model | None:

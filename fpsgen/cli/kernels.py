@@ -66,7 +66,7 @@ def list_kernels(json: Json = False) -> None:
         state = ("yes" if entry["compiled"] else "no", size) if told["nvrtc"] else ()
         table.row(entry["name"], entry["about"], *state)
     out.show(table)
-    out.line(f"compiled kernels are kept in {told['folder']}")
+    out.line(f"compiled kernels are kept in {told['folder']}", copied=True)
     if (stale := told["stale"]) and stale["count"]:
         out.line(
             f"stale: {amount(stale)}, left over from other sources or compilers; remove: fpsgen kernels clear --stale"
@@ -233,8 +233,8 @@ def draw(out: Output, told: dict) -> None:
             f"{after['producer']} to the producer"
         )
     out.line(f"block      {told['threads']} threads, {told['shared_bytes']} bytes of dynamic shared memory")
-    out.line(f"options    {' '.join(told['options'])}")
-    out.line(f"cubin      {told['path'] or 'not kept'} ({readable(told['bytes'])})")
+    out.line(f"options    {' '.join(told['options'])}", copied=True)
+    out.line(f"cubin      {told['path'] or 'not kept'} ({readable(told['bytes'])})", copied=True)
 
 
 def told_of(named: Named, built: Built) -> dict:

@@ -159,7 +159,10 @@ def pull(
     amount = f"{readable(download.absent_bytes)} of {readable(download.bytes)} from {download.repository}"
     if dry_run:
         for file, size in download.files.items():
-            out.line(f"{readable(size):>10}  {printable(file)}{'' if file in download.absent else '  (here already)'}")
+            out.line(
+                f"{readable(size):>10}  {printable(file)}{'' if file in download.absent else '  (here already)'}",
+                copied=True,
+            )
         out.result(
             f"{amount} would be fetched",
             told,
@@ -172,7 +175,7 @@ def pull(
     except KeyboardInterrupt:
         hint = "run the same command again: it goes on from there"
         raise Stopped("stopped; what has arrived is kept", hint) from None
-    out.result(str(folder), {**told, "folder": str(folder)})
+    out.result(str(folder), {**told, "folder": str(folder)}, copied=True)
 
 
 @app.command(epilog="fpsgen models rm 1.3b\nfpsgen models rm 14b --format diffusers --yes")
@@ -274,7 +277,7 @@ def convert(
         for part in write(found.checkpoint, (to or other).value, expand(out_folder)):
             progress.update(task, description=part)
             out.milestone(part)
-    out.result(str(out_folder), {"output": str(out_folder), "format": (to or other).value})
+    out.result(str(out_folder), {"output": str(out_folder), "format": (to or other).value}, copied=True)
 
 
 def told_of(download: Download) -> dict:

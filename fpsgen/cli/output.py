@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import json as jsonlib
 import os
+import re
 import sys
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -72,17 +74,18 @@ class Output:
         Console(file=drawn, highlight=False, **as_there).print(table)  # type: ignore[arg-type]
         self._print("\n".join(line.rstrip() for line in drawn.getvalue().splitlines()))
 
-    def line(self, text: str) -> None:
-        """One line of a result that has several, on stdout; --json has them in its object."""
+    def line(self, text: str, *, copied: bool = False) -> None:
+        """One line of a result that has several, on stdout; --json has them in its object. copied: it ends in a command
+        or a path."""
         if not self.json:
-            self._print(_shown(text))
+            self._print(_shown(text, copied))
 
-    def result(self, text: str, data: dict) -> None:
-        """What the command was run for: a line, or an object with --json."""
+    def result(self, text: str, data: dict, *, copied: bool = False) -> None:
+        """What the command was run for: a line, or an object with --json. copied: it is a path."""
         if self.json:
             self._object(data)
         else:
-            self._print(_shown(text))
+            self._print(_shown(text, copied))
 
     @property
     def shows_progress(self) -> bool:
@@ -131,9 +134,28 @@ class Output:
         self.console.print(Text.assemble((label, label_style), (told, style)), soft_wrap=whole)
 
 
-def _shown(text: str) -> str:
-    """Lines as a terminal may get them; to a pipe or a file names go as they are."""
-    return "\n".join(printable(line, _MOST) for line in text.split("\n")) if sys.stdout.isatty() else text
+def _shown(text: str, copied: bool) -> str:
+    """Lines as a terminal may get them, broken between words unless somebody will copy them; to a pipe or a file they
+    go as they are."""
+    if not sys.stdout.isatty():
+        return text
+    lines = [printable(line, _MOST) for line in text.split("\n")]
+    if not copied:
+        width = Console().width
+        lines = [part for line in lines for part in _broken(line, width)]
+    return "\n".join(lines)
+
+
+def _broken(line: str, width: int) -> list[str]:
+    """The line in parts that fit the width, broken between words and indented alike. A word that is longer than the
+    width stays whole, because it may be a path; rich would cut it."""
+    parts, indent = [""], line[: len(line) - len(line.lstrip())]
+    for word in re.findall(r"\s*\S+", line):
+        if parts == [""] or cell_len(parts[-1] + word) <= width:
+            parts[-1] += word
+        else:
+            parts.append(indent + word.lstrip())
+    return parts
 
 
 class _Stoppable(Progress):

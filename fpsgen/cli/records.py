@@ -102,13 +102,15 @@ def deliver(out: Output, kept: Kept, result: dict[str, Any]) -> None:
     places = {name: None if path is None else str(path) for name, path in kept.files.items()}
     written = [place for place in places.values() if place]
     if kept.fault is None:
-        out.result("\n".join(written), result | places)
+        out.result("\n".join(written), result | places, copied=True)
         return
     message, hint, code = errors.explain(kept.fault)
     if written:
         message = f"{printable(written[0])} is written, and then: {message}"
     if written or out.json:
-        out.result("\n".join(written), result | places | {"unwritten": message, "hint": hint, "exit_code": code})
+        out.result(
+            "\n".join(written), result | places | {"unwritten": message, "hint": hint, "exit_code": code}, copied=True
+        )
     if errors.show_tracebacks:
         traceback.print_exception(kept.fault)
     Output().error(message, hint, code)  # on stderr alone: standard output has its one object

@@ -84,6 +84,38 @@ def test_a_spinner_names_what_loads_and_gives_way_to_the_result(monkeypatch: pyt
     assert not output._waiting
 
 
+def test_a_result_is_broken_between_words_on_a_terminal_and_what_is_copied_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    prose, path = "    as long as it takes to be broken, 猫猫猫 too", "/a folder/with blanks/in its name.mp4"
+    monkeypatch.setenv("COLUMNS", "22")
+    monkeypatch.setenv("TERM", "xterm")
+    for stream, lines in (
+        (
+            Terminal(),
+            [
+                "    as long as it",
+                "    takes to be",
+                "    broken, 猫猫猫 too",
+                "",
+                "/a-folder/with-no-blanks",
+                "end",
+                path,
+            ],
+        ),
+        (io.StringIO(), [prose, "", "/a-folder/with-no-blanks end", path]),
+    ):
+        monkeypatch.setattr(sys, "stdout", stream)
+        Output().line(f"{prose}\n")
+        Output().line("/a-folder/with-no-blanks end")
+        Output().result(path, {}, copied=True)
+        assert stream.getvalue().splitlines() == lines
+
+
 def test_no_spinner_where_nobody_looks(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     Output().loading()
     monkeypatch.setattr(Output, "shows_progress", property(lambda self: not self.json))
