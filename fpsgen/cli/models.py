@@ -88,8 +88,8 @@ def size_told(entry: dict) -> str:
 
     if entry["bytes"] is not None:
         return readable(entry["bytes"])
-    absent = entry["state"] == "not here" and entry["format"] == "original"
-    return f"about {hub.DOWNLOAD_GB[entry['name']]} GB" if absent else ""
+    absent = entry["state"] == "not here"
+    return f"about {hub.DOWNLOAD_GB[entry['name']][entry['format']]} GB" if absent else ""
 
 
 def where_told(entry: dict) -> str:

@@ -26,33 +26,38 @@ from fpsgen.wan import layout
 from fpsgen.wan.cached import ID, NEEDED, Cached, look, repositories
 from fpsgen.wan.layout import Format
 
-# The original repositories first: their text encoder is bfloat16, half of what the Diffusers ones hold.
+# The original repositories first: they are the smaller ones.
 REPOSITORIES: dict[str, dict[Format, str]] = {
     "1.3b": {"original": "Wan-AI/Wan2.1-T2V-1.3B", "diffusers": "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"},
     "14b": {"original": "Wan-AI/Wan2.1-T2V-14B", "diffusers": "Wan-AI/Wan2.1-T2V-14B-Diffusers"},
 }
-# By parameter count: transformer and VAE in float32, text encoder in bfloat16.
-DOWNLOAD_GB = {"1.3b": 18, "14b": 69}
+# By parameter count: transformer and VAE in float32; text encoder in bfloat16, in Diffusers' format in float32.
+DOWNLOAD_GB: dict[str, dict[Format, int]] = {
+    "1.3b": {"original": 18, "diffusers": 29},
+    "14b": {"original": 69, "diffusers": 80},
+}
 
 
 def pull_hint(key: str) -> str:
     """The command that fetches a known model, or what is absent of it, and how much that is."""
     form, cached = nearest(key)
     option = "" if form == "original" else f" --format {form}"
-    return f"fpsgen models pull {key}{option} ({to_fetch(key, cached)})"
+    return f"fpsgen models pull {key}{option} ({to_fetch(key, form, cached)})"
 
 
-def to_fetch(key: str, cached: Cached) -> str:
+def to_fetch(key: str, form: Format, cached: Cached) -> str:
     """How much is to be fetched of a known model, in words."""
     if not cached.lacking:
-        return f"about {DOWNLOAD_GB[key]} GB"
+        return f"about {DOWNLOAD_GB[key][form]} GB"
     return f"{readable(cached.lacking_bytes)}; the rest is here"
 
 
 def nearest(key: str) -> tuple[Format, Cached]:
     """The format of a known model of which least is to be fetched, the original where that is all the same."""
     looked = {form: look(repository) for form, repository in REPOSITORIES[key].items()}
-    absent = {form: found.lacking_bytes if found.lacking else DOWNLOAD_GB[key] * 1e9 for form, found in looked.items()}
+    absent = {
+        form: found.lacking_bytes if found.lacking else DOWNLOAD_GB[key][form] * 1e9 for form, found in looked.items()
+    }
     form = min(absent, key=absent.__getitem__)
     return form, looked[form]
 

@@ -76,7 +76,7 @@ class NoWeightsError(ModelError):
             told or "there are no Wan2.1 weights on this machine",
             hint=f"{hub.pull_hint(key)}, or try the built-in toy: --model pocket",
         )
-        self.key, self.size, self.repository = key, hub.to_fetch(key, cached), hub.REPOSITORIES[key][form]
+        self.key, self.size, self.repository = key, hub.to_fetch(key, form, cached), hub.REPOSITORIES[key][form]
 
 
 def find(name: str) -> Model:

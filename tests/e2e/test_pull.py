@@ -245,4 +245,5 @@ def test_list_says_what_is_not_here(cache: Path) -> None:
     assert "pocket diffusers here 2" in listed
     assert "comes with fpsgen" in listed
     assert f"1.3b original not here about 18 GB {ORIGINAL}" in listed
+    assert f"1.3b diffusers not here about 29 GB {ORIGINAL}-Diffusers" in listed
     assert models("list").stdout == models().stdout

@@ -52,8 +52,8 @@ def test_published_checkpoints_are_whole(checkpoints: dict, size: str, form: str
     assert told["parameters"] / 1e9 == pytest.approx(BILLIONS[size], abs=5e-4)
     assert {key: told[key] for key in SIZES[size]} == SIZES[size]
     assert told["dtypes"]["text_encoder"] == ["BF16" if form == "original" else "F32"]
-    if form == "original":  # what the hint before a download says
-        assert told["bytes"] / 1e9 == pytest.approx(hub.DOWNLOAD_GB[size], abs=1)
+    # What the hint before a download says.
+    assert told["bytes"] / 1e9 == pytest.approx(hub.DOWNLOAD_GB[size][form], abs=1)
 
 
 @pytest.mark.parametrize("size", sorted(SIZES))
