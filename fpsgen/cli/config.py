@@ -42,8 +42,8 @@ app = App(epilog=EXAMPLES)
 def show(context: typer.Context, json: Json = False) -> None:
     """Show and change your defaults: model, preset, output folder.
 
-    Without a command: show the settings, and where each comes from. The command line goes before the environment
-    variables FPSGEN_MODEL, FPSGEN_PRESET and FPSGEN_OUTPUT_DIR, and these before the settings file.
+    Without a command: show the settings, and where each comes from. The command line wins over the environment
+    variables FPSGEN_MODEL, FPSGEN_PRESET and FPSGEN_OUTPUT_DIR, and these win over the settings file.
     """
     if not alone(context, json):
         return

@@ -59,7 +59,6 @@ COMMANDS = {
     "remove": "fpsgen models rm",
     "version": "fpsgen --version",
     "help": "fpsgen --help",
-    "show": "the bare command shows it",
 }
 
 
