@@ -1,0 +1,53 @@
+"""The pocket model's latents of one prompt and seed, kept so that later code can be held to them.
+
+python -m tests.tools.golden_run        # writes them anew: only where a change is meant to change videos
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+FOLDER = Path(__file__).resolve().parents[1] / "golden"
+PRESETS = ("bf16", "quality")
+PROMPT, SEED = "a cat surfing", 1
+
+
+def surroundings() -> dict[str, str]:
+    """What the last bits of a sum depend on: the library, and the instructions that it uses."""
+    return {"torch": torch.__version__, "cpu": torch.backends.cpu.get_cpu_capability()}
+
+
+def make(preset: str) -> Tensor:
+    """The final latents, [1, 16, T, h, w]."""
+    from fpsgen import pipeline
+    from fpsgen.presets import BF16, shipped
+    from fpsgen.timing import Timings
+    from fpsgen.wan import models
+
+    model = models.find("pocket")
+    own = model.defaults
+    chosen = BF16 if preset == "bf16" else shipped.of_grade(preset, model.family, own.width, own.height)
+    request = pipeline.Request(
+        prompt=PROMPT, negative=own.negative, width=own.width, height=own.height, frames=own.frames, fps=own.fps,
+        steps=own.steps, guidance=own.guidance, shift=own.shift, seed=SEED, output=Path("none.mp4"), preset=chosen,
+    )  # fmt: skip
+    for event in pipeline.generate(request, model, torch.device("cpu"), torch.float32, torch.bfloat16, Timings()):
+        if isinstance(event, pipeline.Denoised):
+            return event.latents.clone()
+    raise AssertionError("no latents")
+
+
+def read(preset: str) -> tuple[Tensor, dict[str, str]]:
+    """The latents that were kept, and their surroundings."""
+    with safe_open(FOLDER / f"pocket-{preset}.safetensors", "pt") as file:
+        return file.get_tensor("latents"), file.metadata()
+
+
+if __name__ == "__main__":
+    for name in PRESETS:
+        save_file({"latents": make(name)}, FOLDER / f"pocket-{name}.safetensors", metadata=surroundings())
