@@ -21,7 +21,7 @@ from fpsgen import assets
 from fpsgen.bench import quality
 from fpsgen.bench.provenance import provenance
 from fpsgen.report import drawing, words
-from fpsgen.wan import models
+from fpsgen.weights import models
 
 GRADES = ("quality", "balanced", "fast")
 PLACE = Path(__file__).parents[1] / "fpsgen/report/levels.png"

@@ -26,9 +26,9 @@ from fpsgen.attention.tiles import TileGrid
 from fpsgen.bench.markdown import page
 from fpsgen.bench.provenance import provenance
 from fpsgen.timing import Timings
-from fpsgen.wan import models
-from fpsgen.wan.load import load_transformer
 from fpsgen.wan.text_encoder import TextEncoder
+from fpsgen.weights import models
+from fpsgen.weights.load import load_transformer
 
 LENGTHS = (1024, 4096, 8192, 32768)
 ROWS, HEADS, HEAD_DIM, TILE = 256, 8, 128, 128

@@ -24,15 +24,15 @@ from torch import Tensor
 
 from fpsgen import files, pipeline
 from fpsgen.attention.tiles import Shape3
-from fpsgen.bench.judge import load_network
 from fpsgen.bench.markdown import page
 from fpsgen.bench.provenance import provenance
+from fpsgen.pocket.judge import load_network
 from fpsgen.presets import Phase, Preset, file
 from fpsgen.timing import Timings
-from fpsgen.wan import models
 from fpsgen.wan import vae as wan_vae
-from fpsgen.wan.load import load_transformer, load_vae
 from fpsgen.wan.text_encoder import TextEncoder
+from fpsgen.weights import models
+from fpsgen.weights.load import load_transformer, load_vae
 from recipes.pocket.evaluate import NOISE_SEED, prompts_for
 from recipes.pocket.world import contact_sheet
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from fpsgen import __version__, assets, files
 from fpsgen.errors import FpsgenError
-from fpsgen.jit import cache, nvrtc
+from fpsgen.kernels import cache, nvrtc
 
 if TYPE_CHECKING:
     import torch
@@ -119,14 +119,14 @@ def gpus() -> dict:
     """The CUDA devices that torch sees, or why_none. driver_cuda: the newest CUDA that the driver runs."""
     import torch
 
-    from fpsgen import memory
+    from fpsgen import machine
 
     version, devices = nvrtc.driver_version(), []
     driver = version and "{}.{}".format(*version)
     for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         about, free = torch.cuda.get_device_properties(index), None
         with contextlib.suppress(RuntimeError):  # none is left to ask with
-            free = memory.free_bytes(torch.device("cuda", index))
+            free = machine.free_bytes(torch.device("cuda", index))
         devices.append(
             {
                 "index": index,
@@ -172,13 +172,14 @@ def fits() -> dict:
     commands run."""
     import torch
 
-    from fpsgen import memory
-    from fpsgen.wan import models, needs, sizes
+    from fpsgen import machine
+    from fpsgen.wan import sizes
+    from fpsgen.weights import models, needs
 
     device = best_device()
     free, dtype = 0, torch.bfloat16 if device.type == "cuda" else torch.float32
     with contextlib.suppress(RuntimeError):  # none is left to ask with
-        free = memory.free_bytes(device)
+        free = machine.free_bytes(device)
     found = []
     for name, size in _FITS:
         model = models.absent(name)
@@ -225,7 +226,7 @@ def model_cache() -> dict:
     """Where downloaded models lie and what is free there; the named models that are on disk, in part or whole."""
     from huggingface_hub import constants
 
-    from fpsgen.wan import hub, models
+    from fpsgen.weights import hub, models
 
     folder = Path(constants.HF_HUB_CACHE)
     here = []
@@ -284,13 +285,13 @@ def typical_plans() -> dict[str, AttentionPlan]:
 
 def trial_compile() -> dict:
     """One kernel compiled where it cannot have been before. state: ok, skipped or failed; why: if not ok."""
-    from fpsgen.jit import kernels
+    from fpsgen.kernels import listing
 
     told: dict[str, Any] = {"kernel": TRIAL_KERNEL, "state": "ok", "why": None, "seconds": None, "registers": None}
     try:
         with files.temporary_folder("doctor") as folder:
             begin = time.perf_counter()
-            built = cache.build(kernels.KERNELS[TRIAL_KERNEL].kernel, folder)
+            built = cache.build(listing.KERNELS[TRIAL_KERNEL].kernel, folder)
             seconds = round(time.perf_counter() - begin, 3)
         return told | {"seconds": seconds, "registers": built.functions["fps_attention"].registers}
     except nvrtc.NoCompilerError as missing:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fpsgen import __version__, files
 from fpsgen.errors import RenderError
-from fpsgen.wan.models import Model
+from fpsgen.weights.models import Model
 
 _READ = 2**26  # bytes, in a tenth of a second; the pocket model's files, which every installation writes anew, are less
 _SUFFIX = ".piece"

@@ -19,20 +19,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fpsgen import __version__, memory, pocket, sampling
+from fpsgen import __version__, machine, solvers
 from fpsgen.attention import door
 from fpsgen.attention.tiles import TileGrid
 from fpsgen.errors import RenderError
+from fpsgen.pocket import reading
 from fpsgen.presets import BF16, Plans, Preset, file, shipped
 from fpsgen.printable import printable
 from fpsgen.timing import Timings
 from fpsgen.video import VideoWriter
 from fpsgen.wan import config, sizes
 from fpsgen.wan import vae as wan_vae
-from fpsgen.wan.load import load_transformer, load_vae
-from fpsgen.wan.models import Model
 from fpsgen.wan.text_encoder import TextEncoder
 from fpsgen.wan.transformer import KeyValue, WanTransformer
+from fpsgen.weights.load import load_transformer, load_vae
+from fpsgen.weights.models import Model
 
 T = TypeVar("T")
 
@@ -55,8 +56,8 @@ class Request:
     output: Path
     scale_to: tuple[int, int] | None = None
     may_replace: bool = True
-    solver: sampling.SolverName = "unipc"
-    grid: sampling.SigmaGrid = "original"
+    solver: solvers.SolverName = "unipc"
+    grid: solvers.SigmaGrid = "original"
     preset: Preset = BF16
 
     @property
@@ -67,11 +68,11 @@ class Request:
     @property
     def noise_levels(self) -> list[float]:
         """Before each step."""
-        return sampling.noise_levels(self.steps, self.shift, self.solver, self.grid)
+        return solvers.noise_levels(self.steps, self.shift, self.solver, self.grid)
 
-    def new_solver(self) -> sampling.Solver:
+    def new_solver(self) -> solvers.Solver:
         """The solver before its first step."""
-        return sampling.Solver(self.steps, self.shift, self.solver, self.grid)
+        return solvers.Solver(self.steps, self.shift, self.solver, self.grid)
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,7 @@ def generate(
     with timings.phase("load"):
         plans = schedule(request, model)
         told = describe(request, model, device, dtype, text_dtype)
-        memory.reset_peak(device)
+        machine.reset_peak(device)
     prompts = [request.prompt, request.negative] if request.guidance != 1 else [request.prompt]
     texts = yield from encode_prompts(prompts, model, device, text_dtype, timings)
     yield Phase("load", "transformer")
@@ -173,7 +174,7 @@ def generate(
         latents = latents.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
     with timings.phase("load"):
         del transformer
-        memory.release()
+        machine.release()
     yield from decode(request, model, latents, device, timings, told)
 
 
@@ -202,13 +203,13 @@ def encode_prompts(
         number = f" {index + 1}" if len(prompts) > 2 else ""
         which = "negative prompt" if 0 < index == len(prompts) - 1 else f"prompt{number}"
         if model.card is not None:
-            reading = pocket.read(prompt, encoder.tokenizer)
-            if remark := pocket.remark(reading, which, model.card):
+            read = reading.read(prompt, encoder.tokenizer)
+            if remark := reading.remark(read, which, model.card):
                 yield Notice(remark)
-            prompt = reading.text
+            prompt = read.text
         with timings.phase("text"):
             encoded = encoder.encode(prompt)
-            memory.synchronise(device)
+            machine.synchronise(device)
         if encoded.unknown:
             words = printable(", ".join(encoded.unknown))
             yield Notice(f"the model's tokenizer has no token for some of the {which}: {words}")
@@ -217,7 +218,7 @@ def encode_prompts(
         texts.append(encoded.text)
     with timings.phase("load"):
         del encoder
-        memory.release()
+        machine.release()
     return texts
 
 
@@ -295,7 +296,7 @@ def denoise(
     yield Phase("denoise")
     with timings.phase("denoise"):
         solver = request.new_solver()
-        latents = sampling.noise(transformer.config.in_channels, request.latent_shape, request.seed).to(device)
+        latents = solvers.noise(transformer.config.in_channels, request.latent_shape, request.seed).to(device)
         together = both_fit(transformer, plans[0][0].tiles.tokens, device)
         batches = [torch.cat(texts)] if together else texts
         contexts = [transformer.embed_text(batch) for batch in batches]
@@ -335,13 +336,13 @@ def predict(
     if len(branches) == 1:
         return branches[0]
     conditional, unconditional = branches
-    return sampling.guide(conditional, unconditional, guidance)
+    return solvers.guide(conditional, unconditional, guidance)
 
 
 def both_fit(transformer: WanTransformer, tokens: int, device: torch.device) -> bool:
     """Whether a batch of two guidance branches fits in the memory that is free, by a worst-case estimate."""
     per_token = transformer.config.bytes_per_token(transformer.dtype.itemsize)
-    return 2 * tokens * per_token < 0.8 * memory.free_bytes(device)
+    return 2 * tokens * per_token < 0.8 * machine.free_bytes(device)
 
 
 def decode(
@@ -372,7 +373,7 @@ def decode(
             yield Frames(writer.frames, request.frames, frames)
         with timings.phase("encode"):
             writer.close()
-        timings.peak_memory = memory.peak_bytes(device)
+        timings.peak_memory = machine.peak_bytes(device)
         timings.stop()
         if fault := writer.finish({**told, "timings": timings.as_dict()}):
             yield Notice(f"the video is complete, but does not tell how it was made: {fault}")

@@ -20,7 +20,7 @@
 #include <hopper.cuh>
 #include <tile.cuh>
 
-// ---- compile-time parameters, the fields of fpsgen.jit.attention.AttentionKernel, and SHARED_BYTES ------------------
+// ---- compile-time parameters, the fields of fpsgen.kernels.sm90_attention.AttentionKernel, and SHARED_BYTES ---------------
 
 #define FP32 0
 #define FP16 1

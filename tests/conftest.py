@@ -52,7 +52,7 @@ def both_formats(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     from diffusers import AutoencoderKLWan, WanTransformer3DModel
     from safetensors.torch import save_file
 
-    from fpsgen.wan import keys
+    from fpsgen.weights import keys
     from tests.tools import original_t5
     from tests.tools.wan_pipeline import TEXT_DIM, make_wan_pipeline
 

@@ -25,13 +25,13 @@ from benchmarks.record import RESULTS
 from fpsgen import files
 from fpsgen.attention.plan import AttentionPlan
 from fpsgen.bench.provenance import provenance
-from fpsgen.calibrate import cost, solve
+from fpsgen.calibrate import solve
 from fpsgen.calibrate.candidates import PRECISIONS
 from fpsgen.calibrate.job import Job, mean_cost, mean_density, problem, step_plans, to_preset
 from fpsgen.calibrate.run import calibrate
 from fpsgen.calibrate.solve import Axis
 from fpsgen.calibrate.verify import Checked
-from fpsgen.presets import Plans, shipped
+from fpsgen.presets import Plans, cost, shipped
 from recipes.pocket.evaluate import NOISE_SEED, prompts_for
 
 LEVELS = {"high": 0.600, "middle": 0.478, "low": 0.265}  # densities of the uniform INT8 plans whose costs they are

@@ -76,7 +76,7 @@ def document(record: dict) -> str:
         f"""{clips} clips of held-out combinations, each rendered by the pocket model with every contender from the same
         noise, in float32 on a CPU by the `reference` backend. [The protocol](../calibration/PROTOCOL.md) was committed
         before the first calibration.{short} {verdict(record)}""",
-        """Cost is attention's, dense BF16 = 1, by a stated model (`fpsgen/calibrate/cost.py`), not by a clock. Error
+        """Cost is attention's, dense BF16 = 1, by a stated model (`fpsgen/presets/cost.py`), not by a clock. Error
         is 1 - cosine of the final latents, PSNR that of the frames, both against dense attention that is not rounded,
         ± 95 % over the clips. The last column: mean error over that of the best uniform plan of the level, with a 95 %
         interval by bootstrap.""",

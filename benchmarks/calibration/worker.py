@@ -14,9 +14,9 @@ from fpsgen.calibrate.trajectory import Clip, Renderer
 from fpsgen.calibrate.verify import Checked, Checker
 from fpsgen.journal import Journal
 from fpsgen.presets import Plans
-from fpsgen.wan import models
-from fpsgen.wan.load import load_transformer, load_vae
 from fpsgen.wan.text_encoder import TextEncoder
+from fpsgen.weights import models
+from fpsgen.weights.load import load_transformer, load_vae
 
 CPU = torch.device("cpu")
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fpsgen.attention import dense, flex, hopper, reference
 from fpsgen.attention.plan import AttentionPlan
-from fpsgen.jit.cache import Built
+from fpsgen.kernels.cache import Built
 
 
 class Backend(Protocol):

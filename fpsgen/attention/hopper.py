@@ -18,12 +18,12 @@ from torch import Tensor
 
 from fpsgen.attention.plan import AttentionPlan
 from fpsgen.attention.tiles import TileGrid, key_lists, outlives_inference
-from fpsgen.jit import attention as attention_kernels
-from fpsgen.jit import cache, nvrtc
-from fpsgen.jit import prologue as prologue_kernels
-from fpsgen.jit.attention import HEAD_DIM, SLOTS, TRAILER_BYTES, AttentionKernel
-from fpsgen.jit.launch import launch, packed
-from fpsgen.jit.prologue import PrologueKernel
+from fpsgen.kernels import cache, nvrtc
+from fpsgen.kernels import sm90_attention as attention_kernels
+from fpsgen.kernels import sm90_prologue as prologue_kernels
+from fpsgen.kernels.launch import launch, packed
+from fpsgen.kernels.sm90_attention import HEAD_DIM, SLOTS, TRAILER_BYTES, AttentionKernel
+from fpsgen.kernels.sm90_prologue import PrologueKernel
 
 if TYPE_CHECKING:
     from fpsgen.attention.door import QKTransform

@@ -13,15 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fpsgen import __version__, memory, pocket, sampling
+from fpsgen import __version__, machine, solvers
 from fpsgen.bench.contenders import Outline
 from fpsgen.errors import UsageError
 from fpsgen.pipeline import Denoised, Event, Frames, Phase, Request, Step
+from fpsgen.pocket import reading
 from fpsgen.timing import Timings
 from fpsgen.video import VideoWriter
 from fpsgen.wan import vae as wan_vae
-from fpsgen.wan.load import load_tokenizer
-from fpsgen.wan.models import Model
+from fpsgen.weights.load import load_tokenizer
+from fpsgen.weights.models import Model
 
 
 @dataclass(frozen=True)
@@ -51,14 +52,14 @@ class Diffusers:
         timings: Timings,
     ) -> Iterator[Event]:  # fmt: skip
         """As `pipeline.generate`; the file's metadata say who made it."""
-        memory.reset_peak(device)
+        machine.reset_peak(device)
         yield Phase("load")
         with timings.phase("load"):
             pipe = load(model, device, dtype, text_dtype)
         yield Phase("text")
         with timings.phase("text"):
             texts = encode(pipe, request, model, device)
-            memory.synchronise(device)
+            machine.synchronise(device)
         yield Phase("denoise")
         with timings.phase("denoise"):
             latents = denoise(pipe, request, texts, device, timings)
@@ -73,7 +74,7 @@ class Diffusers:
             with timings.phase("encode"):
                 writer.write(frames)
                 writer.close()
-            timings.peak_memory = memory.peak_bytes(device)
+            timings.peak_memory = machine.peak_bytes(device)
             timings.stop()
             writer.finish({"fpsgen": __version__, "by": "diffusers", "timings": timings.as_dict()})
         yield Frames(len(frames), request.frames, frames)
@@ -103,7 +104,7 @@ def encode(pipe: Any, request: Request, model: Model, device: torch.device) -> t
     them."""
     prompt, negative, tokenizer = request.prompt, request.negative, load_tokenizer(model.checkpoint)
     if model.card is not None:
-        prompt, negative = (pocket.read(text, tokenizer).text for text in (prompt, negative))
+        prompt, negative = (reading.read(text, tokenizer).text for text in (prompt, negative))
     guided = request.guidance > 1
     return pipe.encode_prompt(
         prompt, negative, do_classifier_free_guidance=guided, max_sequence_length=tokenizer.length, device=device
@@ -115,11 +116,11 @@ def denoise(
 ) -> Tensor:
     """Latents, as `pipeline.denoise` has them; the time of each step is noted."""
     pipe.scheduler = visiting(request, device)
-    noise = sampling.noise(pipe.transformer.config.in_channels, request.latent_shape, request.seed).to(device)
+    noise = solvers.noise(pipe.transformer.config.in_channels, request.latent_shape, request.seed).to(device)
     marks = [time.perf_counter()]
 
     def mark(_pipe: Any, _step: int, _timestep: Tensor, kept: dict) -> dict:
-        memory.synchronise(device)
+        machine.synchronise(device)
         marks.append(time.perf_counter())
         return kept
 

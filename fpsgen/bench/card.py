@@ -13,7 +13,7 @@ import torch
 from fpsgen.bench import roofline
 from fpsgen.bench.provenance import installed
 from fpsgen.errors import FpsgenError
-from fpsgen.jit import nvrtc
+from fpsgen.kernels import nvrtc
 
 _STATE = ("clocks.sm", "clocks.mem", "power.draw", "temperature.gpu")
 _LIMITS = ("clocks.max.sm", "power.limit")

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fpsgen import files, memory
+from fpsgen import files, machine
 from fpsgen.bench import card, fidelity, perceptual, record, steps
 from fpsgen.bench.contenders import Contender, LineUp, Ours, Outline
 from fpsgen.bench.fidelity import Clip, Fidelity
@@ -31,8 +31,8 @@ from fpsgen.metrics import Pair
 from fpsgen.pipeline import Branches, Denoised, Frames, Notice, Phase, Request, Step
 from fpsgen.presets import label
 from fpsgen.timing import Timings
-from fpsgen.wan.load import load_tokenizer, load_transformer
-from fpsgen.wan.models import Model
+from fpsgen.weights.load import load_tokenizer, load_transformer
+from fpsgen.weights.models import Model
 
 
 class Watcher(Protocol):
@@ -98,7 +98,7 @@ def measure(job: Job, folder: Path, watcher: Watcher) -> tuple[dict[str, Any], l
     RenderError where the reference's latents are not finite; of another, that is a result.
     """
     facts = record.facts(provenance(job.command), job)  # of the code that is running
-    memory.settle()  # as `fpsgen generate` does
+    machine.settle()  # as `fpsgen generate` does
     found = [Made(one, one.outline(job.request, job.model, job.device)) for one in job.line_up.contenders]
     with no_kernels_yet():
         order, states = run(found, job, folder, watcher)
@@ -121,7 +121,7 @@ def measure(job: Job, folder: Path, watcher: Watcher) -> tuple[dict[str, Any], l
 
 def splits_of(found: Sequence[Made], spans: Sequence[Span], job: Job) -> list[list[Split]]:
     """What a step of each span is made of, by contender; nothing for those that are not ours."""
-    memory.release()  # what the last run has left would seem taken, and the branches not to fit in one batch
+    machine.release()  # what the last run has left would seem taken, and the branches not to fit in one batch
     transformer = load_transformer(job.model.checkpoint, job.device, job.dtype)
     # Time does not depend on what a text says.
     length = load_tokenizer(job.model.checkpoint).length
@@ -196,7 +196,7 @@ def once(one: Made, job: Job, folder: Path, watcher: Watcher) -> dict[str, Any]:
     """One video, and how long it took. The first that a contender makes is kept, for its fidelity."""
     name, first = one.contender.name, one.latents is None
     request = replace(job.request, output=places(job.line_up, folder)[name])
-    memory.release()
+    machine.release()
     timings = Timings()
     pieces = []
     try:

@@ -13,7 +13,7 @@ from typing import Protocol
 
 import torch
 
-from fpsgen import memory, pipeline
+from fpsgen import machine, pipeline
 from fpsgen.attention import dense, door, named
 from fpsgen.bench import card
 from fpsgen.bench.names import DIFFUSERS, compared
@@ -21,7 +21,7 @@ from fpsgen.errors import RenderError, UsageError
 from fpsgen.pipeline import Event, Request
 from fpsgen.presets import BF16, Plans, Preset, file, shipped
 from fpsgen.timing import Timings
-from fpsgen.wan.models import Model
+from fpsgen.weights.models import Model
 
 _REPEATS = 5
 _MOST_FLOPS = 2e11  # of a trial on a CPU, where one of 14B at 720p would take minutes
@@ -172,14 +172,14 @@ def _failure(name: str, call: Callable[[], object], device: torch.device) -> str
     """What ends the kernel `name` at the video's own shape, where a few tokens went well; None where nothing does."""
     try:
         call()
-        memory.synchronise(device)
+        machine.synchronise(device)
         return None
     except Exception as fault:  # whatever a foreign kernel raises
         told = f"{type(fault).__name__}: {' '.join(str(fault).split())}"[:300]
     if not card.is_alive(device):
         broken = f"{name} failed, and nothing runs on {device} any more: {told}"
         raise RenderError(broken, hint=f"run the command again, without {name}")
-    memory.release()  # only now, since the fault held on to the kernel's tensors
+    machine.release()  # only now, since the fault held on to the kernel's tensors
     return told
 
 

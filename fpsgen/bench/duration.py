@@ -16,10 +16,10 @@ from fpsgen.bench import synthetic
 from fpsgen.bench.compare import Job
 from fpsgen.bench.contenders import Outline
 from fpsgen.bench.steps import ENOUGH, SAMPLES
-from fpsgen.wan import load, needs
 from fpsgen.wan import vae as wan_vae
-from fpsgen.wan.layout import Checkpoint
 from fpsgen.wan.tokenizer import TEXT_LENGTH
+from fpsgen.weights import load, needs
+from fpsgen.weights.layout import Checkpoint
 
 _PROBE = 0.2  # seconds of each probe
 _SIDE = 1024  # of the matrices whose product is timed

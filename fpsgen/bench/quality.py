@@ -19,28 +19,29 @@ import torch
 from diffusers import AutoencoderKLWan
 from torch import Tensor
 
-from fpsgen import assets, memory, pipeline
+from fpsgen import assets, machine, pipeline
 from fpsgen import journal as journals
-from fpsgen.bench import fidelity, judge, perceptual, quality_record
+from fpsgen.bench import fidelity, perceptual, quality_record
 from fpsgen.bench.contenders import Ours, Outline, resolved
 from fpsgen.bench.perceptual import Lpips
 from fpsgen.bench.provenance import provenance
 from fpsgen.bench.record import short
-from fpsgen.bench.words import ASPECTS
 from fpsgen.errors import RenderError, UsageError
 from fpsgen.journal import Journal
 from fpsgen.metrics import Pair
 from fpsgen.pipeline import Event, Notice, Request, Step
+from fpsgen.pocket import judge
+from fpsgen.pocket.words import ASPECTS
 from fpsgen.presets import BF16, label
 from fpsgen.seeds import next_seed
 from fpsgen.timing import Timings
 from fpsgen.video import VideoWriter
 from fpsgen.wan import vae as wan_vae
-from fpsgen.wan.load import load_transformer, load_vae
-from fpsgen.wan.models import Model
 from fpsgen.wan.sizes import Defaults
 from fpsgen.wan.transformer import WanTransformer
 from fpsgen.watcher import Watcher
+from fpsgen.weights.load import load_transformer, load_vae
+from fpsgen.weights.models import Model
 
 _PAIRS = 2  # of frames, for the report
 _DECODE = {"pocket": 12.0, "wan": 0.5}  # decoding and measuring a clip, in a step's time
@@ -163,7 +164,7 @@ def run(
     watcher.phase("denoise")
     render(job, transformer, texts, journal, watcher)
     del transformer
-    memory.release()
+    machine.release()
     watcher.phase("decode")
     screen = Screen(job, load_vae(job.model.checkpoint, job.device), journal, lpips)
     made, pairs = look(job, screen, videos, watcher)

@@ -7,8 +7,9 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from fpsgen import metrics
-from fpsgen.bench import judge, record
-from fpsgen.bench.words import ASPECTS
+from fpsgen.bench import record
+from fpsgen.pocket import judge
+from fpsgen.pocket.words import ASPECTS
 from fpsgen.presets import label
 
 if TYPE_CHECKING:

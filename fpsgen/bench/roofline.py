@@ -19,7 +19,7 @@ from math import isclose
 from typing import Any
 
 from fpsgen.attention.emulator import Variant
-from fpsgen.jit.attention import SLOTS, TRAILER_BYTES
+from fpsgen.kernels.sm90_attention import SLOTS, TRAILER_BYTES
 
 # One SM in one clock, dense: 4 tensor cores with 1024 multiply-adds each in 8 bits, 512 in 16 (NVIDIA H100 Tensor
 # Core GPU Architecture, the white paper).

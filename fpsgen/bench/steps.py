@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fpsgen import memory, pipeline, sampling
+from fpsgen import machine, pipeline, solvers
 from fpsgen.attention import door
 from fpsgen.bench.record import Span
 from fpsgen.pipeline import Request
@@ -77,7 +77,7 @@ def by_phase(
     door.make_ready(device, {plan for layers in plans for plan in layers}, config.num_heads, config.head_dim)
     together = pipeline.both_fit(transformer, plans[0][0].tiles.tokens, device)
     contexts = [transformer.embed_text(batch) for batch in ([torch.cat(texts)] if together else texts)]
-    latents = sampling.noise(config.in_channels, request.latent_shape, request.seed).to(device)
+    latents = solvers.noise(config.in_channels, request.latent_shape, request.seed).to(device)
     timesteps = request.new_solver().timesteps
     known: dict[Plans, tuple[Split, int]] = {}
     for span in cut:
@@ -112,12 +112,12 @@ def split(
     splits: list[Split] = []
     first = time.perf_counter()
     while len(splits) < SAMPLES and (not splits or time.perf_counter() - first < ENOUGH):
-        memory.synchronise(device)
+        machine.synchronise(device)
         with _timed(attentions, device) as whole, _timed(projections, device) as own, _timed(others, device) as other:
             begin = _mark(device)
             step()
             end = _mark(device)
-        memory.synchronise(device)
+        machine.synchronise(device)
         total, inside, projecting, multiplying = (_seconds(each) for each in ([(begin, end)], whole, own, other))
         splits.append(Split(inside - projecting, projecting + multiplying, total - inside - multiplying))
     return splits, velocity

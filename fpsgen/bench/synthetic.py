@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from fpsgen import memory, sampling
+from fpsgen import machine, solvers
 from fpsgen.bench import card, record, steps
 from fpsgen.bench.compare import Job, Made, Watcher
 from fpsgen.bench.contenders import Ours
@@ -24,10 +24,10 @@ from fpsgen.bench.steps import PhaseStep
 from fpsgen.errors import UsageError
 from fpsgen.pipeline import Request
 from fpsgen.timing import Timings
-from fpsgen.wan import load, needs
 from fpsgen.wan import vae as wan_vae
-from fpsgen.wan.layout import Checkpoint
 from fpsgen.wan.tokenizer import TEXT_LENGTH
+from fpsgen.weights import load, needs
+from fpsgen.weights.layout import Checkpoint
 
 # The first piece is of one frame, the second fills the cache, and from the third on all take the same time.
 PIECES = 3
@@ -86,8 +86,8 @@ def notes(request: Request, passes: int) -> list[str]:
 
 def check_memory(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, text_dtype: torch.dtype) -> None:
     """UsageError where the largest component's weights do not fit in the memory that is free."""
-    memory.release()
-    free = memory.free_bytes(device)
+    machine.release()
+    free = machine.free_bytes(device)
     sizes = needs.weights(checkpoint, dtype, text_dtype)
     largest = max(sizes, key=lambda part: sizes[part])
     if sizes[largest] <= free:
@@ -150,12 +150,12 @@ def _measured(
         assert isinstance(one.contender, Ours)  # others have refused a model without files
         watcher.begins(one.contender.name, number, len(runs))
         watcher.phase("denoise")
-        memory.release()
-        memory.reset_peak(device)
+        machine.release()
+        machine.reset_peak(device)
         with one.contender.running():
             phases = list(steps.by_phase(request, transformer, one.outline.plans or [], cut, ends.texts, device))
         states.append(card.state(device) if device.type == "cuda" else None)
-        one.warm.append(timing(phases, ends, memory.peak_bytes(device) if device.type == "cuda" else None))
+        one.warm.append(timing(phases, ends, machine.peak_bytes(device) if device.type == "cuda" else None))
         one.together = phases[0].together
         measured[one.contender.name] = phases
     return [measured[one.contender.name] for one in found], [one.contender.name for one in runs], states
@@ -169,14 +169,14 @@ def _ends(
     watcher: Watcher,
 ) -> Ends:
     """Text encoder and VAE, one after the other; both are gone afterwards."""
-    memory.reset_peak(device)
+    machine.reset_peak(device)
     watcher.phase("text")
     texts, text = _encode(checkpoint, request, device, text_dtype)
-    memory.release()
+    machine.release()
     watcher.phase("decode")
     decode = _decode(checkpoint, request, device)
-    memory.release()
-    return Ends(texts, text, decode, memory.peak_bytes(device))
+    machine.release()
+    return Ends(texts, text, decode, machine.peak_bytes(device))
 
 
 @torch.inference_mode()
@@ -192,10 +192,10 @@ def _encode(
         return encoder(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
 
     encode()  # warms up
-    memory.synchronise(device)
+    machine.synchronise(device)
     begin = time.perf_counter()
     texts = [encode() for _ in range(1 if request.guidance == 1 else 2)]
-    memory.synchronise(device)
+    machine.synchronise(device)
     return texts, time.perf_counter() - begin
 
 
@@ -203,7 +203,7 @@ def _encode(
 def _decode(checkpoint: Checkpoint, request: Request, device: torch.device) -> float:
     """Seconds from latents to pixels, the last measured piece standing for those after it."""
     vae = randomise(load.empty_vae(checkpoint), device, lambda name: torch.float32, request.seed)
-    latents = sampling.noise(checkpoint.config.in_channels, request.latent_shape, request.seed).to(device)
+    latents = solvers.noise(checkpoint.config.in_channels, request.latent_shape, request.seed).to(device)
     latent_frames = request.latent_shape[0]
     seconds: list[float] = []
     for _ in ("warms up", "counts"):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from fpsgen.attention.plan import AttentionPlan
 from fpsgen.attention.tiles import Shape3, TileGrid, outlives_inference
-from fpsgen.calibrate import cost
+from fpsgen.presets import cost
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from fpsgen import memory, pipeline, sampling
+from fpsgen import machine, pipeline, solvers
 from fpsgen.attention.plan import AttentionPlan
 from fpsgen.calibrate.candidates import PRECISIONS
 from fpsgen.calibrate.job import Job
-from fpsgen.wan.load import load_transformer
+from fpsgen.weights.load import load_transformer
 
 # Wan2.1's own table (its README, computational efficiency): 50 steps of 14B at 1280x720 and 81 frames take 1837.9 s on
 # one H100. By the operations below that is the rate; we take the same for every size and both models.
@@ -62,14 +62,14 @@ def step_here(job: Job, device: torch.device, dtype: torch.dtype) -> float:
     transformer = load_transformer(job.model.checkpoint, device, dtype)
     branches = 1 if job.video.guidance == 1 else 2
     contexts = [transformer.embed_text(torch.zeros(branches, _TEXT, config.text_dim, device=device))]
-    latents = sampling.noise(config.in_channels, job.latent_shape, job.seed).to(device)
+    latents = solvers.noise(config.in_channels, job.latent_shape, job.seed).to(device)
     spent = []
     for plan in (AttentionPlan(job.tiles), job.candidates.probe_plan(config.num_heads)):
         for _ in ("warms up", "counts"):
             begin = time.perf_counter()
             plans = (plan,) * config.num_layers
             pipeline.predict(transformer, latents, torch.tensor(500), contexts, plans, job.video.guidance)
-            memory.synchronise(device)
+            machine.synchronise(device)
             taken = time.perf_counter() - begin
         spent.append(taken)
     return sum(spent) / len(spent)

@@ -9,18 +9,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fpsgen.attention.tiles import Shape3, TileGrid
-from fpsgen.calibrate import cost
 from fpsgen.calibrate.budget import Budget
 from fpsgen.calibrate.candidates import Candidates
 from fpsgen.calibrate.settings import Effort, Span, Video, spans
-from fpsgen.presets import Phase, Plans, Preset
-from fpsgen.sampling import noise_levels
+from fpsgen.presets import Phase, Plans, Preset, cost
+from fpsgen.solvers import noise_levels
 from fpsgen.wan.sizes import latent_shape
 
 if TYPE_CHECKING:
     from fpsgen.calibrate.measure import Measurement
     from fpsgen.calibrate.solve import Problem, Schedule
-    from fpsgen.wan.models import Model
+    from fpsgen.weights.models import Model
 
 
 @dataclass(frozen=True)

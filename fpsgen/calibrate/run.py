@@ -25,8 +25,8 @@ from fpsgen.metrics import Pair
 from fpsgen.presets import BF16, Measured, Plans, Preset, file, label
 from fpsgen.seeds import next_seed
 from fpsgen.timing import Timings
-from fpsgen.wan.load import load_transformer, load_vae
 from fpsgen.watcher import Watcher
+from fpsgen.weights.load import load_transformer, load_vae
 
 # Raised where the table of errors changes its meaning, so that older measurements are not taken for new ones.
 _VERSION = 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fpsgen.calibrate import prompts
-from fpsgen.sampling import SigmaGrid, SolverName, noise_levels
+from fpsgen.solvers import SigmaGrid, SolverName, noise_levels
 
 _LEAST_STEPS = 2  # in a phase, where the trajectory has that many
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fpsgen import pipeline, sampling
+from fpsgen import pipeline, solvers
 from fpsgen.attention.plan import AttentionPlan
 from fpsgen.attention.tiles import TileGrid
 from fpsgen.calibrate.settings import Video
@@ -70,12 +70,12 @@ class Renderer:
             self._contexts = clip.prompt, [self.transformer.embed_text(batch) for batch in batches]
         return self._contexts[1]
 
-    def new_solver(self, steps: int) -> sampling.Solver:
-        return sampling.Solver(steps, self.video.shift, self.video.solver, self.video.grid)
+    def new_solver(self, steps: int) -> solvers.Solver:
+        return solvers.Solver(steps, self.video.shift, self.video.solver, self.video.grid)
 
     def noise(self, clip: Clip) -> Tensor:
         shape = latent_shape(self.video.frames, self.video.height, self.video.width)
-        return sampling.noise(self.transformer.config.in_channels, shape, clip.seed).to(self.device)
+        return solvers.noise(self.transformer.config.in_channels, shape, clip.seed).to(self.device)
 
     def velocity(self, clip: Clip, latents: Tensor, timestep: Tensor, plans: Plans) -> Tensor:
         """Guided; RenderError where it is not finite."""

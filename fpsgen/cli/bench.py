@@ -131,7 +131,7 @@ def bench(
     if random_weights is not None and prompt is not None:
         raise UsageError("--random-weights encodes random words, not a prompt", hint="leave --prompt out")
     from fpsgen.bench import names as known
-    from fpsgen.wan import models
+    from fpsgen.weights import models
 
     known.check(preset, names)  # it imports no torch: so far, whatever cannot be is told at once
     if random_weights is not None:

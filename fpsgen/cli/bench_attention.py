@@ -100,7 +100,7 @@ def attention(
     checkpoint is needed. For several models, sizes, densities or variants, repeat the option, or separate values with
     commas. The exit code is 1 if something failed, was wrong, or had no time.
     """
-    from fpsgen.jit.attention import VARIANTS
+    from fpsgen.kernels.sm90_attention import VARIANTS
     from fpsgen.wan.config import FAMILIES
 
     out = Output(json, verbose)

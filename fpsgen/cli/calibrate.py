@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from fpsgen.calibrate.budget import Budget
     from fpsgen.calibrate.job import Job
     from fpsgen.calibrate.run import Result
-    from fpsgen.wan.models import Model
+    from fpsgen.weights.models import Model
 
 EXAMPLES = """
 fpsgen calibrate --model pocket --min-psnr 30 -o my.toml
@@ -172,7 +172,7 @@ def budget_of(min_psnr: float | None, max_error: float | None, target_cost: floa
 
 def named_model(name: str | None, dry_run: bool) -> Model | None:
     """The model that was named, or the user's own default, if there is one; for a dry run it need not be here."""
-    from fpsgen.wan import hub, models
+    from fpsgen.weights import hub, models
 
     with preferences.using("model", name) as wanted:
         if dry_run and wanted is not None and wanted.lower() in hub.REPOSITORIES:
@@ -181,7 +181,7 @@ def named_model(name: str | None, dry_run: bool) -> Model | None:
 
 
 def default_model(size: tuple[int, int] | None, cuda: bool, out: Output) -> Model:
-    from fpsgen.wan import load, models
+    from fpsgen.weights import load, models
 
     chosen, surprise = models.choose(size, cuda)
     if surprise:

@@ -46,7 +46,7 @@ def devices(incomplete: str) -> list[str]:
 
 
 def kernels(incomplete: str) -> list[str]:
-    from fpsgen.jit.kernels import KERNELS
+    from fpsgen.kernels.listing import KERNELS
 
     return _beginning(incomplete, KERNELS)
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import torch
 
     from fpsgen.pipeline import Event, Request
-    from fpsgen.wan.models import Model
+    from fpsgen.weights.models import Model
 
 EXAMPLES = """
 fpsgen generate "a cat surfing"
@@ -129,9 +129,9 @@ def generate(
             out.note(f"{output} exists: the new video will replace it")
             out.loading()
         target = options.parse_device(device)
-        from fpsgen import memory, pipeline
+        from fpsgen import machine, pipeline
 
-        memory.settle()
+        machine.settle()
         chosen = named_model or choose_model(size, target, out, timings)
     width, height, scale_to = fit(chosen, size, out)
     if chosen.card and size is None:
@@ -182,10 +182,10 @@ def find_model(name: str | None) -> Model | None:
     with preferences.using("model", name) as wanted:
         if wanted is None:
             return None
-        from fpsgen.wan import models
+        from fpsgen.weights import models
 
         chosen = models.find(wanted)
-        from fpsgen.wan import load  # which imports torch
+        from fpsgen.weights import load  # which imports torch
 
         load.check(chosen.checkpoint)  # a file that does not fit is told now, not after the denoising
     return chosen
@@ -193,7 +193,7 @@ def find_model(name: str | None) -> Model | None:
 
 def choose_model(size: tuple[int, int] | None, device: torch.device, out: Output, timings: Timings) -> Model:
     """The default model; where its weights are absent and somebody can be asked, fetched first."""
-    from fpsgen.wan import hub, load, models
+    from fpsgen.weights import hub, load, models
 
     cuda = device.type == "cuda"
     try:

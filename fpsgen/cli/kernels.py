@@ -18,8 +18,8 @@ from fpsgen.errors import UsageError
 from fpsgen.report.words import counted
 
 if TYPE_CHECKING:
-    from fpsgen.jit.cache import Built, Held
-    from fpsgen.jit.kernels import Named
+    from fpsgen.kernels.cache import Built, Held
+    from fpsgen.kernels.listing import Named
 
 EXAMPLES = """
 fpsgen kernels
@@ -75,7 +75,7 @@ def list_kernels(json: Json = False) -> None:
 
 def listed() -> dict:
     """What the list says. compiled and stale are None where that cannot be known, and notes say why."""
-    from fpsgen.jit import cache, kernels, nvrtc
+    from fpsgen.kernels import cache, listing, nvrtc
 
     told: dict = {"folder": str(cache.folder()), "nvrtc": None, "kernels": [], "stale": None, "notes": []}
     try:
@@ -83,7 +83,7 @@ def listed() -> dict:
     except nvrtc.NoCompilerError as missing:
         unknown = "so fpsgen cannot tell which kernels are compiled; they run only on an NVIDIA GPU"
         told["notes"].append(f"{missing}, {unknown}: {missing.hint}")
-    for named in kernels.KERNELS.values():
+    for named in listing.KERNELS.values():
         built = cache.find(named.kernel) if told["nvrtc"] else None
         told["kernels"].append(
             {
@@ -95,7 +95,7 @@ def listed() -> dict:
             }
         )
     try:
-        told["stale"] = counts(kernels.stale(cache.contents())) if told["nvrtc"] else None
+        told["stale"] = counts(listing.stale(cache.contents())) if told["nvrtc"] else None
     except OSError as fault:
         told["notes"].append(f"{cache.folder()} cannot be read: {fault.strerror or fault}")
     return told
@@ -113,12 +113,12 @@ def build(
     json: Json = False,
 ) -> None:
     """Compile the kernels that are not compiled yet, so that no video has to wait for them."""
-    from fpsgen.jit import cache, kernels
+    from fpsgen.kernels import cache, listing
 
     out = Output(json)
     told: list[dict] = []
     lost = 0
-    wanted = list(dict.fromkeys(kernels.find(name) for name in names or kernels.KERNELS))
+    wanted = list(dict.fromkeys(listing.find(name) for name in names or listing.KERNELS))
     notes: set[str] = set()
     for named in wanted:
         out.loading(f"compiling {named.name}")
@@ -148,7 +148,7 @@ def clear(
     json: Json = False,
 ) -> None:
     """Remove compiled kernels. Other files in their folder stay."""
-    from fpsgen.jit import cache, kernels, nvrtc
+    from fpsgen.kernels import cache, listing, nvrtc
 
     out, folder = Output(json), cache.folder()
     removed: dict[str, Held] = {}
@@ -158,7 +158,7 @@ def clear(
     except OSError as fault:
         raise UsageError(f"{folder} cannot be read: {fault.strerror or fault}", hint=_FOLDER_HINT) from None
     try:
-        chosen = kernels.stale(held) if stale else held
+        chosen = listing.stale(held) if stale else held
     except nvrtc.NoCompilerError as missing:
         raise UsageError(
             f"which kernels are stale depends on the compiler, and {missing}",
@@ -194,9 +194,9 @@ def show(
 
     A kernel that is not compiled yet is compiled first.
     """
-    from fpsgen.jit import cache, kernels, sass
+    from fpsgen.kernels import cache, listing, sass
 
-    named = kernels.find(name)
+    named = listing.find(name)
     out = Output(json)
     out.loading(f"compiling {named.name}")
     built = cache.build(named.kernel)
@@ -206,7 +206,7 @@ def show(
     instructions = sass.tensor_core_instructions(cache.content(built.cubin))
     for function, used in told["functions"].items():
         used["tensor_core_instructions"] = instructions[function]
-    told["registers_after_launch"] = kernels.redistributed(named.kernel)
+    told["registers_after_launch"] = listing.redistributed(named.kernel)
     if json:
         out.result("", told)
     else:

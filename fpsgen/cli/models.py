@@ -19,9 +19,9 @@ from fpsgen.errors import ModelError, Stopped, UsageError
 from fpsgen.printable import printable
 
 if TYPE_CHECKING:
-    from fpsgen.wan.cached import Cached
-    from fpsgen.wan.hub import Download
-    from fpsgen.wan.models import Model
+    from fpsgen.weights.cached import Cached
+    from fpsgen.weights.hub import Download
+    from fpsgen.weights.models import Model
 
 EXAMPLES = """
 fpsgen models
@@ -84,7 +84,7 @@ def state_told(entry: dict) -> str:
 
 
 def size_told(entry: dict) -> str:
-    from fpsgen.wan import hub
+    from fpsgen.weights import hub
 
     if entry["bytes"] is not None:
         return readable(entry["bytes"])
@@ -100,7 +100,7 @@ def where_told(entry: dict) -> str:
 
 def listed() -> Iterator[dict]:
     """The pocket, the known models in both formats, and other Wan2.1 checkpoints in the download cache."""
-    from fpsgen.wan import hub, models
+    from fpsgen.weights import hub, models
 
     pocket = models.find(models.POCKET)
     own = hub.Cached(pocket.name, "here", pocket.folder, pocket.checkpoint)
@@ -148,7 +148,7 @@ def pull(
     """Fetch a model from the Hugging Face hub. An interrupted download continues where it ended."""
     from huggingface_hub.utils import disable_progress_bars
 
-    from fpsgen.wan import hub
+    from fpsgen.weights import hub
 
     out = Output(json)
     if json:
@@ -192,7 +192,7 @@ def rm(
     json: Json = False,
 ) -> None:
     """Remove a downloaded model from the hub's cache. What other revisions of it share stays."""
-    from fpsgen.wan import cached, hub
+    from fpsgen.weights import cached, hub
 
     if name.lower() not in hub.REPOSITORIES and not hub.ID.fullmatch(name):
         hint = "give 1.3b, 14b or a hub id: fpsgen removes nothing but downloads in the hub's cache"
@@ -229,12 +229,12 @@ def check(
     verbose: Verbose = False,
 ) -> None:
     """Compare a model's files with what Wan2.1 needs. It reads their headers alone, and takes seconds."""
-    from fpsgen.wan import models
+    from fpsgen.weights import models
 
     out = Output(json, verbose)
     out.loading()
     found = models.find(model)
-    from fpsgen.wan import load  # imports torch, which finding none does without
+    from fpsgen.weights import load  # imports torch, which finding none does without
 
     try:
         load.check(found.checkpoint)
@@ -264,12 +264,12 @@ def convert(
     json: Json = False,
 ) -> None:
     """Write a model in the other format, every tensor bit for bit."""
-    from fpsgen.wan import models
+    from fpsgen.weights import models
 
     out = Output(json)
     out.loading()
     found = models.find(model)
-    from fpsgen.wan.convert import convert as write  # imports torch
+    from fpsgen.weights.convert import convert as write  # imports torch
 
     other = FormatName.DIFFUSERS if found.checkpoint.format == "original" else FormatName.ORIGINAL
     with out.progress() as progress:
@@ -291,7 +291,7 @@ def told_of(download: Download) -> dict:
 
 def told_about(model: Model) -> dict:
     """What is known of a checked model."""
-    from fpsgen.wan import load
+    from fpsgen.weights import load
 
     checkpoint = model.checkpoint
     config = checkpoint.config

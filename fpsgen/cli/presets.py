@@ -85,7 +85,7 @@ class Subject:
 
     def steps(self, preset: Preset) -> list[tuple[float, Plans]]:
         """The noise level before each step, and each layer's plan; UsageError where the preset does not fit."""
-        from fpsgen.sampling import noise_levels
+        from fpsgen.solvers import noise_levels
 
         preset.check_family(self.family)
         levels = noise_levels(self.settings.steps, self.settings.shift, self.solver.value, self.grid.value)
@@ -96,7 +96,8 @@ class Subject:
 def subject_of(name: str) -> tuple[Subject, bool]:
     """The model `name` with its defaults, and whether it renders at its own size only."""
     from fpsgen.attention.tiles import default_tile
-    from fpsgen.wan import config, models
+    from fpsgen.wan import config
+    from fpsgen.weights import models
 
     if (key := name.lower()) in config.FAMILIES:
         return Subject(key, config.FAMILIES[key], default_tile, sizes.DEFAULTS[key]), False
@@ -293,8 +294,7 @@ def account(preset: Preset, subject: Subject) -> dict[str, Any]:
 def of_layers(plans: Plans, subject: Subject, steps: int) -> dict[str, Any]:
     """What all layers do at one step, layers of one plan together, and its cost; flops: of `steps` such steps."""
     from fpsgen.attention.plan import AttentionPlan
-    from fpsgen.calibrate import cost
-    from fpsgen.presets import file
+    from fpsgen.presets import cost, file
 
     heads, width = subject.config.num_heads, subject.config.head_dim
     tokens = cost.STAND_IN_TOKENS if subject.family == "pocket" else plans[0].tiles.tokens

@@ -65,7 +65,7 @@ class Measured:
     weights: the transformer's `fingerprint`. clips: how many were compared. error: 1 - cosine of the final latents;
     psnr: of the frames, in dB. Both are means over the clips; error_ci95 and psnr_ci95 are half of the 95 %
     intervals, None for a single clip, which has no interval. cost: of attention, in dense BF16 attention's
-    (`fpsgen/calibrate/cost.py`).
+    (`fpsgen/presets/cost.py`).
     """
 
     weights: str

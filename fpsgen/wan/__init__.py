@@ -1,1 +1,1 @@
-"""Wan2.1: the transformer, what stands around it, and where its weights come from."""
+"""Wan2.1: its networks, and what stands around them."""

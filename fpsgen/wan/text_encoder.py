@@ -9,9 +9,9 @@ from torch import Tensor
 
 from fpsgen.errors import ModelError
 from fpsgen.wan.config import FETCH_AGAIN
-from fpsgen.wan.layout import Checkpoint
-from fpsgen.wan.load import load_text_encoder, load_tokenizer
 from fpsgen.wan.tokenizer import clean, words_at
+from fpsgen.weights.layout import Checkpoint
+from fpsgen.weights.load import load_text_encoder, load_tokenizer
 
 
 @dataclass(frozen=True)

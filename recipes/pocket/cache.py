@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fpsgen.bench.words import Combination
+from fpsgen.pocket.words import Combination
 from recipes.pocket import vae as pocket_vae
 from recipes.pocket.prompts import combinations
 from recipes.pocket.train_vae import as_tensors

@@ -23,15 +23,16 @@ import torch
 from diffusers import AutoencoderKLWan
 from torch import Tensor
 
-from fpsgen import pocket, sampling
-from fpsgen.bench.judge import load_network
-from fpsgen.bench.words import ASPECTS, Combination
+from fpsgen import solvers
+from fpsgen.pocket import reading
+from fpsgen.pocket.judge import load_network
+from fpsgen.pocket.words import ASPECTS, Combination
 from fpsgen.wan import sizes
 from fpsgen.wan import vae as wan_vae
-from fpsgen.wan.load import load_transformer, load_vae
-from fpsgen.wan.models import Model, open_folder
 from fpsgen.wan.sizes import Defaults
 from fpsgen.wan.text_encoder import TextEncoder
+from fpsgen.weights.load import load_transformer, load_vae
+from fpsgen.weights.models import Model, open_folder
 from recipes.pocket.prompts import caption, combinations, plain
 from recipes.pocket.scorer import CEILING_SEED, accuracy, labelled, make_templates, through_vae
 from recipes.pocket.world import contact_sheet
@@ -53,15 +54,15 @@ class Generator:
     @torch.no_grad()
     def latents(self, prompts: list[str], seeds: list[int], settings: Defaults) -> Tensor:
         shape = sizes.latent_shape(settings.frames, settings.height, settings.width)
-        texts = [self.encoder.encode(pocket.read(prompt, self.encoder.tokenizer).text).text for prompt in prompts]
-        empty = self.encoder.encode(pocket.read(settings.negative, self.encoder.tokenizer).text).text
+        texts = [self.encoder.encode(reading.read(prompt, self.encoder.tokenizer).text).text for prompt in prompts]
+        empty = self.encoder.encode(reading.read(settings.negative, self.encoder.tokenizer).text).text
         context = self.transformer.embed_text(torch.cat([*texts, empty.expand(len(texts), -1, -1)]))
-        latents = torch.cat([sampling.noise(self.transformer.config.in_channels, shape, seed) for seed in seeds])
-        solver = sampling.Solver(settings.steps, settings.shift)
+        latents = torch.cat([solvers.noise(self.transformer.config.in_channels, shape, seed) for seed in seeds])
+        solver = solvers.Solver(settings.steps, settings.shift)
         for timestep in solver.timesteps:
             doubled = torch.cat([latents, latents])
             velocity = self.transformer(doubled, timestep.expand(len(doubled)), context)
-            latents = solver.step(sampling.guide(*velocity.chunk(2), settings.guidance), latents)
+            latents = solver.step(solvers.guide(*velocity.chunk(2), settings.guidance), latents)
         return latents
 
     def videos(self, prompts: list[str], seeds: list[int], settings: Defaults) -> list[np.ndarray]:

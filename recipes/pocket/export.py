@@ -18,8 +18,8 @@ from diffusers import WanTransformer3DModel
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fpsgen.wan.convert import write_pipeline
-from fpsgen.wan.keys import TRANSFORMER
+from fpsgen.weights.convert import write_pipeline
+from fpsgen.weights.keys import TRANSFORMER
 from recipes.pocket import prompts, text_encoder, tokenizer
 from recipes.pocket import vae as pocket_vae
 from recipes.pocket.cache import load_vae

@@ -16,9 +16,9 @@ import torch
 
 from fpsgen import pipeline
 from fpsgen.pipeline import Request
-from fpsgen.wan import models
-from fpsgen.wan.load import load_transformer, load_vae
 from fpsgen.wan.text_encoder import TextEncoder
+from fpsgen.weights import models
+from fpsgen.weights.load import load_transformer, load_vae
 from recipes.pocket import prompts
 from recipes.pocket.train_vae import as_tensors
 from recipes.pocket.world import FRAMES, HEIGHT, WIDTH, render

@@ -13,7 +13,7 @@ import re
 from collections.abc import Sequence
 from typing import TypeVar
 
-from fpsgen.bench.words import MOTIONS, NOUNS, PLACES, SCENES, SUBJECTS, Combination, motion_phrases
+from fpsgen.pocket.words import MOTIONS, NOUNS, PLACES, SCENES, SUBJECTS, Combination, motion_phrases
 
 T = TypeVar("T")
 

@@ -4,7 +4,7 @@
 
 `Network` is a small CNN with a head each for subject, motion and scene, trained on rendered clips (and the
 VAE's reconstructions of some), with blur, noise and colour changes so strong that colour alone does not
-decide. It ships, and lies in `fpsgen/bench/judge.py`. `Templates` matches the sprites themselves, follows the
+decide. It ships, and lies in `fpsgen/pocket/judge.py`. `Templates` matches the sprites themselves, follows the
 best match through time, and compares a few colours by linear discriminants; nothing in it is trained by
 gradients. Both read uint8 clips [25, 96, 160, 3]. Run as a program, this trains the network and reports both
 ceilings: the accuracy on rendered clips and, with --vae, on reconstructions, which no generated clip can be
@@ -26,8 +26,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from fpsgen import assets
-from fpsgen.bench.judge import CLASSES, WEIGHTS, Network, as_input, load_network
-from fpsgen.bench.words import ASPECTS, MOTIONS, SCENES, SUBJECTS, Combination
+from fpsgen.pocket.judge import CLASSES, WEIGHTS, Network, as_input, load_network
+from fpsgen.pocket.words import ASPECTS, MOTIONS, SCENES, SUBJECTS, Combination
 from recipes.pocket.cache import load_vae
 from recipes.pocket.prompts import combinations
 from recipes.pocket.train_vae import as_tensors, reconstruct

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fpsgen.bench.words import MOTIONS, SCENES, SUBJECTS
+from fpsgen.pocket.words import MOTIONS, SCENES, SUBJECTS
 from recipes.pocket import vae as pocket_vae
 from recipes.pocket.muon import Optimizers
 from recipes.pocket.world import HEIGHT, WIDTH, Clip, render

@@ -18,8 +18,8 @@ import torch
 from fpsgen import metrics, pipeline
 from fpsgen.bench import quality as bench
 from fpsgen.bench import vbench
-from fpsgen.bench.words import ASPECTS
 from fpsgen.pipeline import denoise
+from fpsgen.pocket.words import ASPECTS
 from fpsgen.wan.transformer import WanTransformer
 from tests.tools.bench_quality import ROUGH, Quality
 from tests.tools.cli import invoke, told

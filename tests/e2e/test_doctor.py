@@ -17,8 +17,8 @@ from typer.testing import CliRunner
 from fpsgen import doctor
 from fpsgen.attention import door, hopper
 from fpsgen.cli import app
-from fpsgen.jit import cache, nvrtc
-from fpsgen.wan import hub
+from fpsgen.kernels import cache, nvrtc
+from fpsgen.weights import hub
 from tests.kernels import host
 from tests.tools.cli import told
 
@@ -57,7 +57,7 @@ def card(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: about)
-    monkeypatch.setattr("fpsgen.memory.free_bytes", lambda device: 84_000_000_000)
+    monkeypatch.setattr("fpsgen.machine.free_bytes", lambda device: 84_000_000_000)
     monkeypatch.setattr(doctor, "best_device", lambda: torch.device("cpu"))
     monkeypatch.setattr(nvrtc, "driver_version", lambda: (13, 0))
     monkeypatch.setattr(hopper, "why_not_here", lambda device: None)
@@ -130,7 +130,7 @@ def test_reasons_of_backends_are_told_once(no_compilation: None) -> None:
 )
 def test_what_fits_is_told(no_compilation: None, monkeypatch: pytest.MonkeyPatch, free: float, told: str) -> None:
     """1.3B at 480p: the text encoder's 5.68 billion weights in bfloat16 are the most that is in memory at once."""
-    monkeypatch.setattr("fpsgen.memory.free_bytes", lambda device: int(free))
+    monkeypatch.setattr("fpsgen.machine.free_bytes", lambda device: int(free))
     (row,) = (line for line in run().stdout.splitlines() if line.startswith("  1.3b at 480p"))
     assert told in row
     fits = report_of()["fits"]

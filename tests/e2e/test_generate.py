@@ -75,7 +75,7 @@ def test_branches_run_one_after_the_other_when_memory_is_short(run: Runner, monk
         return read(path)[1]
 
     together = frames("in one batch")
-    monkeypatch.setattr("fpsgen.memory.free_bytes", lambda device: 0)
+    monkeypatch.setattr("fpsgen.machine.free_bytes", lambda device: 0)
     apart = frames("one after the other")
     # The same arithmetic in another order; the encoder may turn a last bit into a level or two.
     assert np.abs(together.astype(int) - apart).max() <= 4

@@ -39,7 +39,7 @@ def test_without_weights_a_gpu_owner_is_told_how_to_get_them(monkeypatch: pytest
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.current_device", lambda: 0)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
-    monkeypatch.setattr("fpsgen.wan.hub.on_disk", lambda key: None)
+    monkeypatch.setattr("fpsgen.weights.hub.on_disk", lambda key: None)
     for res, name in (("480p", "1.3b"), ("720p", "14b")):
         result = invoke("cat", "--res", res)
         assert result.exit_code == 2
@@ -151,7 +151,7 @@ def test_empty_and_endless_prompts_are_refused(prompt: str, says: str) -> None:
 
 
 def test_models_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fpsgen.wan.hub.on_disk", lambda key: None)
+    monkeypatch.setattr("fpsgen.weights.hub.on_disk", lambda key: None)
     result = invoke("cat", "--model", "14b")
     assert result.exit_code == 2
     assert "fpsgen models pull 14b" in result.stderr
@@ -217,7 +217,7 @@ def test_an_ffmpeg_that_cannot_encode_ends_it_before_a_model_is_looked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", fake_ffmpeg(tmp_path, "echo 'no libx264' >&2; exit 1"))
-    monkeypatch.setattr("fpsgen.wan.models.find", lambda name: pytest.fail("a model was looked for"))
+    monkeypatch.setattr("fpsgen.weights.models.find", lambda name: pytest.fail("a model was looked for"))
     result = invoke("cat", "--model", "any", "-o", tmp_path / "a.mp4")
     assert result.exit_code == 2
     assert "cannot be used to write .mp4 videos here: no libx264" in " ".join(result.stderr.split())

@@ -11,8 +11,8 @@ from fpsgen import pipeline
 from fpsgen.attention import reference
 from fpsgen.attention.plan import AttentionPlan
 from fpsgen.attention.tiles import TileGrid
-from fpsgen.wan.load import load_transformer
-from fpsgen.wan.models import find
+from fpsgen.weights.load import load_transformer
+from fpsgen.weights.models import find
 from tests.tools.cli import Runner, invoke
 from tests.tools.videos import metadata
 

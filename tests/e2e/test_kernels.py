@@ -13,8 +13,8 @@ import pytest
 from typer.testing import CliRunner
 
 from fpsgen.cli import app
-from fpsgen.jit import cache, nvrtc
-from fpsgen.jit.kernels import KERNELS
+from fpsgen.kernels import cache, nvrtc
+from fpsgen.kernels.listing import KERNELS
 from tests.tools.cli import told
 
 OLD = "sm90_attention-" + "0123456789abcdef" * 2
@@ -125,7 +125,7 @@ def test_list_needs_no_torch_and_compiles_nothing(empty: Path) -> None:
         "import sys\n"
         "from typer.testing import CliRunner\n"
         "from fpsgen.cli import app\n"
-        "from fpsgen.jit import nvrtc\n"
+        "from fpsgen.kernels import nvrtc\n"
         "nvrtc.compile_cubin = None\n"
         "assert CliRunner().invoke(app, ['kernels']).exit_code == 0\n"
         "assert CliRunner().invoke(app, ['kernels', 'clear']).exit_code == 0\n"

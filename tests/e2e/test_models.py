@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from fpsgen.cli import app
-from fpsgen.wan.layout import STEMS
 from fpsgen.wan.sizes import DEFAULTS
+from fpsgen.weights.layout import STEMS
 from tests.tools.cli import models, told
 
 T5 = "models_t5_umt5-xxl-enc-bf16.pth"

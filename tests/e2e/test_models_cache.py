@@ -17,8 +17,8 @@ from typer.testing import CliRunner
 
 from fpsgen import doctor
 from fpsgen.errors import ModelError
-from fpsgen.wan import hub
-from fpsgen.wan import models as by_name
+from fpsgen.weights import hub
+from fpsgen.weights import models as by_name
 from tests.tools import hub_cache
 from tests.tools.cli import models, told
 
@@ -275,7 +275,7 @@ def test_looking_at_models_imports_no_torch(snapshot: Path, tmp_path: Path) -> N
     ]
     calls += [["models", "check", str(snapshot / VAE)], ["models", "convert", "nope", str(tmp_path / "out")]]
     program = (
-        "import sys, typer\nfrom fpsgen.cli import app\nfrom fpsgen.wan import models\n"
+        "import sys, typer\nfrom fpsgen.cli import app\nfrom fpsgen.weights import models\n"
         f"for call in {calls!r}:\n"
         "    try: app(call, standalone_mode=False)\n"
         "    except (SystemExit, typer.Exit): pass\n"

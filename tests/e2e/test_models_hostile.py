@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from fpsgen.errors import ModelError
-from fpsgen.wan import load
-from fpsgen.wan import models as by_name
+from fpsgen.weights import load
+from fpsgen.weights import models as by_name
 from tests.tools.cli import models
 
 FORGED = "a\nerror: forged\nhint: run \x1b[31m\u202erm -rf"

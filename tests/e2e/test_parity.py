@@ -9,11 +9,12 @@ import pytest
 import torch
 from diffusers import WanPipeline
 
-from fpsgen import pipeline, sampling
+from fpsgen import pipeline, solvers
 from fpsgen.timing import Timings
-from fpsgen.wan import models, sizes
+from fpsgen.wan import sizes
 from fpsgen.wan import vae as wan_vae
-from fpsgen.wan.load import load_transformer, load_vae
+from fpsgen.weights import models
+from fpsgen.weights.load import load_transformer, load_vae
 
 CPU = torch.device("cpu")
 STEPS, SHIFT, GUIDANCE = 6, 3.0, 4.0
@@ -39,7 +40,7 @@ def test_latents_and_frames_equal_diffusers(
     guidance: float,
 ) -> None:
     prompt, negative = "a cat surfing on the sea", "blurry"
-    noise = sampling.noise(16, sizes.latent_shape(frames, height, width), seed=3)
+    noise = solvers.noise(16, sizes.latent_shape(frames, height, width), seed=3)
     wan_pipeline.set_progress_bar_config(disable=True)
     oracle = {
         kind: wan_pipeline(

@@ -12,10 +12,10 @@ from typer.testing import CliRunner
 
 from fpsgen import assets
 from fpsgen.attention.tiles import TileGrid
-from fpsgen.bench.judge import load_network
 from fpsgen.cli import app
-from fpsgen.wan import models
+from fpsgen.pocket.judge import load_network
 from fpsgen.wan.sizes import latent_shape
+from fpsgen.weights import models
 from recipes.pocket.evaluate import document
 from tests.tools.videos import read
 

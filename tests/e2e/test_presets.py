@@ -74,7 +74,7 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture(autouse=True)
 def no_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """None of Wan2.1's on disk."""
-    monkeypatch.setattr("fpsgen.wan.hub.on_disk", lambda key: pytest.fail("it looked for weights"))
+    monkeypatch.setattr("fpsgen.weights.hub.on_disk", lambda key: pytest.fail("it looked for weights"))
 
 
 def cells(line: str) -> list[str]:

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from fpsgen import pipeline
 from fpsgen.cli import app
-from fpsgen.wan import hub
+from fpsgen.weights import hub
 from tests.tools import hub_server
 from tests.tools.cli import models, told
 

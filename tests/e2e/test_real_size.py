@@ -15,9 +15,9 @@ from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffu
 from typer.testing import CliRunner
 
 from fpsgen.cli import app
-from fpsgen.wan import hub
-from fpsgen.wan.headers import headers
-from fpsgen.wan.layout import recognise, text_encoder_name, transformer_name, vae_name
+from fpsgen.weights import hub
+from fpsgen.weights.headers import headers
+from fpsgen.weights.layout import recognise, text_encoder_name, transformer_name, vae_name
 from tests.tools import golden
 from tests.tools.fake_checkpoint import SIZES, make
 from tests.tools.videos import read

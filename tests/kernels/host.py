@@ -30,7 +30,7 @@ from fpsgen.attention.door import QKTransform, choose, prepare
 from fpsgen.attention.emulator import VARIANTS, emulate, operands
 from fpsgen.attention.plan import AttentionPlan
 from fpsgen.attention.tiles import TileGrid
-from fpsgen.jit.cache import Kernel
+from fpsgen.kernels.cache import Kernel
 
 SOURCES = assets.folder("kernels_cuda")
 SLOTS = 128

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from fpsgen.jit import cache as kernel_cache
-from fpsgen.jit.launch import packed
+from fpsgen.kernels import cache as kernel_cache
+from fpsgen.kernels.launch import packed
 from tests.kernels import host
 from tests.kernels import probe_inputs as given
 from tests.kernels.host import Schedule

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fpsgen.attention.emulator import VARIANTS, emulate
-from fpsgen.jit import attention as kernels
+from fpsgen.kernels import sm90_attention as kernels
 from tests.kernels import host
 from tests.kernels.cases import GRIDS, RAGGED, assert_near, line, plan_for, random_qkv
 from tests.kernels.host import Schedule

@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from fpsgen import sampling
+from fpsgen import solvers
 from fpsgen.attention import hopper
 from fpsgen.attention.plan import AttentionPlan
 from fpsgen.attention.tiles import TileGrid
-from fpsgen.wan import models
-from fpsgen.wan.load import load_transformer
 from fpsgen.wan.text_encoder import TextEncoder
 from fpsgen.wan.transformer import Block
+from fpsgen.weights import models
+from fpsgen.weights.load import load_transformer
 from tests.kernels import host
 from tests.kernels.cases import assert_near
 
@@ -34,7 +34,7 @@ def layer() -> tuple[Block, tuple]:
     block = list(transformer.layers())[LAYER]
     given: list[tuple] = []
     block.register_forward_pre_hook(lambda _, arguments: given.append(arguments))
-    latents = sampling.noise(16, (7, 12, 20), seed=1)
+    latents = solvers.noise(16, (7, 12, 20), seed=1)
     with torch.inference_mode():
         transformer(latents.expand(2, -1, -1, -1, -1), torch.tensor([600.0, 600.0]), transformer.embed_text(texts))
     return block, given[0]

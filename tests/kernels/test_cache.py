@@ -18,9 +18,9 @@ from unittest import mock
 import pytest
 
 from fpsgen import assets
-from fpsgen.jit import cache, nvrtc
-from fpsgen.jit.attention import VARIANTS
-from fpsgen.jit.kernels import KERNELS
+from fpsgen.kernels import cache, nvrtc
+from fpsgen.kernels.listing import KERNELS
+from fpsgen.kernels.sm90_attention import VARIANTS
 
 ROOT = assets.folder("kernels_cuda").parent
 
@@ -189,8 +189,8 @@ def test_a_read_only_cache(place: Path, monkeypatch: pytest.MonkeyPatch, builds:
 def seconds_in_a_new_process(name: str) -> float:
     """Of a process's first `cache.build`, imports not counted."""
     code = (
-        "import time; from fpsgen.jit import cache, kernels; begin = time.perf_counter();"
-        f"cache.build(kernels.KERNELS[{name!r}].kernel); print(time.perf_counter() - begin)"
+        "import time; from fpsgen.kernels import cache, listing; begin = time.perf_counter();"
+        f"cache.build(listing.KERNELS[{name!r}].kernel); print(time.perf_counter() - begin)"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, cwd=ROOT)
     return float(found.stdout)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from fpsgen.errors import UsageError
-from fpsgen.jit import attention, cache, kernels
+from fpsgen.kernels import cache, listing, sm90_attention
 
 NAME = "sm90_attention-" + "0123456789abcdef" * 2
 
@@ -35,11 +35,11 @@ def test_a_name_for_every_kernel_that_a_plan_needs() -> None:
     from fpsgen.attention.plan import AttentionPlan
     from fpsgen.attention.tiles import TileGrid
 
-    named = {own.kernel for own in kernels.KERNELS.values()}
-    assert len(named) == len(kernels.KERNELS)
+    named = {own.kernel for own in listing.KERNELS.values()}
+    assert len(named) == len(listing.KERNELS)
     needed = set()
     for tiles in (TileGrid((2, 5, 9), (2, 3, 4)), TileGrid((2, 8, 16), (2, 8, 8))):
-        for variant in attention.VARIANTS:
+        for variant in sm90_attention.VARIANTS:
             for smooth_k in (True, False):
                 needed |= set(hopper.kernels(AttentionPlan(tiles, qk="fp8", pv="fp8", smooth_k=smooth_k), variant))
     assert named == needed
@@ -139,7 +139,7 @@ def test_a_lock_that_was_removed_locks_nobody_out_nor_two_in(place: Path) -> Non
 
 def build_often(_: str) -> list[str | None]:
     cache.compile_checked = lambda *_: (b"cubin", {})  # type: ignore[assignment]
-    return [cache.build(attention.VARIANTS["A"]).note for _ in range(100)]
+    return [cache.build(sm90_attention.VARIANTS["A"]).note for _ in range(100)]
 
 
 def clear_until(end: str) -> int:
@@ -166,7 +166,7 @@ def test_building_and_clearing_at_once(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_facts_of_an_earlier_version_are_no_kernel(tmp_path: Path) -> None:
-    kernel = kernels.KERNELS["prologue-a"].kernel
+    kernel = listing.KERNELS["prologue-a"].kernel
     cubin = cache.build(kernel, tmp_path).cubin
     facts = json.loads(cubin.with_name("kernel.json").read_text())
     for used in facts["functions"].values():
@@ -202,7 +202,7 @@ def test_another_user_can_read_what_one_has_built(empty: Path) -> None:
     """A container is often built as root and run as somebody else."""
     before = os.umask(0o022)
     try:
-        built = cache.build(attention.VARIANTS["A"])
+        built = cache.build(sm90_attention.VARIANTS["A"])
     finally:
         os.umask(before)
     assert [path.stat().st_mode & 0o777 for path in (built.cubin.parent, built.cubin)] == [0o755, 0o644]
@@ -215,9 +215,9 @@ def test_what_stands_in_a_kernel_s_place_is_replaced(empty: Path, tmp_path: Path
         elsewhere.mkdir()
         (elsewhere / "mine").write_text("mine")
     empty.mkdir(parents=True)
-    place = empty / cache.name_of(attention.VARIANTS["A"])
+    place = empty / cache.name_of(sm90_attention.VARIANTS["A"])
     place.write_text("") if kind == "a file" else place.symlink_to(elsewhere)
-    assert cache.build(attention.VARIANTS["A"]).note is None
+    assert cache.build(sm90_attention.VARIANTS["A"]).note is None
     assert place.is_dir()
     assert not place.is_symlink()
     if kind == "a link":
@@ -225,7 +225,7 @@ def test_what_stands_in_a_kernel_s_place_is_replaced(empty: Path, tmp_path: Path
 
 
 def test_sources_are_utf_8_whatever_the_locale_says() -> None:
-    code = "from fpsgen.jit import cache; print(len(cache.sources('sm90_attention')[0]))"
+    code = "from fpsgen.kernels import cache; print(len(cache.sources('sm90_attention')[0]))"
     environment = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     found = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert int(found.stdout) == len(cache.sources("sm90_attention")[0]), found.stderr

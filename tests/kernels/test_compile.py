@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from fpsgen.attention import emulator
-from fpsgen.jit import attention, cache, nvrtc, prologue
+from fpsgen.kernels import cache, nvrtc, sm90_attention, sm90_prologue
 from tests.kernels import host
 
 
@@ -30,7 +30,7 @@ def disassembled(cubin: Path) -> str:
 
 @pytest.mark.parametrize(("name", "ragged"), [("A", True), ("A", False), ("C", True), ("E", True)])
 def test_attention_on_the_tensor_cores(name: str, ragged: bool) -> None:
-    built = cache.build(replace(attention.VARIANTS[name], RAGGED=ragged))
+    built = cache.build(replace(sm90_attention.VARIANTS[name], RAGGED=ragged))
     assert built.functions["fps_attention"].spilled_bytes == 0  # and no C75 line, or it would have been refused
     code = disassembled(built.cubin)
     # Four steps each: the first Q K, in the loop Q K and P V, the last P V.
@@ -46,19 +46,19 @@ def test_attention_on_the_tensor_cores(name: str, ragged: bool) -> None:
     assert max(map(int, re.findall(r"\bR(\d+)\b", code))) + 1 <= 240  # what setmaxnreg gives the consumers
 
 
-@pytest.mark.parametrize("name", attention.VARIANTS)
+@pytest.mark.parametrize("name", sm90_attention.VARIANTS)
 def test_the_parameters_are_the_emulator_s(name: str) -> None:
-    variant, kernel, before = emulator.VARIANTS[name], attention.VARIANTS[name], prologue.VARIANTS[name]
+    variant, kernel, before = emulator.VARIANTS[name], sm90_attention.VARIANTS[name], sm90_prologue.VARIANTS[name]
     ours = [kernel.SCORES.lower(), kernel.SYNTHESISE, kernel.SUM_CODES, kernel.PROMOTE]
     ours += [before.QK_INT8, before.QK_LARGEST, bool(before.V_ONES)]
     theirs = [variant.scores, variant.synthesise, variant.sum_codes, variant.promote]
     assert ours == [*theirs, variant.qk == "int8", variant.largest, variant.sum_codes]
 
 
-@pytest.mark.parametrize("name", prologue.VARIANTS)
+@pytest.mark.parametrize("name", sm90_prologue.VARIANTS)
 @pytest.mark.parametrize("smooth_k", [True, False])
 def test_prologue(name: str, smooth_k: bool) -> None:
-    built = cache.build(replace(prologue.VARIANTS[name], SMOOTH_K=smooth_k))
+    built = cache.build(replace(sm90_prologue.VARIANTS[name], SMOOTH_K=smooth_k))
     assert set(built.functions) == set(host.ENTRIES["sm90_prologue"])
     assert all(used.spilled_bytes == 0 for used in built.functions.values())
 
@@ -80,7 +80,7 @@ def test_prologue(name: str, smooth_k: bool) -> None:
 )
 def test_other_combinations_are_refused(change: dict, told: str) -> None:
     with pytest.raises(ValueError, match=told):
-        replace(attention.VARIANTS["C"], **change)
+        replace(sm90_attention.VARIANTS["C"], **change)
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_other_combinations_are_refused(change: dict, told: str) -> None:
 )
 def test_other_prologues_are_refused(change: dict, told: str) -> None:
     with pytest.raises(ValueError, match=told):
-        replace(prologue.VARIANTS["C"], **change)
+        replace(sm90_prologue.VARIANTS["C"], **change)
 
 
 def test_wgmma_wrappers_are_what_the_script_writes() -> None:
@@ -115,7 +115,7 @@ def test_spills_and_serialised_wgmma_are_refused(monkeypatch: pytest.MonkeyPatch
     log = "Compiling entry function 'f' for 'sm_90a'\n8 bytes stack frame, 4 bytes spill stores\nUsed 3 registers"
     monkeypatch.setattr(nvrtc, "compile_cubin", lambda *_: (b"", log))
     with pytest.raises(nvrtc.CompileError, match="f spills registers"):
-        cache.build(attention.VARIANTS["A"])
+        cache.build(sm90_attention.VARIANTS["A"])
     monkeypatch.setattr(nvrtc, "compile_cubin", lambda *_: (b"", "ptxas info : (C7511) Potential Performance Loss"))
     with pytest.raises(nvrtc.CompileError, match="C7511"):
-        cache.build(attention.VARIANTS["A"])
+        cache.build(sm90_attention.VARIANTS["A"])

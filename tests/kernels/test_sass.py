@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fpsgen.jit import cache, kernels, sass
+from fpsgen.kernels import cache, listing, sass
 from tests.kernels.test_compile import disassembled
 
 
@@ -27,9 +27,9 @@ def listed(cubin: Path) -> dict[str, dict[str, int]]:
     }
 
 
-@pytest.mark.parametrize("name", kernels.KERNELS)
+@pytest.mark.parametrize("name", listing.KERNELS)
 def test_counts_are_nvdisasm_s(folder: Path, name: str) -> None:
-    built = cache.build(kernels.KERNELS[name].kernel, folder)
+    built = cache.build(listing.KERNELS[name].kernel, folder)
     found = sass.tensor_core_instructions(built.cubin.read_bytes())
     assert found == listed(built.cubin)
     assert found.keys() == built.functions.keys()
@@ -38,19 +38,19 @@ def test_counts_are_nvdisasm_s(folder: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["attention-a", "attention-c", "attention-e", "prologue-c"])
 def test_redistributed_registers_are_in_the_listing(folder: Path, name: str) -> None:
-    kernel = kernels.KERNELS[name].kernel
-    listing = disassembled(cache.build(kernel, folder).cubin)
+    kernel = listing.KERNELS[name].kernel
+    listed = disassembled(cache.build(kernel, folder).cubin)
     found = {
-        role: [int(count, 16) for count in re.findall(rf"USETMAXREG\.{action}\S* (?:UP\d, )?(0x[0-9a-f]+)", listing)]
+        role: [int(count, 16) for count in re.findall(rf"USETMAXREG\.{action}\S* (?:UP\d, )?(0x[0-9a-f]+)", listed)]
         for role, action in (("consumer", "TRY_ALLOC"), ("producer", "DEALLOC"))
     }
-    expected = kernels.redistributed(kernel)
+    expected = listing.redistributed(kernel)
     assert found == ({role: [count] for role, count in expected.items()} if expected else {role: [] for role in found})
     assert bool(expected) == name.startswith("attention")
 
 
 def test_static_shared_memory_is_what_ptxas_says(folder: Path) -> None:
-    used = cache.build(kernels.KERNELS["prologue-c"].kernel, folder).functions
+    used = cache.build(listing.KERNELS["prologue-c"].kernel, folder).functions
     assert used["fps_prologue"].shared_bytes > 0
     assert used["fps_row_rms"].shared_bytes == 0
     assert all(own.shared_bytes < 48 * 1024 for own in used.values())  # more would have to be dynamic
@@ -58,7 +58,7 @@ def test_static_shared_memory_is_what_ptxas_says(folder: Path) -> None:
 
 @pytest.mark.parametrize("damage", ["empty", "text", "cut", "no names"])
 def test_what_is_no_cubin_is_said(folder: Path, damage: str) -> None:
-    whole = cache.build(kernels.KERNELS["attention-a"].kernel, folder).cubin.read_bytes()
+    whole = cache.build(listing.KERNELS["attention-a"].kernel, folder).cubin.read_bytes()
     names_beyond_the_table = whole[:0x3E] + b"\xff\xff" + whole[0x40:]
     given = {"empty": b"", "text": b"no cubin" * 100, "cut": whole[:1000], "no names": names_beyond_the_table}[damage]
     with pytest.raises(ValueError, match="this is not a cubin"):

@@ -17,8 +17,8 @@ from fpsgen.calibrate.settings import Effort, Video
 from fpsgen.calibrate.trajectory import Clip, Renderer
 from fpsgen.journal import Journal
 from fpsgen.wan.config import WanConfig
-from fpsgen.wan.models import absent, open_folder
 from fpsgen.wan.transformer import WanTransformer
+from fpsgen.weights.models import absent, open_folder
 from tests.tools.cli import calibrate
 
 CPU = torch.device("cpu")

@@ -27,7 +27,7 @@ def make(preset: str) -> Tensor:
     from fpsgen import pipeline
     from fpsgen.presets import BF16, shipped
     from fpsgen.timing import Timings
-    from fpsgen.wan import models
+    from fpsgen.weights import models
 
     model = models.find("pocket")
     own = model.defaults

@@ -8,7 +8,7 @@ import torch
 from fpsgen import pipeline
 from fpsgen.attention import door
 from fpsgen.attention.plan import AttentionPlan
-from fpsgen.wan import models
+from fpsgen.weights import models
 
 SIZES = {"480p": (832, 480), "720p": (1280, 720)}
 

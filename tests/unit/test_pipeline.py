@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fpsgen import memory, pipeline, sampling
+from fpsgen import machine, pipeline, solvers
 from fpsgen.attention.plan import AttentionPlan
 from fpsgen.timing import Timings
 from tests.tools.calibration import CONFIG, CPU, TILES, small_transformer, text
@@ -36,7 +36,7 @@ def test_each_step_is_guided_away_from_the_negative_prompt_with_its_own_plans(
     run = pipeline.denoise(REQUEST, transformer, PLANS, [text(1), text(2)], CPU, Timings())
     found = pipeline.finish(run, events.append)
     with torch.inference_mode():
-        solver, latents = REQUEST.new_solver(), sampling.noise(16, (3, 8, 12), seed=7)
+        solver, latents = REQUEST.new_solver(), solvers.noise(16, (3, 8, 12), seed=7)
         for timestep, plans in zip(solver.timesteps, PLANS, strict=True):
             wanted, unwanted = (
                 transformer(latents, timestep.expand(1), transformer.embed_text(words), plans)
@@ -69,7 +69,7 @@ def test_one_prompt_has_one_branch() -> None:
     run = pipeline.denoise(REQUEST, transformer, PLANS, [text(1)], CPU, Timings())
     found = pipeline.finish(run, events.append)
     with torch.inference_mode():
-        solver, latents = REQUEST.new_solver(), sampling.noise(16, (3, 8, 12), seed=7)
+        solver, latents = REQUEST.new_solver(), solvers.noise(16, (3, 8, 12), seed=7)
         for timestep, plans in zip(solver.timesteps, PLANS, strict=True):
             velocity = transformer(latents, timestep.expand(1), transformer.embed_text(text(1)), plans)
             latents = solver.step(velocity, latents)
@@ -87,7 +87,7 @@ def test_both_branches_run_at_once_where_a_fifth_of_the_memory_stays_free(
 ) -> None:
     model: Any = SimpleNamespace(config=CONFIG, dtype=dtype)
     for free, fits in ((bytes_ / 0.8 + 2, True), (bytes_ / 0.8 - 2, False), (bytes_ + 2, False)):
-        monkeypatch.setattr(memory, "free_bytes", lambda device, free=free: int(free))
+        monkeypatch.setattr(machine, "free_bytes", lambda device, free=free: int(free))
         assert pipeline.both_fit(model, 100, CPU) is fits
 
 

@@ -30,7 +30,7 @@ from fpsgen.attention.tiles import Shape3
 from fpsgen.bench import roofline
 from fpsgen.bench.attention.check import Oracles, error, for_heads, sampled_rows, spread
 from fpsgen.bench.attention.shapes import HEAD_DIM, Shape, plan_8bit
-from fpsgen.jit import prologue
+from fpsgen.kernels import sm90_prologue
 from fpsgen.wan.config import FAMILIES, WanConfig
 from fpsgen.wan.transformer import rope_table
 
@@ -174,7 +174,7 @@ def ours(inputs: Inputs, windows: dict[str, Shape3 | None], variant: str) -> Ite
     shape, device = inputs.shape, inputs.q.device
     plan = plan_8bit(shape.tiles, None, variant)
     given = (inputs.q, inputs.k, inputs.v, inputs.transform)
-    sizes = (shape.tiles.tokens, len(shape.tiles.valid), shape.heads, HEAD_DIM, prologue.VARIANTS[variant].V_ONES)
+    sizes = (shape.tiles.tokens, len(shape.tiles.valid), shape.heads, HEAD_DIM, sm90_prologue.VARIANTS[variant].V_ONES)
     before = [0, 0, roofline.prologue_bytes(*sizes)]
     first = {"kind": "prologue", "name": f"{variant}, prologue", "bits": 8, "variant": variant, "stages": [before]}
     if reason := hopper.why_not(device, plan, HEAD_DIM):

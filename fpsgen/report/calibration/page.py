@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any
 
-from fpsgen.calibrate import cost
-from fpsgen.jit.attention import HEAD_DIM
+from fpsgen.kernels.sm90_attention import HEAD_DIM
 from fpsgen.metrics import Pair
+from fpsgen.presets import cost
 from fpsgen.report import clips, html, words
 
 

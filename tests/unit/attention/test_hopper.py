@@ -15,7 +15,7 @@ from fpsgen.attention import door, hopper
 from fpsgen.attention.door import QKTransform
 from fpsgen.attention.plan import AttentionPlan
 from fpsgen.attention.tiles import TileGrid, key_lists
-from fpsgen.jit import nvrtc
+from fpsgen.kernels import nvrtc
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 TILES = TileGrid((2, 5, 9), (2, 3, 4))

@@ -15,7 +15,7 @@ from fpsgen.attention.plan import AttentionPlan
 from fpsgen.attention.tiles import TileGrid
 from fpsgen.bench import contenders
 from fpsgen.errors import RenderError
-from fpsgen.wan.models import absent
+from fpsgen.weights.models import absent
 
 CPU = torch.device("cpu")
 MODEL = absent("1.3b")

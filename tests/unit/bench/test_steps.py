@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fpsgen import pipeline, sampling
+from fpsgen import pipeline, solvers
 from fpsgen.bench import record, steps
 from fpsgen.bench.steps import Split
 from fpsgen.pipeline import Request
@@ -40,7 +40,7 @@ def text(seed: int) -> Tensor:
 
 
 def measured(transformer: WanTransformer, guidance: float = 1.0) -> list[Split]:
-    latents = sampling.noise(16, REQUEST.latent_shape, 0)
+    latents = solvers.noise(16, REQUEST.latent_shape, 0)
     contexts = [transformer.embed_text(text(seed)) for seed in range(1 if guidance == 1 else 2)]
     plans = schedule(transformer, BF16)[0]
     return steps.split(transformer, latents, torch.tensor(500.0), contexts, plans, guidance)[0]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from typer.testing import CliRunner
 
-from fpsgen import memory
+from fpsgen import machine
 from fpsgen.attention.tiles import TileGrid
 from fpsgen.bench import contenders, duration, steps, synthetic
 from fpsgen.bench.compare import Job
@@ -26,11 +26,12 @@ from fpsgen.cli.output import Output
 from fpsgen.errors import Stopped, UsageError
 from fpsgen.pipeline import Request
 from fpsgen.presets import BF16, Phase, Preset
-from fpsgen.wan import config, load, models, needs
+from fpsgen.wan import config
 from fpsgen.wan import vae as wan_vae
 from fpsgen.wan.config import WanConfig
-from fpsgen.wan.load import stays_float32
 from fpsgen.wan.transformer import WanTransformer
+from fpsgen.weights import load, models, needs
+from fpsgen.weights.load import stays_float32
 from tests.tools import golden
 
 CPU = torch.device("cpu")
@@ -176,7 +177,7 @@ def true(key: str) -> Any:
 def test_a_model_that_does_not_fit_is_refused_with_its_size(
     key: str, dtype: torch.dtype, free: float, told: str, hint: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(memory, "free_bytes", lambda _: int(free))
+    monkeypatch.setattr(machine, "free_bytes", lambda _: int(free))
     with pytest.raises(UsageError, match=told) as error:
         synthetic.check_memory(true(key), CPU, dtype, torch.bfloat16)
     assert f"{free / 1e9:.1f} GB are free" in str(error.value)
@@ -185,7 +186,7 @@ def test_a_model_that_does_not_fit_is_refused_with_its_size(
 
 @pytest.mark.usefixtures("tiny")
 def test_what_does_not_fit_is_refused_before_anything_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "free_bytes", lambda _: 1000)
+    monkeypatch.setattr(machine, "free_bytes", lambda _: 1000)
     monkeypatch.setattr(synthetic, "randomise", lambda *_: pytest.fail("it builds"))
     result = CliRunner().invoke(app, ["bench", "--random-weights", "14b", "--res", "96x64", "--device", "cpu"])
     assert result.exit_code == 2

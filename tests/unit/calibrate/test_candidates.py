@@ -8,8 +8,8 @@ import pytest
 
 from fpsgen.attention.plan import AttentionPlan
 from fpsgen.attention.tiles import TileGrid
-from fpsgen.calibrate import cost
 from fpsgen.calibrate.candidates import Candidates
+from fpsgen.presets import cost
 
 ROW = TileGrid((1, 1, 5), (1, 1, 1))  # windows of 1, 3 and all 5 tiles keep 0.2, 0.6 and 1 of all pairs
 CANDIDATES = Candidates(ROW, 75_600)

@@ -6,7 +6,7 @@ import pytest
 
 from fpsgen.attention.plan import AttentionPlan
 from fpsgen.attention.tiles import TileGrid
-from fpsgen.calibrate import cost
+from fpsgen.presets import cost
 
 HD = 75_600  # tokens of 1280x720, 81 frames
 # 9 bytes for each token and channel at 3.0 TB/s, against 4 operations for each pair and channel at 470 TFLOPS.

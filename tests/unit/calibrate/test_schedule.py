@@ -14,7 +14,7 @@ from fpsgen.calibrate.candidates import PRECISIONS, Candidates
 from fpsgen.calibrate.settings import Span, spans
 from fpsgen.calibrate.solve import Schedule
 from fpsgen.presets import Plans, Preset, file
-from fpsgen.sampling import Solver
+from fpsgen.solvers import Solver
 
 SHIFT = 5.0
 

@@ -12,7 +12,7 @@ from fpsgen.calibrate.job import problem
 from fpsgen.calibrate.measure import Measurement
 from fpsgen.calibrate.settings import EFFORT, defaults, phases_of, spans
 from fpsgen.presets import Phase, Preset, file
-from fpsgen.sampling import GRIDS, SOLVERS, SigmaGrid, Solver, SolverName
+from fpsgen.solvers import GRIDS, SOLVERS, SigmaGrid, Solver, SolverName
 from tests.tools.calibration import VIDEO, small_job, wan_job
 
 

@@ -8,7 +8,7 @@ from fpsgen.attention.plan import AttentionPlan
 from fpsgen.attention.tiles import TileGrid
 from fpsgen.errors import UsageError
 from fpsgen.presets import BF16, Preset, file
-from fpsgen.sampling import Solver, SolverName
+from fpsgen.solvers import Solver, SolverName
 from tests.tools.presets import HEADS, LAYERS, MEASURED, random_preset
 
 TILES = TileGrid((7, 6, 10), (2, 2, 2))  # 4 x 3 x 5

@@ -11,12 +11,12 @@ from typer.testing import CliRunner
 
 from fpsgen.attention.plan import AttentionPlan
 from fpsgen.attention.tiles import Shape3, TileGrid, key_lists
-from fpsgen.calibrate.cost import RATES
 from fpsgen.cli import app
 from fpsgen.presets import Setting, shipped
-from fpsgen.sampling import Solver
-from fpsgen.wan import models
-from fpsgen.wan.load import load_transformer
+from fpsgen.presets.cost import RATES
+from fpsgen.solvers import Solver
+from fpsgen.weights import models
+from fpsgen.weights.load import load_transformer
 
 NAMES = shipped.names()
 # By size: tokens and tiles. By family: layers, heads, shift, the size that is shown where none is said.

@@ -15,10 +15,10 @@ import torch
 from diffusers import WanTransformer3DModel
 from transformers import AutoTokenizer
 
-from fpsgen.bench.judge import SHAPE, Network, as_input, load_network
-from fpsgen.bench.words import MOTIONS, SUBJECTS
-from fpsgen.wan import load, models
-from fpsgen.wan.keys import TRANSFORMER
+from fpsgen.pocket.judge import SHAPE, Network, as_input, load_network
+from fpsgen.pocket.words import MOTIONS, SUBJECTS
+from fpsgen.weights import load, models
+from fpsgen.weights.keys import TRANSFORMER
 from recipes.pocket import export, prompts, text_encoder, tokenizer, world
 from recipes.pocket import vae as pocket_vae
 from recipes.pocket.cache import latent_mask

@@ -20,8 +20,8 @@ from PIL import Image
 from fpsgen.attention import door, hopper
 from fpsgen.attention.plan import AttentionPlan
 from fpsgen.attention.tiles import TileGrid
-from fpsgen.calibrate import cost
 from fpsgen.metrics import Pair
+from fpsgen.presets import cost
 from fpsgen.report import calibration, drawing, words
 from tests.tools.calibration_records import EDGES, edge, record
 from tests.tools.reports import NASTY, Page, clip, pair, png

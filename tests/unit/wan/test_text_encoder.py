@@ -9,8 +9,8 @@ import torch
 from diffusers import WanPipeline
 
 from fpsgen import assets
-from fpsgen.wan.layout import recognise
 from fpsgen.wan.text_encoder import TextEncoder
+from fpsgen.weights.layout import recognise
 
 CPU = torch.device("cpu")
 

@@ -12,9 +12,9 @@ import pytest
 import tokenizers
 
 from fpsgen.errors import ModelError
-from fpsgen.wan.layout import Checkpoint, recognise
-from fpsgen.wan.load import load_tokenizer
 from fpsgen.wan.tokenizer import clean
+from fpsgen.weights.layout import Checkpoint, recognise
+from fpsgen.weights.load import load_tokenizer
 from tests.tools.tokenizer import write_umt5_like
 
 # Written down: cleaning, then the ids. Each umT5-like word has a token; other letters have one, or their bytes.

@@ -10,9 +10,9 @@ from diffusers import WanPipeline
 
 from fpsgen.attention.plan import AttentionPlan
 from fpsgen.attention.tiles import TileGrid
-from fpsgen.wan.layout import recognise
-from fpsgen.wan.load import load_transformer
 from fpsgen.wan.transformer import WanTransformer, rope_table, sinusoid
+from fpsgen.weights.layout import recognise
+from fpsgen.weights.load import load_transformer
 
 CPU = torch.device("cpu")
 

@@ -11,8 +11,8 @@ from diffusers import WanPipeline
 
 from fpsgen.wan import sizes
 from fpsgen.wan import vae as wan_vae
-from fpsgen.wan.layout import recognise
-from fpsgen.wan.load import load_vae
+from fpsgen.weights.layout import recognise
+from fpsgen.weights.load import load_vae
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 12), (2, 4, 4), (4, 6, 10)], ids=str)

@@ -13,12 +13,12 @@ from transformers import UMT5Config, UMT5EncoderModel
 
 from fpsgen.errors import ModelError
 from fpsgen.printable import printable
-from fpsgen.wan.checkpoint import check_parameters, fill
 from fpsgen.wan.config import FETCH_AGAIN, OURS
-from fpsgen.wan.headers import Rename, headers, read_json
-from fpsgen.wan.layout import STEMS, Checkpoint, text_encoder_name, transformer_name, vae_name
 from fpsgen.wan.tokenizer import TEXT_LENGTH, Tokenizer
 from fpsgen.wan.transformer import FLOAT32_PARAMETERS, WanTransformer
+from fpsgen.weights.checkpoint import check_parameters, fill
+from fpsgen.weights.headers import Rename, headers, read_json
+from fpsgen.weights.layout import STEMS, Checkpoint, text_encoder_name, transformer_name, vae_name
 
 
 def load_transformer(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> WanTransformer:

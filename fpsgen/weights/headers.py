@@ -18,9 +18,9 @@ from safetensors import SafetensorError, safe_open
 from fpsgen.errors import ModelError
 from fpsgen.files import named_in_utf8, open_regular
 from fpsgen.printable import printable
-from fpsgen.wan import kinds
-from fpsgen.wan.kinds import FETCH_AGAIN, FLOATS, Contents, Header
-from fpsgen.wan.pickled import ForeignError, NoTableError, pickled_headers
+from fpsgen.weights import kinds
+from fpsgen.weights.kinds import FETCH_AGAIN, FLOATS, Contents, Header
+from fpsgen.weights.pickled import ForeignError, NoTableError, pickled_headers
 
 EMBEDDING = "shared.weight"  # transformers' name of the text encoder's token embedding
 TRUSTED = "use a checkpoint from its publisher"

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from fpsgen.errors import ModelError
-from fpsgen.wan import hub, models
 from fpsgen.wan.sizes import DEFAULTS
+from fpsgen.weights import hub, models
 from tests.tools import hub_cache
 
 SIZE_480P, SIZE_720P = (832, 480), (1280, 720)

@@ -26,10 +26,10 @@ from huggingface_hub.utils import DeleteCacheStrategy
 from fpsgen.errors import ModelError, UsageError
 from fpsgen.files import open_regular
 from fpsgen.printable import printable, readable
-from fpsgen.wan import layout
 from fpsgen.wan.config import OURS
-from fpsgen.wan.headers import some
-from fpsgen.wan.layout import Checkpoint
+from fpsgen.weights import layout
+from fpsgen.weights.headers import some
+from fpsgen.weights.layout import Checkpoint
 
 ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 # What a repository holds beside these (pictures, examples, other precisions) is not fetched.

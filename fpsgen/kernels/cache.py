@@ -28,7 +28,7 @@ except ModuleNotFoundError:  # on Windows two processes may both compile, and on
 
 from fpsgen import assets, files
 from fpsgen.errors import UsageError
-from fpsgen.jit import nvrtc
+from fpsgen.kernels import nvrtc
 
 _ARCHITECTURE = "sm_90a"
 _CUBIN, _FACTS = "kernel.cubin", "kernel.json"

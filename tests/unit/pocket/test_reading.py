@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from fpsgen import assets, pocket
-from fpsgen.wan import models
-from fpsgen.wan.load import load_tokenizer
+from fpsgen import assets
+from fpsgen.pocket import reading
 from fpsgen.wan.tokenizer import Tokenizer
+from fpsgen.weights import models
+from fpsgen.weights.load import load_tokenizer
 from recipes.pocket import export, prompts
 
 
@@ -43,7 +44,7 @@ READ = {
 
 @pytest.mark.parametrize("prompt", READ)
 def test_simple_forms_of_known_words_are_known(tokenizer: Tokenizer, prompt: str) -> None:
-    assert re.sub(r" ?,", ",", pocket.read(prompt, tokenizer).text) == READ[prompt]
+    assert re.sub(r" ?,", ",", reading.read(prompt, tokenizer).text) == READ[prompt]
 
 
 @pytest.mark.parametrize(
@@ -51,28 +52,28 @@ def test_simple_forms_of_known_words_are_known(tokenizer: Tokenizer, prompt: str
 )
 def test_what_is_not_seen_hides_no_word(tokenizer: Tokenizer, prompt: str) -> None:
     """As copied from a web page or a chat."""
-    assert pocket.read(prompt, tokenizer) == pocket.Reading("a cat", ())
+    assert reading.read(prompt, tokenizer) == reading.Reading("a cat", ())
 
 
 def test_punctuation_of_any_language_is_no_word_that_is_left_out(tokenizer: Tokenizer) -> None:
-    assert pocket.read("a cat \u2013 \u00bfsurfing\u2026 at night\u3002", tokenizer).unknown == ()
-    assert pocket.read("a cat \u2014 \u00abpurple\u00bb \U0001f431", tokenizer).unknown == ("purple", "\U0001f431")
+    assert reading.read("a cat \u2013 \u00bfsurfing\u2026 at night\u3002", tokenizer).unknown == ()
+    assert reading.read("a cat \u2014 \u00abpurple\u00bb \U0001f431", tokenizer).unknown == ("purple", "\U0001f431")
 
 
 def test_every_subject_has_a_plural_and_every_verb_a_stem(tokenizer: Tokenizer) -> None:
     for noun in prompts.subject_words():
         plural = noun[:-1] + "ies" if noun.endswith("y") else noun + "s"
-        assert pocket.read(plural, tokenizer).text == noun
+        assert reading.read(plural, tokenizer).text == noun
     for stem in ("surf", "ride", "catch", "move", "go", "walk", "run", "drive", "travel", "slide", "head", "glide",
                  "roll", "jump", "bounce", "hop", "leap", "dance", "rise", "fly", "float", "take", "lift"):  # fmt: skip
-        assert not pocket.read(f"penguins {stem}", tokenizer).unknown, stem
+        assert not reading.read(f"penguins {stem}", tokenizer).unknown, stem
 
 
 def test_captions_of_the_training_are_read_as_they_are(tokenizer: Tokenizer) -> None:
     """What the model was measured with stays bit for bit what it was."""
     for subject, motion, scene in prompts.combinations():
         sentence = prompts.plain(subject, motion, scene)
-        assert pocket.read(sentence, tokenizer) == pocket.Reading(sentence, ())
+        assert reading.read(sentence, tokenizer) == reading.Reading(sentence, ())
 
 
 def test_a_prompt_without_a_subject_is_offered_three_that_work(model: models.Model, tokenizer: Tokenizer) -> None:
@@ -82,31 +83,31 @@ def test_a_prompt_without_a_subject_is_offered_three_that_work(model: models.Mod
         ("海の上の灯台", "海の上の灯台"),
         ("at night", None),
     ):
-        told = pocket.remark(pocket.read(prompt, tokenizer), "prompt", model.card)
+        told = reading.remark(reading.read(prompt, tokenizer), "prompt", model.card)
         assert told is not None
         assert told.startswith("the prompt names nothing that the pocket model can draw")
         assert (f"(words left out: {left_out})" in told) == (left_out is not None)
         tries = re.findall(r'"(.+?)"', told)
         assert len(tries) == 3
         for each in tries:
-            assert pocket.remark(pocket.read(each, tokenizer), "prompt", model.card) is None
+            assert reading.remark(reading.read(each, tokenizer), "prompt", model.card) is None
 
 
 def test_a_negative_prompt_needs_no_subject_and_an_odd_word_is_told(model: models.Model, tokenizer: Tokenizer) -> None:
     assert model.card is not None
-    read = pocket.read("a purple cat in \u202eneon", tokenizer)
+    read = reading.read("a purple cat in \u202eneon", tokenizer)
     assert read.text == "a cat in"
-    told = pocket.remark(read, "prompt", model.card)
+    told = reading.remark(read, "prompt", model.card)
     assert told is not None
     assert told.startswith("words of the prompt left out: purple,")
     assert told.isprintable()
-    assert pocket.remark(pocket.read("at night", tokenizer), "negative prompt", model.card) is None
+    assert reading.remark(reading.read("at night", tokenizer), "negative prompt", model.card) is None
 
 
 def test_a_card_without_subjects_tells_only_of_a_prompt_without_any_known_word(tokenizer: Tokenizer) -> None:
     card: dict[str, Any] = {"knows": "a cat"}
-    assert pocket.remark(pocket.read("at night", tokenizer), "prompt", card) is None
-    told = pocket.remark(pocket.read("lighthouse", tokenizer), "prompt", card)
+    assert reading.remark(reading.read("at night", tokenizer), "prompt", card) is None
+    told = reading.remark(reading.read("lighthouse", tokenizer), "prompt", card)
     assert told is not None
     assert told.endswith("It knows a cat")
 

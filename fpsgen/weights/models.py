@@ -11,11 +11,12 @@ from fpsgen import assets
 from fpsgen.attention.tiles import Shape3, default_tile
 from fpsgen.errors import ModelError, UsageError
 from fpsgen.printable import printable
-from fpsgen.wan import config, headers, hub, layout, sizes
+from fpsgen.wan import config, sizes
 from fpsgen.wan.config import WanConfig
-from fpsgen.wan.headers import read_json
-from fpsgen.wan.layout import Checkpoint
 from fpsgen.wan.sizes import Defaults, defaults_of
+from fpsgen.weights import headers, hub, layout
+from fpsgen.weights.headers import read_json
+from fpsgen.weights.layout import Checkpoint
 
 POCKET = "pocket"
 _LARGEST_TILE = 64  # tokens along one axis

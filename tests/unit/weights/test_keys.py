@@ -8,10 +8,10 @@ from diffusers import AutoencoderKLWan
 from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers, convert_wan_vae_to_diffusers
 from transformers import UMT5Config, UMT5EncoderModel
 
-from fpsgen.wan import keys
 from fpsgen.wan.config import WAN_1_3B, WAN_14B, WanConfig
-from fpsgen.wan.layout import text_encoder_name, transformer_name, vae_name
 from fpsgen.wan.transformer import WanTransformer
+from fpsgen.weights import keys
+from fpsgen.weights.layout import text_encoder_name, transformer_name, vae_name
 from tests.tools import golden as shapes
 from tests.tools import original_t5
 

@@ -20,11 +20,11 @@ from torch import Tensor
 from fpsgen.errors import RenderError, UsageError
 from fpsgen.files import is_full, write_json
 from fpsgen.printable import printable
-from fpsgen.wan import keys, layout, load
-from fpsgen.wan.checkpoint import read
-from fpsgen.wan.headers import Rename, headers, renamed
-from fpsgen.wan.layout import STEMS, Checkpoint, Format
 from fpsgen.wan.sizes import defaults_of
+from fpsgen.weights import keys, layout, load
+from fpsgen.weights.checkpoint import read
+from fpsgen.weights.headers import Rename, headers, renamed
+from fpsgen.weights.layout import STEMS, Checkpoint, Format
 
 SHARD_SIZE = "5GB"
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fpsgen.jit.cache import Kernel, build
+from fpsgen.kernels.cache import Kernel, build
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fpsgen.errors import ModelError
 from fpsgen.files import named_in_utf8
 from fpsgen.printable import printable
-from fpsgen.wan.headers import Rename, faults, headers, is_pickled, opened, renamed, unpickling
+from fpsgen.weights.headers import Rename, faults, headers, is_pickled, opened, renamed, unpickling
 
 
 def read(files: Sequence[Path]) -> Iterator[tuple[str, Tensor]]:

@@ -22,9 +22,9 @@ from huggingface_hub.errors import (
 from fpsgen import assets
 from fpsgen.errors import DownloadError, ModelError, UsageError
 from fpsgen.printable import printable, readable, typed
-from fpsgen.wan import layout
-from fpsgen.wan.cached import ID, NEEDED, Cached, look, repositories
-from fpsgen.wan.layout import Format
+from fpsgen.weights import layout
+from fpsgen.weights.cached import ID, NEEDED, Cached, look, repositories
+from fpsgen.weights.layout import Format
 
 # The original repositories first: they are the smaller ones.
 REPOSITORIES: dict[str, dict[Format, str]] = {
@@ -170,7 +170,7 @@ def pull(download: Download) -> Path:
             raise ModelError(f"{download.repository} cannot be used: {error}", hint=error.hint) from None
         needed = list(NEEDED)
         folder = Path(snapshot_download(download.repository, allow_patterns=needed, force_download=download.force))
-    from fpsgen.wan import load  # here, for it imports torch
+    from fpsgen.weights import load  # here, for it imports torch
 
     try:
         load.check(layout.recognise(folder))

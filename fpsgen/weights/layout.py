@@ -14,10 +14,10 @@ from typing import Any, Literal
 from fpsgen.errors import ModelError
 from fpsgen.files import open_regular
 from fpsgen.printable import printable
-from fpsgen.wan import headers, keys, kinds
 from fpsgen.wan.config import FETCH_AGAIN, OURS, WanConfig, check_original_kind, shown
-from fpsgen.wan.headers import read_json, shards, some
-from fpsgen.wan.kinds import Contents, Header
+from fpsgen.weights import headers, keys, kinds
+from fpsgen.weights.headers import read_json, shards, some
+from fpsgen.weights.kinds import Contents, Header
 
 Format = Literal["original", "diffusers"]
 

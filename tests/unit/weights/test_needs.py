@@ -11,8 +11,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from fpsgen.wan import load, models, needs
 from fpsgen.wan import vae as wan_vae
+from fpsgen.weights import load, models, needs
 
 
 def test_14b_at_720p_by_hand() -> None:

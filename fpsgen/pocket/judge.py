@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fpsgen import assets
-from fpsgen.bench.words import ASPECTS, MOTIONS, NOUNS, PLACES, SCENES, SUBJECTS, Combination, motion_phrases
+from fpsgen.pocket.words import ASPECTS, MOTIONS, NOUNS, PLACES, SCENES, SUBJECTS, Combination, motion_phrases
 
 CLASSES = (SUBJECTS, MOTIONS, SCENES)
 SHAPE = (25, 96, 160)  # frames, height and width of the clips that it judges

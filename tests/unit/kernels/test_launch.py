@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from fpsgen.jit import attention, launch, prologue
-from fpsgen.jit.launch import packed
+from fpsgen.kernels import launch, sm90_attention, sm90_prologue
+from fpsgen.kernels.launch import packed
 
 CUDA = torch.device("cuda", 1)
 
@@ -61,8 +61,8 @@ def entries(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[En
 @pytest.mark.parametrize(
     ("kernel", "function", "threads", "layout"),
     [
-        (attention.VARIANTS["C"], "fps_attention", 384, attention.PARAMETERS),
-        (prologue.VARIANTS["C"], "fps_row_rms", 256, prologue.PARAMETERS),
+        (sm90_attention.VARIANTS["C"], "fps_attention", 384, sm90_attention.PARAMETERS),
+        (sm90_prologue.VARIANTS["C"], "fps_row_rms", 256, sm90_prologue.PARAMETERS),
     ],
 )
 def test_a_launch(entries: list[Entry], kernel: Any, function: str, threads: int, layout: np.dtype) -> None:
@@ -84,7 +84,7 @@ def test_a_launch(entries: list[Entry], kernel: Any, function: str, threads: int
 
 def test_shared_memory_fits() -> None:
     """227 KB is what a block of an H100 may have."""
-    assert all(48 * 1024 < kernel.shared_bytes <= 227 * 1024 for kernel in attention.VARIANTS.values())
+    assert all(48 * 1024 < kernel.shared_bytes <= 227 * 1024 for kernel in sm90_attention.VARIANTS.values())
 
 
 def test_parameters_by_name() -> None:

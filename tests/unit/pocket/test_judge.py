@@ -8,9 +8,10 @@ import re
 import numpy as np
 import pytest
 
-from fpsgen.bench import judge, prompts
-from fpsgen.bench.words import ASPECTS, NOUNS, PLACES, motion_phrases
+from fpsgen.bench import prompts
 from fpsgen.calibrate import prompts as calibration
+from fpsgen.pocket import judge
+from fpsgen.pocket.words import ASPECTS, NOUNS, PLACES, motion_phrases
 from recipes.pocket import world
 from recipes.pocket.prompts import HELD_OUT, caption, combinations, default_motion, default_scene, plain
 

@@ -18,8 +18,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from fpsgen.errors import ModelError
-from fpsgen.wan import keys, load, models
-from fpsgen.wan.kinds import Contents, Header, kind_of
+from fpsgen.weights import keys, load, models
+from fpsgen.weights.kinds import Contents, Header, kind_of
 from tests.tools import golden
 
 T5, VAE, DIT = "models_t5_umt5-xxl-enc-bf16.pth", "Wan2.1_VAE.pth", "diffusion_pytorch_model.safetensors"
@@ -220,7 +220,7 @@ def test_half_of_a_wan22_in_diffusers_format_is_not_taken_for_a_wan21(
     both_formats: dict[str, Path], alone: Path, monkeypatch: pytest.MonkeyPatch, part: str
 ) -> None:
     """Its shapes are Wan2.1's, and text encoder, VAE and tokenizer would be found in the hub's cache."""
-    monkeypatch.setattr("fpsgen.wan.hub.on_disk", lambda key: both_formats["diffusers"])
+    monkeypatch.setattr("fpsgen.weights.hub.on_disk", lambda key: both_formats["diffusers"])
     (alone / "m" / part).mkdir(parents=True)
     (alone / "m" / part / DIT).symlink_to(both_formats["original"] / DIT)
     index = {"_class_name": "WanPipeline", "transformer_2": ["diffusers", "WanTransformer3DModel"]}
@@ -257,7 +257,7 @@ def test_a_text_encoder_in_fp8_is_told_as_that_unless_another_is_here(
     save_file(state, alone / "a" / "umt5_fp8.safetensors")
     with pytest.raises(ModelError, match=r"umt5_fp8\.safetensors holds the text encoder in 8 bits"):
         models.find(str(file))
-    monkeypatch.setattr("fpsgen.wan.hub.on_disk", lambda key: both_formats["diffusers"])
+    monkeypatch.setattr("fpsgen.weights.hub.on_disk", lambda key: both_formats["diffusers"])
     assert models.find(str(file)).checkpoint.text_encoder[0].is_relative_to(both_formats["diffusers"])
 
 
@@ -329,7 +329,7 @@ def test_what_is_not_beside_a_file_comes_from_the_hubs_cache(
     both_formats: dict[str, Path], alone: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     elsewhere = both_formats["diffusers"]
-    monkeypatch.setattr("fpsgen.wan.hub.on_disk", lambda key: elsewhere if key == "1.3b" else None)
+    monkeypatch.setattr("fpsgen.weights.hub.on_disk", lambda key: elsewhere if key == "1.3b" else None)
     found = models.find(str(beside(both_formats["original"], alone / "a", without=(T5,)))).checkpoint
     assert found.vae == [alone / "a" / VAE]
     assert found.text_encoder[0].is_relative_to(elsewhere)

@@ -17,8 +17,8 @@ from pathlib import Path
 
 from fpsgen.errors import ModelError
 from fpsgen.printable import printable
-from fpsgen.wan import keys
 from fpsgen.wan.config import FETCH_AGAIN, OURS
+from fpsgen.weights import keys
 
 FIRST_BYTES = 512  # that `PLAIN` looks at
 # By safetensors' names. Others (FP8, INT8, GGUF blocks) need scales that Wan2.1's own formats do not carry.

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from fpsgen.errors import ModelError
-from fpsgen.wan.headers import headers
+from fpsgen.weights.headers import headers
 
 NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.int64: "I64", torch.bool: "BOOL"}
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from fpsgen.files import open_regular
-from fpsgen.wan.kinds import Header
+from fpsgen.weights.kinds import Header
 
 # torch's storage classes and dtypes, by safetensors' names and with bytes per value.
 _DTYPES = {

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from fpsgen.cli.options import GridName, SolverName
-from fpsgen.sampling import GRIDS, SOLVERS, Solver, guide, noise, noise_levels
-from fpsgen.sampling import SigmaGrid as Grid
-from fpsgen.sampling import SolverName as Name
+from fpsgen.solvers import GRIDS, SOLVERS, Solver, guide, noise, noise_levels
+from fpsgen.solvers import SigmaGrid as Grid
+from fpsgen.solvers import SolverName as Name
 
 
 def shifted(points: list[float], shift: float) -> np.ndarray:

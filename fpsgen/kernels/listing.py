@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from fpsgen.errors import UsageError
-from fpsgen.jit import attention, cache, prologue
-from fpsgen.jit.cache import Kernel
+from fpsgen.kernels import cache, sm90_attention, sm90_prologue
+from fpsgen.kernels.cache import Kernel
 from fpsgen.printable import meant, typed
 
 
@@ -24,12 +24,12 @@ class Named:
 def _all() -> Iterator[Named]:
     formats = {"A": ("E4M3", "FP32"), "C": ("E4M3", "FP16"), "E": ("INT8", "INT32")}  # of q and k, of their products
     for letter, (qk, scores) in formats.items():
-        name, kernel = f"attention-{letter.lower()}", attention.VARIANTS[letter]
+        name, kernel = f"attention-{letter.lower()}", sm90_attention.VARIANTS[letter]
         yield Named(name, f"{qk} q k, {scores} scores", replace(kernel, RAGGED=True))
         if not kernel.SUM_CODES:  # which makes empty slots free
             yield Named(f"{name}-full", f"{qk} q k, {scores} scores, full tiles", replace(kernel, RAGGED=False))
     for letter, (qk, scores) in formats.items():
-        name, before = f"prologue-{letter.lower()}", prologue.VARIANTS[letter]
+        name, before = f"prologue-{letter.lower()}", sm90_prologue.VARIANTS[letter]
         about = f"{qk} q k for {scores} scores"
         yield Named(name, f"{about}, k smoothed", replace(before, SMOOTH_K=True))
         yield Named(f"{name}-unsmoothed", f"{about}, k as it is", replace(before, SMOOTH_K=False))

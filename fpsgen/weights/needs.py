@@ -11,8 +11,9 @@ from math import prod
 import torch
 from torch import nn
 
-from fpsgen.wan import load, sizes
-from fpsgen.wan.layout import Checkpoint
+from fpsgen.wan import sizes
+from fpsgen.weights import load
+from fpsgen.weights.layout import Checkpoint
 
 # While Wan2.1's VAE decodes one latent frame, for each pixel of the video: some thirteen float32 copies of 4 frames in
 # its 96 last channels, of which about half are what it keeps for the next one. Counted on tensors without values.

@@ -18,10 +18,10 @@ from transformers import UMT5EncoderModel
 
 from fpsgen.errors import ModelError
 from fpsgen.wan.config import WAN_1_3B, WAN_14B, WanConfig
-from fpsgen.wan.layout import recognise
-from fpsgen.wan.load import check, empty_vae, load_text_encoder, load_transformer, load_vae
 from fpsgen.wan.text_encoder import TextEncoder
 from fpsgen.wan.transformer import WanTransformer
+from fpsgen.weights.layout import recognise
+from fpsgen.weights.load import check, empty_vae, load_text_encoder, load_transformer, load_vae
 from tests.tools import original_t5
 
 CPU = torch.device("cpu")
@@ -199,7 +199,7 @@ def test_misfits_are_counted_and_named_in_one_error(folder: Path) -> None:
 
 
 def test_check_reads_no_weights(original: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fpsgen.wan.checkpoint.read", lambda files: pytest.fail("weights were read"))
+    monkeypatch.setattr("fpsgen.weights.checkpoint.read", lambda files: pytest.fail("weights were read"))
     check(recognise(original))
     edit(original / "diffusion_pytorch_model.safetensors", lambda state: state.pop("head.modulation"))
     with pytest.raises(ModelError, match=r"1 missing: head\.modulation"):

@@ -1,0 +1,1 @@
+"""What knows the pocket model: its words, its prompts, its judge."""
