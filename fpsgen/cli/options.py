@@ -22,6 +22,8 @@ from fpsgen.wan import sizes
 if TYPE_CHECKING:
     import torch
 
+    from fpsgen.target import Target
+
 
 class Dtype(StrEnum):
     BF16 = "bf16"
@@ -204,3 +206,11 @@ def choose_dtype(dtype: Dtype | None, device: torch.device) -> torch.dtype:
     if dtype is None:
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     return {Dtype.BF16: torch.bfloat16, Dtype.FP32: torch.float32}[dtype]
+
+
+def parse_target(device: str | None, dtype: Dtype | None) -> Target:
+    """Device and precisions together; UsageError where the device cannot be had."""
+    from fpsgen.target import Target
+
+    chosen = parse_device(device)
+    return Target(chosen, choose_dtype(dtype, chosen), choose_text_dtype(dtype))

@@ -1,0 +1,28 @@
+"""Where a model runs, and in which precision: one value, chosen once by a command and passed downward."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Target:
+    """dtype: of the transformer's matrix products; text_dtype: of the text encoder's. The VAE runs in float32."""
+
+    device: torch.device
+    dtype: torch.dtype
+    text_dtype: torch.dtype
+
+    @property
+    def dtype_name(self) -> str:
+        """The transformer's precision as torch calls it, such as bfloat16."""
+        return str(self.dtype).removeprefix("torch.")
+
+    def as_dict(self) -> dict[str, Any]:
+        """The three by name, for JSON."""
+        text_dtype = str(self.text_dtype).removeprefix("torch.")
+        return {"device": str(self.device), "dtype": self.dtype_name, "text_dtype": text_dtype}
