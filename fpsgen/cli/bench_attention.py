@@ -16,8 +16,8 @@ from fpsgen.cli.errors import explained
 from fpsgen.cli.help import MEASURING, OUTPUT, option
 from fpsgen.cli.output import Output
 from fpsgen.cli.records import deliver, free_record, keep_record, record_place, report_place
-from fpsgen.cli.tables import Columns
 from fpsgen.errors import Stopped, UsageError
+from fpsgen.tables import Table
 from fpsgen.wan import sizes
 
 if TYPE_CHECKING:
@@ -245,9 +245,9 @@ def tell(out: Output, record: dict[str, Any]) -> None:
         out.note(f"the bench ended early: {cut}")
 
 
-def columns(head: list[str], rows: list[list[str]]) -> Columns:
+def columns(head: list[str], rows: list[list[str]]) -> Table:
     """A table of the report, whose columns all matter."""
-    table = Columns()
+    table = Table()
     for name in head:
         table.column(name)
     for cells in rows:

@@ -16,11 +16,11 @@ from fpsgen.cli.help import MACHINE, MEASURING, OUTPUT, option
 from fpsgen.cli.output import Output
 from fpsgen.cli.prompts import read_prompts
 from fpsgen.cli.records import deliver, free_record, keep_record, record_place, report_place
-from fpsgen.cli.tables import Columns
 from fpsgen.errors import Stopped, UsageError
 from fpsgen.printable import printable
 from fpsgen.report.words import asked, counted
 from fpsgen.seeds import check_seed
+from fpsgen.tables import Table
 from fpsgen.timing import Timings
 from fpsgen.wan import sizes
 
@@ -236,7 +236,7 @@ def tell_vbench(out: Output, places: dict[str, list[Path]]) -> None:
         out.line(line)
 
 
-def tables(record: dict[str, Any]) -> Iterator[Columns]:
+def tables(record: dict[str, Any]) -> Iterator[Table]:
     """Fidelity, and what else was judged; a column for each contender."""
     from fpsgen.bench.quality_record import MEASURES
     from fpsgen.cli.bench_tables import new, reference

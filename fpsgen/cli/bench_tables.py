@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from rich.text import Text
-
-from fpsgen.cli.tables import Columns
 from fpsgen.report.words import counted
+from fpsgen.tables import Cell, Table
 from fpsgen.timing import PHASES
 
 _MEASURES = {"latent_cosine": "latent cosine", "psnr": "PSNR", "ssim": "SSIM", "lpips": "LPIPS"}
 
 
-def tables(record: dict[str, Any]) -> Iterator[Columns]:
+def tables(record: dict[str, Any]) -> Iterator[Table]:
     """Time by phase, steps by the preset's phases, and how near the frames are to the reference's."""
     yield of_time(record)
     if all(one["cold"] and one["warm"] for one in record["contenders"]):
@@ -24,8 +22,8 @@ def tables(record: dict[str, Any]) -> Iterator[Columns]:
         yield of_fidelity(record)
 
 
-def new(record: dict[str, Any], title: str) -> Columns:
-    table = Columns(title)
+def new(record: dict[str, Any], title: str) -> Table:
+    table = Table(title)
     table.column("")
     for one in record["contenders"]:
         table.column(one["label"], right=True)
@@ -37,7 +35,7 @@ def reference(record: dict[str, Any]) -> str:
     return next(one["label"] for one in record["contenders"] if one["name"] == record["reference"])
 
 
-def of_time(record: dict[str, Any]) -> Columns:
+def of_time(record: dict[str, Any]) -> Table:
     """Medians of the warm runs, how far they went apart, the cold run; speed-ups."""
     contenders = record["contenders"]
     runs = len(contenders[0]["warm"])
@@ -46,7 +44,7 @@ def of_time(record: dict[str, Any]) -> Columns:
     for name in PHASES:
         if name != "compile" or any(round(one["median"][name] or 0, 2) for one in contenders):
             table.row(name, *(seconds(one["median"][name]) for one in contenders))
-    table.row(Text("total", "bold"), *(Text(seconds(one["median"]["total"]), "bold") for one in contenders))
+    table.row(Cell("total", "bold"), *(Cell(seconds(one["median"]["total"]), "bold") for one in contenders))
     if runs > 1:
         table.row("  from, to", *(" to ".join(seconds(x) for x in one["spread"]["total"]) for one in contenders))
     if any(one["warm"] and one["warm"][-1]["peak_memory_bytes"] for one in contenders):
@@ -56,7 +54,7 @@ def of_time(record: dict[str, Any]) -> Columns:
     return table
 
 
-def of_cold(record: dict[str, Any]) -> Columns:
+def of_cold(record: dict[str, Any]) -> Table:
     """The first run of each, in the order of the columns."""
     table = new(record, "Seconds of the cold runs: the first of each in this process, which also compiles its kernels")
     for name in (*PHASES, "total"):
@@ -66,9 +64,9 @@ def of_cold(record: dict[str, Any]) -> Columns:
     return table
 
 
-def of_steps(record: dict[str, Any]) -> Columns:
+def of_steps(record: dict[str, Any]) -> Table:
     """Seconds of a step in each phase of the preset, the density where it is below 1, and the parts of a step."""
-    table = Columns("Seconds of a step; below them, from a separate run: attention + linear layers + rest")
+    table = Table("Seconds of a step; below them, from a separate run: attention + linear layers + rest")
     table.column("")
     for one in record["contenders"]:
         table.column(one["label"], right=True)
@@ -89,7 +87,7 @@ def of_steps(record: dict[str, Any]) -> Columns:
     return table
 
 
-def of_fidelity(record: dict[str, Any]) -> Columns:
+def of_fidelity(record: dict[str, Any]) -> Table:
     table = new(record, f"Fidelity to {reference(record)}")
     for measure, title in _MEASURES.items():
         told = [one["fidelity"] for one in record["contenders"]]

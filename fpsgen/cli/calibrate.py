@@ -18,11 +18,11 @@ from fpsgen.cli.help import MEASURING, OUTPUT, option
 from fpsgen.cli.output import Output, readable
 from fpsgen.cli.prompts import read_prompts
 from fpsgen.cli.records import Kept, deliver, keep, report_place
-from fpsgen.cli.tables import Columns
 from fpsgen.errors import Stopped, UsageError
 from fpsgen.printable import printable
 from fpsgen.report.words import counted
 from fpsgen.seeds import check_seed
+from fpsgen.tables import Table
 from fpsgen.wan import sizes
 
 if TYPE_CHECKING:
@@ -343,7 +343,7 @@ def tell_estimate(out: Output, job: Job, device: torch.device, dtype: torch.dtyp
         where = f"on {device} of this machine, estimated from two steps that were run: {step:.2g} s each"
     total = sum(part.seconds for part in parts)
     unit, name = (3600, "hours") if total > 3600 else (60, "minutes")
-    table = Columns()
+    table = Table()
     table.column("part")
     for spare, column in ((2, "forwards"), (0, name), (1, "bf16 clips")):
         table.column(column, right=True, spare=spare)

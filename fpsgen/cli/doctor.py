@@ -9,7 +9,7 @@ import typer
 from fpsgen.cli import errors
 from fpsgen.cli.options import Json
 from fpsgen.cli.output import Output, readable
-from fpsgen.cli.tables import Columns
+from fpsgen.tables import Table
 
 Row = tuple[str, str]
 
@@ -40,10 +40,10 @@ def doctor(json: Json = False) -> None:
         raise typer.Exit(1)
 
 
-def sections(report: dict[str, dict]) -> Iterator[tuple[str, Columns]]:
+def sections(report: dict[str, dict]) -> Iterator[tuple[str, Table]]:
     """What was found, by title."""
     for name, (title, rows) in _SECTIONS.items():
-        found, table = report[name], Columns(head=False)
+        found, table = report[name], Table(heads=False)
         table.column("")
         table.column("", prose=True)
         for label, text in rows(found) if "fault" not in found else [("failed", found["fault"])]:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.text import Text
 
 from fpsgen import files
 from fpsgen.cli import complete, options, preferences, signals
@@ -20,10 +19,10 @@ from fpsgen.cli.errors import explained
 from fpsgen.cli.help import OUTPUT, SAMPLING, VIDEO, argument, option
 from fpsgen.cli.output import Output
 from fpsgen.cli.prompts import as_text, check_prompts, read_prompt
-from fpsgen.cli.tables import Columns
 from fpsgen.errors import Stopped, UsageError
 from fpsgen.report.words import counted
 from fpsgen.seeds import check_seed
+from fpsgen.tables import Cell, Table
 from fpsgen.timing import Timings
 from fpsgen.wan import sizes
 
@@ -285,12 +284,12 @@ def preset_remark(request: Request, ran: dict, surprised: bool) -> str:
     return ", ".join(told)
 
 
-def timing_table(timings: Timings, device: torch.device, preset: tuple[str, str]) -> Columns:
-    table = Columns(head=False)
+def timing_table(timings: Timings, device: torch.device, preset: tuple[str, str]) -> Table:
+    table = Table(heads=False)
     table.column("")
     table.column("", right=True)
     table.column("", prose=True)
-    table.row("preset", preset[0], Text(preset[1], "dim"))
+    table.row("preset", preset[0], Cell(preset[1], "dim"))
     count = len(timings.steps)
     remarks = {"load": "imports included"}
     if count:
@@ -298,11 +297,11 @@ def timing_table(timings: Timings, device: torch.device, preset: tuple[str, str]
         remarks["denoise"] = f"{counted(count, 'step')}, {sum(timings.steps) / count:.2f} s{each}"
     for name, seconds in timings.seconds.items():
         if round(seconds, 2) or name != "compile":  # most runs have nothing to compile
-            table.row(name, f"{seconds:.2f} s", Text(remarks.get(name, ""), "dim"))
-    table.row(Text("total", "bold"), Text(f"{timings.total:.2f} s", "bold"), "")
+            table.row(name, f"{seconds:.2f} s", Cell(remarks.get(name, ""), "dim"))
+    table.row(Cell("total", "bold"), Cell(f"{timings.total:.2f} s", "bold"), "")
     if timings.peak_memory is not None:
         remark = (
             f"peak, allocated on {device}" if device.type == "cuda" else "peak of the process, mapped weights included"
         )
-        table.row("memory", f"{timings.peak_memory / 2**30:.2f} GiB", Text(remark, "dim"))
+        table.row("memory", f"{timings.peak_memory / 2**30:.2f} GiB", Cell(remark, "dim"))
     return table

@@ -13,9 +13,9 @@ from fpsgen.cli.errors import explained
 from fpsgen.cli.help import App, argument, option
 from fpsgen.cli.options import Json, alone
 from fpsgen.cli.output import Output, readable
-from fpsgen.cli.tables import Columns
 from fpsgen.errors import UsageError
 from fpsgen.report.words import counted
+from fpsgen.tables import Table
 
 if TYPE_CHECKING:
     from fpsgen.kernels.cache import Built, Held
@@ -55,7 +55,7 @@ def list_kernels(json: Json = False) -> None:
     if json:
         out.result("", told)
         return
-    table = Columns()
+    table = Table()
     table.column("kernel")
     table.column("for", prose=True)
     if told["nvrtc"]:
@@ -217,7 +217,7 @@ def draw(out: Output, told: dict) -> None:
     """A kernel, for people."""
     out.line(f"{told['name']}: {told['about']}")
     numbers = ("registers", "spilled_bytes", "stack_bytes", "shared_bytes", "barriers")
-    table = Columns()
+    table = Table()
     table.column("function")
     for spare, column in enumerate(numbers):
         table.column(column.removesuffix("_bytes"), right=True, spare=spare)

@@ -14,9 +14,9 @@ from fpsgen.cli.errors import explained
 from fpsgen.cli.help import App, argument, option
 from fpsgen.cli.options import Json, Verbose, alone, expand
 from fpsgen.cli.output import Output, hush, readable
-from fpsgen.cli.tables import Columns
 from fpsgen.errors import ModelError, Stopped, UsageError
 from fpsgen.printable import printable
+from fpsgen.tables import Table
 
 if TYPE_CHECKING:
     from fpsgen.weights.cached import Cached
@@ -64,7 +64,7 @@ def list_models(json: Json = False) -> None:
     if json:
         out.result("", {"models": known})
         return
-    table = Columns()
+    table = Table()
     table.column("model")
     table.column("format", spare=2)
     table.column("state", prose=True)

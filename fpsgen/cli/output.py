@@ -17,9 +17,10 @@ from rich.spinner import Spinner
 from rich.text import Text
 
 from fpsgen.cli import signals
-from fpsgen.cli.tables import Columns
+from fpsgen.cli.tables import Fitted
 from fpsgen.printable import printable
 from fpsgen.printable import readable as readable
+from fpsgen.tables import Table
 
 SCHEMA = 1  # of the objects that --json prints; docs/json.md says when it changes
 _LARGE = {name: name for name in ("diffusers", "transformers", "huggingface_hub", "matplotlib")} | {"torch": "PyTorch"}
@@ -61,17 +62,17 @@ class Output:
         if self.json:
             self._object({"error": message, "hint": hint, "exit_code": code})
 
-    def table(self, table: Columns) -> None:
+    def table(self, table: Table) -> None:
         if not self.json:
             hush()
-            self.console.print(table)
+            self.console.print(Fitted(table))
 
-    def show(self, table: Columns) -> None:
+    def show(self, table: Table) -> None:
         """A table that is the command's result, on stdout."""
         there, drawn = Console(), io.StringIO()
         width = there.width if there.is_terminal or "COLUMNS" in os.environ else _UNBOUNDED  # a file has room
         as_there = {"width": width, "force_terminal": there.is_terminal, "color_system": there.color_system}
-        Console(file=drawn, highlight=False, **as_there).print(table)  # type: ignore[arg-type]
+        Console(file=drawn, highlight=False, **as_there).print(Fitted(table))  # type: ignore[arg-type]
         self._print("\n".join(line.rstrip() for line in drawn.getvalue().splitlines()))
 
     def line(self, text: str, *, copied: bool = False) -> None:

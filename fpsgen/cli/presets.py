@@ -14,9 +14,9 @@ from fpsgen.cli import complete, options
 from fpsgen.cli.errors import explained
 from fpsgen.cli.help import VIDEO, App, argument, option
 from fpsgen.cli.output import Output
-from fpsgen.cli.tables import Columns
 from fpsgen.printable import printable
 from fpsgen.report.words import counted
+from fpsgen.tables import Table
 from fpsgen.wan import sizes
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ def list_presets(json: options.Json = False) -> None:
     if json:
         out.result("", {"presets": told})
         return
-    table = Columns()
+    table = Table()
     table.column("preset")
     table.column("model", spare=2)
     table.column("size", spare=1)
@@ -340,7 +340,7 @@ def draw(out: Output, told: dict) -> None:
         "{model} at {width}x{height}, {frames} frames, {tokens} tokens in {} tiles of {}; "
         "{steps} steps, {solver}, shift {shift:g}".format(*(times(at[key]) for key in ("tiles", "tile")), **at)
     )
-    table = Columns()
+    table = Table()
     table.column("steps")
     table.column("noise", spare=2)
     table.column("layers", prose=True)

@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 
 from fpsgen.cli.bench_tables import of_steps, of_time, remark
+from fpsgen.cli.tables import Fitted
 from tests.tools import bench_records
 
 
@@ -27,7 +28,7 @@ def test_a_speed_up_that_may_be_none_is_not_claimed(ratios: tuple[float, ...], t
     record = bench_records.compare(passes=len(ratios))
     record["contenders"][0]["speedup"]["total"] = {"median": float(np.median(ratios)), "each": list(ratios)}
     file = io.StringIO()
-    Console(file=file, width=200).print(of_time(record))
+    Console(file=file, width=200).print(Fitted(of_time(record)))
     row = next(line for line in file.getvalue().splitlines() if line.startswith("speed-up "))
     assert told in row
     assert ("too close" in row) == ("too close" in told)
@@ -36,7 +37,7 @@ def test_a_speed_up_that_may_be_none_is_not_claimed(ratios: tuple[float, ...], t
 def test_the_seconds_of_a_step_have_their_unit_and_the_density_its_own_column() -> None:
     record = bench_records.compare("quality", "bf16")
     file = io.StringIO()
-    Console(file=file, width=200).print(of_steps(record))
+    Console(file=file, width=200).print(Fitted(of_steps(record)))
     _, heads, *rows = file.getvalue().splitlines()
     preset, base = (one["label"] for one in record["contenders"])
     assert re.split(r"\s{2,}", heads.strip()) == [preset, f"density, {preset}", base]

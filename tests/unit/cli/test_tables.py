@@ -6,26 +6,26 @@ import io
 
 import pytest
 from rich.console import Console
-from rich.text import Text
 from typer.testing import CliRunner
 
 from fpsgen.cli import app
-from fpsgen.cli.tables import Columns
+from fpsgen.cli.tables import Fitted
+from fpsgen.tables import Cell, Table
 
 
-def drawn(table: Columns, width: int) -> list[str]:
+def drawn(table: Table, width: int) -> list[str]:
     file = io.StringIO()
-    Console(file=file, width=width).print(table)
+    Console(file=file, width=width).print(Fitted(table))
     return [line.rstrip() for line in file.getvalue().splitlines()]
 
 
-def example() -> Columns:
-    table = Columns()
+def example() -> Table:
+    table = Table()
     table.column("name")
     table.column("size", right=True, spare=1)
     table.column("where", spare=2)
     table.row("a [red] cat", "12 MB", "/a/long/folder")
-    table.row("dog", "3 GB", Text("/b", "dim"))
+    table.row("dog", "3 GB", Cell("/b", "dim"))
     return table
 
 
@@ -49,7 +49,7 @@ def test_the_columns_that_matter_least_go_first_and_are_named() -> None:
 
 
 def test_a_narrow_column_stays_where_only_a_broad_one_has_to_go() -> None:
-    table = Columns()
+    table = Table()
     table.column("name")
     table.column("size", spare=2)
     table.column("where", spare=1)
@@ -58,7 +58,7 @@ def test_a_narrow_column_stays_where_only_a_broad_one_has_to_go() -> None:
 
 
 def test_columns_that_all_matter_go_on_below_with_the_first() -> None:
-    table = Columns("Seconds")
+    table = Table("Seconds")
     table.column("")
     for name in ("fast", "bf16", "diffusers"):
         table.column(name, right=True)
@@ -71,13 +71,22 @@ def test_columns_that_all_matter_go_on_below_with_the_first() -> None:
 
 
 def test_prose_is_broken_between_words() -> None:
-    table = Columns(head=False)
+    table = Table(heads=False)
     table.column("")
     table.column("", prose=True)
     table.row("plan", "as long as it takes to be broken twice, between words")
     lines = drawn(table, 30)
     assert len(lines) == 3
     assert " ".join(" ".join(lines).split()) == "plan as long as it takes to be broken twice, between words"
+
+
+def test_what_belongs_to_a_cell_stands_behind_it() -> None:
+    table = Table()
+    table.column("")
+    table.column("seconds", right=True)
+    table.row("total", Cell("1.00", notes=("0.90 to 1.10", "few")))
+    assert drawn(table, 50)[1].endswith("1.00 (0.90 to 1.10; few)")
+    assert table.markdown() == "|  | seconds |\n| --- | ---: |\n| total | 1.00 (0.90 to 1.10; few) |\n"
 
 
 @pytest.mark.parametrize("columns", [60, 80, 120])
