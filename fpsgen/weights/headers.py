@@ -40,7 +40,7 @@ def read_json(path: Path) -> dict:
         raise ModelError(f"{printable(path.parent)} holds no {path.name}", hint=FETCH_AGAIN) from None
     except OSError as fault:
         raise unreadable(path, fault) from None
-    kinds.refuse_stand_ins(path, text[: kinds.FIRST_BYTES])
+    kinds.refuse_plain(path, text[: kinds.FIRST_BYTES], "json", "text")
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as damage:

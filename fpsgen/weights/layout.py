@@ -306,7 +306,7 @@ def _check_tokenizer(folder: Path) -> None:
         hint = f"copy it there from {TOKENIZER_FOLDER.as_posix()} of Wan-AI/Wan2.1-T2V-1.3B: all Wan2.1 models share it"
         raise ModelError(f"{printable(folder)} holds no tokenizer.json{told}", hint)
     with open_regular(folder / "tokenizer.json") as content:
-        kinds.refuse_stand_ins(folder / "tokenizer.json", content.read(kinds.FIRST_BYTES))
+        kinds.refuse_plain(folder / "tokenizer.json", content.read(kinds.FIRST_BYTES), "json", "text")
 
 
 def _headers(files: list[Path], rename: headers.Rename) -> dict[str, Header]:
