@@ -76,7 +76,7 @@ _FIXES = {
     "linear": "leave it out",
     "measured": "leave [measured] out: fpsgen calibrate writes it",
 }
-_ALL_KEYS = "all keys are in presets/README.md"
+_ALL_KEYS = "all keys are in docs/presets.md"
 
 
 class _Fault(ValueError):

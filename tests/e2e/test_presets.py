@@ -312,7 +312,7 @@ def test_what_is_hidden_is_said_to_be(small: Path) -> None:
         (SMALL.replace("[0.9, 0.0]", "[0.8, 0.0]"), "leaves a gap", "let phases follow one another"),
         (SMALL.replace("[3, 3, 3]", "[3, 3]"), "it must be three counts", "write window = [3, 5, 5]"),
         (SMALL.replace('"0-1"', '"1-0"'), "is not a range of layers", 'at = "0-1,39"'),
-        (SMALL.replace("int8", "int4"), "it is one of bf16, fp8, int8", "all keys are in presets/README.md"),
+        (SMALL.replace("int8", "int4"), "it is one of bf16, fp8, int8", "all keys are in docs/presets.md"),
         (SMALL + "\n[measured]\nclips = 1\n", "measured lacks", "fpsgen calibrate writes it"),
         (MANY.replace('"ab-"', '"abc"'), "heads names a window 'c'", "write a letter of [windows] for each head"),
         (SMALL.replace("0.9", "0.9.9"), "is not TOML", "texts stand in quotes"),

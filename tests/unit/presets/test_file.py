@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -101,13 +102,13 @@ def test_lines_of_what_may_not_fit_are_kept() -> None:
     assert [own.line for own in (middle, *middle.layers, last)] == [15, 22, 28, 32]
 
 
-@pytest.mark.parametrize("source", ["README.md", "presets/README.md", "the module"])
-def test_examples_are_presets(source: str) -> None:
-    if source == "the module":
-        text = (file.__doc__ or "").split("\n\n", 1)[1]
-    else:
-        page = (Path(__file__).parents[3] / source).read_text(encoding="utf-8")
-        text = page.split("```toml")[1].split("```")[0]
+PAGE = (Path(__file__).parents[3] / "docs" / "presets.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```toml\n(.*?)```", PAGE, re.DOTALL | re.MULTILINE)
+EXAMPLES = [(file.__doc__ or "").split("\n\n", 1)[1], *BLOCKS]
+
+
+@pytest.mark.parametrize("text", EXAMPLES, ids=["the module", "half.toml", "all keys"])
+def test_examples_are_presets(text: str) -> None:
     preset = parse(text)
     assert len(preset.phases) == 2
     hd = TileGrid((21, 45, 80), (3, 5, 8))

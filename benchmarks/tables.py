@@ -1,8 +1,8 @@
-"""The README's tables are made of benchmarks/results/, so that no figure there is anyone's memory.
+"""The tables of measurements in docs/ are made of benchmarks/results/, so that no figure there is anyone's memory.
 
-    python -m benchmarks.readme
+    python -m benchmarks.tables
 
-Writes each table between its marks in README.md; `tests/unit/benchmarks/test_readme.py` fails where they disagree.
+Writes each table between its marks; `tests/unit/benchmarks/test_tables.py` fails if a page and the results disagree.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from typing import Any
 
 from benchmarks.record import RESULTS
 
-README = RESULTS.parents[1] / "README.md"
+DOCS = RESULTS.parents[1] / "docs"
+PAGES = [DOCS / "calibrate.md", DOCS / "bench.md"]
 _END = "<!-- end of table -->"
 
 
@@ -96,18 +97,19 @@ TABLES: dict[str, tuple[str, Callable[[], str]]] = {
 
 
 def rendered(text: str) -> str:
-    """The README with each of its tables made anew; ValueError for a mark that nothing is known of."""
+    """A page with each of its tables made anew; ValueError for a mark that names no table."""
 
     def made(found: re.Match[str]) -> str:
         if found[2] not in TABLES:
-            raise ValueError(f"the README has a table {found[2]!r}, and there is none: {', '.join(TABLES)}")
+            raise ValueError(f"a page has a table {found[2]!r}, and there is none: {', '.join(TABLES)}")
         return f"{found[1]}\n{TABLES[found[2]][1]()}{_END}"
 
-    return re.sub(rf"(<!-- table of benchmarks\.readme: (\w+) -->)\n.*?{_END}", made, text, flags=re.DOTALL)
+    return re.sub(rf"(<!-- table of benchmarks\.tables: (\w+) -->)\n.*?{_END}", made, text, flags=re.DOTALL)
 
 
 def main() -> None:
-    README.write_text(rendered(README.read_text(encoding="utf-8")), encoding="utf-8")
+    for page in PAGES:
+        page.write_text(rendered(page.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":
