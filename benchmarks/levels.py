@@ -19,7 +19,7 @@ import torch
 
 from fpsgen import assets
 from fpsgen.bench import quality
-from fpsgen.bench.provenance import provenance
+from fpsgen.machine import provenance
 from fpsgen.report import drawing, words
 from fpsgen.weights import models
 

@@ -24,7 +24,7 @@ from fpsgen.attention.door import QKTransform, prepare
 from fpsgen.attention.plan import AttentionPlan
 from fpsgen.attention.tiles import TileGrid
 from fpsgen.bench.markdown import page
-from fpsgen.bench.provenance import provenance
+from fpsgen.machine import provenance
 from fpsgen.timing import Timings
 from fpsgen.wan.text_encoder import TextEncoder
 from fpsgen.weights import models

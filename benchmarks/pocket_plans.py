@@ -25,7 +25,7 @@ from torch import Tensor
 from fpsgen import files, pipeline
 from fpsgen.attention.tiles import Shape3
 from fpsgen.bench.markdown import page
-from fpsgen.bench.provenance import provenance
+from fpsgen.machine import provenance
 from fpsgen.pocket.judge import load_network
 from fpsgen.presets import Phase, Preset, file
 from fpsgen.timing import Timings

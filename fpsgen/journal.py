@@ -16,15 +16,12 @@ from torch import Tensor
 
 from fpsgen import __version__, files
 from fpsgen.errors import RenderError
+from fpsgen.machine import device_name as device_name
 from fpsgen.weights.models import Model
 
 _READ = 2**26  # bytes, in a tenth of a second; the pocket model's files, which every installation writes anew, are less
 _SUFFIX = ".piece"
 _HASH = hashlib.sha256().digest_size
-
-
-def device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def surroundings(

@@ -1,23 +1,51 @@
-"""What a device has left, and what was taken from it."""
+"""The machine that work runs on: memory, processor, cards, versions, and what a measurement says of all that.
+
+A card is a CUDA GPU. torch is imported only where a device is looked at.
+"""
 
 from __future__ import annotations
 
 import gc
+import os
+import platform
+import re
+import subprocess
 import sys
+from datetime import date
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import psutil
-import torch
+from fpsgen import __version__
+from fpsgen.errors import FpsgenError
+
+if TYPE_CHECKING:
+    import torch
+
+_HERE = Path(__file__).resolve()
+_CPUS = Path("/proc/cpuinfo")  # only Linux has it
+_MEASURING = ("flash_attn", "flash_attn_3", "sageattention", "lpips")  # packages that are measured, or measure
+_STATE = ("clocks.sm", "clocks.mem", "power.draw", "temperature.gpu")
+_DATASHEET_HZ = 1.83e9  # of an H100 or H200 SXM
+
+# ---- memory ---------------------------------------------------------------------------------------------------------
 
 
 def free_bytes(device: torch.device) -> int:
     """Bytes that can still be allocated."""
     if device.type == "cuda":
+        import torch
+
         return torch.cuda.mem_get_info(device)[0]
+    import psutil
+
     return psutil.virtual_memory().available
 
 
 def release() -> None:
     """Give back what dropped modules held, to the device as well."""
+    import torch
+
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -29,25 +57,184 @@ def settle() -> None:
     gc.freeze()
 
 
-def synchronise(device: torch.device) -> None:
-    """Wait until the device has done what it was given, so that a clock can be read."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 def reset_peak(device: torch.device) -> None:
     if device.type == "cuda":
+        import torch
+
         torch.cuda.init()  # with an explicit index, torch does not do it here by itself
         torch.cuda.reset_peak_memory_stats(device)
 
 
 def peak_bytes(device: torch.device) -> int:
-    """Allocated at most on a GPU since `reset_peak`; elsewhere the process's largest resident set."""
+    """The most that was allocated on a GPU since `reset_peak`; elsewhere the process's largest resident set."""
     if device.type == "cuda":
+        import torch
+
         return torch.cuda.max_memory_allocated(device)
     if sys.platform == "win32":
+        import psutil
+
         return psutil.Process().memory_info().peak_wset
     import resource  # not on Windows
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+# ---- devices --------------------------------------------------------------------------------------------------------
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait until the device has done what it was given, so that a clock can be read."""
+    if device.type == "cuda":
+        import torch
+
+        torch.cuda.synchronize(device)
+
+
+def is_alive(device: torch.device) -> bool:
+    """Whether a device still computes for this process; after an illegal access, a card never does again."""
+    try:
+        synchronise(device)
+    except RuntimeError:
+        return False
+    return True
+
+
+def device_name(device: torch.device) -> str:
+    """A card's name, or the kind of another device."""
+    if device.type != "cuda":
+        return device.type
+    import torch
+
+    return torch.cuda.get_device_name(device)
+
+
+def slug(name: str) -> str:
+    """A card's name as part of a file's: h100, h200, or all of its words."""
+    known = re.search(r"\b[HB]\d00\b", name)
+    return known[0].lower() if known else re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def card(device: torch.device) -> dict[str, Any]:
+    """For a record: the card, its highest clock, its driver and libraries; None for what is not known."""
+    import torch
+
+    properties = torch.cuda.get_device_properties(device)
+    smi = _query(device, ("driver_version", "clocks.max.sm", "power.limit"))
+    megahertz = _number(smi.get("clocks.max.sm"))
+    return {
+        "gpu": properties.name,
+        "capability": f"{properties.major}.{properties.minor}",
+        "multiprocessors": properties.multi_processor_count,
+        "memory_bytes": properties.total_memory,
+        "l2_bytes": properties.L2_cache_size,
+        "driver": smi.get("driver_version"),
+        "power_limit_w": _number(smi.get("power.limit")),
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+        "cupy": installed("cupy-cuda13x", "cupy-cuda12x", "cupy"),
+        "triton": installed("triton"),
+        "nvrtc": _nvrtc_version(),
+        "clock_hz": megahertz * 1e6 if megahertz else _DATASHEET_HZ,
+        "clock_source": "nvidia-smi's clocks.max.sm" if megahertz else "an H100's datasheet",
+    }
+
+
+def card_state(device: torch.device) -> dict[str, float | None] | None:
+    """A card's clocks (MHz), power (W) and temperature (°C) now; None without nvidia-smi. Nothing is ever set."""
+    return {field: _number(value) for field, value in _query(device, _STATE).items()} or None
+
+
+def _query(device: torch.device, fields: tuple[str, ...]) -> dict[str, str]:
+    """What nvidia-smi says of a card; empty where there is none, or it fails."""
+    import torch
+
+    # By its UUID: nvidia-smi counts all cards, torch those that CUDA_VISIBLE_DEVICES leaves.
+    uuid = getattr(torch.cuda.get_device_properties(device), "uuid", None)
+    command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"]
+    for chosen in ([f"--id=GPU-{uuid}"], []) if uuid else ([],):
+        values = [value.strip() for value in _printed([*command, *chosen]).split("\n")[0].split(",")]
+        if len(values) == len(fields):
+            return dict(zip(fields, values, strict=True))
+    return {}
+
+
+def _number(text: str | None) -> float | None:
+    """None for what nvidia-smi does not know: [N/A], [Not Supported]."""
+    try:
+        return float(text or "")
+    except ValueError:
+        return None
+
+
+def _nvrtc_version() -> str | None:
+    from fpsgen.kernels import nvrtc
+
+    try:
+        return "{}.{}".format(*nvrtc.version())
+    except FpsgenError:
+        return None
+
+
+# ---- where a figure comes from --------------------------------------------------------------------------------------
+
+
+def provenance(command: list[str]) -> dict[str, Any]:
+    """How every record begins: date, commit, command, machine and versions; None for what the system does not tell."""
+    machine = {
+        "cpu": _processor(),
+        "cores": os.cpu_count(),
+        "memory_bytes": _memory_bytes(),
+        "python": platform.python_version(),
+        **{name: installed(name) for name in ("torch", "diffusers", "transformers")},
+        "fpsgen": __version__,
+        **{name: found for name in _MEASURING if (found := installed(name))},
+    }
+    return {"date": str(date.today()), "commit": _commit(), "command": command, "machine": machine}
+
+
+def installed(*names: str) -> str | None:
+    """The version of the first of these packages that is installed."""
+    for name in names:
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            pass
+    return None
+
+
+def _commit() -> str | None:
+    """The commit of this file's tree, marked where it was changed since; of an installed copy, or without git, what
+    FPSGEN_COMMIT says, else None."""
+    git = ["git", "-C", str(_HERE.parent)]
+    # A virtual environment may lie in somebody's repository, whose commit is not ours: it does not track this file.
+    ours = _printed([*git, "ls-files", _HERE.name])
+    commit = _printed([*git, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]) if ours else ""
+    return commit or os.environ.get("FPSGEN_COMMIT") or None
+
+
+def _printed(command: list[str]) -> str:
+    """What another program prints; nothing where it is absent, fails, or takes 20 s."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return "" if done.returncode else done.stdout.strip()
+
+
+def _memory_bytes() -> int | None:
+    try:
+        import psutil
+    except ImportError:  # a machine for measurements may have torch and little else
+        return None
+    return psutil.virtual_memory().total
+
+
+def _processor() -> str | None:
+    try:
+        lines = _CPUS.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    models = (line.partition(": ")[2] for line in lines if line.startswith("model name"))
+    return next(models, "") or platform.processor() or None

@@ -24,13 +24,13 @@ from benchmarks.calibration.worker import CPU, Spec, Worker, job_for
 from benchmarks.record import RESULTS
 from fpsgen import files
 from fpsgen.attention.plan import AttentionPlan
-from fpsgen.bench.provenance import provenance
 from fpsgen.calibrate import solve
 from fpsgen.calibrate.candidates import PRECISIONS
 from fpsgen.calibrate.job import Job, mean_cost, mean_density, problem, step_plans, to_preset
 from fpsgen.calibrate.run import calibrate
 from fpsgen.calibrate.solve import Axis
 from fpsgen.calibrate.verify import Checked
+from fpsgen.machine import provenance
 from fpsgen.presets import Plans, cost, shipped
 from recipes.pocket.evaluate import NOISE_SEED, prompts_for
 

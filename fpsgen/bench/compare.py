@@ -20,10 +20,9 @@ import torch
 from torch import Tensor
 
 from fpsgen import files, machine
-from fpsgen.bench import card, fidelity, perceptual, record, steps
+from fpsgen.bench import fidelity, perceptual, record, steps
 from fpsgen.bench.contenders import Contender, LineUp, Ours, Outline
 from fpsgen.bench.fidelity import Clip, Fidelity
-from fpsgen.bench.provenance import provenance
 from fpsgen.bench.record import Span
 from fpsgen.bench.steps import Split
 from fpsgen.errors import RenderError
@@ -97,7 +96,7 @@ def measure(job: Job, folder: Path, watcher: Watcher) -> tuple[dict[str, Any], l
 
     RenderError where the reference's latents are not finite; of another, that is a result.
     """
-    facts = record.facts(provenance(job.command), job)  # of the code that is running
+    facts = record.facts(machine.provenance(job.command), job)  # of the code that is running
     machine.settle()  # as `fpsgen generate` does
     found = [Made(one, one.outline(job.request, job.model, job.device)) for one in job.line_up.contenders]
     with no_kernels_yet():
@@ -178,7 +177,7 @@ def run(found: Sequence[Made], job: Job, folder: Path, watcher: Watcher) -> tupl
     for number, (one, cold) in enumerate(runs, 1):
         watcher.begins(f"{one.contender.name}, {'cold' if cold else 'warm'}", number, len(runs))
         told = once(one, job, folder, watcher)
-        states.append(card.state(job.device) if job.device.type == "cuda" else None)  # warm from the work
+        states.append(machine.card_state(job.device) if job.device.type == "cuda" else None)  # warm from the work
         if cold:
             one.cold = told
         else:

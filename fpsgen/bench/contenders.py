@@ -14,9 +14,10 @@ from typing import Protocol
 import torch
 
 from fpsgen import machine, pipeline
-from fpsgen.attention import dense, door, named
-from fpsgen.bench import card
+from fpsgen.attention import dense, door
+from fpsgen.bench.dense_kernels import KERNELS
 from fpsgen.bench.names import DIFFUSERS, compared
+from fpsgen.bench.stopwatch import Stopwatch
 from fpsgen.errors import RenderError, UsageError
 from fpsgen.pipeline import Event, Request
 from fpsgen.presets import BF16, Plans, Preset, file, shipped
@@ -75,7 +76,7 @@ class Contender(Protocol):
 
 @dataclass(frozen=True)
 class Ours:
-    """fpsgen with a preset. kernel: of `named.KERNELS`, for its dense attention; None for what `generate` runs."""
+    """fpsgen with a preset. kernel: of `KERNELS`, for its dense attention; None for what `generate` runs."""
 
     name: str
     preset: Preset
@@ -84,11 +85,11 @@ class Ours:
     def refusal(self, model: Model, device: torch.device, dtype: torch.dtype) -> str | None:
         if self.kernel is None:
             return None
-        return dense.refusal(self.kernel, device, dtype, model.config.head_dim)
+        return KERNELS[self.kernel].refusal(device, dtype, model.config.head_dim)
 
     def running(self) -> AbstractContextManager[None]:
         """Attention inside is this contender's."""
-        return nullcontext() if self.kernel is None else dense.using(self.kernel)
+        return nullcontext() if self.kernel is None else dense.using(KERNELS[self.kernel].load())
 
     def outline(self, request: Request, model: Model, device: torch.device) -> Outline:
         plans = pipeline.schedule(replace(request, preset=self.preset), model)
@@ -120,13 +121,13 @@ class Tried:
 
 
 def contender(name: str, model: Model, width: int, height: int) -> Contender:
-    """The contender called `name`: a preset or its grade, bf16, one of `named.KERNELS`, or diffusers; UsageError where
+    """The contender called `name`: a preset or its grade, bf16, one of `KERNELS`, or diffusers; UsageError where
     there is none. Which kernel is behind bf16 is for `fastest` to find."""
     if name == DIFFUSERS:
         from fpsgen.bench.by_diffusers import Diffusers
 
         return Diffusers()
-    if name in named.KERNELS:
+    if name in KERNELS:
         return Ours(name, BF16, name)
     if name in shipped.GRADES:
         return Ours(name, shipped.of_grade(name, model.family, width, height))
@@ -147,13 +148,12 @@ def fastest(model: Model, tokens: int, batch: int, device: torch.device, dtype: 
     shape = (batch, tokens, heads, config.head_dim)
     q, k, v = (torch.randn(shape, generator=generator, device=device, dtype=dtype) for _ in range(3))
     refused, running = [], {}
-    for name in named.KERNELS:
-        if name in named.ROUNDS:
+    for name, kernel in KERNELS.items():
+        if kernel.rounds:
             continue
-        why_not = dense.refusal(name, device, dtype, config.head_dim)
-        why_not = why_not or dense.too_large(name, batch, heads, tokens)
+        why_not = kernel.refusal(device, dtype, config.head_dim) or kernel.too_large(batch, heads, tokens)
         if why_not is None:
-            call = partial(dense.kernel(name), q, k, v)
+            call = partial(kernel.load(), q, k, v)
             why_not = _failure(name, call, device)
         if why_not is None:
             running[name] = call
@@ -176,7 +176,7 @@ def _failure(name: str, call: Callable[[], object], device: torch.device) -> str
         return None
     except Exception as fault:  # whatever a foreign kernel raises
         told = f"{type(fault).__name__}: {' '.join(str(fault).split())}"[:300]
-    if not card.is_alive(device):
+    if not machine.is_alive(device):
         broken = f"{name} failed, and nothing runs on {device} any more: {told}"
         raise RenderError(broken, hint=f"run the command again, without {name}")
     machine.release()  # only now, since the fault held on to the kernel's tensors
@@ -185,7 +185,7 @@ def _failure(name: str, call: Callable[[], object], device: torch.device) -> str
 
 def _milliseconds(calls: Mapping[str, Callable[[], object]], device: torch.device) -> dict[str, float]:
     """The median of a few rounds of all calls, each of which has run once."""
-    watch = card.Stopwatch(device).time if device.type == "cuda" else _clock
+    watch = Stopwatch(device).time if device.type == "cuda" else _clock
     rounds = [watch(calls.values()) for _ in range(_REPEATS)]
     return dict(zip(calls, (median(each) for each in zip(*rounds, strict=True)), strict=True))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fpsgen.attention.named import KERNELS
+from fpsgen.bench.dense_kernels import KERNELS
 from fpsgen.errors import UsageError
 from fpsgen.presets import BF16, Preset, shipped
 from fpsgen.printable import printable

@@ -24,7 +24,6 @@ from fpsgen import journal as journals
 from fpsgen.bench import fidelity, perceptual, quality_record
 from fpsgen.bench.contenders import Ours, Outline, resolved
 from fpsgen.bench.perceptual import Lpips
-from fpsgen.bench.provenance import provenance
 from fpsgen.bench.record import short
 from fpsgen.errors import RenderError, UsageError
 from fpsgen.journal import Journal
@@ -144,7 +143,7 @@ def run(
     found again by the next run, whatever that compares, unless `fresh`. UsageError where a preset does not fit, before
     anything loads; RenderError where the reference's values are not finite.
     """
-    begin, outlines = provenance(job.command), job.outlines  # of the code that is running
+    begin, outlines = machine.provenance(job.command), job.outlines  # of the code that is running
     cache = assets.cache("bench")
     journals.check(cache)
     watcher.total(job.work)

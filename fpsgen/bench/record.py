@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fpsgen.bench import card
+from fpsgen.bench import stopwatch
 from fpsgen.bench.fidelity import Fidelity
 from fpsgen.presets import BF16, Plans, label
 from fpsgen.timing import PHASES
@@ -58,7 +58,7 @@ def head(kind: str, begin: dict[str, Any], job: Job | quality.Job) -> dict[str, 
         "kind": kind,
         "format": 1,
         **begin,
-        "card": card.describe(job.device) if job.device.type == "cuda" else None,
+        "card": stopwatch.card(job.device) if job.device.type == "cuda" else None,
         "model": model.told,
         "device": str(job.device),
         "dtype": short(job.dtype),

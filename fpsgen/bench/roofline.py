@@ -27,9 +27,9 @@ FLOPS_8BIT, FLOPS_16BIT = 8192, 4096
 # Likewise: base-2 exponentials (NVIDIA CUDA C++ Programming Guide, throughput of native arithmetic instructions, for
 # compute capability 9.0). Two in FP16 are no faster: ptxas makes two instructions of ex2.approx.f16x2.
 EXPONENTIALS = 16
-# Per second, of an H100 or H200 SXM by its datasheet, which has twice as much with sparsity: 132 SMs at 1.83 GHz.
+# Per second, of an H100 or H200 SXM with 132 SMs by its datasheet, which has twice as much with sparsity.
 DATASHEET_8BIT, DATASHEET_16BIT = 1979e12, 989.5e12
-DATASHEET_SMS, DATASHEET_HZ = 132, 1.83e9
+DATASHEET_SMS = 132
 
 # Each kernel that waits for the one before: operations of its matrix products, exponentials, bytes that must be
 # moved. A sequence, because JSON makes lists of tuples.
@@ -54,7 +54,7 @@ class Bound:
 
 
 def rates(card: dict[str, Any], bits: int) -> Rates:
-    """For a card as `card.describe` has it, at its highest clock and its measured bandwidth; bits: 8 or 16, of the
+    """For a card as `stopwatch.card` has it, at its highest clock and its measured bandwidth; bits: 8 or 16, of the
     matrix products' operands."""
     per_clock = {8: FLOPS_8BIT, 16: FLOPS_16BIT}[bits]
     flops, exponentials = (peak(rate, card["multiprocessors"], card["clock_hz"]) for rate in (per_clock, EXPONENTIALS))

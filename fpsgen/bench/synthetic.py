@@ -16,10 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from fpsgen import machine, solvers
-from fpsgen.bench import card, record, steps
+from fpsgen.bench import record, steps
 from fpsgen.bench.compare import Job, Made, Watcher
 from fpsgen.bench.contenders import Ours
-from fpsgen.bench.provenance import provenance
 from fpsgen.bench.steps import PhaseStep
 from fpsgen.errors import UsageError
 from fpsgen.pipeline import Request
@@ -50,7 +49,7 @@ def measure(job: Job, watcher: Watcher) -> dict[str, Any]:
 
     job.model: from `models.absent`, whose weights fit (`check_memory`); all contenders are fpsgen's own.
     """
-    facts = record.facts(provenance(job.command), job)
+    facts = record.facts(machine.provenance(job.command), job)
     found = [Made(one, one.outline(job.request, job.model, job.device)) for one in job.line_up.contenders]
     measured, order, states = _measured(found, job, job.model.checkpoint, watcher)
     reference = next(one for one in found if one.contender.name == job.line_up.reference)
@@ -154,7 +153,7 @@ def _measured(
         machine.reset_peak(device)
         with one.contender.running():
             phases = list(steps.by_phase(request, transformer, one.outline.plans or [], cut, ends.texts, device))
-        states.append(card.state(device) if device.type == "cuda" else None)
+        states.append(machine.card_state(device) if device.type == "cuda" else None)
         one.warm.append(timing(phases, ends, machine.peak_bytes(device) if device.type == "cuda" else None))
         one.together = phases[0].together
         measured[one.contender.name] = phases

@@ -195,11 +195,9 @@ def named(output: Path) -> Path:
 
 def default_name(smoke: bool, device: torch.device) -> str:
     """The name of the record, for this card."""
-    import torch
+    from fpsgen import machine
 
-    from fpsgen.bench.card import slug
-
-    return f"bench-attention-{'smoke' if smoke else slug(torch.cuda.get_device_name(device))}.json"
+    return f"bench-attention-{'smoke' if smoke else machine.slug(machine.device_name(device))}.json"
 
 
 def check_page(record: Path, page: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from fpsgen.attention import dense, reference
 from fpsgen.bench import steps
+from fpsgen.bench.dense_kernels import DenseKernel
 from fpsgen.timing import PHASES
 from fpsgen.wan import vae as wan_vae
 from tests.tools.bench import EXACT, HALVES, Bench
@@ -97,16 +98,16 @@ def test_the_chosen_kernel_computes_the_self_attention_and_nothing_else(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[str] = []
-    real = dense.kernel
+    real = DenseKernel.load
 
-    def counted(name: str) -> dense.Kernel:
-        def kernel(*given: Any) -> Any:
-            calls.append(name)
-            return real(name)(*given)
+    def counted(kernel: DenseKernel) -> dense.Kernel:
+        def call(*given: Any) -> Any:
+            calls.append(kernel.name)
+            return real(kernel)(*given)
 
-        return kernel
+        return call
 
-    monkeypatch.setattr(dense, "kernel", counted)
+    monkeypatch.setattr(DenseKernel, "load", counted)
     record = bench(preset=bench.preset(HALVES), compare="sdpa-math", pairs=0)
     tried = 1
     # Two layers, three steps and one more whose parts are timed; guidance branches run in one batch.

@@ -13,6 +13,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from fpsgen import machine
 from fpsgen.bench.attention import report, run
 from fpsgen.bench.attention.contenders import Contender
 from fpsgen.bench.attention.shapes import DENSITIES, Shape
@@ -49,7 +50,7 @@ def card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def on_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench_attention, "gpu", lambda: torch.device("cpu"))
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: CARD["gpu"])
+    monkeypatch.setattr(machine, "device_name", lambda _: CARD["gpu"])
 
 
 def test_a_record_a_page_a_report(card: Path) -> None:

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from fpsgen.bench import card
+from fpsgen import machine
+from fpsgen.bench import stopwatch
 from fpsgen.bench.attention import contenders, run
 from fpsgen.bench.attention.contenders import Contender
 from fpsgen.bench.attention.shapes import Shape, plan_8bit, shape
-from fpsgen.bench.provenance import provenance
+from fpsgen.machine import provenance
 
 CARD = {
     "gpu": "NVIDIA H100 made up", "capability": "9.0", "multiprocessors": 132, "memory_bytes": 80 * 2**30,
@@ -64,9 +65,9 @@ def fake(monkeypatch: pytest.MonkeyPatch, made: Callable[[Shape], list[Contender
     if made is not None:
         monkeypatch.setattr(run, "contenders", lambda inputs, *_: made(inputs))
         monkeypatch.setattr(run, "Inputs", lambda what, *_: what)
-    monkeypatch.setattr(card, "Stopwatch", Watch)
-    monkeypatch.setattr(card, "state", lambda _: None)
-    monkeypatch.setattr(card, "describe", lambda _: dict(CARD))
+    monkeypatch.setattr(stopwatch, "Stopwatch", Watch)
+    monkeypatch.setattr(machine, "card_state", lambda _: None)
+    monkeypatch.setattr(stopwatch, "card", lambda _: dict(CARD))
 
 
 class Silent:

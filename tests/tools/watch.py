@@ -15,8 +15,8 @@ import sys
 import time
 from pathlib import Path
 
-from fpsgen.bench.provenance import provenance
 from fpsgen.files import write_json
+from fpsgen.machine import provenance
 
 INTERVAL = 0.05  # seconds between two looks
 

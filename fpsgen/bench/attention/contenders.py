@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fpsgen.attention import dense, flex, hopper, named
+from fpsgen.attention import flex, hopper
 from fpsgen.attention.door import QKTransform, prepare
 from fpsgen.attention.emulator import VARIANTS
 from fpsgen.attention.plan import AttentionPlan
@@ -30,6 +30,7 @@ from fpsgen.attention.tiles import Shape3
 from fpsgen.bench import roofline
 from fpsgen.bench.attention.check import Oracles, error, for_heads, sampled_rows, spread
 from fpsgen.bench.attention.shapes import HEAD_DIM, Shape, plan_8bit
+from fpsgen.bench.dense_kernels import KERNELS, DenseKernel
 from fpsgen.kernels import sm90_prologue
 from fpsgen.wan.config import FAMILIES, WanConfig
 from fpsgen.wan.transformer import rope_table
@@ -125,19 +126,19 @@ def dense_16bit(inputs: Inputs) -> Iterator[Contender]:
     shape, plan = inputs.shape, AttentionPlan(inputs.shape.tiles)
     moved = roofline.sdpa_bytes(shape.tiles.tokens, shape.heads, HEAD_DIM)
     common = {"bits": 16, "density": 1.0, "window": None, "stages": [stage(plan, shape.heads, moved)]}
-    for name in (*named.SDPA, *named.PACKAGES):
-        if name in named.ROUNDS:
+    for kernel in KERNELS.values():
+        if kernel.rounds or not (kernel.backend or kernel.package):
             continue
-        line = {"kind": "sdpa" if name in named.SDPA else "package", "name": name, **common}
-        if why_not := dense.too_large(name, 1, shape.heads, shape.tiles.tokens):
+        line = {"kind": "sdpa" if kernel.backend else "package", "name": kernel.name, **common}
+        if why_not := kernel.too_large(1, shape.heads, shape.tiles.tokens):
             yield Contender({**line, "why_not": why_not})
             continue
-        call = partial(dense_by, name, inputs.q16, inputs.k16, inputs.v)
+        call = partial(dense_by, kernel, inputs.q16, inputs.k16, inputs.v)
         yield Contender(line, call, partial(inputs.check_16bit, call, plan))
 
 
-def dense_by(name: str, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    return dense.kernel(name)(q, k, v)  # found anew, because importing a package may fail, and that is its line's
+def dense_by(kernel: DenseKernel, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return kernel.load()(q, k, v)  # found anew, because importing a package may fail, and that is its line's
 
 
 def stage(plan: AttentionPlan, heads: int, moved: float, variant: str | None = None) -> list[float]:

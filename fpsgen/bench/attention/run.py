@@ -15,13 +15,12 @@ from typing import Any, Protocol
 
 import torch
 
-from fpsgen import files
+from fpsgen import files, machine
 from fpsgen.attention.emulator import VARIANTS
-from fpsgen.bench import card
+from fpsgen.bench import stopwatch
 from fpsgen.bench.attention import report
 from fpsgen.bench.attention.contenders import MOST_WORDS, Inputs, contenders, tried
 from fpsgen.bench.attention.shapes import DENSITIES, Deadline, Shape, chosen_windows, rounds
-from fpsgen.bench.provenance import provenance
 from fpsgen.errors import FpsgenError
 
 FORMAT = 1  # of the record, which docs/bench.md describes
@@ -65,7 +64,7 @@ def measure(
     """
     hard, total = Deadline(settings.seconds), Deadline(settings.seconds - RESERVE)
     watcher.doing("looking at the card")
-    record = {"kind": "attention", "format": FORMAT, **provenance(command), "card": card.describe(device)}
+    record = {"kind": "attention", "format": FORMAT, **machine.provenance(command), "card": stopwatch.card(device)}
     record |= {"seed": SEED, "repeats": settings.repeats, "seconds": settings.seconds, "cases": []}
     try:
         files.write_json(path, record)  # a place that cannot be written is no news for later
@@ -92,7 +91,7 @@ def run(
             fill(case, what, settings, device, total, own, watcher)
         except Exception as fault:  # of the card, or no memory: the other shapes may run
             case["fault"] = f"{type(fault).__name__} while {case['doing']}: {fault}"[:MOST_WORDS]
-            if not card.is_alive(device):
+            if not machine.is_alive(device):
                 record["cut"] = "nothing runs on the card any more, in this process"
         del case["doing"]
         report.derive(case["lines"], record["card"])
@@ -123,7 +122,7 @@ def fill(
         watcher.doing(f"{what}: {text}")
 
     begin("making the inputs")
-    case["before"] = card.state(device)
+    case["before"] = machine.card_state(device)
     running = []
     windows = chosen_windows(what.tiles, settings.densities)
     for contender in contenders(Inputs(what, device, SEED), windows, settings.variants):
@@ -133,11 +132,11 @@ def fill(
         if tried(contender):
             line["samples_ms"] = []
             running.append(contender)
-        elif not card.is_alive(device):  # all that comes after would have the same fault
+        elif not machine.is_alive(device):  # all that comes after would have the same fault
             raise RuntimeError(f"{line['name']} ended it: {line.get('fault') or line['why_not']}")
         watcher.found(f"{what}: {case['doing']}: {line.get('why_not') or line.get('fault') or errors(line)}")
     begin("timing")
-    watch, order = card.Stopwatch(device), random.Random(SEED)
+    watch, order = stopwatch.Stopwatch(device), random.Random(SEED)
 
     def one_round() -> None:
         order.shuffle(running)
@@ -147,7 +146,7 @@ def fill(
 
     watch.time([one.call for one in running])  # clocks and temperature as they will be
     case["rounds"], case["cut"] = rounds(one_round, settings.repeats, LEAST_ROUNDS, total, own)
-    case["after"] = card.state(device)
+    case["after"] = machine.card_state(device)
 
 
 def errors(line: dict[str, Any]) -> str:

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from fpsgen import machine
 from fpsgen.attention.tiles import TileGrid
-from fpsgen.bench import card
 from fpsgen.bench.attention import report, run
 from fpsgen.bench.attention.contenders import Contender
 from fpsgen.bench.attention.shapes import Deadline, Shape, rounds
@@ -158,7 +158,7 @@ def test_a_card_that_does_nothing_any_more_ends_the_run(tmp_path: Path, monkeypa
         return [Contender(line("sdpa", name="a", density=1.0), lambda: 0), Contender(line(name="b"), check=broken)]
 
     fake(monkeypatch, contenders)
-    monkeypatch.setattr(card, "is_alive", lambda device: alive)
+    monkeypatch.setattr(machine, "is_alive", lambda device: alive)
     shapes = tuple(Shape("tiny", res, TileGrid((5, 6, 7), (2, 2, 3)), 3) for res in ("first", "second"))
     made = {**made_up(), "cases": []}
     run.run(run.Settings(shapes), torch.device("cpu"), Deadline(60), tmp_path / "found.json", made, Silent())

@@ -14,13 +14,14 @@ from fpsgen.attention import dense
 from fpsgen.attention.plan import AttentionPlan
 from fpsgen.attention.tiles import TileGrid
 from fpsgen.bench import contenders
+from fpsgen.bench.dense_kernels import KERNELS, DenseKernel
 from fpsgen.errors import RenderError
 from fpsgen.weights.models import absent
 
 CPU = torch.device("cpu")
 MODEL = absent("1.3b")
 PLAN = AttentionPlan(TileGrid((2, 4, 4), (1, 2, 2)))
-REAL = dense.kernel
+REAL = DenseKernel.load
 
 
 def qkv(tokens: int = 32) -> list[torch.Tensor]:
@@ -31,17 +32,22 @@ def qkv(tokens: int = 32) -> list[torch.Tensor]:
 def slowed(monkeypatch: pytest.MonkeyPatch, seconds: dict[str, float]) -> None:
     """Kernels take so long; those that are not named cannot run."""
 
-    def kernel(name: str) -> dense.Kernel:
-        if name not in seconds:
-            raise ImportError(f"no {name} here")
+    def load(kernel: DenseKernel) -> dense.Kernel:
+        if kernel.name not in seconds:
+            raise ImportError(f"no {kernel.name} here")
 
         def slow(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-            time.sleep(seconds[name])
+            time.sleep(seconds[kernel.name])
             return dense.by_torch(q, k, v)
 
         return slow
 
-    monkeypatch.setattr(dense, "kernel", kernel)
+    monkeypatch.setattr(DenseKernel, "load", load)
+
+
+def replaced(monkeypatch: pytest.MonkeyPatch, function: dense.Kernel) -> None:
+    """`function` in the place of torch's flash attention."""
+    monkeypatch.setattr(DenseKernel, "load", lambda kernel: function if kernel.name == "sdpa-flash" else REAL(kernel))
 
 
 def test_the_fastest_kernel_is_found_by_trying(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,7 +59,7 @@ def test_the_fastest_kernel_is_found_by_trying(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_kernel_that_computes_something_else_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dense, "kernel", lambda name: REAL(name) if name != "sdpa-flash" else lambda q, k, v: 1.1 * v)
+    replaced(monkeypatch, lambda q, k, v: 1.1 * v)
     _, tried = contenders.fastest(MODEL, 64, 1, CPU, torch.float32)
     told = {one.name: one for one in tried}
     assert told["sdpa-flash"].milliseconds is None
@@ -66,12 +72,12 @@ def test_a_kernel_that_fails_at_the_true_size_is_none(monkeypatch: pytest.Monkey
             raise RuntimeError("No execution plans support the graph.")
         return dense.by_torch(q, k, v)
 
-    monkeypatch.setattr(dense, "kernel", lambda name: short if name == "sdpa-flash" else REAL(name))
+    replaced(monkeypatch, short)
     best, tried = contenders.fastest(MODEL, 300, 1, CPU, torch.float32)
     assert best != "sdpa-flash"
     told = {one.name: one for one in tried}["sdpa-flash"]
     assert (told.milliseconds, told.why_not) == (None, "RuntimeError: No execution plans support the graph.")
-    monkeypatch.setattr(dense, "kernel", lambda name: short)
+    monkeypatch.setattr(DenseKernel, "load", lambda kernel: short)
     with pytest.raises(RenderError, match="no dense attention of 300 tokens runs here: RuntimeError: No execution"):
         contenders.fastest(MODEL, 300, 1, CPU, torch.float32)
 
@@ -82,8 +88,8 @@ def test_a_kernel_that_takes_the_device_with_it_is_named(monkeypatch: pytest.Mon
             raise RuntimeError("CUDA error: an illegal memory access was encountered")
         return dense.by_torch(q, k, v)
 
-    monkeypatch.setattr(dense, "kernel", lambda name: illegal if name == "sdpa-flash" else REAL(name))
-    monkeypatch.setattr(contenders.card, "is_alive", lambda device: False)
+    replaced(monkeypatch, illegal)
+    monkeypatch.setattr(contenders.machine, "is_alive", lambda device: False)
     with pytest.raises(RenderError, match=r"sdpa-flash .* illegal memory access"):
         contenders.fastest(MODEL, 300, 1, CPU, torch.float32)
 
@@ -91,7 +97,7 @@ def test_a_kernel_that_takes_the_device_with_it_is_named(monkeypatch: pytest.Mon
 @pytest.mark.parametrize("name", ["sdpa", "sdpa-flash", "sdpa-math"])
 def test_kernels_compute_dense_attention(name: str) -> None:
     expected = dense.attention(*qkv())
-    with dense.using(name):
+    with dense.using(KERNELS[name].load()):
         # Sums in another order: some units of the last place of float32.
         torch.testing.assert_close(dense.attention(*qkv(), PLAN), expected, rtol=1e-5, atol=1e-5)
 
@@ -106,27 +112,30 @@ def test_a_packages_kernel_takes_the_place_of_torchs_in_self_attention(monkeypat
     module = types.ModuleType("flash_attn_interface")
     module.flash_attn_func = flash_attn_func  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "flash_attn_interface", module)
-    with dense.using("fa3"):
+    with dense.using(KERNELS["fa3"].load()):
         dense.attention(*qkv(), PLAN)
         dense.attention(*qkv())  # cross-attention's
     assert seen == [(1, 32, 2, 16)]
 
 
 def test_what_was_before_is_there_again_after_an_error() -> None:
+    def nothing(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        return torch.zeros_like(q)
+
     def fail() -> None:
-        with dense.using("sdpa-math"):
+        with dense.using(nothing):
+            assert not dense.attention(*qkv(), PLAN).any()
             raise RuntimeError("stop")
 
     with pytest.raises(RuntimeError, match="stop"):
         fail()
-    assert dense._kernel is None
-    with pytest.raises(ImportError), dense.using("fa3"):
-        pass
-    assert dense._kernel is None
+    assert dense.attention(*qkv(), PLAN).all()
+    with pytest.raises(ImportError):
+        KERNELS["fa3"].load()
 
 
 def test_why_a_kernel_cannot_run_here() -> None:
-    assert dense.refusal("sdpa-math", CPU, torch.float32, 128) is None
-    assert dense.refusal("fa3", CPU, torch.float32, 128) == "not installed"
+    assert KERNELS["sdpa-math"].refusal(CPU, torch.float32, 128) is None
+    assert KERNELS["fa3"].refusal(CPU, torch.float32, 128) == "not installed"
     for name in ("flex", "sdpa-cudnn", "sdpa-efficient"):
-        assert dense.refusal(name, CPU, torch.float32, 128) == "it is for CUDA GPUs"
+        assert KERNELS[name].refusal(CPU, torch.float32, 128) == "it is for CUDA GPUs"
