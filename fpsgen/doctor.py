@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fpsgen import __version__, assets, files
-from fpsgen.errors import FpsgenError
+from fpsgen.errors import FpsgenError, option
 from fpsgen.kernels import cache, nvrtc
 
 if TYPE_CHECKING:
@@ -392,10 +392,9 @@ def verdict(report: dict[str, dict]) -> dict:
     if problems:
         absent = report["versions"].get("absent", {})
         commands = (absent[name] for name in _REQUIRED if name in absent)
-        log = "fpsgen kernels build, which prints the compiler's log"
-        fallback = (
-            log if report["compile"].get("state") == "failed" else "fpsgen --debug doctor, and report what it says"
-        )
+        fallback = f"fpsgen {option('debug')} doctor, and report what it says"
+        if report["compile"].get("state") == "failed":
+            fallback = "fpsgen kernels build, which prints the compiler's log"
         following = next(commands, fallback)
     return {"works": not problems, "problems": problems, "warnings": warnings, "can": can, "next": following}
 

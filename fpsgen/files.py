@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from fpsgen.errors import UsageError
+from fpsgen.errors import UsageError, option
 from fpsgen.printable import printable
 
 try:
@@ -164,20 +164,21 @@ def check_writable(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def refused(path: Path, hint: str, before: str = "") -> Iterator[None]:
-    """An OSError inside ends as a UsageError that `path` cannot be written. before: what stands before the path."""
+def refused(path: Path, hint: str, field: str | None = None) -> Iterator[None]:
+    """An OSError inside ends as a UsageError that `path` cannot be written. field: the setting that names it."""
     try:
         yield
     except OSError as fault:
-        told = f"{before}{printable(path, 100)} cannot be written: {fault.strerror or fault}"
+        name = option(field, printable(path, 100)) if field else printable(path, 100)
+        told = f"{name} cannot be written: {fault.strerror or fault}"
         raise UsageError(told, hint) from None
 
 
-def check_place(path: Path, example: str, how: str = "with -o", before: str = "") -> bool:
+def check_place(path: Path, example: str, field: str = "output") -> bool:
     """Whether there is a file that would be replaced; UsageError, before any work, where none can be written there.
-    example: the name of such a file; how, before: of the option that names the place, for hint and sentence."""
-    hint, folder, name = f"choose another place or name {how}", path.parent, f"{before}{printable(path)}"
-    with refused(path, hint, before):
+    example: the name of such a file; field: the setting that names the place."""
+    hint, folder, name = f"choose another place or name with {option(field)}", path.parent, option(field, path)
+    with refused(path, hint, field):
         if path.is_dir():
             raise UsageError(f"{name} is a folder", hint=f"name a file, such as {path / example}")
         if not folder.exists():

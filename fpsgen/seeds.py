@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fpsgen.errors import UsageError
+from fpsgen.errors import UsageError, option
 
 COUNT = 2**64
 
@@ -10,8 +10,8 @@ COUNT = 2**64
 def check_seed(seed: int) -> None:
     """UsageError for one that is none."""
     if not 0 <= seed < COUNT:
-        told = f"--seed {str(seed)[:40]}: must be 0 to {COUNT - 1}"
-        raise UsageError(told, hint="leave --seed out, and fpsgen chooses one")
+        told = f"{option('seed', str(seed)[:40])}: must be 0 to {COUNT - 1}"
+        raise UsageError(told, hint=f"leave {option('seed')} out, and fpsgen chooses one")
 
 
 def next_seed(first: int, number: int) -> int:

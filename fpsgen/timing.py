@@ -1,4 +1,4 @@
-"""The one record of where time went. Table, `--json` and video metadata are three faces of it."""
+"""The one record of where time went. Table, JSON and video metadata are three faces of it."""
 
 from __future__ import annotations
 

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 
 from fpsgen import ffmpeg, files
-from fpsgen.errors import RenderError, Stopped, UsageError
+from fpsgen.errors import RenderError, Stopped, UsageError, option
 from fpsgen.ffmpeg import Ffmpeg, FfmpegError
 from fpsgen.printable import printable
 
-_ELSEWHERE = "choose another place with -o"
+_ELSEWHERE = f"choose another place with {option('output')}"
 _PICTURE = ["-pix_fmt", "yuv420p"]
 # Per suffix, what ffmpeg is given. crf 10 for x264 is what Wan2.1's "quality 8" comes to. An mp4's index goes to the
 # front, so that it plays before it is loaded whole.
@@ -39,7 +39,7 @@ def check_path(path: Path, size: tuple[int, int] | None = None) -> None:
         raise UsageError(f'cannot tell the video format from "{printable(path.name)}"', hint="use .mp4, .webm or .gif")
     ffmpeg.executable()
     files.check_place(path, "video.mp4")
-    with files.refused(path, "choose another place or name with -o"):
+    with files.refused(path, f"choose another place or name with {option('output')}"):
         check_encoder(path, size)
 
 
@@ -57,7 +57,7 @@ def check_encoder(path: Path, size: tuple[int, int] | None = None) -> None:
             reason, full = str(fault), fault.full
     if reason is None:
         return
-    hint = "try another format with -o, or pip install --force-reinstall imageio-ffmpeg"
+    hint = f"try another format with {option('output')}, or pip install --force-reinstall imageio-ffmpeg"
     if full:
         hint = f"make room on the disk, or {_ELSEWHERE}"
     elif own := os.environ.get("IMAGEIO_FFMPEG_EXE"):

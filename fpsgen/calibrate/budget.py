@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from fpsgen import metrics
-from fpsgen.errors import UsageError
+from fpsgen.errors import UsageError, option, plain
 
 if TYPE_CHECKING:  # a budget that cannot be is refused before torch is loaded
     from fpsgen.calibrate.solve import Problem, Schedule
@@ -16,6 +16,8 @@ if TYPE_CHECKING:  # a budget that cannot be is refused before torch is loaded
 
 Kind = Literal["psnr", "error", "cost"]
 
+# The settings that give them.
+FIELDS: dict[Kind, str] = {"psnr": "min_psnr", "error": "max_error", "cost": "target_cost"}
 LEAST_SAVING = 0.01  # of dense BF16 attention's cost: a schedule that saves less is not worth a file
 _NEAR = 0.5  # dB above the budget, where the search ends
 _AIM = 0.25  # dB above it, that a guess aims at
@@ -25,14 +27,15 @@ _MOST_GUESSES = 60  # of which those that lead to a schedule that is known cost 
 
 @dataclass(frozen=True)
 class Budget:
-    """psnr: at least so many dB, mean over the clips; error: at most, mean; cost: at most, in BF16 attention's."""
+    """psnr: at least so many dB, mean over the clips; error: at most, mean; cost: at most, in BF16 attention's. words:
+    how its user gave it, for preset and record."""
 
     kind: Kind
     value: float
+    words: str | None = field(default=None, compare=False)
 
     def __str__(self) -> str:
-        option = {"psnr": "--min-psnr", "error": "--max-error", "cost": "--target-cost"}[self.kind]
-        return f"{option} {self.value:g}"
+        return self.words or plain(option(FIELDS[self.kind], self.value))
 
     def level(self, checked: list[Checked]) -> float:
         """What was reached, in dB, of which more is better."""
@@ -106,8 +109,8 @@ def search(problem: Problem, budget: Budget, rounds: int, check: Callable[[Sched
     if not holding:
         told = f"only dense BF16 attention meets {budget}"
         saving = f"at least {LEAST_SAVING:.0%} of attention's cost"
-        reached = budget.reached(tried[-1].checked)
-        raise UsageError(f"{told}: the mildest schedule that saves {saving} reaches {reached}", "use --preset bf16")
+        told += f": the mildest schedule that saves {saving} reaches {budget.reached(tried[-1].checked)}"
+        raise UsageError(told, hint=f"use {option('preset', 'bf16')}")
     best = min(holding, key=lambda one: one.schedule.cost)
     return [one for one in tried if one is not best] + [best]
 
@@ -128,7 +131,7 @@ def check_possible(budget: Budget, least: float) -> None:
     """UsageError where the cheapest that there is, whose cost is `least`, is too dear."""
     if least > 1 - LEAST_SAVING:
         told = "nothing costs less than dense BF16 attention here: a video this small is not worth rounding"
-        raise UsageError(told, hint="use --preset bf16, or calibrate at a larger size")
+        raise UsageError(told, hint=f"use {option('preset', 'bf16')}, or calibrate at a larger size")
     if budget.kind == "cost" and least > budget.value:
         enough = math.ceil(least * 1000) / 1000
         raise UsageError(f"{budget}: no schedule costs so little", hint=f"the least here is {enough:.3f}")

@@ -1,4 +1,4 @@
-"""How long a calibration takes, worked out and not measured: what `--dry-run` prints."""
+"""How long a calibration takes, worked out and not measured: what a dry run prints."""
 
 from __future__ import annotations
 

@@ -245,7 +245,7 @@ def kept_in(folder: Path | None) -> Iterator[Path]:
             yield temporary
         return
     folder = options.expand(folder)
-    with files.refused(folder, "name a folder", "--videos "):
+    with files.refused(folder, "name a folder", "videos"):
         folder.mkdir(parents=True, exist_ok=True)
         files.check_writable(folder / "video.mp4")
     yield folder

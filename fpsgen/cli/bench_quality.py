@@ -187,7 +187,7 @@ def video_places(job: Job, folder: Path) -> dict[str, list[Path]]:
         if any(paths[0].parent.name == name for paths in places.values()):
             name = f"{name}-{number + 1}"
         places[one.name] = [folder / name / default_name(clip.prompt, clip.seed) for clip in job.clips]
-    with files.refused(folder, "name a folder", "--videos "):
+    with files.refused(folder, "name a folder", "videos"):
         for paths in places.values():
             own = paths[0].parent
             own.mkdir(parents=True, exist_ok=True)

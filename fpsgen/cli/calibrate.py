@@ -15,10 +15,11 @@ from fpsgen.cli import options, preferences
 from fpsgen.cli.errors import explained
 from fpsgen.cli.generate import find_model
 from fpsgen.cli.help import MEASURING, OUTPUT, option
-from fpsgen.cli.output import Output, readable
+from fpsgen.cli.output import Output, in_flags, readable
 from fpsgen.cli.prompts import read_prompts
 from fpsgen.cli.records import Kept, deliver, keep, report_place
 from fpsgen.errors import Stopped, UsageError
+from fpsgen.errors import option as setting
 from fpsgen.printable import printable
 from fpsgen.report.words import counted
 from fpsgen.seeds import check_seed
@@ -157,13 +158,13 @@ def calibrate(
 
 def budget_of(min_psnr: float | None, max_error: float | None, target_cost: float | None) -> Budget:
     """The one that was given; UsageError where it is none, or two."""
-    from fpsgen.calibrate.budget import Budget, Kind
+    from fpsgen.calibrate.budget import FIELDS, Budget, Kind
 
     every: dict[Kind, float | None] = {"psnr": min_psnr, "error": max_error, "cost": target_cost}
-    given = [Budget(kind, value) for kind, value in every.items() if value is not None]
-    if len(given) > 1:
-        raise UsageError(f"{given[0]} and {given[1]} are two budgets", hint="give one of them")
-    budget = given[0] if given else Budget("psnr", 30.0)
+    given = {kind: value for kind, value in every.items() if value is not None} or {"psnr": 30.0}
+    budget, *more = (Budget(kind, value, in_flags(setting(FIELDS[kind], value))) for kind, value in given.items())
+    if more:
+        raise UsageError(f"{budget} and {more[0]} are two budgets", hint="give one of them")
     low, high = {"psnr": (0, 100), "error": (0, 1), "cost": (0, 1)}[budget.kind]
     if not low < budget.value < high:  # nan is neither
         raise UsageError(f"{budget} is out of range", hint=f"give a number between {low} and {high}")
@@ -239,7 +240,7 @@ def check_output(output: Path) -> str | None:
     if output.suffix != ".toml":
         near = output.with_suffix(".toml") if output.name else output / "my.toml"
         raise UsageError(f"-o {output}: a preset is a .toml file", hint=f"try -o {near}")
-    if files.check_place(output, "my.toml", before="-o "):
+    if files.check_place(output, "my.toml"):
         from fpsgen.presets import file
 
         try:

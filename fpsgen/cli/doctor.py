@@ -8,7 +8,7 @@ import typer
 
 from fpsgen.cli import errors
 from fpsgen.cli.options import Json
-from fpsgen.cli.output import Output, readable
+from fpsgen.cli.output import Output, in_flags, readable
 from fpsgen.tables import Table
 
 Row = tuple[str, str]
@@ -24,7 +24,7 @@ def doctor(json: Json = False) -> None:
     out.loading("checking")
     for name, found in doctor.examine(strict=errors.show_tracebacks):
         report[name] = found
-    told = report["verdict"]
+    told = report["verdict"] | {"next": in_flags(report["verdict"]["next"])}
     for line in [*(f"Broken: {problem}." for problem in told["problems"])] or [told["can"]]:
         out.line(line)
     out.line(f"Next: {told['next']}", copied=True)
@@ -35,7 +35,7 @@ def doctor(json: Json = False) -> None:
     for warning in told["warnings"]:
         out.note(warning)
     if json:
-        out.result("", {"verdict": told} | report)
+        out.result("", report | {"verdict": told})
     if not told["works"]:
         raise typer.Exit(1)
 

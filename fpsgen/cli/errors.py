@@ -29,7 +29,7 @@ def explain(error: BaseException, options: Collection[str] = ()) -> tuple[str, s
     """Sentence, hint and exit code of anything that can end a command; options: those that the command has."""
     if isinstance(error, FpsgenError):
         stopped = isinstance(error, Stopped) or signals.came()
-        return str(error), error.hint, signals.exit_code() if stopped else error.exit_code
+        return f"{error}", error.hint, signals.exit_code() if stopped else error.exit_code
     # Whatever else is raised after a signal is what the signal broke, as half an import.
     if isinstance(error, (KeyboardInterrupt, typer.Abort)) or signals.came():
         return "stopped", None, signals.exit_code()

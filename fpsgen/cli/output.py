@@ -18,6 +18,7 @@ from rich.text import Text
 
 from fpsgen.cli import signals
 from fpsgen.cli.tables import Fitted
+from fpsgen.errors import with_options
 from fpsgen.printable import printable
 from fpsgen.printable import readable as readable
 from fpsgen.tables import Table
@@ -26,7 +27,18 @@ SCHEMA = 1  # of the objects that --json prints; docs/json.md says when it chang
 _LARGE = {name: name for name in ("diffusers", "transformers", "huggingface_hub", "matplotlib")} | {"torch": "PyTorch"}
 _UNBOUNDED = 1000  # columns
 _HINT = "hint:  "
+_SHORT = {"output": "-o"}  # options whose short name everybody types
 _MOST = 4000  # characters of one message: whoever wrote a name of a megabyte into a file fills no screen with it
+
+
+def in_flags(text: str) -> str:
+    """A text whose options (`fpsgen.errors.option`) are written as people type them here: --steps 50."""
+    return with_options(text, _flag)
+
+
+def _flag(field: str, value: str | None) -> str:
+    flag = _SHORT.get(field) or f"--{field.replace('_', '-')}"
+    return flag if value is None else f"{flag} {value}"
 
 
 class Output:
@@ -56,6 +68,7 @@ class Output:
     def error(self, message: str, hint: str | None, code: int) -> None:
         """What ends the command."""
         hush()
+        message, hint = in_flags(message), hint and in_flags(hint)
         self._say("error: ", "bold red", message)
         if hint:
             self._say(_HINT, "bold", hint)
@@ -129,7 +142,7 @@ class Output:
         """One line in styles, never as markup: a prompt or a path may hold brackets, or move the cursor."""
         if _waiting and _waiting[0].console is not self.console:  # else the line appears above the spinner, which stays
             hush()
-        told = printable(text, _MOST)
+        told = printable(in_flags(text), _MOST)
         # On a terminal a sentence is broken between words; a hint is not, because it may be a command to copy.
         whole = not self.console.is_terminal or label == _HINT
         self.console.print(Text.assemble((label, label_style), (told, style)), soft_wrap=whole)

@@ -35,7 +35,7 @@ def record_place(output: Path, out: Output) -> Path:
     if output.suffix != ".json":
         near = output.with_suffix(".json") if output.name else output / "bench.json"
         raise UsageError(f"-o {printable(output)}: a record is a .json file", hint=f"try -o {printable(near)}")
-    if files.check_place(output, "bench.json", before="-o "):
+    if files.check_place(output, "bench.json"):
         if not is_record(output):
             raise UsageError(f"{printable(output)} exists, and no bench wrote it", hint="choose another -o")
         out.note(f"{printable(output)} is replaced: the record of an earlier bench")

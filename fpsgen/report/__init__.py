@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from fpsgen import files
-from fpsgen.errors import RenderError, UsageError
+from fpsgen.errors import RenderError, UsageError, option
 from fpsgen.printable import printable
 
 _PICTURES = re.compile(r"(error|density|frontier|phases|steps|psnr|adherence|frames-\d+|roof-\d+)\.png")
@@ -49,13 +49,13 @@ def check_path(path: Path) -> None:
     """Refuse a report that could not be written, before any work is done for it."""
     if path.suffix.lower() != ".html":
         raise UsageError(f"{path} is no name of a report", hint="end it in .html")
-    there = files.check_place(path, "report.html", "for the report")
-    with files.refused(path, "choose another place or name for the report"):
+    there = files.check_place(path, "report.html", "report")
+    with files.refused(path, f"choose another place or name with {option('report')}", "report"):
         if there and not _is_ours(path):
-            raise UsageError(f"{path} exists, and fpsgen did not write it", hint="choose another --report")
+            raise UsageError(f"{path} exists, and fpsgen did not write it", hint=f"choose another {option('report')}")
         if not there and (others := _pictures_beside(path)):
             told = f"{others[0]} is there without its page, and would be replaced"
-            raise UsageError(told, hint="choose another --report, or remove it")
+            raise UsageError(told, hint=f"choose another {option('report')}, or remove it")
         with contextlib.suppress(FileNotFoundError):
             path.with_name(f"{path.stem}-frames-{MOST_PAIRS}.png").lstat()  # tells of a name too long
 

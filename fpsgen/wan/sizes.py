@@ -6,8 +6,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import Any
 
-from fpsgen.errors import UsageError
-from fpsgen.printable import typed
+from fpsgen.errors import UsageError, option
 from fpsgen.wan.config import WAN_1_3B
 
 NAMED = {"480p": (832, 480), "720p": (1280, 720)}
@@ -77,10 +76,11 @@ def parse_resolution(text: str) -> tuple[int, int]:
         return NAMED[text.lower()]
     match = re.fullmatch(r"(\d{1,9})\s*[xX*×]\s*(\d{1,9})", text.strip())  # noqa: RUF001
     if not match:
-        raise UsageError(f"--res {typed(text)} is not a size", hint="use 480p, 720p or WIDTHxHEIGHT such as 832x480")
+        raise UsageError(f"{option('res', text)} is not a size", hint="use 480p, 720p or WIDTHxHEIGHT such as 832x480")
     width, height = int(match[1]), int(match[2])
     if not (MULTIPLE <= width <= LARGEST and MULTIPLE <= height <= LARGEST):
-        raise UsageError(f"--res {text}: each side must be {MULTIPLE} to {LARGEST} pixels", hint="try --res 832x480")
+        told = f"{option('res', text)}: each side must be {MULTIPLE} to {LARGEST} pixels"
+        raise UsageError(told, hint=f"try {option('res', '832x480')}")
     return width, height
 
 
@@ -88,34 +88,37 @@ def check_model_size(width: int, height: int) -> None:
     """Refuse what the model cannot render, and name the nearest size that it can."""
     if width % MULTIPLE or height % MULTIPLE:
         near = "x".join(str(max(MULTIPLE, round(side / MULTIPLE) * MULTIPLE)) for side in (width, height))
-        raise UsageError(f"{width}x{height}: both sides must be multiples of {MULTIPLE}", hint=f"try --res {near}")
+        raise UsageError(
+            f"{width}x{height}: both sides must be multiples of {MULTIPLE}", hint=f"try {option('res', near)}"
+        )
 
 
 def check_scaled_size(width: int, height: int) -> None:
     """Refuse an output size that video encoders cannot take."""
     if width % 2 or height % 2:
-        raise UsageError(
-            f"{width}x{height}: both sides must be even", hint=f"try --res {width + width % 2}x{height + height % 2}"
-        )
+        near = f"{width + width % 2}x{height + height % 2}"
+        raise UsageError(f"{width}x{height}: both sides must be even", hint=f"try {option('res', near)}")
 
 
 def check_settings(frames: int | None, steps: int | None, guidance: float | None, shift: float | None) -> None:
     """Refuse numbers that mean nothing; None is none."""
     if frames is not None:
         check_frames(frames)
-    if steps is not None and not 1 <= steps <= 1000:
-        raise UsageError(f"--steps {steps}: must be 1 to 1000", hint="try --steps 50")
-    if guidance is not None and not 0 <= guidance <= 100:
-        raise UsageError(f"--guidance {guidance:g}: must be 0 to 100", hint="try --guidance 5")
-    if shift is not None and not 0.01 <= shift <= 100:
-        raise UsageError(f"--shift {shift:g}: must be 0.01 to 100", hint="try --shift 5")
+    for field, value, low, high, usual in (
+        ("steps", steps, 1, 1000, 50),
+        ("guidance", guidance, 0, 100, 5),
+        ("shift", shift, 0.01, 100, 5),
+    ):
+        if value is not None and not low <= value <= high:
+            raise UsageError(f"{option(field, value)}: must be {low} to {high}", hint=f"try {option(field, usual)}")
 
 
 def check_frames(frames: int) -> None:
     """Refuse frame counts that the VAE cannot make; it makes 1 frame, then 4 at a time."""
     if frames > MOST_FRAMES:
-        raise UsageError(f"--frames: at most {MOST_FRAMES}, where Wan2.1's positions end", hint="try --frames 81")
+        told = f"{option('frames')}: at most {MOST_FRAMES}, where Wan2.1's positions end"
+        raise UsageError(told, hint=f"try {option('frames', 81)}")
     if frames < 1 or frames % 4 != 1:
         low = max(1, (frames - 1) // 4 * 4 + 1)
         near = "1" if frames < 1 else f"{low} or {low + 4}"
-        raise UsageError(f"--frames {frames}: the count must be 4n + 1", hint=f"try --frames {near}")
+        raise UsageError(f"{option('frames', frames)}: the count must be 4n + 1", hint=f"try {option('frames', near)}")

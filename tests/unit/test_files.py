@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from fpsgen import files
-from fpsgen.errors import UsageError
+from fpsgen.errors import UsageError, option
 
 
 def test_a_regular_file_is_read_through_a_link(tmp_path: Path) -> None:
@@ -30,14 +30,17 @@ def test_what_may_never_end_is_refused_at_once(kind: str, tmp_path: Path) -> Non
         files.open_regular(path)
 
 
+ELSEWHERE = f"choose another place or name with {option('output')}"
+
+
 @pytest.mark.parametrize(
     ("name", "says", "hint"),
     [
-        ("folder", "-o folder is a folder", "name a file, such as folder/my.toml"),
+        ("folder", "output=folder is a folder", "name a file, such as folder/my.toml"),
         ("no where/my.toml", "the folder no where does not exist", "mkdir -p 'no where'"),
-        ("file/my.toml", "file is not a folder", "choose another place or name with -o"),
-        ("file", "-o file is write-protected", "choose another place or name with -o"),
-        ("x" * 300, "cannot be written: File name too long", "choose another place or name with -o"),
+        ("file/my.toml", "file is not a folder", ELSEWHERE),
+        ("file", "output=file is write-protected", ELSEWHERE),
+        ("x" * 300, "cannot be written: File name too long", ELSEWHERE),
     ],
 )
 def test_a_place_is_refused_with_what_is_wrong_and_what_helps(
@@ -48,7 +51,7 @@ def test_a_place_is_refused_with_what_is_wrong_and_what_helps(
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").write_text("kept")
     with pytest.raises(UsageError, match=says) as told:
-        files.check_place(Path(name), "my.toml", before="-o ")
+        files.check_place(Path(name), "my.toml")
     assert told.value.hint == hint
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
 

@@ -21,7 +21,7 @@ def compose(record: dict[str, Any], pairs: Sequence[Pair], drawn: Mapping[str, b
         _frontier(record, drawn["frontier"]),
         clips.section(pairs, drawn, record["fps"]),
         _clips(record),
-        "<h2>The preset</h2>\n<p>This file was written. <code>fpsgen generate --preset FILE</code> uses it.</p>\n"
+        "<h2>The preset</h2>\n<p>This file was written. <code>fpsgen generate</code> takes it as its preset.</p>\n"
         f'<pre tabindex="0">{html.text(record["preset"])}</pre>\n',
         _making(record),
     ]

@@ -15,7 +15,7 @@ from fpsgen.calibrate import solve
 from fpsgen.calibrate.budget import Budget, Tried, search
 from fpsgen.calibrate.solve import Problem, Schedule
 from fpsgen.calibrate.verify import Checked
-from fpsgen.errors import UsageError
+from fpsgen.errors import UsageError, option
 
 ROUNDS = 6
 COSTS = torch.tensor([[math.inf, math.inf, 1.0], [0.10, 0.30, 0.55], [0.09, 0.29, 0.53]], dtype=torch.float64)
@@ -106,7 +106,7 @@ def test_saturation() -> None:
     cheapest = solve.within_error(task, math.inf)
     assert tried[-1].schedule.cost == cheapest.cost, "all hold, so that the cheapest does"
     bad = Truth(level=12.0)
-    with pytest.raises(UsageError, match="only dense BF16 attention meets --min-psnr 30"):
+    with pytest.raises(UsageError, match="only dense BF16 attention meets min_psnr=30"):
         search(task, Budget("psnr", 30.0), ROUNDS, bad)
     assert bad.asked <= ROUNDS + 1
 
@@ -115,9 +115,9 @@ def test_an_impossible_budget() -> None:
     truth = Truth(worst=88.0)
     with pytest.raises(UsageError) as told:
         search(problem(), Budget("psnr", 99.0), ROUNDS, truth)
-    assert str(told.value).startswith("only dense BF16 attention meets --min-psnr 99: the mildest schedule")
+    assert str(told.value).startswith("only dense BF16 attention meets min_psnr=99: the mildest schedule")
     assert "dB" in str(told.value)
-    assert told.value.hint == "use --preset bf16"
+    assert told.value.hint == f"use {option('preset', 'bf16')}"
     assert truth.asked <= ROUNDS + 1
 
 
@@ -206,7 +206,7 @@ def test_target_cost() -> None:
 def test_a_target_below_the_least(value: float) -> None:
     """Told before anything is checked, with a figure that does work."""
     truth = Truth()
-    with pytest.raises(UsageError, match=f"--target-cost {value:g}: no schedule costs so little") as told:
+    with pytest.raises(UsageError, match=f"target_cost={value:g}: no schedule costs so little") as told:
         search(problem(), Budget("cost", value), ROUNDS, truth)
     assert told.value.hint == "the least here is 0.090"
     assert truth.asked == 0
