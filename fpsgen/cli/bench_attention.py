@@ -54,7 +54,7 @@ def attention(
         list[str] | None,
         option(
             "X",
-            "The share of token pairs to compute; the window nearest to it is taken.",
+            "The share of token pairs to compute, at least: a preset with this density has the same window.",
             MEASURING,
             shown="1,1/2,1/4,1/6,1/10",
         ),

@@ -173,7 +173,6 @@ def attention(cases: int = 2, ours: bool = True) -> dict[str, Any]:
 def _case(model: str, res: str, grid: tuple[int, int, int], heads: int, ours: bool) -> dict[str, Any]:
     from fpsgen.attention.tiles import TileGrid, default_tile
     from fpsgen.bench.attention.report import derive
-    from fpsgen.bench.attention.shapes import nearest_window
 
     chance = random.Random(heads)
     tiles = TileGrid(grid, default_tile(grid))
@@ -204,7 +203,7 @@ def _case(model: str, res: str, grid: tuple[int, int, int], heads: int, ours: bo
         before = {"kind": "prologue", "name": f"{variant}, prologue", "bits": 8, "stages": [[0, 0, moved]]}
         lines.append({**before, **own, "samples_ms": [moved / 2e9]})
         for wanted in (1.0, 0.5, 0.25, 0.1):
-            window = nearest_window(tiles, wanted)
+            window = tiles.window_of(wanted)
             density = tiles.density(window)
             own |= {"wanted": f"{wanted:g}", "window": window, "density": density, "error_to_exact": 0.05}
             checked = {**own, "error_to_emulator": {"13 bits": 1e-3}}

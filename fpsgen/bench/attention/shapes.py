@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fractions import Fraction
-from math import log
 from typing import Any
 
 from fpsgen.attention.emulator import VARIANTS
@@ -60,29 +59,11 @@ def shape(model: str, res: str) -> Shape:
     return Shape(model, res, TileGrid(grid, default_tile(grid)), FAMILIES[model].num_heads)
 
 
-def nearest_window(tiles: TileGrid, density: float) -> Shape3 | None:
-    """The window whose true density has the ratio nearest to 1 with `density`; of those equally near, the one
-    most like a cube, by the ratio of its longest side to its shortest, in tokens."""
-
-    def distance(window: Shape3 | None) -> tuple[float, float]:
-        # Rounded, because products of shares in another order differ in their last bit.
-        return round(abs(log(tiles.density(window) / density)), 9), stretch(tiles, window)
-
-    return min((tiles.fit(window) for window in tiles.windows), key=distance)
-
-
-def stretch(tiles: TileGrid, window: Shape3 | None) -> float:
-    """The longest side of a window over its shortest, in tokens; an edge tile's missing tokens do not count."""
-    reach = zip(window or tiles.counts, tiles.tile, tiles.grid, strict=True)
-    sides = [min(length * tile, size) for length, tile, size in reach]
-    return max(sides) / min(sides)
-
-
 def chosen_windows(tiles: TileGrid, wanted: Iterable[str]) -> dict[str, Shape3 | None]:
-    """A window for each wanted density, written as a fraction; a window that two would have goes to the first."""
+    """The window that a preset has at each density, written as a fraction; one that two have goes to the first."""
     found: dict[str, Shape3 | None] = {}
     for text in wanted:
-        window = nearest_window(tiles, float(Fraction(text)))
+        window = tiles.window_of(float(Fraction(text)))
         if window not in found.values():
             found[text] = window
     return found

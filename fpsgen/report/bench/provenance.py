@@ -49,15 +49,15 @@ def _named(given: Mapping[str, Any], names: tuple[str, ...]) -> str:
 
 
 def states(runs: list[str], found: list[dict[str, Any]] | None) -> str:
-    """The card before each run; nothing where there is no card. runs: in words."""
+    """The card after each run; nothing where there is no card. runs: in words."""
     if not found:
         return ""
-    heads = ["Before", *(told for key, told in _STATE.items() if key in found[0])]
+    heads = ["After", *(told for key, told in _STATE.items() if key in found[0])]
     rows = [
         [html.text(run), *(DASH if state[key] is None else f"{state[key]:g}" for key in _STATE if key in state)]
         for run, state in zip(runs, found, strict=False)
     ]
-    return f"<h3>The card before each run</h3>\n{html.table('The card before each run', heads, rows)}"
+    return f"<h3>The card after each run</h3>\n{html.table('The card after each run', heads, rows)}"
 
 
 def notes(record: Mapping[str, Any]) -> str:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import product
-from math import inf, log
+from fractions import Fraction
 
 import pytest
 import torch
@@ -16,8 +15,9 @@ from fpsgen.bench import dense_kernels, roofline
 from fpsgen.bench.attention import contenders
 from fpsgen.bench.attention.check import Oracles, error, exact, for_heads, sampled_rows, spread
 from fpsgen.bench.attention.contenders import Contender, Inputs, WrongResultError
-from fpsgen.bench.attention.shapes import DENSITIES, Shape, chosen_windows, nearest_window, shape
+from fpsgen.bench.attention.shapes import DENSITIES, Shape, chosen_windows, shape
 from fpsgen.bench.roofline import Rates
+from fpsgen.presets import file
 from fpsgen.wan.config import FAMILIES
 
 RAGGED = TileGrid((5, 6, 7), (2, 2, 3))
@@ -36,45 +36,19 @@ def test_shapes_are_wan_s() -> None:
     }
 
 
-@pytest.mark.parametrize(
-    ("res", "expected"),
-    [
-        ("480p", {"1/2": (5, 3, 9), "1/4": (5, 1, 13), "1/6": (5, 3, 3), "1/10": (3, 3, 3)}),  # of 7 x 3 x 13 tiles
-        ("720p", {"1/2": (7, 9, 5), "1/4": (5, 3, 10), "1/6": (7, 5, 3), "1/10": (7, 3, 3)}),  # of 7 x 9 x 10
-    ],
-)
-def test_windows_of_both_sizes(res: str, expected: dict[str, Shape3]) -> None:
+@pytest.mark.parametrize("res", ["480p", "720p"])
+def test_a_density_has_the_window_that_a_preset_gives_it(res: str) -> None:
     tiles = shape("14b", res).tiles
-    found = chosen_windows(tiles, DENSITIES)
-    assert found == {"1": None, **expected}
-    for text, window in expected.items():  # 120 tokens in every tile: densities are shares of tiles
-        share = window[0] * window[1] * window[2] / len(tiles.valid)
-        assert tiles.density(found[text]) == pytest.approx(share)
-        assert 0.92 < share * int(text[2:]) < 1.01
-
-
-@pytest.mark.parametrize("tiles", [RAGGED, shape("14b", "720p").tiles, TileGrid((4, 5, 6), (1, 2, 2))], ids=str)
-def test_no_other_window_is_nearer(tiles: TileGrid) -> None:
-    for wanted in (0.9, 0.5, 0.3, 1 / 6, 0.1, 0.01):
-        apart = abs(log(tiles.density(nearest_window(tiles, wanted)) / wanted))
-        least = inf
-        for lengths in product(*(range(1, count + 1) for count in tiles.counts)):
-            try:
-                least = min(least, abs(log(tiles.density(tiles.fit(lengths)) / wanted)))
-            except ValueError:  # even, and no whole axis
-                continue
-        assert apart == pytest.approx(least, abs=1e-8)
-
-
-def test_of_two_equally_near_the_cube_wins() -> None:
-    tiles = shape("14b", "720p").tiles  # (7, 9, 1) has density 1/10, too, and is 45 x 8 tokens across
-    assert tiles.density((7, 9, 1)) == pytest.approx(tiles.density((7, 3, 3)))
-    assert nearest_window(tiles, 0.1) == (7, 3, 3)
+    for text, window in chosen_windows(tiles, DENSITIES).items():
+        phase = f"format = 1\n[[phase]]\nsigma = [1.0, 0.0]\ndensity = {float(Fraction(text))}\n"
+        [[plan]] = file.parse(phase.encode(), "mine.toml").schedule([1.0], tiles, 1, 40)
+        assert plan.windows == (window,), text
 
 
 def test_a_window_is_measured_once() -> None:
     tiles = TileGrid((2, 2, 2), (1, 1, 2))  # windows of 1, 2 or 4 tiles
     assert list(chosen_windows(tiles, ("1", "0.9", "1/4", "1/5"))) == ["1", "1/4"]
+    assert chosen_windows(shape("14b", "720p").tiles, DENSITIES).keys() == set(DENSITIES)
 
 
 # ---- work and rooflines ---------------------------------------------------------------------------------------------

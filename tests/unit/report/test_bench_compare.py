@@ -103,6 +103,13 @@ def test_every_figure_of_the_record_is_said(tmp_path: Path) -> None:
         assert part in told, part
 
 
+def test_the_card_s_state_is_that_after_each_run(tmp_path: Path) -> None:
+    """As docs/bench.md has it, and as `compare.run` notes it: warm from the work."""
+    page = said(made(tmp_path, bench_records.on_a_card()))
+    assert "after each run" in page
+    assert "before each run" not in page
+
+
 def test_pictures_say_their_numbers_without_eyes(tmp_path: Path) -> None:
     given = bench_records.compare("quality", "bf16", "diffusers")
     bars, steps = made(tmp_path, given).images
