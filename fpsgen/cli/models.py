@@ -20,8 +20,7 @@ from fpsgen.tables import Table
 
 if TYPE_CHECKING:
     from fpsgen.weights.cached import Cached
-    from fpsgen.weights.hub import Download
-    from fpsgen.weights.models import Model
+    from fpsgen.weights.layout import Format
 
 EXAMPLES = """
 fpsgen models
@@ -60,9 +59,9 @@ def show(context: typer.Context, json: Json = False) -> None:
 def list_models(json: Json = False) -> None:
     """List the models that fpsgen knows, and which of them are on this disk."""
     out = Output(json)
-    known = list(listed())
+    entries = list(listed())
     if json:
-        out.result("", {"models": known})
+        out.result("", {"models": entries})
         return
     table = Table()
     table.column("model")
@@ -70,30 +69,28 @@ def list_models(json: Json = False) -> None:
     table.column("state", prose=True)
     table.column("size", right=True)
     table.column("where", spare=1)
-    for entry in known:
-        row = (entry["name"], entry["format"] or "", state_told(entry), size_told(entry), where_told(entry))
-        table.row(*row)
+    for entry in entries:
+        table.row(entry["name"], entry["format"], *state_and_size(entry), where(entry))
     out.show(table)
 
 
-def state_told(entry: dict) -> str:
-    """The state, and what lacks where that is known."""
-    if not entry["lacking"]:
-        return entry["state"]
-    return f"incomplete: {len(entry['lacking'])} of {entry['files']} files, {readable(entry['absent_bytes'])} missing"
-
-
-def size_told(entry: dict) -> str:
+def state_and_size(entry: dict) -> tuple[str, str]:
+    """How much of a model is here, and its size on disk or on the way, each where it is known."""
     from fpsgen.weights import hub
 
     if entry["bytes"] is not None:
-        return readable(entry["bytes"])
-    absent = entry["state"] == "not here"
-    return f"about {hub.DOWNLOAD_GB[entry['name']][entry['format']]} GB" if absent else ""
+        return entry["state"], readable(entry["bytes"])
+    if entry["state"] == "not here":
+        return entry["state"], f"about {hub.DOWNLOAD_GB[entry['name']][entry['format']]} GB"
+    if entry["lacking"]:
+        missing = f"{len(entry['lacking'])} of {entry['files']} files, {readable(entry['absent_bytes'])} missing"
+        return f"incomplete: {missing}", ""
+    return entry["state"], ""
 
 
-def where_told(entry: dict) -> str:
-    if entry["state"] == "unreadable" or (entry["why"] and not entry["lacking"]):
+def where(entry: dict) -> str:
+    """The folder or the hub id; where neither explains the state, what is wrong."""
+    if entry["why"] and not entry["lacking"]:
         return entry["why"]
     return printable(entry["folder"] or entry["repository"]) if entry["repository"] else "comes with fpsgen"
 
@@ -103,30 +100,20 @@ def listed() -> Iterator[dict]:
     from fpsgen.weights import hub, models
 
     pocket = models.find(models.POCKET)
-    own = hub.Cached(pocket.name, "here", pocket.folder, pocket.checkpoint)
-    yield {**entry(pocket.name, own), "repository": None}
-    for name, repositories in hub.REPOSITORIES.items():
-        for form, repository in repositories.items():
-            yield {**entry(name, hub.look(repository)), "format": form}
+    built_in = hub.Cached("", "here", pocket.folder, pocket.checkpoint)
+    yield {**entry_of(pocket.name, pocket.checkpoint.format, built_in), "repository": None}
+    for name, form, cached in hub.known():
+        yield entry_of(name, form, cached)
     for cached in hub.downloaded():
-        yield entry(cached.repository, cached)
+        if cached.checkpoint:
+            yield entry_of(cached.repository, cached.checkpoint.format, cached)
 
 
-def entry(name: str, cached: Cached) -> dict:
+def entry_of(name: str, form: Format, cached: Cached) -> dict:
     """What the list says of a model. bytes: on disk, where it is whole; absent_bytes: to be fetched, where known."""
-    checkpoint = cached.checkpoint
-    return {
-        "name": name,
-        "repository": cached.repository,
-        "folder": str(cached.folder) if cached.folder else None,
-        "format": checkpoint.format if checkpoint else None,
-        "bytes": checkpoint.bytes if checkpoint else None,
-        "state": cached.state,
-        "why": cached.why,
-        "files": len(cached.files) or None,
-        "lacking": list(cached.lacking),
-        "absent_bytes": cached.lacking_bytes if cached.lacking else None,
-    }
+    told = {key: value for key, value in vars(cached).items() if key not in ("checkpoint", "hint")}
+    size = cached.checkpoint.bytes if cached.checkpoint else None
+    return told | {"name": name, "format": form, "bytes": size, "folder": cached.folder and str(cached.folder)}
 
 
 @app.command(epilog="fpsgen models pull 1.3b --dry-run\nfpsgen models pull 14b")
@@ -155,18 +142,15 @@ def pull(
         disable_progress_bars()
     out.loading("asking the hub")
     download = hub.plan(hub.repository_of(name, form.value), force)
-    told = told_of(download)
-    amount = f"{readable(download.absent_bytes)} of {readable(download.bytes)} from {download.repository}"
+    size = sum(download.files.values())
+    told = {"repository": download.repository, "files": download.files, "bytes": size}
+    told |= {"absent_bytes": download.absent_bytes}
+    amount = f"{readable(download.absent_bytes)} of {readable(size)} from {download.repository}"
     if dry_run:
-        for file, size in download.files.items():
-            out.line(
-                f"{readable(size):>10}  {printable(file)}{'' if file in download.absent else '  (here already)'}",
-                copied=True,
-            )
-        out.result(
-            f"{amount} would be fetched",
-            told,
-        )
+        for file, bytes_of_file in download.files.items():
+            here = "" if file in download.absent else "  (here already)"
+            out.line(f"{readable(bytes_of_file):>10}  {printable(file)}{here}", copied=True)
+        out.result(f"{amount} would be fetched", told)
         return
     out.note(f"fetching {amount}")
     hush()  # the hub draws bars of its own
@@ -198,26 +182,22 @@ def rm(
         hint = "give 1.3b, 14b or a hub id: fpsgen removes nothing but downloads in the hub's cache"
         raise UsageError(f"{printable(name, 100)} is no downloaded model", hint)
     out = Output(json)
-    names = list(dict.fromkeys(hub.repository_of(name, each.value) for each in ([form] if form else FormatName)))
-    removals = [cached.removal(each) for each in names if len(names) == 1 or cached.is_there(each)]
+    names = dict.fromkeys(hub.repository_of(name, each.value) for each in ([form] if form else FormatName))
+    removals = list(filter(None, map(cached.removal, names)))
     if not removals:
-        raise UsageError(f"Wan2.1 {name} is not in the hub's cache", hint="fpsgen models lists what is here")
-    told = " and ".join(f"{removal.repository} ({readable(removal.bytes)})" for removal in removals)
+        raise UsageError(f"{name} is not in the hub's cache", hint="fpsgen models lists what is here")
+    told = " and ".join(f"{each.repository} ({readable(each.bytes)})" for each in removals)
     if not yes:
         if not out.may_ask:
-            raise UsageError(
-                f"this would remove {told}, and nobody is here to be asked",
-                hint="add --yes to remove it without a question",
-            )
+            hint = "add --yes to remove it without a question"
+            raise UsageError(f"this would remove {told}, and nobody is here to be asked", hint)
         if not typer.confirm(f"Remove {told}?", err=True):
             raise Stopped("nothing was removed")
     freed = 0
-    for removal in removals:
-        freed += removal.execute()
-        if removal.others:
-            out.note(
-                f"{removal.repository}: {removal.others} other revisions stay; `hf cache ls --revisions` lists them"
-            )
+    for each in removals:
+        freed += each.execute()
+        if each.others:
+            out.note(f"{each.repository}: {each.others} other revisions stay; `hf cache ls --revisions` lists them")
     out.result(f"{readable(freed)} freed", {"removed": [each.repository for each in removals], "freed_bytes": freed})
 
 
@@ -240,12 +220,23 @@ def check(
         load.check(found.checkpoint)
     except ModelError as error:
         raise ModelError(f"model {printable(model)} cannot be used: {error}", hint=error.hint) from None
-    told = told_about(found)
+    checkpoint, config = found.checkpoint, found.checkpoint.config
+    parameters = sum(each.numel() for each in load.empty_transformer(checkpoint).parameters())
+    told = {
+        "model": found.name,
+        "format": checkpoint.format,
+        "folder": str(found.folder),
+        **{key: getattr(config, key) for key in ("dim", "num_layers", "num_heads", "ffn_dim")},
+        "parameters": parameters,
+        "dtypes": load.dtypes(checkpoint),
+        "bytes": checkpoint.bytes,
+    }
     for key, value in told.items():
         out.detail(f"{key}: {value}")
+    count = f"{parameters / 1e9:.3f} billion" if parameters >= 1e9 else f"{parameters / 1e6:.1f} million"
     out.result(
-        f"{printable(model)}: a whole Wan2.1 text-to-video checkpoint in {told['format']} format, "
-        f"{in_words(told['parameters'])} parameters in the transformer, {readable(told['bytes'])}",
+        f"{printable(model)}: a whole Wan2.1 text-to-video checkpoint in {checkpoint.format} format, "
+        f"{count} parameters in the transformer, {readable(checkpoint.bytes)}",
         told,
     )
 
@@ -278,36 +269,3 @@ def convert(
             progress.update(task, description=part)
             out.milestone(part)
     out.result(str(out_folder), {"output": str(out_folder), "format": (to or other).value}, copied=True)
-
-
-def told_of(download: Download) -> dict:
-    return {
-        "repository": download.repository,
-        "files": download.files,
-        "bytes": download.bytes,
-        "absent_bytes": download.absent_bytes,
-    }
-
-
-def told_about(model: Model) -> dict:
-    """What is known of a checked model."""
-    from fpsgen.weights import load
-
-    checkpoint = model.checkpoint
-    config = checkpoint.config
-    return {
-        "model": model.name,
-        "format": checkpoint.format,
-        "folder": str(model.folder),
-        "dim": config.dim,
-        "num_layers": config.num_layers,
-        "num_heads": config.num_heads,
-        "ffn_dim": config.ffn_dim,
-        "parameters": sum(p.numel() for p in load.empty_transformer(checkpoint).parameters()),
-        "dtypes": load.dtypes(checkpoint),
-        "bytes": checkpoint.bytes,
-    }
-
-
-def in_words(count: int) -> str:
-    return f"{count / 1e9:.3f} billion" if count >= 1e9 else f"{count / 1e6:.1f} million"

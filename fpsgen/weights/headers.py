@@ -31,6 +31,10 @@ _LONGEST_HEADER = 100_000_000  # bytes, by safetensors' own rule
 Rename = Callable[[str], str]
 
 
+class UnreadableError(ModelError):
+    """A file that lies there, and that its owner lets nobody else read."""
+
+
 def read_json(path: Path) -> dict:
     """The JSON object in a file; ModelError that says what is wrong with it."""
     try:
@@ -195,9 +199,10 @@ def unreadable(path: Path, fault: OSError) -> Exception:
     """The error for a path that cannot be read; what lacks memory to be mapped is told as that."""
     if fault.errno == errno.ENOMEM or _NO_MEMORY in str(fault):
         return MemoryError(str(path))
-    reason = fault.strerror or str(fault)
-    hint = "ask its owner for permission to read it" if isinstance(fault, PermissionError) else FETCH_AGAIN
-    return ModelError(f"{printable(path)} cannot be read: {printable(reason)}", hint=hint)
+    told = f"{printable(path)} cannot be read: {printable(fault.strerror or fault)}"
+    if isinstance(fault, PermissionError):
+        return UnreadableError(told, hint="ask its owner for permission to read it")
+    return ModelError(told, hint=FETCH_AGAIN)
 
 
 def faults(wanted: Mapping[str, Sequence[int]], found: Mapping[str, Header]) -> str:

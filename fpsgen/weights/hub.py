@@ -23,7 +23,7 @@ from fpsgen import assets
 from fpsgen.errors import DownloadError, ModelError, UsageError
 from fpsgen.printable import printable, readable, typed
 from fpsgen.weights import layout
-from fpsgen.weights.cached import ID, NEEDED, Cached, look, repositories
+from fpsgen.weights.cached import ID, NEEDED, STATES, Cached, look, repositories
 from fpsgen.weights.layout import Format
 
 # The original repositories first: they are the smaller ones.
@@ -38,41 +38,44 @@ DOWNLOAD_GB: dict[str, dict[Format, int]] = {
 }
 
 
-def pull_hint(key: str) -> str:
-    """The command that fetches a known model, or what is absent of it, and how much that is."""
-    form, cached = nearest(key)
-    option = "" if form == "original" else f" --format {form}"
-    return f"fpsgen models pull {key}{option} ({to_fetch(key, form, cached)})"
-
-
-def to_fetch(key: str, form: Format, cached: Cached) -> str:
-    """How much is to be fetched of a known model, in words."""
-    if not cached.lacking:
-        return f"about {DOWNLOAD_GB[key][form]} GB"
-    return f"{readable(cached.lacking_bytes)}; the rest is here"
+def known() -> Iterator[tuple[str, Format, Cached]]:
+    """What the cache holds of the known models: name and format of each, and what there is."""
+    for key, repositories_of in REPOSITORIES.items():
+        for form, repository in repositories_of.items():
+            yield key, form, look(repository)
 
 
 def nearest(key: str) -> tuple[Format, Cached]:
-    """The format of a known model of which least is to be fetched, the original where that is all the same."""
+    """The format of a known model that is whole or nearest to it; the original where nothing is here."""
     looked = {form: look(repository) for form, repository in REPOSITORIES[key].items()}
-    absent = {
-        form: found.lacking_bytes if found.lacking else DOWNLOAD_GB[key][form] * 1e9 for form, found in looked.items()
-    }
-    form = min(absent, key=absent.__getitem__)
+    form = min(looked, key=lambda form: (STATES.index(looked[form].state), looked[form].absent_bytes or 0))
     return form, looked[form]
 
 
 def on_disk(key: str) -> Path | None:
     """The downloaded folder of a known model in either format, or None where it is absent or not whole."""
-    found = map(look, REPOSITORIES[key].values())
-    return next((cached.folder for cached in found if cached.state == "here"), None)
+    cached = nearest(key)[1]
+    return cached.folder if cached.state == "here" else None
+
+
+def to_fetch(key: str) -> str:
+    """How much is to be fetched of a known model, in words."""
+    form, cached = nearest(key)
+    if cached.absent_bytes is None:
+        return f"about {DOWNLOAD_GB[key][form]} GB"
+    return f"{readable(cached.absent_bytes)}; the rest is here"
+
+
+def pull_hint(key: str) -> str:
+    """The command that fetches a known model, or what is absent of it, and how much that is."""
+    form = nearest(key)[0]
+    name = key if form == "original" else REPOSITORIES[key][form]
+    return f"fpsgen models pull {name} ({to_fetch(key)})"
 
 
 def refusal(cached: Cached, name: str) -> ModelError:
     """The error for a model of which the cache holds something that is not whole, with what mends it."""
-    if cached.state == "unreadable":
-        return ModelError(f"model {name} cannot be used: {cached.why}", hint=cached.hint)
-    size = f" ({readable(cached.lacking_bytes)})" if cached.lacking else ""
+    size = f" ({readable(cached.absent_bytes)})" if cached.absent_bytes is not None else ""
     hint = f"fpsgen models pull {name} fetches what is absent{size}; with --force, everything anew"
     told = "is incomplete in the hub's cache" if cached.lacking else "cannot be used"
     return ModelError(f"model {name} {told}: {cached.why}", hint=cached.hint or hint)
@@ -80,23 +83,20 @@ def refusal(cached: Cached, name: str) -> ModelError:
 
 def downloaded() -> list[Cached]:
     """Wan2.1 checkpoints other than the known ones that the cache holds."""
-    known = {repository for formats in REPOSITORIES.values() for repository in formats.values()}
-    found = (look(repository) for repository in repositories() if repository not in known)
-    return [cached for cached in found if cached.state == "here"]
+    ours = {repository for formats in REPOSITORIES.values() for repository in formats.values()}
+    return [cached for each in repositories() if each not in ours and (cached := look(each)).state == "here"]
 
 
 @dataclass(frozen=True)
 class Download:
-    """What `pull` fetches: the files of a repository that are needed, those to be fetched, both with their bytes."""
+    """What `pull` fetches: the files of a repository that are needed, those to be fetched, both with their bytes; the
+    folder where offline all is here."""
 
     repository: str
     files: dict[str, int]
     absent: dict[str, int]
     force: bool = False
-
-    @property
-    def bytes(self) -> int:
-        return sum(self.files.values())
+    folder: Path | None = None
 
     @property
     def absent_bytes(self) -> int:
@@ -122,28 +122,21 @@ def plan(repository: str, force: bool = False) -> Download:
 
     force: files that are here already as well. Offline, a model that is whole on disk is a download of nothing.
     """
-    if not force and (folder := _whole_offline(repository)):
-        files = {
-            path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*") if path.is_file()
-        }
-        return Download(repository, files, {})
-    with _explained(repository, "check the network; a model fetched elsewhere can be given as --model FOLDER"):
+    if constants.HF_HUB_OFFLINE and not force and (cached := look(repository)).state == "here" and cached.folder:
+        here = [path for path in cached.folder.rglob("*") if path.is_file()]
+        files = {path.relative_to(cached.folder).as_posix(): path.stat().st_size for path in here}
+        return Download(repository, files, {}, folder=cached.folder)
+    with _explained(repository, "check the network, or fetch the model elsewhere and name its folder as the model"):
         try:
-            found = snapshot_download(repository, allow_patterns=list(NEEDED), dry_run=True)
+            found = snapshot_download(repository, allow_patterns=NEEDED, dry_run=True)
         except DryRunError as failure:  # says nothing of its own
             raise failure.__cause__ or failure from None
-    sizes_of = {info.filename: info.file_size or 0 for info in found}
-    if not any(name.endswith((".safetensors", ".pth")) for name in sizes_of):
-        hint = "fpsgen models lists names; for a transformer in one file, fetch it and give --model FILE.safetensors"
+    files = {info.filename: info.file_size or 0 for info in found}
+    if not any(name.endswith((".safetensors", ".pth")) for name in files):
+        hint = "fpsgen models lists names; of a transformer in one file, fetch that file and name it as the model"
         raise UsageError(f"{repository} holds no Wan2.1 checkpoint", hint)
     absent = {info.filename: info.file_size or 0 for info in found if info.will_download or force}
-    return Download(repository, sizes_of, absent, force)
-
-
-def _whole_offline(repository: str) -> Path | None:
-    """The folder of a model that is here, where the hub may not be asked."""
-    cached = look(repository) if constants.HF_HUB_OFFLINE else None
-    return cached.folder if cached and cached.state == "here" else None
+    return Download(repository, files, absent, force)
 
 
 def pull(download: Download) -> Path:
@@ -152,31 +145,28 @@ def pull(download: Download) -> Path:
     Raises ModelError before the weights where the configuration is another model's, and after them where they are
     damaged.
     """
-    free = shutil.disk_usage(assets.existing(Path(constants.HF_HUB_CACHE))).free
+    if download.folder:
+        return download.folder
+    repository, free = download.repository, shutil.disk_usage(assets.existing(Path(constants.HF_HUB_CACHE))).free
     if download.absent_bytes > free:
         raise UsageError(
-            f"{download.repository} needs {download.absent_bytes / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB left",
+            f"{repository} needs {readable(download.absent_bytes)}, the disk has {readable(free)} left",
             hint="set HF_HOME to a folder on a larger disk",
         )
-    if not download.absent and (folder := _whole_offline(download.repository)):
-        return folder
-    kept = f"what arrived is kept: fpsgen models pull {download.repository} continues from there"
-    with _explained(download.repository, kept):
+    with _explained(repository, f"what arrived is kept: fpsgen models pull {repository} continues from there"):
         small = [pattern for pattern in NEEDED if pattern.split("/")[-1] in ("config.json", "model_index.json")]
-        folder = Path(snapshot_download(download.repository, allow_patterns=small))
         try:
-            layout.refuse_other_models(folder)
+            layout.refuse_other_models(Path(snapshot_download(repository, allow_patterns=small)))
         except ModelError as error:
-            raise ModelError(f"{download.repository} cannot be used: {error}", hint=error.hint) from None
-        needed = list(NEEDED)
-        folder = Path(snapshot_download(download.repository, allow_patterns=needed, force_download=download.force))
+            raise ModelError(f"{repository} cannot be used: {error}", hint=error.hint) from None
+        folder = Path(snapshot_download(repository, allow_patterns=NEEDED, force_download=download.force))
     from fpsgen.weights import load  # here, for it imports torch
 
     try:
         load.check(layout.recognise(folder))
     except ModelError as error:
-        hint = f"fpsgen models pull {download.repository} --force"
-        raise ModelError(f"{download.repository} arrived damaged: {error}", hint) from None
+        hint = f"fpsgen models pull {repository} --force"
+        raise ModelError(f"{repository} arrived damaged: {error}", hint) from None
     return folder
 
 
@@ -190,42 +180,38 @@ def _explained(repository: str, hint: str) -> Iterator[None]:
         yield
     except ModelError:
         raise
-    except HFValidationError as fault:
-        hint = "a hub id is OWNER/NAME, such as Wan-AI/Wan2.1-T2V-1.3B"
-        raise UsageError(f"{printable(repository)} is not a hub id: {printable(fault)}", hint) from None
-    except GatedRepoError:
-        raise UsageError(f"{repository} asks for a login", hint="hf auth login") from None
-    except RepositoryNotFoundError:
-        raise UsageError(f"the hub has no {repository}", hint="see `fpsgen models` for names") from None
-    except HfHubHTTPError as fault:
-        status = fault.response.status_code if fault.response is not None else "an error"
-        if status in (401, 403):
-            raise UsageError(f"the hub does not let you have {repository}", hint="hf auth login") from None
-        raise DownloadError(f"the hub answered {status} for {repository}", f"try later; {hint}") from None
-    except (KeyError, TypeError, ValueError, RecursionError):  # a proxy's login page, say, or a million brackets
-        raise DownloadError(f"what answers at {constants.ENDPOINT} is no hub", hint="check HF_ENDPOINT") from None
     except Exception as fault:
-        raise _failure(fault, repository, hint) from None
+        raise _in_words(fault, repository, hint) from None
 
 
-def _failure(fault: Exception, repository: str, hint: str) -> Exception:
-    """What to raise for a failure of the network, the disk or the library."""
+def _in_words(fault: Exception, repository: str, hint: str) -> Exception:
+    """What to raise for a failure of the hub, the network, the disk or the library."""
+    if isinstance(fault, HFValidationError):
+        told = f"{printable(repository)} is not a hub id: {printable(fault)}"
+        return UsageError(told, "a hub id is OWNER/NAME, such as Wan-AI/Wan2.1-T2V-1.3B")
+    if isinstance(fault, RepositoryNotFoundError) and not isinstance(fault, GatedRepoError):
+        return UsageError(f"the hub has no {repository}", "see `fpsgen models` for names")
+    if isinstance(fault, HfHubHTTPError):
+        status = fault.response.status_code if fault.response is not None else "an error"
+        if isinstance(fault, GatedRepoError) or status in (401, 403):
+            return UsageError(f"the hub does not let you have {repository} without a login", "hf auth login")
+        return DownloadError(f"the hub answered {status} for {repository}", f"try later; {hint}")
+    if isinstance(fault, (KeyError, TypeError, ValueError, RecursionError)):  # a proxy's login page, say
+        return DownloadError(f"what answers at {constants.ENDPOINT} is no hub", "check HF_ENDPOINT")
     if constants.HF_HUB_OFFLINE:
-        return UsageError("HF_HUB_OFFLINE is set, so nothing is fetched", hint="unset HF_HUB_OFFLINE")
-    cause = fault.__cause__ if isinstance(fault, LocalEntryNotFoundError) and fault.__cause__ else fault
+        return UsageError("HF_HUB_OFFLINE is set, so nothing is fetched", "unset HF_HUB_OFFLINE")
     # The library's HTTP client is its own affair, and has changed between its releases.
     if not (isinstance(fault, OSError) or type(fault).__module__.startswith("httpx")):
         return fault
     if isinstance(fault, (PermissionError, NotADirectoryError, FileExistsError)):
-        where = printable(constants.HF_HUB_CACHE)
-        return UsageError(f"{where} cannot be written", "set HF_HOME to another folder")
-    if "Timeout" in type(cause).__name__:
+        return UsageError(f"{printable(constants.HF_HUB_CACHE)} cannot be written", "set HF_HOME to another folder")
+    absent = isinstance(fault, LocalEntryNotFoundError)
+    if "Timeout" in type((absent and fault.__cause__) or fault).__name__:
         longer = f"HF_HUB_ETAG_TIMEOUT and HF_HUB_DOWNLOAD_TIMEOUT set longer waits; {hint}"
         return DownloadError(f"the hub at {constants.ENDPOINT} did not answer in time", longer)
-    if "Connect" in type(fault).__name__ or isinstance(fault, (LocalEntryNotFoundError, ConnectionError)):
-        return DownloadError(f"the hub at {constants.ENDPOINT} cannot be reached", hint=hint)
-    told = printable(fault) or type(fault).__name__
-    return DownloadError(f"fetching {repository} failed: {told}", hint=hint)
+    if absent or "Connect" in type(fault).__name__ or isinstance(fault, ConnectionError):
+        return DownloadError(f"the hub at {constants.ENDPOINT} cannot be reached", hint)
+    return DownloadError(f"fetching {repository} failed: {printable(fault) or type(fault).__name__}", hint)
 
 
 def _limit_wait(request: Any) -> None:

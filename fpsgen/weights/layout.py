@@ -27,6 +27,7 @@ STEMS = {"transformer": "diffusion_pytorch_model", "vae": "diffusion_pytorch_mod
 TEXT_ENCODER_FILE = "models_t5_umt5-xxl-enc-bf16.pth"
 VAE_FILE = "Wan2.1_VAE.pth"
 TOKENIZER_FOLDER = Path("google") / "umt5-xxl"
+TOKENIZER_FOLDERS = (TOKENIZER_FOLDER, Path("tokenizer"))
 # Others that lie there, code above all, are neither fetched nor copied.
 TOKENIZER_FILES = (
     "tokenizer.json",

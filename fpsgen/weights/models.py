@@ -15,6 +15,7 @@ from fpsgen.wan import config, sizes
 from fpsgen.wan.config import WanConfig
 from fpsgen.wan.sizes import Defaults, defaults_of
 from fpsgen.weights import headers, hub, layout
+from fpsgen.weights.cached import Cached
 from fpsgen.weights.headers import read_json
 from fpsgen.weights.layout import Checkpoint
 
@@ -72,12 +73,13 @@ class NoWeightsError(ModelError):
 
     def __init__(self, key: str):
         form, cached = hub.nearest(key)
-        told = f"Wan2.1 {key} is not whole on this machine: {cached.why}" if cached.why else None
         super().__init__(
-            told or "there are no Wan2.1 weights on this machine",
+            f"Wan2.1 {key} is not whole on this machine: {cached.why}"
+            if cached.why
+            else "there are no Wan2.1 weights on this machine",
             hint=f"{hub.pull_hint(key)}, or try the built-in toy: --model pocket",
         )
-        self.key, self.size, self.repository = key, hub.to_fetch(key, form, cached), hub.REPOSITORIES[key][form]
+        self.key, self.size, self.repository = key, hub.to_fetch(key), hub.REPOSITORIES[key][form]
 
 
 def find(name: str) -> Model:
@@ -89,7 +91,9 @@ def find(name: str) -> Model:
     if key == POCKET:
         return open_folder(assets.folder(POCKET), POCKET)
     if key in hub.REPOSITORIES:
-        return _known(key)
+        form, cached = hub.nearest(key)
+        absent = ModelError(f"Wan2.1 {key} is not on this machine", hint=hub.pull_hint(key))
+        return _downloaded(cached, key, key if form == "original" else cached.repository, absent)
     path = Path(name)
     try:
         path = path.expanduser()
@@ -101,7 +105,9 @@ def find(name: str) -> Model:
         told = getattr(fault, "strerror", None) or fault
         raise ModelError(f"there is no model {printable(name, 100)}: {printable(told)}", _names()) from None
     if hub.ID.fullmatch(name) and path.suffix not in _WEIGHT_FILES:
-        return _cached(name)
+        hint = f"fpsgen models pull {name}"
+        absent = ModelError(f"{name} is neither a folder here nor a downloaded model", hint)
+        return _downloaded(hub.look(name), name, name, absent)
     raise ModelError(f"there is no model {printable(name, 100)}", hint=_names())
 
 
@@ -110,29 +116,11 @@ def _names() -> str:
     return f"give one of {known}, a folder, a .safetensors file or a hub id"
 
 
-def _known(key: str) -> Model:
-    """The known model `key` in the format that is whole on disk; ModelError that says what is wrong where none is."""
-    if folder := hub.on_disk(key):
-        return open_folder(folder, key)
-    looked = [hub.look(repository) for repository in hub.REPOSITORIES[key].values()]
-    unreadable = [cached for cached in looked if cached.state == "unreadable"]
-    _, nearest = hub.nearest(key)
-    for cached in (*unreadable, nearest, *looked):
-        if cached.state != "not here":
-            original = cached.repository == hub.REPOSITORIES[key]["original"]
-            raise hub.refusal(cached, key if original else cached.repository)
-    raise ModelError(f"Wan2.1 {key} is not on this machine", hint=hub.pull_hint(key))
-
-
-def _cached(repository: str) -> Model:
-    """The model of a hub id, if the cache holds all of it."""
-    cached = hub.look(repository)
+def _downloaded(cached: Cached, name: str, to_pull: str, absent: ModelError) -> Model:
+    """The model of a repository, if the cache holds all of it. to_pull: its name for `fpsgen models pull`."""
     if cached.state == "here" and cached.folder:
-        return open_folder(cached.folder, repository)
-    if cached.state == "not here":
-        hint = f"fpsgen models pull {repository}"
-        raise ModelError(f"{repository} is neither a folder here nor a downloaded model", hint=hint)
-    raise hub.refusal(cached, repository)
+        return open_folder(cached.folder, name)
+    raise absent if cached.state == "not here" else hub.refusal(cached, to_pull)
 
 
 def choose(size: tuple[int, int] | None, cuda: bool) -> tuple[Model, str | None]:
@@ -147,11 +135,11 @@ def choose(size: tuple[int, int] | None, cuda: bool) -> tuple[Model, str | None]
     other = "1.3b" if wanted == "14b" else "14b"
     if folder := hub.on_disk(wanted):
         return open_folder(folder, wanted), None
-    looked = [hub.look(repository) for repository in hub.REPOSITORIES[wanted].values()]
-    if unreadable := next((cached for cached in looked if cached.state == "unreadable"), None):
-        raise hub.refusal(unreadable, wanted)  # it lies there: nothing is to be fetched
+    cached = hub.nearest(wanted)[1]
+    if cached.state == "unreadable":
+        raise hub.refusal(cached, wanted)  # it lies there: nothing is to be fetched
     if folder := hub.on_disk(other):
-        incomplete = any(cached.state == "incomplete" for cached in looked)
+        incomplete = cached.state == "incomplete"
         state = f"is incomplete (see `fpsgen models check {wanted}`)" if incomplete else "is not on this machine"
         return open_folder(folder, other), f"Wan2.1 {wanted} {state}; using {other}"
     raise NoWeightsError(wanted)

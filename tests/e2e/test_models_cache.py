@@ -103,7 +103,7 @@ def test_a_gpu_owner_is_offered_only_what_lacks(snapshot: Path) -> None:
 
 def test_the_format_of_which_less_lacks_is_offered(cache: Path, both_formats: dict[str, Path]) -> None:
     (hub_cache.keep(cache, DIFFUSERS, both_formats["diffusers"]) / "vae" / "config.json").unlink()
-    assert "fpsgen models pull 1.3b --format diffusers" in hub.pull_hint("1.3b")
+    assert f"fpsgen models pull {DIFFUSERS} (" in hub.pull_hint("1.3b")
     with pytest.raises(ModelError, match=r"vae/config\.json"):
         by_name.find("1.3b")
 
@@ -128,7 +128,7 @@ def test_a_damaged_reference_is_said(snapshot: Path, content: str) -> None:
     assert listed()["state"] == "here"  # one snapshot is whole, whatever its name is
     (snapshot / VAE).unlink()
     assert listed()["state"] == "incomplete"
-    assert "names no commit" in shown("check", "1.3b")
+    assert f"lacks 1 of 6 files: {VAE}" in shown("check", "1.3b")
     assert "\x1b" not in shown("check", "1.3b")
 
 
@@ -299,7 +299,7 @@ def test_rm_frees_what_is_not_shared(
     vae = (snapshot / VAE).stat().st_size
     result = models("rm", "1.3b", "--yes", "--json")
     assert told(result)["removed"] == [ORIGINAL]
-    assert 0 <= told(result)["freed_bytes"] - vae < 100  # the reference to the commit as well
+    assert 0 <= told(result)["freed_bytes"] - vae < 2000  # the reference to the commit and its listing as well
     assert "other revisions" in result.stderr
     assert not snapshot.exists()
     assert all(link.is_file() for link in kept.rglob("*") if link.is_symlink())
