@@ -166,14 +166,14 @@ def document(record: dict) -> str:
     """What is published, in Markdown."""
     head = page(
         "Error of 8-bit attention",
-        """Relative error ‖o - exact‖ / ‖exact‖ of dense attention, head_dim 128, exact in float64. The
-        variants are those of the kernel (`fpsgen/attention/emulator.py`), emulated on a CPU. Unless a row
-        says otherwise k is smoothed, q has one scale per token, k one per tile, v one per channel, and sums
-        of FP8 products keep 13 bits and are promoted to float32: after every tile in A, every fourth in C
-        and E.""",
-        f"""Synthetic data: N(0, 1) but for what a heading says, {ROWS} query rows of {HEADS} heads, tiles of
-        {TILE}, by number of keys. Pocket: all 420 rows of 3 heads, tiles of 8, mean over 6 layers and 2
-        prompts.""",
+        """The tables show the relative error ‖o - exact‖ / ‖exact‖ of dense attention with head_dim 128; exact
+        attention is computed in float64. The variants are those of the kernel (`fpsgen/attention/emulator.py`),
+        emulated on a CPU. Unless a row says otherwise, k is smoothed, q has one scale for each token, k one for
+        each tile and v one for each channel, and sums of FP8 products keep 13 bits. They are promoted to float32
+        after every tile in variant A, and after every fourth tile in C and E.""",
+        f"""Synthetic data have the distribution N(0, 1), except for what a heading says. They have {ROWS} query
+        rows, {HEADS} heads and tiles of {TILE}; the columns are numbers of keys. The pocket model's table uses all
+        420 rows of 3 heads and tiles of 8, and shows means over 6 layers and 2 prompts.""",
         f"`{' '.join(record['command'])}` makes this page.",
     )
     return head + tables(record["errors"])

@@ -167,16 +167,18 @@ def document(record: dict) -> str:
     clips, sheet = record["clips"], record["sheet"]
     head = page(
         "Sparse and 8-bit attention on the pocket model",
-        f"""{clips} clips of held-out combinations, each rendered with every plan from the same noise, in float32 on a
-        CPU by the `reference` backend (`dense` in the first row). Nominal densities stand for windows of {windows}
-        among 4 x 3 x 5 tiles, chosen by a pilot on 8 prompts of this kind: of the shapes near one density, the one
-        whose latents stayed nearest. The second column has the true share of token pairs, mean over the steps.""",
-        f"""Cosine (± 95 %) of the final latents and PSNR of the frames are against the first row; subject, motion,
-        scene: share of clips that the judge names right (± {1.96 * 0.5 / clips**0.5:.2f} at worst, 95 %). Time of a
-        step: median over all clips, and the median of its ratio to the first row's in the same clip, which other work
-        on the machine disturbs less; one core for each process.""",
-        """Rows: nominal density, and the format of q and k: bf16 is not rounded, fp8 and int8 go with P and v in fp8.
-        The picture: the first clip, six frames a row.""",
+        f"""{clips} clips of held-out combinations are rendered with every plan, each clip from the same noise, in
+        float32 on a CPU by the `reference` backend (`dense` in the first row). A row's name has the nominal density
+        and the format of q and k: bf16 is not rounded; with fp8 and int8, P and v are in fp8. Nominal densities stand
+        for windows of {windows} among 4 x 3 x 5 tiles. A pilot on 8 prompts of this kind chose them: among the shapes
+        close to one density, the one whose latents stayed closest. The second column has the true share of token
+        pairs, as a mean over the steps.""",
+        f"""The cosine of the final latents (± 95 %) and the PSNR of the frames compare each row with the first one.
+        The columns subject, motion, scene and all show the share of clips that the judge names right (± {
+            1.96 * 0.5 / clips**0.5:.2f} at worst, 95 %). The time of a step is the median over all clips. The last
+        column is the median of its ratio to the first row's time in the same clip, which other work on the machine
+        disturbs less. Each process had one core.""",
+        """The picture shows the first clip, with six frames in a row.""",
         f"`{' '.join(record['command'])}` makes this page and `{sheet}`, the first clip with every plan.",
     )
     picture = f"\n![{record['prompts'][0]}, with every plan]({sheet})\n"

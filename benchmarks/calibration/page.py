@@ -73,16 +73,19 @@ def document(record: dict) -> str:
     short = "" if clips == planned else f" Only the first {clips} of its {planned} clips had been rendered."
     head = page(
         "Is calibration worth it?",
-        f"""{clips} clips of held-out combinations, each rendered by the pocket model with every contender from the same
-        noise, in float32 on a CPU by the `reference` backend. [The protocol](../calibration/PROTOCOL.md) was committed
-        before the first calibration.{short} {verdict(record)}""",
-        """Cost is attention's, dense BF16 = 1, by a stated model (`fpsgen/presets/cost.py`), not by a clock. Error
-        is 1 - cosine of the final latents, PSNR that of the frames, both against dense attention that is not rounded,
-        ± 95 % over the clips. The last column: mean error over that of the best uniform plan of the level, with a 95 %
-        interval by bootstrap.""",
-        """`without steps`, `layers`, `heads`: the same measurements and solver, the choice tied along that axis.""",
-        """Not planned: `dense, int8`, every pair in 8 bits, stands beside the level nearest to its cost, as `paper`
-        does. Uniform plans are the best two of their level on the calibration clips.""",
+        f"""The pocket model renders {clips} clips of held-out combinations with every contender, each clip from the
+        same noise, in float32 on a CPU by the `reference` backend. [The protocol](../calibration/PROTOCOL.md) was
+        committed before the first calibration.{short} {verdict(record)}""",
+        """The cost is that of attention, and dense BF16 attention has cost 1; a stated model gives it
+        (`fpsgen/presets/cost.py`), not a clock. The error is 1 - cosine of the final latents, and PSNR is that of the
+        frames. Both compare with dense attention that is not rounded, ± 95 % over the clips. The last column is the
+        mean error divided by the mean error of the best uniform plan at that cost, with a 95 % interval by
+        bootstrap.""",
+        """The rows `without steps`, `without layers` and `without heads` use the same measurements and the same
+        solver, but make one choice for all steps, all layers, or all heads of a layer.""",
+        """The protocol did not plan the row `dense, int8`, which computes every pair in 8 bits. It stands beside the
+        level that is closest to its cost, as `paper` does. Uniform plans are the best two of their level on the
+        calibration clips.""",
         f"`{' '.join(record['command'])}` makes this page.",
     )
     return head + table(record)
