@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING
 if "PYTEST_XDIST_WORKER" in os.environ:  # workers with all cores each would stand in each other's way
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch reads it, and for what tests start
 
+import fpsgen  # noqa: F401  # before torch, whose threads then wait as the product's do
+
+# isort: split
 import pytest
 import torch
 
