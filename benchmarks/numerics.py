@@ -35,9 +35,9 @@ ROWS, HEADS, HEAD_DIM, TILE = 256, 8, 128, 128
 PROMPTS = ("a cat surfing", "a robot moving right in the city")
 STEPS = {"early": 1, "middle": 10, "late": 20}  # of the pocket model's 20
 METHODS = {
-    "E4M3 (A)": "A",
-    "E4M3, FP16 scores, half of P synthesised (C)": "C",
-    "INT8 q and k, half of P synthesised (E)": "E",
+    "E4M3 (A)": "fp8-fp32",
+    "E4M3, FP16 scores, half of P synthesised (C)": "fp8-fp16",
+    "INT8 q and k, half of P synthesised (E)": "int8-int32",
 }
 # What is changed of the default: k smoothed, one scale per token of q, 13-bit sums promoted to float32.
 CHANGES: dict[str, dict] = {

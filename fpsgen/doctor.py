@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from fpsgen.attention.plan import AttentionPlan
 
 HEAD_DIM = 128  # Wan2.1's
-TRIAL_KERNEL = "attention-c"
+TRIAL_KERNEL = "attention-fp8-fp16"
 LARGEST_ERROR = 3e-3  # relative, of the kernel against its emulator, as in the tests: operands differ by a code or two
 
 

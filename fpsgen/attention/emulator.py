@@ -56,13 +56,13 @@ class Variant:
     promote: int | None
 
 
-# A: the plain one, FP32 scores and every exponential computed. C: the fewest instructions. E: C with q and k in INT8,
-# the most exact.
-# C's largest of 16 keeps |q kᵀ| at 16 · 16 · head_dim at most, which at 128 is half of what FP16 can hold.
+# By the format of q and k, then that of the scores. fp8-fp32 is the plainest: it computes every exponential. fp8-fp16
+# has the fewest instructions; its largest of 16 keeps |q kᵀ| at 16 · 16 · head_dim at most, which at 128 is half of
+# what FP16 can hold. int8-int32 is the most exact.
 VARIANTS: dict[str, Variant] = {
-    "A": Variant("fp8", 448.0, "fp32", synthesise=False, sum_codes=False, promote=1),
-    "C": Variant("fp8", 16.0, "fp16", synthesise=True, sum_codes=True, promote=4),
-    "E": Variant("int8", 127.0, "int32", synthesise=True, sum_codes=True, promote=4),
+    "fp8-fp32": Variant("fp8", 448.0, "fp32", synthesise=False, sum_codes=False, promote=1),
+    "fp8-fp16": Variant("fp8", 16.0, "fp16", synthesise=True, sum_codes=True, promote=4),
+    "int8-int32": Variant("int8", 127.0, "int32", synthesise=True, sum_codes=True, promote=4),
 }
 
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from fpsgen.attention.door import QKTransform
 
 # The variant of the kernel that runs a plan, by the plan's qk; `emulator.VARIANTS` says what each computes.
-FASTEST = {"fp8": "C", "int8": "E"}
+FASTEST = {"fp8": "fp8-fp16", "int8": "int8-int32"}
 
 
 def why_not(device: torch.device, plan: AttentionPlan, head_dim: int) -> str | None:
@@ -52,8 +52,10 @@ def why_not_here(device: torch.device) -> str | None:
         return "it is for NVIDIA GPUs"
     if not torch.cuda.is_available():
         return "torch sees no CUDA GPU"
-    if (found := torch.cuda.get_device_capability(device)) != (9, 0):
-        return "it is for Hopper (compute capability 9.0), not {}.{}".format(*found)
+    wanted, found = cache.capability(AttentionKernel.architecture), torch.cuda.get_device_capability(device)
+    if found != wanted:
+        names = "Hopper ({}, compute capability {}.{})".format(AttentionKernel.architecture, *wanted)
+        return f"it is for {names}, not {found[0]}.{found[1]}"
     try:
         import cupy  # noqa: F401  # here and not at the first launch, minutes later
     except ModuleNotFoundError:

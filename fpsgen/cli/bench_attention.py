@@ -62,8 +62,8 @@ def attention(
     variant: Annotated[
         list[str] | None,
         option(
-            "LETTER",
-            "The variant of our kernel: A, C or E (`fpsgen kernels` tells what they are).",
+            "NAME",
+            "The variant of our kernel: fp8-fp32, fp8-fp16 or int8-int32 (the format of q and k, then of the scores).",
             MEASURING,
             shown="all",
         ),
@@ -100,7 +100,7 @@ def attention(
     checkpoint is needed. For several models, sizes, densities or variants, repeat the option, or separate values with
     commas. The exit code is 1 if something failed, was wrong, or had no time.
     """
-    from fpsgen.kernels.sm90_attention import VARIANTS
+    from fpsgen.kernels.sm90_attention import VARIANTS, variant_named
     from fpsgen.wan.config import FAMILIES
 
     out = Output(json, verbose)
@@ -113,7 +113,7 @@ def attention(
     densities = options.several("--density", density)
     for one in densities:
         check_density(one)
-    variants = among("--variant", [name.upper() for name in options.several("--variant", variant)], VARIANTS)
+    variants = among("--variant", list(map(variant_named, options.several("--variant", variant))), VARIANTS)
     if not _LEAST_SECONDS <= seconds <= _MOST_SECONDS:  # nan is neither
         raise UsageError(f"--seconds {seconds:g}: must be {_LEAST_SECONDS} to {_MOST_SECONDS}", hint="try 500")
     options.check_report(report, no_report)

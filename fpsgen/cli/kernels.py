@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 EXAMPLES = """
 fpsgen kernels
 fpsgen kernels build
-fpsgen kernels show attention-c
+fpsgen kernels show attention-fp8-fp16
 fpsgen kernels clear --stale
 """
 
@@ -57,14 +57,15 @@ def list_kernels(json: Json = False) -> None:
         return
     table = Table()
     table.column("kernel")
-    table.column("for", prose=True)
+    table.column("formats", prose=True)
+    table.column("for", spare=2)
     if told["nvrtc"]:
         table.column("compiled")
         table.column("size", right=True, spare=1)
     for entry in told["kernels"]:
         size = "" if entry["bytes"] is None else readable(entry["bytes"])
         state = ("yes" if entry["compiled"] else "no", size) if told["nvrtc"] else ()
-        table.row(entry["name"], entry["about"], *state)
+        table.row(entry["name"], entry["about"], entry["architecture"], *state)
     out.show(table)
     out.line(f"compiled kernels are kept in {told['folder']}", copied=True)
     if (stale := told["stale"]) and stale["count"]:
@@ -89,6 +90,7 @@ def listed() -> dict:
             {
                 "name": named.name,
                 "about": named.about,
+                "architecture": named.kernel.architecture,
                 "compiled": bool(built) if told["nvrtc"] else None,
                 "bytes": built.cubin.stat().st_size if built else None,
                 "path": str(built.cubin) if built else None,
@@ -101,7 +103,7 @@ def listed() -> dict:
     return told
 
 
-@app.command(epilog="fpsgen kernels build\nfpsgen kernels build attention-c prologue-c")
+@app.command(epilog="fpsgen kernels build\nfpsgen kernels build attention-fp8-fp16 prologue-fp8-fp16")
 @explained
 def build(
     names: Annotated[
@@ -119,6 +121,7 @@ def build(
     told: list[dict] = []
     lost = 0
     wanted = list(dict.fromkeys(listing.find(name) for name in names or listing.KERNELS))
+    width = max(len(named.name) for named in wanted) + 2
     notes: set[str] = set()
     for named in wanted:
         out.loading(f"compiling {named.name}")
@@ -132,7 +135,7 @@ def build(
                 notes.add(built.note)
         how = f"{seconds:.2f} s" if built.fresh else "from the cache"
         registers = ", ".join(str(used.registers) for used in built.functions.values())
-        out.line(f"{named.name:23}{how:16}{registers} registers")
+        out.line(f"{named.name:{width}}{how:16}{registers} registers")
         told.append({**told_of(named, built), "fresh": built.fresh, "seconds": round(seconds, 3)})
     fresh = sum(entry["fresh"] for entry in told)
     kept = f"kept in {cache.folder()}" if not lost else f"{lost} of {len(told)} could not be kept"
@@ -184,7 +187,7 @@ def clear(
     )
 
 
-@app.command(epilog="fpsgen kernels show attention-c")
+@app.command(epilog="fpsgen kernels show attention-fp8-fp16")
 @explained
 def show(
     name: Annotated[str, argument("NAME", "The kernel, as `fpsgen kernels` lists it.", offers=complete.kernels)],
@@ -242,6 +245,7 @@ def told_of(named: Named, built: Built) -> dict:
     return {
         "name": named.name,
         "about": named.about,
+        "architecture": named.kernel.architecture,
         "source": f"{built.name}.cu",
         "options": list(built.options),
         "threads": named.kernel.THREADS,

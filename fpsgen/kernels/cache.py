@@ -30,7 +30,6 @@ from fpsgen import assets, files
 from fpsgen.errors import UsageError
 from fpsgen.kernels import nvrtc
 
-_ARCHITECTURE = "sm_90a"
 _CUBIN, _FACTS = "kernel.cubin", "kernel.json"
 _MOST = 2**26  # bytes of either, a hundred times what one has: whatever is put there, reading it ends
 # All that is ever written into the cache: a kernel's folder, its lock, and a folder that was not finished.
@@ -42,6 +41,7 @@ class Kernel(Protocol):
     """The host side of one `.cu`: a frozen dataclass of its compile-time parameters."""
 
     SOURCE: ClassVar[str]  # name of the file, without .cu
+    architecture: ClassVar[str]  # what it is compiled for, as nvcc has it: sm_90a
     THREADS: ClassVar[int]  # of a block
 
     def __hash__(self) -> int: ...
@@ -94,6 +94,11 @@ def folder() -> Path:
     return assets.cache("kernels")
 
 
+def capability(architecture: str) -> tuple[int, int]:
+    """The compute capability of the cards that an architecture is for: (9, 0) for sm_90a."""
+    return divmod(int("".join(filter(str.isdecimal, architecture))), 10)
+
+
 def build(kernel: Kernel, within: Path | None = None) -> Built:
     """A kernel, from the cache or compiled now. within: another folder than the cache's.
 
@@ -139,9 +144,9 @@ def name_of(kernel: Kernel) -> str:
 
 
 def options_of(kernel: Kernel) -> tuple[str, ...]:
-    """The compiler's."""
+    """The compiler's options."""
     defines = (f"-D{name}={value}" for name, value in kernel.defines.items())
-    return f"-arch={_ARCHITECTURE}", "-std=c++17", "--ptxas-options=-v", *defines
+    return f"-arch={kernel.architecture}", "-std=c++17", "--ptxas-options=-v", *defines
 
 
 @cache

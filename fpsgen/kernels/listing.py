@@ -22,25 +22,29 @@ class Named:
 
 
 def _all() -> Iterator[Named]:
-    formats = {"A": ("E4M3", "FP32"), "C": ("E4M3", "FP16"), "E": ("INT8", "INT32")}  # of q and k, of their products
-    for letter, (qk, scores) in formats.items():
-        name, kernel = f"attention-{letter.lower()}", sm90_attention.VARIANTS[letter]
-        yield Named(name, f"{qk} q k, {scores} scores", replace(kernel, RAGGED=True))
+    for variant, kernel in sm90_attention.VARIANTS.items():
+        name, about = f"attention-{variant}", _formats(variant)
+        yield Named(name, about, kernel)
         if not kernel.SUM_CODES:  # which makes empty slots free
-            yield Named(f"{name}-full", f"{qk} q k, {scores} scores, full tiles", replace(kernel, RAGGED=False))
-    for letter, (qk, scores) in formats.items():
-        name, before = f"prologue-{letter.lower()}", sm90_prologue.VARIANTS[letter]
-        about = f"{qk} q k for {scores} scores"
-        yield Named(name, f"{about}, k smoothed", replace(before, SMOOTH_K=True))
-        yield Named(f"{name}-unsmoothed", f"{about}, k as it is", replace(before, SMOOTH_K=False))
+            yield Named(f"{name}-full", f"{about}, full tiles only", replace(kernel, RAGGED=False))
+    for variant, before in sm90_prologue.VARIANTS.items():
+        name, about = f"prologue-{variant}", _formats(variant)
+        yield Named(name, f"{about}, k smoothed", before)
+        yield Named(f"{name}-unsmoothed", f"{about}, k not smoothed", replace(before, SMOOTH_K=False))
+
+
+def _formats(variant: str) -> str:
+    qk, scores = variant.upper().split("-")
+    return f"q and k in {qk}, scores in {scores}"
 
 
 KERNELS = {named.name: named for named in _all()}
 
 
 def find(name: str) -> Named:
-    """The kernel called `name`; UsageError, with the nearest there is, where there is none."""
-    if found := KERNELS.get(name.lower()):
+    """The kernel called `name` now or formerly (attention-c); UsageError, with the nearest name, if there is none."""
+    parts = name.lower().split("-")
+    if found := KERNELS.get("-".join([*parts[:1], *map(sm90_attention.variant_named, parts[1:])])):
         return found
     raise UsageError(f"there is no kernel {typed(name)}", meant(name.lower(), KERNELS) or "fpsgen kernels lists them")
 

@@ -37,6 +37,7 @@ class AttentionKernel:
     """
 
     SOURCE: ClassVar[str] = "sm90_attention"
+    architecture: ClassVar[str] = "sm_90a"
     THREADS: ClassVar[int] = 384
 
     SCORES: Literal["FP32", "FP16", "INT32"]
@@ -84,9 +85,16 @@ class AttentionKernel:
         return -(-whole // 1024) * 1024
 
 
-# By the names of `fpsgen.attention.emulator.VARIANTS`.
+# By the format of q and k, then that of the scores; `fpsgen.attention.emulator.VARIANTS` has the same names.
 VARIANTS = {
-    "A": AttentionKernel("FP32", SYNTHESISE=False, SUM_CODES=False, PROMOTE=1),
-    "C": AttentionKernel("FP16", SYNTHESISE=True, SUM_CODES=True, PROMOTE=4),
-    "E": AttentionKernel("INT32", SYNTHESISE=True, SUM_CODES=True, PROMOTE=4),
+    "fp8-fp32": AttentionKernel("FP32", SYNTHESISE=False, SUM_CODES=False, PROMOTE=1),
+    "fp8-fp16": AttentionKernel("FP16", SYNTHESISE=True, SUM_CODES=True, PROMOTE=4),
+    "int8-int32": AttentionKernel("INT32", SYNTHESISE=True, SUM_CODES=True, PROMOTE=4),
 }
+# The names of older versions, which users may still type and older records have.
+FORMER_NAMES = {"a": "fp8-fp32", "c": "fp8-fp16", "e": "int8-int32"}
+
+
+def variant_named(name: str) -> str:
+    """The key of `VARIANTS` that a user's word means; the word itself, in lower case, if it means none."""
+    return FORMER_NAMES.get(name.lower(), name.lower())

@@ -33,6 +33,7 @@ class PrologueKernel:
     """
 
     SOURCE: ClassVar[str] = "sm90_prologue"
+    architecture: ClassVar[str] = "sm_90a"
     THREADS: ClassVar[int] = 256
     shared_bytes: ClassVar[int] = 0  # less than 48 KB, and static
 
@@ -57,9 +58,9 @@ class PrologueKernel:
         return {name: int(value) for name, value in asdict(self).items()}
 
 
-# By the names of `fpsgen.attention.emulator.VARIANTS`.
+# By the names of the attention kernels that read what they write.
 VARIANTS = {
-    "A": PrologueKernel(QK_INT8=False, QK_LARGEST=448, V_ONES=0),
-    "C": PrologueKernel(QK_INT8=False, QK_LARGEST=16, V_ONES=8),
-    "E": PrologueKernel(QK_INT8=True, QK_LARGEST=127, V_ONES=8),
+    "fp8-fp32": PrologueKernel(QK_INT8=False, QK_LARGEST=448, V_ONES=0),
+    "fp8-fp16": PrologueKernel(QK_INT8=False, QK_LARGEST=16, V_ONES=8),
+    "int8-int32": PrologueKernel(QK_INT8=True, QK_LARGEST=127, V_ONES=8),
 }

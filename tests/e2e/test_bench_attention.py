@@ -34,10 +34,10 @@ def card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
     def contenders(what: Shape) -> list[Contender]:
         dense = line("sdpa", name="sdpa-flash", bits=16, density=1.0, window=None)
-        ours = line("together", name="C, together", variant="C", window=None, density=1.0)
+        ours = line("together", name="fp8-fp16, together", variant="fp8-fp16", window=None, density=1.0)
         return [
             Contender(dense, lambda: 1),
-            Contender(line("kernel", variant="C", window=None, density=1.0)),
+            Contender(line("kernel", variant="fp8-fp16", window=None, density=1.0)),
             Contender(ours),
         ]
 
@@ -104,12 +104,12 @@ def settings(monkeypatch: pytest.MonkeyPatch, *args: object) -> run.Settings:
 def test_values_with_commas_and_again(card: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = settings(monkeypatch)
     assert [str(one) for one in found.shapes] == ["1.3b 480p", "1.3b 720p", "14b 480p", "14b 720p"]
-    assert (found.densities, found.variants) == (DENSITIES, ("A", "C", "E"))
+    assert (found.densities, found.variants) == (DENSITIES, ("fp8-fp32", "fp8-fp16", "int8-int32"))
     assert (found.repeats, found.seconds) == (20, 500)
-    args = ["--model", "14B", "--res", "720p", "--density", "1,1/4", "--density", "0.1", "--variant", "e,c,e"]
+    args = ["--model", "14B", "--res", "720p", "--density", "1,1/4", "--density", "0.1", "--variant", "INT8-int32,c,e"]
     found = settings(monkeypatch, *args, "--repeats", 7, "--seconds", 60)
     assert [str(one) for one in found.shapes] == ["14b 720p"]
-    assert (found.densities, found.variants) == (("1", "1/4", "0.1"), ("E", "C"))
+    assert (found.densities, found.variants) == (("1", "1/4", "0.1"), ("int8-int32", "fp8-fp16"))
     assert (found.repeats, found.seconds) == (7, 60)
 
 
@@ -124,7 +124,7 @@ def test_values_with_commas_and_again(card: Path, monkeypatch: pytest.MonkeyPatc
         (["--density", "x"], "--density x is not a share"),
         (["--density", "1/0"], "--density 1/0 is not a share"),
         (["--density", "1e-99999999"], "is not a share"),
-        (["--variant", "B"], "--variant B: there is no such variant"),
+        (["--variant", "B"], "--variant b: there is no such variant"),
         (["--seconds", "0"], "--seconds 0: must be 10 to 1000000"),
         (["--seconds", "nan"], "--seconds nan: must be"),
         (["--smoke", "--model", "14b"], "--smoke has a shape of its own"),

@@ -109,7 +109,7 @@ def test_people_are_told_the_same(no_card: None) -> None:
     lines = text.splitlines()
     for title in ("versions", "machine", "GPUs", "compiled kernels", "models", "trial compilation", "trial launch"):
         assert title in lines
-    assert any(line.split()[0] == "attention-c" and line.endswith("168 registers") for line in lines if line)
+    assert any(line.split()[0] == "attention-fp8-fp16" and line.endswith("168 registers") for line in lines if line)
     assert lines[0].startswith("No CUDA GPU (")
     assert lines[0].endswith("fpsgen renders with the pocket model, on the CPU.")
     assert lines[1] == 'Next: fpsgen generate "a cat surfing"'

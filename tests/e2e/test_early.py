@@ -37,7 +37,7 @@ COMMANDS = [
     (["presets", "show", "pocket-fast"], 0, "% of dense bf16"),
     (["presets", "show", "pipe.toml"], 2, "it is not a regular file"),
     (["presets", "check", "mine.toml", "--model", "14b"], 0, "is a preset"),
-    (["kernels"], 0, "attention-c"),
+    (["kernels"], 0, "attention-fp8-fp16"),
 ]
 CODE = """
 import json, sys

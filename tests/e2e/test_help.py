@@ -146,7 +146,7 @@ def test_an_option_that_other_tools_have_is_told_with_what_to_use(name: str) -> 
         ("generate --res ", "720p"),
         ("presets show ba", "balanced"),
         ("models pull ", "1.3b"),
-        ("kernels show attention", "attention-c"),
+        ("kernels show attention", "attention-fp8-fp16"),
     ],
 )
 def test_a_shell_completes_names(command: str, expected: str) -> None:

@@ -83,12 +83,12 @@ def test_list_of_an_empty_cache(empty: Path) -> None:
 
 def test_list_says_what_is_compiled(full: Path) -> None:
     leave_stale(full)
-    shutil.rmtree(cache.find(KERNELS["attention-c"].kernel).cubin.parent)  # type: ignore[union-attr]
+    shutil.rmtree(cache.find(KERNELS["attention-fp8-fp16"].kernel).cubin.parent)  # type: ignore[union-attr]
     report = told(kernels("--json"), "kernels")
     assert report == told(kernels("list", "--json"))
     assert [entry["name"] for entry in report["kernels"]] == list(KERNELS)
     for entry in report["kernels"]:
-        there = entry["name"] != "attention-c"
+        there = entry["name"] != "attention-fp8-fp16"
         assert entry["compiled"] is there
         assert entry["bytes"] == (Path(entry["path"]).stat().st_size if there else None)
         assert entry["about"]
@@ -99,10 +99,10 @@ def test_list_says_what_is_compiled(full: Path) -> None:
 
 
 def test_a_damaged_kernel_is_not_compiled(full: Path) -> None:
-    cubin = cache.find(KERNELS["attention-a"].kernel).cubin  # type: ignore[union-attr]
+    cubin = cache.find(KERNELS["attention-fp8-fp32"].kernel).cubin  # type: ignore[union-attr]
     cubin.write_bytes(b"short")
     entry = told(kernels("--json"))["kernels"][0]
-    assert (entry["name"], entry["compiled"]) == ("attention-a", False)
+    assert (entry["name"], entry["compiled"]) == ("attention-fp8-fp32", False)
     assert told(kernels("list", "--json"))["stale"]["count"] == 0  # its folder is a present kernel's
 
 
@@ -136,17 +136,19 @@ def test_list_needs_no_torch_and_compiles_nothing(empty: Path) -> None:
 
 
 def test_build_what_is_named_and_then_find_it(empty: Path) -> None:
-    first = kernels("build", "attention-e", "Prologue-E", "attention-e")
+    first = kernels("build", "attention-int8-int32", "Prologue-INT8-int32", "attention-e")
     assert first.exit_code == 0, first.output
     lines = first.stdout.splitlines()
-    assert [line.split()[0] for line in lines[:2]] == ["attention-e", "prologue-e"]
+    assert [line.split()[0] for line in lines[:2]] == ["attention-int8-int32", "prologue-int8-int32"]
     assert "168 registers" in lines[0]
     assert " s " in lines[0]
     assert lines[2] == f"2 compiled, 0 from the cache; kept in {empty}"
-    again = told(kernels("build", "attention-e", "--json"), "kernels build")["kernels"]
-    assert [(entry["name"], entry["fresh"], entry["note"]) for entry in again] == [("attention-e", False, None)]
+    again = told(kernels("build", "attention-int8-int32", "--json"), "kernels build")["kernels"]
+    assert [(entry["name"], entry["fresh"], entry["note"]) for entry in again] == [
+        ("attention-int8-int32", False, None)
+    ]
     assert Path(again[0]["path"]).exists()
-    assert "from the cache" in kernels("build", "prologue-e").stdout
+    assert "from the cache" in kernels("build", "prologue-int8-int32").stdout
 
 
 def test_build_is_of_all_by_default(full: Path) -> None:
@@ -156,7 +158,10 @@ def test_build_is_of_all_by_default(full: Path) -> None:
 
 @pytest.mark.parametrize("command", ["build", "show"])
 def test_a_wrong_name_is_explained(empty: Path, command: str) -> None:
-    for given, hint in (("attentoin-a", "did you mean attention-a?"), ("xyz", "fpsgen kernels lists them")):
+    for given, hint in (
+        ("attentoin-fp8-fp32", "did you mean attention-fp8-fp32?"),
+        ("xyz", "fpsgen kernels lists them"),
+    ):
         result = kernels(command, given)
         assert result.exit_code == 2
         assert f"error: there is no kernel {given}" in result.stderr
@@ -164,7 +169,7 @@ def test_a_wrong_name_is_explained(empty: Path, command: str) -> None:
     assert not empty.exists()  # nothing was compiled before the name was read
 
 
-@pytest.mark.parametrize("args", [("build",), ("show", "attention-c"), ("clear", "--stale")])
+@pytest.mark.parametrize("args", [("build",), ("show", "attention-fp8-fp16"), ("clear", "--stale")])
 def test_no_compiler_is_one_sentence(full: Path, no_compiler: None, args: tuple[str, ...]) -> None:
     before = names(full)
     result = kernels(*args)
@@ -182,12 +187,12 @@ def test_a_cache_that_cannot_be_used(empty: Path, tmp_path: Path, monkeypatch: p
     blocked = tmp_path / "blocked"
     blocked.write_text("")
     monkeypatch.setenv("FPSGEN_CACHE_DIR", str(blocked))
-    result = kernels("build", "attention-c", "prologue-c")
+    result = kernels("build", "attention-fp8-fp16", "prologue-fp8-fp16")
     assert result.exit_code == 1, result.output
     assert result.stderr.count("note:") == 1
     assert "for this process alone" in result.stderr
     assert "2 of 2 could not be kept" in result.stdout
-    shown = kernels("show", "attention-c", "--json")
+    shown = kernels("show", "attention-fp8-fp16", "--json")
     assert shown.exit_code == 0
     assert json.loads(shown.stdout)["path"] is None  # it goes with this process
     report = told(kernels("--json"))
@@ -234,7 +239,7 @@ def test_another_compiler_makes_all_stale(full: Path, monkeypatch: pytest.Monkey
 
 
 def test_a_kernel_that_is_being_built_survives(full: Path) -> None:
-    cubin = cache.find(KERNELS["attention-c"].kernel).cubin  # type: ignore[union-attr]
+    cubin = cache.find(KERNELS["attention-fp8-fp16"].kernel).cubin  # type: ignore[union-attr]
     half_written = full / f".{cubin.parent.name}-a1b2c3d4"
     half_written.mkdir()
     with cache.locked(cubin.parent):
@@ -267,15 +272,15 @@ def test_clear_where_there_is_no_cache(empty: Path) -> None:
 
 
 def test_show_an_attention_kernel(full: Path) -> None:
-    report = told(kernels("show", "attention-e", "--json"), "kernels show")
+    report = told(kernels("show", "attention-int8-int32", "--json"), "kernels show")
     used = report["functions"]["fps_attention"]
     assert used["tensor_core_instructions"] == {"IGMMA": 8, "QGMMA": 8}
     assert (used["registers"], used["spilled_bytes"], used["stack_bytes"], used["shared_bytes"]) == (168, 0, 0, 0)
     assert report["registers_after_launch"] == {"consumer": 240, "producer": 24}
-    assert report["shared_bytes"] == KERNELS["attention-e"].kernel.shared_bytes
-    assert report["options"] == list(cache.options_of(KERNELS["attention-e"].kernel))
+    assert report["shared_bytes"] == KERNELS["attention-int8-int32"].kernel.shared_bytes
+    assert report["options"] == list(cache.options_of(KERNELS["attention-int8-int32"].kernel))
     assert report["bytes"] == Path(report["path"]).stat().st_size
-    text = kernels("show", "attention-e").stdout
+    text = kernels("show", "attention-int8-int32").stdout
     assert "8 IGMMA, 8 QGMMA" in text
     assert "240 to consumers, 24 to the producer" in text
     assert "-DSCORES=2" in text
@@ -283,7 +288,7 @@ def test_show_an_attention_kernel(full: Path) -> None:
 
 
 def test_show_compiles_what_is_not_compiled(empty: Path) -> None:
-    text = kernels("show", "prologue-c").stdout
+    text = kernels("show", "prologue-fp8-fp16").stdout
     assert [line.split()[0] for line in text.splitlines()[2:6]] == [
         "fps_prologue",
         "fps_channel_totals",
@@ -291,7 +296,7 @@ def test_show_compiles_what_is_not_compiled(empty: Path) -> None:
         "fps_row_rms",
     ]
     assert "setmaxnreg" not in text
-    assert cache.find(KERNELS["prologue-c"].kernel) is not None
+    assert cache.find(KERNELS["prologue-fp8-fp16"].kernel) is not None
 
 
 def test_json_before_the_command_is_explained(empty: Path) -> None:

@@ -98,7 +98,7 @@ def test_prologue_is_the_cpu_machine_s(name: str) -> None:
 # ---- as a guest in torch's process ----------------------------------------------------------------------------------
 
 
-@pytest.fixture(params=["C", "E"])
+@pytest.fixture(params=["fp8-fp16", "int8-int32"])
 def job(request: pytest.FixtureRequest) -> tuple[Given, AttentionPlan, str]:
     tiles = GRIDS["of 120"]
     return inputs(tiles, heads=3), plan_for(request.param, tiles, ((1, 1, 1),)), request.param
@@ -218,7 +218,7 @@ def test_attend_leaves_the_rest_to_others(plan: AttentionPlan, head_dim: int, ch
 def test_dtypes_and_gradients() -> None:
     """float32 comes back as float32; a gradient is refused."""
     q, k, v, transform = inputs(RAGGED)
-    plan = plan_for("E", RAGGED)
+    plan = plan_for("int8-int32", RAGGED)
     expected = hopper.attention(q, k, v, transform, plan)
     found = hopper.attention(q.float(), k.float(), v.float(), transform, plan)
     assert found.dtype == torch.float32

@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif("another_card()", reason="for 
 assert another_card  # the mark's string names it
 
 # Half as much again as the emulator errs on such data, whatever the length (benchmarks/results/numerics.md, N(0, 1)).
-EXACT = {"A": 0.08, "C": 0.08, "E": 0.06}
+EXACT = {"fp8-fp32": 0.08, "fp8-fp16": 0.08, "int8-int32": 0.06}
 # A block, 120 rows of one head, may err twice as much by chance; one that read another list errs by about 1.
 BLOCK = 2
 
@@ -32,7 +32,11 @@ def cases() -> Iterator[tuple[str, str, str, str]]:
     for model in ("1.3b", "14b"):
         for res in ("480p", "720p"):
             for density in DENSITIES:
-                for variant in ("A", "C", "E") if (model, res) == ("1.3b", "480p") else ("C", "E"):
+                for variant in (
+                    ("fp8-fp32", "fp8-fp16", "int8-int32")
+                    if (model, res) == ("1.3b", "480p")
+                    else ("fp8-fp16", "int8-int32")
+                ):
                     yield model, res, density, variant
 
 

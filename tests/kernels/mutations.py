@@ -91,7 +91,7 @@ def long_lists(source: str, name: str) -> None:
 
 
 def prologue_checks() -> Iterator[tuple[str, Callable[[str], None]]]:
-    for name in ("C", "A"):
+    for name in ("fp8-fp16", "fp8-fp32"):
         yield f"images, {name}", partial(images, name=name)
 
 

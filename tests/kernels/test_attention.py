@@ -60,11 +60,11 @@ def test_list_lengths(name: str, schedule: str) -> None:
 @pytest.mark.parametrize("length", [3, 6])
 def test_list_lengths_with_one_row_for_the_second_consumer(length: int) -> None:
     """Tiles of 65 tokens: nearly half of the keys are masked, which only A does."""
-    compare_lists("A", "random", length, tokens=65)
+    compare_lists("fp8-fp32", "random", length, tokens=65)
 
 
 @pytest.mark.parametrize("stages", [2, 3])
-@pytest.mark.parametrize("name", ["A", "C"])
+@pytest.mark.parametrize("name", ["fp8-fp32", "fp8-fp16"])
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_fewer_stages(name: str, stages: int, schedule: str) -> None:
     """Which the host side accepts, though no variant has them."""
@@ -84,8 +84,8 @@ def test_scores_far_below_zero(name: str) -> None:
 
 def test_any_number_of_blocks_is_the_same() -> None:
     q, k, v = random_qkv(RAGGED)
-    plan = plan_for("C", RAGGED)
-    first, *others = (host.attention(q, k, v, plan, "C", blocks=blocks) for blocks in (1, 4, 12, 20))
+    plan = plan_for("fp8-fp16", RAGGED)
+    first, *others = (host.attention(q, k, v, plan, "fp8-fp16", blocks=blocks) for blocks in (1, 4, 12, 20))
     assert all(torch.equal(first, other) for other in others)
 
 
@@ -100,7 +100,7 @@ def test_sums_of_13_bits(name: str) -> None:
 
 def test_the_same_bits_every_time() -> None:
     q, k, v = random_qkv(RAGGED)
-    plan = plan_for("E", RAGGED, ((1, 1, 3),))
+    plan = plan_for("int8-int32", RAGGED, ((1, 1, 3),))
     lates = ("nothing", "nothing", "copies", "wgmmas")
-    found = [host.attention(q, k, v, plan, "E", schedule=Schedule(i, late)) for i, late in enumerate(lates)]
+    found = [host.attention(q, k, v, plan, "int8-int32", schedule=Schedule(i, late)) for i, late in enumerate(lates)]
     assert all(torch.equal(found[0], other) for other in found[1:])

@@ -42,19 +42,19 @@ def builds(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_once_for_each_content(place: Path, builds: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    first, again = cache.build(VARIANTS["A"]), cache.build(VARIANTS["A"])
+    first, again = cache.build(VARIANTS["fp8-fp32"]), cache.build(VARIANTS["fp8-fp32"])
     assert first.fresh
     assert first == replace(again, fresh=True)
     assert first.cubin.parent.parent == place
-    cache.build(VARIANTS["C"])
+    cache.build(VARIANTS["fp8-fp16"])
     assert len(builds) == 2
     source, headers = cache.sources("sm90_attention")
     for changed in ((source + "// edited", headers), (source, headers | {"hopper.cuh": headers["hopper.cuh"] + "\n"})):
         monkeypatch.setattr(cache, "sources", lambda name, changed=changed: changed)
-        cache.build(VARIANTS["A"])  # an edited header is another content, too
+        cache.build(VARIANTS["fp8-fp32"])  # an edited header is another content, too
     assert len(builds) == 4
     monkeypatch.setattr(nvrtc, "version", lambda: (99, 0))
-    cache.build(VARIANTS["A"])
+    cache.build(VARIANTS["fp8-fp32"])
     assert len(builds) == 5
 
 
@@ -90,7 +90,7 @@ def test_eight_processes_build_each_kernel_once(place: Path) -> None:
     ["cut", "changed", "no facts", "facts of another kind", "no cubin", "edited facts", "pipes", "endless", "grown"],
 )
 def test_damage_heals(place: Path, builds: list[str], damage: str) -> None:
-    cubin = cache.build(VARIANTS["A"]).cubin
+    cubin = cache.build(VARIANTS["fp8-fp32"]).cubin
     whole = cubin.read_bytes()
     facts = cubin.with_name("kernel.json")
     match damage:
@@ -115,7 +115,7 @@ def test_damage_heals(place: Path, builds: list[str], damage: str) -> None:
             cubin.symlink_to("/dev/zero")
         case "grown":
             os.truncate(cubin, 2**40)  # a file with a hole, which would not fit into memory
-    assert cache.build(VARIANTS["A"]).cubin.read_bytes() == whole
+    assert cache.build(VARIANTS["fp8-fp32"]).cubin.read_bytes() == whole
     assert len(builds) == 2
 
 
@@ -126,11 +126,11 @@ def test_a_folder_that_cannot_be_used(
     blocked = tmp_path / "blocked"
     blocked.write_text("")
     monkeypatch.setenv("FPSGEN_CACHE_DIR", str(blocked) if kind == "a file" else "/proc/no/such/place")
-    built = cache.build(VARIANTS["A"])
+    built = cache.build(VARIANTS["fp8-fp32"])
     assert "cannot be used" in str(built.note)
     assert "for this process alone" in str(built.note)
     assert built.cubin.read_bytes()[:4] == b"\x7fELF"
-    cache.build(VARIANTS["A"])
+    cache.build(VARIANTS["fp8-fp32"])
     assert len(builds) == 1  # once in a process
 
 
@@ -143,7 +143,7 @@ def test_a_full_disk(place: Path, monkeypatch: pytest.MonkeyPatch, builds: list[
         return real(self, data)
 
     monkeypatch.setattr(Path, "write_bytes", full)
-    built = cache.build(VARIANTS["C"])
+    built = cache.build(VARIANTS["fp8-fp16"])
     assert "No space left on device" in str(built.note)
     assert built.cubin.exists()
     assert [path.name for path in place.iterdir() if path.is_dir()] == []  # nothing half-written
@@ -170,13 +170,13 @@ def read_only(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_read_only_cache(place: Path, monkeypatch: pytest.MonkeyPatch, builds: list[str]) -> None:
     """As an administrator leaves it: what is there is used, what is not, or is damaged, is compiled, and it is said."""
-    cache.build(VARIANTS["A"])
-    damaged = cache.build(VARIANTS["C"]).cubin
+    cache.build(VARIANTS["fp8-fp32"])
+    damaged = cache.build(VARIANTS["fp8-fp16"]).cubin
     damaged.write_bytes(b"damaged")
     read_only(place, monkeypatch)
-    found = cache.build(VARIANTS["A"])
+    found = cache.build(VARIANTS["fp8-fp32"])
     assert (found.fresh, found.note, len(builds)) == (False, None, 2)
-    for name in ("C", "E"):
+    for name in ("fp8-fp16", "int8-int32"):
         made = cache.build(VARIANTS[name])
         assert "Read-only file system" in str(made.note)
         assert "for this process alone" in str(made.note)
@@ -199,8 +199,8 @@ def seconds_in_a_new_process(name: str) -> float:
 def test_a_first_build_is_quick_and_a_lookup_quicker(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """2 s and 0.05 s are promised for an idle machine; a shared one may take five times as long to compile. A lookup
     is one read and the compiler's version: the best of three, since others' work is not what is measured."""
-    cold = seconds_in_a_new_process("attention-c")
-    warm = min(seconds_in_a_new_process("attention-c") for _ in range(3))
+    cold = seconds_in_a_new_process("attention-fp8-fp16")
+    warm = min(seconds_in_a_new_process("attention-fp8-fp16") for _ in range(3))
     with capsys.disabled():
         print(f" cold {cold:.2f} s, warm {warm * 1000:.0f} ms", end="", flush=True)
     assert cold < 10
@@ -218,16 +218,16 @@ def test_no_compiler_is_said(place: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_the_cache_may_be_removed_at_any_time(place: Path) -> None:
-    cache.build(VARIANTS["A"])
+    cache.build(VARIANTS["fp8-fp32"])
     shutil.rmtree(place)
-    assert cache.build(VARIANTS["A"]).cubin.exists()
+    assert cache.build(VARIANTS["fp8-fp32"]).cubin.exists()
 
 
 def test_without_locks(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Windows has no fcntl."""
     monkeypatch.setattr(cache, "fcntl", None)
-    assert cache.build(VARIANTS["A"]).note is None
-    assert not cache.build(VARIANTS["A"]).fresh
+    assert cache.build(VARIANTS["fp8-fp32"]).note is None
+    assert not cache.build(VARIANTS["fp8-fp32"]).fresh
 
 
 def test_a_compiler_that_cannot_be_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

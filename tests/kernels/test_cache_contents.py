@@ -139,7 +139,7 @@ def test_a_lock_that_was_removed_locks_nobody_out_nor_two_in(place: Path) -> Non
 
 def build_often(_: str) -> list[str | None]:
     cache.compile_checked = lambda *_: (b"cubin", {})  # type: ignore[assignment]
-    return [cache.build(sm90_attention.VARIANTS["A"]).note for _ in range(100)]
+    return [cache.build(sm90_attention.VARIANTS["fp8-fp32"]).note for _ in range(100)]
 
 
 def clear_until(end: str) -> int:
@@ -166,7 +166,7 @@ def test_building_and_clearing_at_once(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_facts_of_an_earlier_version_are_no_kernel(tmp_path: Path) -> None:
-    kernel = listing.KERNELS["prologue-a"].kernel
+    kernel = listing.KERNELS["prologue-fp8-fp32"].kernel
     cubin = cache.build(kernel, tmp_path).cubin
     facts = json.loads(cubin.with_name("kernel.json").read_text())
     for used in facts["functions"].values():
@@ -202,7 +202,7 @@ def test_another_user_can_read_what_one_has_built(empty: Path) -> None:
     """A container is often built as root and run as somebody else."""
     before = os.umask(0o022)
     try:
-        built = cache.build(sm90_attention.VARIANTS["A"])
+        built = cache.build(sm90_attention.VARIANTS["fp8-fp32"])
     finally:
         os.umask(before)
     assert [path.stat().st_mode & 0o777 for path in (built.cubin.parent, built.cubin)] == [0o755, 0o644]
@@ -215,9 +215,9 @@ def test_what_stands_in_a_kernel_s_place_is_replaced(empty: Path, tmp_path: Path
         elsewhere.mkdir()
         (elsewhere / "mine").write_text("mine")
     empty.mkdir(parents=True)
-    place = empty / cache.name_of(sm90_attention.VARIANTS["A"])
+    place = empty / cache.name_of(sm90_attention.VARIANTS["fp8-fp32"])
     place.write_text("") if kind == "a file" else place.symlink_to(elsewhere)
-    assert cache.build(sm90_attention.VARIANTS["A"]).note is None
+    assert cache.build(sm90_attention.VARIANTS["fp8-fp32"]).note is None
     assert place.is_dir()
     assert not place.is_symlink()
     if kind == "a link":

@@ -28,13 +28,15 @@ def disassembled(cubin: Path) -> str:
     return subprocess.run([tool, cubin], capture_output=True, text=True, check=True).stdout
 
 
-@pytest.mark.parametrize(("name", "ragged"), [("A", True), ("A", False), ("C", True), ("E", True)])
+@pytest.mark.parametrize(
+    ("name", "ragged"), [("fp8-fp32", True), ("fp8-fp32", False), ("fp8-fp16", True), ("int8-int32", True)]
+)
 def test_attention_on_the_tensor_cores(name: str, ragged: bool) -> None:
     built = cache.build(replace(sm90_attention.VARIANTS[name], RAGGED=ragged))
     assert built.functions["fps_attention"].spilled_bytes == 0  # and no C75 line, or it would have been refused
     code = disassembled(built.cubin)
     # Four steps each: the first Q K, in the loop Q K and P V, the last P V.
-    scores = "IGMMA" if name == "E" else "QGMMA"
+    scores = "IGMMA" if name == "int8-int32" else "QGMMA"
     counts = {kind: len(re.findall(rf"\b{kind}\b", code)) for kind in ("QGMMA", "IGMMA")}
     assert counts == ({"IGMMA": 8, "QGMMA": 8} if scores == "IGMMA" else {"QGMMA": 16, "IGMMA": 0})
     assert not re.search(r"\b(LDL|STL)\b", code)  # nothing in local memory
@@ -42,7 +44,7 @@ def test_attention_on_the_tensor_cores(name: str, ragged: bool) -> None:
     # one group of wgmmas and the wait for the last. FP32 has 64 exponentials there and 2 fades, the others half.
     overlapped = code[code.index("gsb0, 0x1") :]
     overlapped = overlapped[: overlapped.index("gsb0, 0x0")]
-    assert overlapped.count("MUFU.EX2") >= (64 if name == "A" else 32)
+    assert overlapped.count("MUFU.EX2") >= (64 if name == "fp8-fp32" else 32)
     assert max(map(int, re.findall(r"\bR(\d+)\b", code))) + 1 <= 240  # what setmaxnreg gives the consumers
 
 
@@ -80,7 +82,7 @@ def test_prologue(name: str, smooth_k: bool) -> None:
 )
 def test_other_combinations_are_refused(change: dict, told: str) -> None:
     with pytest.raises(ValueError, match=told):
-        replace(sm90_attention.VARIANTS["C"], **change)
+        replace(sm90_attention.VARIANTS["fp8-fp16"], **change)
 
 
 @pytest.mark.parametrize(
@@ -94,7 +96,7 @@ def test_other_combinations_are_refused(change: dict, told: str) -> None:
 )
 def test_other_prologues_are_refused(change: dict, told: str) -> None:
     with pytest.raises(ValueError, match=told):
-        replace(sm90_prologue.VARIANTS["C"], **change)
+        replace(sm90_prologue.VARIANTS["fp8-fp16"], **change)
 
 
 def test_wgmma_wrappers_are_what_the_script_writes() -> None:
@@ -115,7 +117,7 @@ def test_spills_and_serialised_wgmma_are_refused(monkeypatch: pytest.MonkeyPatch
     log = "Compiling entry function 'f' for 'sm_90a'\n8 bytes stack frame, 4 bytes spill stores\nUsed 3 registers"
     monkeypatch.setattr(nvrtc, "compile_cubin", lambda *_: (b"", log))
     with pytest.raises(nvrtc.CompileError, match="f spills registers"):
-        cache.build(sm90_attention.VARIANTS["A"])
+        cache.build(sm90_attention.VARIANTS["fp8-fp32"])
     monkeypatch.setattr(nvrtc, "compile_cubin", lambda *_: (b"", "ptxas info : (C7511) Potential Performance Loss"))
     with pytest.raises(nvrtc.CompileError, match="C7511"):
-        cache.build(sm90_attention.VARIANTS["A"])
+        cache.build(sm90_attention.VARIANTS["fp8-fp32"])

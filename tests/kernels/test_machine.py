@@ -24,9 +24,9 @@ LINE = TileGrid((1, 1, 6), (1, 1, 1))  # 6 lists of 6 tiles, for one block: thro
 
 def check(source: str | None, late: str) -> None:
     q, k, v = random_qkv(LINE, heads=1)
-    plan = plan_for("A", LINE)
-    found = host.attention(q, k, v, plan, "A", source=source, blocks=1, schedule=Schedule(1, late))  # type: ignore[arg-type]
-    assert_near(found, emulate(q, k, v, plan, VARIANTS["A"]))
+    plan = plan_for("fp8-fp32", LINE)
+    found = host.attention(q, k, v, plan, "fp8-fp32", source=source, blocks=1, schedule=Schedule(1, late))  # type: ignore[arg-type]
+    assert_near(found, emulate(q, k, v, plan, VARIANTS["fp8-fp32"]))
 
 
 @pytest.mark.parametrize("late", host.LATE)

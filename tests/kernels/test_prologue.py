@@ -27,7 +27,7 @@ def test_images_and_scales(name: str, tiles: TileGrid, smooth_k: bool) -> None:
 
 def test_pooled_tiles_are_means() -> None:
     given = inputs(RAGGED, batch=2)
-    assert_pooled(host.prologue(*given, plan_for("E", RAGGED), "E"), given, RAGGED)
+    assert_pooled(host.prologue(*given, plan_for("int8-int32", RAGGED), "int8-int32"), given, RAGGED)
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -41,7 +41,7 @@ def test_prologue_and_kernel(name: str) -> None:
 
 def test_zeros_are_no_trouble() -> None:
     q, k, v, transform = inputs(RAGGED)
-    found = host.prologue(q * 0, k * 0, v * 0, transform, plan_for("C", RAGGED), "C")
+    found = host.prologue(q * 0, k * 0, v * 0, transform, plan_for("fp8-fp16", RAGGED), "fp8-fp16")
     assert np.isfinite(found["q_scale"]).all()
     assert np.isfinite(found["v_scale"]).all()
     for key in ("q", "k", "v"):

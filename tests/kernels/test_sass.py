@@ -36,7 +36,9 @@ def test_counts_are_nvdisasm_s(folder: Path, name: str) -> None:
     assert any(found.values()) == name.startswith("attention")
 
 
-@pytest.mark.parametrize("name", ["attention-a", "attention-c", "attention-e", "prologue-c"])
+@pytest.mark.parametrize(
+    "name", ["attention-fp8-fp32", "attention-fp8-fp16", "attention-int8-int32", "prologue-fp8-fp16"]
+)
 def test_redistributed_registers_are_in_the_listing(folder: Path, name: str) -> None:
     kernel = listing.KERNELS[name].kernel
     listed = disassembled(cache.build(kernel, folder).cubin)
@@ -50,7 +52,7 @@ def test_redistributed_registers_are_in_the_listing(folder: Path, name: str) -> 
 
 
 def test_static_shared_memory_is_what_ptxas_says(folder: Path) -> None:
-    used = cache.build(listing.KERNELS["prologue-c"].kernel, folder).functions
+    used = cache.build(listing.KERNELS["prologue-fp8-fp16"].kernel, folder).functions
     assert used["fps_prologue"].shared_bytes > 0
     assert used["fps_row_rms"].shared_bytes == 0
     assert all(own.shared_bytes < 48 * 1024 for own in used.values())  # more would have to be dynamic
@@ -58,7 +60,7 @@ def test_static_shared_memory_is_what_ptxas_says(folder: Path) -> None:
 
 @pytest.mark.parametrize("damage", ["empty", "text", "cut", "no names"])
 def test_what_is_no_cubin_is_said(folder: Path, damage: str) -> None:
-    whole = cache.build(listing.KERNELS["attention-a"].kernel, folder).cubin.read_bytes()
+    whole = cache.build(listing.KERNELS["attention-fp8-fp32"].kernel, folder).cubin.read_bytes()
     names_beyond_the_table = whole[:0x3E] + b"\xff\xff" + whole[0x40:]
     given = {"empty": b"", "text": b"no cubin" * 100, "cut": whole[:1000], "no names": names_beyond_the_table}[damage]
     with pytest.raises(ValueError, match="this is not a cubin"):

@@ -31,19 +31,34 @@ def line(kind: str = "kernel", **more: object) -> dict[str, Any]:
 def made_up() -> dict[str, Any]:
     """Every key that a record can have, but for those that `report.derive` writes."""
     what = shape("14b", "720p")
-    plan = plan_8bit(what.tiles, None, "C")
+    plan = plan_8bit(what.tiles, None, "fp8-fp16")
     flops, pairs, _ = contenders.stage(plan, what.heads, 0)
     dense = {"bits": 16, "density": 1.0, "window": None, "stages": [[flops, pairs, 3e9]]}
-    ours, chosen = {"variant": "C", "bits": 8}, {"wanted": "1/10", "window": [7, 3, 3], "density": 0.1}
+    ours, chosen = {"variant": "fp8-fp16", "bits": 8}, {"wanted": "1/10", "window": [7, 3, 3], "density": 0.1}
     before, stage = [0, 0, 3e9], [flops / 10, pairs / 20, 2e9]
     errors = {"error_to_emulator": {"13 bits": 0.001, "exact sums": 0.002}, "error_to_exact": 0.055}
     lines = [
         {"kind": "sdpa", "name": "sdpa-cudnn", **dense, "samples_ms": [201.0, 200.0, 199.0], "error_to_exact": 0.004},
         {"kind": "sdpa", "name": "sdpa-math", **dense, "why_not": "left out"},
         {"kind": "prepare", "name": "norm and RoPE, eager", "bits": 16, "stages": [before], "samples_ms": [10.0]},
-        {"kind": "prologue", "name": "C, prologue", **ours, "stages": [before], "samples_ms": [2.0]},
-        {"kind": "kernel", "name": "C, kernel", **ours, **chosen, "stages": [stage], "samples_ms": [8.0], **errors},
-        {"kind": "together", "name": "C, together", **ours, **chosen, "stages": [before, stage], "samples_ms": [10.0]},
+        {"kind": "prologue", "name": "fp8-fp16, prologue", **ours, "stages": [before], "samples_ms": [2.0]},
+        {
+            "kind": "kernel",
+            "name": "fp8-fp16, kernel",
+            **ours,
+            **chosen,
+            "stages": [stage],
+            "samples_ms": [8.0],
+            **errors,
+        },
+        {
+            "kind": "together",
+            "name": "fp8-fp16, together",
+            **ours,
+            **chosen,
+            "stages": [before, stage],
+            "samples_ms": [10.0],
+        },
         {"kind": "flex", "name": "flex", "bits": 16, **chosen, "stages": [stage], "fault": "it broke"},
     ]
     case = {**what.facts, "lines": lines, "before": STATE, "after": STATE, "rounds": 3, "cut": "no time"}

@@ -101,7 +101,7 @@ def test_near_the_operator_and_exact_attention(name: str) -> None:
 
 def test_rows_are_those_of_the_whole() -> None:
     q, k, v = random_qkv(LINE.tokens)
-    variant = VARIANTS["E"]
+    variant = VARIANTS["int8-int32"]
     rows = torch.tensor([0, 7, 119, 120, 419])
     whole = emulate(q, k, v, plan_for(variant), variant)
     assert torch.equal(emulate(q, k, v, plan_for(variant), variant, rows=rows), whole[:, rows])
@@ -110,7 +110,7 @@ def test_rows_are_those_of_the_whole() -> None:
 def test_options_change_what_they_say() -> None:
     q, k, v = random_qkv(LINE.tokens)
     q = q * torch.linspace(0.1, 3, LINE.tokens)[:, None, None]  # a scale per tile is a poor one for its small tokens
-    variant = VARIANTS["E"]
+    variant = VARIANTS["int8-int32"]
     exact = dense.attention(q, k, v)
     base = error(emulate(q, k, v, plan_for(variant), variant), exact)
     assert error(emulate(q, k, v, plan_for(variant), variant, q_scale="tile"), exact) > base
@@ -127,7 +127,7 @@ def test_sums_of_13_bits_are_biased_and_promotion_mends_it() -> None:
     tokens = 128 * 64
     q, k, v = random_qkv(tokens, heads=1)
     v = v + 1
-    tiles, variant, rows = TileGrid((1, 1, tokens), (1, 1, 128)), VARIANTS["A"], torch.arange(64)
+    tiles, variant, rows = TileGrid((1, 1, tokens), (1, 1, 128)), VARIANTS["fp8-fp32"], torch.arange(64)
 
     def error_of(promote: int | None, bits: int | None) -> float:
         chosen = dataclasses.replace(variant, promote=promote)
@@ -139,7 +139,7 @@ def test_sums_of_13_bits_are_biased_and_promotion_mends_it() -> None:
     assert error_of(1, 13) < 1.1 * exact
 
 
-@pytest.mark.parametrize(("name", "promote"), [("A", 1), ("C", 4), ("E", 4)])
+@pytest.mark.parametrize(("name", "promote"), [("fp8-fp32", 1), ("fp8-fp16", 4), ("int8-int32", 4)])
 def test_sums_are_promoted_after_so_many_tiles(name: str, promote: int) -> None:
     """By hand: the tensor cores' sum over `promote` tiles, cut to 13 bits after each 32 keys; then float32."""
     variant = VARIANTS[name]
@@ -170,8 +170,8 @@ def test_scores_are_sums_of_13_bits_too() -> None:
     expected = torch.zeros(3, 5)
     for step in range(0, 128, 32):
         expected = emulator.cut(expected + q[0, 0, :, step : step + 32] @ k[0, 0, :, step : step + 32].T, 13)
-    assert torch.equal(emulator.products(q, k, VARIANTS["A"], 13)[0, 0], expected)
-    assert not torch.equal(emulator.products(q, k, VARIANTS["A"], None)[0, 0], expected)
+    assert torch.equal(emulator.products(q, k, VARIANTS["fp8-fp32"], 13)[0, 0], expected)
+    assert not torch.equal(emulator.products(q, k, VARIANTS["fp8-fp32"], None)[0, 0], expected)
 
 
 def test_bits_are_cut_off_towards_zero() -> None:
@@ -198,12 +198,12 @@ def test_scores_far_below_zero(name: str) -> None:
 def test_what_a_format_cannot_hold_is_refused() -> None:
     x = torch.ones(1, 420, 1, 256)
     with pytest.raises(ValueError, match="FP16"):
-        emulate(x, x, x, plan_for(VARIANTS["C"]), VARIANTS["C"])
+        emulate(x, x, x, plan_for(VARIANTS["fp8-fp16"]), VARIANTS["fp8-fp16"])
     with pytest.raises(ValueError, match="23 bits"):
-        emulate(x, x, x, plan_for(VARIANTS["A"]), VARIANTS["A"], accumulator_bits=24)
+        emulate(x, x, x, plan_for(VARIANTS["fp8-fp32"]), VARIANTS["fp8-fp32"], accumulator_bits=24)
 
 
 def test_a_variant_runs_its_own_precision_only() -> None:
     q, k, v = random_qkv(LINE.tokens)
     with pytest.raises(ValueError, match="the variant computes int8"):
-        emulate(q, k, v, plan_for(VARIANTS["A"]), VARIANTS["E"])
+        emulate(q, k, v, plan_for(VARIANTS["fp8-fp32"]), VARIANTS["int8-int32"])

@@ -78,7 +78,7 @@ def test_machines_that_it_refuses(hopper_card: pytest.MonkeyPatch) -> None:
     for capability in ((8, 9), (10, 0)):
         with hopper_card.context() as patch:
             patch.setattr(torch.cuda, "get_device_capability", lambda device, own=capability: own)
-            assert "Hopper (compute capability 9.0), not {}.{}".format(*capability) in reason()
+            assert "Hopper (sm_90a, compute capability 9.0), not {}.{}".format(*capability) in reason()
     with hopper_card.context() as patch:
         patch.setitem(sys.modules, "cupy", None)
         assert 'pip install "fpsgen[cuda13]"' in reason()

@@ -106,7 +106,7 @@ def test_the_longest_of_three_times_binds(stage: tuple[float, float, float], sec
 def test_exponentials_are_those_of_the_pairs(window: Shape3 | None) -> None:
     """One for each pair of tokens and head, none of padding; of the variants that synthesise half of them, half."""
     pairs = 3 * RAGGED.density(window) * RAGGED.tokens**2
-    for variant, share in [(None, 1), ("A", 1), ("C", 0.5), ("E", 0.5)]:
+    for variant, share in [(None, 1), ("fp8-fp32", 1), ("fp8-fp16", 0.5), ("int8-int32", 0.5)]:
         plan = AttentionPlan(RAGGED, (window,))
         flops, exponentials, moved = contenders.stage(plan, 3, 7, variant)
         assert (flops, exponentials, moved) == (pytest.approx(512 * pairs), pytest.approx(share * pairs), 7)
@@ -166,10 +166,10 @@ def test_the_emulator_is_asked_again_only_for_a_large_error() -> None:
     q, k, v = (torch.randn(1, RAGGED.tokens, 1, 128, generator=generator) for _ in range(3))
     plan, rows = AttentionPlan(RAGGED, qk="int8", pv="fp8"), torch.arange(20)
     oracles = Oracles(q, k, v, rows)
-    found = emulate(q, k, v, plan, VARIANTS["E"], rows=rows, accumulator_bits=13)
-    assert oracles.emulated_errors(found, plan, "E") == {"13 bits": 0.0}
-    assert set(oracles.emulated_errors(found * 1.1, plan, "E", 1e-2)) == {"13 bits", "exact sums"}
-    assert set(oracles.emulated_errors(found * torch.nan, plan, "E", 1e-2)) == {"13 bits", "exact sums"}
+    found = emulate(q, k, v, plan, VARIANTS["int8-int32"], rows=rows, accumulator_bits=13)
+    assert oracles.emulated_errors(found, plan, "int8-int32") == {"13 bits": 0.0}
+    assert set(oracles.emulated_errors(found * 1.1, plan, "int8-int32", 1e-2)) == {"13 bits", "exact sums"}
+    assert set(oracles.emulated_errors(found * torch.nan, plan, "int8-int32", 1e-2)) == {"13 bits", "exact sums"}
 
 
 def line(kind: str = "kernel", **more: object) -> dict:
@@ -199,12 +199,19 @@ def test_a_wrong_result_gets_no_time() -> None:
 
 def test_contenders_on_a_machine_without_a_card() -> None:
     """Every one of them has a line; ours says why not."""
-    found = [c.line for c in contenders.contenders(Inputs(TINY, torch.device("cpu")), {"1": None}, ["C", "E"])]
+    found = [
+        c.line
+        for c in contenders.contenders(Inputs(TINY, torch.device("cpu")), {"1": None}, ["fp8-fp16", "int8-int32"])
+    ]
     assert [one["name"] for one in found] == [
         *("sdpa-flash", "sdpa-cudnn", "sdpa-efficient", "sdpa-math", "fa2", "fa3", "fa4"),
-        *("norm and RoPE, eager", "C", "E", "flex"),
+        *("norm and RoPE, eager", "fp8-fp16", "int8-int32", "flex"),
     ]
-    assert {one["name"] for one in found if one.get("why_not") == "it is for CUDA GPUs"} == {"C", "E", "flex"}
+    assert {one["name"] for one in found if one.get("why_not") == "it is for CUDA GPUs"} == {
+        "fp8-fp16",
+        "int8-int32",
+        "flex",
+    }
 
 
 def test_every_sdpa_backend_is_right_or_says_why_not() -> None:
@@ -230,7 +237,7 @@ def test_no_score_matrix_of_gigabytes(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_contenders_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hopper, "why_not", lambda *_: None)
     inputs, windows = Inputs(TINY, torch.device("cpu")), {"1": None, "1/3": (1, 3, 3)}
-    found = [c.line for c in contenders.ours(inputs, windows, "A")]
+    found = [c.line for c in contenders.ours(inputs, windows, "fp8-fp32")]
     assert [one["kind"] for one in found] == ["prologue", "kernel", "together", "kernel", "together"]
     before, whole, both, sparse, _ = found
     assert both["stages"] == [*before["stages"], *whole["stages"]]

@@ -96,9 +96,9 @@ def test_the_page() -> None:
         "- flex at density 0.1: FAULT: it broke",
         "- no time",
         "- before: SM clock 1980.0 MHz, 120.5 W, 40.0 °C",
-        "| C | 0.1 | 7x3x3 | 8 | 8 | 1463 | 68 % | tensor cores | 74 % |",
-        "| C | 0.1 | 2 (50 %) | 10 (65 %) | 0.10 % | 5.50 % |",
-        "| C | 0.1 | 25.00 / 20.00 / 21.00 |",
+        "| fp8-fp16 | 0.1 | 7x3x3 | 8 | 8 | 1463 | 68 % | tensor cores | 74 % |",
+        "| fp8-fp16 | 0.1 | 2 (50 %) | 10 (65 %) | 0.10 % | 5.50 % |",
+        "| fp8-fp16 | 0.1 | 25.00 / 20.00 / 21.00 |",
     ):
         assert told in text, told
     assert max(len(one) for one in text.split("\n") if one[:1] not in ("|", "-")) <= 118
@@ -108,11 +108,14 @@ def test_the_page_of_a_card_without_hopper() -> None:
     """No line of ours, and no clock: the page says so, and nothing breaks."""
     made = made_up()
     case = made["cases"][0]
-    case["lines"] = [case["lines"][0], line("prologue", name="C", variant="C", why_not="it is for Hopper")]
+    case["lines"] = [
+        case["lines"][0],
+        line("prologue", name="fp8-fp16", variant="fp8-fp16", why_not="it is for Hopper"),
+    ]
     case["before"] = None
     report.derive(case["lines"], CARD)
     text = report.document(made)
-    assert "- C: it is for Hopper" in text
+    assert "- fp8-fp16: it is for Hopper" in text
     assert "Times as fast as" not in text
     assert "sdpa-cudnn" in text
 

@@ -42,7 +42,7 @@ def test_the_answer_comes_first(tmp_path: Path) -> None:
 def test_the_headline_takes_the_fastest_of_both_sides() -> None:
     [case] = bench_records.attention(cases=1)["cases"]
     lines = best(case)
-    assert [line["variant"] for line in lines] == ["C"] * 4
+    assert [line["variant"] for line in lines] == ["fp8-fp16"] * 4
     assert [round(line["density"], 1) for line in lines] == [1.0, 0.5, 0.3, 0.1]
 
 
@@ -68,7 +68,7 @@ def test_roofs_are_the_cards() -> None:
 def test_a_card_that_our_kernels_are_not_for(tmp_path: Path) -> None:
     page = made(tmp_path, bench_records.attention(cases=1, ours=False))
     assert "times as fast" not in page.words
-    assert "C: it is for Hopper" in page.words
+    assert "fp8-fp16: it is for Hopper" in page.words
     assert len(page.images) == 1
 
 
