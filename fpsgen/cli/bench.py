@@ -111,9 +111,9 @@ def bench(
 ) -> None:
     """Measure the speed and the fidelity of a preset.
 
-    The same video is made from the same noise by the preset and by what it is compared with: seconds of each phase,
-    speed-up, and how near the frames are. Each contender runs once cold, then there and back (A B B A). The record is a
-    JSON file, with a report beside it.
+    The preset and the contenders that it is compared with make the same video from the same noise. The result is the
+    seconds of each stage, the speed-up, and how close the frames are. Each contender runs once cold, then warm in the
+    order A B B A. The record is a JSON file, with a report beside it.
     """
     if context.invoked_subcommand is not None:
         check_alone(context)

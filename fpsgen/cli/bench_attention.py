@@ -96,9 +96,10 @@ def attention(
 ) -> None:
     """Measure attention alone, on a CUDA GPU, at Wan2.1's shapes.
 
-    Torch's backends, other packages' and our kernel are timed, and every result is checked on sampled rows before. No
-    checkpoint is needed. For several models, sizes, densities or variants, repeat the option, or separate values with
-    commas. The exit code is 1 if something failed, was wrong, or had no time.
+    The contenders are torch's backends, other packages and our kernels. Every result is checked on sampled rows before
+    it is timed. No checkpoint is needed. For several models, sizes, densities or variants, repeat the option, or
+    separate values with commas. The exit code is 1 if a contender failed, gave a wrong result, or could not be timed
+    before the end.
     """
     from fpsgen.kernels.sm90_attention import VARIANTS, variant_named
     from fpsgen.wan.config import FAMILIES

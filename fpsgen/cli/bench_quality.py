@@ -97,9 +97,10 @@ def quality(
 ) -> None:
     """Measure the fidelity of a preset over many prompts and seeds.
 
-    Each clip is made from the same noise by the preset and by what it is compared with; the mean of each measure is
-    told with its 95 % interval. For the pocket model a judge also tells whether clips show what their prompts say.
-    Clips are kept: a run that was stopped continues where it was, and another --compare renders only what is new.
+    The preset and the contenders that it is compared with make each clip from the same noise. The result is the mean of
+    each measure, with its 95 % interval. For the pocket model a judge also says whether the clips show what their
+    prompts say. Clips are kept: a run that was stopped continues where it was, and another --compare renders only new
+    contenders.
     """
     out = Output(json, verbose)
     size = sizes.parse_resolution(res) if res is not None else None

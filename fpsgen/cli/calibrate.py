@@ -113,9 +113,9 @@ def calibrate(
 ) -> None:
     """Find how sparse and how precise attention may be, and write it as a preset.
 
-    The dense model makes a few clips; fpsgen takes the cheapest schedule for each step, layer and head that stays
-    within a budget, and verifies it on other prompts. What was measured is kept: a run that was stopped continues where
-    it was, and another budget costs its verification only.
+    The dense model makes a few clips. From them fpsgen finds the cheapest schedule for each step, layer and head that
+    stays within a budget, and verifies it on other prompts. Measurements are kept: a run that was stopped continues
+    where it was, and another budget only needs a new verification.
     """
     out = Output(json, verbose)
     size = sizes.parse_resolution(res) if res is not None else None

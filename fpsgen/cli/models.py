@@ -175,7 +175,7 @@ def rm(
     yes: Annotated[bool, option("-y, --yes", "Remove without asking.")] = False,
     json: Json = False,
 ) -> None:
-    """Remove a downloaded model from the hub's cache. What other revisions of it share stays."""
+    """Remove a downloaded model from the hub's cache. Files that other revisions use as well stay."""
     from fpsgen.weights import cached, hub
 
     if name.lower() not in hub.REPOSITORIES and not hub.ID.fullmatch(name):
@@ -208,7 +208,7 @@ def check(
     json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Compare a model's files with what Wan2.1 needs. It reads their headers alone, and takes seconds."""
+    """Compare a model's files with what Wan2.1 needs. It reads only their headers, which takes seconds."""
     from fpsgen.weights import models
 
     out = Output(json, verbose)

@@ -238,7 +238,7 @@ def check(
     frames: options.Frames = None,
     json: options.Json = False,
 ) -> None:
-    """Check a preset's file: what is wrong and in which line, or whether it fits the videos of its model."""
+    """Check a preset's file: say what is wrong and in which line, or that it fits the videos of its model."""
     from fpsgen.presets import file as files
 
     out = Output(json)
