@@ -18,9 +18,10 @@ import numpy as np
 import torch
 
 from fpsgen import assets
-from fpsgen.bench import quality
+from fpsgen.bench import lineup, quality
 from fpsgen.machine import provenance
 from fpsgen.report import drawing, words
+from fpsgen.target import Target
 from fpsgen.weights import models
 
 GRADES = ("quality", "balanced", "fast")
@@ -44,17 +45,16 @@ class Silent:
 
 def render(prompt: str, seed: int) -> tuple[dict[str, Any], list[np.ndarray]]:
     """What was measured, and the clip's frames by bf16 and by each preset."""
-    model, device, dtype = models.find("pocket"), torch.device("cpu"), torch.float32
+    model, target = models.find("pocket"), Target(torch.device("cpu"), torch.float32, torch.bfloat16)
+    own = model.defaults
     command = ["python", "-m", "benchmarks.levels", *sys.argv[1:]]
     clips, presets = [], []
     for grade in GRADES:
-        contenders, reference = quality.line_up(grade, ["bf16"], model, model.defaults, device, dtype)
-        job = quality.Job(
-            model, model.defaults, (prompt,), 1, seed, contenders, reference, device, dtype, torch.bfloat16, command
-        )
+        line_up = lineup.resolve(grade, ["bf16"], model, (own.width, own.height), target)
+        job = quality.QualityJob(model, own, target, line_up, (prompt,), 1, seed, command)
         record, [pair] = quality.run(job, Silent())
         clips = [*(clips or [pair.exact]), pair.ours]
-        presets.append({"preset": grade, "psnr": round(record["contenders"][0]["fidelity"]["psnr"]["mean"], 1)})
+        presets.append({"preset": grade, "psnr": round(record.contenders[0].fidelity["psnr"]["mean"], 1)})
     card = json.loads((assets.folder("pocket") / "pocket.json").read_text(encoding="utf-8"))
     told = {**provenance(command), "pocket": {"version": card["version"], "sha256": card["sha256"]}}
     return {**told, "prompt": prompt, "seed": seed, "baseline": pair.names[0], "presets": presets}, clips

@@ -10,31 +10,34 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
-from math import inf
+from dataclasses import asdict, dataclass, replace
+from math import prod
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from fpsgen import files, machine
 from fpsgen.bench import fidelity, perceptual, record, steps
-from fpsgen.bench.contenders import Contender, LineUp, Ours, Outline
-from fpsgen.bench.fidelity import Clip, Fidelity
-from fpsgen.bench.record import Span
+from fpsgen.bench.contenders import Ours
+from fpsgen.bench.fidelity import Fidelity
+from fpsgen.bench.lineup import LineUp
+from fpsgen.bench.record import CompareRecord, Entry, Span
 from fpsgen.bench.steps import Split
 from fpsgen.errors import RenderError
 from fpsgen.metrics import Pair
 from fpsgen.pipeline import Branches, Denoised, Frames, Notice, Phase, Request, Step
-from fpsgen.presets import label
+from fpsgen.presets import BF16, label
+from fpsgen.target import Target
 from fpsgen.timing import Timings
 from fpsgen.weights.load import load_tokenizer, load_transformer
 from fpsgen.weights.models import Model
 
+_NO_SETTINGS = ("output", "may_replace", "preset", "scale_to")  # of a request: every contender has its own
 
-class Watcher(Protocol):
+
+class CompareWatcher(Protocol):
     """Who is told what happens."""
 
     def begins(self, title: str, number: int, total: int) -> None:
@@ -55,103 +58,160 @@ class Watcher(Protocol):
 
 
 @dataclass(frozen=True)
-class Job:
+class CompareJob:
     """What is compared. passes: warm runs of each contender; command: for the record."""
 
     request: Request
     model: Model
-    device: torch.device
-    dtype: torch.dtype
-    text_dtype: torch.dtype
+    target: Target
     line_up: LineUp
     passes: int
     command: list[str]
 
+    def entries(self) -> tuple[list[Entry], Entry]:
+        """One for each contender, and the reference's."""
+        contenders, device = self.line_up.contenders, self.target.device
+        entries = [Entry(one, one.outline(self.request, self.model, device)) for one in contenders]
+        return entries, next(one for one in entries if one.name == self.line_up.reference)
 
-@dataclass
-class Made:
-    """What one contender made the first time, and how long each of its runs took, as `Timings.as_dict` says it.
-
-    together: whether both guidance branches ran in one batch, where that was said.
-    """
-
-    contender: Contender
-    outline: Outline
-    latents: Tensor | None = None
-    frames: np.ndarray | None = None
-    together: bool | None = None
-    cold: dict[str, Any] = field(default_factory=dict)
-    warm: list[dict[str, Any]] = field(default_factory=list)
-
-    @property
-    def clip(self) -> Clip:
-        """What the first run made."""
-        assert self.latents is not None
-        assert self.frames is not None
-        return self.latents, self.frames
+    def facts(self) -> dict[str, Any]:
+        """What a record says of the job, whatever is found; to be asked before the work."""
+        settings = asdict(replace(self.request, preset=BF16))
+        return {
+            **record.head("compare", self.command, self.model, self.target),
+            "video": {key: value for key, value in settings.items() if key not in _NO_SETTINGS},
+            "tokens": prod(self.model.config.grid(self.request.latent_shape)),
+            "reference": self.line_up.reference,
+            "tried": [asdict(one) for one in self.line_up.tried],
+        }
 
 
-def measure(job: Job, folder: Path, watcher: Watcher) -> tuple[dict[str, Any], list[Pair]]:
+def measure(job: CompareJob, folder: Path, watcher: CompareWatcher) -> tuple[CompareRecord, list[Pair]]:
     """The record, and the frames of each contender beside the reference's; the videos go to `folder`.
 
     RenderError where the reference's latents are not finite; of another, that is a result.
     """
-    facts = record.facts(machine.provenance(job.command), job)  # of the code that is running
+    facts = job.facts()
     machine.settle()  # as `fpsgen generate` does
-    found = [Made(one, one.outline(job.request, job.model, job.device)) for one in job.line_up.contenders]
+    entries, reference = job.entries()
+    warm = record.there_and_back(entries, job.passes)
     with no_kernels_yet():
-        order, states = run(found, job, folder, watcher)
-        reference = next(one for one in found if one.contender.name == job.line_up.reference)
-        near, notes = nearness(found, reference, job.device)
-        spans = record.common_spans(found, job.request)
+        states = run(entries, warm, job, folder, watcher)
+        near, notes = nearness(entries, reference, job.target.device)
+        spans = record.common_spans(entries, job.request)
         watcher.parts()
         try:
-            splits = splits_of(found, spans, job)
+            splits = list(splits_of(entries, spans, job))
         except (RuntimeError, MemoryError) as fault:  # of the device: the runs are worth more
-            splits = [[] for _ in found]
+            splits = [[None] * len(spans) for _ in entries]
             notes.append(f"the parts of a step were not measured: {str(fault).partition(chr(10))[0][:200]}")
-    told = [record.contender(one, reference, spans, own, job.dtype) for one, own in zip(found, near, strict=True)]
-    for one, own in zip(told, splits, strict=True):
-        for phase, split in zip(one["phases"], own, strict=False):
-            phase["split"] = asdict(split)
-    pairs = [pair(one, reference, own, job) for one, own in zip(found, near, strict=True) if own is not None]
-    return {**facts, "contenders": told, "order": order, "states": states, "notes": notes}, pairs
+    found = CompareRecord(
+        **facts,
+        random_weights=False,
+        extrapolated=False,
+        pairs=job.passes,
+        order=[one.name for one in warm],
+        states=states if any(states) else None,
+        notes=notes,
+        contenders=[
+            record.contender(one, reference, spans, parts, own, job.target)
+            for one, parts, own in zip(entries, splits, near, strict=True)
+        ],
+    )
+    reference_label = label(reference.name, job.target.dtype_name)
+    pairs = [
+        Pair(
+            job.request.prompt, own.psnr_or_inf, reference.clip[1], one.clip[1],
+            (reference_label, label(one.name, job.target.dtype_name)),
+        )
+        for one, own in zip(entries, near, strict=True) if own is not None
+    ]  # fmt: skip
+    return found, pairs
 
 
-def splits_of(found: Sequence[Made], spans: Sequence[Span], job: Job) -> list[list[Split]]:
-    """What a step of each span is made of, by contender; nothing for those that are not ours."""
-    machine.release()  # what the last run has left would seem taken, and the branches not to fit in one batch
-    transformer = load_transformer(job.model.checkpoint, job.device, job.dtype)
-    # Time does not depend on what a text says.
-    length = load_tokenizer(job.model.checkpoint).length
-    shape = (1, length, transformer.config.text_dim)
-    texts = [torch.zeros(shape, device=job.device, dtype=job.text_dtype)] * (1 if job.request.guidance == 1 else 2)
-    every = []
-    for one in found:
-        own: list[Split] = []
-        if isinstance(one.contender, Ours) and one.outline.plans is not None:
-            with one.contender.running():
-                measured = steps.by_phase(job.request, transformer, one.outline.plans, spans, texts, job.device)
-                own = [phase.split for phase in measured]
-        every.append(own)
-    return every
+def run(
+    entries: Sequence[Entry], warm: Sequence[Entry], job: CompareJob, folder: Path, watcher: CompareWatcher
+) -> list[dict[str, Any] | None]:
+    """All runs, the cold ones first; the card's state after each, None where nobody knows it."""
+    states = []
+    outputs = places(job.line_up, folder)
+    for number, one in enumerate((*entries, *warm), 1):
+        cold = one.cold is None
+        watcher.begins(f"{one.name}, {'cold' if cold else 'warm'}", number, len(entries) + len(warm))
+        timings = once(one, replace(job.request, output=outputs[one.name]), job, watcher)
+        states.append(
+            machine.card_state(job.target.device) if job.target.device.type == "cuda" else None
+        )  # warm from the work
+        if cold:
+            one.cold = timings
+        else:
+            one.warm.append(timings)
+    return states
 
 
-def nearness(found: Sequence[Made], reference: Made, device: torch.device) -> tuple[list[Fidelity | None], list[str]]:
+def places(line_up: LineUp, folder: Path) -> dict[str, Path]:
+    """Where the video of each contender goes."""
+    names = [one.name for one in line_up.contenders]
+    return {name: folder / f"{number}-{files.safe_name(name)[:60]}.mp4" for number, name in enumerate(names, 1)}
+
+
+def once(entry: Entry, request: Request, job: CompareJob, watcher: CompareWatcher) -> dict[str, Any]:
+    """One video, and how long it took. The first that a contender makes is kept, for its fidelity."""
+    first = entry.latents is None
+    machine.release()
+    timings = Timings()
+    pieces = []
+    try:
+        for event in entry.contender.run(request, job.model, job.target, timings):
+            if isinstance(event, Phase):
+                watcher.phase(event.name)
+            elif isinstance(event, Step):
+                watcher.step(event.done, event.total)
+            elif isinstance(event, Denoised) and first:
+                entry.latents = event.latents.cpu()
+            elif isinstance(event, Frames) and first:
+                pieces.append(event.pixels)
+            elif isinstance(event, Branches):
+                entry.together = event.together
+            elif isinstance(event, Notice) and first and not event.detail:
+                watcher.note(f"{entry.name}: {event.text}")
+    except RenderError as fault:
+        raise RenderError(f"{entry.name}: {fault}", fault.hint) from None
+    if first:
+        entry.frames = np.concatenate(pieces)
+    if job.target.device.type != "cuda":
+        timings.peak_memory = None  # it would be the process's, of all runs so far
+    return timings.as_dict()
+
+
+def nearness(
+    entries: Sequence[Entry], reference: Entry, device: torch.device
+) -> tuple[list[Fidelity | None], list[str]]:
     """How near each contender's first video is to the reference's, None for itself; and what could not be measured."""
-    if nonfinite := int((~reference.clip[0].isfinite()).sum()):
-        told = f"{reference.contender.name}, the reference, has {nonfinite} latents that are not finite"
+    if nonfinite := fidelity.count_nonfinite(reference.clip[0]):
+        told = f"{reference.name}, the reference, has {nonfinite} latents that are not finite"
         raise RenderError(told, hint="try --dtype fp32, or compare with another")
     lpips, reason = perceptual.load(device)
-    near = [None if one is reference else fidelity.between(one.clip, reference.clip, lpips) for one in found]
+    near = [None if one is reference else fidelity.between(one.clip, reference.clip, lpips) for one in entries]
     return near, [reason] if reason else []
 
 
-def pair(one: Made, reference: Made, near: Fidelity, job: Job) -> Pair:
-    """For the report."""
-    dtype = record.short(job.dtype)
-    names = label(reference.contender.name, dtype), label(one.contender.name, dtype)
-    return Pair(job.request.prompt, inf if near.identical else near.psnr, reference.clip[1], one.clip[1], names)
+def splits_of(entries: Sequence[Entry], spans: Sequence[Span], job: CompareJob) -> Iterator[list[Split | None]]:
+    """The parts of a step of each span, by contender; None for other programs."""
+    machine.release()  # what the last run has left would seem taken, and the branches not to fit in one batch
+    device = job.target.device
+    transformer = load_transformer(job.model.checkpoint, device, job.target.dtype)
+    # Time does not depend on what a text says.
+    shape = (1, load_tokenizer(job.model.checkpoint).length, transformer.config.text_dim)
+    text = torch.zeros(shape, device=device, dtype=job.target.text_dtype)
+    texts = [text] * (1 if job.request.guidance == 1 else 2)
+    for one in entries:
+        if not isinstance(one.contender, Ours) or one.outline.plans is None:
+            yield [None] * len(spans)
+            continue
+        with one.contender.running():
+            measured = steps.by_phase(job.request, transformer, one.outline.plans, spans, texts, device)
+            yield [phase.split for phase in measured]
 
 
 @contextmanager
@@ -163,60 +223,5 @@ def no_kernels_yet() -> Iterator[None]:
         try:
             yield
         finally:
-            if before is None:
-                del os.environ["FPSGEN_CACHE_DIR"]
-            else:
-                os.environ["FPSGEN_CACHE_DIR"] = before
-
-
-def run(found: Sequence[Made], job: Job, folder: Path, watcher: Watcher) -> tuple[list[str], list[dict | None] | None]:
-    """All runs; the order of the warm ones, and the card's state after each of all, None where nobody knows it."""
-    turns = [found if number % 2 == 0 else found[::-1] for number in range(job.passes)]
-    runs = [(one, True) for one in found] + [(one, False) for turn in turns for one in turn]
-    states = []
-    for number, (one, cold) in enumerate(runs, 1):
-        watcher.begins(f"{one.contender.name}, {'cold' if cold else 'warm'}", number, len(runs))
-        told = once(one, job, folder, watcher)
-        states.append(machine.card_state(job.device) if job.device.type == "cuda" else None)  # warm from the work
-        if cold:
-            one.cold = told
-        else:
-            one.warm.append(told)
-    return [one.contender.name for one, cold in runs if not cold], states if any(states) else None
-
-
-def places(line_up: LineUp, folder: Path) -> dict[str, Path]:
-    """Where the video of each contender goes."""
-    names = [one.name for one in line_up.contenders]
-    return {name: folder / f"{number}-{files.safe_name(name)[:60]}.mp4" for number, name in enumerate(names, 1)}
-
-
-def once(one: Made, job: Job, folder: Path, watcher: Watcher) -> dict[str, Any]:
-    """One video, and how long it took. The first that a contender makes is kept, for its fidelity."""
-    name, first = one.contender.name, one.latents is None
-    request = replace(job.request, output=places(job.line_up, folder)[name])
-    machine.release()
-    timings = Timings()
-    pieces = []
-    try:
-        for event in one.contender.run(request, job.model, job.device, job.dtype, job.text_dtype, timings):
-            if isinstance(event, Phase):
-                watcher.phase(event.name)
-            elif isinstance(event, Step):
-                watcher.step(event.done, event.total)
-            elif isinstance(event, Denoised) and first:
-                one.latents = event.latents.cpu()
-            elif isinstance(event, Frames) and first:
-                pieces.append(event.pixels)
-            elif isinstance(event, Branches):
-                one.together = event.together
-            elif isinstance(event, Notice) and first and not event.detail:
-                watcher.note(f"{name}: {event.text}")
-    except RenderError as fault:
-        raise RenderError(f"{name}: {fault}", fault.hint) from None
-    if first:
-        one.frames = np.concatenate(pieces)
-    told = timings.as_dict()
-    if job.device.type != "cuda":
-        told["peak_memory_bytes"] = None  # it would be the process's, of all runs so far
-    return told
+            del os.environ["FPSGEN_CACHE_DIR"]
+            os.environ.update({} if before is None else {"FPSGEN_CACHE_DIR": before})

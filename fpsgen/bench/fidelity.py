@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from math import inf
 
 import numpy as np
 from torch import Tensor
 
 from fpsgen import metrics
-
-if TYPE_CHECKING:
-    from fpsgen.bench.perceptual import Lpips
+from fpsgen.bench.perceptual import Lpips
 
 # Final latents, and frames, uint8 [frames, height, width, 3].
-Clip = tuple[Tensor, np.ndarray]
+MadeClip = tuple[Tensor, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -34,8 +32,12 @@ class Fidelity:
     lpips: float | None
     nonfinite: int
 
+    @property
+    def psnr_or_inf(self) -> float:
+        return inf if self.psnr is None else self.psnr
 
-def between(ours: Clip, reference: Clip, lpips: Lpips | None = None) -> Fidelity:
+
+def between(ours: MadeClip, reference: MadeClip, lpips: Lpips | None = None) -> Fidelity:
     """What is measured of `ours`. lpips: from `perceptual.load`.
 
     ValueError where shapes differ, or frames are smaller than SSIM's window of 11 pixels.
@@ -43,18 +45,25 @@ def between(ours: Clip, reference: Clip, lpips: Lpips | None = None) -> Fidelity
     (latents, frames), (exact, exact_frames) = ours, reference
     if latents.shape != exact.shape:
         raise ValueError(f"latents of shapes {tuple(latents.shape)} and {tuple(exact.shape)}")
-    nonfinite = int((~latents.isfinite()).sum())
-    if nonfinite:
-        latents = latents.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
-    error = metrics.latent_error(latents.cpu(), exact.cpu())
+    error = metrics.latent_error(zero_nonfinite(latents).cpu(), exact.cpu())
     similar = metrics.ssim(frames, exact_frames)
-    identical = bool(np.array_equal(frames, exact_frames))
+    identical = np.array_equal(frames, exact_frames)
     return Fidelity(
         identical=identical,
         latent_cosine=1 - error,
         latent_error=error,
         psnr=None if identical else metrics.psnr(metrics.mean_square(frames, exact_frames)),
         ssim=similar,
-        lpips=lpips(frames, exact_frames) if lpips is not None else None,
-        nonfinite=nonfinite,
+        lpips=None if lpips is None else lpips(frames, exact_frames),
+        nonfinite=count_nonfinite(latents),
     )
+
+
+def count_nonfinite(values: Tensor) -> int:
+    """How many are NaN or infinite."""
+    return int((~values.isfinite()).sum())
+
+
+def zero_nonfinite(values: Tensor) -> Tensor:
+    """With 0 in the place of what is NaN or infinite."""
+    return values.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)

@@ -1,4 +1,4 @@
-"""Who can be compared, by name: known before anything is loaded."""
+"""Who can be compared, by name. Names are checked before torch is imported."""
 
 from __future__ import annotations
 
@@ -6,28 +6,32 @@ from collections.abc import Sequence
 
 from fpsgen.bench.dense_kernels import KERNELS
 from fpsgen.errors import UsageError
-from fpsgen.presets import BF16, Preset, shipped
+from fpsgen.presets import BF16, shipped
 from fpsgen.printable import printable
 
 DIFFUSERS = "diffusers"
 
 
-def check(preset: str, names: Sequence[str]) -> None:
-    """UsageError where there is none of a name, or a preset's file is none."""
+def check(preset: str, names: Sequence[str], clips: bool = False) -> None:
+    """UsageError for a name that nothing has, a preset's file that is damaged, or a preset compared with itself.
+
+    clips: for `bench quality`, where bf16 is torch's own choice like `generate`'s, and diffusers cannot take part.
+    """
     for name in names:
-        if name not in (DIFFUSERS, *KERNELS, *shipped.GRADES):
-            compared(name)
+        if name in (DIFFUSERS, *KERNELS, *shipped.GRADES):
+            continue
+        try:
+            shipped.find(name)
+        except UsageError as fault:
+            if not str(fault).startswith("there is no preset"):
+                raise
+            known = ", ".join((BF16.name, *shipped.GRADES, *KERNELS, DIFFUSERS))
+            hint = f"give one of {known}, a preset of `fpsgen presets`, or its .toml file"
+            raise UsageError(f"--compare {printable(name)}: there is nothing of that name", hint) from None
     if preset not in shipped.GRADES:
         shipped.find(preset)
-
-
-def compared(name: str) -> Preset:
-    """The preset that --compare calls `name`."""
-    try:
-        return shipped.find(name)
-    except UsageError as fault:
-        if not str(fault).startswith("there is no preset"):
-            raise
-        known = ", ".join((BF16.name, *shipped.GRADES, *KERNELS, DIFFUSERS))
-        hint = f"give one of {known}, a preset of `fpsgen presets`, or its .toml file"
-        raise UsageError(f"--compare {printable(name)}: there is nothing of that name", hint) from None
+    if preset in names and (clips or preset != BF16.name):
+        raise UsageError(f"--preset {preset} is compared with itself", hint="name another with --compare")
+    if clips and DIFFUSERS in names:
+        hint = f"fpsgen bench --compare {DIFFUSERS} makes one video by it"
+        raise UsageError(f"--compare {DIFFUSERS}: bench quality compares presets and kernels", hint)

@@ -10,6 +10,8 @@ import hashlib
 import importlib
 import shlex
 import warnings
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,23 +23,8 @@ WEIGHTS = "alexnet-owt-7be5be79.pth"  # torchvision's, which ends in the beginni
 _URL = f"https://download.pytorch.org/models/{WEIGHTS}"
 _LEAST = 31  # pixels: below that, AlexNet's second pooling has nothing to pool
 
-
-class Lpips:
-    """The mean over frames of two clips, uint8 [frames, height, width, 3]; None for frames too small for AlexNet."""
-
-    def __init__(self, network: Any, device: torch.device):
-        self._network, self._device = network, device
-
-    @torch.inference_mode()
-    def __call__(self, ours: np.ndarray, exact: np.ndarray) -> float | None:
-        if min(ours.shape[1:3]) < _LEAST:
-            return None
-        pairs = zip(ours, exact, strict=True)
-        return float(np.mean([float(self._network(self._input(a), self._input(b))) for a, b in pairs]))
-
-    def _input(self, frame: np.ndarray) -> Tensor:
-        """[1, 3, height, width] in [-1, 1]."""
-        return torch.from_numpy(frame).to(self._device).permute(2, 0, 1)[None].float() / 127.5 - 1
+# The mean over frames of two clips, uint8 [frames, height, width, 3]; None for frames too small for AlexNet.
+Lpips = Callable[[np.ndarray, np.ndarray], float | None]
 
 
 def load(device: torch.device) -> tuple[Lpips | None, str | None]:
@@ -50,29 +37,32 @@ def load(device: torch.device) -> tuple[Lpips | None, str | None]:
         told = str(fault).partition("\n")[0]
         return None, f"LPIPS is left out: lpips cannot be imported: {told}"
     path = Path(torch.hub.get_dir()) / "checkpoints" / WEIGHTS
-    if not path.is_file():
-        command = f"curl -L --create-dirs -o {shlex.quote(str(path))} {_URL}"
-        return None, f"LPIPS is left out: AlexNet's weights are not on this disk ({command})"
-    if damage := _damage(path):
-        return None, f"LPIPS is left out: {path} {damage}"
-    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):  # it calls torchvision as one did years ago
-        warnings.simplefilter("ignore")
-        network = package.LPIPS(net="alex", pnet_rand=True, verbose=False)
-    _fill(network.net, torch.load(path, map_location="cpu", weights_only=True))
-    return Lpips(network.requires_grad_(False).eval().to(device), device), None
-
-
-def _damage(path: Path) -> str | None:
-    """What is wrong with the weights' file."""
     try:
         begin = hashlib.sha256(path.read_bytes()).hexdigest()[:8]
     except OSError as fault:
-        return f"cannot be read: {fault.strerror or fault}"
-    wanted = path.stem.rpartition("-")[2]
-    return None if begin == wanted else f"is not what its name says: its SHA-256 begins with {begin}"
+        command = f"curl -L --create-dirs -o {shlex.quote(str(path))} {_URL}"
+        return None, f"LPIPS is left out: AlexNet's weights cannot be read: {fault.strerror or fault} ({command})"
+    if begin != path.stem.rpartition("-")[2]:
+        told = f"{path} is not the file that its name says: its SHA-256 begins with {begin}"
+        return None, f"LPIPS is left out: {told}"
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):  # it calls torchvision as one did years ago
+        warnings.simplefilter("ignore")
+        network = package.LPIPS(net="alex", pnet_rand=True, verbose=False)
+    weights = torch.load(path, map_location="cpu", weights_only=True)
+    # AlexNet's "features.3.weight" is the trunk's "slice2.3.weight": slices cut the row of layers, numbers stay.
+    names = network.net.state_dict()
+    network.net.load_state_dict({name: weights[f"features.{name.partition('.')[2]}"] for name in names})
+    return partial(distance, network.requires_grad_(False).eval().to(device), device), None
 
 
-def _fill(trunk: torch.nn.Module, weights: dict[str, Tensor]) -> None:
-    """AlexNet's "features.3.weight" is the trunk's "slice2.3.weight": slices cut the row of layers, numbers stay."""
-    own = {name: name.partition(".")[2] for name in trunk.state_dict()}
-    trunk.load_state_dict({name: weights[f"features.{rest}"] for name, rest in own.items()})
+@torch.inference_mode()
+def distance(network: Any, device: torch.device, ours: np.ndarray, exact: np.ndarray) -> float | None:
+    """What `Lpips` says, by the package's network."""
+    if min(ours.shape[1:3]) < _LEAST:
+        return None
+
+    def picture(frame: np.ndarray) -> Tensor:
+        """[1, 3, height, width] in [-1, 1]."""
+        return torch.from_numpy(frame).to(device).permute(2, 0, 1)[None].float() / 127.5 - 1
+
+    return float(np.mean([float(network(picture(a), picture(b))) for a, b in zip(ours, exact, strict=True)]))

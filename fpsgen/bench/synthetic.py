@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -17,11 +16,13 @@ from torch import Tensor, nn
 
 from fpsgen import machine, solvers
 from fpsgen.bench import record, steps
-from fpsgen.bench.compare import Job, Made, Watcher
+from fpsgen.bench.compare import CompareJob, CompareWatcher
 from fpsgen.bench.contenders import Ours
+from fpsgen.bench.record import CompareRecord
 from fpsgen.bench.steps import PhaseStep
 from fpsgen.errors import UsageError
 from fpsgen.pipeline import Request
+from fpsgen.target import Target
 from fpsgen.timing import Timings
 from fpsgen.wan import vae as wan_vae
 from fpsgen.wan.tokenizer import TEXT_LENGTH
@@ -34,36 +35,57 @@ PIECES = 3
 Module = TypeVar("Module", bound=nn.Module)
 
 
-@dataclass(frozen=True)
-class Ends:
-    """What all contenders share: the encoded prompts, seconds of text and decode, the peak of memory in bytes."""
-
-    texts: list[Tensor]
-    text: float
-    decode: float
-    peak: int
-
-
-def measure(job: Job, watcher: Watcher) -> dict[str, Any]:
+def measure(job: CompareJob, watcher: CompareWatcher) -> CompareRecord:
     """The record, as `compare.measure` has it, but for fidelity; all contenders run there and back, one pass at least.
 
     job.model: from `models.absent`, whose weights fit (`check_memory`); all contenders are fpsgen's own.
     """
-    facts = record.facts(machine.provenance(job.command), job)
-    found = [Made(one, one.outline(job.request, job.model, job.device)) for one in job.line_up.contenders]
-    measured, order, states = _measured(found, job, job.model.checkpoint, watcher)
-    reference = next(one for one in found if one.contender.name == job.line_up.reference)
-    return {
+    facts = job.facts()
+    facts["video"] |= {"prompt": None, "negative": None}
+    request, checkpoint, device = job.request, job.model.checkpoint, job.target.device
+    entries, reference = job.entries()
+    cut = record.common_spans(entries, request)
+    runs = record.there_and_back(entries, max(1, job.passes))
+    machine.reset_peak(device)
+    watcher.phase("text")
+    texts, text = encode(checkpoint, request, job.target)
+    watcher.phase("decode")
+    ends = {"text": text, "decode": decode(checkpoint, request, device)}
+    machine.release()
+    peak = machine.peak_bytes(device)
+    watcher.phase("transformer")
+    transformer = randomise(load.empty_transformer(checkpoint), device, needs.by_name(job.target.dtype), request.seed)
+    measured: dict[str, list[PhaseStep]] = {}
+    states = []
+    for number, one in enumerate(runs, 1):
+        assert isinstance(one.contender, Ours)  # others have refused a model without files
+        watcher.begins(one.name, number, len(runs))
+        watcher.phase("denoise")
+        machine.release()
+        machine.reset_peak(device)
+        with one.contender.running():
+            phases = list(steps.by_phase(request, transformer, one.outline.plans or [], cut, texts, device))
+        on_card = device.type == "cuda"
+        states.append(machine.card_state(device) if on_card else None)
+        one.warm.append(timing(phases, ends, max(peak, machine.peak_bytes(device)) if on_card else None))
+        one.together = phases[0].together
+        measured[one.name] = phases
+    return CompareRecord(
         **facts,
-        "video": facts["video"] | {"prompt": None, "negative": None},
-        "random_weights": True,
-        "extrapolated": True,
-        "pairs": len(found[0].warm),
-        "contenders": [_contender(one, reference, phases, job) for one, phases in zip(found, measured, strict=True)],
-        "order": order,
-        "states": states if any(states) else None,
-        "notes": notes(job.request, len(found[0].warm)),
-    }
+        random_weights=True,
+        extrapolated=True,
+        pairs=len(entries[0].warm),
+        order=[one.name for one in runs],
+        states=states if any(states) else None,
+        notes=notes(request, len(entries[0].warm)),
+        contenders=[
+            record.contender(
+                one, reference, cut, [phase.split for phase in measured[one.name]], None, job.target,
+                nonfinite=sum(phase.nonfinite for phase in measured[one.name]),
+            )
+            for one in entries
+        ],
+    )  # fmt: skip
 
 
 def notes(request: Request, passes: int) -> list[str]:
@@ -73,22 +95,24 @@ def notes(request: Request, passes: int) -> list[str]:
     told = [
         "the weights are random: the speed is that of the true shapes, and there is no video",
         "one step of each phase was measured, up to three times, and its median stands for the others",
-        f"text: {TEXT_LENGTH} random tokens, the most that a prompt may have, {times}",
+        f"text: {TEXT_LENGTH} random tokens, the most that a prompt may have, were encoded {times}",
     ]
     if latent_frames > PIECES:
         told.append(f"decode: {PIECES} of {latent_frames} latent frames were decoded; the last stands for the others")
     if passes == 1:
-        told.append("all comes from a single pass: a ratio near 1 may be chance, on a busy machine a larger one, too")
-    left_out = "there are no files, and noise takes a video encoder longer than a video does"
-    return [*told, f"load and encode are in no total: {left_out}"]
+        told.append(
+            "all times come from a single pass: a ratio near 1 may be chance, on a busy machine a larger one, too"
+        )
+    left_out = "there are no files, and a video encoder takes longer for noise than for a video"
+    return [*told, f"the totals leave out load and encode: {left_out}"]
 
 
-def check_memory(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, text_dtype: torch.dtype) -> None:
+def check_memory(checkpoint: Checkpoint, target: Target) -> None:
     """UsageError where the largest component's weights do not fit in the memory that is free."""
     machine.release()
-    free = machine.free_bytes(device)
-    sizes = needs.weights(checkpoint, dtype, text_dtype)
-    largest = max(sizes, key=lambda part: sizes[part])
+    free = machine.free_bytes(target.device)
+    sizes = needs.weights(checkpoint, target.dtype, target.text_dtype)
+    largest = max(sizes, key=sizes.__getitem__)
     if sizes[largest] <= free:
         return
     if max(needs.weights(checkpoint, torch.bfloat16, torch.bfloat16).values()) <= free:
@@ -97,7 +121,7 @@ def check_memory(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtyp
         hint = "try a smaller model, --random-weights 1.3b, or another --device"
     else:
         hint = "make room, or try another --device"
-    told = f"the {largest} takes {sizes[largest] / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free on {device}"
+    told = f"the {largest} takes {sizes[largest] / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free on {target.device}"
     raise UsageError(told, hint)
 
 
@@ -120,90 +144,40 @@ def randomise(model: Module, device: torch.device, dtype: Callable[[str], torch.
     return model.eval().requires_grad_(False)
 
 
-def timing(measured: list[PhaseStep], ends: Ends, peak: int | None) -> dict[str, Any]:
+def timing(measured: Sequence[PhaseStep], ends: dict[str, float], peak: int | None) -> dict[str, Any]:
     """The times of a warm run, extrapolated; as `Timings` has it, None where nothing was measured."""
-    timings = Timings()
+    timings = Timings(peak_memory=peak)
     for phase in measured:
         timings.steps += [phase.split.total] * (phase.span.last - phase.span.first + 1)
-    timings.seconds |= {"text": ends.text, "denoise": sum(timings.steps), "decode": ends.decode}
+    timings.seconds |= {**ends, "denoise": sum(timings.steps)}
     timings.total = sum(timings.seconds.values())
-    timings.peak_memory = None if peak is None else max(peak, ends.peak)
     return {**timings.as_dict(), "load": None, "compile": None, "encode": None}
 
 
-def _measured(
-    found: list[Made], job: Job, checkpoint: Checkpoint, watcher: Watcher
-) -> tuple[list[list[PhaseStep]], list[str], list[dict | None]]:
-    """The phases of each contender, of its last pass, the timing of all being noted in it; the order, and the card's
-    state after each."""
-    request, device = job.request, job.device
-    ends = _ends(checkpoint, request, device, job.text_dtype, watcher)
-    watcher.phase("transformer")
-    transformer = randomise(load.empty_transformer(checkpoint), device, needs.by_name(job.dtype), request.seed)
-    cut = record.common_spans(found, request)
-    turns = [found if number % 2 == 0 else found[::-1] for number in range(max(1, job.passes))]
-    runs = [one for turn in turns for one in turn]
-    measured: dict[str, list[PhaseStep]] = {}
-    states = []
-    for number, one in enumerate(runs, 1):
-        assert isinstance(one.contender, Ours)  # others have refused a model without files
-        watcher.begins(one.contender.name, number, len(runs))
-        watcher.phase("denoise")
-        machine.release()
-        machine.reset_peak(device)
-        with one.contender.running():
-            phases = list(steps.by_phase(request, transformer, one.outline.plans or [], cut, ends.texts, device))
-        states.append(machine.card_state(device) if device.type == "cuda" else None)
-        one.warm.append(timing(phases, ends, machine.peak_bytes(device) if device.type == "cuda" else None))
-        one.together = phases[0].together
-        measured[one.contender.name] = phases
-    return [measured[one.contender.name] for one in found], [one.contender.name for one in runs], states
-
-
-def _ends(
-    checkpoint: Checkpoint,
-    request: Request,
-    device: torch.device,
-    text_dtype: torch.dtype,
-    watcher: Watcher,
-) -> Ends:
-    """Text encoder and VAE, one after the other; both are gone afterwards."""
-    machine.reset_peak(device)
-    watcher.phase("text")
-    texts, text = _encode(checkpoint, request, device, text_dtype)
-    machine.release()
-    watcher.phase("decode")
-    decode = _decode(checkpoint, request, device)
-    machine.release()
-    return Ends(texts, text, decode, machine.peak_bytes(device))
-
-
 @torch.inference_mode()
-def _encode(
-    checkpoint: Checkpoint, request: Request, device: torch.device, dtype: torch.dtype
-) -> tuple[list[Tensor], float]:
+def encode(checkpoint: Checkpoint, request: Request, target: Target) -> tuple[list[Tensor], float]:
     """An embedding for each guidance branch, and the seconds that they took."""
-    encoder = randomise(load.empty_text_encoder(checkpoint), device, lambda name: dtype, request.seed)
+    encoder = randomise(load.empty_text_encoder(checkpoint), target.device, lambda _: target.text_dtype, request.seed)
     generator = torch.Generator("cpu").manual_seed(request.seed)
-    ids = torch.randint(checkpoint.text_config["vocab_size"], (1, TEXT_LENGTH), generator=generator).to(device)
+    ids = torch.randint(checkpoint.text_config["vocab_size"], (1, TEXT_LENGTH), generator=generator).to(target.device)
 
-    def encode() -> Tensor:
+    def once() -> Tensor:
         return encoder(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
 
-    encode()  # warms up
-    machine.synchronise(device)
+    once()  # warms up
+    machine.synchronise(target.device)
     begin = time.perf_counter()
-    texts = [encode() for _ in range(1 if request.guidance == 1 else 2)]
-    machine.synchronise(device)
+    texts = [once() for _ in range(1 if request.guidance == 1 else 2)]
+    machine.synchronise(target.device)
     return texts, time.perf_counter() - begin
 
 
 @torch.inference_mode()
-def _decode(checkpoint: Checkpoint, request: Request, device: torch.device) -> float:
+def decode(checkpoint: Checkpoint, request: Request, device: torch.device) -> float:
     """Seconds from latents to pixels, the last measured piece standing for those after it."""
-    vae = randomise(load.empty_vae(checkpoint), device, lambda name: torch.float32, request.seed)
+    machine.release()  # the text encoder
+    vae = randomise(load.empty_vae(checkpoint), device, lambda _: torch.float32, request.seed)
     latents = solvers.noise(checkpoint.config.in_channels, request.latent_shape, request.seed).to(device)
-    latent_frames = request.latent_shape[0]
     seconds: list[float] = []
     for _ in ("warms up", "counts"):
         seconds.clear()
@@ -214,11 +188,4 @@ def _decode(checkpoint: Checkpoint, request: Request, device: torch.device) -> f
             now = time.perf_counter()
             seconds.append(now - begin)
             begin = now
-    return sum(seconds) + (latent_frames - len(seconds)) * seconds[-1]
-
-
-def _contender(one: Made, reference: Made, measured: list[PhaseStep], job: Job) -> dict[str, Any]:
-    told = record.contender(one, reference, [phase.span for phase in measured], None, job.dtype)
-    for phase, step in zip(told["phases"], measured, strict=True):
-        phase["split"] = asdict(step.split)
-    return {**told, "cold": None, "nonfinite": sum(phase.nonfinite for phase in measured)}
+    return sum(seconds) + (request.latent_shape[0] - len(seconds)) * seconds[-1]

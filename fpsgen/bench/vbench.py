@@ -10,7 +10,7 @@ import os
 import shlex
 import shutil
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 # Those that custom_input takes (VBench's README).
@@ -22,21 +22,14 @@ DIMENSIONS = (
     "aesthetic_quality",
     "imaging_quality",
 )
-RESULTS = "vbench-results"  # beside the folders of videos
+_RESULTS = "vbench-results"  # beside the folders of videos
 _TORCH = "https://download.pytorch.org/whl/cu121"  # the latest that it runs with
-_PINS = "an environment of its own, because it pins old libraries"
 
 
-def find(given: Path | None) -> Path | None:
-    """The program: `given`, or what PATH has."""
-    found = shutil.which("vbench" if given is None else given.expanduser())
-    return Path(found) if found else None
-
-
-def setup(videos: Path, folders: Sequence[str]) -> list[str]:
-    """The commands that make the environment, and those that run it on the folders."""
+def setup(videos: Path, folders: Iterable[str]) -> list[str]:
+    """The commands that make the environment, and those that run VBench on the folders of `videos`."""
     return [
-        f"python -m venv vbench-env  # {_PINS}",
+        "python -m venv vbench-env  # an environment of its own, because it pins old libraries",
         f"vbench-env/bin/pip install torch torchvision --index-url {_TORCH}",
         "vbench-env/bin/pip install vbench",
         f"export PATH=$PWD/vbench-env/bin:$PATH && cd {shlex.quote(str(videos))}  # it calls python by name",
@@ -48,14 +41,14 @@ def command(program: str, folder: str, dimension: str) -> list[str]:
     """As run from the folder that holds `folder`. Relative: it passes paths through a shell, quoted by half."""
     return [
         program, "evaluate", "--mode", "custom_input", "--dimension", dimension, "--videos_path", folder,
-        "--output_path", f"{RESULTS}/{folder}/{dimension}",
+        "--output_path", f"{_RESULTS}/{folder}/{dimension}",
     ]  # fmt: skip
 
 
 def evaluate(
-    program: Path, videos: Path, folder: str, warn: Callable[[str], None], begins: Callable[[str], None]
+    program: Path, folder: Path, begins: Callable[[str], None], warn: Callable[[str], None]
 ) -> dict[str, float | None]:
-    """The score of the videos in `folder` of `videos` in each dimension; None, and a warning, where it gave none.
+    """The score of a folder of videos in each dimension; None, and a warning, where VBench gave none.
 
     begins: called with each dimension.
     """
@@ -65,23 +58,17 @@ def evaluate(
     scores: dict[str, float | None] = {}
     for dimension in DIMENSIONS:
         begins(dimension)
-        results = videos / RESULTS / folder / dimension
+        results = folder.parent / _RESULTS / folder.name / dimension
         shutil.rmtree(results, ignore_errors=True)  # of an earlier run: it names its files by the time
         ran = subprocess.run(
-            command(str(program), folder, dimension), cwd=videos, env=environment, stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
+            command(str(program), folder.name, dimension), cwd=folder.parent, env=environment,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
         )  # fmt: skip
-        scores[dimension] = _score(results, dimension)
-        if scores[dimension] is None:  # its exit status is 0 even then
-            last = next((line for line in reversed(ran.stdout.splitlines()) if line.strip()), "it said nothing")
-            warn(f"VBench gave no {dimension} of {folder}: {last.strip()[:300]}")
+        try:  # {dimension: [mean over the videos, [each of them]]}
+            (path,) = results.glob("*_eval_results.json")
+            scores[dimension] = float(json.loads(path.read_text(encoding="utf-8"))[dimension][0])
+        except (OSError, ValueError, KeyError, IndexError, TypeError):  # its exit status is 0 even then
+            scores[dimension] = None
+            said = ran.stdout.strip().rpartition("\n")[2] or "it said nothing"
+            warn(f"VBench gave no {dimension} of {folder.name}: {said.strip()[:300]}")
     return scores
-
-
-def _score(results: Path, dimension: str) -> float | None:
-    """From the file that it wrote: {dimension: [mean over the videos, [each of them]]}."""
-    try:
-        (path,) = results.glob("*_eval_results.json")
-        return float(json.loads(path.read_text(encoding="utf-8"))[dimension][0])
-    except (OSError, ValueError, KeyError, IndexError, TypeError):
-        return None

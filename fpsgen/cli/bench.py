@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
@@ -142,9 +142,8 @@ def bench(
         page = report_place(record_at, report, no_report)
     out.loading()
     named = find_model(model) if random_weights is None else models.absent(random_weights.lower())
-    target = options.parse_device(device)
-    precision, text_precision = options.choose_dtype(dtype, target), options.choose_text_dtype(dtype)
-    chosen = named or choose_model(size, target, out, Timings())
+    target = options.parse_target(device, dtype)
+    chosen = named or choose_model(size, target.device, out, Timings())
     width, height, scale_to = fit(chosen, size, out)
     if record_at is None:
         default = f"bench-{files.safe_name(chosen.name)}-{files.safe_name(preset)}.json"
@@ -152,10 +151,8 @@ def bench(
         page = report_place(record_at, report, no_report)
     with kept_in(videos) as folder:
         from fpsgen.bench import compare as end_to_end
-        from fpsgen.bench import duration, synthetic
-        from fpsgen.bench.contenders import LineUp, line_up, resolved
+        from fpsgen.bench import duration, lineup, synthetic
         from fpsgen.pipeline import Request
-        from fpsgen.presets import BF16
         from fpsgen.video import check_encoder
 
         if random_weights is None:
@@ -167,33 +164,32 @@ def bench(
             prompt=text.strip(), seed=seed, output=Path(), scale_to=scale_to, solver=solver.value, grid=grid.value,
             **dataclasses.asdict(settings),
         )  # fmt: skip
+        job = end_to_end.CompareJob(
+            request, chosen, target, lineup.resolve(preset, names, chosen, (width, height), target), pairs,
+            ["fpsgen", *sys.argv[1:]],
+        )  # fmt: skip
         if random_weights is not None:
-            synthetic.check_memory(chosen.checkpoint, target, precision, text_precision)
-        if random_weights is not None and target.type == "cpu":
-            contenders = resolved(preset, names, chosen, (width, height), target, precision)
-            first = end_to_end.Job(
-                request, chosen, target, precision, text_precision, LineUp(tuple(contenders), BF16.name), pairs, []
-            )
-            agree(out, duration.seconds(first), yes)
-        line = line_up(preset, names, request, chosen, target, precision)
-        for one in line.tried:
+            synthetic.check_memory(chosen.checkpoint, target)
+            if target.device.type == "cpu":
+                agree(out, duration.seconds(job), yes)
+        job = dataclasses.replace(job, line_up=lineup.line_up(preset, names, request, chosen, target))
+        for one in job.line_up.tried:
             out.detail(f"dense attention by {one.name}: {one.why_not or f'{one.milliseconds:.3g} ms'}")
-        for path in end_to_end.places(line, folder).values():
+        for path in end_to_end.places(job.line_up, folder).values():
             if path.exists():
                 out.note(f"{printable(path)} exists: the new video will replace it")
-        command = ["fpsgen", *sys.argv[1:]]
-        job = end_to_end.Job(request, chosen, target, precision, text_precision, line, pairs, command)
         try:
             with out.progress() as progress:
                 watcher = Bar(progress, out)
+                clips: list[Pair] = []
                 if random_weights is not None:
-                    record: dict[str, Any] = synthetic.measure(job, watcher)
-                    clips: list[Pair] = []
+                    found = synthetic.measure(job, watcher)
                 else:
-                    record, clips = end_to_end.measure(job, folder, watcher)
+                    found, clips = end_to_end.measure(job, folder, watcher)
         except KeyboardInterrupt:
             kept = None if videos is None else f"what was rendered is in {folder}"
             raise Stopped("stopped; no record was written", hint=kept) from None
+    record = dataclasses.asdict(found)
     for one in record["contenders"]:
         out.line(f"{one['name']}: {one['told']}; {record['dtype']} on {record['device']}")
     if not json:

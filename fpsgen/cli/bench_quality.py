@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,7 +27,7 @@ from fpsgen.timing import Timings
 from fpsgen.wan import sizes
 
 if TYPE_CHECKING:
-    from fpsgen.bench.quality import Job
+    from fpsgen.bench.quality import QualityJob
 
 EXAMPLES = """
 fpsgen bench quality
@@ -114,23 +116,21 @@ def quality(
     program = check_vbench(vbench, vbench_bin, videos)
     from fpsgen.bench import names as known
 
-    known.check(preset, names)  # it imports no torch: so far, whatever cannot be is told at once
+    known.check(preset, names, clips=True)  # it imports no torch: so far, whatever cannot be is told at once
     record_at = record_place(free_record("bench-quality.json") if output is None else options.expand(output), out)
     page = report_place(record_at, report, no_report)
     out.loading()
     named = find_model(model)
-    target = options.parse_device(device)
-    chosen = named or choose_model(size, target, out, Timings())
+    target = options.parse_target(device, dtype)
+    chosen = named or choose_model(size, target.device, out, Timings())
     settings = settings_of(chosen, size, frames=frames, steps=steps, guidance=guidance, shift=shift)
+    from fpsgen.bench import lineup
     from fpsgen.bench import prompts as ours
-    from fpsgen.bench.quality import Job, line_up, run
+    from fpsgen.bench.quality import QualityJob, run
 
-    precision = options.choose_dtype(dtype, target)
-    contenders, reference = line_up(preset, names, chosen, settings, target, precision)
-    job = Job(
-        chosen, settings, own or ours.of(chosen.family), seeds, seed, contenders, reference, target, precision,
-        options.choose_text_dtype(dtype), ["fpsgen", *sys.argv[1:]],
-    )  # fmt: skip
+    own = own or ours.of(chosen.family)
+    line_up = lineup.resolve(preset, names, chosen, (settings.width, settings.height), target)
+    job = QualityJob(chosen, settings, target, line_up, own, seeds, seed, ["fpsgen", *sys.argv[1:]])
     for name, outline in job.outlines.items():  # which refuses a preset that does not fit
         out.detail(f"{name}: {outline.told}")
     clips = video_places(job, options.expand(videos)) if videos is not None else None
@@ -141,7 +141,8 @@ def quality(
     try:
         with out.progress() as progress:
             watcher = Bar(progress, out)
-            record, pairs = run(job, watcher, clips, fresh)
+            found, pairs = run(job, watcher, clips, fresh)
+            record = dataclasses.asdict(found)
             if program is not None and clips is not None:
                 add_vbench(record, program, clips, watcher)
     except KeyboardInterrupt:
@@ -165,19 +166,17 @@ def check_vbench(wanted: bool, given: Path | None, videos: Path | None) -> Path 
         if given is not None:
             raise UsageError("--vbench-bin is of no use without --vbench", hint="add --vbench")
         return None
-    from fpsgen.bench import vbench
-
     if videos is None:
         raise UsageError("--vbench judges videos, and none are kept", hint="name a folder for them: --videos clips")
-    found = vbench.find(given)
+    found = shutil.which("vbench" if given is None else given.expanduser())
     if found is None and given is not None:
         raise UsageError(
             f"--vbench-bin {given}: there is no such program", hint="it is bin/vbench of VBench's environment"
         )
-    return found
+    return Path(found) if found else None
 
 
-def video_places(job: Job, folder: Path) -> dict[str, list[Path]]:
+def video_places(job: QualityJob, folder: Path) -> dict[str, list[Path]]:
     """For each contender the files of its clips; UsageError where they cannot be written, or others lie among them,
     which VBench would judge, too."""
     from fpsgen.video import check_encoder
@@ -187,7 +186,7 @@ def video_places(job: Job, folder: Path) -> dict[str, list[Path]]:
         name = files.safe_name(one.name)
         if any(paths[0].parent.name == name for paths in places.values()):
             name = f"{name}-{number + 1}"
-        places[one.name] = [folder / name / default_name(clip.prompt, clip.seed) for clip in job.clips]
+        places[one.name] = [folder / name / default_name(take.prompt, take.seed) for take in job.takes]
     with files.refused(folder, "name a folder", "videos"):
         for paths in places.values():
             own = paths[0].parent
@@ -200,9 +199,9 @@ def video_places(job: Job, folder: Path) -> dict[str, list[Path]]:
     return places
 
 
-def tell_size(out: Output, job: Job) -> None:
+def tell_size(out: Output, job: QualityJob) -> None:
     """How much will be rendered; of the pocket model that is minutes."""
-    count = len(job.clips) * len(job.contenders)
+    count = len(job.takes) * len(job.contenders)
     told = f"{asked(len(job.prompts), job.seeds)}, {len(job.contenders)} contenders: "
     told += f"{count} clips of {counted(job.settings.steps, 'step')}"
     if job.model.card is None:
@@ -222,7 +221,7 @@ def add_vbench(record: dict[str, Any], program: Path, places: dict[str, list[Pat
     watcher.phase("vbench")
     for one in record["contenders"]:
         folder = places[one["name"]][0].parent
-        one["vbench"] = vbench.evaluate(program, folder.parent, folder.name, warn, watcher.note)
+        one["vbench"] = vbench.evaluate(program, folder, watcher.note, warn)
 
 
 def tell_vbench(out: Output, places: dict[str, list[Path]]) -> None:
@@ -239,7 +238,7 @@ def tell_vbench(out: Output, places: dict[str, list[Path]]) -> None:
 
 def tables(record: dict[str, Any]) -> Iterator[Table]:
     """Fidelity, and what else was judged; a column for each contender."""
-    from fpsgen.bench.quality_record import MEASURES
+    from fpsgen.bench.quality import MEASURES
     from fpsgen.cli.bench_tables import new, reference
 
     contenders = record["contenders"]

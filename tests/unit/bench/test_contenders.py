@@ -13,7 +13,7 @@ import torch
 from fpsgen.attention import dense
 from fpsgen.attention.plan import AttentionPlan
 from fpsgen.attention.tiles import TileGrid
-from fpsgen.bench import contenders
+from fpsgen.bench import lineup
 from fpsgen.bench.dense_kernels import KERNELS, DenseKernel
 from fpsgen.errors import RenderError
 from fpsgen.weights.models import absent
@@ -52,7 +52,7 @@ def replaced(monkeypatch: pytest.MonkeyPatch, function: dense.Kernel) -> None:
 
 def test_the_fastest_kernel_is_found_by_trying(monkeypatch: pytest.MonkeyPatch) -> None:
     slowed(monkeypatch, {"sdpa": 0.05, "sdpa-flash": 0.03, "sdpa-math": 0.08})
-    best, tried = contenders.fastest(MODEL, 64, 2, CPU, torch.float32)
+    best, tried = lineup.fastest(MODEL, 64, 2, CPU, torch.float32)
     assert best == "sdpa-flash"
     assert [one.name for one in tried if one.milliseconds] == ["sdpa-flash", "sdpa", "sdpa-math"]
     assert {one.name: one.why_not for one in tried}["fa3"] == "no fa3 here"
@@ -60,7 +60,7 @@ def test_the_fastest_kernel_is_found_by_trying(monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_kernel_that_computes_something_else_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     replaced(monkeypatch, lambda q, k, v: 1.1 * v)
-    _, tried = contenders.fastest(MODEL, 64, 1, CPU, torch.float32)
+    _, tried = lineup.fastest(MODEL, 64, 1, CPU, torch.float32)
     told = {one.name: one for one in tried}
     assert told["sdpa-flash"].milliseconds is None
     assert "its result is off by" in (told["sdpa-flash"].why_not or "")
@@ -73,13 +73,13 @@ def test_a_kernel_that_fails_at_the_true_size_is_none(monkeypatch: pytest.Monkey
         return dense.by_torch(q, k, v)
 
     replaced(monkeypatch, short)
-    best, tried = contenders.fastest(MODEL, 300, 1, CPU, torch.float32)
+    best, tried = lineup.fastest(MODEL, 300, 1, CPU, torch.float32)
     assert best != "sdpa-flash"
     told = {one.name: one for one in tried}["sdpa-flash"]
     assert (told.milliseconds, told.why_not) == (None, "RuntimeError: No execution plans support the graph.")
     monkeypatch.setattr(DenseKernel, "load", lambda kernel: short)
     with pytest.raises(RenderError, match="no dense attention of 300 tokens runs here: RuntimeError: No execution"):
-        contenders.fastest(MODEL, 300, 1, CPU, torch.float32)
+        lineup.fastest(MODEL, 300, 1, CPU, torch.float32)
 
 
 def test_a_kernel_that_takes_the_device_with_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,9 +89,9 @@ def test_a_kernel_that_takes_the_device_with_it_is_named(monkeypatch: pytest.Mon
         return dense.by_torch(q, k, v)
 
     replaced(monkeypatch, illegal)
-    monkeypatch.setattr(contenders.machine, "is_alive", lambda device: False)
+    monkeypatch.setattr(lineup.machine, "is_alive", lambda device: False)
     with pytest.raises(RenderError, match=r"sdpa-flash .* illegal memory access"):
-        contenders.fastest(MODEL, 300, 1, CPU, torch.float32)
+        lineup.fastest(MODEL, 300, 1, CPU, torch.float32)
 
 
 @pytest.mark.parametrize("name", ["sdpa", "sdpa-flash", "sdpa-math"])

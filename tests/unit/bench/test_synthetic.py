@@ -6,6 +6,7 @@ import json
 import math
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ from typer.testing import CliRunner
 
 from fpsgen import machine
 from fpsgen.attention.tiles import TileGrid
-from fpsgen.bench import contenders, duration, steps, synthetic
-from fpsgen.bench.compare import Job
-from fpsgen.bench.contenders import LineUp, Ours
+from fpsgen.bench import duration, lineup, steps, synthetic
+from fpsgen.bench.compare import CompareJob
+from fpsgen.bench.contenders import Ours
+from fpsgen.bench.lineup import LineUp
 from fpsgen.bench.steps import ENOUGH, Split
 from fpsgen.cli import app
 from fpsgen.cli.bench import agree
@@ -26,6 +28,7 @@ from fpsgen.cli.output import Output
 from fpsgen.errors import Stopped, UsageError
 from fpsgen.pipeline import Request
 from fpsgen.presets import BF16, Phase, Preset
+from fpsgen.target import Target
 from fpsgen.wan import config
 from fpsgen.wan import vae as wan_vae
 from fpsgen.wan.config import WanConfig
@@ -67,21 +70,26 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(config, "VAE_CONFIG", {"base_dim": 4, "z_dim": 16, **blocks})
 
 
-def job(frames: int = 9, guidance: float = 3.0, dtype: torch.dtype = torch.float32) -> Job:
+def job(frames: int = 9, guidance: float = 3.0, dtype: torch.dtype = torch.float32) -> CompareJob:
     request = Request(
         prompt="a cat", negative="", width=96, height=64, frames=frames, fps=8, steps=6, guidance=guidance, shift=3.0,
         seed=1, output=Path(),
     )  # fmt: skip
     line_up = LineUp((Ours("two", TWO), Ours("bf16", BF16, "sdpa")), "bf16")
-    return Job(request, models.absent("14b"), CPU, dtype, torch.bfloat16, line_up, 1, ["fpsgen", "bench"])
+    target = Target(CPU, dtype, torch.bfloat16)
+    return CompareJob(request, models.absent("14b"), target, line_up, 1, ["fpsgen", "bench"])
+
+
+def measure(given: CompareJob) -> dict[str, Any]:
+    """The record, as its file has it."""
+    return json.loads(json.dumps(asdict(synthetic.measure(given, Silent()))))
 
 
 @pytest.mark.usefixtures("tiny")
 def test_the_record_holds_what_single_steps_extrapolate_to() -> None:
     watcher = Silent()
-    found = synthetic.measure(job(), watcher)
+    found = json.loads(json.dumps(asdict(synthetic.measure(job(), watcher))))
     assert watcher.told == ["text", "decode", "transformer", "1/2 two", "denoise", "2/2 bf16", "denoise"]
-    assert json.loads(json.dumps(found)) is not None
     assert found["random_weights"]
     assert found["extrapolated"]
     assert found["video"]["prompt"] is found["video"]["negative"] is None
@@ -108,7 +116,7 @@ def test_denoising_is_steps_times_the_phases_own_median(monkeypatch: pytest.Monk
         return [Split(1.5, 0.25, 0.25) if plans[0].is_dense else Split(0.25, 0.25, 0.5)], latents
 
     monkeypatch.setattr(steps, "split", split)
-    found = synthetic.measure(job(), Silent())
+    found = measure(job())
     two, dense = found["contenders"]
     first = two["phases"][0]["last"]
     assert 0 < first < 6
@@ -134,7 +142,7 @@ def test_a_long_clip_is_decoded_in_part(monkeypatch: pytest.MonkeyPatch) -> None
             yield torch.zeros(1, 3, 4 if index else 1, 64, 96)
 
     monkeypatch.setattr(wan_vae, "stream", stream)
-    found = synthetic.measure(job(frames=41), Silent())  # 11 latent frames
+    found = measure(job(frames=41))  # 11 latent frames
     assert decoded == [0, 1, 2] * 2  # once to warm up
     expected = 0.02 + 0.04 + 9 * 0.08
     assert expected <= found["contenders"][0]["median"]["decode"] <= 1.5 * expected
@@ -143,7 +151,7 @@ def test_a_long_clip_is_decoded_in_part(monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.usefixtures("tiny")
 def test_a_short_clip_is_decoded_whole() -> None:
-    found = synthetic.measure(job(frames=1, guidance=1.0), Silent())
+    found = measure(job(frames=1, guidance=1.0))
     assert found["contenders"][0]["median"]["decode"] > 0
     assert not any("latent frames" in note for note in found["notes"])
     assert any("once" in note for note in found["notes"])
@@ -179,7 +187,7 @@ def test_a_model_that_does_not_fit_is_refused_with_its_size(
 ) -> None:
     monkeypatch.setattr(machine, "free_bytes", lambda _: int(free))
     with pytest.raises(UsageError, match=told) as error:
-        synthetic.check_memory(true(key), CPU, dtype, torch.bfloat16)
+        synthetic.check_memory(true(key), Target(CPU, dtype, torch.bfloat16))
     assert f"{free / 1e9:.1f} GB are free" in str(error.value)
     assert hint in (error.value.hint or "")
 
@@ -231,7 +239,7 @@ def test_its_duration_is_that_of_its_operations(monkeypatch: pytest.MonkeyPatch)
     """Of a machine that fills in no time and does so little else in a second that every step is measured once."""
     rate = 1e5
     monkeypatch.setattr(duration, "products", lambda dtype: rate)
-    monkeypatch.setattr(duration, "fill", lambda *_: [0.0])
+    monkeypatch.setattr(duration, "fill", lambda *_: 0.0)
     monkeypatch.setattr(duration, "decode_flops", lambda *_: 5e6)
     # An embedding: 2 layers, each of 4 matrices of 24 x 24 and 3 of 24 x 32, 512 tokens. Two, and one to warm up.
     text = 3 * 2 * 512 * 2 * (4 * 24 * 24 + 3 * 24 * 32)
@@ -259,14 +267,14 @@ def test_what_is_decoded_is_counted_and_what_is_probed_is_a_speed() -> None:
 def test_minutes_on_a_cpu_are_said_and_asked_for_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(duration, "seconds", lambda _: 5000.0)
-    monkeypatch.setattr(contenders, "fastest", lambda *_: pytest.fail("it began"))
+    monkeypatch.setattr(lineup, "fastest", lambda *_: pytest.fail("it began"))
     given = ["bench", "--random-weights", "14b", "--res", "96x64", "--frames", "9", "--device", "cpu"]
     refused = CliRunner().invoke(app, given)
     said = " ".join(refused.stderr.split())
     assert refused.exit_code == 2
     assert "at least 83 min 20 s on this CPU" in said
     assert "with --yes it begins" in said
-    monkeypatch.setattr(contenders, "fastest", lambda *_: ("sdpa", []))
+    monkeypatch.setattr(lineup, "fastest", lambda *_: ("sdpa", []))
     begun = CliRunner().invoke(app, [*given, "--yes", "--pairs", "1", "--no-report"])
     assert begun.exit_code == 0, begun.output
     assert "this takes at least 83 min 20 s" in " ".join(begun.stderr.split())
