@@ -26,6 +26,7 @@ from fpsgen import files, pipeline
 from fpsgen.attention.tiles import Shape3
 from fpsgen.bench.markdown import page
 from fpsgen.machine import provenance
+from fpsgen.metrics import mean_ci95
 from fpsgen.pocket.judge import load_network
 from fpsgen.presets import Phase, Preset, file
 from fpsgen.timing import Timings
@@ -124,7 +125,7 @@ def summarise(clips: list[list[dict]], truth: list[tuple[str, str, str]]) -> lis
                 "preset": preset.name,
                 "phases": file.as_dict(preset)["phases"],
                 "cosine": round(float(cosine.mean()), 4),
-                "cosine_ci95": round(float(1.96 * cosine.std(ddof=1) / len(own) ** 0.5), 4),
+                "cosine_ci95": round(mean_ci95(cosine)[1] or 0.0, 4),
                 "psnr_db": round(float(np.mean(psnr)), 2) if psnr else None,
                 **dict(zip(("subject", "motion", "scene"), (round(float(r), 3) for r in right.mean(0)), strict=True)),
                 "all": round(float(right.all(1).mean()), 3),

@@ -63,15 +63,7 @@ def mean_square(ours: np.ndarray, exact: np.ndarray) -> float:
 
 
 def mean_ci95(values: Sequence[float]) -> tuple[float, float | None]:
-    """The mean, and 1.96 of its standard errors; None for one value, which has no interval."""
-    array = np.asarray(values, dtype=np.float64)
-    mean, count = float(array.mean()), len(array)
-    return mean, 1.96 * float(array.std(ddof=1)) / count**0.5 if count > 1 else None
-
-
-def interval95(values: Sequence[float]) -> tuple[float, float | None]:
-    """The mean, and half its 95 % confidence interval by Student's t, which holds for few values, too; None
-    for one value, which has no interval."""
+    """The mean, and half its 95 % confidence interval by Student's t; None for one value, which has no interval."""
     array = np.asarray(values, dtype=np.float64)
     mean, count = float(array.mean()), len(array)
     return mean, student_t95(count - 1) * float(array.std(ddof=1)) / count**0.5 if count > 1 else None

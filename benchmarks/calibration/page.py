@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 
 from fpsgen.bench.markdown import page
-from fpsgen.metrics import mean_ci95
 
 AIM = 0.7
 DRAWS = 10_000
@@ -27,6 +26,11 @@ def rows_of(record: dict) -> list[dict]:
         rows.append(row)
     order = list(record["levels"])
     return sorted(rows, key=lambda row: order.index(row["level"]))
+
+
+def mean_ci95(values: list[float]) -> tuple[float, float]:
+    """The mean, and 1.96 standard errors: what PROTOCOL.md fixed before anything was measured."""
+    return float(np.mean(values)), float(1.96 * np.std(values, ddof=1) / len(values) ** 0.5)
 
 
 def best_uniform(record: dict, level: str) -> dict:

@@ -333,7 +333,7 @@ def summary(values: Sequence[float | None], measure: str) -> dict[str, float] | 
     known = [value for value in values if value is not None]
     if not known:
         return None
-    mean, ci95 = metrics.interval95(known)
+    mean, ci95 = metrics.mean_ci95(known)
     return {"mean": mean, **({} if ci95 is None else {"ci95": ci95}), "worst": MEASURES[measure](known)}
 
 

@@ -90,15 +90,15 @@ def test_an_interval_holds_the_mean_in_95_of_100_draws() -> None:
     """Of three values, where 1.96 standard errors would hold it in 81."""
     rng, within = np.random.default_rng(0), 0
     for _ in range(2000):
-        mean, half = metrics.interval95(rng.normal(5, 2, 3))
+        mean, half = metrics.mean_ci95(rng.normal(5, 2, 3))
         assert half is not None
         within += abs(mean - 5) <= half
     assert within / 2000 == pytest.approx(0.95, abs=0.015)  # three standard errors of that share
 
 
 def test_of_one_value_nothing_is_known() -> None:
-    assert metrics.interval95([3.0]) == metrics.mean_ci95([3.0]) == (3.0, None)
-    assert metrics.interval95([3.0, 3.0]) == (3.0, 0.0)
+    assert metrics.mean_ci95([3.0]) == (3.0, None)
+    assert metrics.mean_ci95([3.0, 3.0]) == (3.0, 0.0)
 
 
 # --- a clip and its reference --------------------------------------------------------------------------
