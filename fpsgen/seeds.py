@@ -1,4 +1,7 @@
-"""Seeds of noise: what torch takes, and other tools of the field, 0 to 2^64 - 1."""
+"""Seeds of noise: what torch takes, and other tools of the field, 0 to 2^64 - 1.
+
+On a CPU, where all noise is made, torch's generator reads the lower 32 bits: seeds 2^32 apart make the same video.
+"""
 
 from __future__ import annotations
 
