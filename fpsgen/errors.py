@@ -36,6 +36,11 @@ def plain(text: str) -> str:
     return with_options(text, lambda field, value: field if value is None else f"{field}={value}")
 
 
+def reason(fault: Exception) -> str:
+    """What a fault of the operating system or of a library says, without its number and its file's name."""
+    return getattr(fault, "strerror", None) or str(fault)
+
+
 class FpsgenError(Exception):
     """Base of every error that fpsgen explains instead of showing a traceback.
 

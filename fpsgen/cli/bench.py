@@ -15,9 +15,10 @@ from rich.markup import escape
 from fpsgen import files
 from fpsgen.cli import bench_attention, bench_quality, complete, options
 from fpsgen.cli.bench_tables import remark, tables
+from fpsgen.cli.command import App
 from fpsgen.cli.errors import explained
 from fpsgen.cli.generate import choose_model, find_model, fit
-from fpsgen.cli.help import MEASURING, OUTPUT, SAMPLING, App, option
+from fpsgen.cli.help import MEASURING, OUTPUT, SAMPLING, option
 from fpsgen.cli.output import Output
 from fpsgen.cli.prompts import as_text, check_prompts
 from fpsgen.cli.records import deliver, free_record, keep_record, record_place, report_place

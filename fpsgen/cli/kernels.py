@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fpsgen.cli import complete
+from fpsgen.cli.command import App
 from fpsgen.cli.errors import explained
-from fpsgen.cli.help import App, argument, option
+from fpsgen.cli.help import argument, option
 from fpsgen.cli.options import Json, alone
 from fpsgen.cli.output import Output, readable
 from fpsgen.errors import UsageError

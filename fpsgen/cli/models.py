@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fpsgen.cli import complete
+from fpsgen.cli.command import App
 from fpsgen.cli.errors import explained
-from fpsgen.cli.help import App, argument, option
+from fpsgen.cli.help import argument, option
 from fpsgen.cli.options import Json, Verbose, alone, expand
 from fpsgen.cli.output import Output, hush, readable
 from fpsgen.errors import ModelError, Stopped, UsageError

@@ -1,14 +1,17 @@
-"""Option types that commands share."""
+"""Options and arguments, which the table `options.toml` describes; what commands make of their values."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import inspect
 import json
 import re
-from collections.abc import Iterable
+import tomllib
+from collections.abc import Callable, Iterable
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_origin
 
 import typer
 
@@ -39,6 +42,57 @@ class SolverName(StrEnum):
 class GridName(StrEnum):
     ORIGINAL = "original"
     DIFFUSERS = "diffusers"
+
+
+@functools.cache
+def _table() -> dict[str, Any]:
+    return tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
+
+
+INSTEAD: dict[str, str] = _table()["instead"]
+OTHER_NAMES: dict[str, list[str]] = {
+    name: entry["also"]
+    for title, section in _table().items()
+    if title != "instead"
+    for name, entry in section.items()
+    if "also" in entry
+}
+
+
+def described(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The command, with the table's options and arguments for all parameters that have none yet."""
+    scopes = ["shared", command.__module__.rpartition(".")[2], command.__name__]
+    signature = inspect.signature(command, eval_str=True)
+    parameters = []
+    for one in signature.parameters.values():
+        known = get_origin(one.annotation) is Annotated or one.annotation is typer.Context
+        info = None if known else _parameter(one.name, *scopes)
+        parameters.append(one if known else one.replace(annotation=Annotated[one.annotation, info]))
+    command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    return command
+
+
+def _parameter(name: str, shared: str, module: str, function: str) -> Any:
+    """An option or argument as typer has it."""
+    own = _table().get(module, {})
+    entry = _table()[shared].get(name, {}) | own.get(name, {}) | own.get(function, {}).get(name, {})
+    shown = entry["default"].format_map(_Defaults()) if "default" in entry else True
+    offers = getattr(complete, entry["offers"]) if "offers" in entry else None
+    common: dict[str, Any] = {"help": entry["text"], "show_default": shown, "autocompletion": offers}
+    if "argument" in entry:
+        return typer.Argument(metavar=entry["argument"], **common)
+    names = [*([entry["short"]] if "short" in entry else []), entry.get("name", f"--{name.replace('_', '-')}")]
+    common |= {key: entry[key] for key in ("min", "max") if key in entry}
+    return typer.Option(*names, metavar=entry.get("value"), rich_help_panel=entry.get("group"), **common)
+
+
+class _Defaults(dict[str, str]):
+    """Defaults that the models have, in words; looked up where a help needs them."""
+
+    def __missing__(self, key: str) -> str:
+        if key == "wan_sizes":
+            return ", ".join(f"{own.width}x{own.height} for {name}" for name, own in sizes.DEFAULTS.items())
+        return per_model(key)
 
 
 def per_model(setting: str) -> str:

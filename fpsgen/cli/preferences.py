@@ -7,28 +7,43 @@ import json
 import os
 import re
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import typer
 
 from fpsgen import files
-from fpsgen.errors import UsageError
+from fpsgen.cli import complete
+from fpsgen.errors import UsageError, reason
 from fpsgen.printable import meant, printable
 
+
+@dataclass(frozen=True)
+class Key:
+    """A setting: what it is, what holds where nobody chose, and its values that are names, not paths."""
+
+    about: str
+    default: str
+    names: Callable[[], Collection[str]]
+
+
 KEYS = {
-    "model": "The model that generate, bench and calibrate take, as --model.",
-    "preset": "The preset that generate takes, as --preset.",
-    "output_dir": "The folder for videos of generate that have no -o.",
+    "model": Key(
+        "The model that generate, bench and calibrate take, as --model.",
+        "chosen by size and by what is on this disk",
+        lambda: complete.MODELS,
+    ),
+    "preset": Key("The preset that generate takes, as --preset.", "chosen by model and GPU", complete.preset_names),
+    "output_dir": Key("The folder for videos of generate that have no -o.", "the current folder", tuple),
 }
 _HINT = "fpsgen config shows the keys and an example"
 _MOST_BYTES = 2**16
 
 
 @dataclass(frozen=True)
-class Choice:
-    """A value, None where nobody chose one; who chose it (file, environment, default), and that in words."""
+class Standing:
+    """A choice: its value, None where nobody chose one; who chose it (file, environment, default), also in words."""
 
     value: str | None
     source: str
@@ -46,14 +61,14 @@ def variable(key: str) -> str:
     return f"FPSGEN_{key.upper()}"
 
 
-def choice(key: str) -> Choice:
-    """What stands for `key` where the command line says nothing; UsageError where the settings file is wrong."""
+def standing(key: str) -> Standing:
+    """What holds for `key` where the command line says nothing; UsageError where the settings file is wrong."""
     if value := os.environ.get(variable(key)):
-        return Choice(value, "environment", variable(key))
+        return Standing(value, "environment", variable(key))
     text = _text()
     if value := _parse(text).get(key):
-        return Choice(value, "file", f"{printable(path())}, line {_line(text, key)}")
-    return Choice(None, "default", "default")
+        return Standing(value, "file", f"{printable(path())}, line {_line(text, key)}")
+    return Standing(None, "default", "default")
 
 
 @contextlib.contextmanager
@@ -62,44 +77,41 @@ def using(key: str, given: str | None) -> Iterator[str | None]:
     if given is not None:
         yield given
         return
-    standing = choice(key)
+    choice = standing(key)
     try:
-        yield standing.value
+        yield choice.value
     except UsageError as fault:
-        if standing.value is None:
+        if choice.value is None:
             raise
-        told = f"{fault} ({key} = {printable(standing.value)!r} is set by {standing.where})"
+        told = f"{fault} ({key} = {printable(choice.value)!r} is set by {choice.where})"
         raise UsageError(told, hint=fault.hint) from None
 
 
 def output_folder() -> Path:
     """Where videos without a name of their own go, made where it is not there."""
-    standing = choice("output_dir")
-    if standing.value is None:
+    choice = standing("output_dir")
+    if choice.value is None:
         return Path()
     try:
-        folder = Path(standing.value).expanduser()
+        folder = Path(choice.value).expanduser()
         folder.mkdir(parents=True, exist_ok=True)
     except (OSError, RuntimeError, ValueError) as fault:  # RuntimeError: no such user; ValueError: a null character
-        why = getattr(fault, "strerror", None) or fault
-        told = f"the output folder {printable(standing.value)} cannot be made: {why} (it is set by {standing.where})"
-        raise UsageError(told, hint="choose another folder, or use -o") from None
+        told = f"the output folder {printable(choice.value)} cannot be made: {reason(fault)}"
+        raise UsageError(f"{told} (it is set by {choice.where})", hint="choose another folder, or use -o") from None
     return folder
 
 
 def change(key: str, value: str | None) -> None:
     """Write `key` into the settings file, or take it out; all else in it stays. UsageError where that cannot be."""
-    key = known(key)
+    text = _text()
+    wanted, lines = _parse(text), text.splitlines()
+    wanted.pop(key, None)
+    line = _line(text, key) or len(lines) + 1
+    lines[line - 1 : line] = []
     if value is not None:
         _check(key, value, key)
-    text = _text()
-    wanted = {name: old for name, old in _parse(text).items() if name != key} | ({key: value} if value else {})
-    lines = text.splitlines()
-    new = [f"{key} = {json.dumps(value, ensure_ascii=False)}"] if value else []
-    if at := _line(text, key):
-        lines[at - 1 : at] = new
-    else:
-        lines += new
+        wanted[key] = value
+        lines.insert(line - 1, f"{key} = {json.dumps(value, ensure_ascii=False)}")
     changed = "".join(f"{line}\n" for line in lines)
     try:
         right = _parse(changed) == wanted
@@ -107,11 +119,8 @@ def change(key: str, value: str | None) -> None:
         right = False
     if not right:  # as where a value stands over several lines
         raise UsageError(f"{printable(path())} is too involved to be changed by a command", hint="edit it by hand")
-    try:
+    with files.refused(path(), "XDG_CONFIG_HOME names another folder"):
         files.write_text(path(), changed)
-    except OSError as fault:
-        told = f"{printable(path())} cannot be written: {fault.strerror or fault}"
-        raise UsageError(told, hint="XDG_CONFIG_HOME names another folder") from None
 
 
 def known(key: str) -> str:
@@ -131,17 +140,14 @@ def _text() -> str:
     try:
         with files.open_regular(path()) as file:
             data = file.read(_MOST_BYTES + 1)
+        if len(data) > _MOST_BYTES:
+            raise ValueError("it is larger than 64 KiB")
+        return data.decode("utf-8-sig")
     except (FileNotFoundError, NotADirectoryError):
         return ""
     except (OSError, ValueError) as fault:
-        told = getattr(fault, "strerror", None) or fault
-        raise UsageError(f"cannot read the settings in {printable(path())}: {told}", hint=_HINT) from None
-    if len(data) > _MOST_BYTES:
-        raise UsageError(f"the settings file {printable(path())} is larger than 64 KiB", hint=_HINT)
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise UsageError(f"the settings file {printable(path())} is not UTF-8 text", hint="save it as UTF-8") from None
+        why = "it is not UTF-8 text" if isinstance(fault, UnicodeDecodeError) else reason(fault)
+        raise UsageError(f"cannot read the settings in {printable(path())}: {why}", hint=_HINT) from None
 
 
 def _parse(text: str) -> dict[str, str]:
@@ -162,8 +168,8 @@ def _parse(text: str) -> dict[str, str]:
 
 def _check(key: str, value: object, where: str) -> None:
     if not isinstance(value, str) or not value.strip() or not value.isprintable():
-        told = f'write it as {key} = "…"'
-        raise UsageError(f"{where}: {key} must be text on one line, and not empty", hint=told)
+        told = f"{where}: {key} must be text on one line, and not empty"
+        raise UsageError(told, hint=f'write it as {key} = "…"')
     if key == "output_dir" and not Path(value).is_absolute() and not value.startswith("~"):
         told = f"{where}: output_dir = {value!r} depends on where fpsgen is started"
         raise UsageError(told, hint="write the whole path, or begin it with ~/")

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fpsgen.cli import complete, options
+from fpsgen.cli.command import App
 from fpsgen.cli.errors import explained
-from fpsgen.cli.help import VIDEO, App, argument, option
+from fpsgen.cli.help import VIDEO, argument, option
 from fpsgen.cli.output import Output
 from fpsgen.printable import printable
 from fpsgen.report.words import counted

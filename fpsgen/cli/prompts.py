@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from fpsgen import files
-from fpsgen.cli.help import Command
+from fpsgen.cli.command import Command
 from fpsgen.cli.options import expand
 from fpsgen.errors import UsageError
 from fpsgen.printable import printable

@@ -8,7 +8,7 @@ import typer
 
 from fpsgen import __version__
 from fpsgen.cli import bench, calibrate, config, doctor, errors, generate, kernels, models, presets
-from fpsgen.cli.help import App, Group, option
+from fpsgen.cli.command import App, Group
 from fpsgen.cli.prompts import DashCommand
 
 
@@ -58,7 +58,7 @@ def root(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
-    debug: Annotated[bool, option("--debug", "Show the traceback of an error.")] = False,
+    debug: bool = False,
 ) -> None:
     """Make videos from text with Wan2.1: fast, and true to the model."""
     errors.show_tracebacks = debug

@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 
-from fpsgen.cli.help import COMMANDS, HINTS
+from fpsgen.cli.options import INSTEAD
 from fpsgen.printable import meant, printable, typed
 
 _MOST = 400  # characters of one sentence, which may repeat what was typed
@@ -33,7 +33,7 @@ def in_words(error: Any) -> tuple[str, str]:
         told, hint = _value(error)
         return f"{_name(error)} {told}", hint or f"{path} --help says what it takes"
     if found := re.match(r"No such command '(.*?)'\.?(?: Did you mean .*\?)?$", error.message, re.DOTALL):
-        near = COMMANDS.get(found[1]) or meant(found[1], getattr(error.ctx.command, "commands", {}))
+        near = INSTEAD.get(found[1]) or meant(found[1], getattr(error.ctx.command, "commands", {}))
         if path == "fpsgen" and " " in found[1]:
             near = f"fpsgen generate {json.dumps(printable(found[1], 80), ensure_ascii=False)}"
         return f"{path} has no command {typed(found[1])}", near or every
@@ -45,7 +45,7 @@ def in_words(error: Any) -> tuple[str, str]:
 
 def _meant(error: Any, path: str) -> str | None:
     """What an unknown option may stand for."""
-    if hint := HINTS.get(error.option_name.replace("_", "-")):
+    if hint := INSTEAD.get(error.option_name.replace("_", "-")):
         return hint
     below = getattr(error.ctx.command, "commands", {}) if error.ctx else {}
     deeper = [command for one in below.values() for command in (one, *getattr(one, "commands", {}).values())]

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from fpsgen import assets
 from fpsgen.cli import app
 from fpsgen.cli.generate import ENLARGED
-from fpsgen.cli.help import HINTS, OTHER_NAMES
+from fpsgen.cli.options import INSTEAD, OTHER_NAMES
 from fpsgen.wan import sizes
 
 
@@ -128,12 +128,12 @@ def test_other_names_stay_out_of_the_help() -> None:
     assert not [name for names in OTHER_NAMES.values() for name in names if f"{name} " in text]
 
 
-@pytest.mark.parametrize("name", HINTS)
+@pytest.mark.parametrize("name", [name for name in INSTEAD if name.startswith("-")])
 def test_an_option_that_other_tools_have_is_told_with_what_to_use(name: str) -> None:
     for given in (name, f"--{name[2:].replace('-', '_')}") if name.startswith("--") else (name,):
         result = CliRunner().invoke(app, ["generate", "a cat", given, "1"], env={"COLUMNS": "400"})
         assert result.exit_code == 2
-        assert HINTS[name] in " ".join(result.output.split())
+        assert INSTEAD[name] in " ".join(result.output.split())
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 import typer
 
 import fpsgen
-from fpsgen.cli.help import OTHER_NAMES
+from fpsgen.cli.options import OTHER_NAMES
 from fpsgen.cli.output import in_flags
 from fpsgen.cli.root import app
 from fpsgen.errors import UsageError, option, plain
