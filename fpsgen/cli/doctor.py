@@ -24,7 +24,8 @@ def doctor(json: Json = False) -> None:
     out.loading("checking")
     for name, found in doctor.examine(strict=errors.show_tracebacks):
         report[name] = found
-    told = report["verdict"] | {"next": in_flags(report["verdict"]["next"])}
+    told = report.pop("verdict")
+    told["next"] = in_flags(told["next"])
     for line in [*(f"Broken: {problem}." for problem in told["problems"])] or [told["can"]]:
         out.line(line)
     out.line(f"Next: {told['next']}", copied=True)
@@ -35,7 +36,7 @@ def doctor(json: Json = False) -> None:
     for warning in told["warnings"]:
         out.note(warning)
     if json:
-        out.result("", report | {"verdict": told})
+        out.result("", {"verdict": told} | report)
     if not told["works"]:
         raise typer.Exit(1)
 

@@ -12,8 +12,8 @@ from typing import ParamSpec
 import typer
 
 from fpsgen.cli import signals, usage
-from fpsgen.cli.output import Output, hush
-from fpsgen.errors import FpsgenError, Stopped
+from fpsgen.cli.output import Output, hush, in_flags
+from fpsgen.errors import FpsgenError, Stopped, reason
 from fpsgen.printable import printable
 
 P = ParamSpec("P")
@@ -28,8 +28,8 @@ _NO_MEMORY = ("DefaultCPUAllocator", "failed to map segment", "annot allocate me
 def explain(error: BaseException, options: Collection[str] = ()) -> tuple[str, str | None, int]:
     """Sentence, hint and exit code of anything that can end a command; options: those that the command has."""
     if isinstance(error, FpsgenError):
-        stopped = isinstance(error, Stopped) or signals.came()
-        return f"{error}", error.hint, signals.exit_code() if stopped else error.exit_code
+        code = signals.exit_code() if isinstance(error, Stopped) or signals.came() else error.exit_code
+        return in_flags(f"{error}"), error.hint and in_flags(error.hint), code
     # Whatever else is raised after a signal is what the signal broke, as half an import.
     if isinstance(error, (KeyboardInterrupt, typer.Abort)) or signals.came():
         return "stopped", None, signals.exit_code()
@@ -66,11 +66,8 @@ def _line(error: BaseException) -> str:
 
 def undelivered(fault: Exception) -> FpsgenError:
     """stdout could not take what was written there."""
-    why = getattr(fault, "strerror", None) or fault
-    return FpsgenError(
-        f"the result could not be written to standard output: {why}",
-        hint="send it elsewhere; files that the command has made are whole",
-    )
+    told = f"the result could not be written to standard output: {reason(fault)}"
+    return FpsgenError(told, hint="send it elsewhere; files that the command has made are whole")
 
 
 def end(error: BaseException, json: bool, options: Collection[str] = ()) -> int:

@@ -68,7 +68,6 @@ class Output:
     def error(self, message: str, hint: str | None, code: int) -> None:
         """What ends the command."""
         hush()
-        message, hint = in_flags(message), hint and in_flags(hint)
         self._say("error: ", "bold red", message)
         if hint:
             self._say(_HINT, "bold", hint)

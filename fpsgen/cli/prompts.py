@@ -8,9 +8,9 @@ import errno
 import locale
 import os
 import re
+import select
 import stat
 import sys
-import time
 import unicodedata
 from collections import Counter
 from pathlib import Path
@@ -19,12 +19,12 @@ from typing import Any
 from fpsgen import files
 from fpsgen.cli.command import Command
 from fpsgen.cli.options import expand
-from fpsgen.errors import UsageError
+from fpsgen.errors import UsageError, reason
 from fpsgen.printable import printable
 
 MAX_PROMPT = 5000  # characters
 MAX_PROMPTS = 1000
-PATIENCE = (5, 60)  # seconds without a word from a pipe: that nobody has opened to write, and that somebody has
+PATIENCE = 60  # seconds without a word from a pipe
 # Letters, symbols and unassigned characters that Unicode wants drawn as nothing: fillers, a blank braille cell, others.
 _BLANK = re.compile("[\u115f\u1160\u2065\u2800\u3164\uffa0\ufff0-\ufff8\U000e0000-\U000e0fff]")
 
@@ -77,7 +77,7 @@ def read_prompt() -> str:
         raise UsageError("standard input holds no text", hint='echo "a cat surfing" | fpsgen generate -') from None
 
 
-def check_prompts(prompt: str, negative: str | None) -> None:
+def check_prompts(prompt: str, negative: str | None = None) -> None:
     """Refuse a prompt in which nothing can be seen, bytes that are no text, and texts far beyond what the model reads
     and the file's comment can hold."""
     for name, text in (("prompt", prompt), ("negative prompt", negative or "")):
@@ -94,34 +94,29 @@ def check_prompts(prompt: str, negative: str | None) -> None:
 
 
 def read_prompts(path: Path) -> tuple[str, ...]:
-    """The lines of a file that are neither empty nor comments."""
+    """The lines of a file that are neither empty nor comments; UsageError where one is no prompt or is there twice."""
+    name = printable(path)
     try:
-        text = _read(expand(path), 4 * MAX_PROMPT * MAX_PROMPTS).decode("utf-8-sig")
+        lines = _read(expand(path), 4 * MAX_PROMPT * MAX_PROMPTS).decode("utf-8-sig").splitlines()
     except UnicodeDecodeError:
-        raise UsageError(f"{printable(path)} is not UTF-8 text", hint="save it as UTF-8, one prompt a line") from None
+        raise UsageError(f"{name} is not UTF-8 text", hint="save it as UTF-8, one prompt a line") from None
     except (OSError, ValueError) as fault:
-        told = getattr(fault, "strerror", None) or fault
-        message = f"cannot read the prompts in {printable(path)}: {told}"
-        raise UsageError(message, hint="give a text file, one prompt on each line") from None
-    lines = [line.strip() for line in text.splitlines()]
-    for number, line in enumerate(lines, 1):
-        where = f"{printable(path)}, line {number}"
-        if len(line) > MAX_PROMPT:
-            told = f"{where}: a prompt of {len(line)} characters; at most {MAX_PROMPT} are taken"
-            raise UsageError(told, hint="shorten it: the model reads its first 512 tokens")
-        if line and is_blank(line):
-            raise UsageError(
-                f"{where}: a prompt of characters that cannot be seen", hint="write a prompt there, or remove the line"
-            )
-    found = [line for line in lines if line and not line.startswith("#")]
+        told = f"cannot read the prompts in {name}: {reason(fault)}"
+        raise UsageError(told, hint="give a text file, one prompt on each line") from None
+    found = {number: line.strip() for number, line in enumerate(lines, 1) if line.strip()}
+    found = {number: line for number, line in found.items() if not line.startswith("#")}
+    for number, line in found.items():
+        try:
+            check_prompts(line)
+        except UsageError as fault:
+            told = f"{name}, line {number}: {fault}"
+            raise UsageError(told, hint="write a prompt there, or remove the line") from None
     if len(found) > MAX_PROMPTS:
-        raise UsageError(
-            f"{path} has more than {MAX_PROMPTS} prompts", hint=f"keep at most {MAX_PROMPTS}, one on each line"
-        )
-    if len(set(found)) != len(found):
-        twice = printable(Counter(found).most_common(1)[0][0], 80)
-        raise UsageError(f"{printable(path)} has a prompt twice: '{twice}'", hint="leave one of them out")
-    return tuple(found)
+        raise UsageError(f"{name} has more than {MAX_PROMPTS} prompts", hint=f"keep at most {MAX_PROMPTS} of them")
+    line, count = Counter(found.values()).most_common(1)[0] if found else ("", 1)
+    if count > 1:
+        raise UsageError(f"{name} has a prompt twice: '{printable(line, 80)}'", hint="leave one of them out")
+    return tuple(found.values())
 
 
 def _read(path: Path, most: int) -> bytes:
@@ -130,23 +125,14 @@ def _read(path: Path, most: int) -> bytes:
     if not stat.S_ISFIFO(path.stat().st_mode):
         with files.open_regular(path) as file:
             return file.read(most)
-    number = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    number, data = os.open(path, os.O_RDONLY | os.O_NONBLOCK), b""
     try:
-        data, heard = b"", time.monotonic()
         while len(data) < most:
-            try:
-                piece, patience = os.read(number, most - len(data)), PATIENCE[0]
-            except BlockingIOError:
-                piece, patience = b"", PATIENCE[1]
-            else:
-                if not piece and data:
-                    break
-            if piece:
-                data, heard = data + piece, time.monotonic()
-            elif time.monotonic() - heard > patience:
-                raise OSError(errno.ETIMEDOUT, f"it is a pipe, and nothing came from it in {patience} seconds")
-            else:
-                time.sleep(0.05)
+            if not select.select([number], [], [], PATIENCE)[0]:
+                raise OSError(errno.ETIMEDOUT, f"it is a pipe, and nothing came from it in {PATIENCE} seconds")
+            if not (piece := os.read(number, most - len(data))):
+                break
+            data += piece
         return data
     finally:
         os.close(number)

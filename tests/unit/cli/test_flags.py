@@ -19,7 +19,7 @@ from fpsgen.errors import UsageError, option, plain
 PACKAGE = Path(fpsgen.__file__).parent
 # Arguments of other programs that look like ours: nvidia-smi's, curl's, ffmpeg's, ptxas'.
 THEIRS = {
-    ("bench/card.py", "--format"), ("bench/perceptual.py", "-o"), ("ffmpeg.py", "-v"), ("video.py", "-y"),
+    ("machine.py", "--format"), ("bench/perceptual.py", "-o"), ("ffmpeg.py", "-v"), ("video.py", "-y"),
     ("kernels/cache.py", "-v"),
 }  # fmt: skip
 # Files that do not use `option` yet.
