@@ -1,41 +1,13 @@
-"""A preset's file: read, refused with the line that is wrong, written.
-
-format = 1
-model = "14b"                   # the family it is for: 1.3b, 14b or pocket; left out: any
-tile = [3, 5, 8]                # tokens along T, H, W; left out: the model's own
-
-[windows]                       # a letter for each, to be used by `heads`
-a = [3, 5, 5]                   # tiles along T, H, W: odd, or all there are
-b = [7, 3, 3]
-
-[[phase]]
-sigma = [1.0, 0.9]              # from this noise level down to that one: dense, not rounded
-
-[[phase]]
-sigma = [0.9, 0.0]
-window = [3, 5, 5]              # or density = 0.25, whatever window comes nearest to it
-qk = "int8"                     # bf16 (not rounded), fp8 or int8
-pv = "fp8"                      # bf16 (not rounded) or fp8
-smooth_k = true                 # the default
-
-[[phase.layers]]                # what is not said here is as in the phase
-at = "0-1,39"                   # counted from 0
-window = "dense"
-qk = "bf16"
-pv = "bf16"
-
-[[phase.layers]]
-at = "2"
-heads = "aaaaabbbbb----------aaaaabbbbb----------"  # - for dense
-"""
+"""A preset's file: read, refused with the line that is wrong, written. docs/presets.md explains all keys."""
 
 from __future__ import annotations
 
 import re
 import reprlib
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
+from itertools import groupby
 from pathlib import Path
 from typing import Any, get_args
 
@@ -55,28 +27,101 @@ _MOST_DOTS = 20  # in a key: tomllib needs memory by the square of a key's dots
 _MOST_PHASES = 100
 _MOST_LAYERS = 1000
 _ROUNDING = 1e-6
-_INTERVALS = ("error_ci95", "psnr_ci95")  # which one clip does not have
-_CHOICE = ("window", "density", "heads")
-_SETTING = (*_CHOICE, "qk", "pv", "smooth_k", "linear")
-# What helps where a key is wrong, by its name.
-_FIXES = {
-    "format": f"write format = {FORMAT} in the first line",
-    "model": 'write model = "14b", or leave the line out: then it is for any model',
-    "about": "shorten it to one line",
-    "tile": "write tile = [3, 5, 8], tokens along T, H and W, or leave it out for the model's own",
-    "windows": "write a = [3, 5, 5] under [windows], and use a in heads",
-    "phase": "write [[phase]] and below it sigma = [1.0, 0.0]",
-    "sigma": "let phases follow one another from 1.0, all noise, to 0.0: [1.0, 0.9], then [0.9, 0.0]",
-    "layers": 'write [[phase.layers]] and below it at = "0-1" and what these layers do',
-    "at": 'name layers, counted from 0, each once: at = "0-1,39"',
-    "window": 'write window = [3, 5, 5], tiles along T, H and W, or "dense"',
-    "density": "write a share of all pairs of tokens: density = 0.25",
-    "heads": f"write a letter of [windows] for each head, {DENSE_HEAD} for a dense one",
-    "smooth_k": "write smooth_k = true, or leave it out",
-    "linear": "leave it out",
-    "measured": "leave [measured] out: fpsgen calibrate writes it",
-}
 _ALL_KEYS = "all keys are in docs/presets.md"
+_WHOLE_FILE = "give a preset's .toml file"
+_INTERVALS = ("error_ci95", "psnr_ci95")  # which one clip does not have
+
+
+def _is_line(value: Any, most: int = 500) -> bool:
+    return isinstance(value, str) and len(value) <= most and value.isprintable()
+
+
+def _is_number(value: Any, least: float, most: float) -> bool:
+    return type(value) in (int, float) and least <= value <= most  # hence no nan
+
+
+def _is_density(value: Any) -> bool:
+    return _is_number(value, 0, 1) and value > 0
+
+
+def _is_sigma(value: Any) -> bool:
+    levels = isinstance(value, list) and len(value) == 2 and all(_is_number(level, 0, 1) for level in value)
+    return levels and value[1] <= value[0] - 2 * _ROUNDING
+
+
+def _is_shape(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 3 and all(type(n) is int and 0 < n < 2**15 for n in value)
+
+
+def _is_window(value: Any) -> bool:
+    return value == "dense" or _is_shape(value)
+
+
+def _is_table(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+def _are_tables(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_is_table, value))
+
+
+def _is_size(value: Any) -> bool:
+    try:
+        sizes.check_model_size(*sizes.parse_resolution(value if re.match(r"\d+x", value) else ""))
+    except (UsageError, TypeError):
+        return False
+    return True
+
+
+def _numbers(value: Any) -> tuple[int, ...]:
+    """Layers by "0-1,39", ascending; none if that is not what it says, or a layer is named twice."""
+    found: set[int] = set()
+    for part in value.split(",") if isinstance(value, str) else ("",):
+        match = re.fullmatch(r"\s*(\d{1,4})(?:\s*-\s*(\d{1,4}))?\s*", part, re.ASCII)
+        layers = range(int(match[1]), int(match[2] or match[1]) + 1) if match else range(0)
+        if not layers or layers[-1] >= _MOST_LAYERS or not found.isdisjoint(layers):
+            return ()
+        found.update(layers)
+    return tuple(sorted(found))
+
+
+# The grammar: for each key its values, as all there are or as a test, and what to write instead of another one.
+_Key = tuple[tuple[str, ...] | Callable[[Any], object], str]
+_KEYS: dict[str, _Key] = {
+    "format": (lambda value: type(value) is int and value == FORMAT, f"write format = {FORMAT} in the first line"),
+    "model": (FAMILIES, f"write one of {', '.join(FAMILIES)}, or leave the line out: then it is for any model"),
+    "about": (_is_line, "write one line of at most 500 characters"),
+    "tile": (_is_shape, "write tile = [3, 5, 8], tokens along T, H and W, or leave it out for the model's own"),
+    "windows": (_is_table, "write a = [3, 5, 5] under [windows], tiles along T, H and W, and use a in heads"),
+    "phase": (_are_tables, "write [[phase]] in double brackets, and below it sigma = [1.0, 0.0]"),
+    "sigma": (_is_sigma, "let phases follow one another from 1.0, all noise, to 0.0: [1.0, 0.9], then [0.9, 0.0]"),
+    "layers": (
+        _are_tables,
+        'write [[phase.layers]] in double brackets, and below it at = "0-1" and what these layers do',
+    ),
+    "at": (_numbers, f'name layers from 0 to {_MOST_LAYERS - 1}, each once: at = "0-1,39"'),
+    "window": (_is_window, 'write window = [3, 5, 5], tiles along T, H and W, or "dense"'),
+    "density": (_is_density, "write the share of token pairs, above 0 and at most 1: density = 0.25"),
+    "heads": (
+        lambda value: isinstance(value, str) and value,
+        f"write a letter of [windows] for each head, {DENSE_HEAD} for a dense one",
+    ),
+    "qk": (get_args(QKPrecision), f"write one of {', '.join(get_args(QKPrecision))}"),
+    "pv": (get_args(PVPrecision), f"write one of {', '.join(get_args(PVPrecision))}"),
+    "smooth_k": (lambda value: isinstance(value, bool), "write true or false, or leave it out"),
+    "linear": (("bf16",), "leave it out: linear layers run in bf16, other precisions are not built yet"),
+    "measured": (_is_table, "leave [measured] out: fpsgen calibrate writes it"),
+}
+_CHOICE = ("window", "density", "heads")  # a setting has one of them
+_SETTING = (*_CHOICE, "qk", "pv", "smooth_k")
+_HEAD = ("format", "model", "about", "tile", "windows", "phase", "measured")
+_KINDS: dict[str, Callable[[Any], bool]] = {
+    "str": lambda value: _is_line(value, 200),
+    "int": lambda value: type(value) is int and abs(value) < 1e9,
+    "float": lambda value: _is_number(value, -1e9, 1e9),
+}
+_MEASURED = {own.name: (_KINDS[str(own.type).removesuffix(" | None")], "") for own in fields(Measured)}
+_MEASURED["size"] = (_is_size, "")
 
 
 class _Fault(ValueError):
@@ -89,9 +134,11 @@ class _Fault(ValueError):
     @property
     def hint(self) -> str:
         names = [part for part in self.path if isinstance(part, str)]
-        if names[:1] in (["measured"], ["windows"]):  # whatever is wrong in them
-            return _FIXES[names[0]]
-        return _FIXES.get(names[-1] if names else "", _ALL_KEYS)
+        inside = names[:1] in (["measured"], ["windows"])  # whose fix is for whatever is wrong in them
+        return _KEYS.get(names[0 if inside else -1] if names else "", (str, _ALL_KEYS))[1]
+
+
+# ---- reading --------------------------------------------------------------------------------------------------------
 
 
 def read(path: Path, name: str) -> Preset:
@@ -101,14 +148,14 @@ def read(path: Path, name: str) -> Preset:
             data = file.read(_MOST_BYTES + 1)
     except (OSError, RuntimeError, ValueError) as fault:  # RuntimeError: no such user; ValueError: a null character
         told = getattr(fault, "strerror", None) or fault
-        raise UsageError(f"cannot read the preset {name[:200]!r}: {told}", hint="give a preset's .toml file") from None
+        raise UsageError(f"cannot read the preset {name[:200]!r}: {told}", _WHOLE_FILE) from None
     return parse(data, printable(path.name))
 
 
 def parse(data: bytes, name: str) -> Preset:
     """A preset from the bytes of its file; UsageError that says what is wrong, and in which line."""
     if len(data) > _MOST_BYTES:
-        raise UsageError(f"the preset {name} is larger than {_MOST_BYTES} bytes", hint="give a preset's .toml file")
+        raise UsageError(f"the preset {name} is larger than {_MOST_BYTES} bytes", _WHOLE_FILE)
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -121,7 +168,7 @@ def parse(data: bytes, name: str) -> Preset:
         told = f"preset {name} is not TOML: {printable(fault)}"
         raise UsageError(told, hint="correct it there: texts stand in quotes, lists in brackets") from None
     except (ValueError, RecursionError):  # no day, a number of thousands of digits, lists in lists without end
-        told = f"preset {name} holds a date, a number or lists in lists that cannot be read"
+        told = f"preset {name} has a date, a number or lists in lists that cannot be read"
         raise UsageError(told, hint=f"a preset needs none of these; {_ALL_KEYS}") from None
     lines = Lines(text)
     try:
@@ -132,189 +179,110 @@ def parse(data: bytes, name: str) -> Preset:
         raise UsageError(f"preset {name}{where}: {fault}", hint=fault.hint) from None
 
 
+def _value(key: _Key, value: Any, *path: str | int) -> Any:
+    """The value of the key at a path, a list as a tuple; _Fault if it is missing, or none of the key's."""
+    if value is None:  # which no TOML says
+        raise _Fault(f"{path[-1]} is missing", *path)
+    values, _ = key
+    if not (value in values if isinstance(values, tuple) else values(value)):
+        near = meant(value, values, "; ") if isinstance(values, tuple) else ""
+        raise _Fault(f"{path[-1]} = {quoted(value)} is not valid{near}", *path)
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _values(
+    table: dict[str, Any], keys: Mapping[str, _Key], required: Sequence[str], *path: str | int
+) -> dict[str, Any]:
+    """All that a table says; _Fault for the first key that is unknown, is missing, or has a wrong value."""
+    for key in table:
+        if key not in keys:
+            told = meant(key, keys) or f"known are {', '.join(keys)}"
+            raise _Fault(f"there is no key {quoted(key)}; {told}", *path, key)
+    return {key: _value(keys[key], table.get(key), *path, key) for key in dict.fromkeys((*table, *required))}
+
+
+def _keys(*names: str) -> dict[str, _Key]:
+    return {name: _KEYS[name] for name in names}
+
+
 def _preset(table: dict[str, Any], name: str, lines: Lines) -> Preset:
-    known = ("format", "model", "about", "tile", "windows", "phase", "measured")
-    if (found := table.get("format")) != FORMAT or type(found) is not int:
-        told = f"format = {quoted(found)}" if "format" in table else "it does not say its format"
-        raise _Fault(f"{told}; this fpsgen reads format = {FORMAT}", "format")
-    _check_keys(table, known)
-    model = table.get("model")
-    if "model" in table and model not in FAMILIES:
-        raise _Fault(
-            f"model = {quoted(model)}; it is one of {', '.join(FAMILIES)}{meant(model, FAMILIES, '; ')}", "model"
-        )
-    about = table.get("about", "")
-    if not isinstance(about, str) or len(about) > 500 or not about.isprintable():
-        raise _Fault("about must be one line of at most 500 characters", "about")
-    tile = _triple(table["tile"], "tile") if "tile" in table else None
-    windows = _windows(table.get("windows", {}))
-    entries = table.get("phase")
-    if isinstance(entries, dict):
-        raise _Fault("[phase] needs double brackets: [[phase]]", "phase")
-    if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
-        raise _Fault("there is no [[phase]]", "phase")
-    if len(entries) > _MOST_PHASES:
-        raise _Fault(f"it has {len(entries)} phases; at most {_MOST_PHASES} are read", "phase")
+    _value(_KEYS["format"], table.get("format"), "format")  # another format may have other keys
+    said = _values(table, _keys(*_HEAD), ["phase"])
+    windows = {}
+    for letter, value in said.get("windows", {}).items():
+        if not re.fullmatch("[a-zA-Z0-9_]", letter):
+            raise _Fault(f"the window {quoted(letter)} must be called by one letter, digit or _", "windows", letter)
+        windows[letter] = _value((_is_shape, ""), value, "windows", letter)
+    if not 0 < len(said["phase"]) <= _MOST_PHASES:
+        raise _Fault(f"it has {len(said['phase'])} phases; 1 to {_MOST_PHASES} are read", "phase")
     phases: list[Phase] = []
-    for index, entry in enumerate(entries):
+    for index, entry in enumerate(said["phase"]):
         phases.append(_phase(entry, ("phase", index), phases[-1].sigma[1] if phases else 1.0, windows, lines))
-    if phases[-1].sigma[1] != 0:
-        told = f"the last phase ends at sigma {phases[-1].sigma[1]:g}; let it end at 0.0, where the video is done"
+    if end := phases[-1].sigma[1]:
+        told = f"the last phase ends at sigma {end:g}; let it end at 0.0, where the video is done"
         raise _Fault(told, "phase", len(phases) - 1, "sigma")
     used = {letter for phase in phases for own in (phase, *phase.layers) for letter in own.heads}
     if unused := sorted(set(windows) - used):
         raise _Fault(f"no heads use the window {unused[0]}", "windows", unused[0])
     paths: dict[str, Names] = {"model": ("model",), **{f"windows.{letter}": ("windows", letter) for letter in windows}}
-    where = {key: line for key, path in paths.items() if (line := lines.of(*path))}
-    measured = _measured(table["measured"]) if "measured" in table else None
     return Preset(
-        name=name, phases=tuple(phases), tile=tile, model=model, about=about, windows=windows, measured=measured,
-        lines=where,
-    )  # fmt: skip
-
-
-def _windows(table: Any) -> dict[str, Shape3]:
-    if not isinstance(table, dict):
-        raise _Fault("windows must be a table of a letter for each", "windows")
-    for letter in table:
-        if not re.fullmatch("[a-zA-Z0-9_]", letter):
-            raise _Fault(f"the window {quoted(letter)} must be called by one letter, digit or _", "windows", letter)
-    return {letter: _triple(value, "windows", letter) for letter, value in table.items()}
+        name=name,
+        phases=tuple(phases),
+        windows=windows,
+        measured=_measured(said["measured"]) if "measured" in said else None,
+        lines={key: line for key, path in paths.items() if (line := lines.of(*path))},
+        **{key: said[key] for key in ("tile", "model", "about") if key in said},
+    )
 
 
 def _phase(entry: dict[str, Any], path: Names, begin: float, windows: Mapping[str, Shape3], lines: Lines) -> Phase:
     """One [[phase]], which must start at sigma `begin`."""
-    _check_keys(entry, ("sigma", *_SETTING, "layers"), *path)
-    sigma = entry.get("sigma")
-    at = (*path, "sigma")
-    if not (isinstance(sigma, list) and len(sigma) == 2 and all(type(end) in (int, float) for end in sigma)):
-        raise _Fault("sigma must be two numbers, such as [1.0, 0.9]", *at)
-    if not all(0 <= end <= 1 for end in sigma):
-        raise _Fault(f"sigma = {quoted(sigma)}: noise levels are 0 to 1", *at)
-    if sigma[1] > sigma[0] - 2 * _ROUNDING:
-        raise _Fault(f"sigma = {sigma!r} does not fall, from noise to video", *at)
+    said = _values(entry, _keys("sigma", *_SETTING, "linear", "layers"), ["sigma"], *path)
+    sigma = (float(said["sigma"][0]), float(said["sigma"][1]))
     if sigma[0] != begin:
         how = "overlaps what is before it" if sigma[0] > begin else "leaves a gap"
-        raise _Fault(f"the phase starts at sigma {sigma[0]!r} and {how}: it must start at {begin!r}", *at)
-    own = _setting(entry, path, {}, windows, lines)
-    entries = entry.get("layers", [])
-    if not isinstance(entries, list) or not all(isinstance(each, dict) for each in entries):
-        raise _Fault("layers must be [[phase.layers]] tables", *path, "layers")
+        fault = f"the phase starts at sigma {sigma[0]!r} and {how}: it must start at {begin!r}"
+        raise _Fault(fault, *path, "sigma")
+    own = _setting(said, path, {}, windows, lines)
     layers: list[Layers] = []
-    taken: dict[int, int] = {}
-    for index, each in enumerate(entries):
+    taken: dict[int, int | None] = {}  # the line that names a layer
+    for index, each in enumerate(said.get("layers", ())):
         here = (*path, "layers", index)
-        _check_keys(each, ("at", *_SETTING), *here)
-        numbers = _numbers(each.get("at"), *here, "at")
-        for number in numbers:
+        told = _values(each, _keys("at", *_SETTING, "linear"), ["at"], *here)
+        at, at_line = _numbers(told["at"]), lines.of(*here, "at")
+        for number in at:
             if number in taken:
-                before = lines.of(*path, "layers", taken[number], "at")
-                told = f"layer {number} has its own setting already" + (f", of line {before}" if before else "")
-                raise _Fault(told, *here, "at")
-            taken[number] = index
-        if len(each) == 1:
+                raise _Fault(f"layer {number} has its own setting already, in line {taken[number]}", *here, "at")
+            taken[number] = at_line
+        if len(told) == 1:
             raise _Fault("these layers say nothing of their own", *here)
-        at_line = lines.of(*here, "at")
-        layers.append(Layers(at=numbers, at_line=at_line, **_setting(each, here, own, windows, lines)))
-    return Phase(sigma=(float(sigma[0]), float(sigma[1])), layers=tuple(layers), **own)
+        layers.append(Layers(at=at, at_line=at_line, **_setting(told, here, own, windows, lines)))
+    return Phase(sigma=sigma, layers=tuple(layers), **own)
 
 
 def _setting(
-    entry: dict[str, Any], path: Names, inherited: dict[str, Any], windows: Mapping[str, Shape3], lines: Lines
+    said: dict[str, Any], path: Names, inherited: dict[str, Any], windows: Mapping[str, Shape3], lines: Lines
 ) -> dict[str, Any]:
     """The arguments of a Setting, what the table does not say from `inherited`."""
-    given = [key for key in entry if key in _CHOICE]
+    given = [key for key in said if key in _CHOICE]
     if len(given) > 1:
         raise _Fault(f"{given[0]} and {given[1]} both say what is seen; give one of them", *path, given[1])
-    own = dict(inherited)
-    own["line"] = lines.of(*path, *given[:1])
-    for key in given:
-        own |= {"window": None, "density": None, "heads": ""}
-        value = entry[key]
-        if key == "density":
-            if type(value) not in (int, float) or not 0 < value <= 1:
-                raise _Fault(f"density = {quoted(value)}; it must be above 0 and at most 1", *path, key)
-            own["density"] = float(value)
-        elif key == "heads":
-            own["heads"] = _heads(value, windows, *path, key)
-        elif value != "dense":
-            own["window"] = _triple(value, *path, key)
-    for key, choices in (("qk", get_args(QKPrecision)), ("pv", get_args(PVPrecision))):
-        if key in entry:
-            if entry[key] not in choices:
-                raise _Fault(f"{key} = {quoted(entry[key])}; it is one of {', '.join(choices)}", *path, key)
-            own[key] = entry[key]
-    if "smooth_k" in entry:
-        if not isinstance(entry["smooth_k"], bool):
-            raise _Fault("smooth_k must be true or false", *path, "smooth_k")
-        own["smooth_k"] = entry["smooth_k"]
-    if entry.get("linear", "bf16") != "bf16":
-        told = f"linear = {quoted(entry['linear'])}: linear layers run in bf16, other precisions are not built yet"
-        raise _Fault(told, *path, "linear")
-    return own
-
-
-def _heads(value: Any, windows: Mapping[str, Shape3], *path: str | int) -> str:
-    if not isinstance(value, str) or not value:
-        raise _Fault(f"heads = {quoted(value)}; it must be a letter for each head", *path)
-    for letter in value:
+    for letter in said.get("heads", ""):
         if letter != DENSE_HEAD and letter not in windows:
             known = ", ".join((*sorted(windows), f"{DENSE_HEAD} for dense"))
-            raise _Fault(f"heads names a window {quoted(letter)}; there are {known}", *path)
-    return value
+            raise _Fault(f"heads names a window {quoted(letter)}; there are {known}", *path, "heads")
+    own = inherited | ({"window": None, "density": None, "heads": ""} if given else {})
+    own |= {key: said[key] for key in _SETTING if said.get(key, "dense") != "dense"}
+    if "density" in said:
+        own["density"] = float(said["density"])
+    return own | {"line": lines.of(*path, *given[:1])}
 
 
-def _numbers(value: Any, *path: str | int) -> tuple[int, ...]:
-    """Layers by "0-1,39", ascending."""
-    if not isinstance(value, str) or not re.fullmatch(r"\s*\d{1,4}(\s*[-,]\s*\d{1,4})*\s*", value, re.ASCII):
-        raise _Fault(f'at = {quoted(value)}; it must name layers, such as "0-1,39"', *path)
-    found: set[int] = set()
-    for part in value.split(","):
-        ends = [int(end) for end in part.split("-")]
-        if len(ends) > 2 or ends[0] > ends[-1] or ends[-1] >= _MOST_LAYERS:
-            raise _Fault(f"at = {quoted(value)}: {quoted(part.strip())} is not a range of layers", *path)
-        own = range(ends[0], ends[-1] + 1)
-        if not found.isdisjoint(own):
-            raise _Fault(f"at = {quoted(value)} names a layer twice", *path)
-        found.update(own)
-    return tuple(sorted(found))
-
-
-def _measured(table: Any) -> Measured:
-    if not isinstance(table, dict):
-        raise _Fault("measured must be a table", "measured")
-    kinds = {field.name: field.type for field in fields(Measured)}
-    _check_keys(table, tuple(kinds), "measured")
-    for key, kind in kinds.items():
-        if key not in table:
-            if key in _INTERVALS:
-                continue
-            raise _Fault(f"measured lacks {key}", "measured")
-        value = table[key]
-        if kind == "str":
-            good = isinstance(value, str) and len(value) <= 200 and value.isprintable()
-        else:
-            good = type(value) in ((int,) if kind == "int" else (int, float)) and abs(value) < 1e9  # so none is nan
-        if not good:
-            wanted = {"str": "one line of text", "int": "a whole number"}.get(str(kind), "a number")
-            raise _Fault(f"{key} = {quoted(value)}; it must be {wanted}", "measured", key)
-    try:
-        sizes.check_model_size(*sizes.parse_resolution(table["size"] if re.match(r"\d+x", table["size"]) else ""))
-    except UsageError:
-        raise _Fault(
-            f"size = {quoted(table['size'])}; it must be that of a video, such as 832x480", "measured", "size"
-        ) from None
-    if table["clips"] == 1:  # older files say an interval of 0.0 there, but one clip has none
-        table = {key: value for key, value in table.items() if key not in _INTERVALS}
-    return Measured(**table)
-
-
-def _check_keys(table: dict[str, Any], known: Sequence[str], *path: str | int) -> None:
-    """_Fault for the first key that is not `known`, with the nearest that is."""
-    for key in table:
-        if key not in known:
-            told = meant(key, known) or f"known are {', '.join(known)}"
-            raise _Fault(f"there is no key {quoted(key)}; {told}", *path, key)
+def _measured(table: dict[str, Any]) -> Measured:
+    said = _values(table, _MEASURED, [key for key in _MEASURED if key not in _INTERVALS], "measured")
+    if said["clips"] == 1:  # older files say an interval of 0.0 there, but one clip has none
+        said = {key: value for key, value in said.items() if key not in _INTERVALS}
+    return Measured(**said)
 
 
 def quoted(value: Any) -> str:
@@ -325,17 +293,11 @@ def quoted(value: Any) -> str:
         return "a number of thousands of digits"
 
 
-def _triple(value: Any, *path: str | int) -> Shape3:
-    """Three counts."""
-    if not (isinstance(value, list) and len(value) == 3 and all(type(n) is int and 0 < n < 2**15 for n in value)):
-        key = "tile" if path == ("tile",) else "window"
-        raise _Fault(f"{key} = {quoted(value)}; it must be three counts from 1 up, along T, H and W", *path)
-    t, h, w = value
-    return t, h, w
+# ---- writing --------------------------------------------------------------------------------------------------------
 
 
 def as_dict(preset: Preset) -> dict[str, Any]:
-    """The preset as JSON has it; of what is seldom used, what is used."""
+    """The preset as JSON has it; what is seldom used is left out if it is not used."""
 
     def told(own: Setting) -> dict[str, Any]:
         said: dict[str, Any] = {"window": own.window, "qk": own.qk, "pv": own.pv, "smooth_k": own.smooth_k}
@@ -345,65 +307,51 @@ def as_dict(preset: Preset) -> dict[str, Any]:
     for phase in preset.phases:
         layers = [{"at": ranges(own.at), **told(own)} for own in phase.layers]
         phases.append({"sigma": phase.sigma, **told(phase), **({"layers": layers} if layers else {})})
-    said: dict[str, Any] = {"name": preset.name, "tile": preset.tile, "phases": phases}
-    if preset.windows:
-        said["windows"] = dict(preset.windows)
-    if preset.measured:
-        said["measured"] = preset.measured.as_dict()
-    return said
+    measured = preset.measured.as_dict() if preset.measured else None
+    rest = {"windows": dict(preset.windows), "measured": measured}
+    return {"name": preset.name, "tile": preset.tile, "phases": phases, **{k: v for k, v in rest.items() if v}}
 
 
 def text(preset: Preset) -> str:
     """The file that `parse` reads as `preset`."""
-    head = [f"format = {FORMAT}"]
-    if preset.model:
-        head.append(f'model = "{preset.model}"')
-    if preset.about:
-        head.append(f"about = {_basic(preset.about)}")
-    if preset.tile:
-        head.append(f"tile = {list(preset.tile)}")
-    blocks = [head]
+    head = {"model": preset.model, "about": preset.about, "tile": preset.tile}
+    tables: list[tuple[str, dict[str, Any]]] = [
+        ("", {"format": FORMAT, **{key: value for key, value in head.items() if value}})
+    ]
     if preset.windows:
-        blocks.append(["[windows]", *(f"{letter} = {list(window)}" for letter, window in preset.windows.items())])
+        tables.append(("[windows]", dict(preset.windows)))
     for phase in preset.phases:
-        blocks.append(["[[phase]]", f"sigma = {list(phase.sigma)}", *_written(phase, Setting())])
-        for own in phase.layers:  # `parse` wants that they say something, were it what the phase says
-            said = _written(own, phase) or [f'qk = "{own.qk}"']
-            blocks.append(["[[phase.layers]]", f'at = "{ranges(own.at)}"', *said])
+        tables.append(("[[phase]]", {"sigma": phase.sigma, **_said(phase, Setting())}))
+        for own in phase.layers:  # `parse` wants that they say something, even if it is what the phase says
+            tables.append(("[[phase.layers]]", {"at": ranges(own.at), **(_said(own, phase) or {"qk": own.qk})}))
     if preset.measured:
-        values = preset.measured.as_dict().items()
-        told = (f"{name} = {_basic(value) if isinstance(value, str) else repr(value)}" for name, value in values)
-        blocks.append(["[measured]", *told])
-    return "\n\n".join("\n".join(block) for block in blocks) + "\n"
+        tables.append(("[measured]", preset.measured.as_dict()))
+    blocks = ([title, *(f"{key} = {_toml(value)}" for key, value in said.items())] for title, said in tables)
+    return "\n\n".join("\n".join(block) for block in blocks).lstrip() + "\n"
 
 
-def _written(own: Setting, inherited: Setting) -> list[str]:
-    """The lines of a setting, but for what is inherited."""
-    lines = []
-    if (own.window, own.density, own.heads) != (inherited.window, inherited.density, inherited.heads):
+def _said(own: Setting, inherited: Setting) -> dict[str, Any]:
+    """What a setting says, except for what is inherited."""
+    said: dict[str, Any] = {}
+    if any(getattr(own, key) != getattr(inherited, key) for key in _CHOICE):
         if own.heads:
-            lines.append(f'heads = "{own.heads}"')
+            said["heads"] = own.heads
         elif own.density is not None:
-            lines.append(f"density = {own.density!r}")
+            said["density"] = own.density
         else:
-            lines.append(f"window = {list(own.window)}" if own.window else 'window = "dense"')
-    lines += [f'{key} = "{getattr(own, key)}"' for key in ("qk", "pv") if getattr(own, key) != getattr(inherited, key)]
-    if own.smooth_k != inherited.smooth_k:
-        lines.append(f"smooth_k = {str(own.smooth_k).lower()}")
-    return lines
+            said["window"] = own.window or "dense"
+    rest = ("qk", "pv", "smooth_k")
+    return said | {key: getattr(own, key) for key in rest if getattr(own, key) != getattr(inherited, key)}
 
 
-def _basic(value: str) -> str:
-    """A TOML string; printable text needs but two escapes."""
-    return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+def _toml(value: Any) -> str:
+    """A value as TOML has it; printable text needs only two escapes."""
+    if isinstance(value, str):
+        return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    return str(value).lower() if isinstance(value, bool) else repr(list(value) if isinstance(value, tuple) else value)
 
 
 def ranges(numbers: Sequence[int]) -> str:
     """Ascending numbers as `at` has them: 0-1,39."""
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][1] + 1:
-            runs[-1][1] = number
-        else:
-            runs.append([number, number])
-    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
+    runs = ([number for _, number in run] for _, run in groupby(enumerate(numbers), lambda each: each[1] - each[0]))
+    return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
