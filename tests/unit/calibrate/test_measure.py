@@ -249,9 +249,9 @@ def test_a_lost_piece_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_seeds_differ_and_any_is_taken(tmp_path: Path) -> None:
-    """It picks the tiles of queries that are compared; `--seed` goes up to 2^62 - 1."""
+    """It picks the tiles of queries that are compared; seeds go up to 2^64 - 1."""
     few = replace(EFFORT, tiles=1)
-    one, two, largest = (taken(small_renderer(tmp_path / str(seed)), few, seed) for seed in (0, 1, 2**62 - 1))
+    one, two, largest = (taken(small_renderer(tmp_path / str(seed)), few, seed) for seed in (0, 1, 2**64 - 1))
     assert not one.errors.equal(two.errors)
     assert largest.errors.isfinite().all()
 
