@@ -27,7 +27,7 @@ from fpsgen.printable import printable, readable
 from fpsgen.wan.config import OURS
 from fpsgen.weights import layout
 from fpsgen.weights.headers import UnreadableError, some
-from fpsgen.weights.layout import Checkpoint
+from fpsgen.weights.layout import PARTS, TOKENIZER_FILES, TOKENIZERS, Checkpoint
 
 ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 # What a repository holds beside these (pictures, examples, other precisions) is not fetched.
@@ -35,13 +35,12 @@ NEEDED = [
     "config.json",
     "model_index.json",
     "scheduler/*.json",
-    layout.TEXT_ENCODER_FILE,
-    layout.VAE_FILE,
-    *(f"{part}/config.json" for part in layout.STEMS),
-    *(f"{folder.as_posix()}/{name}" for folder in layout.TOKENIZER_FOLDERS for name in layout.TOKENIZER_FILES),
+    *(f"{part}/config.json" for part in PARTS),
+    *(part.file for part in PARTS.values() if part.file),
+    *(f"{folder.as_posix()}/{name}" for folder in TOKENIZERS.values() for name in TOKENIZER_FILES),
     *(
         f"{stem}{ending}"
-        for stem in (layout.STEMS["transformer"], *(f"{part}/{stem}" for part, stem in layout.STEMS.items()))
+        for stem in (PARTS["transformer"].stem, *(f"{name}/{part.stem}" for name, part in PARTS.items()))
         for ending in (".safetensors", "-*-of-*.safetensors", ".safetensors.index.json")
     ),
 ]

@@ -17,14 +17,12 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fpsgen.errors import RenderError, UsageError
+from fpsgen.errors import RenderError, UsageError, option
 from fpsgen.files import is_full, write_json
-from fpsgen.printable import printable
+from fpsgen.printable import printable, readable
 from fpsgen.wan.sizes import defaults_of
-from fpsgen.weights import keys, layout, load
-from fpsgen.weights.checkpoint import read
-from fpsgen.weights.headers import Rename, headers, renamed
-from fpsgen.weights.layout import STEMS, Checkpoint, Format
+from fpsgen.weights import layout, load
+from fpsgen.weights.layout import PARTS, TOKENIZERS, Checkpoint, Format
 
 SHARD_SIZE = "5GB"
 
@@ -36,13 +34,14 @@ def convert(checkpoint: Checkpoint, target: Format, out: Path) -> Iterator[str]:
     cannot hold the checkpoint.
     """
     if checkpoint.format == target:
-        raise UsageError(f"it is in {target} format already", hint="name the other one with --to, or copy the folder")
+        hint = f"name the other one with {option('to')}, or copy the folder"
+        raise UsageError(f"it is in {target} format already", hint)
     load.check(checkpoint)
     if target == "original":
         _check_representable(checkpoint)
     partial = _claim(checkpoint, out)
     try:
-        yield from (_to_original if target == "original" else _to_diffusers)(checkpoint, partial)
+        yield from _write(checkpoint, target, partial)
         layout.recognise(partial)
     except (OSError, SafetensorError, RuntimeError) as fault:  # torch.save meets a full disk with a RuntimeError
         shutil.rmtree(partial, ignore_errors=True)
@@ -61,27 +60,21 @@ def convert(checkpoint: Checkpoint, target: Format, out: Path) -> Iterator[str]:
 
 def _claim(checkpoint: Checkpoint, out: Path) -> Path:
     """Make the folder that becomes `out`. Its making shows what stands in the way, another conversion included."""
+    parent, partial = out.absolute().parent, out.with_name(f"{out.name}.partial")
     if os.path.lexists(out):
         raise UsageError(f"{out} exists already", hint="give a new folder, or remove that one")
-    parent = out.absolute().parent
     if not parent.is_dir():
         raise UsageError(f"the folder {out.parent} does not exist", hint=f"mkdir -p {shlex.quote(str(out.parent))}")
     if parent.resolve().is_relative_to(checkpoint.tokenizer.resolve()):
         raise UsageError(f"{out} lies inside the tokenizer that would be copied", hint="give a folder elsewhere")
-    free = shutil.disk_usage(parent).free
-    if checkpoint.bytes > free:
-        raise UsageError(
-            f"{parent} has {free / 1e9:.1f} GB left and {checkpoint.bytes / 1e9:.1f} GB are needed",
-            hint="give a folder on a larger disk",
-        )
-    partial = out.with_name(f"{out.name}.partial")
+    if checkpoint.bytes > (free := shutil.disk_usage(parent).free):
+        told = f"{parent} has {readable(free)} left and {readable(checkpoint.bytes)} are needed"
+        raise UsageError(told, hint="give a folder on a larger disk")
     try:
         partial.mkdir()
     except FileExistsError:
-        raise UsageError(
-            f"{partial} exists: another run is making {out.name}, or was killed while it did",
-            hint=f"if none is running: rm -r {shlex.quote(str(partial))}",
-        ) from None
+        told = f"{partial} exists: another run is making {out.name}, or was killed while it did"
+        raise UsageError(told, hint=f"if none is running: rm -r {shlex.quote(str(partial))}") from None
     except OSError as fault:
         raise UsageError(f"{partial} cannot be made: {_reason(fault)}", hint="give another place or name") from None
     return partial
@@ -91,40 +84,37 @@ def _reason(fault: Exception) -> str:
     return (isinstance(fault, OSError) and fault.strerror) or printable(str(fault).partition("\n")[0])
 
 
-def _to_original(checkpoint: Checkpoint, out: Path) -> Iterator[str]:
-    yield "transformer"
-    write_json(out / "config.json", {**checkpoint.config.to_original(), "_diffusers_version": diffusers.__version__})
-    _write_shards(_renamed(checkpoint.transformer, layout.transformer_name), out, STEMS["transformer"])
-    yield "text encoder"
-    torch.save(_renamed(checkpoint.text_encoder, keys.TEXT_ENCODER.to_original), out / layout.TEXT_ENCODER_FILE)
-    yield "vae"
-    torch.save(_renamed(checkpoint.vae, keys.VAE.to_original), out / layout.VAE_FILE)
+def _write(checkpoint: Checkpoint, target: Format, out: Path) -> Iterator[str]:
+    for name, part in PARTS.items():
+        yield part.words
+        state: dict[str, Tensor] = {}
+        for key, tensor in load.read(getattr(checkpoint, name)):  # on the memory map: writing reads each once
+            state.setdefault(part.in_format(key, target), tensor)  # the first of two, as loading has it
+        if target == "original" and part.file:
+            torch.save(state, out / part.file)
+            continue
+        folder = out if target == "original" else out / name
+        folder.mkdir(exist_ok=True)
+        write_json(folder / "config.json", _config(checkpoint, name, target))
+        _write_shards(state, folder, part.stem)
     yield "tokenizer"
-    _copy_tokenizer(checkpoint, out / layout.TOKENIZER_FOLDER)
+    tokenizer = out / TOKENIZERS[target]
+    tokenizer.mkdir(parents=True)
+    for file in filter(Path.is_file, (checkpoint.tokenizer / name for name in layout.TOKENIZER_FILES)):
+        shutil.copyfile(file, tokenizer / file.name)
+    if target == "diffusers":
+        write_pipeline(out, defaults_of(checkpoint.config.dim).shift)
 
 
-def _to_diffusers(checkpoint: Checkpoint, out: Path) -> Iterator[str]:
-    configs: dict[str, dict[str, Any]] = {
-        "transformer": checkpoint.config.to_diffusers(),
-        "vae": {"_class_name": "AutoencoderKLWan", **_public(load.empty_vae(checkpoint).config)},
-        "text_encoder": {**load.empty_text_encoder(checkpoint).config.to_dict(), "architectures": ["UMT5EncoderModel"]},
-    }
-    renames: dict[str, tuple[list[Path], Rename]] = {
-        "transformer": (
-            checkpoint.transformer,
-            lambda key: keys.TRANSFORMER.to_diffusers(layout.transformer_name(key)),
-        ),
-        "vae": (checkpoint.vae, layout.vae_name),
-        "text_encoder": (checkpoint.text_encoder, layout.text_encoder_name),
-    }
-    for part, (files, rename) in renames.items():
-        yield part.replace("_", " ")
-        (out / part).mkdir()
-        write_json(out / part / "config.json", configs[part])
-        _write_shards(_renamed(files, rename), out / part, STEMS[part])
-    yield "tokenizer"
-    _copy_tokenizer(checkpoint, out / "tokenizer")
-    write_pipeline(out, defaults_of(checkpoint.config.dim).shift)
+def _config(checkpoint: Checkpoint, part: str, target: Format) -> dict[str, Any]:
+    """What a part's config.json says."""
+    if target == "original":
+        return {**checkpoint.config.to_original(), "_diffusers_version": diffusers.__version__}
+    if part == "transformer":
+        return checkpoint.config.to_diffusers()
+    if part == "vae":
+        return {"_class_name": "AutoencoderKLWan", **_public(load.empty_vae(checkpoint).config)}
+    return {**load.empty_text_encoder(checkpoint).config.to_dict(), "architectures": ["UMT5EncoderModel"]}
 
 
 def write_pipeline(out: Path, shift: float) -> None:
@@ -146,14 +136,6 @@ def write_pipeline(out: Path, shift: float) -> None:
     write_json(out / "model_index.json", index)
 
 
-def _renamed(files: list[Path], rename: Rename) -> dict[str, Tensor]:
-    """All tensors, still on the memory map: writing them reads each once."""
-    state: dict[str, Tensor] = {}
-    for key, tensor in read(files):
-        state.setdefault(rename(key), tensor)  # the first of two, as loading has it
-    return state
-
-
 def _write_shards(state: dict[str, Tensor], folder: Path, stem: str) -> None:
     split = split_torch_state_dict_into_shards(
         state, max_shard_size=SHARD_SIZE, filename_pattern=f"{stem}{{suffix}}.safetensors"
@@ -171,20 +153,11 @@ def _write_shards(state: dict[str, Tensor], folder: Path, stem: str) -> None:
         write_json(folder / f"{stem}.safetensors.index.json", index)
 
 
-def _copy_tokenizer(checkpoint: Checkpoint, out: Path) -> None:
-    out.mkdir(parents=True)
-    for name in layout.TOKENIZER_FILES:
-        if (checkpoint.tokenizer / name).is_file():
-            shutil.copyfile(checkpoint.tokenizer / name, out / name)
-
-
 def _check_representable(checkpoint: Checkpoint) -> None:
     """The original format has no configuration for VAE and text encoder: Wan2.1's own code is that configuration."""
-    plain = replace(
-        checkpoint,
-        vae_config=layout.vae_config_of(renamed(headers(checkpoint.vae), layout.vae_name)),
-        text_config=layout.text_config_of(renamed(headers(checkpoint.text_encoder), layout.text_encoder_name)),
-    )
+    plain = checkpoint
+    for part in ("vae", "text_encoder"):
+        plain = replace(plain, **layout.fields_of(part, getattr(checkpoint, part)))
     parts = (
         ("VAE", _public(load.empty_vae(plain).config), _public(load.empty_vae(checkpoint).config)),
         ("text encoder", _arithmetic(plain), _arithmetic(checkpoint)),
@@ -192,9 +165,8 @@ def _check_representable(checkpoint: Checkpoint) -> None:
     for part, wanted, have in parts:
         if differ := sorted(key for key in wanted if wanted[key] != have.get(key)):
             told = "this model cannot be written in the original format, which has no place for the settings of its"
-            raise UsageError(
-                f"{told} {part} ({', '.join(differ)})", hint="keep it in Diffusers' format, which holds them"
-            )
+            hint = "keep it in Diffusers' format, which holds them"
+            raise UsageError(f"{told} {part} ({', '.join(differ)})", hint)
 
 
 def _arithmetic(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from fpsgen.errors import ModelError
 from fpsgen.files import named_in_utf8, open_regular
 from fpsgen.printable import printable
 from fpsgen.weights import kinds
-from fpsgen.weights.kinds import FETCH_AGAIN, FLOATS, Contents, Header
+from fpsgen.weights.kinds import FETCH_AGAIN, Contents, Header
 from fpsgen.weights.pickled import ForeignError, NoTableError, pickled_headers
 
 EMBEDDING = "shared.weight"  # transformers' name of the text encoder's token embedding
@@ -203,23 +203,6 @@ def unreadable(path: Path, fault: OSError) -> Exception:
     if isinstance(fault, PermissionError):
         return UnreadableError(told, hint="ask its owner for permission to read it")
     return ModelError(told, hint=FETCH_AGAIN)
-
-
-def faults(wanted: Mapping[str, Sequence[int]], found: Mapping[str, Header]) -> str:
-    """What keeps the tensors `found` from being the parameters `wanted`, counted and named; "" if nothing does."""
-    foreign = [f"{name} {found[name].dtype}" for name in wanted if name in found and found[name].dtype not in FLOATS]
-    misshaped = [
-        f"{name} {list(found[name].shape)}, not {list(shape)}"
-        for name, shape in wanted.items()
-        if name in found and found[name].shape != tuple(shape)
-    ]
-    kinds_of = (
-        ("missing", [name for name in wanted if name not in found]),
-        ("unexpected", [name for name in found if name not in wanted]),
-        ("of another shape", misshaped),
-        (f"neither {', '.join(FLOATS[:-1])} nor {FLOATS[-1]}", foreign),
-    )
-    return "; ".join(f"{len(names)} {kind}: {some(names)}" for kind, names in kinds_of if names)
 
 
 def some(names: Iterable[str], most: int = 5) -> str:

@@ -20,7 +20,7 @@ from huggingface_hub.errors import (
 )
 
 from fpsgen import assets
-from fpsgen.errors import DownloadError, ModelError, UsageError
+from fpsgen.errors import DownloadError, ModelError, UsageError, option
 from fpsgen.printable import printable, readable, typed
 from fpsgen.weights import layout
 from fpsgen.weights.cached import ID, NEEDED, STATES, Cached, look, repositories
@@ -76,7 +76,7 @@ def pull_hint(key: str) -> str:
 def refusal(cached: Cached, name: str) -> ModelError:
     """The error for a model of which the cache holds something that is not whole, with what mends it."""
     size = f" ({readable(cached.absent_bytes)})" if cached.absent_bytes is not None else ""
-    hint = f"fpsgen models pull {name} fetches what is absent{size}; with --force, everything anew"
+    hint = f"fpsgen models pull {name} fetches what is absent{size}; with {option('force')}, everything anew"
     told = "is incomplete in the hub's cache" if cached.lacking else "cannot be used"
     return ModelError(f"model {name} {told}: {cached.why}", hint=cached.hint or hint)
 
@@ -108,7 +108,7 @@ def repository_of(name: str, form: Format) -> str:
     if name.lower() in REPOSITORIES:
         return REPOSITORIES[name.lower()][form]
     if name.lower() == "pocket":
-        raise UsageError("the pocket model comes with fpsgen", hint="fpsgen generate --model pocket")
+        raise UsageError("the pocket model comes with fpsgen", hint=f"fpsgen generate {option('model', 'pocket')}")
     if not ID.fullmatch(name):
         raise UsageError(
             f"{typed(name)} is not a model to fetch",
@@ -165,7 +165,7 @@ def pull(download: Download) -> Path:
     try:
         load.check(layout.recognise(folder))
     except ModelError as error:
-        hint = f"fpsgen models pull {repository} --force"
+        hint = f"fpsgen models pull {repository} {option('force')}"
         raise ModelError(f"{repository} arrived damaged: {error}", hint) from None
     return folder
 

@@ -12,6 +12,12 @@ import re
 from collections.abc import Iterable, Iterator
 
 Pair = tuple[str, str]
+_PREFIXES = re.compile(r"(model\.)?(diffusion_model\.)?")
+
+
+def bare(name: str) -> str:
+    """A parameter's name without what ComfyUI and trainers put before a transformer's."""
+    return _PREFIXES.sub("", name, count=1)
 
 
 class KeyMap:

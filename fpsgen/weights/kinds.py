@@ -21,12 +21,6 @@ from fpsgen.weights import keys
 FIRST_BYTES = 512  # that tell a file without tensors
 # By safetensors' names. Others (FP8, INT8, GGUF blocks) need scales that Wan2.1's own formats do not carry.
 FLOATS = ("F32", "BF16", "F16")
-_PREFIXES = re.compile(r"(model\.)?(diffusion_model\.)?")
-
-
-def bare(name: str) -> str:
-    """A transformer's parameter without what ComfyUI and trainers put before it."""
-    return _PREFIXES.sub("", name, count=1)
 
 
 @dataclass(frozen=True)
@@ -48,7 +42,7 @@ class Contents:
     @cached_property
     def by_original_name(self) -> dict[str, Header]:
         """The tensors under the original's names for a transformer's."""
-        return {keys.TRANSFORMER.to_original(bare(name)): header for name, header in self.tensors.items()}
+        return {keys.TRANSFORMER.to_original(keys.bare(name)): header for name, header in self.tensors.items()}
 
     @property
     def channels(self) -> int | None:

@@ -1,51 +1,76 @@
-"""From a checkpoint to modules: each component is built without memory, compared with its files, then filled."""
+"""From a checkpoint to modules: each component is built without memory, compared with its files, then filled.
+
+Weights come from safetensors, and from `.pth` files as far as they are nothing but tensors: pickled code is never run.
+Everything is memory-mapped, so a tensor is copied once, to where it will live.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import tokenizers
 import torch
 from diffusers import AutoencoderKLWan
-from torch import nn
+from torch import Tensor, nn
 from transformers import UMT5Config, UMT5EncoderModel
 
 from fpsgen.errors import ModelError
+from fpsgen.files import named_in_utf8
 from fpsgen.printable import printable
 from fpsgen.wan.config import FETCH_AGAIN, OURS
 from fpsgen.wan.tokenizer import TEXT_LENGTH, Tokenizer
 from fpsgen.wan.transformer import FLOAT32_PARAMETERS, WanTransformer
-from fpsgen.weights.checkpoint import check_parameters, fill
-from fpsgen.weights.headers import Rename, headers, read_json
-from fpsgen.weights.layout import STEMS, Checkpoint, text_encoder_name, transformer_name, vae_name
+from fpsgen.weights.headers import headers, is_pickled, opened, read_json, renamed, some, unpickling
+from fpsgen.weights.kinds import FLOATS
+from fpsgen.weights.layout import PARTS, Checkpoint
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 def load_transformer(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> WanTransformer:
-    """The transformer, its matrix products in `dtype`; see `checkpoint.fill` for errors."""
-    model = empty_transformer(checkpoint)
-    fill(
-        model,
-        checkpoint.transformer,
-        transformer_name,
-        device,
-        lambda name: torch.float32 if stays_float32(name) else dtype,
-    )
-    return model
+    """The transformer, its matrix products in `dtype`. ModelError where files do not fit, as for the other parts."""
+    kept = lambda name: torch.float32 if stays_float32(name) else dtype  # noqa: E731
+    return _filled(empty_transformer(checkpoint), checkpoint, "transformer", device, kept)
 
 
 def load_vae(checkpoint: Checkpoint, device: torch.device) -> AutoencoderKLWan:
     """The VAE, in float32 as the original runs it."""
-    model = empty_vae(checkpoint)
-    fill(model, checkpoint.vae, vae_name, device, lambda name: torch.float32)
-    return model
+    return _filled(empty_vae(checkpoint), checkpoint, "vae", device, lambda name: torch.float32)
 
 
 def load_text_encoder(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> UMT5EncoderModel:
     """The UMT5 encoder in `dtype`."""
-    model = empty_text_encoder(checkpoint)
-    fill(model, checkpoint.text_encoder, text_encoder_name, device, lambda name: dtype)
-    return model
+    return _filled(empty_text_encoder(checkpoint), checkpoint, "text_encoder", device, lambda name: dtype)
+
+
+def _filled(
+    model: Module, checkpoint: Checkpoint, part: str, device: torch.device, dtype: Callable[[str], torch.dtype]
+) -> Module:
+    """A module that was built on the meta device, with its parameters, each cast to `dtype(name)` as it is read."""
+    _check_part(model, checkpoint, part)
+    state: dict[str, Tensor] = {}
+    for key, tensor in read(getattr(checkpoint, part)):
+        name = PARTS[part].rename(key)
+        if name not in state:  # the text encoder's embedding may be there twice, see `renamed`
+            state[name] = tensor.to(device, dtype(name), copy=True)  # off the memory map
+    model.load_state_dict(state, assign=True, strict=False)  # the check was stricter, but for tied parameters
+    return model.eval().requires_grad_(False)
+
+
+def read(files: Sequence[Path]) -> Iterator[tuple[str, Tensor]]:
+    """Every (name, tensor) of weight files, memory-mapped, one at a time."""
+    for file in files:
+        if is_pickled(file):
+            headers([file])  # which refuses what is more than tensors, as torch then does once more
+            with unpickling(file), named_in_utf8(file) as path:
+                state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            yield from state.items()
+            continue
+        with opened(file, "pt") as weights:
+            for key in weights.keys():  # noqa: SIM118 (safe_open is no mapping)
+                yield key, weights.get_tensor(key)
 
 
 def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
@@ -95,19 +120,38 @@ def _longest(config: dict[str, Any]) -> int:
 
 def check(checkpoint: Checkpoint) -> None:
     """Compare all files with what is to be loaded from them, weights by their headers; ModelError tells all misfits."""
-    parts: tuple[tuple[nn.Module, list[Path], Rename], ...] = (
-        (empty_transformer(checkpoint), checkpoint.transformer, transformer_name),
-        (empty_vae(checkpoint), checkpoint.vae, vae_name),
-        (empty_text_encoder(checkpoint), checkpoint.text_encoder, text_encoder_name),
-    )
-    for model, files, rename in parts:
-        check_parameters(model, files, rename)
+    for part, empty in EMPTY.items():
+        _check_part(empty(checkpoint), checkpoint, part)
     load_tokenizer(checkpoint)
+
+
+def _check_part(model: nn.Module, checkpoint: Checkpoint, part: str) -> None:
+    """Compare a part's files with its module, by headers alone; ModelError that counts and names all that does not
+    fit."""
+    files: list[Path] = getattr(checkpoint, part)
+    there = renamed(headers(files), PARTS[part].rename)
+    wanted = {name: tuple(value.shape) for name, value in model.named_parameters()}  # tied ones once
+    misfits = {
+        "missing": [name for name in wanted if name not in there],
+        "unexpected": [name for name in there if name not in wanted],
+        "of another shape": [
+            f"{name} {list(there[name].shape)}, not {list(shape)}"
+            for name, shape in wanted.items()
+            if name in there and there[name].shape != shape
+        ],
+        f"neither {', '.join(FLOATS[:-1])} nor {FLOATS[-1]}": [
+            f"{name} {there[name].dtype}" for name in wanted if name in there and there[name].dtype not in FLOATS
+        ],
+    }
+    if told := "; ".join(f"{len(names)} {misfit}: {some(names)}" for misfit, names in misfits.items() if names):
+        which = files[0] if len(files) == 1 else files[0].parent
+        hint = "use the fp32, fp16 or bf16 files of a Wan2.1 text-to-video model"
+        raise ModelError(f"{printable(which)} does not fit Wan2.1; parameters {told}", hint=hint)
 
 
 def dtypes(checkpoint: Checkpoint) -> dict[str, list[str]]:
     """The dtypes of each component's tensors on disk, by safetensors' names."""
-    return {part: sorted({header.dtype for header in headers(getattr(checkpoint, part)).values()}) for part in STEMS}
+    return {part: sorted({header.dtype for header in headers(getattr(checkpoint, part)).values()}) for part in PARTS}
 
 
 def stays_float32(name: str) -> bool:
@@ -137,6 +181,13 @@ def empty_text_encoder(checkpoint: Checkpoint) -> UMT5EncoderModel:
     except Exception as fault:  # as above
         told = f"its text_encoder/config.json describes no UMT5 encoder{_reason(fault)}"
         raise ModelError(told, hint=FETCH_AGAIN) from None
+
+
+EMPTY: Mapping[str, Callable[[Checkpoint], nn.Module]] = {
+    "transformer": empty_transformer,
+    "vae": empty_vae,
+    "text_encoder": empty_text_encoder,
+}
 
 
 def _first_line(fault: BaseException) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from fpsgen import assets
 from fpsgen.attention.tiles import Shape3, default_tile
-from fpsgen.errors import ModelError, UsageError
+from fpsgen.errors import ModelError, UsageError, option
 from fpsgen.printable import printable
 from fpsgen.wan import config, sizes
 from fpsgen.wan.config import WanConfig
@@ -77,7 +77,7 @@ class NoWeightsError(ModelError):
             f"Wan2.1 {key} is not whole on this machine: {cached.why}"
             if cached.why
             else "there are no Wan2.1 weights on this machine",
-            hint=f"{hub.pull_hint(key)}, or try the built-in toy: --model pocket",
+            hint=f"{hub.pull_hint(key)}, or try the built-in toy: {option('model', 'pocket')}",
         )
         self.key, self.size, self.repository = key, hub.to_fetch(key), hub.REPOSITORIES[key][form]
 
@@ -87,7 +87,7 @@ def find(name: str) -> Model:
     file `name`; ModelError where there is none."""
     key = name.lower()
     if not key.strip():
-        raise UsageError("the model's name is empty", hint="name one, or leave --model out for the default")
+        raise UsageError("the model's name is empty", hint=f"name one, or leave {option('model')} out for the default")
     if key == POCKET:
         return open_folder(assets.folder(POCKET), POCKET)
     if key in hub.REPOSITORIES:
@@ -129,7 +129,7 @@ def choose(size: tuple[int, int] | None, cuda: bool) -> tuple[Model, str | None]
     With CUDA: 14B above 480p and 1.3B else, or the other one where only that is on disk. Without: the pocket.
     """
     if not cuda:
-        note = "on a CPU the pocket model is used: it is tiny and knows few words (--model picks another)"
+        note = f"on a CPU the pocket model is used: it is tiny and knows few words ({option('model')} picks another)"
         return find(POCKET), note
     wanted = preferred(size)
     other = "1.3b" if wanted == "14b" else "14b"
@@ -170,7 +170,7 @@ def open_file(file: Path) -> Model:
     try:
         checkpoint = layout.with_transformer(file, _elsewhere)
     except layout.MissingPartsError as error:
-        raise ModelError(str(error), hint=f"put them beside it, or {hub.pull_hint('1.3b')}") from None
+        raise ModelError(f"{error}", hint=f"put them beside it, or {hub.pull_hint('1.3b')}") from None
     return Model(printable(file.name), file.parent, checkpoint, defaults_of(checkpoint.config.dim))
 
 

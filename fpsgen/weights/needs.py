@@ -9,11 +9,10 @@ from collections.abc import Callable
 from math import prod
 
 import torch
-from torch import nn
 
 from fpsgen.wan import sizes
 from fpsgen.weights import load
-from fpsgen.weights.layout import Checkpoint
+from fpsgen.weights.layout import PARTS, Checkpoint
 
 # While Wan2.1's VAE decodes one latent frame, for each pixel of the video: some thirteen float32 copies of 4 frames in
 # its 96 last channels, of which about half are what it keeps for the next one. Counted on tensors without values.
@@ -22,15 +21,13 @@ VAE_BYTES_PER_PIXEL = 19_600
 
 def weights(checkpoint: Checkpoint, dtype: torch.dtype, text_dtype: torch.dtype) -> dict[str, int]:
     """Bytes of each part's weights. dtype: of the transformer's matrix products."""
-    parts: dict[str, tuple[nn.Module, Callable[[str], torch.dtype]]] = {
-        "transformer": (load.empty_transformer(checkpoint), by_name(dtype)),
-        "text encoder": (load.empty_text_encoder(checkpoint), lambda name: text_dtype),
-        "VAE": (load.empty_vae(checkpoint), lambda name: torch.float32),
-    }
-    return {
-        part: sum(value.numel() * of(name).itemsize for name, value in module.named_parameters())
-        for part, (module, of) in parts.items()
-    }
+    dtypes = {"transformer": by_name(dtype), "vae": lambda name: torch.float32, "text_encoder": lambda name: text_dtype}
+
+    def size(part: str) -> int:
+        named = load.EMPTY[part](checkpoint).named_parameters()
+        return sum(value.numel() * dtypes[part](name).itemsize for name, value in named)
+
+    return {PARTS[part].words: size(part) for part in PARTS}
 
 
 def by_name(dtype: torch.dtype) -> Callable[[str], torch.dtype]:
@@ -45,7 +42,7 @@ def memory(
     encoder has next to nothing. video: width, height, frames."""
     width, height, frames = video
     tokens = prod(checkpoint.config.grid(sizes.latent_shape(frames, height, width)))
-    found = weights(checkpoint, dtype, text_dtype)
-    found["transformer"] += tokens * checkpoint.config.bytes_per_token(dtype.itemsize)
-    found["VAE"] += width * height * VAE_BYTES_PER_PIXEL
-    return found
+    needed = weights(checkpoint, dtype, text_dtype)
+    needed["transformer"] += tokens * checkpoint.config.bytes_per_token(dtype.itemsize)
+    needed["VAE"] += width * height * VAE_BYTES_PER_PIXEL
+    return needed

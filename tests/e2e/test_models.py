@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from fpsgen.cli import app
 from fpsgen.wan.sizes import DEFAULTS
-from fpsgen.weights.layout import STEMS
+from fpsgen.weights.layout import PARTS
 from tests.tools.cli import models, told
 
 T5 = "models_t5_umt5-xxl-enc-bf16.pth"
@@ -98,10 +98,11 @@ def test_convert_round_trip_is_exact(both_formats: dict[str, Path], tmp_path: Pa
     there, back = tmp_path / "there", tmp_path / "back"
     told(models("convert", both_formats["diffusers"], there, "--json"), "models convert")
     assert models("convert", there, back, "--to", "diffusers").exit_code == 0
-    for part, stem in STEMS.items():
-        first, last = (load_file(folder / part / f"{stem}.safetensors") for folder in (both_formats["diffusers"], back))
+    for name, part in PARTS.items():
+        file = f"{name}/{part.stem}.safetensors"
+        first, last = (load_file(folder / file) for folder in (both_formats["diffusers"], back))
         assert first.keys() == last.keys()
-        assert all(torch.equal(first[name], last[name]) and first[name].dtype == last[name].dtype for name in first)
+        assert all(torch.equal(first[key], last[key]) and first[key].dtype == last[key].dtype for key in first)
     hand_made = load_file(both_formats["original"] / "diffusion_pytorch_model.safetensors")
     written = load_file(there / "diffusion_pytorch_model.safetensors")
     assert hand_made.keys() == written.keys()

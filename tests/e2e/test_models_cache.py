@@ -157,7 +157,7 @@ def test_offline_a_whole_model_needs_no_name_and_is_not_fetched_anew(snapshot: P
 def test_whoever_gives_the_caches_folder_is_led_to_the_model_in_it(snapshot: Path) -> None:
     with pytest.raises(ModelError, match=r"holds no Wan2\.1 checkpoint") as caught:
         by_name.find(str(snapshot.parent.parent))
-    assert f"--model {snapshot}" in (caught.value.hint or "")
+    assert str(snapshot) in (caught.value.hint or "")
 
 
 def test_a_download_that_was_cut_in_its_first_file_is_said(snapshot: Path) -> None:

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from fpsgen.cli import app
 from fpsgen.weights import hub
 from fpsgen.weights.headers import headers
-from fpsgen.weights.layout import recognise, text_encoder_name, transformer_name, vae_name
+from fpsgen.weights.layout import PARTS, recognise
 from tests.tools import golden
 from tests.tools.fake_checkpoint import SIZES, make
 from tests.tools.videos import read
@@ -60,9 +60,9 @@ def test_published_checkpoints_are_whole(checkpoints: dict, size: str, form: str
 def test_both_formats_hold_the_same_parameters(checkpoints: dict, size: str) -> None:
     ours, theirs = (recognise(folder) for folder in checkpoints[size].values())
     assert ours.config == theirs.config
-    for part, rename in (("transformer", transformer_name), ("vae", vae_name), ("text_encoder", text_encoder_name)):
+    for name, part in PARTS.items():
         shapes = [
-            {rename(name): header.shape for name, header in headers(getattr(one, part)).items()}
+            {part.rename(key): header.shape for key, header in headers(getattr(one, name)).items()}
             for one in (ours, theirs)
         ]
         assert shapes[0] == shapes[1]

@@ -23,7 +23,7 @@ THEIRS = {
     ("kernels/cache.py", "-v"),
 }  # fmt: skip
 # Files that do not use `option` yet.
-PENDING = ("pipeline.py", "calibrate/trajectory", "calibrate/measure", "presets/__init__", "weights/", "bench/")
+PENDING = ("pipeline.py", "calibrate/trajectory", "calibrate/measure", "presets/__init__", "bench/")
 
 
 def parameters() -> Iterator[typer.core.TyperOption]:

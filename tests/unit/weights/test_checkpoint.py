@@ -199,7 +199,7 @@ def test_misfits_are_counted_and_named_in_one_error(folder: Path) -> None:
 
 
 def test_check_reads_no_weights(original: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fpsgen.weights.checkpoint.read", lambda files: pytest.fail("weights were read"))
+    monkeypatch.setattr("fpsgen.weights.load.read", lambda files: pytest.fail("weights were read"))
     check(recognise(original))
     edit(original / "diffusion_pytorch_model.safetensors", lambda state: state.pop("head.modulation"))
     with pytest.raises(ModelError, match=r"1 missing: head\.modulation"):

@@ -11,7 +11,7 @@ from transformers import UMT5Config, UMT5EncoderModel
 from fpsgen.wan.config import WAN_1_3B, WAN_14B, WanConfig
 from fpsgen.wan.transformer import WanTransformer
 from fpsgen.weights import keys
-from fpsgen.weights.layout import text_encoder_name, transformer_name, vae_name
+from fpsgen.weights.layout import PARTS
 from tests.tools import golden as shapes
 from tests.tools import original_t5
 
@@ -39,7 +39,7 @@ def test_transformer_names_are_diffusers_own_both_ways(config: WanConfig) -> Non
         assert keys.TRANSFORMER.to_diffusers(original) == diffusers
         assert keys.TRANSFORMER.to_original(diffusers) == original
         for form in (original, diffusers, f"model.diffusion_model.{original}"):
-            assert transformer_name(form) == original
+            assert PARTS["transformer"].rename(form) == original
 
 
 @pytest.mark.parametrize("base_dim", [4, 96])
@@ -54,7 +54,7 @@ def test_vae_names_are_diffusers_own_both_ways(base_dim: int) -> None:
     for original, diffusers in converted.items():
         assert keys.VAE.to_diffusers(original) == diffusers
         assert keys.VAE.to_original(diffusers) == original
-        assert vae_name(original) == vae_name(diffusers) == diffusers
+        assert PARTS["vae"].rename(original) == PARTS["vae"].rename(diffusers) == diffusers
 
 
 def test_text_encoder_names_are_the_golden_ones_both_ways() -> None:
@@ -69,8 +69,8 @@ def test_text_encoder_names_are_the_golden_ones_both_ways() -> None:
     for original, transformers in golden.items():
         assert keys.TEXT_ENCODER.to_diffusers(original) == transformers
         assert keys.TEXT_ENCODER.to_original(transformers) == original
-        assert text_encoder_name(original) == text_encoder_name(transformers) == transformers
-    assert text_encoder_name("encoder.embed_tokens.weight") == "shared.weight"
+        assert PARTS["text_encoder"].rename(original) == PARTS["text_encoder"].rename(transformers) == transformers
+    assert PARTS["text_encoder"].rename("encoder.embed_tokens.weight") == "shared.weight"
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fpsgen.errors import ModelError
+from fpsgen.errors import ModelError, option
 from fpsgen.wan.sizes import DEFAULTS
 from fpsgen.weights import hub, models
 from tests.tools import hub_cache
@@ -54,7 +54,7 @@ def test_without_cuda_it_is_the_pocket(disk: set[str], pocket_folder: Path, monk
     monkeypatch.setattr("fpsgen.assets.folder", lambda name: pocket_folder)
     model, note = models.choose(SIZE_720P, cuda=False)
     assert model.name == "pocket"
-    assert "--model" in note
+    assert option("model") in note
 
 
 def test_defaults_come_from_the_card_or_by_size(wan_folder: Path, pocket_folder: Path) -> None:
