@@ -320,7 +320,7 @@ def trial_launch() -> dict:
     except Exception as fault:
         return {"state": "failed", "why": sentence(fault), "errors": {}}
     if wrong := [f"{name} by {error:.2g}" for name, error in errors.items() if not error <= LARGEST_ERROR]:
-        why = f"results are wrong, {', '.join(wrong)}; {LARGEST_ERROR:g} would be rounding"
+        why = f"results are wrong, {', '.join(wrong)}; rounding explains {LARGEST_ERROR:g} at most"
         finite = {name: error if isfinite(error) else None for name, error in errors.items()}  # JSON has no NaN
         return {"state": "failed", "why": why, "errors": finite}
     return {"state": "ok", "why": None, "errors": errors}

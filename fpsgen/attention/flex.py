@@ -31,7 +31,7 @@ def why_not(device: torch.device, plan: AttentionPlan, head_dim: int) -> str | N
     padded = tile_slots(plan.tiles) * len(plan.tiles.valid)
     if padded > _MOST_PADDING * plan.tiles.tokens:
         return f"it pads every tile to {tile_slots(plan.tiles)} rows, {padded / plan.tiles.tokens:.0f} times the tokens"
-    return None if find_spec("triton") else "it needs Triton, which this torch came without"
+    return None if find_spec("triton") else "it needs Triton, which was not installed with this torch"
 
 
 def make_ready(plan: AttentionPlan, device: torch.device) -> None:

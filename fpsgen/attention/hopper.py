@@ -35,7 +35,7 @@ FASTEST = {"fp8": "fp8-fp16", "int8": "int8-int32"}
 def why_not(device: torch.device, plan: AttentionPlan, head_dim: int) -> str | None:
     """Why this backend cannot run `plan` on `device`."""
     if plan.qk not in FASTEST or plan.pv != "fp8":
-        return "it rounds q, k, v and P to 8 bits, which the plan does not want"
+        return "it rounds q, k, v and P to 8 bits, and the plan does not"
     if head_dim != HEAD_DIM:
         return f"it is for heads of {HEAD_DIM} channels, not {head_dim}"
     if (largest := int(plan.tiles.valid.max())) > SLOTS:
@@ -67,7 +67,7 @@ def why_not_here(device: torch.device) -> str | None:
     except nvrtc.NoCompilerError as missing:
         return f"{missing}: {missing.hint}"
     if driver and compiler[0] > driver[0]:
-        return f'NVRTC is of CUDA {compiler[0]}, the driver runs CUDA {driver[0]}: pip install "fpsgen[cuda12]"'
+        return f'NVRTC belongs to CUDA {compiler[0]}, the driver runs CUDA {driver[0]}: pip install "fpsgen[cuda12]"'
     return None
 
 

@@ -34,7 +34,7 @@ class Diffusers:
 
     def refusal(self, model: Model, target: Target) -> str | None:
         if not model.checkpoint.transformer:
-            return "there is no checkpoint, and it reads one"
+            return "it reads a checkpoint, and there is none"
         if model.checkpoint.format != "diffusers" or not (model.folder / "model_index.json").is_file():
             return "it reads a checkpoint in Diffusers' format: `fpsgen models convert` makes one"
         return None if find_spec("accelerate") else "it needs accelerate: pip install accelerate"
@@ -43,7 +43,9 @@ class Diffusers:
         import diffusers
 
         if request.guidance < 1:
-            raise UsageError(f"--guidance {request.guidance:g}: diffusers guides above 1 alone", hint="leave it out")
+            raise UsageError(
+                f"--guidance {request.guidance:g}: diffusers uses guidance only above 1", hint="leave it out"
+            )
         return Outline(f"WanPipeline of diffusers {diffusers.__version__}")
 
     @torch.inference_mode()

@@ -27,7 +27,7 @@ def check(preset: str, names: Sequence[str], clips: bool = False) -> None:
                 raise
             known = ", ".join((BF16.name, *shipped.GRADES, *KERNELS, DIFFUSERS))
             hint = f"give one of {known}, a preset of `fpsgen presets`, or its .toml file"
-            raise UsageError(f"--compare {printable(name)}: there is nothing of that name", hint) from None
+            raise UsageError(f"--compare {printable(name)}: there is no preset or kernel of that name", hint) from None
     if preset not in shipped.GRADES:
         shipped.find(preset)
     if preset in names and (clips or preset != BF16.name):

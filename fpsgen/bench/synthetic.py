@@ -101,7 +101,7 @@ def notes(request: Request, passes: int) -> list[str]:
         told.append(f"decode: {PIECES} of {latent_frames} latent frames were decoded; the last stands for the others")
     if passes == 1:
         told.append(
-            "all times come from a single pass: a ratio near 1 may be chance, on a busy machine a larger one, too"
+            "all times come from a single pass: a ratio close to 1 may be chance; on a busy machine, a larger one too"
         )
     left_out = "there are no files, and a video encoder takes longer for noise than for a video"
     return [*told, f"the totals leave out load and encode: {left_out}"]

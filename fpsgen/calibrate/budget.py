@@ -130,11 +130,11 @@ def _next(above: tuple[float, float] | None, below: tuple[float, float] | None, 
 def check_possible(budget: Budget, least: float) -> None:
     """UsageError where the cheapest that there is, whose cost is `least`, is too dear."""
     if least > 1 - LEAST_SAVING:
-        told = "nothing costs less than dense BF16 attention here: a video this small is not worth rounding"
+        told = "nothing costs less than dense BF16 attention here: in a video this small, rounding saves nothing"
         raise UsageError(told, hint=f"use {option('preset', 'bf16')}, or calibrate at a larger size")
     if budget.kind == "cost" and least > budget.value:
         enough = math.ceil(least * 1000) / 1000
-        raise UsageError(f"{budget}: no schedule costs so little", hint=f"the least here is {enough:.3f}")
+        raise UsageError(f"{budget}: no schedule costs so little", hint=f"the lowest cost here is {enough:.3f}")
 
 
 def _decibel(error: float) -> float:

@@ -228,8 +228,8 @@ def agree(out: Output, seconds: float, yes: bool) -> None:
     if seconds < _SOON or yes:
         out.note(f"this takes {told}")
     elif not out.may_ask:
-        hint = "with --yes it begins; a smaller --res, fewer --frames and --pairs 1 take less"
-        raise UsageError(f"this would take {told}, and nobody can be asked", hint)
+        hint = "add --yes to begin; a smaller --res, fewer --frames or --pairs 1 take less time"
+        raise UsageError(f"this would take {told}, and there is no terminal to ask on", hint)
     elif not typer.confirm(f"This takes {told}. Begin?", err=True):
         raise Stopped("nothing was measured")
 

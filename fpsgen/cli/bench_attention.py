@@ -146,7 +146,7 @@ def attention(
     kept.files = {"record": kept.files["record"], "page": markdown if markdown.exists() else None, **kept.files}
     deliver(out, kept, record)
     if any(run.troubled(case) for case in record["cases"]):
-        out.note("something failed, was wrong, or had no time")
+        out.note("a contender failed, gave a wrong result, or could not be timed")
         raise typer.Exit(1)
 
 
@@ -225,7 +225,7 @@ class Bar:
         self._progress.update(self._task, completed=done, total=total, rate="rounds")
 
     def ended(self, text: str) -> None:
-        self._out.note(f"{text}: give it more --seconds, or fewer values")
+        self._out.note(f"{text}: give the bench more --seconds, or fewer values to measure")
 
 
 def tell(out: Output, record: dict[str, Any]) -> None:

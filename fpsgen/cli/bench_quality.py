@@ -164,7 +164,7 @@ def check_vbench(wanted: bool, given: Path | None, videos: Path | None) -> Path 
     """VBench's program, None where it is not asked for or not here; UsageError where the options do not go together."""
     if not wanted:
         if given is not None:
-            raise UsageError("--vbench-bin is of no use without --vbench", hint="add --vbench")
+            raise UsageError("--vbench-bin works only together with --vbench", hint="add --vbench")
         return None
     if videos is None:
         raise UsageError("--vbench judges videos, and none are kept", hint="name a folder for them: --videos clips")
@@ -230,7 +230,7 @@ def tell_vbench(out: Output, places: dict[str, list[Path]]) -> None:
 
     folders = [paths[0].parent for paths in places.values()]
     out.note(
-        "VBench is not on PATH, and was left out; these commands set it up on a machine with a CUDA GPU, and run it:"
+        "VBench is not on PATH, so it did not run. These commands set it up and run it, on a machine with a CUDA GPU:"
     )
     for line in vbench.setup(folders[0].parent, [folder.name for folder in folders]):
         out.line(line)

@@ -67,7 +67,7 @@ def _line(error: BaseException) -> str:
 def undelivered(fault: Exception) -> FpsgenError:
     """stdout could not take what was written there."""
     told = f"the result could not be written to standard output: {reason(fault)}"
-    return FpsgenError(told, hint="send it elsewhere; files that the command has made are whole")
+    return FpsgenError(told, hint="redirect it to another place; the files that the command made are complete")
 
 
 def end(error: BaseException, json: bool, options: Collection[str] = ()) -> int:

@@ -172,7 +172,7 @@ def generate(
     out.table(timing_table(timings, target, (label(chosen_preset.name, told["dtype"]), remark)))
     out.detail("seconds per step: " + " ".join(f"{seconds:.2f}" for seconds in timings.steps))
     if written != output:
-        out.note(f"{output} was taken when the video was complete, which is now in {written}")
+        out.note(f"{output} was taken by another file when the video was complete; the video is now in {written}")
     out.result(str(written), {"output": as_text(str(written)), **told, "timings": timings.as_dict()}, copied=True)
 
 

@@ -191,7 +191,7 @@ def rm(
     if not yes:
         if not out.may_ask:
             hint = "add --yes to remove it without a question"
-            raise UsageError(f"this would remove {told}, and nobody is here to be asked", hint)
+            raise UsageError(f"this would remove {told}, and there is no terminal to ask on", hint)
         if not typer.confirm(f"Remove {told}?", err=True):
             raise Stopped("nothing was removed")
     freed = 0

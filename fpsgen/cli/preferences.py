@@ -118,7 +118,7 @@ def change(key: str, value: str | None) -> None:
     except UsageError:
         right = False
     if not right:  # as where a value stands over several lines
-        raise UsageError(f"{printable(path())} is too involved to be changed by a command", hint="edit it by hand")
+        raise UsageError(f"{printable(path())} is too complex to be changed by a command", hint="edit it by hand")
     with files.refused(path(), "XDG_CONFIG_HOME names another folder"):
         files.write_text(path(), changed)
 

@@ -269,7 +269,7 @@ def larger_than(tile: Shape3, subject: Subject) -> str | None:
     if not axes:
         return None
     told = f"its tile of {times(tile)} tokens is larger than this video of {times(grid)}, along {' and '.join(axes)}"
-    return f"{told}: one tile is all there is along it, and no window saves anything there"
+    return f"{told}: there is only one tile along it, and no window saves anything there"
 
 
 def account(preset: Preset, subject: Subject) -> dict[str, Any]:

@@ -106,7 +106,7 @@ def deliver(out: Output, kept: Kept, result: dict[str, Any]) -> None:
         return
     message, hint, code = errors.explain(kept.fault)
     if written:
-        message = f"{printable(written[0])} is written, and then: {message}"
+        message = f"{printable(written[0])} is written, but then: {message}"
     if written or out.json:
         out.result(
             "\n".join(written), result | places | {"unwritten": message, "hint": hint, "exit_code": code}, copied=True

@@ -33,7 +33,7 @@ class Fitted:
             yield self._drawn(part)
         if left_out:
             names = ", ".join(self.table.columns[index].head for index in left_out)
-            yield Text(f"left out here: {names} (a wider terminal or --json has it all)", "dim")
+            yield Text(f"left out here: {names} (a wider terminal or --json shows all)", "dim")
 
     def _fitting(self, width: int) -> tuple[list[int], list[int]]:
         """Columns that stay, and those that are left out."""

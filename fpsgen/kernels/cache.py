@@ -308,7 +308,7 @@ def locked(place: Path, wait: bool = True) -> Iterator[bool]:
             if not had or os.fstat(file.fileno()).st_nlink:
                 yield had
                 return
-    raise OSError(errno.ESTALE, "its lock is taken away time and again")
+    raise OSError(errno.ESTALE, "other processes keep removing its lock")
 
 
 def not_a_link(path: str, flags: int) -> int:

@@ -39,10 +39,10 @@ class WanConfig:
         widths = {"dim": self.dim, "ffn_dim": self.ffn_dim, "text_dim": self.text_dim, "freq_dim": self.freq_dim}
         for name, width in widths.items():
             if not 0 < width <= _WIDEST:
-                raise ModelError(f"its transformer has {name} = {width}, which cannot be", hint=OURS)
+                raise ModelError(f"its transformer has {name} = {width}, which is impossible", hint=OURS)
         if self.dim % self.num_heads or self.head_dim % 2 or self.head_dim < 6:  # rotary pairs on three axes
             raise ModelError(
-                f"its transformer has {self.num_heads} heads in {self.dim} channels, which cannot be", OURS
+                f"its transformer has {self.num_heads} heads in {self.dim} channels, which is impossible", OURS
             )
         if self.freq_dim % 2:
             raise ModelError(f"its transformer has freq_dim = {self.freq_dim}, which is odd", hint=OURS)

@@ -197,7 +197,7 @@ def _in_words(fault: Exception, repository: str, hint: str) -> Exception:
             return UsageError(f"the hub does not let you have {repository} without a login", "hf auth login")
         return DownloadError(f"the hub answered {status} for {repository}", f"try later; {hint}")
     if isinstance(fault, (KeyError, TypeError, ValueError, RecursionError)):  # a proxy's login page, say
-        return DownloadError(f"what answers at {constants.ENDPOINT} is no hub", "check HF_ENDPOINT")
+        return DownloadError(f"the server at {constants.ENDPOINT} is not a Hugging Face hub", "check HF_ENDPOINT")
     if constants.HF_HUB_OFFLINE:
         return UsageError("HF_HUB_OFFLINE is set, so nothing is fetched", "unset HF_HUB_OFFLINE")
     # The library's HTTP client is its own affair, and has changed between its releases.

@@ -197,7 +197,7 @@ def _from_card(card: dict) -> Defaults:
             fine = False
         if not fine:
             told = f"{field} = {config.shown(card[field])}" if field in card else f"it has no {field}"
-            raise ModelError(f"its pocket.json is not one: {told}", "copy it anew from where the model comes from")
+            raise ModelError(f"its pocket.json is not one: {told}", "copy it again from the source of the model")
     width, height = card["size"]
     plain = {field: card[field] for field in ("frames", "fps", "steps", "negative")}
     return Defaults(width, height, **plain, guidance=float(card["guidance"]), shift=float(card["shift"]))

@@ -165,10 +165,10 @@ def test_the_cache_is_not_touched(bench: Bench, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"compare": "nobody"}, "there is nothing of that name"),
+        ({"compare": "nobody"}, "there is no preset or kernel of that name"),
         ({"compare": "bf16,"}, "--compare has an empty value"),
         ({"compare": "fa3"}, "fa3 cannot run here: not installed"),
-        ({"compare": "diffusers", "guidance": 0.5}, "diffusers guides above 1 alone"),
+        ({"compare": "diffusers", "guidance": 0.5}, "diffusers uses guidance only above 1"),
         ({"compare": "flex"}, "flex cannot run here: it is for CUDA GPUs"),
         ({"compare": "mine.toml"}, "is compared with itself"),
         ({"preset": "nothing"}, "there is no preset 'nothing'"),
@@ -219,7 +219,7 @@ def test_results_outlive_a_disk_that_is_full(bench: Bench, monkeypatch: pytest.M
     assert (result.exit_code, "inside fpsgen" in result.output) == (1, False), result.output
     assert "Fidelity to bf16" in result.stdout
     assert result.stderr.count("No space left on device") == 1
-    assert ("out.json is written, and then: the report" in " ".join(result.stderr.split())) == (suffix == ".html")
+    assert ("out.json is written, but then: the report" in " ".join(result.stderr.split())) == (suffix == ".html")
     result = bench.run("--json", preset=preset, pairs=0)
     assert result.exit_code == 1
     record = json.loads(result.stdout)

@@ -347,7 +347,7 @@ def test_results_outlive_a_disk_that_is_full(
     ("given", "options", "told"),
     [
         ((), {"preset": "nobody"}, "there is no preset 'nobody'"),
-        (("--compare", "nobody"), {}, "--compare nobody: there is nothing of that name"),
+        (("--compare", "nobody"), {}, "--compare nobody: there is no preset or kernel of that name"),
         (("--compare", "diffusers"), {}, "bench quality compares presets and kernels"),
         (("--compare", "bf16,rough.toml"), {}, "--preset rough.toml is compared with itself"),
         ((), {"preset": "bf16"}, "--preset bf16 is compared with itself"),
@@ -363,7 +363,7 @@ def test_results_outlive_a_disk_that_is_full(
         ((), {"output": "theirs.json"}, "theirs.json exists, and no bench wrote it"),
         (("--report", "a.html"), {}, "--report and --no-report contradict each other"),
         (("--vbench",), {}, "--vbench judges videos, and none are kept"),
-        (("--vbench-bin", "x"), {}, "--vbench-bin is of no use without --vbench"),
+        (("--vbench-bin", "x"), {}, "--vbench-bin works only together with --vbench"),
         (("--vbench", "--videos", "v", "--vbench-bin", "x"), {}, "--vbench-bin x: there is no such program"),
         (("--videos", "none.txt"), {}, "--videos none.txt cannot be written"),
         ((), {"model": "no/such/model"}, "no/such/model"),

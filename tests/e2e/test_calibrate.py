@@ -248,7 +248,7 @@ def test_a_report_that_cannot_be_written_leaves_the_preset_and_says_so(
     assert result.exit_code == 1
     assert f"--preset {tmp_path / 'my.toml'}" in result.stdout
     said = " ".join(result.stderr.split())
-    assert "my.toml is written, and then: the report my.html could not be written: No space left on device" in said
+    assert "my.toml is written, but then: the report my.html could not be written: No space left on device" in said
     result = calibrator("--target-cost", 0.5, "--json", report=True)
     record = json.loads(result.stdout)
     assert (result.exit_code, record["preset"], record["report"]) == (1, str(tmp_path / "my.toml"), None)

@@ -166,7 +166,7 @@ def test_what_is_no_hub_is_called_so(server: hub_server.Hub, monkeypatch: pytest
     monkeypatch.setattr(hub_server._Handler, "_answer", lambda self, body: self._send(200, answer, {}, body))
     result = models("pull", "1.3b")
     assert result.exit_code == 1
-    assert "is no hub" in " ".join(result.stderr.split())
+    assert "is not a Hugging Face hub" in " ".join(result.stderr.split())
 
 
 def test_a_hub_that_accepts_and_never_answers_is_told(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

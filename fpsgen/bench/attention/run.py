@@ -92,7 +92,7 @@ def run(
         except Exception as fault:  # of the card, or no memory: the other shapes may run
             case["fault"] = f"{type(fault).__name__} while {case['doing']}: {fault}"[:MOST_WORDS]
             if not machine.is_alive(device):
-                record["cut"] = "nothing runs on the card any more, in this process"
+                record["cut"] = "nothing runs on the GPU any more in this process"
         del case["doing"]
         report.derive(case["lines"], record["card"])
         try:
@@ -186,6 +186,6 @@ def end_at(hard: Deadline, path: Path, record: dict[str, Any], watcher: Watcher)
 
 
 def troubled(case: dict[str, Any]) -> bool:
-    """Whether something failed, was wrong, or had no time."""
+    """Whether a contender failed, gave a wrong result, or could not be timed."""
     unfinished = bool(case.get("cut")) and case["rounds"] < LEAST_ROUNDS
     return "fault" in case or unfinished or any("fault" in line for line in case["lines"])

@@ -89,7 +89,7 @@ def test_machines_that_it_refuses(hopper_card: pytest.MonkeyPatch) -> None:
     with hopper_card.context() as patch:
         patch.setattr(nvrtc, "driver_version", lambda: (12, 8))
         patch.setattr(nvrtc, "version", lambda: (13, 0))
-        assert "NVRTC is of CUDA 13, the driver runs CUDA 12" in reason()
+        assert "NVRTC belongs to CUDA 13, the driver runs CUDA 12" in reason()
     with hopper_card.context() as patch:
         patch.setattr(nvrtc, "wheel_folder", lambda wheel: None)
         patch.setattr(nvrtc.ctypes.util, "find_library", lambda name: None)

@@ -168,7 +168,7 @@ def test_a_card_that_does_nothing_any_more_ends_the_run(tmp_path: Path, monkeypa
     found = json.loads((tmp_path / "found.json").read_text())
     (case,) = found["cases"]
     assert case["fault"] == "RuntimeError while checking b: b ended it: RuntimeError: an illegal address"
-    assert found["cut"] == "nothing runs on the card any more, in this process"
+    assert found["cut"] == "nothing runs on the GPU any more in this process"
     assert f"It ended early: {found['cut']}." in (tmp_path / "found.md").read_text()
 
 

@@ -273,7 +273,7 @@ def test_minutes_on_a_cpu_are_said_and_asked_for_first(tmp_path: Path, monkeypat
     said = " ".join(refused.stderr.split())
     assert refused.exit_code == 2
     assert "at least 83 min 20 s on this CPU" in said
-    assert "with --yes it begins" in said
+    assert "add --yes to begin" in said
     monkeypatch.setattr(lineup, "fastest", lambda *_: ("sdpa", []))
     begun = CliRunner().invoke(app, [*given, "--yes", "--pairs", "1", "--no-report"])
     assert begun.exit_code == 0, begun.output

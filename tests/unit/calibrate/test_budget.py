@@ -208,7 +208,7 @@ def test_a_target_below_the_least(value: float) -> None:
     truth = Truth()
     with pytest.raises(UsageError, match=f"target_cost={value:g}: no schedule costs so little") as told:
         search(problem(), Budget("cost", value), ROUNDS, truth)
-    assert told.value.hint == "the least here is 0.090"
+    assert told.value.hint == "the lowest cost here is 0.090"
     assert truth.asked == 0
     (tried,) = search(problem(), Budget("cost", 0.090), ROUNDS, truth)
     assert tried.schedule.cost == pytest.approx(0.09)
@@ -218,7 +218,7 @@ def test_the_least_is_rounded_up() -> None:
     """To a target that can be met."""
     with pytest.raises(UsageError) as told:
         budgets.check_possible(Budget("cost", 0.01), 0.01231)
-    assert told.value.hint == "the least here is 0.013"
+    assert told.value.hint == "the lowest cost here is 0.013"
 
 
 def test_nothing_is_cheaper_than_dense() -> None:

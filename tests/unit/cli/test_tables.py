@@ -43,7 +43,7 @@ def test_the_columns_that_matter_least_go_first_and_are_named() -> None:
         "a [red] cat  12 MB",
         "dog           3 GB",
         "left out here: where (a wider",
-        "terminal or --json has it all)",
+        "terminal or --json shows all)",
     ]
     assert drawn(example(), 17)[:3] == ["name", "a [red] cat", "dog"]
 

@@ -395,7 +395,7 @@ def test_parts_of_different_models_are_refused(folder: Path) -> None:
         ("patch_size", [1, 4, 4], "patch_size"),
         ("_class_name", "FluxTransformer2DModel", "FluxTransformer2DModel"),
         ("freq_dim", 33, "is odd"),
-        ("attention_head_dim", 1, "which cannot be"),
+        ("attention_head_dim", 1, "which is impossible"),
     ],
 )
 def test_other_models_are_refused(folder: Path, key: str, value: object, says: str) -> None:
