@@ -7,15 +7,13 @@ from collections.abc import Callable, Iterator
 import typer
 
 from fpsgen.cli import errors
-from fpsgen.cli.options import Json
 from fpsgen.cli.output import Output, in_flags, readable
 from fpsgen.tables import Table
 
 Row = tuple[str, str]
 
 
-@errors.explained
-def doctor(json: Json = False) -> None:
+def doctor(json: bool = False) -> None:
     """Check what this machine has and can run, and try it. Exits with code 1 if something is broken."""
     out, report = Output(json), {}
     out.loading()

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
-from fpsgen.cli import complete
 from fpsgen.cli.command import App
-from fpsgen.cli.errors import explained
-from fpsgen.cli.help import argument, option
-from fpsgen.cli.options import Json, alone
+from fpsgen.cli.options import alone
 from fpsgen.cli.output import Output, readable
 from fpsgen.errors import UsageError
 from fpsgen.report.words import counted
@@ -35,8 +32,7 @@ app = App(epilog=EXAMPLES)
 
 
 @app.callback(invoke_without_command=True)
-@explained
-def bare(context: typer.Context, json: Json = False) -> None:
+def bare(context: typer.Context, json: bool = False) -> None:
     """List, compile and remove the kernels for Hopper GPUs.
 
     Without a command: list them, and which are compiled.
@@ -46,8 +42,7 @@ def bare(context: typer.Context, json: Json = False) -> None:
 
 
 @app.command("list", epilog="fpsgen kernels list --json")
-@explained
-def list_kernels(json: Json = False) -> None:
+def list_kernels(json: bool = False) -> None:
     """List the kernels, and which of them are compiled."""
     out = Output(json)
     told = listed()
@@ -105,16 +100,7 @@ def listed() -> dict:
 
 
 @app.command(epilog="fpsgen kernels build\nfpsgen kernels build attention-fp8-fp16 prologue-fp8-fp16")
-@explained
-def build(
-    names: Annotated[
-        list[str] | None,
-        argument(
-            "NAME…", "The kernels to compile, as `fpsgen kernels` lists them.", shown="all", offers=complete.kernels
-        ),
-    ] = None,
-    json: Json = False,
-) -> None:
+def build(names: list[str] | None = None, json: bool = False) -> None:
     """Compile the kernels that are not compiled yet, so that no video has to wait for them."""
     from fpsgen.kernels import cache, listing
 
@@ -146,11 +132,7 @@ def build(
 
 
 @app.command(epilog="fpsgen kernels clear\nfpsgen kernels clear --stale")
-@explained
-def clear(
-    stale: Annotated[bool, option("--stale", "Only kernels left over from older sources or compilers.")] = False,
-    json: Json = False,
-) -> None:
+def clear(stale: bool = False, json: bool = False) -> None:
     """Remove compiled kernels. Other files in their folder stay."""
     from fpsgen.kernels import cache, listing, nvrtc
 
@@ -189,11 +171,7 @@ def clear(
 
 
 @app.command(epilog="fpsgen kernels show attention-fp8-fp16")
-@explained
-def show(
-    name: Annotated[str, argument("NAME", "The kernel, as `fpsgen kernels` lists it.", offers=complete.kernels)],
-    json: Json = False,
-) -> None:
+def show(name: str, json: bool = False) -> None:
     """Show what the compiler made of a kernel: registers, memory, tensor-core instructions.
 
     A kernel that is not compiled yet is compiled first.

@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
-from fpsgen.cli import complete
 from fpsgen.cli.command import App
-from fpsgen.cli.errors import explained
-from fpsgen.cli.help import argument, option
-from fpsgen.cli.options import Json, Verbose, alone, expand
+from fpsgen.cli.options import alone, expand
 from fpsgen.cli.output import Output, hush, readable
 from fpsgen.errors import ModelError, Stopped, UsageError
 from fpsgen.printable import printable
@@ -37,16 +34,11 @@ class FormatName(StrEnum):
     DIFFUSERS = "diffusers"
 
 
-CheckedModel = Annotated[
-    str, argument("MODEL", "The model: a folder, a name, a .safetensors file or a hub id.", offers=complete.models)
-]
-
 app = App(epilog=EXAMPLES)
 
 
 @app.callback(invoke_without_command=True)
-@explained
-def show(context: typer.Context, json: Json = False) -> None:
+def show(context: typer.Context, json: bool = False) -> None:
     """List, fetch, check, convert and remove models.
 
     Without a command: list the models that fpsgen knows, and which of them are on this disk.
@@ -56,8 +48,7 @@ def show(context: typer.Context, json: Json = False) -> None:
 
 
 @app.command("list", epilog="fpsgen models list --json")
-@explained
-def list_models(json: Json = False) -> None:
+def list_models(json: bool = False) -> None:
     """List the models that fpsgen knows, and which of them are on this disk."""
     out = Output(json)
     entries = list(listed())
@@ -118,20 +109,12 @@ def entry_of(name: str, form: Format, cached: Cached) -> dict:
 
 
 @app.command(epilog="fpsgen models pull 1.3b --dry-run\nfpsgen models pull 14b")
-@explained
 def pull(
-    name: Annotated[
-        str,
-        argument(
-            "MODEL", "The model: 1.3b, 14b or a hub id such as Wan-AI/Wan2.1-T2V-1.3B.", offers=complete.wan_models
-        ),
-    ],
-    form: Annotated[
-        FormatName, option("--format FORMAT", "The format of the files of 1.3b or 14b: original or diffusers.")
-    ] = FormatName.ORIGINAL,
-    dry_run: Annotated[bool, option("--dry-run", "Only say what would be fetched.")] = False,
-    force: Annotated[bool, option("--force", "Fetch also the files that are on this disk.")] = False,
-    json: Json = False,
+    name: str,
+    format: FormatName = FormatName.ORIGINAL,
+    dry_run: bool = False,
+    force: bool = False,
+    json: bool = False,
 ) -> None:
     """Fetch a model from the Hugging Face hub. An interrupted download continues where it ended."""
     from huggingface_hub.utils import disable_progress_bars
@@ -142,7 +125,7 @@ def pull(
     if json:
         disable_progress_bars()
     out.loading("asking the hub")
-    download = hub.plan(hub.repository_of(name, form.value), force)
+    download = hub.plan(hub.repository_of(name, format.value), force)
     size = sum(download.files.values())
     told = {"repository": download.repository, "files": download.files, "bytes": size}
     told |= {"absent_bytes": download.absent_bytes}
@@ -164,18 +147,7 @@ def pull(
 
 
 @app.command(epilog="fpsgen models rm 1.3b\nfpsgen models rm 14b --format diffusers --yes")
-@explained
-def rm(
-    name: Annotated[str, argument("MODEL", "The model: 1.3b, 14b or a hub id.", offers=complete.wan_models)],
-    form: Annotated[
-        FormatName | None,
-        option(
-            "--format FORMAT", "The format of the files of 1.3b or 14b to remove: original or diffusers.", shown="both"
-        ),
-    ] = None,
-    yes: Annotated[bool, option("-y, --yes", "Remove without asking.")] = False,
-    json: Json = False,
-) -> None:
+def rm(name: str, format: FormatName | None = None, yes: bool = False, json: bool = False) -> None:
     """Remove a downloaded model from the hub's cache. Files that other revisions use as well stay."""
     from fpsgen.weights import cached, hub
 
@@ -183,7 +155,7 @@ def rm(
         hint = "give 1.3b, 14b or a hub id: fpsgen removes nothing but downloads in the hub's cache"
         raise UsageError(f"{printable(name, 100)} is no downloaded model", hint)
     out = Output(json)
-    names = dict.fromkeys(hub.repository_of(name, each.value) for each in ([form] if form else FormatName))
+    names = dict.fromkeys(hub.repository_of(name, each.value) for each in ([format] if format else FormatName))
     removals = list(filter(None, map(cached.removal, names)))
     if not removals:
         raise UsageError(f"{name} is not in the hub's cache", hint="fpsgen models lists what is here")
@@ -203,12 +175,7 @@ def rm(
 
 
 @app.command(epilog="fpsgen models check 1.3b\nfpsgen models check ~/Wan2.1-T2V-14B")
-@explained
-def check(
-    model: CheckedModel,
-    json: Json = False,
-    verbose: Verbose = False,
-) -> None:
+def check(model: str, json: bool = False, verbose: bool = False) -> None:
     """Compare a model's files with what Wan2.1 needs. It reads only their headers, which takes seconds."""
     from fpsgen.weights import models
 
@@ -243,18 +210,7 @@ def check(
 
 
 @app.command(epilog="fpsgen models convert ~/Wan2.1-T2V-1.3B diffusers-1.3b")
-@explained
-def convert(
-    model: CheckedModel,
-    out_folder: Annotated[Path, argument("FOLDER", "The folder to make.")],
-    to: Annotated[
-        FormatName | None,
-        option(
-            "--to FORMAT", "The format to write: original or diffusers.", shown="the one that the model does not have"
-        ),
-    ] = None,
-    json: Json = False,
-) -> None:
+def convert(model: str, out_folder: Path, to: FormatName | None = None, json: bool = False) -> None:
     """Write a model in the other format, every tensor bit for bit."""
     from fpsgen.weights import models
 

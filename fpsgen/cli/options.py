@@ -39,7 +39,7 @@ class SolverName(StrEnum):
     EULER = "euler"
 
 
-class GridName(StrEnum):
+class SigmasName(StrEnum):
     ORIGINAL = "original"
     DIFFUSERS = "diffusers"
 
@@ -72,10 +72,12 @@ def described(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def _parameter(name: str, shared: str, module: str, function: str) -> Any:
+def _parameter(name: str, *scopes: str) -> Any:
     """An option or argument as typer has it."""
-    own = _table().get(module, {})
-    entry = _table()[shared].get(name, {}) | own.get(name, {}) | own.get(function, {}).get(name, {})
+    shared, module, function = scopes
+    section = _table().get(module, {})
+    own = section.get(function, {}).get(name, {}) or section.get(name, {})
+    entry = own if "argument" in own else _table()[shared].get(name, {}) | own
     shown = entry["default"].format_map(_Defaults()) if "default" in entry else True
     offers = getattr(complete, entry["offers"]) if "offers" in entry else None
     common: dict[str, Any] = {"help": entry["text"], "show_default": shown, "autocompletion": offers}
@@ -93,6 +95,9 @@ class _Defaults(dict[str, str]):
         if key == "wan_sizes":
             return ", ".join(f"{own.width}x{own.height} for {name}" for name, own in sizes.DEFAULTS.items())
         return per_model(key)
+
+
+GridName = SigmasName
 
 
 def per_model(setting: str) -> str:
@@ -152,7 +157,7 @@ Shift = Annotated[
 ]
 Solver = Annotated[SolverName, option("NAME", "The solver: unipc, dpm++ or euler.", SAMPLING)]
 Grid = Annotated[
-    GridName, option("NAME", "Whose noise levels the steps are at: original (Wan2.1's) or diffusers.", SAMPLING)
+    SigmasName, option("NAME", "Whose noise levels the steps are at: original (Wan2.1's) or diffusers.", SAMPLING)
 ]
 ClipSeed = Annotated[
     int, option("N", "The seed of the first clip; the next clips use N + 1, N + 2 and so on.", SAMPLING)

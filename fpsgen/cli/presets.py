@@ -6,14 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from fpsgen.cli import complete, options
+from fpsgen.cli import options
 from fpsgen.cli.command import App
-from fpsgen.cli.errors import explained
-from fpsgen.cli.help import VIDEO, argument, option
 from fpsgen.cli.output import Output
 from fpsgen.printable import printable
 from fpsgen.report.words import counted
@@ -35,34 +33,6 @@ fpsgen presets check mine.toml
 _ANY = "14b"  # the model by which presets for any are shown
 _MOST_ROWS = 4  # plans of one run of steps that are shown one by one
 
-Model = Annotated[
-    str | None,
-    option(
-        "MODEL",
-        "The model: pocket, 1.3b or 14b (which need not be on this disk), a folder, a .safetensors file or a hub id.",
-        VIDEO,
-        shown=f"the preset's; {_ANY} if the preset is for any model",
-        offers=complete.models,
-    ),
-]
-Res = Annotated[
-    str | None,
-    option(
-        "SIZE",
-        "Width and height: 480p, 720p or WIDTHxHEIGHT.",
-        VIDEO,
-        shown="the preset's, else the model's",
-        offers=complete.sizes,
-    ),
-]
-Name = Annotated[
-    str,
-    argument(
-        "PRESET",
-        "The preset: quality, balanced, fast, another that `fpsgen presets` lists, or a .toml file.",
-        offers=complete.presets,
-    ),
-]
 
 app = App(epilog=EXAMPLES)
 
@@ -76,7 +46,7 @@ class Subject:
     tile: Callable[[Shape3], Shape3]
     settings: sizes.Defaults
     solver: options.SolverName = options.SolverName.UNIPC
-    grid: options.GridName = options.GridName.ORIGINAL
+    sigmas: options.SigmasName = options.SigmasName.ORIGINAL
 
     def tiles(self, preset: Preset) -> TileGrid:
         from fpsgen.attention.tiles import TileGrid
@@ -89,7 +59,7 @@ class Subject:
         from fpsgen.solvers import noise_levels
 
         preset.check_family(self.family)
-        levels = noise_levels(self.settings.steps, self.settings.shift, self.solver.value, self.grid.value)
+        levels = noise_levels(self.settings.steps, self.settings.shift, self.solver.value, self.sigmas.value)
         plans = preset.schedule(levels, self.tiles(preset), self.config.num_layers, self.config.num_heads)
         return list(zip(levels, plans, strict=True))
 
@@ -125,8 +95,7 @@ def chosen(
 
 
 @app.callback(invoke_without_command=True)
-@explained
-def bare(context: typer.Context, json: options.Json = False) -> None:
+def bare(context: typer.Context, json: bool = False) -> None:
     """List presets, show what one does and saves, check a file.
 
     Without a command: list the presets that come with fpsgen.
@@ -136,8 +105,7 @@ def bare(context: typer.Context, json: options.Json = False) -> None:
 
 
 @app.command("list", epilog="fpsgen presets list --json")
-@explained
-def list_presets(json: options.Json = False) -> None:
+def list_presets(json: bool = False) -> None:
     """List the presets that come with fpsgen."""
     out = Output(json)
     from fpsgen.presets import BF16, shipped
@@ -205,25 +173,24 @@ def quality(told: dict) -> str:
     epilog="fpsgen presets show fast --model 14b --res 720p\nfpsgen presets show mine.toml --verbose",
     no_args_is_help=True,
 )
-@explained
 def show(
-    name: Name,
-    model: Model = None,
-    res: Res = None,
-    frames: options.Frames = None,
-    steps: options.Steps = None,
-    shift: options.Shift = None,
-    solver: options.Solver = options.SolverName.UNIPC,
-    grid: options.Grid = options.GridName.ORIGINAL,
-    json: options.Json = False,
-    verbose: options.Verbose = False,
+    name: str,
+    model: str | None = None,
+    res: str | None = None,
+    frames: int | None = None,
+    steps: int | None = None,
+    shift: float | None = None,
+    solver: options.SolverName = options.SolverName.UNIPC,
+    sigmas: options.SigmasName = options.SigmasName.ORIGINAL,
+    json: bool = False,
+    verbose: bool = False,
 ) -> None:
     """Show what a preset does at each step, and what it saves. No weights are needed."""
     out = Output(json, verbose)
     sizes.check_settings(frames, steps, None, shift)
     out.loading()
     preset, subject = chosen(name, model, res, out, frames=frames, steps=steps, shift=shift)
-    told = {**facts(preset), **account(preset, replace(subject, solver=solver, grid=grid))}
+    told = {**facts(preset), **account(preset, replace(subject, solver=solver, sigmas=sigmas))}
     if json:
         out.result("", told)
     else:
@@ -231,13 +198,12 @@ def show(
 
 
 @app.command(epilog="fpsgen presets check mine.toml\nfpsgen presets check mine.toml --model 14b", no_args_is_help=True)
-@explained
 def check(
-    file: Annotated[str, argument("FILE", "The preset, a .toml file.", offers=complete.presets)],
-    model: Model = None,
-    res: Res = None,
-    frames: options.Frames = None,
-    json: options.Json = False,
+    file: str,
+    model: str | None = None,
+    res: str | None = None,
+    frames: int | None = None,
+    json: bool = False,
 ) -> None:
     """Check a preset's file: say what is wrong and in which line, or that it fits the videos of its model."""
     from fpsgen.presets import file as files
@@ -286,7 +252,7 @@ def account(preset: Preset, subject: Subject) -> dict[str, Any]:
         for key in ("density", "cost")
     }
     sums = {key: sum(run[key] for run in runs) for key in _FLOPS}
-    at: dict[str, Any] = {"model": subject.family, "solver": subject.solver.value, "grid": subject.grid.value}
+    at: dict[str, Any] = {"model": subject.family, "solver": subject.solver.value, "grid": subject.sigmas.value}
     at |= {key: getattr(settings, key) for key in ("width", "height", "frames", "steps", "shift")}
     at |= {"tokens": tiles.tokens, "tile": tiles.tile, "tiles": tiles.counts}
     return {"at": at, "runs": runs, **mean, **sums}
