@@ -54,7 +54,7 @@ def attention(
         list[str] | None,
         option(
             "X",
-            "The share of token pairs to compute, at least: a preset with this density has the same window.",
+            "The share of token pairs to compute, at least; the window is that of a preset with this density.",
             MEASURING,
             shown="1,1/2,1/4,1/6,1/10",
         ),
@@ -71,11 +71,15 @@ def attention(
     repeats: Annotated[
         int | None,
         option(
-            "N", "How many times each is timed.", MEASURING, min=1, shown=f"{_REPEATS}, with --smoke {_REPEATS_SMOKE}"
+            "N",
+            "How many times each contender is timed.",
+            MEASURING,
+            min=1,
+            shown=f"{_REPEATS}, with --smoke {_REPEATS_SMOKE}",
         ),
     ] = None,
     seconds: Annotated[
-        float, option("X", "End after so many seconds, whatever is missing by then.", MEASURING)
+        float, option("X", "End after this many seconds, even if something is not timed yet.", MEASURING)
     ] = 500.0,
     smoke: Annotated[
         bool, option("--smoke", "Measure one tiny shape, to see whether everything runs here.", MEASURING)
