@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,23 +16,14 @@ from fpsgen.cli import app
 from fpsgen.cli.generate import ENLARGED
 from fpsgen.cli.options import INSTEAD, OTHER_NAMES
 from fpsgen.wan import sizes
-
-
-def commands(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    yield path, command
-    for name, inner in getattr(command, "commands", {}).items():
-        yield from commands(inner, (*path, name))
-
+from tests.tools.cli_page import commands, help_of
 
 EVERY = dict(commands(typer.main.get_command(app)))
 NAMES = [" ".join(path) or "fpsgen" for path in EVERY]
 
 
 def shown(path: tuple[str, ...], columns: int) -> list[str]:
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as text:
-        patch.setenv("COLUMNS", str(columns))
-        EVERY[()].main([*path, "--help"], prog_name="fpsgen", standalone_mode=False)
-    return text.getvalue().splitlines()
+    return help_of(EVERY[()], path, columns).splitlines()
 
 
 def options(command: Any) -> list[Any]:
