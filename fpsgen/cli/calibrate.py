@@ -15,12 +15,12 @@ from fpsgen.cli import options, preferences
 from fpsgen.cli.errors import explained
 from fpsgen.cli.generate import find_model
 from fpsgen.cli.help import MEASURING, OUTPUT, option
-from fpsgen.cli.output import Output, in_flags, readable
+from fpsgen.cli.output import Output, in_flags
 from fpsgen.cli.prompts import read_prompts
 from fpsgen.cli.records import Kept, deliver, keep, report_place
 from fpsgen.errors import Stopped, UsageError
 from fpsgen.errors import option as setting
-from fpsgen.printable import printable
+from fpsgen.printable import printable, readable
 from fpsgen.report.words import counted
 from fpsgen.seeds import check_seed
 from fpsgen.tables import Table

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 import typer
 
 from fpsgen.cli import errors
-from fpsgen.cli.output import Output, in_flags, readable
+from fpsgen.cli.output import Output, in_flags
+from fpsgen.printable import readable
 from fpsgen.tables import Table
 
 Row = tuple[str, str]

@@ -10,8 +10,9 @@ import typer
 
 from fpsgen.cli.command import App
 from fpsgen.cli.options import alone
-from fpsgen.cli.output import Output, readable
+from fpsgen.cli.output import Output
 from fpsgen.errors import UsageError
+from fpsgen.printable import readable
 from fpsgen.report.words import counted
 from fpsgen.tables import Table
 

@@ -11,9 +11,9 @@ import typer
 
 from fpsgen.cli.command import App
 from fpsgen.cli.options import alone, expand
-from fpsgen.cli.output import Output, hush, readable
+from fpsgen.cli.output import Output, hush
 from fpsgen.errors import ModelError, Stopped, UsageError
-from fpsgen.printable import printable
+from fpsgen.printable import printable, readable
 from fpsgen.tables import Table
 
 if TYPE_CHECKING:

@@ -20,7 +20,6 @@ from fpsgen.cli import signals
 from fpsgen.cli.tables import Fitted
 from fpsgen.errors import with_options
 from fpsgen.printable import printable
-from fpsgen.printable import readable as readable
 from fpsgen.tables import Table
 
 SCHEMA = 1  # of the objects that --json prints; docs/json.md says when it changes
