@@ -272,7 +272,7 @@ def typical_plans() -> dict[str, AttentionPlan]:
     from fpsgen.attention.plan import AttentionPlan
     from fpsgen.attention.tiles import TileGrid
 
-    tiles = TileGrid((21, 30, 52), (3, 10, 4))
+    tiles = TileGrid.cut((21, 30, 52))
     sparse = (tiles.fit((3, 3, 5)),)
     return {
         "dense bf16": AttentionPlan(tiles),
@@ -331,7 +331,7 @@ def tiny_plans() -> dict[str, AttentionPlan]:
     from fpsgen.attention.plan import AttentionPlan
     from fpsgen.attention.tiles import TileGrid
 
-    tiles = TileGrid((2, 5, 9), (2, 3, 4))
+    tiles = TileGrid.cut((2, 5, 9), (2, 3, 4))
     windows, heads = (tiles.fit((1, 1, 3)), None), (0, 1)
     return {
         "fp8": AttentionPlan(tiles, windows, heads, qk="fp8", pv="fp8"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -46,6 +47,14 @@ class Table:
         if len(cells) != len(self.columns):
             raise ValueError(f"a row of {len(cells)} cells in a table of {len(self.columns)} columns")
         self.rows.append([cell if isinstance(cell, Cell) else Cell(cell) for cell in cells])
+
+    @classmethod
+    def of_numbers(cls, title: str, heads: Iterable[str], texts: Sequence[str] = ()) -> Table:
+        """No rows yet. The first column and those in `texts` hold words, the others numbers."""
+        table = cls(title)
+        for number, head in enumerate(heads):
+            table.column(head, right=number > 0 and head not in texts)
+        return table
 
     def markdown(self) -> str:
         """The table alone, without its title."""

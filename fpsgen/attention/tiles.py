@@ -56,6 +56,11 @@ class TileGrid:
     grid: Shape3
     tile: Shape3
 
+    @classmethod
+    def cut(cls, grid: Shape3, tile: Shape3 | None = None) -> TileGrid:
+        """`grid` in tiles of a shape, by default the one that pads it least."""
+        return cls(grid, tile or default_tile(grid))
+
     def __post_init__(self) -> None:
         if min(self.grid) < 1 or min(self.tile) < 1:
             raise ValueError(f"grid {self.grid} and tile {self.tile} must be at least 1 along every axis")

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from fractions import Fraction
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,12 +17,13 @@ from fpsgen.cli.help import MEASURING, OUTPUT, option
 from fpsgen.cli.output import Output
 from fpsgen.cli.records import deliver, free_record, keep_record, record_place, report_place
 from fpsgen.errors import Stopped, UsageError
-from fpsgen.tables import Table
 from fpsgen.wan import sizes
 
 if TYPE_CHECKING:
     import torch
     from rich.progress import Progress
+
+    from fpsgen.bench.attention.record import AttentionRecord
 
 EXAMPLES = """
 fpsgen bench attention --smoke
@@ -88,7 +89,7 @@ def attention(
         Path | None,
         option(
             "-o, --output FILE",
-            "The record, a .json file; its tables are written beside it, as .md.",
+            "The record, a .json file.",
             OUTPUT,
             shown="bench-attention-GPU.json",
         ),
@@ -125,9 +126,10 @@ def attention(
     out.loading()
     device = gpu()
     from fpsgen.bench.attention import run
+    from fpsgen.bench.attention.record import as_json
     from fpsgen.bench.attention.shapes import DENSITIES, SMOKE, shape
 
-    settings = run.Settings(
+    job = run.AttentionJob(
         (SMOKE,) if smoke else tuple(shape(name, size) for name in models for size in resolutions),
         tuple(densities) or DENSITIES,
         tuple(variants),
@@ -139,17 +141,15 @@ def attention(
         no_report = True
     path = record_place(free_record(default_name(smoke, device)) if output is None else named(output), out)
     report_at = report_place(path, report, no_report)
-    check_page(path, run.page_of(path))
     try:
         with out.progress() as progress:
-            record = run.measure(settings, device, path, ["fpsgen", *sys.argv[1:]], Bar(progress, out))
+            record = run.measure(job, device, path, ["fpsgen", *sys.argv[1:]], Bar(progress, out))
     except KeyboardInterrupt:
         raise Stopped("stopped; shapes that were finished are kept", hint=f"they are in {path}") from None
     tell(out, record)
-    kept, markdown = keep_record(record, [], path, report_at), run.page_of(path)
-    kept.files = {"record": kept.files["record"], "page": markdown if markdown.exists() else None, **kept.files}
-    deliver(out, kept, record)
-    if any(run.troubled(case) for case in record["cases"]):
+    told = as_json(record)
+    deliver(out, keep_record(told, [], path, report_at), told)
+    if any(case.failed for case in record.cases):
         out.note("a contender failed, gave a wrong result, or could not be timed")
         raise typer.Exit(1)
 
@@ -205,12 +205,6 @@ def default_name(smoke: bool, device: torch.device) -> str:
     return f"bench-attention-{'smoke' if smoke else machine.slug(machine.device_name(device))}.json"
 
 
-def check_page(record: Path, page: Path) -> None:
-    """The page is replaced with its record, and not without it."""
-    if page.is_dir() or (page.exists() and not record.exists()):
-        raise UsageError(f"{page} exists, and no bench wrote it", hint="choose another -o")
-
-
 class Bar:
     """Watches the bench for the terminal; a log has a line for every contender."""
 
@@ -232,27 +226,17 @@ class Bar:
         self._out.note(f"{text}: give the bench more --seconds, or fewer values to measure")
 
 
-def tell(out: Output, record: dict[str, Any]) -> None:
+def tell(out: Output, record: AttentionRecord) -> None:
     """The tables of every shape."""
     from fpsgen.bench.attention.report import heading, remarks, tables
 
     if not out.json:
-        for case in record["cases"]:
+        for case in record.cases:
             out.line(f"\n{heading(case)}")
             for remark in remarks(case):
                 out.line(f"- {remark}")
             for table in tables(case):
-                out.line(f"\n{table.title}")
-                out.show(columns(table.head, table.rows))
-    if cut := record.get("cut"):
-        out.note(f"the bench ended early: {cut}")
-
-
-def columns(head: list[str], rows: list[list[str]]) -> Table:
-    """A table of the report, whose columns all matter."""
-    table = Table()
-    for name in head:
-        table.column(name)
-    for cells in rows:
-        table.row(*cells)
-    return table
+                out.line("")
+                out.show(table)
+    if record.cut:
+        out.note(f"the bench ended early: {record.cut}")

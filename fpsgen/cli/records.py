@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 
 def free_record(default: str) -> Path:
-    """A name like `default` that no record has, nor a page beside it."""
-    return files.free(Path(default), ".html", ".md")
+    """A name like `default` that no record has, nor a report beside it."""
+    return files.free(Path(default), ".html")
 
 
 def record_place(output: Path, out: Output) -> Path:

@@ -14,8 +14,8 @@ import torch
 from typer.testing import CliRunner
 
 from fpsgen import machine
-from fpsgen.bench.attention import report, run
-from fpsgen.bench.attention.contenders import Contender
+from fpsgen.bench.attention import run
+from fpsgen.bench.attention.contenders import Trial
 from fpsgen.bench.attention.shapes import DENSITIES, Shape
 from fpsgen.cli import app, bench_attention
 from tests.tools.attention import CARD, fake, line
@@ -32,13 +32,13 @@ def attention(*args: object) -> Any:
 def card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A machine with a card, on which everything runs at once; an empty folder."""
 
-    def contenders(what: Shape) -> list[Contender]:
+    def contenders(what: Shape) -> list[Trial]:
         dense = line("sdpa", name="sdpa-flash", bits=16, density=1.0, window=None)
-        ours = line("together", name="fp8-fp16, together", variant="fp8-fp16", window=None, density=1.0)
+        ours = line("together", name="fp8-fp16, together", variant="fp8-fp16", density=1.0)
         return [
-            Contender(dense, lambda: 1),
-            Contender(line("kernel", variant="fp8-fp16", window=None, density=1.0)),
-            Contender(ours),
+            Trial(dense, lambda: 1),
+            Trial(line("kernel", variant="fp8-fp16", density=1.0)),
+            Trial(ours),
         ]
 
     fake(monkeypatch, contenders)
@@ -53,11 +53,11 @@ def on_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "device_name", lambda _: CARD["gpu"])
 
 
-def test_a_record_a_page_a_report(card: Path) -> None:
+def test_a_record_and_a_report(card: Path) -> None:
     result = attention("--model", "1.3b", "--res", "480p,96x64", "--repeats", 3)
     assert result.exit_code == 0, result.output
-    written = ["bench-attention-h100.json", "bench-attention-h100.md", "bench-attention-h100.html"]
-    assert result.stdout.splitlines()[-3:] == written
+    written = ["bench-attention-h100.json", "bench-attention-h100.html"]
+    assert result.stdout.splitlines()[-2:] == written
     for told in ("1.3b 480p: 32760 tokens", "1.3b 96x64: 504 tokens", "sdpa-flash", "Times as fast as dense attention"):
         assert told in result.stdout
     assert "1.3b 480p: checking sdpa-flash: runs" in result.stderr  # a log has a line for each contender
@@ -65,8 +65,7 @@ def test_a_record_a_page_a_report(card: Path) -> None:
     assert list(record)[:2] == ["kind", "format"]
     assert (record["kind"], record["format"], record["repeats"]) == ("attention", 1, 3)
     assert [len(one["samples_ms"]) for case in record["cases"] for one in case["lines"]] == [3] * 6
-    assert (card / written[1]).read_text() == report.document(record)
-    assert "NVIDIA H100 made up" in (card / written[2]).read_text()
+    assert "NVIDIA H100 made up" in (card / written[1]).read_text()
 
 
 def test_json_alone(card: Path) -> None:
@@ -74,24 +73,20 @@ def test_json_alone(card: Path) -> None:
     from tests.tools.cli import told  # not above, for it reads videos
 
     found = told(result, "bench attention")
-    assert (found["record"], found["page"], found["report"]) == (
-        "bench-attention-smoke.json",
-        "bench-attention-smoke.md",
-        None,
-    )
+    assert (found["record"], found["report"]) == ("bench-attention-smoke.json", None)
     assert [case["model"] for case in found["cases"]] == ["smoke"]
     assert found["repeats"] == 5
     assert not result.stderr
     record = json.loads((card / found["record"]).read_text())
     assert record == {key: value for key, value in found.items() if key in record}
-    assert sorted(path.name for path in card.iterdir()) == [found["record"], found["page"]]
+    assert sorted(path.name for path in card.iterdir()) == [found["record"]]
 
 
-def settings(monkeypatch: pytest.MonkeyPatch, *args: object) -> run.Settings:
+def settings(monkeypatch: pytest.MonkeyPatch, *args: object) -> run.AttentionJob:
     """What a command would measure."""
     given = []
 
-    def measure(wanted: run.Settings, *_: object) -> None:
+    def measure(wanted: run.AttentionJob, *_: object) -> None:
         given.append(wanted)
         raise KeyboardInterrupt
 
@@ -151,15 +146,13 @@ def test_a_base_is_named(card: Path) -> None:
     base = card / "results" / "attention-h100"
     for _ in range(2):  # what a bench wrote the next may replace
         assert attention("--smoke", "--no-report", "-o", base).exit_code == 0
-    assert sorted(path.name for path in base.parent.iterdir()) == ["attention-h100.json", "attention-h100.md"]
+    assert sorted(path.name for path in base.parent.iterdir()) == ["attention-h100.json"]
 
 
 def test_nothing_else_is_replaced(card: Path) -> None:
-    (card / "README.md").write_text("mine")
     (card / "mine.json").write_text("{}")
     (card / "folder").mkdir()
     for output, told in [
-        ("README", "README.md exists, and no bench wrote it"),
         ("mine.json", "mine.json exists, and no bench wrote it"),
         ("mine.txt", "a record is a .json file"),
         ("folder", "folder"),
@@ -167,8 +160,7 @@ def test_nothing_else_is_replaced(card: Path) -> None:
     ]:
         result = attention("--smoke", "-o", output)
         assert (result.exit_code, told in result.stderr) == (2, True), result.output
-    assert (card / "README.md").read_text() == "mine"
-    assert sorted(path.name for path in card.iterdir()) == ["README.md", "folder", "mine.json"]
+    assert sorted(path.name for path in card.iterdir()) == ["folder", "mine.json"]
 
 
 def test_faults_leave_with_1(card: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,19 +169,19 @@ def test_faults_leave_with_1(card: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
     fake(
         monkeypatch,
-        lambda _: [Contender(line("sdpa", name="a", density=1.0)), Contender(line(density=1.0), check=broken)],
+        lambda _: [Trial(line("sdpa", name="a", density=1.0)), Trial(line(density=1.0), check=broken)],
     )
     result = attention("--smoke", "--no-report")
     assert result.exit_code == 1
     assert "FAULT: RuntimeError: an illegal address" in result.stdout
-    assert "something failed" in result.stderr
+    assert "failed" in result.stderr
 
 
 def test_results_outlive_a_disk_that_becomes_full(card: Path) -> None:
-    real, results = run.run, []
+    real, results = run.Measurer.run, []
     for form in ((), ("--json",)):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(run, "run", lambda *args, patch=patch: (fill_disk(patch, ".json"), real(*args)))
+            patch.setattr(run.Measurer, "run", lambda own, patch=patch: (fill_disk(patch, ".json"), real(own)))
             results.append(attention("--smoke", "--no-report", *form))
     assert [result.exit_code for result in results] == [1, 1]
     assert "Times as fast as dense attention" in results[0].stdout

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
 from fpsgen import machine
+from fpsgen.attention.plan import AttentionPlan
 from fpsgen.bench import stopwatch
-from fpsgen.bench.attention import contenders, run
-from fpsgen.bench.attention.contenders import Contender
-from fpsgen.bench.attention.shapes import Shape, plan_8bit, shape
+from fpsgen.bench.attention import run
+from fpsgen.bench.attention.contenders import Trial
+from fpsgen.bench.attention.record import AttentionRecord, Case, Kind, Line, derive
+from fpsgen.bench.attention.shapes import Shape, shape
 from fpsgen.machine import provenance
 
 CARD = {
@@ -24,49 +27,43 @@ CARD = {
 STATE = {"clocks.sm": 1980.0, "clocks.mem": 2619.0, "power.draw": 120.5, "temperature.gpu": 40.0}
 
 
-def line(kind: str = "kernel", **more: object) -> dict[str, Any]:
-    return {"kind": kind, "name": kind, "bits": 8, "stages": [[1e12, 1e9, 1e9]], **more}
+def line(kind: Kind = "kernel", **more: Any) -> Line:
+    return Line(**{"kind": kind, "name": kind, "bits": 8, "stages": [[1e12, 1e9, 1e9]], **more})
 
 
-def made_up() -> dict[str, Any]:
-    """Every key that a record can have, but for those that `report.derive` writes."""
+def made_up() -> AttentionRecord:
+    """Every field that a record can have, but for those that `record.derive` fills."""
     what = shape("14b", "720p")
-    plan = plan_8bit(what.tiles, None, "fp8-fp16")
-    flops, pairs, _ = contenders.stage(plan, what.heads, 0)
-    dense = {"bits": 16, "density": 1.0, "window": None, "stages": [[flops, pairs, 3e9]]}
-    ours, chosen = {"variant": "fp8-fp16", "bits": 8}, {"wanted": "1/10", "window": [7, 3, 3], "density": 0.1}
+    flops, pairs, _ = what.attention(AttentionPlan(what.tiles))
+    dense = {"bits": 16, "density": 1.0, "stages": [[flops, pairs, 3e9]]}
+    chosen: dict[str, Any] = {"wanted": "1/10", "window": [7, 3, 3], "density": 0.1}
     before, stage = [0, 0, 3e9], [flops / 10, pairs / 20, 2e9]
     errors = {"error_to_emulator": {"13 bits": 0.001, "exact sums": 0.002}, "error_to_exact": 0.055}
-    lines = [
-        {"kind": "sdpa", "name": "sdpa-cudnn", **dense, "samples_ms": [201.0, 200.0, 199.0], "error_to_exact": 0.004},
-        {"kind": "sdpa", "name": "sdpa-math", **dense, "why_not": "left out"},
-        {"kind": "prepare", "name": "norm and RoPE, eager", "bits": 16, "stages": [before], "samples_ms": [10.0]},
-        {"kind": "prologue", "name": "fp8-fp16, prologue", **ours, "stages": [before], "samples_ms": [2.0]},
-        {
-            "kind": "kernel",
-            "name": "fp8-fp16, kernel",
-            **ours,
-            **chosen,
-            "stages": [stage],
-            "samples_ms": [8.0],
-            **errors,
-        },
-        {
-            "kind": "together",
-            "name": "fp8-fp16, together",
-            **ours,
-            **chosen,
-            "stages": [before, stage],
-            "samples_ms": [10.0],
-        },
-        {"kind": "flex", "name": "flex", "bits": 16, **chosen, "stages": [stage], "fault": "it broke"},
-    ]
-    case = {**what.facts, "lines": lines, "before": STATE, "after": STATE, "rounds": 3, "cut": "no time"}
-    head = {"kind": "attention", "format": 1, **provenance(["fpsgen", "bench", "attention"]), "card": dict(CARD)}
-    return {**head, "seed": 0, "repeats": 20, "seconds": 500, "cases": [case]}
+
+    def ours(kind: Kind, stages: list[list[float]], took: float, **more: Any) -> Line:
+        name = f"fp8-fp16, {kind}"
+        return line(kind, name=name, variant="fp8-fp16", stages=stages, samples_ms=[took], **more)
+
+    lines = (
+        line("sdpa", name="sdpa-cudnn", **dense, samples_ms=[201.0, 200.0, 199.0], error_to_exact=0.004),
+        line("sdpa", name="sdpa-math", **dense, why_not="left out"),
+        line("prepare", name="norm and RoPE, eager", bits=16, stages=[before], samples_ms=[10.0]),
+        ours("prologue", [before], 2.0),
+        ours("kernel", [stage], 8.0, **chosen, **errors),
+        ours("together", [before, stage], 10.0, **chosen),
+        line("flex", bits=16, **chosen, stages=[stage], fault="it broke"),
+    )
+    case = Case(**what.facts, lines=lines, before=STATE, after=STATE, rounds=3, cut="no time")
+    facts = provenance(["fpsgen", "bench", "attention"]) | {"card": dict(CARD)}
+    return AttentionRecord(**facts, seed=0, repeats=20, seconds=500, cases=(case,))
 
 
-def fake(monkeypatch: pytest.MonkeyPatch, made: Callable[[Shape], list[Contender]] | None = None) -> None:
+def derived(record: AttentionRecord) -> AttentionRecord:
+    cases = (replace(case, lines=derive(case.lines, record.card)) for case in record.cases)
+    return replace(record, cases=tuple(cases))
+
+
+def fake(monkeypatch: pytest.MonkeyPatch, made: Callable[[Shape], list[Trial]] | None = None) -> None:
     """In the place of a card: this CPU, a watch that says 2 ms of a call which returns 1, else 1 ms, and contenders of
     `made`, called with the shape."""
 
@@ -74,7 +71,7 @@ def fake(monkeypatch: pytest.MonkeyPatch, made: Callable[[Shape], list[Contender
         def __init__(self, _: torch.device):
             pass
 
-        def time(self, calls: list[Callable[[], object]]) -> list[float]:
+        def time(self, calls: Iterable[Callable[[], object]]) -> list[float]:
             return [2.0 if isinstance(found := call(), int) and found else 1.0 for call in calls]
 
     if made is not None:

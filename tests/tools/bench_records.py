@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import random
 from itertools import pairwise
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fpsgen.metrics import Pair
 from fpsgen.timing import PHASES
 from tests.tools.reports import clip
+
+if TYPE_CHECKING:
+    from fpsgen.bench.attention.record import Case, State
+    from fpsgen.bench.attention.shapes import Shape
 
 WHOLE = (*PHASES, "total")
 MACHINE = {
@@ -162,62 +167,53 @@ def extrapolated() -> dict[str, Any]:
 
 def attention(cases: int = 2, ours: bool = True) -> dict[str, Any]:
     """`fpsgen bench attention` on a made-up card; without `ours` on one that our kernels are not for."""
-    shapes = [("1.3b", "480p", (21, 30, 52), 12), ("14b", "720p", (21, 45, 80), 40)][-cases:]
-    made = [_case(*shape, ours) for shape in shapes]
-    return {
-        "kind": "attention", "format": 1, **provenance("fpsgen bench attention --model 1.3b 14b"), "card": dict(CARD),
-        "seed": 0, "repeats": 20, "seconds": 500, "cases": made, "notes": [],
-    }  # fmt: skip
+    from fpsgen.bench.attention.record import AttentionRecord, as_json
+    from fpsgen.bench.attention.shapes import shape
+
+    facts = provenance("fpsgen bench attention --model 1.3b 14b") | {"card": dict(CARD)}
+    shapes = [shape("1.3b", "480p"), shape("14b", "720p")][-cases:]
+    made = tuple(_case(one, ours) for one in shapes)
+    record = as_json(AttentionRecord(**facts, seed=0, repeats=20, seconds=500, cases=made))
+    return json.loads(json.dumps(record))
 
 
-def _case(model: str, res: str, grid: tuple[int, int, int], heads: int, ours: bool) -> dict[str, Any]:
-    from fpsgen.attention.tiles import TileGrid, default_tile
-    from fpsgen.bench.attention.report import derive
+def _case(shape: Shape, ours: bool) -> Case:
+    from fpsgen.bench.attention.record import Case, Kind, Line, derive
 
-    chance = random.Random(heads)
-    tiles = TileGrid(grid, default_tile(grid))
-    flops, moved = 4.0 * 128 * heads * tiles.tokens**2, 8.0 * tiles.tokens * heads * 128
+    chance = random.Random(shape.heads)
+    tiles = shape.tiles
+    flops, moved = 4.0 * 128 * shape.heads * tiles.tokens**2, 8.0 * tiles.tokens * shape.heads * 128
 
-    def line(kind: str, name: str, bits: int, flops: float, reached: float, **more: Any) -> dict[str, Any]:
+    def line(kind: Kind, name: str, bits: int, density: float, reached: float, **more: Any) -> Line:
         """reached: TFLOP/s."""
-        took = flops / reached / 1e9
+        took = flops * density / reached / 1e9
         samples = [took * chance.uniform(0.98, 1.02) for _ in range(5)]
-        stages = [[flops, flops / 512, moved]]
-        return {"kind": kind, "name": name, "bits": bits, "stages": stages, "samples_ms": samples, **more}
+        stages = [[flops * density, flops * density / 512, moved]]
+        return Line(kind=kind, name=name, bits=bits, density=density, stages=stages, samples_ms=samples, **more)
 
-    dense = {"density": 1.0, "window": None}
+    def moving(kind: Kind, name: str, bits: int, took: float, variant: str | None = None) -> Line:
+        return Line(kind=kind, name=name, bits=bits, variant=variant, stages=[[0, 0, moved]], samples_ms=[took])
+
     lines = [
-        line("sdpa", "SDPA flash", 16, flops, 390, **dense, error_to_exact=0.004),
-        line("sdpa", "SDPA cuDNN", 16, flops, 610, **dense, error_to_exact=0.004),
-        {"kind": "sdpa", "name": "SDPA math", "bits": 16, **dense, "stages": [], "why_not": "left out: too large"},
-        {
-            "kind": "prepare",
-            "name": "norm and RoPE, eager",
-            "bits": 16,
-            "stages": [[0, 0, moved]],
-            "samples_ms": [moved / 1e9],
-        },
+        line("sdpa", "SDPA flash", 16, 1.0, 390, error_to_exact=0.004),
+        line("sdpa", "SDPA cuDNN", 16, 1.0, 610, error_to_exact=0.004),
+        Line(kind="sdpa", name="SDPA math", bits=16, density=1.0, stages=[], why_not="left out: too large"),
+        moving("prepare", "norm and RoPE, eager", 16, moved / 1e9),
     ]
     for variant, reached in (("fp8-fp32", 800.0), ("fp8-fp16", 1120.0), ("int8-int32", 930.0)) if ours else ():
-        own: dict[str, Any] = {"variant": variant}
-        before = {"kind": "prologue", "name": f"{variant}, prologue", "bits": 8, "stages": [[0, 0, moved]]}
-        lines.append({**before, **own, "samples_ms": [moved / 2e9]})
+        lines.append(moving("prologue", f"{variant}, prologue", 8, moved / 2e9, variant))
         for wanted in (1.0, 0.5, 0.25, 0.1):
             window = tiles.window_of(wanted)
             density = tiles.density(window)
-            own |= {"wanted": f"{wanted:g}", "window": window, "density": density, "error_to_exact": 0.05}
-            checked = {**own, "error_to_emulator": {"13 bits": 1e-3}}
-            lines.append(line("kernel", f"{variant}, kernel", 8, flops * density, reached, **checked))
-            lines.append(line("together", f"{variant}, together", 8, flops * density, 0.82 * reached, **checked))
+            own: dict[str, Any] = {"variant": variant, "wanted": f"{wanted:g}", "window": window}
+            own |= {"error_to_exact": 0.05, "error_to_emulator": {"13 bits": 1e-3}}
+            lines.append(line("kernel", f"{variant}, kernel", 8, density, reached, **own))
+            lines.append(line("together", f"{variant}, together", 8, density, 0.82 * reached, **own))
     if not ours:
-        lines.append({"kind": "prologue", "name": "fp8-fp16", "variant": "fp8-fp16", "bits": 8, "stages": [],
-                      "why_not": "it is for Hopper"})  # fmt: skip
-    derive(lines, CARD)
-    at = {"clocks.sm": 1980.0, "clocks.mem": 2619.0, "power.draw": 120.5, "temperature.gpu": 40.0}
-    return {
-        "model": model, "res": res, "grid": grid, "tile": tiles.tile, "tokens": tiles.tokens, "tiles": len(tiles.valid),
-        "heads": heads, "head_dim": 128, "lines": lines, "before": at, "after": at, "rounds": 5, "cut": None,
-    }  # fmt: skip
+        why = "it is for Hopper"
+        lines.append(Line(kind="prologue", name="fp8-fp16", variant="fp8-fp16", bits=8, stages=[], why_not=why))
+    at: State = {"clocks.sm": 1980.0, "clocks.mem": 2619.0, "power.draw": 120.5, "temperature.gpu": 40.0}
+    return Case(**shape.facts, lines=derive(lines, CARD), before=at, after=at, rounds=5)
 
 
 def quality(*names: str, prompts: int = 12, seeds: int = 2, judged: bool = True) -> dict[str, Any]:

@@ -17,9 +17,9 @@ from fpsgen.attention.plan import AttentionPlan
 from fpsgen.attention.tiles import TileGrid, key_lists
 
 
-def error(found: Tensor, expected: Tensor) -> float:
-    """‖found - expected‖ / ‖expected‖; NaN where anything is."""
-    return float((found.double() - expected.double()).norm() / expected.double().norm())
+def error(out: Tensor, expected: Tensor) -> float:
+    """‖out - expected‖ / ‖expected‖; NaN where anything is."""
+    return float((out.double() - expected.double()).norm() / expected.double().norm())
 
 
 def spread(count: int, many: int, turn: int = 0) -> Tensor:
@@ -49,25 +49,22 @@ def exact(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, rows: Tensor) ->
 
     q, k, v: [batch, tokens, heads, head_dim], in tile order; rows: int64, on the CPU.
     """
-    tiles, exactly = plan.tiles, replace(plan, qk="bf16", pv="bf16")
+    tiles, unrounded = plan.tiles, replace(plan, qk="bf16", pv="bf16")
     tile_of_row = torch.arange(len(tiles.valid)).repeat_interleave(tiles.valid)[rows]
     queries, keys, values = (x.float().transpose(1, 2) for x in (q, k, v))  # [batch, heads, tokens, head_dim]
-    out = torch.empty(*queries.shape[:2], len(rows), q.shape[3], device=q.device)
+    queries = queries[:, :, rows.to(q.device)]
+    out = torch.empty_like(queries)
     for index, window in enumerate(plan.windows):
         heads = plan.heads_of(index)
         lists = key_lists(tiles, window or tiles.counts)
         seen, list_of_row = lists.split(), lists.list_of[tile_of_row]
-        own = torch.empty_like(out[:, heads])
+        means = torch.empty_like(out[:, heads])
         for number in list_of_row.unique().tolist():
-            here = (list_of_row == number).nonzero()[:, 0]
+            here = (list_of_row == number).nonzero()[:, 0].to(q.device)
             keys_here = reference.rows_of(tiles, seen[number]).to(q.device)
-            own[:, :, here.to(q.device)] = reference.softmax_mean(
-                queries[:, heads][:, :, rows[here].to(q.device)],
-                keys[:, heads][:, :, keys_here],
-                values[:, heads][:, :, keys_here],
-                exactly,
-            )
-        out[:, heads] = own
+            operands = queries[:, heads][:, :, here], keys[:, heads][:, :, keys_here], values[:, heads][:, :, keys_here]
+            means[:, :, here] = reference.softmax_mean(*operands, unrounded)
+        out[:, heads] = means
     return out.transpose(1, 2)
 
 
@@ -92,12 +89,10 @@ class Oracles:
             self._kept[key] = emulate(*self.given, plan, VARIANTS[variant], accumulator_bits=bits, rows=self.rows)
         return self._kept[key]
 
-    def emulated_errors(
-        self, found: Tensor, plan: AttentionPlan, variant: str, enough: float = 0.0
-    ) -> dict[str, float]:
+    def emulated_errors(self, out: Tensor, plan: AttentionPlan, variant: str, enough: float = 0.0) -> dict[str, float]:
         """Error of a kernel's rows, "13 bits": with FP8 sums as they are known of Hopper, and "exact sums"; the second
         only where the first is above `enough`."""
-        errors = {"13 bits": error(found, self.emulated(plan, variant, HOPPER_BITS))}
+        errors = {"13 bits": error(out, self.emulated(plan, variant, HOPPER_BITS))}
         if not errors["13 bits"] <= enough:  # a NaN, too
-            errors["exact sums"] = error(found, self.emulated(plan, variant, None))
+            errors["exact sums"] = error(out, self.emulated(plan, variant, None))
         return errors

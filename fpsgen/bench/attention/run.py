@@ -8,8 +8,9 @@ from __future__ import annotations
 import os
 import random
 import threading
-from contextlib import suppress
-from dataclasses import dataclass
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,20 +19,17 @@ import torch
 from fpsgen import files, machine
 from fpsgen.attention.emulator import VARIANTS
 from fpsgen.bench import stopwatch
-from fpsgen.bench.attention import report
 from fpsgen.bench.attention.contenders import MOST_WORDS, Inputs, contenders, tried
-from fpsgen.bench.attention.shapes import DENSITIES, Deadline, Shape, chosen_windows, rounds
+from fpsgen.bench.attention.record import LEAST_ROUNDS, AttentionRecord, Case, Line, as_json, derive
+from fpsgen.bench.attention.shapes import DENSITIES, Shape, chosen_windows
 from fpsgen.errors import FpsgenError
 
-FORMAT = 1  # of the record, which docs/bench.md describes
-LEAST_ROUNDS = 3
-RESERVE = 5  # seconds of the budget, for the last tables
+RESERVE = 5  # seconds of the budget, for the last record and its report
 SEED = 0
-_ATTEMPTS = 100  # to write the record while it grows
 
 
 @dataclass(frozen=True)
-class Settings:
+class AttentionJob:
     """What is measured. densities: as they are written, 1/4 or 0.25; variants: keys of `emulator.VARIANTS`; repeats:
     samples of each contender; seconds: after which it ends, whatever is missing."""
 
@@ -56,136 +54,147 @@ class Watcher(Protocol):
 
 
 def measure(
-    settings: Settings, device: torch.device, path: Path, command: list[str], watcher: Watcher
-) -> dict[str, Any]:
-    """The record; written to `path`, a .json file, and its page beside it, anew after each shape.
+    job: AttentionJob, device: torch.device, path: Path, command: list[str], watcher: Watcher
+) -> AttentionRecord:
+    """The record; written to `path`, a .json file, anew after each shape.
 
     device: a CUDA card. Where the time is up, the process ends there and then, with exit code 1.
     """
-    hard, total = Deadline(settings.seconds), Deadline(settings.seconds - RESERVE)
+    begin = time.monotonic()
     watcher.doing("looking at the card")
-    record = {"kind": "attention", "format": FORMAT, **machine.provenance(command), "card": stopwatch.card(device)}
-    record |= {"seed": SEED, "repeats": settings.repeats, "seconds": settings.seconds, "cases": []}
+    facts = machine.provenance(command) | {"card": stopwatch.card(device)}
+    record = AttentionRecord(**facts, seed=SEED, repeats=job.repeats, seconds=job.seconds)
+    measurer = Measurer(job, device, path, watcher, record, begin + job.seconds)
     try:
-        files.write_json(path, record)  # a place that cannot be written is no news for later
+        measurer.write()  # a place that cannot be written is no news for later
     except OSError as fault:
         raise FpsgenError(f"{path} cannot be written: {fault.strerror or fault}", hint="choose another -o") from None
-    watchdog = end_at(hard, path, record, watcher)
+    # A kernel that hangs cannot be waited for.
+    watchdog = threading.Timer(measurer.end - time.monotonic(), measurer.leave)
+    watchdog.daemon = True
+    watchdog.start()
     try:
-        run(settings, device, total, path, record, watcher)
+        measurer.run()
     finally:
         watchdog.cancel()
-    return record
+    return measurer.record
 
 
-@torch.inference_mode()
-def run(
-    settings: Settings, device: torch.device, total: Deadline, path: Path, record: dict[str, Any], watcher: Watcher
-) -> None:
-    """One case after another, each with an equal share of the time that is left."""
-    for number, what in enumerate(settings.shapes):
-        case: dict[str, Any] = {**what.facts, "lines": []}
-        record["cases"].append(case)
-        own = total.share(len(settings.shapes) - number)
+class Measurer:
+    """A record that grows. It is one value, always whole and replaced as a whole, so that `leave` can write it whenever
+    the time is up. end: when that is, by time.monotonic."""
+
+    def __init__(
+        self, job: AttentionJob, device: torch.device, path: Path, watcher: Watcher, record: AttentionRecord, end: float
+    ):
+        self.job, self.device, self.path, self.watcher, self.record, self.end = job, device, path, watcher, record, end
+
+    @torch.inference_mode()
+    def run(self) -> None:
+        """One case after another, each with an equal share of the time that is left."""
+        for number, shape in enumerate(self.job.shapes):
+            left = self.end - RESERVE - time.monotonic()
+            share = time.monotonic() + left / (len(self.job.shapes) - number)
+            self.record = replace(self.record, cases=(*self.record.cases, Case(**shape.facts)))
+            try:
+                self.fill(shape, share)
+            except Exception as fault:  # of the card, or no memory: the other shapes may run
+                self.note(fault=f"{type(fault).__name__} while {self.case.doing}: {fault}"[:MOST_WORDS])
+                if not machine.is_alive(self.device):
+                    cut = "nothing runs on the GPU any more in this process"
+                    self.record = replace(self.record, cut=cut)
+            self.note(doing=None, lines=derive(self.case.lines, self.record.card))
+            try:
+                self.write()
+            except OSError as fault:  # room may be made, and what is measured is told at the end
+                self.watcher.found(f"{self.path} cannot be written: {fault.strerror or fault}")
+            if self.record.cut:
+                return
+            machine.release()  # the next shape's tensors have other sizes
+
+    @property
+    def case(self) -> Case:
+        return self.record.cases[-1]
+
+    def note(self, **changes: Any) -> None:
+        """Replace fields of the last case."""
+        self.record = replace(self.record, cases=(*self.record.cases[:-1], replace(self.case, **changes)))
+
+    def begin(self, shape: Shape, what: str) -> None:
+        """Say what runs now: if that never ends, the record that is left behind names it."""
+        self.note(doing=what)
+        self.watcher.doing(f"{shape}: {what}")
+
+    def write(self) -> None:
+        files.write_json(self.path, as_json(self.record))
+
+    def fill(self, shape: Shape, share: float) -> None:
+        """One case: every contender checked, then timed in rounds. share: when its part of the time ends."""
+        self.begin(shape, "making the inputs")
+        self.note(before=machine.card_state(self.device))
+        calls: dict[int, Callable[[], object]] = {}  # by the number of the line
+        windows = chosen_windows(shape.tiles, self.job.densities)
+        for number, trial in enumerate(contenders(Inputs(shape, self.device, SEED), windows, self.job.variants)):
+            self.begin(shape, f"checking {trial.line.name} {trial.line.wanted or ''}".strip())
+            line = tried(trial, self.device)
+            self.note(lines=(*self.case.lines, line))
+            if not line.trouble:
+                calls[number] = trial.call
+            elif not machine.is_alive(self.device):  # all that comes after would have the same fault
+                raise RuntimeError(f"{line.name} ended it: {line.trouble}")
+            self.watcher.found(f"{shape}: {self.case.doing}: {line.trouble or errors(line)}")
+        self.begin(shape, "timing")
+        watch, order = stopwatch.Stopwatch(self.device), random.Random(SEED)
+
+        def one_round() -> None:
+            numbers = order.sample(list(calls), len(calls))
+            lines = list(self.case.lines)
+            for number, took in zip(numbers, watch.time([calls[number] for number in numbers]), strict=True):
+                lines[number] = replace(lines[number], samples_ms=(*(lines[number].samples_ms or ()), round(took, 5)))
+            self.note(lines=tuple(lines), rounds=self.case.rounds + 1)
+            self.watcher.round(self.case.rounds, self.job.repeats)
+
+        watch.time(calls.values())  # clocks and temperature as they will be
+        self.note(cut=rounds(one_round, self.job.repeats, share, self.end - RESERVE))
+        self.note(after=machine.card_state(self.device))
+
+    def leave(self) -> None:
+        """End the process, with the record as it stands."""
+        self.record = replace(self.record, cut="the budget of seconds was spent")
+        doing = next((case.doing for case in self.record.cases if case.doing), "starting")
+        kept = f"{self.path} cannot be written"
         try:
-            fill(case, what, settings, device, total, own, watcher)
-        except Exception as fault:  # of the card, or no memory: the other shapes may run
-            case["fault"] = f"{type(fault).__name__} while {case['doing']}: {fault}"[:MOST_WORDS]
-            if not machine.is_alive(device):
-                record["cut"] = "nothing runs on the GPU any more in this process"
-        del case["doing"]
-        report.derive(case["lines"], record["card"])
-        try:
-            files.write_json(path, record)
-            files.write_text(page_of(path), report.document(record))
-        except OSError as fault:  # room may be made, and what is measured is told at the end
-            watcher.found(f"{path} cannot be written: {fault.strerror or fault}")
-        if "cut" in record:
-            return
-        torch.cuda.empty_cache()  # the next shape's tensors have other sizes
-
-
-def fill(
-    case: dict[str, Any],
-    what: Shape,
-    settings: Settings,
-    device: torch.device,
-    total: Deadline,
-    own: Deadline,
-    watcher: Watcher,
-) -> None:
-    """One case of the record: every contender checked, then timed in rounds. It says at each moment, under "doing",
-    what runs: if that never ends, the record that is left behind names it."""
-
-    def begin(text: str) -> None:
-        case["doing"] = text
-        watcher.doing(f"{what}: {text}")
-
-    begin("making the inputs")
-    case["before"] = machine.card_state(device)
-    running = []
-    windows = chosen_windows(what.tiles, settings.densities)
-    for contender in contenders(Inputs(what, device, SEED), windows, settings.variants):
-        line = contender.line
-        case["lines"].append(line)
-        begin(f"checking {line['name']} {line.get('wanted', '')}".strip())
-        if tried(contender):
-            line["samples_ms"] = []
-            running.append(contender)
-        elif not machine.is_alive(device):  # all that comes after would have the same fault
-            raise RuntimeError(f"{line['name']} ended it: {line.get('fault') or line['why_not']}")
-        watcher.found(f"{what}: {case['doing']}: {line.get('why_not') or line.get('fault') or errors(line)}")
-    begin("timing")
-    watch, order = stopwatch.Stopwatch(device), random.Random(SEED)
-
-    def one_round() -> None:
-        order.shuffle(running)
-        for contender, milliseconds in zip(running, watch.time([one.call for one in running]), strict=True):
-            contender.line["samples_ms"].append(round(milliseconds, 5))
-        watcher.round(len(running[0].line["samples_ms"]) if running else 0, settings.repeats)
-
-    watch.time([one.call for one in running])  # clocks and temperature as they will be
-    case["rounds"], case["cut"] = rounds(one_round, settings.repeats, LEAST_ROUNDS, total, own)
-    case["after"] = machine.card_state(device)
-
-
-def errors(line: dict[str, Any]) -> str:
-    """What a check found, in words."""
-    found = {**line.get("error_to_emulator", {}), "exact": line.get("error_to_exact")}
-    return ", ".join(f"error to {name} {value:.2g}" for name, value in found.items() if value is not None) or "runs"
-
-
-def page_of(path: Path) -> Path:
-    """Where the Markdown page of a record goes."""
-    return path.with_suffix(".md")
-
-
-def end_at(hard: Deadline, path: Path, record: dict[str, Any], watcher: Watcher) -> threading.Timer:
-    """Leave, with the record as it stands, when the time is up: a kernel that hangs cannot be waited for."""
-
-    def leave() -> None:
-        record["cut"] = "the budget of seconds was spent"
-        kept = f"{path} cannot be written"
-        try:
-            for _ in range(_ATTEMPTS):
-                with suppress(RuntimeError):  # the main thread has put something into it meanwhile
-                    files.write_json(path, record)
-                    kept = f"what was measured is in {path}"
-                    break
+            self.write()
+            kept = f"what was measured is in {self.path}"
         except OSError as fault:
             kept += f": {fault.strerror or fault}"
         finally:
-            doing = [case["doing"] for case in record["cases"] if "doing" in case]
-            watcher.ended(f"stopped after {record['seconds']:g} s while {' '.join(doing) or 'starting'}; {kept}")
+            self.watcher.ended(f"stopped after {self.record.seconds:g} s while {doing}; {kept}")
             os._exit(1)
 
-    timer = threading.Timer(hard.left, leave)
-    timer.daemon = True
-    timer.start()
-    return timer
+
+def rounds(
+    one_round: Callable[[], None],
+    repeats: int,
+    share: float,
+    end: float,
+    clock: Callable[[], float] = time.monotonic,
+) -> str | None:
+    """Run `one_round` up to `repeats` times: LEAST_ROUNDS times until `end`, and on until `share`, moments of the
+    clock. Returns why no more were run. None is begun that would end too late if it took as long as the longest."""
+    longest = 0.0
+    for done in range(repeats):
+        begin = clock()
+        if begin + longest >= end:
+            return "the budget of seconds was spent"
+        if done >= LEAST_ROUNDS and begin + longest >= share:
+            return "this shape's share of the budget was spent"
+        one_round()
+        longest = max(longest, clock() - begin)
+    return None
 
 
-def troubled(case: dict[str, Any]) -> bool:
-    """Whether a contender failed, gave a wrong result, or could not be timed."""
-    unfinished = bool(case.get("cut")) and case["rounds"] < LEAST_ROUNDS
-    return "fault" in case or unfinished or any("fault" in line for line in case["lines"])
+def errors(line: Line) -> str:
+    """What a check found, in words."""
+    every = {**(line.error_to_emulator or {}), "exact": line.error_to_exact}
+    return ", ".join(f"error to {name} {value:.2g}" for name, value in every.items() if value is not None) or "runs"

@@ -1,16 +1,18 @@
-"""What `fpsgen bench attention` runs: shapes of Wan2.1's self-attention, windows for a wanted density, and time."""
+"""What `fpsgen bench attention` runs: shapes of Wan2.1's self-attention, the work that is in them, windows."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
 from fpsgen.attention.emulator import VARIANTS
 from fpsgen.attention.plan import AttentionPlan
-from fpsgen.attention.tiles import Shape3, TileGrid, default_tile
+from fpsgen.attention.tiles import Shape3, TileGrid
+from fpsgen.bench.roofline import Amounts
+from fpsgen.kernels.sm90_attention import SLOTS, TRAILER_BYTES
+from fpsgen.kernels.sm90_prologue import VARIANTS as PROLOGUES
 from fpsgen.wan.config import FAMILIES, WAN_14B
 from fpsgen.wan.sizes import DEFAULTS, check_model_size, parse_resolution
 
@@ -20,7 +22,7 @@ DENSITIES = ("1", "1/2", "1/4", "1/6", "1/10")
 
 @dataclass(frozen=True)
 class Shape:
-    """One layer's self-attention, one batch entry."""
+    """One layer's self-attention, one batch entry; what work is in it."""
 
     model: str
     res: str
@@ -32,31 +34,67 @@ class Shape:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """For the record."""
+        """For a `record.Case`."""
         tiles = self.tiles
-        return {
-            "model": self.model,
-            "res": self.res,
-            "grid": tiles.grid,
-            "tile": tiles.tile,
-            "tokens": tiles.tokens,
-            "tiles": len(tiles.valid),
-            "heads": self.heads,
-            "head_dim": HEAD_DIM,
-        }
+        sizes = {"grid": tiles.grid, "tile": tiles.tile, "tokens": tiles.tokens, "tiles": len(tiles.valid)}
+        return {"model": self.model, "res": self.res, **sizes, "heads": self.heads, "head_dim": HEAD_DIM}
+
+    def attention(self, plan: AttentionPlan, variant: str | None = None) -> Amounts:
+        """The work of attention itself: in 16 bits q, k, v in and the result out; or that of a variant of our kernel,
+        images in and the result out.
+
+        A pair of tokens has one exponential for each head, or half of one where the variant synthesises the others. (In
+        a tile of 120 keys 64 are left to the unit, not 60; the tensor cores need half as long again even then.) Each
+        tile of k and v is in some list, so that sparsity saves no bytes; the lists are too short to count.
+        """
+        flops = plan.flops(self.heads, HEAD_DIM)
+        pairs = flops / (4 * HEAD_DIM)
+        if variant is None:
+            return Amounts(flops, pairs, 4 * self._activations)
+        exponentials = pairs / 2 if VARIANTS[variant].synthesise else pairs
+        return Amounts(flops, exponentials, self._images(variant) + self._activations)
+
+    def prepare(self) -> Amounts:
+        """Norm and RoPE in 16 bits: q and k in and out, the table of RoPE in. Weights of norms are too few to count."""
+        return Amounts(0, 0, 4 * self._activations + self._table)
+
+    def prologue(self, variant: str) -> Amounts:
+        """Our prologue: q, k, v and RoPE's table in; the images and each tile's mean of q and of k out.
+
+        Its four launches read k three times and q and v twice, because a norm goes over all heads and k's mean over all
+        tokens: that is the prologue's own, and no bound.
+        """
+        means = 2 * self.heads * len(self.tiles.valid) * HEAD_DIM * 4
+        return Amounts(0, 0, 3 * self._activations + self._table + self._images(variant) + means)
+
+    @property
+    def _activations(self) -> int:
+        """Bytes of one of q, k, v and the result: 16 bits each."""
+        return 2 * self.tiles.tokens * self.heads * HEAD_DIM
+
+    @property
+    def _table(self) -> int:
+        """Bytes of RoPE's float32 table."""
+        return 4 * self.tiles.tokens * HEAD_DIM
+
+    def _images(self, variant: str) -> int:
+        """Bytes between prologue and kernel (`hopper.prologue`): for each tile of each head q, k and v with its rows of
+        ones, 128 slots of one byte; k's trailer; q's scales, float32; for each channel of a head v's scale."""
+        tile = SLOTS * (3 * HEAD_DIM + PROLOGUES[variant].V_ONES) + TRAILER_BYTES + 4 * SLOTS
+        return self.heads * (len(self.tiles.valid) * tile + 4 * HEAD_DIM)
 
 
 # Ragged along H, so that a card's first run meets short tiles, too.
-SMOKE = Shape("smoke", "9x14x16", TileGrid((9, 14, 16), (3, 5, 8)), 3)
+SMOKE = Shape("smoke", "9x14x16", TileGrid.cut((9, 14, 16)), 3)
 
 
 def shape(model: str, res: str) -> Shape:
     """For a model's default number of frames: the VAE makes 4 of one latent frame, but for the first. UsageError for a
-    size that `--res` would not take."""
+    size that generate would not take."""
     width, height = parse_resolution(res)
     check_model_size(width, height)
     grid = FAMILIES[model].grid(((DEFAULTS[model].frames - 1) // 4 + 1, height // 8, width // 8))
-    return Shape(model, res, TileGrid(grid, default_tile(grid)), FAMILIES[model].num_heads)
+    return Shape(model, res, TileGrid.cut(grid), FAMILIES[model].num_heads)
 
 
 def chosen_windows(tiles: TileGrid, wanted: Iterable[str]) -> dict[str, Shape3 | None]:
@@ -72,37 +110,3 @@ def chosen_windows(tiles: TileGrid, wanted: Iterable[str]) -> dict[str, Shape3 |
 def plan_8bit(tiles: TileGrid, window: Shape3 | None, variant: str) -> AttentionPlan:
     """What a variant of the kernel runs."""
     return AttentionPlan(tiles, (window,), qk=VARIANTS[variant].qk, pv="fp8")
-
-
-class Deadline:
-    """A moment that work should end at. clock: seconds that only grow."""
-
-    def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic):
-        self.clock = clock
-        self.end = clock() + seconds
-
-    @property
-    def left(self) -> float:
-        """Seconds; below 0 when it has passed."""
-        return self.end - self.clock()
-
-    def share(self, parts: int) -> Deadline:
-        """The first of equal parts of what is left; what it does not use falls to the others."""
-        return Deadline(self.left / parts, self.clock)
-
-
-def rounds(
-    one_round: Callable[[], None], repeats: int, least: int, total: Deadline, own: Deadline
-) -> tuple[int, str | None]:
-    """Run `one_round` up to `repeats` times: `least` times while `total` lasts, and on while `own` does. How many
-    were run, and why no more. None is begun that would not end in time if it took as long as the longest so far."""
-    longest = 0.0
-    for done in range(repeats):
-        if total.left <= longest:
-            return done, "the budget of seconds was spent"
-        if done >= least and own.left <= longest:
-            return done, "this shape's share of the budget was spent"
-        begin = total.clock()
-        one_round()
-        longest = max(longest, total.clock() - begin)
-    return repeats, None

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from fpsgen.bench import roofline as bounds
-from fpsgen.bench.attention.report import DENSE, heading, remarks, tables
+from fpsgen.bench.attention.record import DENSE, read_case
+from fpsgen.bench.attention.report import heading, remarks, tables
 from fpsgen.metrics import Pair
 from fpsgen.report import html, words
 from fpsgen.report.bench import provenance, roofline
@@ -19,14 +20,14 @@ def compose(record: dict[str, Any], pairs: Sequence[Pair]) -> tuple[str, dict[st
     """The page, and its pictures by name: roof-1, roof-2 … of the shapes in which anything was timed. No clips."""
     parts, drawn = [_headline(record)], dict[str, bytes]()
     for number, case in enumerate(record["cases"], 1):
-        parts.append(f"<h2>{html.text(heading(case))}</h2>\n{_remarks(case)}")
+        parts.append(f"<h2>{html.text(heading(read_case(case)))}</h2>\n{_remarks(case)}")
         if points := points_of(case):
             roofs = roofs_of(record["card"], case["head_dim"])
             drawn[f"roof-{number}"] = roofline.draw(points, roofs)
             parts.append(_roofline(drawn[f"roof-{number}"], points, roofs))
-        for table in tables(case):
-            rows = [[html.text(cell).replace(" %", "&nbsp;%") for cell in row] for row in table.rows]
-            heads = [html.text(cell) for cell in table.head]
+        for table in tables(read_case(case)):
+            rows = [[html.text(str(cell)).replace(" %", "&nbsp;%") for cell in row] for row in table.rows]
+            heads = [html.text(column.head) for column in table.columns]
             parts.append(f"<h3>{html.text(table.title)}</h3>\n{html.table(table.title, heads, rows)}")
     parts.append(_measured(record))
     return html.page("bench attention", _title(record), parts), drawn
@@ -118,7 +119,7 @@ def _densities(given: Iterable[float]) -> str:
 
 def _remarks(case: dict[str, Any]) -> str:
     """What did not run, faults, the card before and after."""
-    told = remarks(case)
+    told = remarks(read_case(case))
     return f"{html.listed(html.text(one) for one in told)}\n" if told else ""
 
 

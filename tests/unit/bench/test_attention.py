@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from fractions import Fraction
 
 import pytest
@@ -14,13 +15,16 @@ from fpsgen.attention.tiles import Shape3, TileGrid, key_lists
 from fpsgen.bench import dense_kernels, roofline
 from fpsgen.bench.attention import contenders
 from fpsgen.bench.attention.check import Oracles, error, exact, for_heads, sampled_rows, spread
-from fpsgen.bench.attention.contenders import Contender, Inputs, WrongResultError
+from fpsgen.bench.attention.contenders import Inputs, Trial
+from fpsgen.bench.attention.record import Line
 from fpsgen.bench.attention.shapes import DENSITIES, Shape, chosen_windows, shape
-from fpsgen.bench.roofline import Rates
+from fpsgen.bench.roofline import Amounts
 from fpsgen.presets import file
 from fpsgen.wan.config import FAMILIES
+from tests.tools.attention import line
 
 RAGGED = TileGrid((5, 6, 7), (2, 2, 3))
+CPU = torch.device("cpu")
 TINY = Shape("tiny", "5x6x7", RAGGED, 3)
 
 # ---- shapes and windows ---------------------------------------------------------------------------------------------
@@ -63,29 +67,26 @@ def test_operations_are_those_of_the_pairs(window: Shape3 | None) -> None:
 
 
 def test_roofline_of_14b_at_720p_by_hand() -> None:
-    assert roofline.peak(8192, 132, 1.83e9) == pytest.approx(roofline.DATASHEET_8BIT, rel=1e-3)
-    flops = AttentionPlan(shape("14b", "720p").tiles).flops(40, 128)
-    assert flops == pytest.approx(1.171e14, rel=1e-3)
-    image = 40 * (630 * (3 * 128 * 128 + 8 * 128 + 16 + 512) + 512)
-    assert roofline.kernel_bytes(75600, 630, 40, 128, 8) == image + 2 * 75600 * 40 * 128
-    assert roofline.sdpa_bytes(75600, 40, 128) == 4 * 774144000
-    pairs = 40 * 75600**2
-    stage = (flops, pairs / 2, roofline.kernel_bytes(75600, 630, 40, 128, 8))
     card = {"multiprocessors": 132, "clock_hz": 1.83e9, "copy_bytes_per_second": 3e12}
-    most = roofline.rates(card, 8)
+    most, what = roofline.rates(card, 8), shape("14b", "720p")
+    assert most.flops == pytest.approx(roofline.DATASHEET[8], rel=1e-3)
     assert most.exponentials == pytest.approx(3.9e12, rel=1e-2)  # as FlashAttention-3 counts them, arXiv 2407.08608
-    found = roofline.bound([stage], most)
-    assert (found.seconds, found.by) == (pytest.approx(59.2e-3, rel=1e-3), "tensor cores")
+    dense, plan = AttentionPlan(what.tiles), AttentionPlan(what.tiles, qk="fp8", pv="fp8")
+    in_16_bits, every, half = what.attention(dense), what.attention(plan, "fp8-fp32"), what.attention(plan, "fp8-fp16")
+    pairs = 40 * 75600**2
+    assert in_16_bits == (pytest.approx(1.171e14, rel=1e-3), pairs, 4 * 774144000)
+    image = 40 * (630 * (3 * 128 * 128 + 8 * 128 + 16 + 512) + 512)
+    assert half == (in_16_bits.flops, pairs / 2, image + 2 * 75600 * 40 * 128)
+    found = roofline.bound([half], most)
+    assert found == (pytest.approx(59.2e-3, rel=1e-3), "tensor cores")
     # Every exponential by its unit takes as long as the tensor cores, and in 16 bits half as long.
-    every = (flops, pairs, stage[2])
-    assert roofline.bound([every], most).by == "tensor cores and exponential unit"
-    assert roofline.bound([every], most).seconds == pytest.approx(found.seconds)
-    in_16_bits = roofline.bound([every], roofline.rates(card, 16))
-    assert (in_16_bits.seconds, in_16_bits.by) == (pytest.approx(2 * found.seconds), "tensor cores")
-    prologue = (0, 0, roofline.prologue_bytes(75600, 630, 40, 128, 8))
+    assert roofline.bound([every], most) == (pytest.approx(found.seconds), "tensor cores and exponential unit")
+    slow = roofline.bound([in_16_bits], roofline.rates(card, 16))
+    assert slow == (pytest.approx(2 * found.seconds), "tensor cores")
+    prologue = what.prologue("fp8-fp16")
     assert roofline.bound([prologue], most).by == "memory"
-    both = roofline.bound([prologue, stage], most)
-    assert (both.seconds, both.by) == (pytest.approx(prologue[2] / 3e12 + found.seconds), "tensor cores")
+    both = roofline.bound([prologue, half], most)
+    assert both == (pytest.approx(prologue.bytes / 3e12 + found.seconds), "tensor cores")
 
 
 @pytest.mark.parametrize(
@@ -98,40 +99,39 @@ def test_roofline_of_14b_at_720p_by_hand() -> None:
     ],
 )
 def test_the_longest_of_three_times_binds(stage: tuple[float, float, float], seconds: float, by: str) -> None:
-    found = roofline.bound([stage], Rates(flops=1e12, exponentials=2e12, bytes=4e12))
-    assert (found.seconds, found.by) == (pytest.approx(seconds), by)
+    found = roofline.bound([stage], Amounts(flops=1e12, exponentials=2e12, bytes=4e12))
+    assert found == (pytest.approx(seconds), by)
 
 
 @pytest.mark.parametrize("window", [None, (1, 3, 3)])
 def test_exponentials_are_those_of_the_pairs(window: Shape3 | None) -> None:
     """One for each pair of tokens and head, none of padding; of the variants that synthesise half of them, half."""
-    pairs = 3 * RAGGED.density(window) * RAGGED.tokens**2
+    pairs, plan = 3 * RAGGED.density(window) * RAGGED.tokens**2, AttentionPlan(RAGGED, (window,))
     for variant, share in [(None, 1), ("fp8-fp32", 1), ("fp8-fp16", 0.5), ("int8-int32", 0.5)]:
-        plan = AttentionPlan(RAGGED, (window,))
-        flops, exponentials, moved = contenders.stage(plan, 3, 7, variant)
-        assert (flops, exponentials, moved) == (pytest.approx(512 * pairs), pytest.approx(share * pairs), 7)
+        flops, exponentials, _ = TINY.attention(plan, variant)
+        assert (flops, exponentials) == (pytest.approx(512 * pairs), pytest.approx(share * pairs))
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_synthesised_half_is_none_of_the_unit_s(variant: str) -> None:
-    """What `roofline.exponentials` takes off, the emulator does without: codes that differ from P's own rounding."""
+    """What a shape's work leaves out, the emulator does without: codes that differ from P's own rounding."""
     scores, factor = torch.linspace(-10, 0, 128)[None], torch.ones(1, 1)
     p, codes = exponentials(scores, factor, torch.zeros(1, 1), VARIANTS[variant])
     by_unit = (codes == quantize.round_to_(p.clone(), "fp8")).view(-1, 16).all(1).sum() / 8
-    assert float(by_unit) == roofline.exponentials(1.0, VARIANTS[variant])
+    plan = AttentionPlan(RAGGED)
+    assert float(by_unit) == TINY.attention(plan, variant).exponentials / TINY.attention(plan).exponentials
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_bytes_are_those_of_the_tensors(variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hopper, "launch", lambda *_: None)
-    inputs, plan = Inputs(TINY, torch.device("cpu")), AttentionPlan(RAGGED, qk=VARIANTS[variant].qk, pv="fp8")
+    inputs, plan = Inputs(TINY, CPU), AttentionPlan(RAGGED, qk=VARIANTS[variant].qk, pv="fp8")
     made = hopper.prologue(inputs.q, inputs.k, inputs.v, inputs.transform, plan, variant)
     pooled = sum(made.pop(name).nbytes for name in ("q_pooled", "k_pooled"))
     between = sum(x.nbytes for x in made.values())
-    sizes = (RAGGED.tokens, len(RAGGED.valid), 3, 128, 8 if VARIANTS[variant].sum_codes else 0)
-    assert roofline.kernel_bytes(*sizes) == between + inputs.v.nbytes
+    assert TINY.attention(plan, variant).bytes == between + inputs.v.nbytes
     given = sum(x.nbytes for x in (inputs.q, inputs.k, inputs.v, inputs.transform.rope))
-    assert roofline.prologue_bytes(*sizes) == given + between + pooled
+    assert TINY.prologue(variant).bytes == given + between + pooled
 
 
 # ---- checks ---------------------------------------------------------------------------------------------------------
@@ -172,75 +172,69 @@ def test_the_emulator_is_asked_again_only_for_a_large_error() -> None:
     assert set(oracles.emulated_errors(found * torch.nan, plan, "int8-int32", 1e-2)) == {"13 bits", "exact sums"}
 
 
-def line(kind: str = "kernel", **more: object) -> dict:
-    return {"kind": kind, "name": kind, "bits": 8, "stages": [[1e12, 1e9, 1e9]], **more}
-
-
 def test_a_wrong_result_gets_no_time() -> None:
-    def wrong() -> dict:
-        return contenders.limited({}, float("nan"), 1e-2)
+    def off_by(value: float, **emulator: float) -> Callable[[], dict]:
+        return lambda: {"error_to_exact": value, "error_to_emulator": emulator or None}
 
     def refused() -> dict:
         raise RuntimeError("No available kernel")
 
-    for kind, check, told in [
-        ("kernel", wrong, ("fault", "WrongResultError: relative error nan, of which 0.01 is allowed: {}")),
-        ("sdpa", wrong, ("fault", "WrongResultError: relative error nan, of which 0.01 is allowed: {}")),
-        ("sdpa", refused, ("why_not", "RuntimeError: No available kernel")),
-        ("kernel", refused, ("fault", "RuntimeError: No available kernel")),
+    nan = float("nan")
+    for kind, check, field, words in [
+        ("kernel", off_by(nan), "fault", "nan"),
+        ("sdpa", off_by(0.02), "fault", "0.02"),
+        ("kernel", off_by(0.001, bits=0.02, sums=0.03), "fault", "0.02"),  # near the truth, and not what it should be
+        ("sdpa", refused, "why_not", "RuntimeError: No available kernel"),
+        ("kernel", refused, "fault", "RuntimeError: No available kernel"),
     ]:
-        contender = Contender(line(kind), check=check)
-        assert not contenders.tried(contender)
-        assert contender.line[told[0]] == told[1]
-    assert contenders.tried(Contender(line(), check=lambda: {"error_to_exact": 0.0}))
-    with pytest.raises(WrongResultError):
-        contenders.limited({}, 0.02, 0.01)
+        found = tried(line(kind, name=kind), check)
+        assert words in (getattr(found, field) or "")
+        assert (found.trouble, found.samples_ms, found.error_to_exact) == (getattr(found, field), None, None)
+    found = tried(line("kernel"), off_by(0.05, bits=0.02, sums=0.001))  # 8 bits are so far from exact attention
+    assert (found.trouble, found.samples_ms, found.error_to_exact) == (None, (), 0.05)
+
+
+def tried(line: Line, check: Callable[[], dict]) -> Line:
+    return contenders.tried(Trial(line, check=check), CPU)
 
 
 def test_contenders_on_a_machine_without_a_card() -> None:
     """Every one of them has a line; ours says why not."""
-    found = [
-        c.line
-        for c in contenders.contenders(Inputs(TINY, torch.device("cpu")), {"1": None}, ["fp8-fp16", "int8-int32"])
-    ]
-    assert [one["name"] for one in found] == [
+    every = contenders.contenders(Inputs(TINY, CPU), {"1": None}, ["fp8-fp16", "int8-int32"])
+    found = [one.line for one in every]
+    assert [one.name for one in found] == [
         *("sdpa-flash", "sdpa-cudnn", "sdpa-efficient", "sdpa-math", "fa2", "fa3", "fa4"),
         *("norm and RoPE, eager", "fp8-fp16", "int8-int32", "flex"),
     ]
-    assert {one["name"] for one in found if one.get("why_not") == "it is for CUDA GPUs"} == {
-        "fp8-fp16",
-        "int8-int32",
-        "flex",
-    }
+    refused = {one.name for one in found if one.why_not == "it is for CUDA GPUs"}
+    assert refused == {"fp8-fp16", "int8-int32", "flex"}
 
 
 def test_every_sdpa_backend_is_right_or_says_why_not() -> None:
-    found = list(contenders.dense_16bit(Inputs(TINY, torch.device("cpu"))))
-    own = [one.line["name"] for one in found if one.line["kind"] == "sdpa"]
+    found = [contenders.tried(one, CPU) for one in contenders.dense_16bit(Inputs(TINY, CPU))]
+    own = [one.name for one in found if one.kind == "sdpa"]
     assert own == ["sdpa-flash", "sdpa-cudnn", "sdpa-efficient", "sdpa-math"]
-    ran = {one.line["name"] for one in found if contenders.tried(one)}
-    assert {"sdpa-flash", "sdpa-math"} <= ran  # which a CPU has, too
+    assert {"sdpa-flash", "sdpa-math"} <= {one.name for one in found if one.trouble is None}  # which a CPU has, too
     for one in found:
-        assert (one.line["name"] in ran) == ("error_to_exact" in one.line) != ("why_not" in one.line)
-    absent = next(one.line for one in found if one.line["name"] == "fa3")
-    assert absent["why_not"] == "not installed: No module named 'flash_attn_interface'"
+        assert (one.why_not is None) == (one.error_to_exact is not None) == (one.samples_ms is not None)
+    absent = next(one for one in found if one.name == "fa3")
+    assert absent.why_not == "not installed: No module named 'flash_attn_interface'"
 
 
 def test_no_score_matrix_of_gigabytes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dense_kernels, "_MOST_SCORES", 1000)
-    found = [one.line for one in contenders.dense_16bit(Inputs(TINY, torch.device("cpu")))]
-    told = {one["name"]: one.get("why_not", "") for one in found}
-    assert told["sdpa-math"].startswith("left out: it holds the whole score matrix")
-    assert not told["sdpa-flash"]
+    found = {one.line.name: one.line.why_not for one in contenders.dense_16bit(Inputs(TINY, CPU))}
+    assert "whole score matrix" in (found["sdpa-math"] or "")
+    assert not found["sdpa-flash"]
 
 
 def test_contenders_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hopper, "why_not", lambda *_: None)
-    inputs, windows = Inputs(TINY, torch.device("cpu")), {"1": None, "1/3": (1, 3, 3)}
+    inputs, windows = Inputs(TINY, CPU), {"1": None, "1/3": (1, 3, 3)}
     found = [c.line for c in contenders.ours(inputs, windows, "fp8-fp32")]
-    assert [one["kind"] for one in found] == ["prologue", "kernel", "together", "kernel", "together"]
+    assert [one.kind for one in found] == ["prologue", "kernel", "together", "kernel", "together"]
     before, whole, both, sparse, _ = found
-    assert both["stages"] == [*before["stages"], *whole["stages"]]
+    assert both.stages == (*before.stages, *whole.stages)
     for number in (0, 1):  # operations and exponentials
-        assert sparse["stages"][0][number] == pytest.approx(whole["stages"][0][number] * RAGGED.density((1, 3, 3)))
-    assert sparse["stages"][0][2] == whole["stages"][0][2]
+        assert sparse.stages[0][number] == pytest.approx(whole.stages[0][number] * RAGGED.density((1, 3, 3)))
+    assert sparse.stages[0][2] == whole.stages[0][2]

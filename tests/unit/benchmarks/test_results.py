@@ -12,7 +12,6 @@ from benchmarks import numerics, pocket_plans
 from benchmarks.calibration import page as calibration
 from benchmarks.record import RESULTS
 from fpsgen import assets
-from fpsgen.bench.attention import report
 
 NAMES = sorted(path.stem for path in RESULTS.glob("*.json"))
 PAGES = sorted(path.stem for path in RESULTS.glob("*.md") if path.stem != "README")
@@ -20,8 +19,6 @@ PAGES = sorted(path.stem for path in RESULTS.glob("*.md") if path.stem != "READM
 
 def maker(name: str) -> Callable[[dict], str]:
     """What makes a page of its results."""
-    if name.startswith("attention-"):
-        return report.document
     return {
         "calibration": calibration.document,
         "numerics": numerics.document,

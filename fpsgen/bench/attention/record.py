@@ -1,0 +1,146 @@
+"""What `fpsgen bench attention` records, as values; docs/bench.md describes each field as its JSON has it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from statistics import median
+from typing import Any, Literal
+
+from fpsgen.bench import roofline
+
+Kind = Literal["sdpa", "package", "prepare", "flex", "prologue", "kernel", "together"]
+DENSE = ("sdpa", "package")
+LEAST_ROUNDS = 3  # of samples
+State = dict[str, float | None]  # of a card, see `machine.card_state`
+_NULLS = {"commit", "cut", "before", "after", "window"}  # keys that are there for None, too; no window: all tiles
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """One contender: what it runs, what its check found, how long it took, and what follows from that."""
+
+    kind: Kind
+    name: str
+    bits: int
+    stages: Sequence[Sequence[float]]  # each a `roofline.Amounts`
+    window: Sequence[int] | None = None
+    variant: str | None = None
+    wanted: str | None = None
+    density: float | None = None
+    why_not: str | None = None
+    fault: str | None = None
+    error_to_exact: float | None = None
+    error_to_emulator: dict[str, float] | None = None
+    samples_ms: Sequence[float] | None = None
+    median_ms: float | None = None
+    min_ms: float | None = None
+    roofline_ms: float | None = None
+    bound: str | None = None
+    share: float | None = None
+    intensity: float | None = None
+    tflops: float | None = None
+    datasheet_share: float | None = None
+    speedup: dict[str, dict[str, float | None]] | None = None
+
+    @property
+    def trouble(self) -> str | None:
+        """Why it has no times."""
+        return self.why_not or self.fault
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One model at one size."""
+
+    model: str
+    res: str
+    grid: Sequence[int]
+    tile: Sequence[int]
+    tokens: int
+    tiles: int
+    heads: int
+    head_dim: int
+    lines: tuple[Line, ...] = ()
+    before: State | None = None
+    after: State | None = None
+    rounds: int = 0
+    cut: str | None = None
+    fault: str | None = None
+    doing: str | None = None
+
+    @property
+    def failed(self) -> bool:
+        """Whether a contender failed, gave a wrong result, or could not be timed."""
+        unfinished = self.cut is not None and self.rounds < LEAST_ROUNDS
+        return unfinished or bool(self.fault) or any(line.fault for line in self.lines)
+
+    def beside(self, line: Line, kind: Kind) -> Line | None:
+        """The prologue, or both together, of the same variant and window as our kernel's `line`."""
+        alike = (one for one in self.lines if one.kind == kind and one.variant == line.variant)
+        return next((one for one in alike if kind == "prologue" or one.window == line.window), None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionRecord:
+    """The whole run."""
+
+    kind: str = "attention"
+    format: int = 1
+    date: str
+    commit: str | None
+    command: list[str]
+    machine: dict[str, Any]
+    card: dict[str, Any]
+    seed: int
+    repeats: int
+    seconds: float
+    cases: tuple[Case, ...] = ()
+    cut: str | None = None
+
+
+def read_case(given: Mapping[str, Any]) -> Case:
+    """A case from a record's JSON."""
+    return Case(**{**given, "lines": tuple(Line(**line) for line in given["lines"])})
+
+
+def as_json(record: AttentionRecord) -> dict[str, Any]:
+    """The record as its JSON has it: without what is None, but for `_NULLS`."""
+    return asdict(record, dict_factory=lambda items: {k: v for k, v in items if v is not None or k in _NULLS})
+
+
+def derive(lines: Sequence[Line], card: Mapping[str, Any]) -> tuple[Line, ...]:
+    """The lines, and on each that was timed what follows from its samples and from the other lines'.
+
+    intensity: the operations of the pairs that it computes over the bytes that it must move; tflops: those operations
+    over the median; roofline_ms, bound and share: `roofline.bound` at the card's boost clock and measured copy
+    bandwidth, and what of it was reached; datasheet_share: of the datasheet's operations per second; speedup: for each
+    dense contender how often its median is as long as this one's, that of dense attention alone ("alone"), and with
+    norm and RoPE before it ("prepared").
+    """
+    timed = [
+        replace(line, median_ms=median(line.samples_ms), min_ms=min(line.samples_ms)) if line.samples_ms else line
+        for line in lines
+    ]
+    medians = {line.name: line.median_ms for line in timed if line.kind in DENSE and line.median_ms}
+    prepare = next((line.median_ms for line in timed if line.kind == "prepare"), None)
+    return tuple(_figures(line, line.median_ms, card, medians, prepare) if line.median_ms else line for line in timed)
+
+
+def _figures(
+    line: Line, took: float, card: Mapping[str, Any], dense: Mapping[str, float], prepare: float | None
+) -> Line:
+    """took, dense, prepare: medians in milliseconds, of the line, of dense attention by name, of norm and RoPE."""
+    least = roofline.bound(line.stages, roofline.rates(card, line.bits))
+    line = replace(line, roofline_ms=1e3 * least.seconds, bound=least.by, share=1e3 * least.seconds / took)
+    flops, _, moved = (sum(amounts) for amounts in zip(*line.stages, strict=True))
+    if flops:
+        line = replace(line, intensity=flops / moved, tflops=flops / took / 1e9)
+        if roofline.has_datasheet(card):
+            line = replace(line, datasheet_share=flops / took * 1e3 / roofline.DATASHEET[line.bits])
+    if line.kind not in ("kernel", "together", "flex"):
+        return line
+    ratios = {
+        name: {"alone": other / took, "prepared": prepare and (other + prepare) / took} for name, other in dense.items()
+    }
+    return replace(line, speedup=ratios)
