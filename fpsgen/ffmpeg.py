@@ -14,14 +14,13 @@ from collections.abc import Iterator, Sequence
 from typing import IO
 
 import imageio_ffmpeg
-import psutil
 
 from fpsgen.errors import UsageError
 from fpsgen.printable import printable
 
-# Seconds that ffmpeg may take for one frame, or for the end of a file: without computing at all, as one that hangs; and
-# in all. A busy machine may need minutes for what x264 has put off of a 4096x4096 video.
-LIMITS = (120, 1200)
+# Seconds that ffmpeg may take for one frame, or for the end of a file. A busy machine may need minutes for what x264
+# has put off of a 4096x4096 video.
+LIMIT = 1200
 _KEPT = 8192  # bytes of what it says
 _FULL = ("No space left on device", "Disk quota exceeded")  # ffmpeg speaks English in every locale
 
@@ -79,14 +78,14 @@ def signals_held() -> Iterator[None]:
 class Ffmpeg:
     """A running ffmpeg, which reads its standard input. Whoever leaves it before `finish` ends it at once.
 
-    arguments: without the program. limits: as LIMITS. FfmpegError, here and below, where it cannot start, fails, or
-    takes too long.
+    arguments: without the program. limit: as LIMIT. FfmpegError, here and below, where it cannot start, fails, or takes
+    too long.
     """
 
-    def __init__(self, arguments: Sequence[str], limits: tuple[int, int] | None = None):
-        self._limits = limits or LIMITS
-        self._hung, self._said = "", b""
-        self._process: subprocess.Popen[bytes] | None = None
+    _process: subprocess.Popen[bytes]
+
+    def __init__(self, arguments: Sequence[str], limit: int | None = None):
+        self._limit, self._hung, self._said = limit or LIMIT, False, b""
         command = [executable(), "-hide_banner", "-v", "error", *arguments]
         try:
             with signals_held():
@@ -94,20 +93,21 @@ class Ffmpeg:
                     command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
                     process_group=_GROUP, creationflags=_FLAGS,
                 )  # fmt: skip
+                self._stdin: IO[bytes] = self._process.stdin  # type: ignore[assignment]
                 # A full pipe would stop it, so that somebody must listen all the time.
                 self._listener = threading.Thread(target=self._listen, args=(self._process.stderr,), daemon=True)
                 self._listener.start()
         except OSError as fault:
             raise FfmpegError(f"{printable(command[0])} cannot be started: {fault.strerror or fault}") from None
         except BaseException:  # a signal that waited
-            self._end()
+            if hasattr(self, "_process"):
+                self._end()
             raise
 
     def __enter__(self) -> Ffmpeg:
         return self
 
     def __exit__(self, *_: object) -> None:
-        assert self._process is not None
         if self._process.poll() is None:
             self._end()
         self._process.wait()
@@ -127,14 +127,7 @@ class Ffmpeg:
         if self._wait() or self._hung:
             raise self._failure()
 
-    @property
-    def _stdin(self) -> IO[bytes]:
-        assert self._process is not None
-        assert self._process.stdin is not None
-        return self._process.stdin
-
     def _wait(self) -> int:
-        assert self._process is not None
         with self._watched():
             with contextlib.suppress(OSError):
                 self._stdin.close()
@@ -144,7 +137,7 @@ class Ffmpeg:
         code = self._wait()
         self._listener.join(1)  # longer only where a grandchild has its end of the pipe
         if self._hung:
-            return FfmpegError(self._hung)
+            return FfmpegError(f"it was not done after {self._limit} seconds and was ended")
         said = self._said.decode("utf-8", "replace")
         lines = list(dict.fromkeys(re.sub(r"^(\[[^\]]*\] *)+", "", line).strip() for line in said.splitlines()))
         lines = [line.rstrip(".") for line in lines if line]
@@ -168,16 +161,10 @@ class Ffmpeg:
         over = threading.Event()
 
         def watch() -> None:
-            used, idle = -1.0, 0
-            for _ in range(self._limits[1]):  # by the second: a sleeping machine or a stopped job is no hanging ffmpeg
+            for _ in range(self._limit):  # by the second: a sleeping machine or a stopped job is no hanging ffmpeg
                 if over.wait(1):
                     return
-                before, used = used, self._computed()
-                idle = idle + 1 if used <= before else 0
-                if idle == self._limits[0]:
-                    break
-            told = f"it did nothing for {idle} seconds" if idle else f"it was not done after {self._limits[1]} seconds"
-            self._hung = f"{told} and was ended"
+            self._hung = True
             self._end()
 
         threading.Thread(target=watch, daemon=True).start()
@@ -186,26 +173,16 @@ class Ffmpeg:
         finally:
             over.set()
 
-    def _computed(self) -> float:
-        """Seconds of processor time so far, of it and of what a script in its place has started."""
-        assert self._process is not None
-        try:
-            own = psutil.Process(self._process.pid)
-            return sum(sum(each.cpu_times()[:2]) for each in (own, *own.children(recursive=True)))
-        except psutil.Error:
-            return 0.0
-
     def _end(self) -> None:
-        if self._process is not None:
-            with contextlib.suppress(OSError):
-                if sys.platform == "win32":
-                    self._process.kill()
-                else:
-                    os.killpg(self._process.pid, signal.SIGKILL)
+        with contextlib.suppress(OSError):
+            if sys.platform == "win32":
+                self._process.kill()
+            else:
+                os.killpg(self._process.pid, signal.SIGKILL)
 
 
-def run(arguments: Sequence[str], given: bytes, limits: tuple[int, int] | None = None) -> None:
+def run(arguments: Sequence[str], given: bytes, limit: int | None = None) -> None:
     """ffmpeg from start to end, with `given` on its standard input."""
-    with Ffmpeg(arguments, limits) as running:
+    with Ffmpeg(arguments, limit) as running:
         running.feed(given)
         running.finish()

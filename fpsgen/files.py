@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import itertools
 import json
 import os
-import platform
 import secrets
 import shlex
-import shutil
 import stat
 import tempfile
 import time
@@ -22,19 +19,8 @@ from typing import Any, BinaryIO
 from fpsgen.errors import UsageError, option
 from fpsgen.printable import printable
 
-try:
-    import fcntl
-except ModuleNotFoundError:
-    fcntl = None  # type: ignore[assignment]
-
-_WINDOWS = os.name == "nt"  # where files have no such locks, and what is open is neither renamed nor removed
-_LONG_AGO = 24 * 3600  # seconds: where no lock tells whether a file's owner lives, its age must
+_A_DAY = 24 * 3600  # seconds
 _FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
-
-
-def _here() -> str:
-    """How the hidden files of this machine begin: elsewhere, a lock of a shared folder may not be seen."""
-    return f".fpsgen-{hashlib.sha256(platform.node().encode()).hexdigest()[:6]}-"
 
 
 def resolved(path: Path) -> Path:
@@ -48,79 +34,34 @@ def resolved(path: Path) -> Path:
 @contextlib.contextmanager
 def beside(path: Path) -> Iterator[Path]:
     """An empty hidden file next to `path`, or to what it links to, to be written and renamed; removed in the end where
-    it was not. Of the suffix and the mode of `path`; short because names are limited, absolute because ffmpeg takes
-    "take:1.mp4" for a protocol. Locked while it is ours, so that `sweep` knows it from what a killed run has left.
+    it was not. It has the suffix and the mode of `path`; its name is short because names are limited, and absolute
+    because ffmpeg takes "take:1.mp4" for a protocol.
     """
     real = resolved(path)
-    while True:
-        hidden = real.with_name(f"{_here()}{secrets.token_hex(6)}{path.suffix}")
-        number = os.open(hidden, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
-        try:
-            if _WINDOWS:
-                os.close(number)
-            elif _lock(number) is False or not hidden.exists():
-                continue  # swept before it was locked
-            with contextlib.suppress(OSError):
-                hidden.chmod(stat.S_IMODE(real.stat().st_mode) | stat.S_IWUSR)
-            yield hidden
-            return
-        finally:
-            with contextlib.suppress(OSError):  # the disk's first complaint is the one to hear
-                hidden.unlink(missing_ok=True)
-            if not _WINDOWS:
-                os.close(number)
-
-
-def _lock(number: int) -> bool | None:
-    """Whether a file's lock was had, which goes with the process that has it; None where files have no locks."""
-    if _WINDOWS:
-        return None
+    hidden = real.with_name(f".fpsgen-{secrets.token_hex(6)}{path.suffix}")
+    hidden.touch(exist_ok=False)
     try:
-        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return None
-    return True
+        with contextlib.suppress(OSError):
+            hidden.chmod(stat.S_IMODE(real.stat().st_mode) | stat.S_IWUSR)
+        yield hidden
+    finally:
+        with contextlib.suppress(OSError):  # the disk's first complaint is the one to hear
+            hidden.unlink(missing_ok=True)
 
 
-def sweep(folder: Path) -> None:
-    """Remove what killed runs have left in a folder, and in the one for temporary files."""
-    with contextlib.suppress(OSError):
-        for left in folder.iterdir():
-            if left.name.startswith(".fpsgen-"):
-                _remove_if_left(left, left)
-    with contextlib.suppress(OSError):
-        for left in Path(tempfile.gettempdir()).iterdir():
-            if left.name.startswith("fpsgen-") and not left.is_symlink():
-                for owner in left.glob(".fpsgen-*.owner"):
-                    _remove_if_left(owner, left)
-
-
-def _remove_if_left(owner: Path, left: Path) -> None:
-    """Remove `left`, a file or a folder, where no living process has the hidden file `owner`."""
-    if _WINDOWS:
-        return
-    with contextlib.suppress(OSError):
-        number = os.open(owner, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
-        try:
-            told, had = os.fstat(number), _lock(number)
-            if not stat.S_ISREG(told.st_mode) or had is False or told.st_uid != os.getuid():
-                return
-            if not (had and owner.name.startswith(_here())) and time.time() - told.st_mtime < _LONG_AGO:
-                return
-            shutil.rmtree(left) if left.is_dir() else left.unlink()
-        finally:
-            os.close(number)
+def _sweep(folder: Path) -> None:
+    """Remove hidden files that nobody has written to for a day: what killed runs left."""
+    for left in folder.glob(".fpsgen-*"):
+        with contextlib.suppress(OSError):
+            if time.time() - left.lstat().st_mtime > _A_DAY:
+                left.unlink()
 
 
 @contextlib.contextmanager
 def temporary_folder(purpose: str) -> Iterator[Path]:
-    """A folder for temporary files that is gone in the end, or, where this process is killed, with the next `sweep`."""
-    with contextlib.ExitStack() as held:
-        folder = Path(held.enter_context(tempfile.TemporaryDirectory(prefix=f"fpsgen-{purpose}-")))
-        held.enter_context(beside(folder / "the.owner"))
-        yield folder
+    """A folder for temporary files that is gone in the end."""
+    with tempfile.TemporaryDirectory(prefix=f"fpsgen-{purpose}-") as folder:
+        yield Path(folder)
 
 
 def numbered(path: Path) -> Iterator[Path]:
@@ -134,12 +75,9 @@ def put_as_new(whole: Path, path: Path) -> Path:
     """Rename a file to the first free name of `numbered`, and return it: nothing is replaced, not even what another
     process puts there at this moment."""
     for free in numbered(path):
-        try:
-            os.close(os.open(free, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
-        except FileExistsError:
-            continue
-        whole.replace(free)
-        return free
+        with contextlib.suppress(FileExistsError):
+            free.touch(exist_ok=False)
+            return whole.replace(free)
     raise AssertionError
 
 
@@ -158,9 +96,9 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
 
 def check_writable(path: Path) -> None:
     """OSError where nothing can be written next to `path`: permissions, read-only and special file systems; only
-    trying tells. What killed runs have left there is removed."""
-    with beside(path):
-        sweep(path.resolve().parent)
+    trying tells. What runs that were killed left there a day ago is removed."""
+    with beside(path) as trial:
+        _sweep(trial.parent)
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from fpsgen.ffmpeg import Ffmpeg, FfmpegError
 from fpsgen.printable import printable
 
 _ELSEWHERE = f"choose another place with {option('output')}"
+_MAKE_ROOM = f"make room on the disk, or {_ELSEWHERE}"
 _PICTURE = ["-pix_fmt", "yuv420p"]
 # Per suffix, what ffmpeg is given. crf 10 for x264 is what Wan2.1's "quality 8" comes to. An mp4's index goes to the
 # front, so that it plays before it is loaded whole.
@@ -24,11 +26,9 @@ _FORMATS = {
     ".webm": ["-c:v", "libvpx-vp9", *_PICTURE, "-crf", "18", "-b:v", "0", "-row-mt", "1"],
     ".gif": ["-c:v", "gif"],
 }
-# How such files begin: an mp4's first box after its length, the others at once.
-_BEGINNINGS = {".mp4": (4, b"ftyp"), ".webm": (0, b"\x1a\x45\xdf\xa3"), ".gif": (0, b"GIF8")}
 _GIF_PALETTE = "split[a][b];[a]palettegen[p];[b][p]paletteuse"
 _QUALITY = "lanczos+accurate_rnd+full_chroma_int+full_chroma_inp"  # of scaling, and of going from RGB to YUV
-_TRIAL_LIMITS = (10, 20)  # as ffmpeg.LIMITS; a trial takes a tenth of a second
+_TRIAL_LIMIT = 20  # seconds; a trial takes a tenth of one
 
 
 def check_path(path: Path, size: tuple[int, int] | None = None) -> None:
@@ -50,33 +50,23 @@ def check_encoder(path: Path, size: tuple[int, int] | None = None) -> None:
     scaled = (small[0], small[1]) if size else None
     with files.beside(path) as trial:
         try:
-            ffmpeg.run(_arguments(trial, (48, 32), 16, scaled), bytes(2 * 48 * 32 * 3), _TRIAL_LIMITS)
+            ffmpeg.run(_arguments(trial, (48, 32), 16, scaled), bytes(2 * 48 * 32 * 3), _TRIAL_LIMIT)
             _check_video(trial)
-            reason, full = None, False
         except FfmpegError as fault:
-            reason, full = str(fault), fault.full
-    if reason is None:
-        return
-    hint = f"try another format with {option('output')}, or pip install --force-reinstall imageio-ffmpeg"
-    if full:
-        hint = f"make room on the disk, or {_ELSEWHERE}"
-    elif own := os.environ.get("IMAGEIO_FFMPEG_EXE"):
-        hint = f"IMAGEIO_FFMPEG_EXE names {own}: unset it to use the ffmpeg that came with fpsgen"
-    raise UsageError(f"ffmpeg cannot be used to write {path.suffix.lower()} videos here: {reason}", hint)
+            hint = f"try another format with {option('output')}, or pip install --force-reinstall imageio-ffmpeg"
+            if fault.full:
+                hint = _MAKE_ROOM
+            elif own := os.environ.get("IMAGEIO_FFMPEG_EXE"):
+                hint = f"IMAGEIO_FFMPEG_EXE names {own}: unset it to use the ffmpeg that came with fpsgen"
+            told = f"ffmpeg cannot be used to write {path.suffix.lower()} videos here: {fault}"
+            raise UsageError(told, hint) from None
 
 
 def _check_video(file: Path, least: int = 1) -> None:
-    """FfmpegError where ffmpeg was content and left no file of `least` bytes that begins as videos of its suffix do."""
-    try:
-        with files.open_regular(file) as content:
-            size, start = os.fstat(content.fileno()).st_size, content.read(8)
-    except OSError:
-        size, start = 0, b""
-    place, wanted = _BEGINNINGS[file.suffix.lower()]
+    """FfmpegError where ffmpeg was content and left no file of `least` bytes."""
+    size = file.stat().st_size if file.exists() else 0
     if size < least:
         raise FfmpegError(f"it wrote only {size:,} bytes" if size else "it wrote nothing")
-    if not start[place:].startswith(wanted):
-        raise FfmpegError(f"what it wrote is no {file.suffix.lower()} file")
 
 
 def _arguments(
@@ -135,16 +125,10 @@ class VideoWriter:
         self._complete, self._misplaced = False, ""
 
     def __enter__(self) -> VideoWriter:
-        with contextlib.ExitStack() as inside:
-            try:
-                self.path.parent.mkdir(parents=True, exist_ok=True)  # somebody may have removed it since `check_path`
-                self._partial = inside.enter_context(files.beside(self.path))
-                self._ffmpeg = inside.enter_context(Ffmpeg(_arguments(self._partial, *self._form)))
-            except FfmpegError as fault:
-                raise self._error(fault) from None
-            except OSError as fault:
-                hint = "make room on the disk" if files.is_full(fault) else None
-                raise RenderError(f"{self.path} cannot be written: {fault.strerror or fault}", hint) from None
+        with contextlib.ExitStack() as inside, self._explained():
+            self.path.parent.mkdir(parents=True, exist_ok=True)  # somebody may have removed it since `check_path`
+            self._partial = inside.enter_context(files.beside(self.path))
+            self._ffmpeg = inside.enter_context(Ffmpeg(_arguments(self._partial, *self._form)))
             self._inside = inside.pop_all()
         return self
 
@@ -153,25 +137,21 @@ class VideoWriter:
 
     def write(self, frames: np.ndarray) -> None:
         """Append uint8 frames [n, height, width, 3]."""
-        try:
+        with self._explained():
             for frame in frames:
                 self._ffmpeg.feed(np.ascontiguousarray(frame).data)
                 self.frames += 1
-        except FfmpegError as fault:
-            raise self._error(fault) from None
 
     def close(self) -> None:
         """Wait for the encoder, and give the complete file its name: nothing that happens later can cost it."""
         if self._complete:
             return
-        try:
+        with self._explained():
             self._ffmpeg.finish()
             _check_video(self._partial)
-        except FfmpegError as fault:
-            raise self._error(fault) from None
-        with ffmpeg.signals_held():
-            self._place()
-            self._complete = True
+            with ffmpeg.signals_held():
+                self._place()
+                self._complete = True
 
     def finish(self, metadata: dict | None = None) -> str | None:
         """`close`, and store metadata as JSON in the file's comment; gif has no place for one.
@@ -189,21 +169,13 @@ class VideoWriter:
         return fault
 
     def _place(self) -> None:
-        wanted = self.path
-        try:
-            if self._replace:
-                self._partial.replace(files.resolved(wanted))  # a link stays one
-            else:
-                self.path = files.put_as_new(self._partial, wanted)
-        except OSError as fault:
-            told = f"{wanted} cannot be replaced: {fault.strerror or fault}"
+        if self._replace:
             try:
-                short = wanted.with_name(f"{wanted.stem[:60]}-2{wanted.suffix}")
-                self.path, self._misplaced = files.put_as_new(self._partial, short), told
-            except OSError:
-                gone = not self._partial.exists()
-                gone_told = f"{wanted} could not be written: its folder is gone"
-                raise RenderError(gone_told if gone else told, hint=_ELSEWHERE) from None
+                self._partial.replace(files.resolved(self.path))  # a link stays one
+                return
+            except OSError as fault:
+                self._misplaced = f"{self.path} cannot be replaced: {fault.strerror or fault}"
+        self.path = files.put_as_new(self._partial, self.path)
 
     def _tag(self, metadata: dict) -> str | None:
         """Copy the file to one with a comment. As a file, metadata have no limit of length, and no locale."""
@@ -227,8 +199,16 @@ class VideoWriter:
         except OSError as fault:
             return fault.strerror or str(fault)
 
-    def _error(self, fault: FfmpegError) -> RenderError:
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        """What ffmpeg or the disk refuse inside ends as a RenderError."""
+        try:
+            yield
+            return
+        except FfmpegError as fault:
+            told, full = f"ffmpeg stopped before {self.path} was complete: {fault}", fault.full
+        except OSError as fault:
+            told, full = f"{self.path} cannot be written: {fault.strerror or fault}", files.is_full(fault)
         if not self.path.parent.is_dir():
-            return RenderError(f"{self.path} could not be written: its folder is gone", _ELSEWHERE)
-        hint = f"make room on the disk, or {_ELSEWHERE}" if fault.full else None
-        return RenderError(f"ffmpeg stopped before {self.path} was complete: {fault}", hint)
+            raise RenderError(f"{self.path} could not be written: its folder is gone", _ELSEWHERE)
+        raise RenderError(told, _MAKE_ROOM if full else None)

@@ -1,10 +1,6 @@
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
-import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -63,56 +59,28 @@ def test_a_place_that_will_do_is_left_as_it_was(tmp_path: Path) -> None:
     assert [path.read_text() for path in tmp_path.iterdir()] == ["kept"]
 
 
-LEAVES = """
-import os, sys
-from pathlib import Path
-from fpsgen import files
-with files.beside(Path("v.mp4")) as partial, files.temporary_folder("bench") as folder:
-    partial.write_bytes(b"half a video")
-    (folder / "clip.mp4").write_bytes(b"half a clip")
-    os.kill(os.getpid(), 9)
-"""
+def test_what_is_written_beside_a_file_is_gone_in_the_end_whatever_happens(tmp_path: Path) -> None:
+    def write() -> None:
+        with files.beside(tmp_path / "v.mp4") as partial, files.temporary_folder("bench") as folder:
+            partial.write_bytes(b"half a video")
+            (folder / "clip.mp4").write_bytes(b"half a clip")
+            left.extend((partial, folder))
+            raise KeyboardInterrupt
 
-
-@pytest.fixture
-def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder for temporary files of this test alone."""
-    folder = tmp_path / "temporary"
-    folder.mkdir()
-    monkeypatch.setenv("TMPDIR", str(folder))
-    monkeypatch.setattr(tempfile, "tempdir", None)
-    return folder
-
-
-def test_what_a_killed_run_left_goes_with_the_next(tmp_path: Path, temporary: Path) -> None:
-    out = tmp_path / "out"
-    out.mkdir()
-    (temporary / "fpsgen-bench-mine").mkdir()  # of no run, only called so
-    ended = subprocess.run([sys.executable, "-c", LEAVES], cwd=out, env=os.environ | {"PYTHONPATH": os.getcwd()})
-    assert ended.returncode == -signal.SIGKILL
-    assert len(list(out.iterdir())) == 1
-    assert len(list(temporary.iterdir())) == 2
-    files.check_writable(out / "next.mp4")
-    assert list(out.iterdir()) == []
-    assert [path.name for path in temporary.iterdir()] == ["fpsgen-bench-mine"]
-
-
-def test_what_a_living_run_writes_stays(tmp_path: Path, temporary: Path) -> None:
-    with files.beside(tmp_path / "v.mp4") as partial, files.temporary_folder("bench") as folder:
-        partial.write_bytes(b"half a video")
-        os.utime(partial, (0, 0))  # a long rendering
-        files.check_writable(tmp_path / "other.mp4")
-        assert partial.read_bytes() == b"half a video"
-        assert folder.is_dir()
-    assert not partial.exists()
-    assert list(temporary.iterdir()) == []
+    left: list[Path] = []
+    with pytest.raises(KeyboardInterrupt):
+        write()
+    assert [path.exists() for path in left] == [False, False]
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(("days", "stays"), [(0.5, True), (1.5, False)])
-def test_what_another_machine_left_goes_when_it_is_old(tmp_path: Path, days: float, stays: bool) -> None:
-    """Its locks may not be seen here."""
-    left = tmp_path / ".fpsgen-012345-0123456789ab.mp4"
-    left.write_bytes(b"half a video")
-    os.utime(left, (time.time() - days * 86400,) * 2)
+def test_what_a_killed_run_left_goes_when_it_is_a_day_old(tmp_path: Path, days: float, stays: bool) -> None:
+    """Until then it may be the file of a run that lives, here or on another machine."""
+    left, other = tmp_path / ".fpsgen-0123456789ab.mp4", tmp_path / "fpsgen.mp4"
+    for path in (left, other):
+        path.write_bytes(b"a video")
+        os.utime(path, (time.time() - days * 86400,) * 2)
     files.check_writable(tmp_path / "v.mp4")
     assert left.exists() == stays
+    assert other.exists()

@@ -64,8 +64,7 @@ def test_scaling_gives_the_size_asked_for(tmp_path: Path, target: tuple[int, int
     with VideoWriter(tmp_path / "v.mp4", (96, 64), fps=16, scale_to=target) as writer:
         writer.write(frames(2))
         writer.finish()
-    meta, _ = read(tmp_path / "v.mp4")
-    assert meta["size"] == target
+    assert read(tmp_path / "v.mp4")[0]["size"] == target
 
 
 def test_scaling_keeps_shapes(tmp_path: Path) -> None:
@@ -278,11 +277,8 @@ def test_a_folder_that_goes_while_frames_come_is_told_as_gone(tmp_path: Path) ->
         ('case "$*" in *libx264*) echo "Unknown encoder \'libx264\'" >&2; exit 8;; esac', "libx264", "unset it"),
         ("cat >/dev/null", "it wrote nothing", "unset it"),
         ('cat >/dev/null; for last; do :; done; rm -f "$last"', "it wrote nothing", "unset it"),
-        ('cat >/dev/null; for last; do :; done; echo junk >"$last"', "is no .mp4 file", "unset it"),
         ("kill -9 $$", "signal 9 ended it", "unset it"),
-        ("exec sleep 1000", "did nothing for 1 seconds", "unset it"),
-        ("sleep 1000 & wait", "did nothing for 1 seconds", "unset it"),
-        ("while :; do :; done", "was not done after 3 seconds", "unset it"),
+        ("exec sleep 1000", "was not done after 1 second", "unset it"),
         (
             "echo '[out#0 @ 0x5] Error writing trailer: No space left on device' >&2; exit 228",
             "the disk is full",
@@ -293,7 +289,7 @@ def test_a_folder_that_goes_while_frames_come_is_told_as_gone(tmp_path: Path) ->
 def test_an_ffmpeg_that_cannot_encode_is_told_before_any_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, says: str, hint: str
 ) -> None:
-    monkeypatch.setattr("fpsgen.video._TRIAL_LIMITS", (1, 3))
+    monkeypatch.setattr("fpsgen.video._TRIAL_LIMIT", 1)
     monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", fake_ffmpeg(tmp_path, script))
     (tmp_path / "out").mkdir()
     with pytest.raises(UsageError, match=says) as refused:
@@ -321,10 +317,9 @@ def test_sides_that_a_format_cannot_have_are_told_before_any_work(tmp_path: Path
         ("head -c 20000 >/dev/null; echo 'Conversion failed: bad luck.' >&2; exit 1", "bad luck", None),
         ("head -c 20000 >/dev/null; kill -9 $$", "signal 9 ended it", None),
         ("cat >/dev/null", "it wrote nothing", None),
-        ('cat >/dev/null; for last; do :; done; echo junk >"$last"', "is no .mp4 file", None),
-        ("head -c 20000 >/dev/null; exec sleep 1000", "did nothing for 1 seconds", None),
-        ("cat >/dev/null; exec sleep 1000", "did nothing for 1 seconds", None),
-        ("sleep 1000; true", "did nothing for 1 seconds", None),  # its child has the pipe, and must end, too
+        ("head -c 20000 >/dev/null; exec sleep 1000", "was not done after 1 second", None),
+        ("cat >/dev/null; exec sleep 1000", "was not done after 1 second", None),
+        ("sleep 1000; true", "was not done after 1 second", None),  # its child has the pipe, and must end, too
         (
             "head -c 20000 >/dev/null; echo 'Error: No space left on device' >&2; exit 1",
             "the disk is full",
@@ -335,7 +330,7 @@ def test_sides_that_a_format_cannot_have_are_told_before_any_work(tmp_path: Path
 def test_an_ffmpeg_that_dies_or_hangs_while_it_runs_ends_in_its_own_words(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, says: str, hint: str | None
 ) -> None:
-    monkeypatch.setattr("fpsgen.ffmpeg.LIMITS", (1, 3))
+    monkeypatch.setattr("fpsgen.ffmpeg.LIMIT", 1)
     monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", fake_ffmpeg(tmp_path, script))
     (tmp_path / "out").mkdir()
 
@@ -349,18 +344,6 @@ def test_an_ffmpeg_that_dies_or_hangs_while_it_runs_ends_in_its_own_words(
     assert (ended.value.hint or "").startswith(hint or "")
     assert "room" not in (ended.value.hint or "") or hint
     assert list((tmp_path / "out").iterdir()) == []
-
-
-def test_a_slow_ffmpeg_is_no_hanging_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fpsgen.ffmpeg.LIMITS", (2, 100))
-    busy = "import time; begin = time.time()\nwhile time.time() < begin + 4: pass"
-    script = f'{sys.executable} -c \'{busy}\'\nexec "$FFMPEG" "$@"'
-    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", fake_ffmpeg(tmp_path, script))
-    with VideoWriter(tmp_path / "v.mp4", (96, 64), fps=16) as writer:
-        writer.write(frames(2))
-        writer.finish()
-    monkeypatch.undo()
-    assert len(read(tmp_path / "v.mp4")[1]) == 2
 
 
 def test_a_signal_that_comes_while_ffmpeg_starts_is_heard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
