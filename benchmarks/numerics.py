@@ -170,7 +170,7 @@ def document(record: dict) -> str:
         attention is computed in float64. The variants are those of the kernel (`fpsgen/attention/emulator.py`),
         emulated on a CPU. Unless a row says otherwise, k is smoothed, q has one scale for each token, k one for
         each tile and v one for each channel, and sums of FP8 products keep 13 bits. They are promoted to float32
-        after every tile in variant A, and after every fourth tile in C and E.""",
+        after every tile in variant fp8-fp32 (A), and after every fourth tile in fp8-fp16 (C) and int8-int32 (E).""",
         f"""Synthetic data have the distribution N(0, 1), except for what a heading says. They have {ROWS} query
         rows, {HEADS} heads and tiles of {TILE}; the columns are numbers of keys. The pocket model's table uses all
         420 rows of 3 heads and tiles of 8, and shows means over 6 layers and 2 prompts.""",
