@@ -83,14 +83,14 @@ def adherence(videos: Iterable[np.ndarray], prompts: Iterable[str]) -> dict[str,
 
 def score(seen: Iterable[Combination], prompts: Iterable[str]) -> dict[str, tuple[int, int]]:
     """`adherence`, of what the network saw in the clips."""
-    hits, of = dict.fromkeys(ASPECTS, 0), dict.fromkeys(ASPECTS, 0)
+    hits, asked = dict.fromkeys(ASPECTS, 0), dict.fromkeys(ASPECTS, 0)
     for shown, prompt in zip(seen, prompts, strict=True):
         wanted = named(prompt)
         for aspect, value in zip(ASPECTS, shown, strict=True):
             if aspect in wanted:
-                of[aspect] += 1
+                asked[aspect] += 1
                 hits[aspect] += value == wanted[aspect]
-    return {aspect: (hits[aspect], of[aspect]) for aspect in ASPECTS}
+    return {aspect: (hits[aspect], asked[aspect]) for aspect in ASPECTS}
 
 
 def named(prompt: str) -> dict[str, str]:
