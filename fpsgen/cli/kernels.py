@@ -54,7 +54,7 @@ def list_kernels(json: bool = False) -> None:
         return
     table = Table()
     table.column("kernel")
-    table.column("formats", prose=True)
+    table.column("formats", prose=True, spare=3)  # the name has them
     table.column("for", spare=2)
     if told["nvrtc"]:
         table.column("compiled")
