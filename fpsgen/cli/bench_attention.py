@@ -7,13 +7,11 @@ from collections.abc import Iterable
 from fractions import Fraction
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
-from fpsgen.cli import complete, options
-from fpsgen.cli.errors import explained
-from fpsgen.cli.help import MEASURING, OUTPUT, option
+from fpsgen.cli import options
 from fpsgen.cli.output import Output
 from fpsgen.cli.records import deliver, free_record, keep_record, record_place, report_place
 from fpsgen.errors import Stopped, UsageError
@@ -35,69 +33,19 @@ _REPEATS, _REPEATS_SMOKE = 20, 5
 _LEAST_SECONDS, _MOST_SECONDS = 10, 1_000_000
 
 
-@explained
 def attention(
-    model: Annotated[
-        list[str] | None,
-        option(
-            "MODEL",
-            "The model whose shapes are measured: 1.3b or 14b.",
-            MEASURING,
-            shown="both",
-            offers=complete.wan_models,
-        ),
-    ] = None,
-    res: Annotated[
-        list[str] | None,
-        option("SIZE", "The size: 480p, 720p or WIDTHxHEIGHT.", MEASURING, shown="480p,720p", offers=complete.sizes),
-    ] = None,
-    density: Annotated[
-        list[str] | None,
-        option(
-            "X",
-            "The share of token pairs to compute, at least; the window is that of a preset with this density.",
-            MEASURING,
-            shown="1,1/2,1/4,1/6,1/10",
-        ),
-    ] = None,
-    variant: Annotated[
-        list[str] | None,
-        option(
-            "NAME",
-            "The variant of our kernel: fp8-fp32, fp8-fp16 or int8-int32 (the format of q and k, then of the scores).",
-            MEASURING,
-            shown="all",
-        ),
-    ] = None,
-    repeats: Annotated[
-        int | None,
-        option(
-            "N",
-            "How many times each contender is timed.",
-            MEASURING,
-            min=1,
-            shown=f"{_REPEATS}, with --smoke {_REPEATS_SMOKE}",
-        ),
-    ] = None,
-    seconds: Annotated[
-        float, option("X", "End after this many seconds, even if something is not timed yet.", MEASURING)
-    ] = 500.0,
-    smoke: Annotated[
-        bool, option("--smoke", "Measure one tiny shape, to see whether everything runs here.", MEASURING)
-    ] = False,
-    output: Annotated[
-        Path | None,
-        option(
-            "-o, --output FILE",
-            "The record, a .json file.",
-            OUTPUT,
-            shown="bench-attention-GPU.json",
-        ),
-    ] = None,
-    report: options.Report = None,
-    no_report: options.NoReport = False,
-    json: options.Json = False,
-    verbose: options.Verbose = False,
+    model: list[str] | None = None,
+    res: list[str] | None = None,
+    density: list[str] | None = None,
+    variant: list[str] | None = None,
+    repeats: int | None = None,
+    seconds: float = 500.0,
+    smoke: bool = False,
+    output: Path | None = None,
+    report: Path | None = None,
+    no_report: bool = False,
+    json: bool = False,
+    verbose: bool = False,
 ) -> None:
     """Measure attention alone, on a CUDA GPU, at Wan2.1's shapes.
 
