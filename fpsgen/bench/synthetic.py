@@ -54,7 +54,7 @@ def measure(job: CompareJob, watcher: CompareWatcher) -> CompareRecord:
     machine.release()
     peak = machine.peak_bytes(device)
     watcher.phase("transformer")
-    transformer = randomise(load.empty_transformer(checkpoint), device, needs.by_name(job.target.dtype), request.seed)
+    transformer = randomise(load.empty_transformer(checkpoint), device, load.by_name(job.target.dtype), request.seed)
     measured: dict[str, list[PhaseStep]] = {}
     states = []
     for number, one in enumerate(runs, 1):

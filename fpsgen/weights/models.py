@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,10 @@ from fpsgen.printable import printable
 from fpsgen.wan import config, sizes
 from fpsgen.wan.config import WanConfig
 from fpsgen.wan.sizes import Defaults, defaults_of
-from fpsgen.weights import headers, hub, layout
+from fpsgen.weights import headers, hub, kinds, layout
 from fpsgen.weights.cached import Cached
 from fpsgen.weights.headers import read_json
-from fpsgen.weights.layout import Checkpoint
+from fpsgen.weights.layout import OTHERS, PARTS, TOKENIZERS, Checkpoint
 
 POCKET = "pocket"
 _LARGEST_TILE = 64  # tokens along one axis
@@ -162,22 +162,64 @@ def open_folder(folder: Path, name: str) -> Model:
 
 
 def open_file(file: Path) -> Model:
-    """A transformer in a file of its own; text encoder, VAE and tokenizer lie beside it or come from a Wan2.1 model on
-    disk. ModelError that says what the file is where it is none."""
+    """A transformer in a file of its own, with text encoder, VAE and tokenizer: those of the folder's model, those
+    beside the file, or those of a Wan2.1 model on disk, for all Wan2.1 models share them.
+
+    ModelError where one is nowhere, where the file is another kind, or where parts do not fit together.
+    """
     if headers.is_pickled(file) and headers.contents(file).channels:
         told = f"{printable(file)} is a transformer in a pickled file"
         raise ModelError(told, hint="use the .safetensors file of the same model")
+    fields = layout.fields_of("transformer", [file])
+    folder = file.parent.parent if file.parent.name in ("transformer", "transformer_2") else file.parent
+    if folder != file.parent:  # half of a Wan2.2 looks like a Wan2.1
+        try:
+            layout.check_index(folder)
+        except ModelError as error:
+            raise ModelError(f"{printable(file)} is a part of {printable(folder)}: {error}", error.hint) from None
     try:
-        checkpoint = layout.with_transformer(file, _elsewhere)
-    except layout.MissingPartsError as error:
-        raise ModelError(f"{error}", hint=f"put them beside it, or {hub.pull_hint('1.3b')}") from None
+        checkpoint = layout.recognise(folder)
+    except ModelError:
+        checkpoint = _assembled(file, fields)
+    if checkpoint.transformer != [file]:
+        checkpoint = replace(checkpoint, **fields)
+    layout.check_widths(checkpoint)
     return Model(printable(file.name), file.parent, checkpoint, defaults_of(checkpoint.config.dim))
 
 
-def _elsewhere() -> Checkpoint | None:
-    """A Wan2.1 checkpoint in the hub's cache: they all share text encoder, VAE and tokenizer."""
-    folders = (folder for key in hub.REPOSITORIES if (folder := hub.on_disk(key)))
-    return next(map(layout.recognise, folders), None)
+def _assembled(file: Path, fields: dict[str, Any]) -> Checkpoint:
+    """A transformer with those of the other parts that lie in its folder, by the original's names or by what the files
+    say they are, and with the rest of a Wan2.1 model in the hub's cache. fields: what a `Checkpoint` says of it."""
+    folder, unfit = file.parent, None
+    files = {part: folder / PARTS[part].file for part in OTHERS if (folder / PARTS[part].file).is_file()}
+    if len(files) < len(OTHERS):
+        by_kind = {_kind_of(other): other for other in sorted(folder.glob("*.safetensors"))}
+        files = {part: by_kind[PARTS[part].words] for part in OTHERS if PARTS[part].words in by_kind} | files
+    for part, other in files.items():
+        try:
+            fields = fields | layout.fields_of(part, [other])
+        except ModelError as error:
+            unfit = unfit or error
+    places = (*(folder / place for place in TOKENIZERS.values()), folder)
+    if tokenizer := next((place for place in places if (place / "tokenizer.json").is_file()), None):
+        fields = fields | {"tokenizer": tokenizer}
+    lacking = [PARTS[part].words for part in OTHERS if part not in fields] + ["tokenizer"] * (tokenizer is None)
+    if not lacking:
+        return Checkpoint("original", **fields)
+    if elsewhere := next(filter(None, map(hub.on_disk, hub.REPOSITORIES)), None):
+        return replace(layout.recognise(elsewhere), format="original", **fields)
+    if unfit:
+        raise unfit
+    words = f"{', '.join(lacking[:-1])} and {lacking[-1]} are" if len(lacking) > 1 else f"{lacking[0]} is"
+    told = f"{printable(file)} is a transformer; its {words} neither beside it nor in the hub's cache"
+    raise ModelError(told, hint=f"put what lacks beside it, or {hub.pull_hint('1.3b')}")
+
+
+def _kind_of(file: Path) -> str:
+    try:
+        return kinds.kind_of(headers.contents(file)).name
+    except ModelError:  # a neighbour that cannot be read is nobody's part
+        return "unreadable"
 
 
 def _read_card(path: Path) -> dict:
