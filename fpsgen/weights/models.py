@@ -72,14 +72,11 @@ class NoWeightsError(ModelError):
     """There is a GPU and no model worth it; `key` is the one to fetch, `size` how much that is, in words."""
 
     def __init__(self, key: str):
-        form, cached = hub.nearest(key)
-        super().__init__(
-            f"Wan2.1 {key} is not whole on this machine: {cached.why}"
-            if cached.why
-            else "there are no Wan2.1 weights on this machine",
-            hint=f"{hub.pull_hint(key)}, or try the built-in toy: {option('model', 'pocket')}",
-        )
-        self.key, self.size, self.repository = key, hub.to_fetch(key), hub.REPOSITORIES[key][form]
+        cached = hub.nearest(key)
+        told = f"Wan2.1 {key} is not whole on this machine: {cached.why}" if cached.why else None
+        hint = f"{hub.pull_hint(cached)}, or try the built-in toy: {option('model', POCKET)}"
+        super().__init__(told or "there are no Wan2.1 weights on this machine", hint)
+        self.key, self.size, self.repository = key, hub.to_fetch(cached), cached.repository
 
 
 def find(name: str) -> Model:
@@ -91,9 +88,7 @@ def find(name: str) -> Model:
     if key == POCKET:
         return open_folder(assets.folder(POCKET), POCKET)
     if key in hub.REPOSITORIES:
-        form, cached = hub.nearest(key)
-        absent = ModelError(f"Wan2.1 {key} is not on this machine", hint=hub.pull_hint(key))
-        return _downloaded(cached, key, key if form == "original" else cached.repository, absent)
+        return _downloaded(hub.nearest(key), key)
     path = Path(name)
     try:
         path = path.expanduser()
@@ -105,9 +100,7 @@ def find(name: str) -> Model:
         told = getattr(fault, "strerror", None) or fault
         raise ModelError(f"there is no model {printable(name, 100)}: {printable(told)}", _names()) from None
     if hub.ID.fullmatch(name) and path.suffix not in _WEIGHT_FILES:
-        hint = f"fpsgen models pull {name}"
-        absent = ModelError(f"{name} is neither a folder here nor a downloaded model", hint)
-        return _downloaded(hub.look(name), name, name, absent)
+        return _downloaded(hub.look(name), name)
     raise ModelError(f"there is no model {printable(name, 100)}", hint=_names())
 
 
@@ -116,11 +109,11 @@ def _names() -> str:
     return f"give one of {known}, a folder, a .safetensors file or a hub id"
 
 
-def _downloaded(cached: Cached, name: str, to_pull: str, absent: ModelError) -> Model:
-    """The model of a repository, if the cache holds all of it. to_pull: its name for `fpsgen models pull`."""
+def _downloaded(cached: Cached, name: str) -> Model:
+    """The model of a repository, if the cache holds all of it."""
     if cached.state == "here" and cached.folder:
         return open_folder(cached.folder, name)
-    raise absent if cached.state == "not here" else hub.refusal(cached, to_pull)
+    raise hub.refusal(cached)
 
 
 def choose(size: tuple[int, int] | None, cuda: bool) -> tuple[Model, str | None]:
@@ -135,9 +128,9 @@ def choose(size: tuple[int, int] | None, cuda: bool) -> tuple[Model, str | None]
     other = "1.3b" if wanted == "14b" else "14b"
     if folder := hub.on_disk(wanted):
         return open_folder(folder, wanted), None
-    cached = hub.nearest(wanted)[1]
+    cached = hub.nearest(wanted)
     if cached.state == "unreadable":
-        raise hub.refusal(cached, wanted)  # it lies there: nothing is to be fetched
+        raise hub.refusal(cached)  # it lies there: nothing is to be fetched
     if folder := hub.on_disk(other):
         incomplete = cached.state == "incomplete"
         state = f"is incomplete (see `fpsgen models check {wanted}`)" if incomplete else "is not on this machine"
@@ -212,7 +205,7 @@ def _assembled(file: Path, fields: dict[str, Any]) -> Checkpoint:
         raise unfit
     words = f"{', '.join(lacking[:-1])} and {lacking[-1]} are" if len(lacking) > 1 else f"{lacking[0]} is"
     told = f"{printable(file)} is a transformer; its {words} neither beside it nor in the hub's cache"
-    raise ModelError(told, hint=f"put what lacks beside it, or {hub.pull_hint('1.3b')}")
+    raise ModelError(told, hint=f"put what lacks beside it, or {hub.pull_hint(hub.nearest('1.3b'))}")
 
 
 def _kind_of(file: Path) -> str:
