@@ -161,7 +161,7 @@ def test_models_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     (tmp_path / "transformer").mkdir()
     result = invoke("cat", "--model", tmp_path)
     assert result.exit_code == 2
-    assert "lacks vae, text_encoder, tokenizer" in " ".join(result.stderr.split())
+    assert "lacks text_encoder, vae, tokenizer" in " ".join(result.stderr.split())
 
 
 def test_a_failure_while_drawing_leaves_nothing(run: Runner, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
