@@ -18,14 +18,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fpsgen import files, pipeline
+from fpsgen import files
 from fpsgen.attention import dense, emulator
 from fpsgen.attention.door import QKTransform, prepare
 from fpsgen.attention.plan import AttentionPlan
 from fpsgen.attention.tiles import TileGrid
 from fpsgen.bench.markdown import page
 from fpsgen.machine import provenance
-from fpsgen.timing import Timings
+from fpsgen.sampling import Denoiser
+from fpsgen.wan import plan
 from fpsgen.wan.text_encoder import TextEncoder
 from fpsgen.weights import models
 from fpsgen.weights.load import load_transformer
@@ -91,15 +92,15 @@ def captured() -> Iterator[tuple[str, Data, TileGrid]]:
     for block in transformer.layers():
         block.self_attn.register_forward_pre_hook(keep)
     for prompt in PROMPTS:
-        request = pipeline.Request(prompt=prompt, seed=1, output=Path(), **dataclasses.asdict(model.defaults))
-        texts = [encoder.encode(text).text for text in (prompt, request.negative)]
-        plans = pipeline.schedule(request, model)
-        for event in pipeline.denoise(request, transformer, plans, texts, cpu, Timings()):
-            if isinstance(event, pipeline.Step):
-                for name, step in STEPS.items():
-                    if event.done == step:
-                        yield from ((f"pocket, {name}", (q[:1], k[:1], v[:1]), plans[0][0].tiles) for q, k, v in seen)
-                seen.clear()
+        texts = [encoder.encode(text).text for text in (prompt, model.defaults.negative)]
+        denoiser = Denoiser(transformer, model.defaults, texts, cpu)
+        tiles = model.tiles(model.defaults.latent_shape)
+        dense = plan.dense(tiles, transformer.config.num_layers)
+        for moment in denoiser.run(denoiser.noise(seed=1), [dense] * model.defaults.steps):
+            for name, step in STEPS.items():
+                if moment.step + 1 == step:
+                    yield from ((f"pocket, {name}", (q[:1], k[:1], v[:1]), tiles) for q, k, v in seen)
+            seen.clear()
 
 
 def methods() -> Iterator[tuple[str, str | None, dict]]:

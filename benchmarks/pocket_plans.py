@@ -11,7 +11,6 @@ of the first clip.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -22,14 +21,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fpsgen import files, pipeline
+from fpsgen import files
 from fpsgen.attention.tiles import Shape3
 from fpsgen.bench.markdown import page
 from fpsgen.machine import provenance
 from fpsgen.metrics import mean_ci95
 from fpsgen.pocket.judge import load_network
 from fpsgen.presets import Phase, Preset, file
-from fpsgen.timing import Timings
+from fpsgen.request import Request, resolve
+from fpsgen.sampling import Denoiser
+from fpsgen.target import Target
 from fpsgen.wan import vae as wan_vae
 from fpsgen.wan.text_encoder import TextEncoder
 from fpsgen.weights import models
@@ -60,6 +61,9 @@ def presets() -> list[Preset]:
         name = f"dense above sigma {DENSE_ABOVE}, then {density}, int8"
         found.append(Preset(name=name, phases=(Phase(sigma=(1.0, DENSE_ABOVE)), late)))
     return found
+
+
+TARGET = Target(torch.device("cpu"), torch.float32, torch.bfloat16)
 
 
 class Worker:
@@ -102,14 +106,12 @@ class Worker:
     @torch.inference_mode()
     def render(cls, index: int, prompt: str, texts: list[Tensor], preset: Preset) -> tuple[Tensor, np.ndarray, float]:
         """Final latents, uint8 frames, and the median seconds of a step; texts: the encoded prompt and negative."""
-        settings = dataclasses.asdict(cls.model.defaults)
-        request = pipeline.Request(prompt=prompt, seed=NOISE_SEED + index, output=Path(), preset=preset, **settings)
-        timings = Timings()
-        plans = pipeline.schedule(request, cls.model)
-        steps = pipeline.denoise(request, cls.transformer, plans, texts, torch.device("cpu"), timings)
-        latents = pipeline.finish(steps, lambda event: None)
+        request = Request(prompt, cls.model.defaults, NOISE_SEED + index, Path(), preset)
+        denoiser = Denoiser(cls.transformer, request.settings, texts, TARGET.device)
+        moments = list(denoiser.run(denoiser.noise(request.seed), resolve(request, cls.model, TARGET).steps))
+        latents = moments[-1].latents
         frames = np.concatenate(list(wan_vae.frames_of(cls.vae, latents)))
-        return latents, frames, float(np.median(timings.steps))
+        return latents, frames, float(np.median([moment.seconds for moment in moments]))
 
 
 def summarise(clips: list[list[dict]], truth: list[tuple[str, str, str]]) -> list[dict]:
@@ -140,11 +142,8 @@ def add_density(rows: list[dict]) -> None:
     """The true mean density over the steps."""
     model = models.find("pocket")
     for row, preset in zip(rows, presets(), strict=True):
-        request = pipeline.Request(
-            prompt="", seed=0, output=Path(), preset=preset, **dataclasses.asdict(model.defaults)
-        )
-        plans = [plan for layers in pipeline.schedule(request, model) for plan in layers]
-        row["density"] = round(sum(plan.density for plan in plans) / len(plans), 3)
+        plan = resolve(Request("", model.defaults, 0, Path(), preset), model, TARGET)
+        row["density"] = round(plan.density, 3)
 
 
 def table(rows: list[dict]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterator
+import secrets
 from pathlib import Path
 
 import diffusers
@@ -15,8 +15,9 @@ import transformers
 from torch import Tensor
 
 from fpsgen import __version__, files
-from fpsgen.errors import RenderError, reason
+from fpsgen.errors import RenderError
 from fpsgen.machine import device_name as device_name
+from fpsgen.target import Target
 from fpsgen.weights.models import Model
 
 _READ = 2**26  # bytes, in a tenth of a second; the pocket model's files, which every installation writes anew, are less
@@ -24,17 +25,16 @@ _SUFFIX = ".piece"
 _HASH = hashlib.sha256().digest_size
 
 
-def surroundings(
-    model: Model, weights: str, device: torch.device, dtype: torch.dtype, text_dtype: torch.dtype
-) -> dict[str, object]:
+def surroundings(model: Model, weights: str, target: Target) -> dict[str, object]:
     """All that a clip depends on besides its settings, for a journal's key. weights: the transformer's fingerprint."""
+    device = target.device
     others = (*model.checkpoint.text_encoder, *model.checkpoint.vae)
     return {
         "versions": [__version__, torch.__version__, diffusers.__version__, transformers.__version__],
         "others": [identity(file) for file in others],
         "threads": torch.get_num_threads() if device.type == "cpu" else None,
         "device": device_name(device),
-        "dtypes": [str(dtype), str(text_dtype)],
+        "dtypes": [str(target.dtype), str(target.text_dtype)],
         "weights": weights,
     }
 
@@ -50,9 +50,11 @@ def identity(file: Path) -> list[object]:
 
 def check(root: Path) -> None:
     """RenderError where nothing could be kept in `root`: to be told before there is anything to keep."""
-    with _explained(root):
+    try:
         root.mkdir(parents=True, exist_ok=True)
         files.check_writable(root / "piece")
+    except OSError as fault:
+        raise _no_room(root, fault) from None
 
 
 class Journal:
@@ -65,9 +67,11 @@ class Journal:
     def __init__(self, root: Path, key: dict):
         told = json.dumps(key, sort_keys=True, ensure_ascii=False)
         self.folder = root / hashlib.sha256(told.encode()).hexdigest()[:24]
-        with _explained(self.folder):
+        try:
             self.folder.mkdir(parents=True, exist_ok=True)
-        self._write(self.folder / "key.json", told.encode())
+            self._write(self.folder / "key.json", told.encode())
+        except OSError as fault:
+            raise _no_room(self.folder, fault) from None
 
     def get(self, name: str) -> dict[str, Tensor] | None:
         """The piece, or None where it is not there; one that is damaged is not."""
@@ -86,14 +90,19 @@ class Journal:
         """Keep a piece; returns it as `get` will."""
         kept = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
         body = safetensors.torch.save(kept)
-        self._write(self._path(name), body + self._hash(name, body))
+        try:
+            self._write(self._path(name), body + self._hash(name, body))
+        except OSError as fault:
+            raise _no_room(self.folder, fault) from None
         return kept
 
     def drop(self, begin: str) -> None:
         """Remove the pieces whose names begin so."""
-        with _explained(self.folder):
+        try:
             for path in self.folder.glob(f"{begin}*{_SUFFIX}"):
                 path.unlink(missing_ok=True)
+        except OSError as fault:
+            raise _no_room(self.folder, fault) from None
 
     def forget(self) -> None:
         """Remove all pieces. The folder stays: another run may be writing into it."""
@@ -101,22 +110,23 @@ class Journal:
 
     def _write(self, path: Path, data: bytes) -> None:
         """By one rename, which replaces a link or a pipe that stands there; whoever is stopped leaves no half of it."""
-        with _explained(self.folder), files.beside(self.folder / "piece") as whole:
-            whole.write_bytes(data)
-            whole.replace(path)
+        beside = self.folder / f".{secrets.token_hex(6)}.part"
+        try:
+            beside.write_bytes(data)
+            beside.replace(path)
+        finally:
+            with contextlib.suppress(OSError):
+                beside.unlink(missing_ok=True)
 
     def _hash(self, name: str, body: bytes) -> bytes:
-        return hashlib.sha256(f"{self.folder.name}/{name}\n".encode() + body).digest()
+        found = hashlib.sha256(f"{self.folder.name}/{name}\n".encode())
+        found.update(body)
+        return found.digest()
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}{_SUFFIX}"
 
 
-@contextlib.contextmanager
-def _explained(folder: Path) -> Iterator[None]:
-    """An OSError inside ends as a RenderError that `folder` cannot be written."""
-    try:
-        yield
-    except OSError as fault:
-        hint = "FPSGEN_CACHE_DIR names another place; what was measured is kept"
-        raise RenderError(f"{folder} cannot be written: {reason(fault)}", hint) from None
+def _no_room(folder: Path, fault: OSError) -> RenderError:
+    hint = "FPSGEN_CACHE_DIR names another place; what was measured is kept"
+    return RenderError(f"{folder} cannot be written: {fault.strerror or fault}", hint)

@@ -2,275 +2,167 @@
 
 `generate` is an iterator of events. It owns the order of things and the memory policy: a component is
 loaded when its turn comes and freed before the next one, because each of the two large ones may need
-all the memory there is.
+all the memory there is. Several videos share each load.
 """
 
 from __future__ import annotations
 
 import contextlib
-import time
-from collections.abc import Callable, Generator, Iterator
-from dataclasses import asdict, dataclass, replace
-from itertools import groupby
-from pathlib import Path
-from typing import TypeVar
+from collections.abc import Generator, Iterator, Sequence
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from fpsgen import __version__, machine, solvers
+from fpsgen import machine
 from fpsgen.attention import door
-from fpsgen.attention.tiles import TileGrid
-from fpsgen.errors import RenderError
+from fpsgen.events import Branches, Denoised, Event, Frames, Notice, Run, Stage, Step, Written
 from fpsgen.pocket import reading
-from fpsgen.presets import BF16, Plans, Preset, file, shipped
 from fpsgen.printable import printable
+from fpsgen.request import Request, VideoPlan, resolve
+from fpsgen.sampling import Denoiser
+from fpsgen.target import Target
 from fpsgen.timing import Timings
 from fpsgen.video import VideoWriter
-from fpsgen.wan import config, sizes
 from fpsgen.wan import vae as wan_vae
+from fpsgen.wan.plan import distinct
 from fpsgen.wan.text_encoder import TextEncoder
-from fpsgen.wan.transformer import KeyValue, WanTransformer
 from fpsgen.weights.load import load_transformer, load_vae
 from fpsgen.weights.models import Model
 
-T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Request:
-    """One video. Width and height are rendered; `scale_to` is the file's size where it differs. may_replace: whether a
-    file that has the name of `output` is replaced; else the video gets a name with a number."""
-
-    prompt: str
-    negative: str
-    width: int
-    height: int
-    frames: int
-    fps: int
-    steps: int
-    guidance: float
-    shift: float
-    seed: int
-    output: Path
-    scale_to: tuple[int, int] | None = None
-    may_replace: bool = True
-    solver: solvers.SolverName = "unipc"
-    grid: solvers.SigmaGrid = "original"
-    preset: Preset = BF16
-
-    @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        """Frames, rows and columns of the latents."""
-        return sizes.latent_shape(self.frames, self.height, self.width)
-
-    @property
-    def noise_levels(self) -> list[float]:
-        """Before each step."""
-        return solvers.noise_levels(self.steps, self.shift, self.solver, self.grid)
-
-    def new_solver(self) -> solvers.Solver:
-        """The solver before its first step."""
-        return solvers.Solver(self.steps, self.shift, self.solver, self.grid)
-
-
-@dataclass(frozen=True)
-class Phase:
-    """A phase begins: load, text, denoise or decode; what: is loaded."""
-
-    name: str
-    what: str = ""
-
-
-@dataclass(frozen=True)
-class Step:
-    """`done` of `total` denoising steps are behind us; the last took `seconds`."""
-
-    done: int
-    total: int
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Denoised:
-    """The final latents, [1, 16, T, h, w]."""
-
-    latents: Tensor
-
-
-@dataclass(frozen=True)
-class Frames:
-    """`done` of `total` frames are decoded and with the encoder; pixels: the last, uint8 [n, height, width, 3]."""
-
-    done: int
-    total: int
-    pixels: np.ndarray
-
-
-@dataclass(frozen=True)
-class Written:
-    """The video is complete, in `path`."""
-
-    path: Path
-
-
-@dataclass(frozen=True)
-class Notice:
-    """Something the user should know; `detail` ones only if asked for."""
-
-    text: str
-    detail: bool = False
-
-
-@dataclass(frozen=True)
-class Surprise(Notice):
-    """What the preset was measured at is not what runs here, or nothing was."""
-
-
-@dataclass(frozen=True)
-class Branches:
-    """Whether both guidance branches run in one batch, or one after the other."""
-
-    together: bool
-
-
-Event = Phase | Step | Denoised | Frames | Written | Notice | Branches
-
 
 def generate(
-    request: Request,
-    model: Model,
-    device: torch.device,
-    dtype: torch.dtype,
-    text_dtype: torch.dtype,
-    timings: Timings,
-    tolerant: bool = False,
+    requests: Sequence[Request], model: Model, target: Target, timings: Sequence[Timings] = ()
 ) -> Generator[Event, None, None]:
-    """Make the video of `request`, yielding events on the way; `timings` is filled in.
+    """Make a video of each request, yielding events on the way; timings: filled in, one for each video. What all videos
+    wait for, such as a load, counts in the time of each.
 
-    dtype: of the transformer's matrix products; text_dtype: of the text encoder.
-
-    Raises UsageError when the preset does not fit the video, before anything loads, and RenderError when the result
-    would not be a video of the prompt: no frame is written then. tolerant: latents that are not finite are no error,
-    and taken for 0 where they are decoded.
+    Raises UsageError when a preset does not fit its video, before anything loads, and RenderError when a result would
+    not be a video of its prompt. Latents that are not finite are the watcher's to refuse (`Step.finite`): who lets the
+    work go on gets a video in which they are 0.
     """
-    yield Phase("load", "text encoder")
-    with timings.phase("load"):
-        plans = schedule(request, model)
-        told = describe(request, model, device, dtype, text_dtype)
-        machine.reset_peak(device)
-    prompts = [request.prompt, request.negative] if request.guidance != 1 else [request.prompt]
-    texts = yield from encode_prompts(prompts, model, device, text_dtype, timings)
-    yield Phase("load", "transformer")
-    with timings.phase("load"):
-        transformer = load_transformer(model.checkpoint, device, dtype)
+    videos = [timings[number] if timings else Timings() for number in range(len(requests))]
+    yield Stage("load", "text encoder")
+    with _all(videos, "load"):
+        plans = [resolve(request, model, target) for request in requests]
+        machine.reset_peak(target.device)
+    texts = yield from _encode(plans, model, target, videos)
+    yield Stage("load", "transformer")
+    with _all(videos, "load"):
+        transformer = load_transformer(model.checkpoint, target.device, target.dtype)
         weights = transformer.fingerprint()
-    if surprise := request.preset.surprise(weights, request.width, request.height, request.frames):
-        yield Surprise(surprise)
-    latents = yield from denoise(request, transformer, plans, texts, device, timings, tolerant)
-    yield Denoised(latents)
-    if tolerant:
-        latents = latents.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
-    with timings.phase("load"):
+    ends = []
+    for number, plan in enumerate(plans):
+        own = plan.request.settings
+        if surprise := plan.preset.surprise(weights, own):
+            yield Notice(surprise)
+        if len(plans) > 1:
+            yield Run(plan.request.prompt, number + 1, len(plans))
+        with _alone(videos, number):
+            latents = yield from denoise(plan, Denoiser(transformer, own, texts[number], target.device), videos[number])
+        yield Denoised(latents)
+        ends.append(latents.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0))
+    with _all(videos, "load"):
         del transformer
         machine.release()
-    yield from decode(request, model, latents, device, timings, told)
+    yield Stage("load", "VAE")
+    with _all(videos, "load"):
+        vae = load_vae(model.checkpoint, target.device)
+    for number, plan in enumerate(plans):
+        with _alone(videos, number):
+            yield from decode(plan, wan_vae.frames_of(vae, ends[number]), videos[number], weights)
 
 
-def finish(events: Generator[Event, None, T], watch: Callable[[Event], None]) -> T:
-    """Run a phase to its end, telling `watch` each event; what the phase returns."""
-    while True:
-        try:
-            event = next(events)
-        except StopIteration as end:
-            return end.value
-        watch(event)
+@contextlib.contextmanager
+def _all(videos: Sequence[Timings], stage: str) -> Iterator[None]:
+    """What runs inside is part of a stage of all videos."""
+    with contextlib.ExitStack() as stack:
+        for timings in videos:
+            stack.enter_context(timings.stage(stage))
+        yield
+
+
+@contextlib.contextmanager
+def _alone(videos: Sequence[Timings], number: int) -> Iterator[None]:
+    """What runs inside is the time of one video, and of no other."""
+    with contextlib.ExitStack() as stack:
+        for timings in (*videos[:number], *videos[number + 1 :]):
+            stack.enter_context(timings.pause())
+        yield
+
+
+def _encode(
+    plans: Sequence[VideoPlan], model: Model, target: Target, videos: Sequence[Timings]
+) -> Generator[Event, None, list[list[Tensor]]]:
+    """For each video the embedding of its prompt and, with guidance, of its negative prompt, the generator's return
+    value; a text that several videos share is encoded once."""
+    guided = [plan for plan in plans if plan.request.settings.branches > 1]
+    prompts = list(dict.fromkeys(plan.request.prompt for plan in plans))
+    negatives = list(dict.fromkeys(plan.request.settings.negative for plan in guided))
+    texts = yield from encode_prompts(prompts, negatives, model, target, videos)
+    known = dict(zip((*prompts, *negatives), texts, strict=True))  # one text is embedded alike on either side
+    return [
+        [known[own] for own in (plan.request.prompt, plan.request.settings.negative)[: plan.request.settings.branches]]
+        for plan in plans
+    ]
 
 
 def encode_prompts(
-    prompts: list[str], model: Model, device: torch.device, dtype: torch.dtype, timings: Timings
+    prompts: Sequence[str], negatives: Sequence[str], model: Model, target: Target, videos: Sequence[Timings] = ()
 ) -> Generator[Event, None, list[Tensor]]:
-    """The text embedding of each prompt, the generator's return value; the encoder is gone afterwards.
-
-    Of several, the last is the negative one.
-    """
+    """The text embedding of each prompt, then of each negative one, the generator's return value; the encoder is gone
+    afterwards."""
+    with _all(videos, "load"):
+        encoder = TextEncoder(model.checkpoint, target.device, target.text_dtype)
+    yield Stage("text")
+    names = [f"prompt {number}" if len(prompts) > 1 else "prompt" for number in range(1, len(prompts) + 1)]
     texts = []
-    with timings.phase("load"):
-        encoder = TextEncoder(model.checkpoint, device, dtype)
-    yield Phase("text")
-    for index, prompt in enumerate(prompts):
-        number = f" {index + 1}" if len(prompts) > 2 else ""
-        which = "negative prompt" if 0 < index == len(prompts) - 1 else f"prompt{number}"
+    for which, prompt in zip((*names, *("negative prompt" for _ in negatives)), (*prompts, *negatives), strict=True):
         if model.card is not None:
             read = reading.read(prompt, encoder.tokenizer)
             if remark := reading.remark(read, which, model.card):
                 yield Notice(remark)
             prompt = read.text
-        with timings.phase("text"):
+        with _all(videos, "text"):
             encoded = encoder.encode(prompt)
-            machine.synchronise(device)
+            machine.synchronise(target.device)
         if encoded.unknown:
             words = printable(", ".join(encoded.unknown))
             yield Notice(f"the model's tokenizer has no token for some of the {which}: {words}")
         if encoded.cut:
             yield Notice(f"the {which} is longer than {encoder.tokenizer.length} tokens; its end was left out")
         texts.append(encoded.text)
-    with timings.phase("load"):
+    with _all(videos, "load"):
         del encoder
         machine.release()
     return texts
 
 
-def schedule(request: Request, model: Model) -> list[Plans]:
-    """What each layer does at each step; UsageError where the preset is for another model or another video's size."""
-    preset, config = request.preset, model.config
-    preset.check_family(model.family)
-    grid = config.grid(request.latent_shape)
-    tiles = TileGrid(grid, preset.tile or model.tile(grid))
-    return preset.schedule(request.noise_levels, tiles, config.num_layers, config.num_heads)
+def denoise(plan: VideoPlan, denoiser: Denoiser, timings: Timings) -> Generator[Event, None, Tensor]:
+    """From noise to latents [1, 16, T, h, w], the generator's return value."""
+    yield Stage("denoise")
+    if denoiser.branches > 1:
+        yield Branches(denoiser.together)
+    yield from plan.notices()
+    yield from make_ready(plan, timings)
+    with timings.stage("denoise"):
+        latents = denoiser.noise(plan.request.seed)
+    moments = denoiser.run(latents, plan.steps)
+    while True:
+        with timings.stage("denoise"):
+            moment = next(moments, None)
+        if moment is None:
+            return latents
+        latents = moment.latents
+        timings.steps.append(moment.seconds)
+        yield Step(moment.step + 1, len(plan.steps), moment.seconds, moment.finite)
 
 
-def default_preset(model: Model, width: int, height: int, frames: int, device: torch.device) -> Preset:
-    """The `quality` grade where a kernel of ours runs it, else BF16."""
-    if device.type != "cuda":
-        return BF16
-    if model.config.num_layers != config.FAMILIES.get(model.family, model.config).num_layers:
-        return BF16  # a model of another make: what ships is not for it
-    preset = shipped.of_grade("quality", model.family, width, height)
-    grid = model.config.grid(sizes.latent_shape(frames, height, width))
-    tiles = TileGrid(grid, preset.tile or model.tile(grid))
-    phases = preset.plans(tiles, model.config.num_layers, model.config.num_heads)
-    rounded = {plan for plans in phases.values() for plan in plans if not plan.is_dense or plan.is_8bit}
-    ours = all(door.choose(device, plan, model.config.head_dim).name == "hopper" for plan in rounded)
-    return preset if ours else BF16
-
-
-def attention_by_step(plans: list[Plans], device: torch.device, head_dim: int) -> Iterator[Notice]:
-    """Which plan runs in which steps and layers, on which backend, and why on no other."""
-    every = {plan for layers in plans for plan in layers}
-    if device.type == "cuda" and any(door.choose(device, plan, head_dim).name == "reference" for plan in every):
-        yield Notice("plain PyTorch runs this preset's attention here, which may take longer than --preset bf16")
-    first = 1
-    for layers, alike in groupby(plans):
-        last = first + sum(1 for _ in alike) - 1
-        steps = f"step {first}" if first == last else f"steps {first} to {last}"
-        for plan in dict.fromkeys(layers):
-            own = [number for number, each in enumerate(layers) if each == plan]
-            where = steps if len(own) == len(layers) else f"{steps}, layers {file.ranges(own)}"
-            choice = door.choose(device, plan, head_dim)
-            refused = "".join(f"; not {door.told(name)}: {reason}" for name, reason in choice.refused)
-            yield Notice(f"{where}: {plan}, by {door.told(choice.name)}{refused}", detail=True)
-        first = last + 1
-
-
-def make_ready(
-    plans: list[Plans], device: torch.device, heads: int, head_dim: int, timings: Timings
-) -> Iterator[Notice]:
-    """Compile the kernels that the steps launch, and bring all key lists to the device, so that no phase begins with a
+def make_ready(plan: VideoPlan, timings: Timings) -> Iterator[Notice]:
+    """Compile the kernels that the steps launch, and bring all key lists to the device, so that no step begins with a
     wait; what was compiled, and where the cache cannot keep it."""
-    with timings.phase("compile"):
-        built = door.make_ready(device, {plan for layers in plans for plan in layers}, heads, head_dim)
+    config = plan.model.config
+    with timings.stage("compile"):
+        built = door.make_ready(plan.target.device, distinct(plan.steps), config.num_heads, config.head_dim)
     if fresh := sorted({kernel.name for kernel in built if kernel.fresh and not kernel.note}):
         yield Notice(
             f"compiled {', '.join(fresh)}, which later runs find in {built[0].cubin.parent.parent}", detail=True
@@ -279,123 +171,32 @@ def make_ready(
         yield Notice(note)
 
 
-@torch.inference_mode()
-def denoise(
-    request: Request,
-    transformer: WanTransformer,
-    plans: list[Plans],
-    texts: list[Tensor],
-    device: torch.device,
-    timings: Timings,
-    tolerant: bool = False,
-) -> Generator[Event, None, Tensor]:
-    """From noise to latents [1, 16, T, h, w], the generator's return value; plans: each layer's at each step.
+def decode(plan: VideoPlan, pieces: Iterator[np.ndarray], timings: Timings, weights: str) -> Iterator[Event]:
+    """Pieces of frames to the finished file; each goes to the encoder as soon as it is decoded.
 
-    Raises RenderError where they are not finite, unless `tolerant`.
+    The file's comment says how it was made, with the timings, which end here. weights: the transformer's fingerprint.
     """
-    yield Phase("denoise")
-    with timings.phase("denoise"):
-        solver = request.new_solver()
-        latents = solvers.noise(transformer.config.in_channels, request.latent_shape, request.seed).to(device)
-        together = both_fit(transformer, plans[0][0].tiles.tokens, device)
-        batches = [torch.cat(texts)] if together else texts
-        contexts = [transformer.embed_text(batch) for batch in batches]
-    if len(texts) > 1:
-        yield Branches(together)
-    yield from attention_by_step(plans, device, transformer.config.head_dim)
-    config = transformer.config
-    yield from make_ready(plans, device, config.num_heads, config.head_dim, timings)
-    for index, (timestep, layers) in enumerate(zip(solver.timesteps, plans, strict=True)):
-        begin = time.perf_counter()
-        with timings.phase("denoise"):
-            velocity = predict(transformer, latents, timestep, contexts, layers, request.guidance)
-            latents = solver.step(velocity, latents)
-            finite = bool(latents.isfinite().all())  # waits for the device, too
-        timings.steps.append(time.perf_counter() - begin)
-        if not finite and not tolerant:
-            hint = None if transformer.dtype == torch.float32 else "try --dtype fp32"
-            raise RenderError(f"the model gave values that are not finite at step {index + 1}", hint)
-        yield Step(index + 1, request.steps, timings.steps[-1])
-    return latents
-
-
-def predict(
-    transformer: WanTransformer,
-    latents: Tensor,
-    timestep: Tensor,
-    contexts: list[list[KeyValue]],
-    plans: Plans,
-    guidance: float,
-) -> Tensor:
-    """Guided velocity. Contexts are one per branch, or one that holds both branches as a batch."""
-    branches: list[Tensor] = []
-    for context in contexts:
-        batch = len(context[0][0])
-        velocity = transformer(latents.expand(batch, -1, -1, -1, -1), timestep.expand(batch), context, plans)
-        branches += velocity.chunk(batch)
-    if len(branches) == 1:
-        return branches[0]
-    conditional, unconditional = branches
-    return solvers.guide(conditional, unconditional, guidance)
-
-
-def both_fit(transformer: WanTransformer, tokens: int, device: torch.device) -> bool:
-    """Whether a batch of two guidance branches fits in the memory that is free, by a worst-case estimate."""
-    per_token = transformer.config.bytes_per_token(transformer.dtype.itemsize)
-    return 2 * tokens * per_token < 0.8 * machine.free_bytes(device)
-
-
-def decode(
-    request: Request, model: Model, latents: Tensor, device: torch.device, timings: Timings, told: dict
-) -> Iterator[Event]:
-    """Latents to the finished file; each piece goes to the encoder as soon as it is decoded.
-
-    The file's metadata are `told` and the timings, which end here.
-    """
-    yield Phase("load", "VAE")
-    with timings.phase("load"):
-        vae = load_vae(model.checkpoint, device)
-    yield Phase("decode")
-    pieces = wan_vae.frames_of(vae, latents)
-    size = (request.width, request.height)
+    yield Stage("decode")
+    request, own = plan.request, plan.request.settings
     # File managers that look a third into a video show the last key frame before it: without one of its own the first
     # frame, which is often the pocket model's worst.
-    form = (size, request.fps, request.scale_to, request.may_replace, request.frames // 3)
+    form = ((own.width, own.height), own.fps, request.scale_to, request.may_replace, own.frames // 3)
+    about = plan.about(weights)
     with contextlib.ExitStack() as held:
-        with timings.phase("encode"):  # which begins with the encoder's start
+        with timings.stage("encode"):  # which begins with the encoder's start
             writer = held.enter_context(VideoWriter(request.output, *form))
         while True:
-            with timings.phase("decode"):
+            with timings.stage("decode"):
                 if (frames := next(pieces, None)) is None:
                     break
-            with timings.phase("encode"):
+            with timings.stage("encode"):
                 writer.write(frames)
-            yield Frames(writer.frames, request.frames, frames)
-        with timings.phase("encode"):
+            yield Frames(writer.frames, own.frames, frames)
+        with timings.stage("encode"):
             writer.close()
-        timings.peak_memory = machine.peak_bytes(device)
+        timings.peak_memory = machine.peak_bytes(plan.target.device)
         timings.stop()
-        if fault := writer.finish({**told, "timings": timings.as_dict()}):
+        about["timings"] = timings.as_dict()
+        if fault := writer.finish(about):
             yield Notice(f"the video is complete, but does not tell how it was made: {fault}")
-    yield Written(writer.path)
-
-
-def describe(request: Request, model: Model, device: torch.device, dtype: torch.dtype, text_dtype: torch.dtype) -> dict:
-    """What was made, by what and with which settings; stored in the file, printed by --json."""
-    settings = {**asdict(replace(request, preset=BF16)), "preset": file.as_dict(request.preset)}
-    del settings["output"], settings["may_replace"]
-    plans = [plan for layers in schedule(request, model) for plan in layers]
-    return {
-        "fpsgen": __version__,
-        "model": model.told,
-        "device": str(device),
-        "threads": torch.get_num_threads() if device.type == "cpu" else None,  # which a CPU's last bits depend on
-        "dtype": str(dtype).removeprefix("torch."),
-        "text_dtype": str(text_dtype).removeprefix("torch."),
-        **settings,
-        "attention": {
-            "tile": plans[0].tiles.tile,
-            "density": round(sum(plan.density for plan in plans) / len(plans), 6),
-            "backends": sorted({door.choose(device, plan, model.config.head_dim).name for plan in set(plans)}),
-        },
-    }
+    yield Written(writer.path, plan, about)

@@ -14,9 +14,9 @@ if TYPE_CHECKING:  # noise levels need neither, and commands that need nothing e
     from torch import Tensor
 
 SolverName = Literal["unipc", "dpm++", "euler"]
-SigmaGrid = Literal["original", "diffusers"]
+Sigmas = Literal["original", "diffusers"]
 SOLVERS: tuple[SolverName, ...] = get_args(SolverName)
-GRIDS: tuple[SigmaGrid, ...] = get_args(SigmaGrid)
+SIGMAS: tuple[Sigmas, ...] = get_args(Sigmas)
 TRAIN_TIMESTEPS = 1000
 
 
@@ -36,11 +36,11 @@ def shifted(levels: np.ndarray, shift: float) -> np.ndarray:
     return shift * levels / (1 + (shift - 1) * levels)
 
 
-def noise_levels(steps: int, shift: float, solver: SolverName = "unipc", grid: SigmaGrid = "original") -> list[float]:
-    """The noise level before each step, in float32: what a `Solver` visits, which is asked where the grid is
+def noise_levels(steps: int, shift: float, solver: SolverName = "unipc", sigmas: Sigmas = "original") -> list[float]:
+    """The noise level before each step, in float32: what a `Solver` visits, which is asked where they are
     diffusers'."""
-    if grid == "diffusers":
-        return Solver(steps, shift, solver, grid).sigmas[:-1].tolist()
+    if sigmas == "diffusers":
+        return Solver(steps, shift, solver, sigmas).sigmas[:-1].tolist()
     return shifted(original_sigmas(solver, steps), shift).astype(np.float32).tolist()
 
 
@@ -48,10 +48,10 @@ class Solver:
     """One of diffusers' solvers over a flow. UniPC and DPM++ are of order 2, predicting x0, of lower order at the
     end, as Wan2.1 runs them; Euler is of order 1.
 
-    grid "original" is Wan2.1's own; "diffusers" is what `WanPipeline` visits with that solver.
+    sigmas "original" are Wan2.1's own; "diffusers" is what `WanPipeline` visits with that solver.
     """
 
-    def __init__(self, steps: int, shift: float, solver: SolverName = "unipc", grid: SigmaGrid = "original"):
+    def __init__(self, steps: int, shift: float, solver: SolverName = "unipc", sigmas: Sigmas = "original"):
         import torch
         from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 
@@ -66,7 +66,7 @@ class Solver:
                 flow_shift=shift,
             )
         self._scheduler.set_timesteps(steps)
-        if grid == "original":
+        if sigmas == "original":
             # Set, not handed over: DPM++ takes no noise levels, and UniPC would shift them once more.
             levels = shifted(original_sigmas(solver, steps), shift)
             self._scheduler.sigmas = torch.from_numpy(np.append(levels, 0.0)).float()

@@ -7,14 +7,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-PHASES = ("load", "text", "compile", "denoise", "decode", "encode")
+STAGES = ("load", "text", "compile", "denoise", "decode", "encode")
 
 
 @dataclass
 class Timings:
-    """Seconds per phase, from the moment the record is made. Phases do not overlap."""
+    """Seconds per stage, from the moment the record is made. Stages do not overlap."""
 
-    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
     steps: list[float] = field(default_factory=list)
     total: float = 0.0
     peak_memory: int | None = None  # bytes: allocated on the GPU; on a CPU resident, mapped weights included
@@ -22,8 +22,8 @@ class Timings:
     _paused: float = 0.0
 
     @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Add what runs inside to a phase; one phase may be entered many times."""
+    def stage(self, name: str) -> Iterator[None]:
+        """Add what runs inside to a stage; one stage may be entered many times."""
         begin, paused = time.perf_counter(), self._paused
         try:
             yield
@@ -32,7 +32,7 @@ class Timings:
 
     @contextmanager
     def pause(self) -> Iterator[None]:
-        """What runs inside is nobody's time: neither the total's nor a surrounding phase's."""
+        """What runs inside is nobody's time: neither the total's nor a surrounding stage's."""
         begin = time.perf_counter()
         try:
             yield

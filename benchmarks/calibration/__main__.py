@@ -30,8 +30,11 @@ from fpsgen.calibrate.job import Job, mean_cost, mean_density, problem, step_pla
 from fpsgen.calibrate.run import calibrate
 from fpsgen.calibrate.solve import Axis
 from fpsgen.calibrate.verify import Checked
+from fpsgen.events import Event, Notice
 from fpsgen.machine import provenance
-from fpsgen.presets import Plans, cost, shipped
+from fpsgen.presets import cost, shipped
+from fpsgen.target import Target
+from fpsgen.wan.plan import StepPlan
 from recipes.pocket.evaluate import NOISE_SEED, prompts_for
 
 LEVELS = {"high": 0.600, "middle": 0.478, "low": 0.265}  # densities of the uniform INT8 plans whose costs they are
@@ -48,7 +51,7 @@ class Pool:
         self._pool = ProcessPoolExecutor(workers, get_context("spawn"), Worker.start)
         self._console = console
 
-    def run(self, title: str, specs: list[Spec], contenders: list[list[Plans]]) -> list[list[Checked]]:
+    def run(self, title: str, specs: list[Spec], contenders: list[list[StepPlan]]) -> list[list[Checked]]:
         """By contender, then by clip."""
         found = []
         for number, one in enumerate(self._pool.map(Worker.run, specs, [contenders] * len(specs)), 1):
@@ -70,10 +73,10 @@ class Uniform:
         return f"{'x'.join(map(str, self.job.candidates.windows[self.window]))}, {PRECISIONS[self.precision]}"
 
     @cached_property
-    def plans(self) -> list[Plans]:
+    def plans(self) -> list[StepPlan]:
         config = self.job.model.config
         plan = self.job.candidates.plan(self.precision, [self.window] * config.num_heads)
-        return [(plan,) * config.num_layers] * self.job.video.steps
+        return [StepPlan((plan,) * config.num_layers)] * self.job.settings.steps
 
     @property
     def cost(self) -> float:
@@ -90,28 +93,14 @@ def mean(checked: list[Checked]) -> float:
     return sum(one.error for one in checked) / len(checked)
 
 
-class Quiet:
-    """Watches a calibration, and says what it notes."""
-
-    def __init__(self, console: Console):
-        self.console = console
-
-    def phase(self, name: str) -> None: ...
-
-    def total(self, work: float) -> None: ...
-
-    def advance(self, work: float) -> None: ...
-
-    def note(self, text: str) -> None:
-        self.console.print(text)
-
-    def warn(self, text: str) -> None:
-        self.console.print(text)
-
-
-def contenders_of(job: Job, level: float, pool: Pool, console: Console) -> dict[str, list[Plans]]:
+def contenders_of(job: Job, level: float, pool: Pool, console: Console) -> dict[str, list[StepPlan]]:
     """All of one level, the two best uniform plans among them."""
-    result = calibrate(job, CPU, torch.float32, torch.bfloat16, Quiet(console))
+
+    def watch(event: Event) -> None:
+        if isinstance(event, Notice):
+            console.print(event.text)
+
+    result = calibrate(job, Target(CPU, torch.float32, torch.bfloat16), watch)
     found = {"calibrated": step_plans(job, result.preset)}
     task = problem(job, result.measurement)
     for name, axis in WITHOUT.items():
@@ -142,7 +131,7 @@ def main() -> None:
     begin = provenance(["python", "-m", "benchmarks.calibration", *sys.argv[1:]])  # of the code that is running
     pool = Pool(args.workers, console)
     base = job_for(1.0)
-    every: dict[tuple[str, str], list[Plans]] = {}
+    every: dict[tuple[str, str], list[StepPlan]] = {}
     costs = {}
     for level, density in LEVELS.items():
         costs[level] = cost.of_pairs(next_density(base, density), "int8", base.candidates.tokens)
@@ -150,7 +139,7 @@ def main() -> None:
         every |= {(level, name): plans for name, plans in contenders_of(job, costs[level], pool, console).items()}
     dense = AttentionPlan(base.tiles, qk="int8", pv="fp8")
     config = base.model.config
-    every["", "dense, int8"] = [(dense,) * config.num_layers] * base.video.steps
+    every["", "dense, int8"] = [StepPlan((dense,) * config.num_layers)] * base.settings.steps
     every["", "paper"] = step_plans(base, shipped.load("paper"))
     prompts, _ = prompts_for(FIRST + HELD_OUT, True, True)
     specs = [(prompt, NOISE_SEED + 1000 + i) for i, prompt in enumerate(prompts[FIRST:][: args.clips])]

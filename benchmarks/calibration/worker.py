@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import torch
 
 from fpsgen import assets
 from fpsgen.calibrate.budget import Budget
 from fpsgen.calibrate.job import Job
-from fpsgen.calibrate.settings import Video, defaults
+from fpsgen.calibrate.settings import defaults
 from fpsgen.calibrate.trajectory import Clip, Renderer
 from fpsgen.calibrate.verify import Checked, Checker
 from fpsgen.journal import Journal
-from fpsgen.presets import Plans
+from fpsgen.wan.plan import StepPlan
 from fpsgen.wan.text_encoder import TextEncoder
 from fpsgen.weights import models
 from fpsgen.weights.load import load_transformer, load_vae
@@ -27,9 +25,7 @@ def job_for(level: float) -> Job:
     """What `fpsgen calibrate --model pocket --target-cost LEVEL` runs."""
     model = models.find("pocket")
     effort, prompts = defaults(model.family)
-    settings = dataclasses.asdict(model.defaults)
-    del settings["fps"]
-    return Job(model, Video(**settings), effort, Budget("cost", level), prompts, 0, "calibrated")
+    return Job(model, model.defaults, effort, Budget("cost", level), prompts, 0, "calibrated")
 
 
 class Worker:
@@ -43,17 +39,17 @@ class Worker:
         cls.encoder = TextEncoder(checkpoint, CPU, torch.bfloat16)
         cls.transformer = load_transformer(checkpoint, CPU, torch.float32)
         cls.vae = load_vae(checkpoint, CPU)
-        cls.negative = cls.encoder.encode(cls.job.video.negative).text
+        cls.negative = cls.encoder.encode(cls.job.settings.negative).text
 
     @classmethod
     @torch.inference_mode()
-    def run(cls, spec: Spec, contenders: list[list[Plans]]) -> list[Checked]:
+    def run(cls, spec: Spec, contenders: list[list[StepPlan]]) -> list[Checked]:
         """One clip with each contender's plans by step."""
         prompt, seed = spec
         clip = Clip(prompt, seed, cls.encoder.encode(prompt).text)
         key = {"benchmark": spec, "weights": cls.transformer.fingerprint(), "torch": torch.__version__}
         journal = Journal(assets.cache("calibration-benchmark"), key)
-        tiles, video = cls.job.tiles, cls.job.video
-        renderer = Renderer(cls.transformer, tiles, video, cls.negative, CPU, journal, lambda work: None)
-        checker = Checker(renderer, [clip], cls.vae, lambda work: None)
+        tiles, settings = cls.job.tiles, cls.job.settings
+        renderer = Renderer(cls.transformer, tiles, settings, cls.negative, CPU, journal, lambda event: None)
+        checker = Checker(renderer, [clip], cls.vae, 0)
         return [checker.check(plans)[0] for plans in contenders]

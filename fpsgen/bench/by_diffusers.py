@@ -16,8 +16,9 @@ from torch import Tensor
 from fpsgen import __version__, machine, solvers
 from fpsgen.bench.contenders import Outline
 from fpsgen.errors import UsageError
-from fpsgen.pipeline import Denoised, Event, Frames, Phase, Request, Step
+from fpsgen.events import Denoised, Event, Frames, Stage, Step
 from fpsgen.pocket import reading
+from fpsgen.request import Request
 from fpsgen.target import Target
 from fpsgen.timing import Timings
 from fpsgen.video import VideoWriter
@@ -39,44 +40,43 @@ class Diffusers:
             return "it reads a checkpoint in Diffusers' format: `fpsgen models convert` makes one"
         return None if find_spec("accelerate") else "it needs accelerate: pip install accelerate"
 
-    def outline(self, request: Request, model: Model, device: torch.device) -> Outline:
+    def outline(self, request: Request, model: Model, target: Target) -> Outline:
         import diffusers
 
-        if request.guidance < 1:
-            raise UsageError(
-                f"--guidance {request.guidance:g}: diffusers uses guidance only above 1", hint="leave it out"
-            )
+        if (guidance := request.settings.guidance) < 1:
+            raise UsageError(f"--guidance {guidance:g}: diffusers uses guidance only above 1", hint="leave it out")
         return Outline(f"WanPipeline of diffusers {diffusers.__version__}")
 
     @torch.inference_mode()
     def run(self, request: Request, model: Model, target: Target, timings: Timings) -> Iterator[Event]:
         """The file's metadata say that diffusers made it."""
         machine.reset_peak(target.device)
-        yield Phase("load")
-        with timings.phase("load"):
+        yield Stage("load")
+        with timings.stage("load"):
             pipe = load(model, target)
-        yield Phase("text")
-        with timings.phase("text"):
+        yield Stage("text")
+        with timings.stage("text"):
             texts = encode(pipe, request, model, target.device)
             machine.synchronise(target.device)
-        yield Phase("denoise")
-        with timings.phase("denoise"):
+        yield Stage("denoise")
+        with timings.stage("denoise"):
             latents, timings.steps = denoise(pipe, request, texts, target.device)
         for number, seconds in enumerate(timings.steps, 1):
-            yield Step(number, request.steps, seconds)
+            yield Step(number, request.settings.steps, seconds)
         yield Denoised(latents)
-        yield Phase("decode")
-        with timings.phase("decode"):
+        yield Stage("decode")
+        with timings.stage("decode"):
             video = pipe.vae.decode(wan_vae.denormalise(pipe.vae, latents.float()), return_dict=False)[0]
             frames = wan_vae.to_uint8(video)
-        with VideoWriter(request.output, (request.width, request.height), request.fps) as writer:
-            with timings.phase("encode"):
+        own = request.settings
+        with VideoWriter(request.output, (own.width, own.height), own.fps) as writer:
+            with timings.stage("encode"):
                 writer.write(frames)
                 writer.close()
             timings.peak_memory = machine.peak_bytes(target.device)
             timings.stop()
             writer.finish({"fpsgen": __version__, "by": "diffusers", "timings": timings.as_dict()})
-        yield Frames(len(frames), request.frames, frames)
+        yield Frames(len(frames), request.settings.frames, frames)
 
 
 def load(model: Model, target: Target) -> Any:
@@ -101,11 +101,14 @@ def load(model: Model, target: Target) -> Any:
 def encode(pipe: Any, request: Request, model: Model, device: torch.device) -> tuple[Tensor, Tensor | None]:
     """Embeddings of the prompt and, with guidance, of the negative one. A pocket model's prompts are put into its own
     words first, as `generate` does."""
-    prompts, tokenizer = [request.prompt, request.negative], load_tokenizer(model.checkpoint)
+    prompts, tokenizer = [request.prompt, request.settings.negative], load_tokenizer(model.checkpoint)
     if model.card is not None:
         prompts = [reading.read(text, tokenizer).text for text in prompts]
     return pipe.encode_prompt(
-        *prompts, do_classifier_free_guidance=request.guidance > 1, max_sequence_length=tokenizer.length, device=device
+        *prompts,
+        do_classifier_free_guidance=request.settings.guidance > 1,
+        max_sequence_length=tokenizer.length,
+        device=device,
     )
 
 
@@ -113,13 +116,13 @@ def denoise(
     pipe: Any, request: Request, texts: tuple[Tensor, Tensor | None], device: torch.device
 ) -> tuple[Tensor, list[float]]:
     """Latents as `pipeline.denoise` has them, and the seconds of each step."""
-    scheduler = request.new_solver().scheduler
+    scheduler = request.settings.new_solver().scheduler
     # WanPipeline would set noise levels of its own. Euler refuses integers.
     scheduler.set_timesteps = lambda *_, **__: setattr(
         scheduler, "timesteps", scheduler.timesteps.to(device, torch.float32)
     )
     pipe.scheduler = scheduler
-    noise = solvers.noise(pipe.transformer.config.in_channels, request.latent_shape, request.seed).to(device)
+    noise = solvers.noise(pipe.transformer.config.in_channels, request.settings.latent_shape, request.seed).to(device)
     marks = [time.perf_counter()]
 
     def mark(_pipe: Any, _step: int, _timestep: Tensor, kept: dict) -> dict:
@@ -128,8 +131,8 @@ def denoise(
         return kept
 
     latents = pipe(
-        prompt_embeds=texts[0], negative_prompt_embeds=texts[1], latents=noise, height=request.height,
-        width=request.width, num_frames=request.frames, num_inference_steps=request.steps,
-        guidance_scale=request.guidance, output_type="latent", callback_on_step_end=mark,
+        prompt_embeds=texts[0], negative_prompt_embeds=texts[1], latents=noise, height=request.settings.height,
+        width=request.settings.width, num_frames=request.settings.frames, num_inference_steps=request.settings.steps,
+        guidance_scale=request.settings.guidance, output_type="latent", callback_on_step_end=mark,
     ).frames  # fmt: skip
     return latents, [after - before for before, after in pairwise(marks)]

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from math import prod
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,35 +26,15 @@ from fpsgen.bench.lineup import LineUp
 from fpsgen.bench.record import CompareRecord, Entry, Span
 from fpsgen.bench.steps import Split
 from fpsgen.errors import RenderError
+from fpsgen.events import Branches, Denoised, Frames, Notice, Run, Stage, Step, Watch
 from fpsgen.metrics import Pair
-from fpsgen.pipeline import Branches, Denoised, Frames, Notice, Phase, Request, Step
-from fpsgen.presets import BF16, label
+from fpsgen.presets import label
+from fpsgen.request import Request
+from fpsgen.sampling import Denoiser
 from fpsgen.target import Target
 from fpsgen.timing import Timings
 from fpsgen.weights.load import load_tokenizer, load_transformer
 from fpsgen.weights.models import Model
-
-_NO_SETTINGS = ("output", "may_replace", "preset", "scale_to")  # of a request: every contender has its own
-
-
-class CompareWatcher(Protocol):
-    """Who is told what happens."""
-
-    def begins(self, title: str, number: int, total: int) -> None:
-        """One of `total` runs begins; the first has number 1."""
-        ...
-
-    def phase(self, name: str) -> None: ...
-
-    def parts(self) -> None:
-        """All runs are done; single steps are taken apart."""
-        ...
-
-    def step(self, done: int, total: int) -> None:
-        """Denoising steps of the run that are behind us."""
-        ...
-
-    def note(self, text: str) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -70,23 +50,22 @@ class CompareJob:
 
     def entries(self) -> tuple[list[Entry], Entry]:
         """One for each contender, and the reference's."""
-        contenders, device = self.line_up.contenders, self.target.device
-        entries = [Entry(one, one.outline(self.request, self.model, device)) for one in contenders]
+        contenders = self.line_up.contenders
+        entries = [Entry(one, one.outline(self.request, self.model, self.target)) for one in contenders]
         return entries, next(one for one in entries if one.name == self.line_up.reference)
 
     def facts(self) -> dict[str, Any]:
         """What a record says of the job, whatever is found; to be asked before the work."""
-        settings = asdict(replace(self.request, preset=BF16))
         return {
             **record.head("compare", self.command, self.model, self.target),
-            "video": {key: value for key, value in settings.items() if key not in _NO_SETTINGS},
-            "tokens": prod(self.model.config.grid(self.request.latent_shape)),
+            "video": {key: value for key, value in self.request.as_dict().items() if key != "scale_to"},
+            "tokens": prod(self.model.config.grid(self.request.settings.latent_shape)),
             "reference": self.line_up.reference,
             "tried": [asdict(one) for one in self.line_up.tried],
         }
 
 
-def measure(job: CompareJob, folder: Path, watcher: CompareWatcher) -> tuple[CompareRecord, list[Pair]]:
+def measure(job: CompareJob, folder: Path, watch: Watch) -> tuple[CompareRecord, list[Pair]]:
     """The record, and the frames of each contender beside the reference's; the videos go to `folder`.
 
     RenderError where the reference's latents are not finite; of another, that is a result.
@@ -96,10 +75,10 @@ def measure(job: CompareJob, folder: Path, watcher: CompareWatcher) -> tuple[Com
     entries, reference = job.entries()
     warm = record.there_and_back(entries, job.passes)
     with no_kernels_yet():
-        states = run(entries, warm, job, folder, watcher)
+        states = run(entries, warm, job, folder, watch)
         near, notes = nearness(entries, reference, job.target.device)
         spans = record.common_spans(entries, job.request)
-        watcher.parts()
+        watch(Stage("parts of a step"))
         try:
             splits = list(splits_of(entries, spans, job))
         except (RuntimeError, MemoryError) as fault:  # of the device: the runs are worth more
@@ -130,15 +109,15 @@ def measure(job: CompareJob, folder: Path, watcher: CompareWatcher) -> tuple[Com
 
 
 def run(
-    entries: Sequence[Entry], warm: Sequence[Entry], job: CompareJob, folder: Path, watcher: CompareWatcher
+    entries: Sequence[Entry], warm: Sequence[Entry], job: CompareJob, folder: Path, watch: Watch
 ) -> list[dict[str, Any] | None]:
     """All runs, the cold ones first; the card's state after each, None where nobody knows it."""
     states = []
     outputs = places(job.line_up, folder)
     for number, one in enumerate((*entries, *warm), 1):
         cold = one.cold is None
-        watcher.begins(f"{one.name}, {'cold' if cold else 'warm'}", number, len(entries) + len(warm))
-        timings = once(one, replace(job.request, output=outputs[one.name]), job, watcher)
+        watch(Run(f"{one.name}, {'cold' if cold else 'warm'}", number, len(entries) + len(warm)))
+        timings = once(one, replace(job.request, output=outputs[one.name]), job, watch)
         states.append(
             machine.card_state(job.target.device) if job.target.device.type == "cuda" else None
         )  # warm from the work
@@ -155,7 +134,7 @@ def places(line_up: LineUp, folder: Path) -> dict[str, Path]:
     return {name: folder / f"{number}-{files.safe_name(name)[:60]}.mp4" for number, name in enumerate(names, 1)}
 
 
-def once(entry: Entry, request: Request, job: CompareJob, watcher: CompareWatcher) -> dict[str, Any]:
+def once(entry: Entry, request: Request, job: CompareJob, watch: Watch) -> dict[str, Any]:
     """One video, and how long it took. The first that a contender makes is kept, for its fidelity."""
     first = entry.latents is None
     machine.release()
@@ -163,10 +142,8 @@ def once(entry: Entry, request: Request, job: CompareJob, watcher: CompareWatche
     pieces = []
     try:
         for event in entry.contender.run(request, job.model, job.target, timings):
-            if isinstance(event, Phase):
-                watcher.phase(event.name)
-            elif isinstance(event, Step):
-                watcher.step(event.done, event.total)
+            if isinstance(event, Stage | Step):
+                watch(event)
             elif isinstance(event, Denoised) and first:
                 entry.latents = event.latents.cpu()
             elif isinstance(event, Frames) and first:
@@ -174,7 +151,7 @@ def once(entry: Entry, request: Request, job: CompareJob, watcher: CompareWatche
             elif isinstance(event, Branches):
                 entry.together = event.together
             elif isinstance(event, Notice) and first and not event.detail:
-                watcher.note(f"{entry.name}: {event.text}")
+                watch(Notice(f"{entry.name}: {event.text}"))
     except RenderError as fault:
         raise RenderError(f"{entry.name}: {fault}", fault.hint) from None
     if first:
@@ -204,13 +181,14 @@ def splits_of(entries: Sequence[Entry], spans: Sequence[Span], job: CompareJob) 
     # Time does not depend on what a text says.
     shape = (1, load_tokenizer(job.model.checkpoint).length, transformer.config.text_dim)
     text = torch.zeros(shape, device=device, dtype=job.target.text_dtype)
-    texts = [text] * (1 if job.request.guidance == 1 else 2)
+    texts = [text] * job.request.settings.branches
     for one in entries:
-        if not isinstance(one.contender, Ours) or one.outline.plans is None:
+        if not isinstance(one.contender, Ours) or one.outline.plan is None:
             yield [None] * len(spans)
             continue
         with one.contender.running():
-            measured = steps.by_phase(job.request, transformer, one.outline.plans, spans, texts, device)
+            denoiser = Denoiser(transformer, job.request.settings, texts, device)
+            measured = steps.by_phase(one.outline.plan, denoiser, spans)
             yield [phase.split for phase in measured]
 
 

@@ -29,17 +29,18 @@ _FILLED = 2**22  # random numbers that are drawn at once
 def seconds(job: CompareJob) -> float:
     """How long `synthetic.measure` takes at least."""
     checkpoint, target, config = job.model.checkpoint, job.target, job.model.config
-    branches = 1 if job.request.guidance == 1 else 2
+    branches = 1 if job.request.settings.guidance == 1 else 2
     rates = {dtype: products(dtype) for dtype in {target.dtype, target.text_dtype, torch.float32}}
     total = fill(checkpoint)
     encoder = load.empty_text_encoder(checkpoint)
     weights = sum(module.weight.numel() for module in encoder.modules() if isinstance(module, nn.Linear))
     total += (1 + branches) * 2.0 * TEXT_LENGTH * weights / rates[target.text_dtype]
-    total += 2 * decode_flops(checkpoint, job.request.latent_shape) / rates[torch.float32]
-    linear = 2.0 * config.weights_per_token * prod(config.grid(job.request.latent_shape))
+    total += 2 * decode_flops(checkpoint, job.request.settings.latent_shape) / rates[torch.float32]
+    linear = 2.0 * config.weights_per_token * prod(config.grid(job.request.settings.latent_shape))
     for one in job.line_up.contenders:
-        for layers in dict.fromkeys(one.outline(job.request, job.model, target.device).plans or []):
-            flops = linear + sum(plan.flops(config.num_heads, config.head_dim) for plan in layers)
+        plan = one.outline(job.request, job.model, target).plan
+        for each in dict.fromkeys(plan.steps if plan else ()):
+            flops = linear + sum(own.flops(config.num_heads, config.head_dim) for own in each.attention)
             step = branches * flops / rates[target.dtype]
             total += max(1, job.passes) * step * (1 + min(SAMPLES, 1 + int(ENOUGH / step)))
     return total

@@ -18,8 +18,8 @@ from fpsgen.bench.dense_kernels import KERNELS
 from fpsgen.bench.names import DIFFUSERS
 from fpsgen.bench.stopwatch import Stopwatch
 from fpsgen.errors import RenderError, UsageError
-from fpsgen.pipeline import Request
 from fpsgen.presets import BF16, Preset, shipped
+from fpsgen.request import Request
 from fpsgen.target import Target
 from fpsgen.weights.models import Model
 
@@ -74,13 +74,13 @@ def resolve(preset: str, names: Sequence[str], model: Model, size: tuple[int, in
 
 def line_up(preset: str, names: Sequence[str], request: Request, model: Model, target: Target) -> LineUp:
     """As `resolve`, with the fastest kernel behind bf16; UsageError also where a contender does not fit the video."""
-    found = resolve(preset, names, model, (request.width, request.height), target)
+    found = resolve(preset, names, model, (request.settings.width, request.settings.height), target)
     for one in found.contenders:
-        one.outline(request, model, target.device)
+        one.outline(request, model, target)
     if found.reference != BF16.name:
         return found
-    tokens = prod(model.config.grid(request.latent_shape))
-    best, tried = fastest(model, tokens, 1 if request.guidance == 1 else 2, target.device, target.dtype)
+    tokens = prod(model.config.grid(request.settings.latent_shape))
+    best, tried = fastest(model, tokens, request.settings.branches, target.device, target.dtype)
     first, *others = found.contenders
     fast = (Ours(one.name, BF16, best) if one.name == BF16.name else one for one in others)
     return LineUp((first, *fast), BF16.name, tuple(tried))

@@ -10,7 +10,6 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -28,20 +27,20 @@ from fpsgen.bench.lineup import LineUp
 from fpsgen.bench.perceptual import Lpips
 from fpsgen.bench.record import ClipRecord, QualityContender, QualityRecord
 from fpsgen.errors import RenderError
+from fpsgen.events import Done, Event, Notice, Stage, Watch, Work, finish
 from fpsgen.journal import Journal
 from fpsgen.metrics import Pair
-from fpsgen.pipeline import Event, Notice, Request, Step
 from fpsgen.pocket import judge
 from fpsgen.pocket.words import ASPECTS
 from fpsgen.presets import label
+from fpsgen.request import Request
+from fpsgen.sampling import Denoiser, both_fit
 from fpsgen.seeds import next_seed
+from fpsgen.settings import Settings
 from fpsgen.target import Target
-from fpsgen.timing import Timings
 from fpsgen.video import VideoWriter
 from fpsgen.wan import vae as wan_vae
-from fpsgen.wan.sizes import Defaults
 from fpsgen.wan.transformer import WanTransformer
-from fpsgen.watcher import Watcher
 from fpsgen.weights.load import load_transformer, load_vae
 from fpsgen.weights.models import Model
 
@@ -53,6 +52,7 @@ MEASURES: dict[str, Callable[[Sequence[float]], float]] = {
     "ssim": min,
     "lpips": max,
 }
+_OF_A_CLIP = ("prompt", "seed", "scale_to")  # in what a request says: the others are the same for all clips
 _PAIRS = 2  # of frames, for the report
 _DECODE = {True: 12.0, False: 0.5}  # decoding and measuring a clip, in a step's time, of a pocket model and of Wan2.1
 _VERSION = 2  # raised where a measure changes its meaning, so that older ones are not taken for new
@@ -72,7 +72,7 @@ class QualityJob:
     counting up. command: for the record."""
 
     model: Model
-    settings: Defaults
+    settings: Settings
     target: Target
     line_up: LineUp
     prompts: tuple[str, ...]
@@ -94,19 +94,19 @@ class QualityJob:
         return [Take(prompt, next_seed(self.seed, number)) for number, prompt in enumerate(each)]
 
     def request(self, take: Take) -> Request:
-        return Request(prompt=take.prompt, seed=take.seed, output=Path(), **asdict(self.settings))
+        return Request(take.prompt, self.settings, take.seed, Path())
 
     @cached_property
     def outlines(self) -> dict[str, Outline]:
         """The outline of each contender; UsageError where a preset does not fit the video."""
         request = self.request(self.takes[0])
-        return {one.name: one.outline(request, self.model, self.target.device) for one in self.contenders}
+        return {one.name: one.outline(request, self.model, self.target) for one in self.contenders}
 
     def piece(self, kind: str, one: Ours, *more: object) -> str:
         """A name in the journal, of all that a clip depends on besides the journal's key. The contender's name is in
         it: one that computes what another does is made on its own all the same, or it would be compared with itself."""
         outline = self.outlines[one.name]
-        told = repr((one.name, outline.plans, outline.backends, *more))
+        told = repr((one.name, outline.plan and outline.plan.steps, outline.backends, *more))
         return f"{kind}-{hashlib.sha256(told.encode()).hexdigest()[:24]}"
 
     @property
@@ -127,7 +127,7 @@ class QualityJob:
 
 @torch.inference_mode()
 def run(
-    job: QualityJob, watcher: Watcher, videos: dict[str, list[Path]] | None = None, fresh: bool = False
+    job: QualityJob, watch: Watch, videos: dict[str, list[Path]] | None = None, fresh: bool = False
 ) -> tuple[QualityRecord, list[Pair]]:
     """The record, and frames of the first clips and of the worst by the preset and by the reference.
 
@@ -138,78 +138,74 @@ def run(
     head, outlines = record.head("quality", job.command, job.model, job.target), job.outlines
     cache = assets.cache("bench")
     journals.check(cache)
-    watcher.total(job.work)
-    watcher.phase("load")
+    watch(Work(job.work))
+    watch(Stage("load"))
     notes: list[str] = []
 
     def note(text: str | None) -> None:
         """Tell at once, and in the record."""
         if text and text not in notes:
             notes.append(text)
-            watcher.warn(text)
-
-    def watch(event: Event) -> None:
-        if isinstance(event, Notice) and not event.detail:
-            note(event.text)
-        elif isinstance(event, Step):
-            watcher.advance(1)
+            watch(Notice(text))
 
     lpips, why_not = perceptual.load(job.target.device)
     note(why_not)
     if job.model.card and not job.judged:
         note("what the clips show is not judged: the judge knows only the pocket model's own size and frames")
-    texts = encode(job, watch)
+    texts = encode(job, note)
     transformer = load_transformer(job.model.checkpoint, job.target.device, job.target.dtype)
-    own = job.settings
+    own, weights = job.settings, transformer.fingerprint()
     for one in job.contenders:
-        note(one.preset.surprise(transformer.fingerprint(), own.width, own.height, own.frames))
+        note(one.preset.surprise(weights, own))
     journal = Journal(cache, key(job, transformer))
     if fresh:
         journal.forget()
-    watcher.phase("denoise")
+    watch(Stage("denoise"))
     for take in job.takes:
         for one in job.contenders:
             render(job, one, take, transformer, texts[take.prompt], journal, watch)
     del transformer
     machine.release()
-    watcher.phase("decode")
-    screen = Screen(job, load_vae(job.model.checkpoint, job.target.device), journal, lpips)
+    watch(Stage("decode"))
+    screen = Screen(job, load_vae(job.model.checkpoint, job.target.device), journal, lpips, weights)
     clips: dict[str, list[ClipRecord]] = {one.name: [] for one in job.contenders}
     for number, take in enumerate(job.takes):
         for one in job.contenders:
             clips[one.name].append(screen.clip(one, take, None if videos is None else videos[one.name][number]))
-            watcher.advance(job.decode)
+            watch(Done(job.decode))
     contenders = [contender(name, outlines[name], clips[name], job.target) for name in outlines]
     for found in contenders:
         if found.nonfinite:
             note(f"{found.name}: {found.nonfinite} clips have latents that are not finite, taken for 0")
-    request = job.request(job.takes[0])
+    video = {key: value for key, value in job.request(job.takes[0]).as_dict().items() if key not in _OF_A_CLIP}
     made = QualityRecord(
-        **head, video={**asdict(own), "solver": request.solver, "grid": request.grid}, prompts=job.prompts,
+        **head, video=video, prompts=job.prompts,
         seeds=job.seeds, seed=job.seed, reference=job.reference.name, contenders=contenders, notes=notes,
     )  # fmt: skip
     return made, pairs(job, screen, clips[job.contenders[0].name])
 
 
-def encode(job: QualityJob, watch: Callable[[Event], None]) -> dict[str, list[Tensor]]:
-    """For each prompt what `pipeline.denoise` reads: its embedding and, with guidance, the negative prompt's."""
-    every = [*job.prompts, job.settings.negative]
-    events = pipeline.encode_prompts(every, job.model, job.target.device, job.target.text_dtype, Timings())
-    *texts, negative = pipeline.finish(events, watch)
-    others = [] if job.settings.guidance == 1 else [negative]
-    return {prompt: [text, *others] for prompt, text in zip(job.prompts, texts, strict=True)}
+def encode(job: QualityJob, note: Callable[[str], None]) -> dict[str, list[Tensor]]:
+    """For each prompt what a `Denoiser` reads: its embedding and, with guidance, the negative prompt's."""
+
+    def watch(event: Event) -> None:
+        if isinstance(event, Notice) and not event.detail:
+            note(event.text)
+
+    events = pipeline.encode_prompts(job.prompts, [job.settings.negative], job.model, job.target)
+    *texts, negative = finish(events, watch)
+    return {prompt: [text, negative][: job.settings.branches] for prompt, text in zip(job.prompts, texts, strict=True)}
 
 
 def key(job: QualityJob, transformer: WanTransformer) -> dict[str, object]:
     """All that the clips of every contender depend on; also whether both guidance branches run in one batch, which a
     clip's last bits depend on, and which itself depends on the memory that is free."""
     torch.cuda.empty_cache()
-    tokens, target = prod(job.model.config.grid(job.request(job.takes[0]).latent_shape)), job.target
     return {
-        **journals.surroundings(job.model, transformer.fingerprint(), target.device, target.dtype, target.text_dtype),
+        **journals.surroundings(job.model, transformer.fingerprint(), job.target),
         "version": _VERSION,
         "settings": asdict(job.settings),
-        "together": pipeline.both_fit(transformer, tokens, target.device),
+        "together": both_fit(transformer, job.settings, job.target.device),
     }
 
 
@@ -220,22 +216,22 @@ def render(
     transformer: WanTransformer,
     texts: list[Tensor],
     journal: Journal,
-    watch: Callable[[Event], None],
+    watch: Watch,
 ) -> None:
     """The final latents of a clip, into the journal."""
     name = job.piece("clip", one, take)
     if (kept := journal.get(name)) is None:
         torch.cuda.empty_cache()  # else what the last clip left seems taken, when it is asked what fits
-        plans = job.outlines[one.name].plans
-        assert plans is not None
-        events = pipeline.denoise(
-            job.request(take), transformer, plans, texts, job.target.device, Timings(), tolerant=True
-        )
+        plan = job.outlines[one.name].plan
+        assert plan is not None
+        denoiser = Denoiser(transformer, job.settings, texts, job.target.device)
         with one.running():
-            kept = journal.put(name, latents=pipeline.finish(events, watch))
+            for moment in denoiser.run(denoiser.noise(take.seed), plan.steps):
+                latents = moment.latents
+                watch(Done(1))
+        kept = journal.put(name, latents=latents)
     else:
-        for step in range(job.settings.steps):
-            watch(Step(step + 1, job.settings.steps, 0.0))
+        watch(Done(job.settings.steps))
     # For the others it is a result.
     if one is job.reference and not kept["latents"].isfinite().all():
         hint = None if job.target.dtype == torch.float32 else "try --dtype fp32"
@@ -245,7 +241,8 @@ def render(
 class Screen:
     """Clips as frames: decoded where they are needed, one take at a time, and measured once."""
 
-    def __init__(self, job: QualityJob, vae: AutoencoderKLWan, journal: Journal, lpips: Lpips | None):
+    def __init__(self, job: QualityJob, vae: AutoencoderKLWan, journal: Journal, lpips: Lpips | None, weights: str):
+        self._weights = weights
         self._job, self._vae, self._journal, self._lpips = job, vae, journal, lpips
         self._network = judge.load_network() if job.judged else None
         self._take: Take | None = None
@@ -290,12 +287,12 @@ class Screen:
         return {"fidelity": near, "shown": shown}
 
     def _write(self, one: Ours, take: Take, path: Path) -> None:
-        own, target = self._job.settings, self._job.target
-        request = replace(self._job.request(take), preset=one.preset)
-        about = pipeline.describe(request, self._job.model, target.device, target.dtype, target.text_dtype)
+        own, plan = self._job.settings, self._job.outlines[one.name].plan
+        assert plan is not None
+        plan = replace(plan, request=replace(self._job.request(take), preset=one.preset))
         with VideoWriter(path, (own.width, own.height), own.fps) as writer:
             writer.write(self.frames(one, take))
-            writer.finish(about)
+            writer.finish(plan.about(self._weights))
 
 
 def pairs(job: QualityJob, screen: Screen, clips: Sequence[ClipRecord]) -> list[Pair]:

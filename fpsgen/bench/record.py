@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import chain, groupby
+from itertools import groupby
 from statistics import median
 from typing import Any
 
@@ -16,13 +16,13 @@ from fpsgen.bench import stopwatch
 from fpsgen.bench.contenders import Outline
 from fpsgen.bench.fidelity import Fidelity, MadeClip
 from fpsgen.bench.lineup import Contender
-from fpsgen.pipeline import Request
-from fpsgen.presets import Plans, label
+from fpsgen.presets import label
+from fpsgen.request import Request
 from fpsgen.target import Target
-from fpsgen.timing import PHASES
+from fpsgen.timing import STAGES
 from fpsgen.weights.models import Model
 
-WHOLE = (*PHASES, "total")
+WHOLE = (*STAGES, "total")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +138,7 @@ def head(kind: str, command: list[str], model: Model, target: Target) -> dict[st
 
 def who(name: str, outline: Outline, target: Target) -> dict[str, Any]:
     """The fields of `ContenderRecord`."""
-    told = {key: value for key, value in vars(outline).items() if key != "plans"}
+    told = {key: value for key, value in vars(outline).items() if key != "plan"}
     return {"name": name, "label": label(name, target.dtype_name), **told}
 
 
@@ -197,7 +197,7 @@ class Span:
     sigma: tuple[float, float]
 
 
-def spans(plans: Sequence[Plans], sigmas: Sequence[float]) -> list[Span]:
+def spans(plans: Sequence[object], sigmas: Sequence[float]) -> list[Span]:
     """The runs of equal plans; sigmas: before each step, and the one after the last."""
     found, first = [], 0
     for _, alike in groupby(plans):
@@ -209,9 +209,9 @@ def spans(plans: Sequence[Plans], sigmas: Sequence[float]) -> list[Span]:
 
 def common_spans(entries: Sequence[Entry], request: Request) -> list[Span]:
     """The longest spans in which nobody's plans change; contenders without plans have no say."""
-    every = [one.outline.plans for one in entries if one.outline.plans is not None]
-    together = [tuple(chain.from_iterable(layers)) for layers in zip(*every, strict=True)]
-    return spans(together, request.new_solver().sigmas.tolist())
+    every = [one.outline.plan.steps for one in entries if one.outline.plan is not None]
+    together = list(zip(*every, strict=True))
+    return spans(together, request.settings.new_solver().sigmas.tolist())
 
 
 def contender(
@@ -241,7 +241,7 @@ def contender(
 
 def phase(entry: Entry, span: Span, split: Any) -> PhaseTimes:
     steps = slice(span.first, span.last + 1)
-    plans = [plan for layers in (entry.outline.plans or [])[steps] for plan in layers]
+    plans = () if entry.outline.plan is None else entry.outline.plan.steps[steps]
     density = sum(plan.density for plan in plans) / len(plans) if plans else None
     step = median(seconds for run in entry.runs for seconds in run["steps"][steps])
     return PhaseTimes(span.first + 1, span.last + 1, span.sigma, density, step, split)

@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fpsgen import machine, pipeline, solvers
+from fpsgen import machine
 from fpsgen.attention import door
 from fpsgen.bench.record import Span
-from fpsgen.pipeline import Request
-from fpsgen.presets import Plans
-from fpsgen.wan.transformer import KeyValue, WanTransformer
+from fpsgen.request import VideoPlan
+from fpsgen.sampling import Denoiser
+from fpsgen.wan.plan import StepPlan, distinct
 
 SAMPLES = 3
 ENOUGH = 10.0  # seconds, after which a step is measured no further time
@@ -59,51 +59,33 @@ class PhaseStep:
 
 
 @torch.inference_mode()
-def by_phase(
-    request: Request,
-    transformer: WanTransformer,
-    plans: list[Plans],
-    cut: Sequence[Span],
-    texts: list[Tensor],
-    device: torch.device,
-) -> Iterator[PhaseStep]:
+def by_phase(plan: VideoPlan, denoiser: Denoiser, cut: Sequence[Span]) -> Iterator[PhaseStep]:
     """Measure the first step of each span of `cut`, after one that warms up: `SAMPLES` times, less often a long one.
 
-    Kernels are compiled before. plans: each layer's at each step; spans with the same ones are measured once. texts: of
-    the guidance branches, as `pipeline.encode_prompts` gives them. The latents are noise at every level: it has
-    variance 1, as true latents have, and time does not depend on values.
+    Kernels are compiled before. Spans with the same plan are measured once. The latents are noise at every level: it
+    has variance 1, as true latents have, and time does not depend on values.
     """
-    config = transformer.config
-    door.make_ready(device, {plan for layers in plans for plan in layers}, config.num_heads, config.head_dim)
-    together = pipeline.both_fit(transformer, plans[0][0].tiles.tokens, device)
-    contexts = [transformer.embed_text(batch) for batch in ([torch.cat(texts)] if together else texts)]
-    latents = solvers.noise(config.in_channels, request.latent_shape, request.seed).to(device)
-    timesteps = request.new_solver().timesteps
-    known: dict[Plans, tuple[Split, int]] = {}
+    config = denoiser.transformer.config
+    door.make_ready(denoiser.device, distinct(plan.steps), config.num_heads, config.head_dim)
+    latents = denoiser.noise(plan.request.seed)
+    known: dict[StepPlan, tuple[Split, int]] = {}
     for span in cut:
-        layers, timestep = plans[span.first], timesteps[span.first]
-        if layers not in known:
-            splits, velocity = split(transformer, latents, timestep, contexts, layers, request.guidance)
+        step = plan.steps[span.first]
+        if step not in known:
+            splits, velocity = split(denoiser, latents, span.first, step)
             middle = sorted(splits, key=lambda one: one.total)[(len(splits) - 1) // 2]
-            known[layers] = middle, int((~velocity.isfinite()).sum())
-        yield PhaseStep(span, *known[layers], together if len(texts) > 1 else None)
+            known[step] = middle, int((~velocity.isfinite()).sum())
+        yield PhaseStep(span, *known[step], denoiser.together if denoiser.branches > 1 else None)
 
 
 @torch.inference_mode()
-def split(
-    transformer: WanTransformer,
-    latents: Tensor,
-    timestep: Tensor,
-    contexts: list[list[KeyValue]],
-    plans: Plans,
-    guidance: float,
-) -> tuple[list[Split], Tensor]:
-    """Of `SAMPLES` steps, or of as many as take `ENOUGH`, after one that warms up; and the velocity. Arguments are
-    those of `pipeline.predict`."""
+def split(denoiser: Denoiser, latents: Tensor, number: int, plan: StepPlan) -> tuple[list[Split], Tensor]:
+    """Of `SAMPLES` times step `number`, or of as many as take `ENOUGH`, after one that warms up; and the velocity."""
 
     def step() -> Tensor:
-        return pipeline.predict(transformer, latents, timestep, contexts, plans, guidance)
+        return denoiser.velocity(latents, number, plan)
 
+    transformer = denoiser.transformer
     device = latents.device
     attentions = [block.self_attn for block in transformer.layers()]
     projections = {module for own in attentions for module in own.modules() if isinstance(module, nn.Linear)}

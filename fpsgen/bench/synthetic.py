@@ -16,12 +16,14 @@ from torch import Tensor, nn
 
 from fpsgen import machine, solvers
 from fpsgen.bench import record, steps
-from fpsgen.bench.compare import CompareJob, CompareWatcher
+from fpsgen.bench.compare import CompareJob
 from fpsgen.bench.contenders import Ours
 from fpsgen.bench.record import CompareRecord
 from fpsgen.bench.steps import PhaseStep
 from fpsgen.errors import UsageError
-from fpsgen.pipeline import Request
+from fpsgen.events import Run, Stage, Watch
+from fpsgen.request import Request
+from fpsgen.sampling import Denoiser
 from fpsgen.target import Target
 from fpsgen.timing import Timings
 from fpsgen.wan import vae as wan_vae
@@ -35,7 +37,7 @@ PIECES = 3
 Module = TypeVar("Module", bound=nn.Module)
 
 
-def measure(job: CompareJob, watcher: CompareWatcher) -> CompareRecord:
+def measure(job: CompareJob, watch: Watch) -> CompareRecord:
     """The record, as `compare.measure` has it, but for fidelity; all contenders run there and back, one pass at least.
 
     job.model: from `models.absent`, whose weights fit (`check_memory`); all contenders are fpsgen's own.
@@ -47,24 +49,27 @@ def measure(job: CompareJob, watcher: CompareWatcher) -> CompareRecord:
     cut = record.common_spans(entries, request)
     runs = record.there_and_back(entries, max(1, job.passes))
     machine.reset_peak(device)
-    watcher.phase("text")
+    watch(Stage("text"))
     texts, text = encode(checkpoint, request, job.target)
-    watcher.phase("decode")
+    watch(Stage("decode"))
     ends = {"text": text, "decode": decode(checkpoint, request, device)}
     machine.release()
     peak = machine.peak_bytes(device)
-    watcher.phase("transformer")
-    transformer = randomise(load.empty_transformer(checkpoint), device, load.by_name(job.target.dtype), request.seed)
+    watch(Stage("transformer"))
+    transformer = randomise(load.empty_transformer(checkpoint), device, needs.by_name(job.target.dtype), request.seed)
     measured: dict[str, list[PhaseStep]] = {}
     states = []
     for number, one in enumerate(runs, 1):
         assert isinstance(one.contender, Ours)  # others have refused a model without files
-        watcher.begins(one.name, number, len(runs))
-        watcher.phase("denoise")
+        plan = one.outline.plan
+        assert plan is not None  # diffusers has refused a model without files
+        watch(Run(one.name, number, len(runs)))
+        watch(Stage("denoise"))
         machine.release()
         machine.reset_peak(device)
         with one.contender.running():
-            phases = list(steps.by_phase(request, transformer, one.outline.plans or [], cut, texts, device))
+            denoiser = Denoiser(transformer, request.settings, texts, device)
+            phases = list(steps.by_phase(plan, denoiser, cut))
         on_card = device.type == "cuda"
         states.append(machine.card_state(device) if on_card else None)
         one.warm.append(timing(phases, ends, max(peak, machine.peak_bytes(device)) if on_card else None))
@@ -90,8 +95,8 @@ def measure(job: CompareJob, watcher: CompareWatcher) -> CompareRecord:
 
 def notes(request: Request, passes: int) -> list[str]:
     """What a reader should know of such records, in sentences."""
-    latent_frames = request.latent_shape[0]
-    times = "once" if request.guidance == 1 else "twice"
+    latent_frames = request.settings.latent_shape[0]
+    times = "once" if request.settings.guidance == 1 else "twice"
     told = [
         "the weights are random: the speed is that of the true shapes, and there is no video",
         "one step of each phase was measured, up to three times, and its median stands for the others",
@@ -167,7 +172,7 @@ def encode(checkpoint: Checkpoint, request: Request, target: Target) -> tuple[li
     once()  # warms up
     machine.synchronise(target.device)
     begin = time.perf_counter()
-    texts = [once() for _ in range(1 if request.guidance == 1 else 2)]
+    texts = [once() for _ in range(request.settings.branches)]
     machine.synchronise(target.device)
     return texts, time.perf_counter() - begin
 
@@ -177,7 +182,7 @@ def decode(checkpoint: Checkpoint, request: Request, device: torch.device) -> fl
     """Seconds from latents to pixels, the last measured piece standing for those after it."""
     machine.release()  # the text encoder
     vae = randomise(load.empty_vae(checkpoint), device, lambda _: torch.float32, request.seed)
-    latents = solvers.noise(checkpoint.config.in_channels, request.latent_shape, request.seed).to(device)
+    latents = solvers.noise(checkpoint.config.in_channels, request.settings.latent_shape, request.seed).to(device)
     seconds: list[float] = []
     for _ in ("warms up", "counts"):
         seconds.clear()
@@ -188,4 +193,4 @@ def decode(checkpoint: Checkpoint, request: Request, device: torch.device) -> fl
             now = time.perf_counter()
             seconds.append(now - begin)
             begin = now
-    return sum(seconds) + (request.latent_shape[0] - len(seconds)) * seconds[-1]
+    return sum(seconds) + (request.settings.latent_shape[0] - len(seconds)) * seconds[-1]

@@ -7,10 +7,12 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from fpsgen import machine, pipeline, solvers
+from fpsgen import machine
 from fpsgen.attention.plan import AttentionPlan
 from fpsgen.calibrate.candidates import PRECISIONS
 from fpsgen.calibrate.job import Job
+from fpsgen.sampling import Denoiser
+from fpsgen.wan.plan import StepPlan
 from fpsgen.weights.load import load_transformer
 
 # Wan2.1's own table (its README, computational efficiency): 50 steps of 14B at 1280x720 and 81 frames take 1837.9 s on
@@ -34,12 +36,12 @@ class Part:
 def parts(job: Job) -> list[Part]:
     """What a calibration consists of, with one round of verification."""
     own, phases = job.effort, job.phases
-    branches = 1 if job.video.guidance == 1 else 2
+    branches = job.settings.branches
     dense, attention = forward_flops(job)
     each = dense / _H100
     cheaper = (dense - (1 - _EXPECTED_COST) * attention) / _H100
     probes = own.probed * (len(phases) * own.layers + sum(own.steps - span.first for span in phases)) * branches
-    clip = own.checks * job.video.steps * branches
+    clip = own.checks * job.settings.steps * branches
     return [
         Part("dense trajectories", own.clips * own.steps * branches, own.clips * own.steps * branches * each),
         Part("candidates", 0, looking(job)),
@@ -60,15 +62,14 @@ def step_here(job: Job, device: torch.device, dtype: torch.dtype) -> float:
     measured half and half. Loads the transformer."""
     config = job.model.config
     transformer = load_transformer(job.model.checkpoint, device, dtype)
-    branches = 1 if job.video.guidance == 1 else 2
-    contexts = [transformer.embed_text(torch.zeros(branches, _TEXT, config.text_dim, device=device))]
-    latents = solvers.noise(config.in_channels, job.latent_shape, job.seed).to(device)
+    texts = [torch.zeros(1, _TEXT, config.text_dim, device=device)] * job.settings.branches
+    denoiser = Denoiser(transformer, job.settings, texts, device, together=True)
+    latents = denoiser.noise(job.seed)
     spent = []
     for plan in (AttentionPlan(job.tiles), job.candidates.probe_plan(config.num_heads)):
         for _ in ("warms up", "counts"):
             begin = time.perf_counter()
-            plans = (plan,) * config.num_layers
-            pipeline.predict(transformer, latents, torch.tensor(500), contexts, plans, job.video.guidance)
+            denoiser.velocity(latents, 0, StepPlan((plan,) * config.num_layers))
             machine.synchronise(device)
             taken = time.perf_counter() - begin
         spent.append(taken)
@@ -77,7 +78,7 @@ def step_here(job: Job, device: torch.device, dtype: torch.dtype) -> float:
 
 def clip_seconds(job: Job) -> float:
     """Denoising of one BF16 clip on one H100."""
-    return job.video.steps * (1 if job.video.guidance == 1 else 2) * forward_flops(job)[0] / _H100
+    return job.settings.steps * job.settings.branches * forward_flops(job)[0] / _H100
 
 
 def forward_flops(job: Job) -> tuple[float, float]:
@@ -91,14 +92,14 @@ def looking(job: Job) -> float:
     """Seconds for comparing the candidates: attention of the sampled tiles, in each precision, in float32."""
     config, tiles, own = job.model.config, job.tiles, job.effort
     rows = min(own.tiles, len(tiles.valid)) * int(tiles.valid.max())
-    branches = 1 if job.video.guidance == 1 else 2
+    branches = job.settings.branches
     once = 4.0 * config.dim * config.num_layers * rows * tiles.tokens * len(PRECISIONS)
     return own.clips * len(job.phases) * branches * once / _H100_FLOAT32
 
 
 def disk_bytes(job: Job) -> int:
     """The size of what is kept: a velocity for each step of each dense trajectory, the frames of each BF16 clip."""
-    t, h, w = job.latent_shape
-    steps = job.effort.clips * job.effort.steps + job.effort.checks * job.video.steps
-    frames = job.effort.checks * job.video.frames * job.video.height * job.video.width * 3
+    t, h, w = job.settings.latent_shape
+    steps = job.effort.clips * job.effort.steps + job.effort.checks * job.settings.steps
+    frames = job.effort.checks * job.settings.frames * job.settings.height * job.settings.width * 3
     return steps * job.model.config.in_channels * t * h * w * 4 + frames

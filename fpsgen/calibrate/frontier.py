@@ -14,7 +14,8 @@ from fpsgen.calibrate.candidates import PRECISIONS, Candidates
 from fpsgen.calibrate.job import Job, mean_cost, problem, step_plans
 from fpsgen.calibrate.measure import Measurement
 from fpsgen.errors import UsageError
-from fpsgen.presets import Plans, shipped
+from fpsgen.presets import shipped
+from fpsgen.wan.plan import StepPlan
 
 _ESTIMATED = 24  # points of the estimated frontier
 
@@ -47,7 +48,7 @@ def points(job: Job, measurement: Measurement, tried: list[Tried]) -> list[dict]
                 error = float(measurement.errors[..., p, w].sum()) * scale
                 found.append(_point("uniform", name, float(candidates.costs[p, w]), error, None, False, False))
     for preset in map(shipped.load, shipped.names()):
-        if shipped.size_of(preset) not in (None, (job.video.width, job.video.height)):
+        if shipped.size_of(preset) not in (None, (job.settings.width, job.settings.height)):
             continue
         try:
             preset.check_family(job.model.family)
@@ -62,14 +63,14 @@ def points(job: Job, measurement: Measurement, tried: list[Tried]) -> list[dict]
     return found
 
 
-def estimate(measurement: Measurement, candidates: Candidates, plans: list[Plans], job: Job) -> float:
+def estimate(measurement: Measurement, candidates: Candidates, plans: list[StepPlan], job: Job) -> float:
     """The estimated error of any plans of each step; of windows that are no candidates, the nearest in density."""
     densities = torch.tensor(candidates.densities)
     total = 0.0
     for phase in sorted(set(job.phase_of_step)):
-        own = [layers for layers, at in zip(plans, job.phase_of_step, strict=True) if at == phase]
-        for layers, steps in Counter(own).items():  # of plans that change inside of a phase, the mean
-            for layer, plan in enumerate(layers):
+        own = [step for step, at in zip(plans, job.phase_of_step, strict=True) if at == phase]
+        for step, steps in Counter(own).items():  # of plans that change inside of a phase, the mean
+            for layer, plan in enumerate(step.attention):
                 error = _of_plan(measurement.errors[phase, layer], candidates, densities, plan)
                 total += error * steps / len(own)
     return total

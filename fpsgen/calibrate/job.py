@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fpsgen.attention.tiles import Shape3, TileGrid
+from fpsgen.attention.tiles import TileGrid
 from fpsgen.calibrate.budget import Budget
 from fpsgen.calibrate.candidates import Candidates
-from fpsgen.calibrate.settings import Effort, Span, Video, spans
-from fpsgen.presets import Phase, Plans, Preset, cost
-from fpsgen.solvers import noise_levels
-from fpsgen.wan.sizes import latent_shape
+from fpsgen.calibrate.settings import Effort, Span, spans
+from fpsgen.presets import Phase, Preset, cost
+from fpsgen.settings import Settings
+from fpsgen.wan.plan import StepPlan
 
 if TYPE_CHECKING:
     from fpsgen.calibrate.measure import Measurement
@@ -28,21 +29,16 @@ class Job:
     name: of the preset."""
 
     model: Model
-    video: Video
+    settings: Settings
     effort: Effort
     budget: Budget
     prompts: tuple[str, ...]
     seed: int
     name: str
 
-    @property
-    def latent_shape(self) -> Shape3:
-        return latent_shape(self.video.frames, self.video.height, self.video.width)
-
     @cached_property
     def tiles(self) -> TileGrid:
-        grid = self.model.config.grid(self.latent_shape)
-        return TileGrid(grid, self.model.tile(grid))
+        return self.model.tiles(self.settings.latent_shape)
 
     @cached_property
     def candidates(self) -> Candidates:
@@ -50,22 +46,15 @@ class Job:
         return Candidates(self.tiles, tokens)
 
     @cached_property
-    def sigmas(self) -> list[float]:
-        """The noise level before each step of the video."""
-        own = self.video
-        return noise_levels(own.steps, own.shift, own.solver, own.grid)
-
-    @cached_property
     def phases(self) -> list[Span]:
-        own = self.video
-        return spans(self.effort.steps, self.effort.phases, own.shift, own.solver, own.grid)
+        return spans(replace(self.settings, steps=self.effort.steps), self.effort.phases)
 
     @cached_property
     def phase_of_step(self) -> list[int]:
         """For each step of the video, the number of its phase, as `generate` will find it."""
         phases = tuple(Phase(sigma=span.sigma) for span in self.phases)
         preset = Preset(name=self.name, phases=phases)
-        return [phases.index(preset.at(sigma)) for sigma in self.sigmas]
+        return [phases.index(preset.at(sigma)) for sigma in self.settings.noise_levels]
 
     @property
     def work(self) -> float:
@@ -80,14 +69,14 @@ class Job:
             "dense trajectories": own.clips * own.steps,
             "candidates": own.clips * len(phases) * own.look,
             "sensitivities": own.probed * (len(phases) * own.layers + sum(own.steps - span.first for span in phases)),
-            "verification, BF16": own.checks * (self.video.steps + own.decode),
+            "verification, BF16": own.checks * (self.settings.steps + own.decode),
             "verification, a round": self.round,
         }
 
     @property
     def round(self) -> float:
         """Steps, or their time, of one more round of verification."""
-        return self.effort.checks * (self.video.steps + self.effort.decode)
+        return self.effort.checks * (self.settings.steps + self.effort.decode)
 
 
 def problem(job: Job, measurement: Measurement) -> Problem:
@@ -108,18 +97,18 @@ def to_preset(job: Job, solved: Schedule) -> Preset:
     return schedule.preset(solved, job.candidates, job.phases, job.name, job.model.family)
 
 
-def step_plans(job: Job, preset: Preset) -> list[Plans]:
+def step_plans(job: Job, preset: Preset) -> list[StepPlan]:
     """What each layer does at each step of the video."""
     config = job.model.config
-    return preset.schedule(job.sigmas, job.tiles, config.num_layers, config.num_heads)
+    return preset.schedule(job.settings.noise_levels, job.tiles, config.num_layers, config.num_heads)
 
 
-def mean_cost(job: Job, plans: list[Plans]) -> float:
+def mean_cost(job: Job, plans: Sequence[StepPlan]) -> float:
     """The cost of the video's attention, where dense BF16 attention's is 1."""
     tokens = job.candidates.tokens
-    return float(np.mean([[cost.of_plan(plan, tokens) for plan in layers] for layers in plans]))
+    return float(np.mean([[cost.of_plan(plan, tokens) for plan in step.attention] for step in plans]))
 
 
-def mean_density(plans: list[Plans]) -> float:
+def mean_density(plans: Sequence[StepPlan]) -> float:
     """Share of token pairs that are computed, over steps, layers and heads."""
-    return float(np.mean([[plan.density for plan in layers] for layers in plans]))
+    return float(np.mean([[plan.density for plan in step.attention] for step in plans]))

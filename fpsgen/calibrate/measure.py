@@ -29,8 +29,9 @@ from fpsgen.calibrate import local
 from fpsgen.calibrate.candidates import Candidates
 from fpsgen.calibrate.settings import Effort, Span
 from fpsgen.calibrate.trajectory import Clip, Renderer
-from fpsgen.errors import RenderError
-from fpsgen.presets import Plans
+from fpsgen.events import Done
+from fpsgen.sampling import not_finite
+from fpsgen.wan.plan import StepPlan
 from fpsgen.wan.transformer import Block, SelfAttention, WanTransformer
 
 _TINY = 1e-300  # where nothing is to be divided by 0
@@ -62,7 +63,7 @@ def measure(
             changes.append(change / change.sum(1, keepdim=True).clamp(min=_TINY))
             ended.append(_phase_errors(renderer, clip, name, candidates, phases, velocities, final))
     if any(own.isnan().any() for own in (*found, *changes, *ended)):
-        raise RenderError("the model gave values that are not finite", hint="try --dtype fp32")
+        raise not_finite(renderer.transformer.dtype)
     errors, share = (torch.stack(each).mean(0) for each in (found, changes))
     probed = torch.stack(ended).mean(0)[:, None] * share
     precision, window = candidates.probe
@@ -82,27 +83,24 @@ def _trajectory(
     """Dense velocities and final latents, and local errors [phases, layers, heads, precisions, windows]."""
     found: dict[int, Tensor] = {}
 
-    def look(step: int, latents: Tensor, timestep: Tensor) -> Tensor | None:
+    def look(step: int, latents: Tensor) -> Tensor | None:
         if step not in taps:
             return None
-        velocity, errors = _tapped(renderer, clip, latents, timestep, candidates, effort, seed * 1000 + step)
+        velocity, errors = _tapped(renderer, clip, latents, step, candidates, effort, seed * 1000 + step)
         renderer.journal.put(f"{name}-local{step}", errors=errors)  # ahead of the step's own piece
         found[taps[step]] = errors
-        renderer.tick(effort.look)
+        renderer.watch(Done(effort.look))
         return velocity
 
-    velocities, final = renderer.render(clip, effort.steps, name, lambda step: renderer.dense, look=look)
-    for step, phase in taps.items():
-        if phase in found:
+    velocities, final = renderer.render(clip, name, [renderer.dense] * effort.steps, look=look)
+    for step, latents in renderer.replay(clip, velocities):
+        if step not in taps or taps[step] in found:
             continue
         if (kept := renderer.journal.get(f"{name}-local{step}")) is not None:
-            found[phase] = kept["errors"]
-            renderer.tick(effort.look)
+            found[taps[step]] = kept["errors"]
+            renderer.watch(Done(effort.look))
         else:  # a piece was lost, whose step was not
-            solver, latents = renderer.new_solver(effort.steps), renderer.noise(clip)
-            for earlier in range(step):
-                latents = solver.step(velocities[earlier].to(renderer.device), latents)
-            look(step, latents, solver.timesteps[step])
+            look(step, latents)
     return velocities, final, torch.stack([found[phase] for phase in range(len(taps))])
 
 
@@ -110,7 +108,7 @@ def _tapped(
     renderer: Renderer,
     clip: Clip,
     latents: Tensor,
-    timestep: Tensor,
+    step: int,
     candidates: Candidates,
     effort: Effort,
     seed: int,
@@ -125,7 +123,7 @@ def _tapped(
         sums[layer].append(local.errors(q, k, v, gram, candidates, picked[layer]).cpu())
 
     with tapping(renderer.transformer, see):
-        velocity = renderer.velocity(clip, latents, timestep, renderer.dense)
+        velocity = renderer.velocity(renderer.denoiser(clip, effort.steps), latents, step, renderer.dense)
     return velocity, torch.stack([torch.stack(own).mean(0).movedim(2, 0) for own in sums])
 
 
@@ -180,21 +178,22 @@ def _layer_changes(
     layers = renderer.transformer.config.num_layers
     probed = sorted({round(i * (layers - 1) / max(1, effort.layers - 1)) for i in range(effort.layers)})
     changes = torch.zeros(len(taps), layers, dtype=torch.float64)
-    solver, latents = renderer.new_solver(effort.steps), renderer.noise(clip)
-    for step, timestep in enumerate(solver.timesteps):
-        if step in taps:
-            for layer in probed:
-                piece = f"{name}-layer{layer}-{step}"
-                if (kept := renderer.journal.get(piece)) is None:
-                    plans = list(renderer.dense)
-                    plans[layer] = candidates.probe_plan(renderer.transformer.config.num_heads)
-                    velocity = renderer.velocity(clip, latents, timestep, tuple(plans)).cpu()
-                    change = (velocity - velocities[step]).double().square().sum()
-                    kept = renderer.journal.put(piece, change=change.reshape(1))
-                else:
-                    renderer.tick(1)
-                changes[taps[step], layer] = kept["change"][0]
-        latents = solver.step(velocities[step].to(renderer.device), latents)
+    denoiser, probe = (
+        renderer.denoiser(clip, effort.steps),
+        candidates.probe_plan(renderer.transformer.config.num_heads),
+    )
+    for step, latents in renderer.replay(clip, velocities):
+        for layer in probed if step in taps else ():
+            piece = f"{name}-layer{layer}-{step}"
+            if (kept := renderer.journal.get(piece)) is None:
+                plans = list(renderer.dense.attention)
+                plans[layer] = probe
+                velocity = renderer.velocity(denoiser, latents, step, StepPlan(tuple(plans))).cpu()
+                change = (velocity - velocities[step]).double().square().sum()
+                kept = renderer.journal.put(piece, change=change.reshape(1))
+            else:
+                renderer.watch(Done(1))
+            changes[taps[step], layer] = kept["change"][0]
     return _between(changes, probed)
 
 
@@ -219,20 +218,17 @@ def _phase_errors(
 ) -> Tensor:
     """float64 [phases]: error of the final latents with the probe plan in all layers in all steps of the phase."""
     config = renderer.transformer.config
-    probe: Plans = (candidates.probe_plan(config.num_heads),) * config.num_layers
+    probe = StepPlan((candidates.probe_plan(config.num_heads),) * config.num_layers)
     found = []
     for index, span in enumerate(phases):
-
-        def plans(step: int, span: Span = span) -> Plans:
-            return probe if span.first <= step <= span.last else renderer.dense
-
+        steps = [probe if span.first <= step <= span.last else renderer.dense for step in range(len(velocities))]
         piece = f"{name}-phase{index}"
         if (kept := renderer.journal.get(piece)) is None:
-            _, ended = renderer.render(clip, len(velocities), piece, plans, velocities[: span.first])
+            _, ended = renderer.render(clip, piece, steps, velocities[: span.first])
             error = torch.tensor([metrics.latent_error(ended, final)], dtype=torch.float64)
             kept = renderer.journal.put(piece, error=error)
             renderer.journal.drop(f"{piece}-step")
         else:
-            renderer.tick(len(velocities) - span.first)
+            renderer.watch(Done(len(velocities) - span.first))
         found.append(kept["error"])
     return torch.cat(found)

@@ -20,12 +20,13 @@ from fpsgen.calibrate.measure import Measurement, measure
 from fpsgen.calibrate.solve import Schedule
 from fpsgen.calibrate.trajectory import Clip, Renderer
 from fpsgen.calibrate.verify import Checked, Checker
+from fpsgen.events import Notice, Stage, Watch, Work, finish
 from fpsgen.journal import Journal
 from fpsgen.metrics import Pair
-from fpsgen.presets import BF16, Measured, Plans, Preset, file, label
+from fpsgen.presets import BF16, Measured, Preset, file, label
 from fpsgen.seeds import next_seed
-from fpsgen.timing import Timings
-from fpsgen.watcher import Watcher
+from fpsgen.target import Target
+from fpsgen.wan.plan import StepPlan
 from fpsgen.weights.load import load_transformer, load_vae
 
 # Raised where the table of errors changes its meaning, so that older measurements are not taken for new ones.
@@ -45,9 +46,7 @@ class Result:
 
 
 @torch.inference_mode()
-def calibrate(
-    job: Job, device: torch.device, dtype: torch.dtype, text_dtype: torch.dtype, watcher: Watcher, fresh: bool = False
-) -> Result:
+def calibrate(job: Job, target: Target, watch: Watch, fresh: bool = False) -> Result:
     """Measure, solve, verify. UsageError where nothing but dense BF16 attention holds the budget.
 
     Everything measured is kept, and found again by the next run of the same job, whatever its budget, unless `fresh`.
@@ -55,83 +54,76 @@ def calibrate(
     budgets.check_possible(job.budget, job.candidates.least_cost)
     cache = assets.cache("calibration")
     journals.check(cache)
-    watcher.total(job.work)
-    watcher.phase("load")
-    clips, negative = _encoded(job, device, text_dtype, watcher)
-    transformer = load_transformer(job.model.checkpoint, device, dtype)
+    watch(Work(job.work))
+    watch(Stage("load"))
+    clips, negative = _encoded(job, target, watch)
+    device = target.device
+    transformer = load_transformer(job.model.checkpoint, device, target.dtype)
     weights = transformer.fingerprint()
     config = job.model.config
     backend = door.choose(device, job.candidates.probe_plan(config.num_heads), config.head_dim).name
     if device.type == "cuda" and backend == "reference":
-        watcher.warn("plain PyTorch runs 8-bit attention here, which may take days: see `fpsgen doctor`")
-    journal = Journal(cache, _key(job, weights, backend, device, dtype, text_dtype))
+        watch(Notice("plain PyTorch runs 8-bit attention here, which may take days: see `fpsgen doctor`"))
+    journal = Journal(cache, _key(job, weights, backend, target))
     if fresh:
         journal.forget()
-    renderer = Renderer(transformer, job.tiles, job.video, negative, device, journal, watcher.advance)
+    renderer = Renderer(transformer, job.tiles, job.settings, negative, device, journal, watch)
     seconds: dict[str, float] = {}
-    watcher.phase("measure")
+    watch(Stage("measure"))
     begin = time.perf_counter()
     measurement = measure(renderer, clips[: job.effort.clips], job.candidates, job.phases, job.effort, job.seed)
     seconds["measure"] = time.perf_counter() - begin
-    watcher.phase("verify")
+    watch(Stage("verify"))
     begin = time.perf_counter()
     vae = load_vae(job.model.checkpoint, device)
-    decode = job.effort.decode
-    checker = Checker(renderer, clips[job.effort.clips :], vae, lambda count: watcher.advance(count * decode))
-    verify = _verifier(job, checker, watcher)
+    checker = Checker(renderer, clips[job.effort.clips :], vae, job.effort.decode)
+    verify = _verifier(job, checker, watch)
     tried = budgets.search(problem(job, measurement), job.budget, job.effort.rounds, verify)
     taken = tried[-1]
     found = to_preset(job, taken.schedule)
     plans = step_plans(job, found)
     measured = _measured(job, weights, plans, taken, device)
     found = replace(found, measured=measured, about=f"calibrated for {job.budget}")
-    baseline = label(BF16.name, str(dtype).removeprefix("torch."))
+    baseline = label(BF16.name, target.dtype_name)
     pairs = _pairs(taken, checker, plans, baseline)
     seconds["verify"] = time.perf_counter() - begin
     told = {**record(job, measurement, tried, found, seconds), "backend": backend, "baseline": baseline}
     return Result(found, told, pairs, measurement)
 
 
-def _encoded(job: Job, device: torch.device, dtype: torch.dtype, watcher: Watcher) -> tuple[list[Clip], torch.Tensor]:
+def _encoded(job: Job, target: Target, watch: Watch) -> tuple[list[Clip], torch.Tensor]:
     """The clips that are rendered, and the encoded negative prompt; the text encoder is gone afterwards."""
     prompts = job.prompts[: job.effort.clips + job.effort.checks]
-
-    def watch(event: pipeline.Event) -> None:
-        if isinstance(event, pipeline.Notice):
-            watcher.warn(event.text)
-
-    events = pipeline.encode_prompts([*prompts, job.video.negative], job.model, device, dtype, Timings())
-    *texts, negative = pipeline.finish(events, watch)
+    events = pipeline.encode_prompts(prompts, [job.settings.negative], job.model, target)
+    *texts, negative = finish(events, lambda event: watch(event) if isinstance(event, Notice) else None)
     clips = [
         Clip(prompt, next_seed(job.seed, i), text) for i, (prompt, text) in enumerate(zip(prompts, texts, strict=True))
     ]
     return clips, negative
 
 
-def _verifier(job: Job, checker: Checker, watcher: Watcher) -> Callable[[Schedule], list[Checked]]:
+def _verifier(job: Job, checker: Checker, watch: Watch) -> Callable[[Schedule], list[Checked]]:
     rounds = 0
 
     def verify(solved: Schedule) -> list[Checked]:
         nonlocal rounds
         rounds += 1
         if rounds > 1:
-            watcher.total(job.work + (rounds - 1) * job.round)
+            watch(Work(job.work + (rounds - 1) * job.round))
         checked = checker.check(step_plans(job, to_preset(job, solved)))
-        watcher.note(f"round {rounds}: cost {solved.cost:.3f} reaches {job.budget.reached(checked)}")
+        watch(Notice(f"round {rounds}: cost {solved.cost:.3f} reaches {job.budget.reached(checked)}", detail=True))
         return checked
 
     return verify
 
 
-def _key(
-    job: Job, weights: str, backend: str, device: torch.device, dtype: torch.dtype, text_dtype: torch.dtype
-) -> dict:
+def _key(job: Job, weights: str, backend: str, target: Target) -> dict:
     """All that the measurements depend on; not the budget, nor the preset's name."""
     return {
-        **journals.surroundings(job.model, weights, device, dtype, text_dtype),
+        **journals.surroundings(job.model, weights, target),
         "version": _VERSION,
         "backend": backend,
-        "video": asdict(job.video),
+        "video": asdict(job.settings),
         "tiles": asdict(job.tiles),
         "effort": {**asdict(job.effort), "rounds": None},
         "prompts": job.prompts[: job.effort.clips + job.effort.checks],
@@ -139,16 +131,16 @@ def _key(
     }
 
 
-def _measured(job: Job, weights: str, plans: list[Plans], taken: Tried, device: torch.device) -> Measured:
+def _measured(job: Job, weights: str, plans: list[StepPlan], taken: Tried, device: torch.device) -> Measured:
     error, error_ci95 = metrics.mean_ci95([one.error for one in taken.checked])
     psnr, psnr_ci95 = metrics.mean_ci95([one.psnr for one in taken.checked])
     return Measured(
         weights=weights,
-        size=f"{job.video.width}x{job.video.height}",
-        frames=job.video.frames,
-        steps=job.video.steps,
-        shift=job.video.shift,
-        guidance=job.video.guidance,
+        size=job.settings.size,
+        frames=job.settings.frames,
+        steps=job.settings.steps,
+        shift=job.settings.shift,
+        guidance=job.settings.guidance,
         clips=len(taken.checked),
         density=round(mean_density(plans), 4),
         cost=round(mean_cost(job, plans), 4),
@@ -163,7 +155,7 @@ def _measured(job: Job, weights: str, plans: list[Plans], taken: Tried, device: 
     )
 
 
-def _pairs(taken: Tried, checker: Checker, plans: list[Plans], baseline: str) -> list[Pair]:
+def _pairs(taken: Tried, checker: Checker, plans: list[StepPlan], baseline: str) -> list[Pair]:
     """The frames of the first clips and of the worst."""
     count = len(taken.checked)
     worst = min(range(count), key=lambda number: taken.checked[number].psnr)
@@ -200,7 +192,7 @@ def record(job: Job, measurement: Measurement, tried: list[Tried], preset: Prese
         "steps": of.steps,
         "shift": of.shift,
         "guidance": of.guidance,
-        "solver": job.video.solver,
+        "solver": job.settings.solver,
         "grid": list(tiles.grid),
         "tile": list(tiles.tile),
         "tiles": list(tiles.counts),

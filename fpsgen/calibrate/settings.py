@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fpsgen.calibrate import prompts
-from fpsgen.solvers import SigmaGrid, SolverName, noise_levels
+from fpsgen.settings import Settings
 
 _LEAST_STEPS = 2  # in a phase, where the trajectory has that many
 
@@ -40,21 +40,6 @@ EFFORT = {
 
 
 @dataclass(frozen=True)
-class Video:
-    """What is rendered: every clip alike, but for its prompt and seed."""
-
-    width: int
-    height: int
-    frames: int
-    steps: int
-    guidance: float
-    shift: float
-    negative: str
-    solver: SolverName = "unipc"
-    grid: SigmaGrid = "original"
-
-
-@dataclass(frozen=True)
 class Span:
     """A phase of the schedule: steps first to last of the measured trajectory, and its noise levels, (from, to]."""
 
@@ -67,9 +52,9 @@ class Span:
         return self.last - self.first + 1
 
 
-def spans(steps: int, count: int, shift: float, solver: SolverName, grid: SigmaGrid) -> list[Span]:
+def spans(settings: Settings, count: int) -> list[Span]:
     """`count` phases of nearly equally many steps, ended halfway between two noise levels, rounded to 4 digits."""
-    sigmas = noise_levels(steps, shift, solver, grid)
+    steps, sigmas = settings.steps, settings.noise_levels
     begins = [round(index * steps / count) for index in range(count)] + [steps]
     ends = [1.0] + [round((sigmas[at - 1] + sigmas[at]) / 2, 4) for at in begins[1:-1]] + [0.0]
     pairs = zip(begins, begins[1:], ends, ends[1:], strict=False)

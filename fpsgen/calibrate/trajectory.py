@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from fpsgen import pipeline, solvers
-from fpsgen.attention.plan import AttentionPlan
 from fpsgen.attention.tiles import TileGrid
-from fpsgen.calibrate.settings import Video
-from fpsgen.errors import RenderError
+from fpsgen.events import Done, Watch
 from fpsgen.journal import Journal
-from fpsgen.presets import Plans
-from fpsgen.wan.sizes import latent_shape
-from fpsgen.wan.transformer import KeyValue, WanTransformer
+from fpsgen.sampling import Denoiser, Look, both_fit, not_finite
+from fpsgen.settings import Settings
+from fpsgen.wan import plan as plans
+from fpsgen.wan.plan import StepPlan
+from fpsgen.wan.transformer import WanTransformer
 
 
 @dataclass(frozen=True)
@@ -28,97 +27,106 @@ class Clip:
     text: Tensor
 
 
+class Pieces:
+    """Velocities of one trajectory (`sampling.Velocities`): those of the first steps, which are known, and those that a
+    journal keeps. watch: told of each that the journal had, None where they were counted before."""
+
+    def __init__(self, journal: Journal, name: str, known: Sequence[Tensor], watch: Watch | None):
+        self._journal, self._name, self._known, self._watch = journal, name, known, watch
+
+    def get(self, step: int) -> Tensor | None:
+        if step < len(self._known):
+            return self._known[step]
+        if (kept := self._journal.get(f"{self._name}-step{step}")) is None:
+            return None
+        if self._watch is not None:
+            self._watch(Done(1))
+        return kept["velocity"]
+
+    def put(self, step: int, velocity: Tensor) -> Tensor:
+        return self._journal.put(f"{self._name}-step{step}", velocity=velocity)["velocity"]
+
+
 class Renderer:
-    """The transformer with all that a clip needs but its prompt. tick: called with the forwards of both guidance
-    branches that a step took, 1 for a whole step."""
+    """The transformer with all that a clip needs but its prompt. watch: told of the forwards of both guidance branches
+    that were done, 1 for a whole step."""
 
     def __init__(
         self,
         transformer: WanTransformer,
         tiles: TileGrid,
-        video: Video,
+        settings: Settings,
         negative: Tensor,
         device: torch.device,
         journal: Journal,
-        tick: Callable[[float], None],
+        watch: Watch,
     ):
-        self.transformer, self.tiles, self.video, self.device = transformer, tiles, video, device
-        self.journal, self.tick, self._negative = journal, tick, negative
+        self.transformer, self.tiles, self.settings, self.device = transformer, tiles, settings, device
+        self.journal, self.watch, self._negative = journal, watch, negative
+        self.dense = plans.dense(tiles, transformer.config.num_layers)
         self._together = self._fit()
-        self._contexts: tuple[str, list[list[KeyValue]]] | None = None
+        self._denoiser: tuple[str, int, Denoiser] | None = None
 
     def _fit(self) -> bool:
         """Whether both guidance branches run in one batch. What a run began with, the next one does, where it can:
         the last bits depend on it."""
         kept = self.journal.get("together")
         before = kept is None or bool(kept["together"][0])
-        now = before and pipeline.both_fit(self.transformer, self.tiles.tokens, self.device)
+        now = before and both_fit(self.transformer, self.settings, self.device)
         if kept is None:
             self.journal.put("together", together=torch.tensor([now]))
         return now
 
-    @property
-    def dense(self) -> Plans:
-        return (AttentionPlan(self.tiles),) * self.transformer.config.num_layers
+    def denoiser(self, clip: Clip, steps: int) -> Denoiser:
+        """The loop of a clip in so many steps; the last one that was asked for is kept."""
+        if self._denoiser is None or self._denoiser[:2] != (clip.prompt, steps):
+            self._denoiser = None  # frees the last one first
+            settings = replace(self.settings, steps=steps)
+            texts = [clip.text, self._negative][: settings.branches]
+            denoiser = Denoiser(self.transformer, settings, texts, self.device, self._together)
+            self._denoiser = clip.prompt, steps, denoiser
+        return self._denoiser[2]
 
-    def contexts(self, clip: Clip) -> list[list[KeyValue]]:
-        """What cross-attention reads, of one clip at a time; as `pipeline.predict` wants it."""
-        if self._contexts is None or self._contexts[0] != clip.prompt:
-            self._contexts = None  # frees the last one first
-            texts = [clip.text] if self.video.guidance == 1 else [clip.text, self._negative]
-            batches = [torch.cat(texts)] if self._together else texts
-            self._contexts = clip.prompt, [self.transformer.embed_text(batch) for batch in batches]
-        return self._contexts[1]
-
-    def new_solver(self, steps: int) -> solvers.Solver:
-        return solvers.Solver(steps, self.video.shift, self.video.solver, self.video.grid)
-
-    def noise(self, clip: Clip) -> Tensor:
-        shape = latent_shape(self.video.frames, self.video.height, self.video.width)
-        return solvers.noise(self.transformer.config.in_channels, shape, clip.seed).to(self.device)
-
-    def velocity(self, clip: Clip, latents: Tensor, timestep: Tensor, plans: Plans) -> Tensor:
+    def velocity(self, denoiser: Denoiser, latents: Tensor, step: int, plan: StepPlan) -> Tensor:
         """Guided; RenderError where it is not finite."""
-        velocity = pipeline.predict(
-            self.transformer, latents, timestep, self.contexts(clip), plans, self.video.guidance
-        )
+        velocity = denoiser.velocity(latents, step, plan)
         if not velocity.isfinite().all():
-            hint = None if self.transformer.dtype == torch.float32 else "try --dtype fp32"
-            raise RenderError("the model gave values that are not finite", hint)
-        self.tick(1)
+            raise not_finite(self.transformer.dtype)
+        self.watch(Done(1))
         return velocity
 
     def render(
         self,
         clip: Clip,
-        steps: int,
         name: str,
-        plans: Callable[[int], Plans],
+        steps: Sequence[StepPlan],
         known: Sequence[Tensor] = (),
-        look: Callable[[int, Tensor, Tensor], Tensor | None] | None = None,
+        look: Look | None = None,
         again: bool = False,
     ) -> tuple[list[Tensor], Tensor]:
         """The velocities of all steps, and the final latents.
 
-        plans: of a step. name: of its pieces in the journal. known: velocities of the first steps, which are not
-        computed again. look: called with the number, latents and timestep of a step that is to be computed; where it
-        has computed the velocity, it returns that. again: the clip was rendered, and its steps counted, before.
+        name: of its pieces in the journal. steps: what each computes. known: velocities of the first steps, which are
+        not computed again. look: as `Denoiser.run` has it. again: the clip was rendered, and its steps counted, before.
         """
-        solver, latents = self.new_solver(steps), self.noise(clip)
-        velocities = []
-        for step, timestep in enumerate(solver.timesteps):
-            piece = f"{name}-step{step}"
-            if step < len(known):
-                velocity = known[step]
-            elif (kept := self.journal.get(piece)) is not None:
-                velocity = kept["velocity"]
-                if not again:
-                    self.tick(1)
-            else:
-                seen = look(step, latents, timestep) if look is not None else None
-                velocity = self.velocity(clip, latents, timestep, plans(step)) if seen is None else seen
-                velocity = self.journal.put(piece, velocity=velocity)["velocity"]
-            velocity = velocity.to(self.device)
-            latents = solver.step(velocity, latents)
-            velocities.append(velocity.cpu())
+        denoiser = self.denoiser(clip, len(steps))
+
+        def compute(step: int, latents: Tensor) -> Tensor:
+            seen = None if look is None else look(step, latents)
+            return self.velocity(denoiser, latents, step, steps[step]) if seen is None else seen
+
+        pieces = Pieces(self.journal, name, known, None if again else self.watch)
+        velocities, latents = [], denoiser.noise(clip.seed)
+        for moment in denoiser.run(latents, steps, pieces, compute):
+            velocities.append(moment.velocity.cpu())
+            latents = moment.latents
         return velocities, latents
+
+    def replay(self, clip: Clip, velocities: Sequence[Tensor]) -> Iterator[tuple[int, Tensor]]:
+        """Each step's number and the latents before it, of a trajectory whose velocities are known."""
+        denoiser = self.denoiser(clip, len(velocities))
+        latents, known = denoiser.noise(clip.seed), Pieces(self.journal, "", velocities, None)
+        yield 0, latents
+        for moment in denoiser.run(latents, [self.dense] * len(velocities), known):
+            if moment.step + 1 < len(velocities):
+                yield moment.step + 1, moment.latents

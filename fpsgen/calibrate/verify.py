@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,8 +14,9 @@ from torch import Tensor
 from fpsgen import metrics
 from fpsgen.calibrate.trajectory import Clip, Renderer
 from fpsgen.errors import RenderError
-from fpsgen.presets import Plans
+from fpsgen.events import Done
 from fpsgen.wan import vae as wan_vae
+from fpsgen.wan.plan import StepPlan
 
 
 @dataclass(frozen=True)
@@ -29,38 +30,38 @@ class Checked:
 
 
 class Checker:
-    """Renders the verification clips, dense ones once. tick: called with the clips that were decoded."""
+    """Renders the verification clips, dense ones once. decoding: the time of decoding a clip, in a step's."""
 
-    def __init__(self, renderer: Renderer, clips: list[Clip], vae: AutoencoderKLWan, tick: Callable[[float], None]):
-        self.renderer, self.clips, self._vae, self._tick = renderer, clips, vae, tick
-        self._steps = renderer.video.steps
+    def __init__(self, renderer: Renderer, clips: list[Clip], vae: AutoencoderKLWan, decoding: float):
+        self.renderer, self.clips, self._vae, self._decoding = renderer, clips, vae, decoding
+        self._steps = renderer.settings.steps
         self._counted: set[int] = set()  # clips whose dense rendering the ticks tell of
 
-    def check(self, plans: list[Plans]) -> list[Checked]:
+    def check(self, plans: Sequence[StepPlan]) -> list[Checked]:
         """Every clip with the plans of each step."""
         return [self._check(number, clip, plans, _name(plans, number)) for number, clip in enumerate(self.clips)]
 
-    def _check(self, number: int, clip: Clip, plans: list[Plans], name: str) -> Checked:
+    def _check(self, number: int, clip: Clip, plans: Sequence[StepPlan], name: str) -> Checked:
         journal, again = self.renderer.journal, number in self._counted
         self._counted.add(number)
         if (kept := journal.get(name)) is not None:
-            self.renderer.tick(self._steps if again else 2 * self._steps)
+            self.renderer.watch(Done(self._steps if again else 2 * self._steps))
         else:
             dense = self.renderer.dense
             velocities, exact = self._exact(number, again)
             # What comes before the first step that differs is known.
             same = next((step for step, own in enumerate(plans) if own != dense), self._steps)
-            self.renderer.tick(same)
-            _, ours = self.renderer.render(clip, self._steps, name, lambda step: plans[step], velocities[:same])
+            self.renderer.watch(Done(same))
+            _, ours = self.renderer.render(clip, name, plans, velocities[:same])
             error = metrics.latent_error(ours, exact)
             apart = metrics.mean_square(self.decode(ours), self._exact_frames(number, exact))
             kept = journal.put(name, latents=ours, found=torch.tensor([error, apart], dtype=torch.float64))
             journal.drop(f"{name}-step")
-        self._tick(1 if again else 2)
+        self.renderer.watch(Done(self._decoding * (1 if again else 2)))
         error, apart = kept["found"].tolist()
         return Checked(clip.prompt, clip.seed, error, metrics.psnr(apart))
 
-    def frames(self, plans: list[Plans], number: int) -> tuple[np.ndarray, np.ndarray]:
+    def frames(self, plans: Sequence[StepPlan], number: int) -> tuple[np.ndarray, np.ndarray]:
         """uint8 frames of a clip that was checked, BF16's and ours."""
         kept = self.renderer.journal.get(_name(plans, number))
         if kept is None:
@@ -70,8 +71,8 @@ class Checker:
 
     def _exact(self, number: int, again: bool) -> tuple[list[Tensor], Tensor]:
         """Velocities and final latents of a clip in BF16, rendered once."""
-        dense = self.renderer.dense
-        return self.renderer.render(self.clips[number], self._steps, f"check{number}", lambda step: dense, again=again)
+        steps = [self.renderer.dense] * self._steps
+        return self.renderer.render(self.clips[number], f"check{number}", steps, again=again)
 
     def _exact_frames(self, number: int, exact: Tensor) -> np.ndarray:
         """Decoded once."""
@@ -86,6 +87,6 @@ class Checker:
         return np.concatenate(list(wan_vae.frames_of(self._vae, latents.to(self.renderer.device))))
 
 
-def _name(plans: list[Plans], number: int) -> str:
+def _name(plans: Sequence[StepPlan], number: int) -> str:
     """The name of a clip's piece in the journal."""
-    return f"check{number}-{hashlib.sha256(repr(plans).encode()).hexdigest()[:24]}"
+    return f"check{number}-{hashlib.sha256(repr([plan.attention for plan in plans]).encode()).hexdigest()[:24]}"

@@ -26,12 +26,14 @@ from fpsgen.errors import Stopped, UsageError
 from fpsgen.printable import printable
 from fpsgen.report.words import duration as duration_told
 from fpsgen.seeds import check_seed
+from fpsgen.settings import check_settings
 from fpsgen.timing import Timings
 from fpsgen.wan import sizes
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
+    from fpsgen.events import Event
     from fpsgen.metrics import Pair
 
 EXAMPLES = """
@@ -124,7 +126,7 @@ def bench(
     check_prompts(text, None)
     check_seed(seed)
     size = sizes.parse_resolution(res) if res is not None else None
-    sizes.check_settings(frames, steps, guidance, shift)
+    check_settings(frames, steps, guidance, shift)
     names = options.several("--compare", compare) or ["bf16"]
     options.check_report(report, no_report)
     if random_weights is not None and videos is not None:
@@ -153,18 +155,16 @@ def bench(
     with kept_in(videos) as folder:
         from fpsgen.bench import compare as end_to_end
         from fpsgen.bench import duration, lineup, synthetic
-        from fpsgen.pipeline import Request
+        from fpsgen.request import Request
         from fpsgen.video import check_encoder
 
         if random_weights is None:
             check_encoder(folder / "video.mp4")
         settings = chosen.defaults.override(
-            width=width, height=height, frames=frames, steps=steps, guidance=guidance, shift=shift
-        )
-        request = Request(
-            prompt=text.strip(), seed=seed, output=Path(), scale_to=scale_to, solver=solver.value, grid=grid.value,
-            **dataclasses.asdict(settings),
+            width=width, height=height, frames=frames, steps=steps, guidance=guidance, shift=shift,
+            solver=solver.value, sigmas=grid.value,
         )  # fmt: skip
+        request = Request(text.strip(), settings, seed, Path(), scale_to=scale_to)
         job = end_to_end.CompareJob(
             request, chosen, target, lineup.resolve(preset, names, chosen, (width, height), target), pairs,
             ["fpsgen", *sys.argv[1:]],
@@ -181,12 +181,12 @@ def bench(
                 out.note(f"{printable(path)} exists: the new video will replace it")
         try:
             with out.progress() as progress:
-                watcher = Bar(progress, out)
+                watch = Bar(progress, out).watch
                 clips: list[Pair] = []
                 if random_weights is not None:
-                    found = synthetic.measure(job, watcher)
+                    found = synthetic.measure(job, watch)
                 else:
-                    found, clips = end_to_end.measure(job, folder, watcher)
+                    found, clips = end_to_end.measure(job, folder, watch)
         except KeyboardInterrupt:
             kept = None if videos is None else f"what was rendered is in {folder}"
             raise Stopped("stopped; no record was written", hint=kept) from None
@@ -256,20 +256,16 @@ class Bar:
         self._title = "prepare"
         self._task = progress.add_task(self._title, total=None, rate="")
 
-    def begins(self, title: str, number: int, total: int) -> None:
-        self._title = f"run {number} of {total}: {title}"
-        self._out.milestone(self._title)
+    def watch(self, event: Event) -> None:
+        from fpsgen import events
 
-    def parts(self) -> None:
-        self._title = "parts of a step"
-        self._out.milestone(self._title)
-
-    def phase(self, name: str) -> None:
-        self._progress.remove_task(self._task)
-        self._task = self._progress.add_task(escape(f"{self._title}, {name}"), total=None, rate="")
-
-    def step(self, done: int, total: int) -> None:
-        self._progress.update(self._task, completed=done, total=total, rate="steps")
-
-    def note(self, text: str) -> None:
-        self._out.note(text)
+        if isinstance(event, events.Run):
+            self._title = f"run {event.number} of {event.total}: {event.title}"
+            self._out.milestone(self._title)
+        elif isinstance(event, events.Stage):
+            self._progress.remove_task(self._task)
+            self._task = self._progress.add_task(escape(f"{self._title}, {event.name}"), total=None, rate="")
+        elif isinstance(event, events.Step):
+            self._progress.update(self._task, completed=event.done, total=event.total, rate="steps")
+        elif isinstance(event, events.Notice):
+            self._out.note(event.text)

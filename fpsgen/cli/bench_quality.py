@@ -22,12 +22,14 @@ from fpsgen.errors import Stopped, UsageError
 from fpsgen.printable import printable
 from fpsgen.report.words import asked, counted
 from fpsgen.seeds import check_seed
+from fpsgen.settings import check_settings
 from fpsgen.tables import Table
 from fpsgen.timing import Timings
 from fpsgen.wan import sizes
 
 if TYPE_CHECKING:
     from fpsgen.bench.quality import QualityJob
+    from fpsgen.events import Watch
 
 EXAMPLES = """
 fpsgen bench quality
@@ -106,7 +108,7 @@ def quality(
     """
     out = Output(json, verbose)
     size = sizes.parse_resolution(res) if res is not None else None
-    sizes.check_settings(frames, steps, guidance, shift)
+    check_settings(frames, steps, guidance, shift)
     check_seed(seed)
     names = options.several("--compare", compare) or ["bf16"]
     own = read_prompts(prompts) if prompts is not None else None
@@ -140,11 +142,11 @@ def quality(
     tell_size(out, job)
     try:
         with out.progress() as progress:
-            watcher = Bar(progress, out)
-            found, pairs = run(job, watcher, clips, fresh)
+            watch = Bar(progress, out).watch
+            found, pairs = run(job, watch, clips, fresh)
             record = dataclasses.asdict(found)
             if program is not None and clips is not None:
-                add_vbench(record, program, clips, watcher)
+                add_vbench(record, program, clips, watch)
     except KeyboardInterrupt:
         how = "without --fresh" if fresh else "again"
         raise Stopped(
@@ -210,18 +212,22 @@ def tell_size(out: Output, job: QualityJob) -> None:
         out.milestone(told)
 
 
-def add_vbench(record: dict[str, Any], program: Path, places: dict[str, list[Path]], watcher: Bar) -> None:
+def add_vbench(record: dict[str, Any], program: Path, places: dict[str, list[Path]], watch: Watch) -> None:
     """What VBench says of each contender's folder."""
     from fpsgen.bench import vbench
+    from fpsgen.events import Notice, Stage
 
     def warn(text: str) -> None:
         record["notes"].append(text)
-        watcher.warn(text)
+        watch(Notice(text))
 
-    watcher.phase("vbench")
+    def note(text: str) -> None:
+        watch(Notice(text, detail=True))
+
+    watch(Stage("vbench"))
     for one in record["contenders"]:
         folder = places[one["name"]][0].parent
-        one["vbench"] = vbench.evaluate(program, folder, watcher.note, warn)
+        one["vbench"] = vbench.evaluate(program, folder, note, warn)
 
 
 def tell_vbench(out: Output, places: dict[str, list[Path]]) -> None:

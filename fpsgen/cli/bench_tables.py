@@ -7,7 +7,7 @@ from typing import Any
 
 from fpsgen.report.words import counted
 from fpsgen.tables import Cell, Table
-from fpsgen.timing import PHASES
+from fpsgen.timing import STAGES
 
 _MEASURES = {"latent_cosine": "latent cosine", "psnr": "PSNR", "ssim": "SSIM", "lpips": "LPIPS"}
 
@@ -41,7 +41,7 @@ def of_time(record: dict[str, Any]) -> Table:
     runs = len(contenders[0]["warm"])
     how = f"median of {runs} warm runs each" if runs > 1 else "one warm run each" if runs else "cold runs"
     table = new(record, f"Seconds, {'extrapolated from single steps' if record['extrapolated'] else how}")
-    for name in PHASES:
+    for name in STAGES:
         if name != "compile" or any(round(one["median"][name] or 0, 2) for one in contenders):
             table.row(name, *(seconds(one["median"][name]) for one in contenders))
     table.row(Cell("total", "bold"), *(Cell(seconds(one["median"]["total"]), "bold") for one in contenders))
@@ -57,7 +57,7 @@ def of_time(record: dict[str, Any]) -> Table:
 def of_cold(record: dict[str, Any]) -> Table:
     """The first run of each, in the order of the columns."""
     table = new(record, "Seconds of the cold runs: the first of each in this process, which also compiles its kernels")
-    for name in (*PHASES, "total"):
+    for name in (*STAGES, "total"):
         times = [one["cold"][name] for one in record["contenders"]]
         if name != "compile" or any(round(time or 0, 2) for time in times):
             table.row(name, *(seconds(time) for time in times))

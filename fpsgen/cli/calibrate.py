@@ -23,6 +23,7 @@ from fpsgen.errors import option as setting
 from fpsgen.printable import printable, readable
 from fpsgen.report.words import counted
 from fpsgen.seeds import check_seed
+from fpsgen.settings import Settings, check_settings
 from fpsgen.tables import Table
 from fpsgen.wan import sizes
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from fpsgen.calibrate.budget import Budget
     from fpsgen.calibrate.job import Job
     from fpsgen.calibrate.run import Result
+    from fpsgen.events import Event
     from fpsgen.weights.models import Model
 
 EXAMPLES = """
@@ -119,7 +121,7 @@ def calibrate(
     """
     out = Output(json, verbose)
     size = sizes.parse_resolution(res) if res is not None else None
-    sizes.check_settings(frames, steps, guidance, shift)
+    check_settings(frames, steps, guidance, shift)
     check_seed(seed)
     budget = budget_of(min_psnr, max_error, target_cost)
     own = read_prompts(prompts) if prompts is not None else None
@@ -129,8 +131,8 @@ def calibrate(
     page = None if output is None or dry_run else report_place(output, report, no_report)
     out.loading()
     named = named_model(model, dry_run)
-    target = options.parse_device(device)  # which imports torch: so far, whatever cannot be is told at once
-    chosen = named or default_model(size, target.type == "cuda", out)
+    target = options.parse_target(device, dtype)  # which imports torch: so far, whatever cannot be is told at once
+    chosen = named or default_model(size, target.device.type == "cuda", out)
     given = {"frames": frames, "steps": steps, "guidance": guidance, "shift": shift}
     if output is None:
         output = files.free(Path(f"{files.safe_name(chosen.name)}-calibrated.toml"), ".html")
@@ -139,15 +141,14 @@ def calibrate(
             page = report_place(output, report, no_report)
     job = make_job(chosen, size, given, budget, own, (clips, checks), seed, output.name)
     if dry_run:
-        tell_estimate(out, job, target, options.choose_dtype(dtype, target))
+        tell_estimate(out, job, target.device, target.dtype)
         return
-    precision, text_precision = options.choose_dtype(dtype, target), options.choose_text_dtype(dtype)
-    out.detail(f"model {chosen.name} from {chosen.folder}; {target}, {str(precision).removeprefix('torch.')}")
+    out.detail(f"model {chosen.name} from {chosen.folder}; {target.device}, {target.dtype_name}")
     from fpsgen.calibrate.run import calibrate as run
 
     try:
         with out.progress() as progress:
-            result = run(job, target, precision, text_precision, Bar(progress, out), fresh)
+            result = run(job, target, Bar(progress, out).watch, fresh)
     except KeyboardInterrupt:
         how = "without --fresh" if fresh else "again"
         raise Stopped(
@@ -191,7 +192,7 @@ def default_model(size: tuple[int, int] | None, cuda: bool, out: Output) -> Mode
     return chosen
 
 
-def settings_of(model: Model, size: tuple[int, int] | None, **given: float | None) -> sizes.Defaults:
+def settings_of(model: Model, size: tuple[int, int] | None, **given: float | None) -> Settings:
     """The model's own, but for what was given; UsageError where it cannot render the size."""
     own = (model.defaults.width, model.defaults.height)
     if model.card is not None and size not in (None, own):
@@ -214,12 +215,11 @@ def make_job(
     """All settings together; UsageError where they do not fit the model, or the prompts do not suffice."""
     from fpsgen.calibrate.budget import check_possible
     from fpsgen.calibrate.job import Job
-    from fpsgen.calibrate.settings import Video, defaults, phases_of
+    from fpsgen.calibrate.settings import defaults, phases_of
 
-    settings = dataclasses.asdict(settings_of(model, size, **given))
-    del settings["fps"]
+    settings = settings_of(model, size, **given)
     effort, ours = defaults(model.family)
-    steps = min(effort.steps, settings["steps"])
+    steps = min(effort.steps, settings.steps)
     clips, checks = counts[0] or effort.clips, counts[1] or effort.checks
     effort = dataclasses.replace(
         effort, clips=clips, checks=checks, probed=min(effort.probed, clips), steps=steps,
@@ -229,7 +229,7 @@ def make_job(
     if len(chosen) < clips + checks:
         told = f"{counted(clips, 'prompt')} to measure on and {checks} to verify on are needed; there are {len(chosen)}"
         raise UsageError(told, hint="give more with --prompts FILE, or ask for fewer with --clips and --checks")
-    job = Job(model, Video(**settings), effort, budget, chosen, seed, printable(name))
+    job = Job(model, settings, effort, budget, chosen, seed, printable(name))
     check_possible(budget, job.candidates.least_cost)
     return job
 
@@ -264,15 +264,22 @@ class Bar:
         self._found = 0.0
         self._begun = self._last = time.monotonic()
 
-    def phase(self, name: str) -> None:
-        self._progress.update(self._task, description=name)
-        self._out.milestone(name)
+    def watch(self, event: Event) -> None:
+        from fpsgen import events
 
-    def total(self, work: float) -> None:
-        self._total = work
-        self._progress.update(self._task, total=round(work))
+        if isinstance(event, events.Stage):
+            self._progress.update(self._task, description=event.name)
+            self._out.milestone(event.name)
+        elif isinstance(event, events.Work):
+            self._total = event.total
+            self._progress.update(self._task, total=round(event.total))
+        elif isinstance(event, events.Done):
+            self._advance(event.work)
+        elif isinstance(event, events.Notice):
+            tell = self._out.detail if self._out.shows_progress else self._out.milestone
+            (tell if event.detail else self._out.note)(event.text)
 
-    def advance(self, work: float) -> None:
+    def _advance(self, work: float) -> None:
         now = time.monotonic()
         found = now - self._last < _AT_ONCE * work  # not made: it tells nothing of the time that is left
         self._last = now
@@ -288,15 +295,6 @@ class Bar:
             told = f"{left / 60:.0f} min" if left >= 90 else f"{left:.0f} s"
             self._out.milestone(f"{10 * tenth} % done, about {told} left")
         self._told = max(self._told, tenth)
-
-    def note(self, text: str) -> None:
-        if self._out.shows_progress:
-            self._out.detail(text)
-        else:
-            self._out.milestone(text)
-
-    def warn(self, text: str) -> None:
-        self._out.note(text)
 
 
 def keep_preset(result: Result, output: Path, page: Path | None) -> Kept:
@@ -340,7 +338,7 @@ def tell_estimate(out: Output, job: Job, device: torch.device, dtype: torch.dtyp
         where = "on one H100, worked out from published figures, not measured"
     else:
         step = estimate.step_here(job, device, dtype)
-        parts, clip = estimate.parts_here(job, step), job.video.steps * step
+        parts, clip = estimate.parts_here(job, step), job.settings.steps * step
         where = f"on {device} of this machine, estimated from two steps that were run: {step:.2g} s each"
     total = sum(part.seconds for part in parts)
     unit, name = (3600, "hours") if total > 3600 else (60, "minutes")
@@ -359,9 +357,9 @@ def tell_estimate(out: Output, job: Job, device: torch.device, dtype: torch.dtyp
     out.line(f"each further round of verification adds its line; {readable(estimate.disk_bytes(job))} of cache")
     told = {
         "model": job.model.name,
-        "size": f"{job.video.width}x{job.video.height}",
-        "frames": job.video.frames,
-        "steps": job.video.steps,
+        "size": job.settings.size,
+        "frames": job.settings.frames,
+        "steps": job.settings.steps,
         "windows": windows,
         "where": where,
         "parts": [dataclasses.asdict(part) for part in parts],

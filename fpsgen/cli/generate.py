@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 import re
 import secrets
@@ -22,6 +21,7 @@ from fpsgen.cli.prompts import as_text, check_prompts, read_prompt
 from fpsgen.errors import Stopped, UsageError
 from fpsgen.report.words import counted
 from fpsgen.seeds import check_seed
+from fpsgen.settings import check_settings
 from fpsgen.tables import Cell, Table
 from fpsgen.timing import Timings
 from fpsgen.wan import sizes
@@ -29,7 +29,9 @@ from fpsgen.wan import sizes
 if TYPE_CHECKING:
     import torch
 
-    from fpsgen.pipeline import Event, Request
+    from fpsgen.events import Event, Written
+    from fpsgen.request import VideoPlan
+    from fpsgen.target import Target
     from fpsgen.weights.models import Model
 
 EXAMPLES = """
@@ -99,7 +101,7 @@ def generate(
     negative = None if negative is None else as_text(negative)
     check_prompts(prompt, negative)
     size = sizes.parse_resolution(res) if res is not None else None
-    sizes.check_settings(frames, steps, guidance, shift)  # before torch is even imported
+    check_settings(frames, steps, guidance, shift)  # before torch is even imported
     options.check_device(device)
     if seed is not None:
         check_seed(seed)
@@ -110,7 +112,7 @@ def generate(
     else:
         output = options.expand(output)
     out.loading()
-    with timings.phase("load"):  # importing torch and the libraries around it is part of the wait
+    with timings.stage("load"):  # importing torch and the libraries around it is part of the wait
         # What needs no torch, which takes seconds, is refused before it.
         from fpsgen.video import check_path
 
@@ -127,53 +129,48 @@ def generate(
         if output.exists():
             out.note(f"{output} exists: the new video will replace it")
             out.loading()
-        target = options.parse_device(device)
+        target = options.parse_target(device, dtype)
         from fpsgen import machine, pipeline
+        from fpsgen.request import Request
 
         machine.settle()
-        chosen = named_model or choose_model(size, target, out, timings)
+        chosen = named_model or choose_model(size, target.device, out, timings)
     width, height, scale_to = fit(chosen, size, out)
     if chosen.card and size is None:
         scale_to = width * ENLARGED, height * ENLARGED
     settings = chosen.defaults.override(
-        width=width, height=height, frames=frames, steps=steps, guidance=guidance, shift=shift, negative=negative
-    )
+        width=width, height=height, frames=frames, steps=steps, guidance=guidance, shift=shift, negative=negative,
+        solver=solver.value, sigmas=grid.value,
+    )  # fmt: skip
     if named is None and wanted is not None:
-        named = shipped.of_grade(wanted, chosen.family, settings.width, settings.height)
+        named = shipped.of_grade(wanted, chosen.family, width, height)
     if named is not None:
         with preferences.using("preset", preset):
             named.check_family(chosen.family)
-    chosen_preset = named or pipeline.default_preset(chosen, settings.width, settings.height, settings.frames, target)
-    request = pipeline.Request(
-        prompt=prompt.strip(), seed=seed, output=output, scale_to=scale_to, may_replace=may_replace,
-        solver=solver.value, grid=grid.value, preset=chosen_preset,
-        **dataclasses.asdict(settings),
-    )  # fmt: skip
-    if chosen.card and request.frames > chosen.defaults.frames:
+    request = Request(prompt.strip(), settings, seed, output, named, scale_to, may_replace)
+    if chosen.card and settings.frames > chosen.defaults.frames:
         out.note(f"the pocket model was trained on clips of {chosen.defaults.frames} frames; longer ones may drift")
-    precision = options.choose_dtype(dtype, target)
-    out.detail(f"model {chosen.name} from {chosen.folder}; {target}, {str(precision).removeprefix('torch.')}")
-    levels = f"{request.solver} on the {request.grid} grid, shift {request.shift:g}, guidance {request.guidance:g}"
-    out.detail(f"{request.steps} steps of {levels}")
-    text_precision = options.choose_text_dtype(dtype)
+    out.detail(f"model {chosen.name} from {chosen.folder}; {target.device}, {target.dtype_name}")
+    levels = f"{settings.solver} on the {settings.sigmas} sigmas, shift {settings.shift:g}"
+    out.detail(f"{settings.steps} steps of {levels}, guidance {settings.guidance:g}")
     before = state(output)
     try:
         # Closed here, not whenever it is collected: a failure while drawing must not leave an encoder running.
-        events = pipeline.generate(request, chosen, target, precision, text_precision, timings)
-        with contextlib.closing(events):
-            surprised, written = draw(events, out)
+        with contextlib.closing(pipeline.generate([request], chosen, target, [timings])) as events:
+            made = draw(events, target, out)
         signals.check()
     except KeyboardInterrupt:
         if state(output) == before:
             raise Stopped("stopped; no video was written") from None
         raise Stopped(f"stopped; the video was complete by then, in {output}") from None
-    told = pipeline.describe(request, chosen, target, precision, text_precision)
-    remark = preset_remark(request, told["attention"], surprised)
-    out.table(timing_table(timings, target, (label(chosen_preset.name, told["dtype"]), remark)))
+    plan, about = made.plan, made.about
+    out.table(
+        timing_table(timings, target.device, (label(plan.preset.name, target.dtype_name), preset_remark(plan, about)))
+    )
     out.detail("seconds per step: " + " ".join(f"{seconds:.2f}" for seconds in timings.steps))
-    if written != output:
-        out.note(f"{output} was taken by another file when the video was complete; the video is now in {written}")
-    out.result(str(written), {"output": as_text(str(written)), **told, "timings": timings.as_dict()}, copied=True)
+    if made.path != output:
+        out.note(f"{output} was taken by another file when the video was complete; the video is now in {made.path}")
+    out.result(str(made.path), {"output": as_text(str(made.path)), **about}, copied=True)
 
 
 def find_model(name: str | None) -> Model | None:
@@ -241,47 +238,49 @@ def default_name(prompt: str, seed: int) -> str:
     return os.fsdecode(f"{words or 'video'}-{seed}.mp4".encode())  # names are UTF-8, whatever the locale
 
 
-def draw(events: Iterator[Event], out: Output) -> tuple[bool, Path]:
-    """Show the pipeline's events as they come; whether the preset's measurement is of something else, and the video."""
-    from fpsgen import pipeline
+def draw(stream: Iterator[Event], target: Target, out: Output) -> Written:
+    """Show the pipeline's events as they come, to the last one: the video is complete."""
+    from fpsgen import events
+    from fpsgen.sampling import not_finite
 
-    surprised, written = False, Path()
+    written: Written | None = None
     with out.progress() as progress:
         task = progress.add_task("load", total=None, rate="")
-        for event in events:
-            surprised |= isinstance(event, pipeline.Surprise)
-            if isinstance(event, pipeline.Phase):
+        for event in stream:
+            if isinstance(event, events.Stage):
                 progress.refresh()  # the last step may be a moment ago
                 progress.remove_task(task)
                 task = progress.add_task(" ".join((event.name, event.what)).strip(), total=None, rate="")
-            elif isinstance(event, pipeline.Step):
+            elif isinstance(event, events.Step):
+                if not event.finite:
+                    raise not_finite(target.dtype, f" at step {event.done}")
                 progress.update(task, completed=event.done, total=event.total, rate=f"{event.seconds:.2f} s/step")
                 if event.done * 10 // event.total > (event.done - 1) * 10 // event.total:  # every tenth of the way
                     left = (event.total - event.done) * event.seconds
                     out.milestone(f"step {event.done} of {event.total}, {event.seconds:.2f} s each, {left:.0f} s left")
-            elif isinstance(event, pipeline.Frames):
+            elif isinstance(event, events.Frames):
                 progress.update(task, completed=event.done, total=event.total, rate="frames")
-            elif isinstance(event, pipeline.Branches):
+            elif isinstance(event, events.Branches):
                 how = "in one batch" if event.together else "one after the other"
                 out.detail(f"guidance branches run {how}")
-            elif isinstance(event, pipeline.Written):
-                written = event.path
-            elif isinstance(event, pipeline.Notice):
+            elif isinstance(event, events.Written):
+                written = event
+            elif isinstance(event, events.Notice):
                 (out.detail if event.detail else out.note)(event.text)
-    return surprised, written
+    assert written is not None
+    return written
 
 
-def preset_remark(request: Request, ran: dict, surprised: bool) -> str:
-    """The preset's mean density, and what it was measured to cost, with weights and settings as here."""
-    preset, told = request.preset, [f"density {ran['density']:.2f} of token pairs"]
-    here = (f"{request.width}x{request.height}", request.frames, request.steps, request.shift, request.guidance)
-    if (of := preset.measured) is None:
-        told += [] if preset.is_exact else ["not calibrated"]
-    elif (of.size, of.frames, of.steps, of.shift, of.guidance) != here:
-        told.append("measured at other settings")
+def preset_remark(plan: VideoPlan, about: dict) -> str:
+    """The preset's mean density, and what it was measured to cost, where that holds for this video."""
+    preset, remarks = plan.preset, [f"density {plan.density:.2f} of token pairs"]
+    if preset.measured is None:
+        remarks += [] if preset.is_exact else ["not calibrated"]
+    elif others := preset.differences(about["weights"], plan.request.settings):
+        remarks.append("measured on other weights" if "other weights" in others else "measured at other settings")
     else:
-        told.append("measured on other weights" if surprised else f"measured PSNR {of.psnr_told} dB")
-    return ", ".join(told)
+        remarks.append(f"measured PSNR {preset.measured.psnr_told} dB")
+    return ", ".join(remarks)
 
 
 def timing_table(timings: Timings, device: torch.device, preset: tuple[str, str]) -> Table:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -14,6 +15,10 @@ from fpsgen.cli.output import Output, hush
 from fpsgen.errors import ModelError, Stopped, UsageError
 from fpsgen.printable import printable, readable
 from fpsgen.tables import Table
+
+if TYPE_CHECKING:
+    from fpsgen.weights.cached import Cached
+    from fpsgen.weights.layout import Format
 
 EXAMPLES = """
 fpsgen models
@@ -68,7 +73,7 @@ def state_and_size(entry: dict) -> tuple[str, str]:
     if entry["bytes"] is not None:
         return entry["state"], readable(entry["bytes"])
     if entry["state"] == "not here":
-        return entry["state"], f"about {hub.DOWNLOAD_GB[entry['repository']]} GB"
+        return entry["state"], f"about {hub.DOWNLOAD_GB[entry['name']][entry['format']]} GB"
     if entry["lacking"]:
         missing = f"{len(entry['lacking'])} of {entry['files']} files, {readable(entry['absent_bytes'])} missing"
         return f"incomplete: {missing}", ""
@@ -83,16 +88,24 @@ def where(entry: dict) -> str:
 
 
 def listed() -> Iterator[dict]:
-    """What the list says of each model, the pocket first. bytes: on disk, where it is whole; absent_bytes: to be
-    fetched, where that is known."""
+    """The pocket, the known models in both formats, and other Wan2.1 checkpoints in the download cache."""
     from fpsgen.weights import hub, models
 
     pocket = models.find(models.POCKET)
     built_in = hub.Cached("", "here", pocket.folder, pocket.checkpoint)
-    for name, form, cached in ((pocket.name, pocket.checkpoint.format, built_in), *hub.listed()):
-        entry = {key: value for key, value in vars(cached).items() if key not in ("checkpoint", "hint")}
-        entry |= {"name": name, "format": form, "bytes": cached.checkpoint.bytes if cached.checkpoint else None}
-        yield entry | {"repository": cached.repository or None, "folder": cached.folder and str(cached.folder)}
+    yield {**entry_of(pocket.name, pocket.checkpoint.format, built_in), "repository": None}
+    for name, form, cached in hub.known():
+        yield entry_of(name, form, cached)
+    for cached in hub.downloaded():
+        if cached.checkpoint:
+            yield entry_of(cached.repository, cached.checkpoint.format, cached)
+
+
+def entry_of(name: str, form: Format, cached: Cached) -> dict:
+    """What the list says of a model. bytes: on disk, where it is whole; absent_bytes: to be fetched, where known."""
+    told = {key: value for key, value in vars(cached).items() if key not in ("checkpoint", "hint")}
+    size = cached.checkpoint.bytes if cached.checkpoint else None
+    return told | {"name": name, "format": form, "bytes": size, "folder": cached.folder and str(cached.folder)}
 
 
 @app.command(epilog="fpsgen models pull 1.3b --dry-run\nfpsgen models pull 14b")
@@ -113,9 +126,10 @@ def pull(
         disable_progress_bars()
     out.loading("asking the hub")
     download = hub.plan(hub.repository_of(name, format.value), force)
-    size, absent = sum(download.files.values()), download.absent_bytes
-    told = {"repository": download.repository, "files": download.files, "bytes": size, "absent_bytes": absent}
-    amount = f"{readable(absent)} of {readable(size)} from {download.repository}"
+    size = sum(download.files.values())
+    told = {"repository": download.repository, "files": download.files, "bytes": size}
+    told |= {"absent_bytes": download.absent_bytes}
+    amount = f"{readable(download.absent_bytes)} of {readable(size)} from {download.repository}"
     if dry_run:
         for file, bytes_of_file in download.files.items():
             here = "" if file in download.absent else "  (here already)"
@@ -205,10 +219,10 @@ def convert(model: str, out_folder: Path, to: FormatName | None = None, json: bo
     found = models.find(model)
     from fpsgen.weights.convert import convert as write  # imports torch
 
-    target = to or (FormatName.DIFFUSERS if found.checkpoint.format == "original" else FormatName.ORIGINAL)
+    other = FormatName.DIFFUSERS if found.checkpoint.format == "original" else FormatName.ORIGINAL
     with out.progress() as progress:
         task = progress.add_task("convert", total=None, rate="")
-        for part in write(found.checkpoint, target.value, expand(out_folder)):
+        for part in write(found.checkpoint, (to or other).value, expand(out_folder)):
             progress.update(task, description=part)
             out.milestone(part)
-    out.result(str(out_folder), {"output": str(out_folder), "format": target.value}, copied=True)
+    out.result(str(out_folder), {"output": str(out_folder), "format": (to or other).value}, copied=True)

@@ -20,7 +20,7 @@ from fpsgen.cli import complete
 from fpsgen.cli.help import MACHINE, MEASURING, OUTPUT, SAMPLING, VIDEO, option
 from fpsgen.errors import UsageError
 from fpsgen.printable import typed
-from fpsgen.wan import sizes
+from fpsgen.settings import DEFAULTS
 
 if TYPE_CHECKING:
     import torch
@@ -93,7 +93,7 @@ class _Defaults(dict[str, str]):
 
     def __missing__(self, key: str) -> str:
         if key == "wan_sizes":
-            return ", ".join(f"{own.width}x{own.height} for {name}" for name, own in sizes.DEFAULTS.items())
+            return ", ".join(f"{own.width}x{own.height} for {name}" for name, own in DEFAULTS.items())
         return per_model(key)
 
 
@@ -106,7 +106,7 @@ def per_model(setting: str) -> str:
     with contextlib.suppress(OSError, ValueError, KeyError):  # an installation that is damaged is told when it is used
         card = json.loads((assets.folder("pocket") / "pocket.json").read_text(encoding="utf-8"))
         values["pocket"] = f"{card[setting]:g}"
-    values |= {name: f"{getattr(defaults, setting):g}" for name, defaults in sizes.DEFAULTS.items()}
+    values |= {name: f"{getattr(defaults, setting):g}" for name, defaults in DEFAULTS.items()}
     if values["1.3b"] == values["14b"]:
         values["Wan2.1"] = values.pop("14b")
         del values["1.3b"]
@@ -128,7 +128,7 @@ ModelName = Annotated[
 def size(pocket: str) -> Any:
     """The option --res. pocket: the size of the pocket model's videos where it is left out."""
     shown = ", ".join(
-        [f"{pocket} for pocket", *(f"{own.width}x{own.height} for {name}" for name, own in sizes.DEFAULTS.items())]
+        [f"{pocket} for pocket", *(f"{own.width}x{own.height} for {name}" for name, own in DEFAULTS.items())]
     )
     return option("SIZE", "Width and height: 480p, 720p or WIDTHxHEIGHT.", VIDEO, shown=shown, offers=complete.sizes)
 

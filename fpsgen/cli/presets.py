@@ -15,14 +15,16 @@ from fpsgen.cli.command import App
 from fpsgen.cli.output import Output
 from fpsgen.printable import printable
 from fpsgen.report.words import counted
+from fpsgen.settings import DEFAULTS, Settings, check_settings
 from fpsgen.tables import Table
 from fpsgen.wan import sizes
 
 if TYPE_CHECKING:
     from fpsgen.attention.plan import AttentionPlan
     from fpsgen.attention.tiles import Shape3, TileGrid
-    from fpsgen.presets import Plans, Preset
+    from fpsgen.presets import Preset
     from fpsgen.wan.config import WanConfig
+    from fpsgen.wan.plan import StepPlan
 
 EXAMPLES = """
 fpsgen presets
@@ -44,7 +46,7 @@ class Subject:
     family: str
     config: WanConfig
     tile: Callable[[Shape3], Shape3]
-    settings: sizes.Defaults
+    settings: Settings
     solver: options.SolverName = options.SolverName.UNIPC
     sigmas: options.SigmasName = options.SigmasName.ORIGINAL
 
@@ -54,7 +56,7 @@ class Subject:
         grid = self.config.grid(sizes.latent_shape(self.settings.frames, self.settings.height, self.settings.width))
         return TileGrid(grid, preset.tile or self.tile(grid))
 
-    def steps(self, preset: Preset) -> list[tuple[float, Plans]]:
+    def steps(self, preset: Preset) -> list[tuple[float, StepPlan]]:
         """The noise level before each step, and each layer's plan; UsageError where the preset does not fit."""
         from fpsgen.solvers import noise_levels
 
@@ -71,7 +73,7 @@ def subject_of(name: str) -> tuple[Subject, bool]:
     from fpsgen.weights import models
 
     if (key := name.lower()) in config.FAMILIES:
-        return Subject(key, config.FAMILIES[key], default_tile, sizes.DEFAULTS[key]), False
+        return Subject(key, config.FAMILIES[key], default_tile, DEFAULTS[key]), False
     model = models.find(name)
     return Subject(model.family, model.config, model.tile, model.defaults), model.card is not None
 
@@ -187,7 +189,7 @@ def show(
 ) -> None:
     """Show what a preset does at each step, and what it saves. No weights are needed."""
     out = Output(json, verbose)
-    sizes.check_settings(frames, steps, None, shift)
+    check_settings(frames, steps, None, shift)
     out.loading()
     preset, subject = chosen(name, model, res, out, frames=frames, steps=steps, shift=shift)
     told = {**facts(preset), **account(preset, replace(subject, solver=solver, sigmas=sigmas))}
@@ -209,7 +211,7 @@ def check(
     from fpsgen.presets import file as files
 
     out = Output(json)
-    sizes.check_settings(frames, None, None, None)
+    check_settings(frames, None, None, None)
     out.loading()
     preset = files.read(Path(file), file)
     fits, at = "--model NAME also checks windows, layers and heads", None
@@ -245,8 +247,8 @@ def account(preset: Preset, subject: Subject) -> dict[str, Any]:
     runs = []
     for _, group in groupby(enumerate(steps, 1), key=lambda step: preset.at(step[1][0])):
         each = list(group)
-        (first, (begin, plans)), (last, (end, _)) = each[0], each[-1]
-        runs.append({"steps": [first, last], "sigma": [begin, end], **of_layers(plans, subject, len(each))})
+        (first, (begin, step)), (last, (end, _)) = each[0], each[-1]
+        runs.append({"steps": [first, last], "sigma": [begin, end], **of_layers(step, subject, len(each))})
     mean = {
         key: sum(run[key] * (run["steps"][1] - run["steps"][0] + 1) for run in runs) / len(steps)
         for key in ("density", "cost")
@@ -258,17 +260,17 @@ def account(preset: Preset, subject: Subject) -> dict[str, Any]:
     return {"at": at, "runs": runs, **mean, **sums}
 
 
-def of_layers(plans: Plans, subject: Subject, steps: int) -> dict[str, Any]:
+def of_layers(step: StepPlan, subject: Subject, steps: int) -> dict[str, Any]:
     """What all layers do at one step, layers of one plan together, and its cost; flops: of `steps` such steps."""
     from fpsgen.attention.plan import AttentionPlan
     from fpsgen.presets import cost, file
 
     heads, width = subject.config.num_heads, subject.config.head_dim
-    tokens = cost.STAND_IN_TOKENS if subject.family == "pocket" else plans[0].tiles.tokens
-    every = AttentionPlan(plans[0].tiles).flops(heads, width)
+    tokens = cost.STAND_IN_TOKENS if subject.family == "pocket" else step.tiles.tokens
+    every = AttentionPlan(step.tiles).flops(heads, width)
     layers: list[dict[str, Any]] = []
-    for plan in dict.fromkeys(plans):
-        own = [number for number, each in enumerate(plans) if each == plan]
+    for plan in dict.fromkeys(step.attention):
+        own = [number for number, each in enumerate(step.attention) if each == plan]
         dense = steps * len(own) * every
         layers.append(
             {
@@ -281,7 +283,7 @@ def of_layers(plans: Plans, subject: Subject, steps: int) -> dict[str, Any]:
                 "saved_flops": dense * (1 - plan.density),
             }
         )
-    mean = {key: sum(own[key] * own["layers"] for own in layers) / len(plans) for key in ("density", "cost")}
+    mean = {key: sum(own[key] * own["layers"] for own in layers) / len(step.attention) for key in ("density", "cost")}
     return {"layers": layers, **mean, **{key: sum(own[key] for own in layers) for key in _FLOPS}}
 
 

@@ -14,12 +14,11 @@ from typing import Any
 from fpsgen.attention.plan import AttentionPlan, PVPrecision, QKPrecision
 from fpsgen.attention.tiles import Shape3, TileGrid
 from fpsgen.errors import UsageError
+from fpsgen.settings import Settings
+from fpsgen.wan.plan import StepPlan
 
 DENSE_HEAD = "-"  # in `heads`, where letters stand for windows
 _ROUNDING = 1e-6
-
-# The plans of all layers at one step.
-Plans = tuple[AttentionPlan, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,20 +135,27 @@ class Preset:
         """An error about this preset that names the line."""
         return UsageError(f"preset {self.name}{f', line {line}' if line else ''}: {told}", hint)
 
-    def surprise(self, weights: str, width: int, height: int, frames: int) -> str | None:
-        """What a user should know before trusting it, in one sentence; weights: the model's fingerprint."""
+    def differences(self, weights: str, settings: Settings) -> list[str]:
+        """What was otherwise when it was measured than it is in a video on `weights` (the transformer's fingerprint),
+        in words; where there is nothing, the measured quality is the video's."""
+        if (of := self.measured) is None:
+            return []
+        here = (settings.size, f"{settings.frames} frames", f"{settings.steps} steps", f"shift {settings.shift:g}",
+                f"guidance {settings.guidance:g}")  # fmt: skip
+        then = (of.size, f"{of.frames} frames", f"{of.steps} steps", f"shift {of.shift:g}", f"guidance {of.guidance:g}")
+        others = [] if of.weights == weights else ["other weights"]
+        return others + [one for one, ours in zip(then, here, strict=True) if one != ours]
+
+    def surprise(self, weights: str, settings: Settings) -> str | None:
+        """What a user should know before trusting it with a video, in one sentence."""
         if self.is_exact:
             return None
-        if (of := self.measured) is None:
+        if self.measured is None:
             return f"preset {self.name} is not calibrated: nobody measured how near its videos come to bf16's"
-        others = []
-        if of.weights != weights:
-            others.append("on other weights")
-        if (of.size, of.frames) != (f"{width}x{height}", frames):
-            others.append(f"at {of.size} and {of.frames} frames")
-        if not others:
-            return None
-        return f"preset {self.name} was measured {' and '.join(others)}: how near it comes to bf16 here is not known"
+        if others := self.differences(weights, settings):
+            told = f"preset {self.name} was measured with {', '.join(others)}"
+            return f"{told}: how near its videos come to bf16's here is not known"
+        return None
 
     def check_family(self, family: str) -> None:
         """UsageError where the preset is for other models than those of `family`."""
@@ -157,8 +163,8 @@ class Preset:
             told = f"it is for {self.model}, and the model is of the family {family}"
             raise self.fault(told, self.lines.get("model"), hint="see `fpsgen presets`, or use --preset bf16")
 
-    def plans(self, tiles: TileGrid, layers: int, heads: int) -> dict[Phase, Plans]:
-        """For each phase, a plan for each of `layers` layers of `heads` heads, equal ones shared.
+    def plans(self, tiles: TileGrid, layers: int, heads: int) -> dict[Phase, StepPlan]:
+        """What a step of each phase does in `layers` layers of `heads` heads; equal attention plans are shared.
 
         UsageError, with the line, where a window, a layer or a head does not fit, used or not.
         """
@@ -175,9 +181,11 @@ class Preset:
                     raise self.fault(told, own.at_line, hint="layers are counted from 0")
         same: dict[AttentionPlan, AttentionPlan] = {}
         shared = {own: same.setdefault(plan, plan) for own, plan in made.items()}
-        return {phase: tuple(shared[phase.of_layer(number)] for number in range(layers)) for phase in self.phases}
+        return {
+            phase: StepPlan(tuple(shared[phase.of_layer(number)] for number in range(layers))) for phase in self.phases
+        }
 
-    def schedule(self, sigmas: Sequence[float], tiles: TileGrid, layers: int, heads: int) -> list[Plans]:
+    def schedule(self, sigmas: Sequence[float], tiles: TileGrid, layers: int, heads: int) -> list[StepPlan]:
         """What each layer does at each step, given the noise level before it; errors as `plans`."""
         plans = self.plans(tiles, layers, heads)
         return [plans[self.at(sigma)] for sigma in sigmas]

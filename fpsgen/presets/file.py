@@ -312,6 +312,24 @@ def as_dict(preset: Preset) -> dict[str, Any]:
     return {"name": preset.name, "tile": preset.tile, "phases": phases, **{k: v for k, v in rest.items() if v}}
 
 
+def from_dict(told: Mapping[str, Any]) -> Preset:
+    """The preset that `as_dict` told of, but for its model and its author's sentence; UsageError where it is none."""
+
+    def entry(said: Mapping[str, Any]) -> dict[str, Any]:
+        found = {key: value for key, value in said.items() if value is not None}
+        return found if {"window", "density", "heads"} & found.keys() else found | {"window": "dense"}
+
+    phases = [entry(phase) for phase in told["phases"]]
+    for phase in phases:
+        if "layers" in phase:
+            phase["layers"] = [entry(own) for own in phase["layers"]]
+    rest = {key: told[key] for key in ("tile", "windows", "measured") if told.get(key)}
+    try:
+        return _preset({"format": FORMAT, "phase": phases, **rest}, told["name"], Lines(""))
+    except _Fault as fault:
+        raise UsageError(f"preset {told['name']}: {fault}", fault.hint) from None
+
+
 def text(preset: Preset) -> str:
     """The file that `parse` reads as `preset`."""
     head = {"model": preset.model, "about": preset.about, "tile": preset.tile}

@@ -20,8 +20,10 @@ from torch import Tensor, nn
 from fpsgen.attention import dense
 from fpsgen.attention.door import QKTransform, attend
 from fpsgen.attention.plan import AttentionPlan
-from fpsgen.attention.tiles import Shape3, TileGrid, default_tile, outlives_inference
+from fpsgen.attention.tiles import Shape3, TileGrid, outlives_inference
+from fpsgen.wan import plan as plans
 from fpsgen.wan.config import WanConfig
+from fpsgen.wan.plan import StepPlan
 
 _FINGERPRINTED = 256  # values of a parameter, or a few more
 
@@ -79,24 +81,23 @@ class WanTransformer(nn.Module):
         latents: Tensor,
         timestep: Tensor,
         context: Sequence[KeyValue],
-        plans: Sequence[AttentionPlan] | None = None,
+        plan: StepPlan | None = None,
     ) -> Tensor:
         """Velocity of `latents` [batch, channels, frames, height, width], in float32.
 
         timestep: [batch], 0 to 1000, on any device. context: from `embed_text`, batch 1 or that of the latents.
-        plans: one per layer, all over one TileGrid; dense attention when left out.
+        plan: what each layer computes; dense attention when left out.
         """
         frames, height, width = latents.shape[2:]
         grid = self.config.grid((frames, height, width))
-        if plans is None:
-            plans = [AttentionPlan(TileGrid(grid, default_tile(grid)))] * len(self.blocks)
-        tiles = plans[0].tiles
+        plan = plan or plans.dense(TileGrid.cut(grid), len(self.blocks))
+        tiles = plan.tiles
         time = self.time_embedding(sinusoid(timestep, self.config.freq_dim).to(latents.device))  # [batch, dim]
         modulation = self.time_projection(time).unflatten(1, (6, -1))
         x = self.patchify(latents, tiles)
         rope = self.rope(tiles, latents.device)
-        for block, key_value, plan in zip(self.layers(), context, plans, strict=True):
-            x = block(x, modulation, key_value, rope, plan)
+        for block, key_value, attention in zip(self.layers(), context, plan.attention, strict=True):
+            x = block(x, modulation, key_value, rope, attention)
         return self.unpatchify(self.head(x, time), tiles)
 
     def patchify(self, latents: Tensor, tiles: TileGrid) -> Tensor:

@@ -218,24 +218,27 @@ def removal(repository: str) -> Removal | None:
 def _removal(repository: str, storage: Path) -> Removal:
     snapshots = _snapshots(storage)
     meant = {commit for commit in snapshots if commit == _main(storage)} or set(snapshots)
-    others = set(snapshots) - meant
-    doomed, freed, inside = [storage], _bytes(storage), not storage.is_symlink()
+    if storage.is_symlink():
+        raise _linked(repository)
+    if meant == set(snapshots):
+        return Removal(repository, (storage,), _bytes(storage), 0)
 
     def content(commits: set[str]) -> set[Path]:
         links = (link for commit in commits for link in snapshots[commit].rglob("*"))
         return {link.resolve() for link in links if link.is_file()}
 
-    if others:
-        blobs = content(meant) - content(others)
-        named = (each for each in (storage / "refs").rglob("*") if each.is_file())
-        doomed = [each for each in named if each.read_text(errors="replace") in meant]
-        doomed += [*(path for commit in meant for path in storage.glob(f"*/{commit}*")), *blobs]  # the listing, too
-        freed = sum(blob.stat().st_size for blob in blobs)
-        inside &= all(path.parent.resolve().is_relative_to(storage.resolve()) for path in doomed)
-    if not inside:
-        told = f"{repository} is linked to files outside the hub's cache"
-        raise UsageError(told, hint=f"fpsgen removes nothing there; look at {printable(storage)}")
-    return Removal(repository, tuple(doomed), freed, len(others))
+    blobs = content(meant) - content(set(snapshots) - meant)
+    if not all(blob.is_relative_to(storage.resolve()) for blob in blobs):
+        raise _linked(repository)
+    named = [ref for ref in (storage / "refs").rglob("*") if ref.is_file() and ref.read_text(errors="replace") in meant]
+    folders = [path for commit in meant for path in storage.glob(f"*/{commit}*")]  # the listing, too
+    freed = sum(blob.stat().st_size for blob in blobs)
+    return Removal(repository, (*folders, *named, *blobs), freed, len(snapshots) - len(meant))
+
+
+def _linked(repository: str) -> UsageError:
+    told = f"{repository} is linked to files outside the hub's cache"
+    return UsageError(told, hint=f"fpsgen removes nothing there; look at {printable(place(repository))}")
 
 
 def _bytes(folder: Path) -> int:

@@ -20,7 +20,7 @@ from torch import Tensor
 from fpsgen.errors import RenderError, UsageError, option
 from fpsgen.files import is_full, write_json
 from fpsgen.printable import printable, readable
-from fpsgen.wan.sizes import defaults_of
+from fpsgen.settings import defaults_of
 from fpsgen.weights import layout, load
 from fpsgen.weights.layout import PARTS, TOKENIZERS, Checkpoint, Format
 

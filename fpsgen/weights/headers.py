@@ -28,34 +28,24 @@ _NO_MEMORY = "Cannot allocate memory"
 _LONGEST_JSON = 64 << 20  # bytes
 _FOREIGN = "it does not begin as a .safetensors file does"
 _LONGEST_HEADER = 100_000_000  # bytes, by safetensors' own rule
+Rename = Callable[[str], str]
 
 
 class UnreadableError(ModelError):
     """A file that lies there, and that its owner lets nobody else read."""
 
 
-@contextmanager
-def reading(path: Path) -> Iterator[None]:
-    """What keeps `path` from being read ends in a ModelError that says so, or in a MemoryError."""
-    try:
-        yield
-    except OSError as fault:
-        if fault.errno == errno.ENOMEM or _NO_MEMORY in str(fault):
-            raise MemoryError(str(path)) from None
-        told = f"{printable(path)} cannot be read: {printable(fault.strerror or fault)}"
-        if isinstance(fault, FileNotFoundError):
-            told = f"{printable(path.parent)} holds no {printable(path.name)}"
-        if isinstance(fault, PermissionError):
-            raise UnreadableError(told, hint="ask its owner for permission to read it") from None
-        raise ModelError(told, hint=FETCH_AGAIN) from None
-
-
 def read_json(path: Path) -> dict:
     """The JSON object in a file; ModelError that says what is wrong with it."""
     try:
-        with reading(path), open_regular(path) as file:  # a pipe, say, would have us wait
+        with open_regular(path) as file:  # a pipe, say, would have us wait
             text = file.read(_LONGEST_JSON)
-        kinds.refuse_plain(path, text[: kinds.FIRST_BYTES], "json", "text")
+    except FileNotFoundError:
+        raise ModelError(f"{printable(path.parent)} holds no {path.name}", hint=FETCH_AGAIN) from None
+    except OSError as fault:
+        raise unreadable(path, fault) from None
+    kinds.refuse_plain(path, text[: kinds.FIRST_BYTES], "json", "text")
+    try:
         value = json.loads(text)
     except (ValueError, RecursionError) as damage:
         endless = "a number or brackets without end"  # of which Python speaks in terms of its own settings
@@ -70,7 +60,7 @@ def shards(folder: Path, stem: str) -> list[Path]:
     """The safetensors files of a component, by its index where there is one. Their number is never assumed."""
     index = folder / f"{stem}.safetensors.index.json"
     if index.exists():
-        names = _names_in(index)
+        names = sorted(set(weight_map(index).values()))
     elif (folder / f"{stem}.safetensors").exists():
         names = [f"{stem}.safetensors"]
     else:  # numbered ones; model.fp16.safetensors, say, is the same once more
@@ -78,21 +68,22 @@ def shards(folder: Path, stem: str) -> list[Path]:
     if not names:
         raise ModelError(f"{printable(folder)} holds no {stem}.safetensors", hint="fetch the missing file")
     if missing := [name for name in names if not (folder / name).is_file()]:
-        told = f"{printable(folder)} lacks {len(missing)} of {len(names)} weight files: {some(missing)}"
-        raise ModelError(told, hint="fetch the missing files")
+        raise ModelError(
+            f"{printable(folder)} lacks {len(missing)} of {len(names)} weight files: {some(missing)}",
+            hint="fetch the missing files",
+        )
     return [folder / name for name in names]
 
 
-def _names_in(index: Path) -> list[str]:
-    """The files that an index names; all lie beside it."""
+def weight_map(index: Path) -> dict[str, str]:
+    """Parameter -> name of a file beside it, of an index file."""
     table = read_json(index).get("weight_map")
     if not (isinstance(table, dict) and all(isinstance(name, str) for name in table.values())):
         raise ModelError(f"{printable(index)} holds no weight_map", hint=FETCH_AGAIN)
-    names = sorted(set(table.values()))
-    if elsewhere := [name for name in names if Path(name).name != name or "\0" in name]:
+    if elsewhere := [name for name in table.values() if Path(name).name != name or "\0" in name]:
         told = f"{printable(index)} names files that do not lie beside it: {some(elsewhere)}"
         raise ModelError(told, hint=FETCH_AGAIN)
-    return names
+    return table
 
 
 def contents(file: Path) -> Contents:
@@ -109,8 +100,11 @@ def contents(file: Path) -> Contents:
 def is_pickled(file: Path) -> bool:
     """Whether a file is torch's zip archive, not safetensors. ModelError where its first bytes tell that it is neither,
     or where it cannot be read."""
-    with reading(file), open_regular(file) as content:
-        start = content.read(kinds.FIRST_BYTES)
+    try:
+        with open_regular(file) as content:
+            start = content.read(kinds.FIRST_BYTES)
+    except OSError as fault:
+        raise unreadable(file, fault) from None
     kinds.refuse_plain(file, start)
     return start.startswith(b"PK\3\4") or file.suffix == ".pth"
 
@@ -127,11 +121,11 @@ def headers(files: Sequence[Path]) -> dict[str, Header]:
     return found
 
 
-def renamed(tensors: Mapping[str, Header], rename: Callable[[str], str]) -> dict[str, Header]:
+def renamed(found: Mapping[str, Header], rename: Rename) -> dict[str, Header]:
     """Headers under other names; ModelError where two become one, but for the text encoder's embedding, which files
     may hold under both of its names."""
     result: dict[str, Header] = {}
-    for key, header in tensors.items():
+    for key, header in found.items():
         name = rename(key)
         if name in result and name != EMBEDDING:
             told = f"its weights hold {printable(name, 60)} twice, once as {printable(key, 60)}"
@@ -144,13 +138,16 @@ def renamed(tensors: Mapping[str, Header], rename: Callable[[str], str]) -> dict
 def opened(file: Path, framework: str) -> Iterator[safe_open]:
     """A safetensors file, memory-mapped; ModelError that says what is wrong with it."""
     try:
-        with reading(file), named_in_utf8(file) as path, safe_open(path, framework=framework) as weights:
+        with named_in_utf8(file) as path, safe_open(path, framework=framework) as weights:
             yield weights
     except SafetensorError as damage:
         if (cut := _cut(file)) == _FOREIGN and file.suffix != ".safetensors":
-            hint = "give the file or the folder of a model's weights"
-            raise ModelError(f"{printable(file)} is not a .safetensors file", hint) from None
+            raise ModelError(
+                f"{printable(file)} is not a .safetensors file", hint="give the file or the folder of a model's weights"
+            ) from None
         raise ModelError(f"{printable(file)} is damaged: {cut or printable(damage)}", hint=FETCH_AGAIN) from None
+    except OSError as fault:
+        raise unreadable(file, fault) from None
 
 
 def _cut(file: Path) -> str | None:
@@ -174,27 +171,38 @@ def _cut(file: Path) -> str | None:
 @contextmanager
 def unpickling(file: Path) -> Iterator[None]:
     """Whatever keeps a `.pth` file from being read, by us or by torch, ends in a ModelError that says so."""
-    told, hint = "", FETCH_AGAIN
     try:
-        with reading(file):
-            yield
-    except (ModelError, MemoryError):
-        raise
+        yield
     except pickle.UnpicklingError as fault:  # torch's names nothing in so few words
         named = f": {printable(fault, 60)}" if isinstance(fault, ForeignError) else ""
-        told, hint = f"holds more than tensors, which could run code{named}", TRUSTED
+        told = f"{printable(file)} holds more than tensors, which could run code{named}"
+        raise ModelError(told, hint=TRUSTED) from None
     except NoTableError:
-        told, hint = "is not a table of plain tensors", TRUSTED
+        raise ModelError(f"{printable(file)} is not a table of plain tensors", hint=TRUSTED) from None
+    except MemoryError:
+        raise
+    except OSError as fault:
+        raise unreadable(file, fault) from None
     except zipfile.BadZipFile:
-        told = "is damaged, or older than PyTorch 1.6"
+        raise ModelError(f"{printable(file)} is damaged, or older than PyTorch 1.6", hint=FETCH_AGAIN) from None
     except StopIteration:
-        told, hint = "is a zip archive, not a weight file", "unpack it, and give what was inside"
+        told = f"{printable(file)} is a zip archive, not a weight file"
+        raise ModelError(told, hint="unpack it, and give what was inside") from None
     except Exception as damage:  # damaged bytes lead to errors of any kind
         if _NO_MEMORY in str(damage):  # said of a file that cannot be mapped
             raise MemoryError(str(file)) from None
-        told = f"is damaged: {printable(str(damage).partition('. ')[0] or type(damage).__name__)}"
-    if told:
-        raise ModelError(f"{printable(file)} {told}", hint)
+        told = str(damage).partition(". ")[0] or type(damage).__name__
+        raise ModelError(f"{printable(file)} is damaged: {printable(told)}", hint=FETCH_AGAIN) from None
+
+
+def unreadable(path: Path, fault: OSError) -> Exception:
+    """The error for a path that cannot be read; what lacks memory to be mapped is told as that."""
+    if fault.errno == errno.ENOMEM or _NO_MEMORY in str(fault):
+        return MemoryError(str(path))
+    told = f"{printable(path)} cannot be read: {printable(fault.strerror or fault)}"
+    if isinstance(fault, PermissionError):
+        return UnreadableError(told, hint="ask its owner for permission to read it")
+    return ModelError(told, hint=FETCH_AGAIN)
 
 
 def some(names: Iterable[str], most: int = 5) -> str:

@@ -32,65 +32,59 @@ REPOSITORIES: dict[str, dict[Format, str]] = {
     "14b": {"original": "Wan-AI/Wan2.1-T2V-14B", "diffusers": "Wan-AI/Wan2.1-T2V-14B-Diffusers"},
 }
 # By parameter count: transformer and VAE in float32; text encoder in bfloat16, in Diffusers' format in float32.
-DOWNLOAD_GB = {
-    "Wan-AI/Wan2.1-T2V-1.3B": 18,
-    "Wan-AI/Wan2.1-T2V-1.3B-Diffusers": 29,
-    "Wan-AI/Wan2.1-T2V-14B": 69,
-    "Wan-AI/Wan2.1-T2V-14B-Diffusers": 80,
+DOWNLOAD_GB: dict[str, dict[Format, int]] = {
+    "1.3b": {"original": 18, "diffusers": 29},
+    "14b": {"original": 69, "diffusers": 80},
 }
 
 
-def listed() -> Iterator[tuple[str, Format, Cached]]:
-    """Name, format and state of the known models in both formats, then of other Wan2.1 checkpoints in the cache."""
-    for key, formats in REPOSITORIES.items():
-        for form, repository in formats.items():
+def known() -> Iterator[tuple[str, Format, Cached]]:
+    """What the cache holds of the known models: name and format of each, and what there is."""
+    for key, repositories_of in REPOSITORIES.items():
+        for form, repository in repositories_of.items():
             yield key, form, look(repository)
-    for repository in repositories():
-        if repository not in DOWNLOAD_GB and (checkpoint := (cached := look(repository)).checkpoint):
-            yield repository, checkpoint.format, cached
 
 
-def nearest(key: str) -> Cached:
-    """The known model in the format that is whole or nearest to it; the original where nothing is here."""
-    looked = map(look, REPOSITORIES[key].values())
-    return min(looked, key=lambda cached: (STATES.index(cached.state), cached.absent_bytes or 0))
+def nearest(key: str) -> tuple[Format, Cached]:
+    """The format of a known model that is whole or nearest to it; the original where nothing is here."""
+    looked = {form: look(repository) for form, repository in REPOSITORIES[key].items()}
+    form = min(looked, key=lambda form: (STATES.index(looked[form].state), looked[form].absent_bytes or 0))
+    return form, looked[form]
 
 
 def on_disk(key: str) -> Path | None:
     """The downloaded folder of a known model in either format, or None where it is absent or not whole."""
-    cached = nearest(key)
+    cached = nearest(key)[1]
     return cached.folder if cached.state == "here" else None
 
 
-def to_fetch(cached: Cached) -> str:
-    """How much is to be fetched of a model, in words; empty where that is not known."""
-    if cached.absent_bytes is not None:
-        return f"{readable(cached.absent_bytes)}; the rest is here"
-    return f"about {DOWNLOAD_GB[cached.repository]} GB" if cached.repository in DOWNLOAD_GB else ""
+def to_fetch(key: str) -> str:
+    """How much is to be fetched of a known model, in words."""
+    form, cached = nearest(key)
+    if cached.absent_bytes is None:
+        return f"about {DOWNLOAD_GB[key][form]} GB"
+    return f"{readable(cached.absent_bytes)}; the rest is here"
 
 
-def pull_hint(cached: Cached) -> str:
-    """The command that fetches a model, or what is absent of it, and how much that is."""
-    size = to_fetch(cached)
-    return f"fpsgen models pull {short_name(cached.repository)}" + (f" ({size})" if size else "")
+def pull_hint(key: str) -> str:
+    """The command that fetches a known model, or what is absent of it, and how much that is."""
+    form = nearest(key)[0]
+    name = key if form == "original" else REPOSITORIES[key][form]
+    return f"fpsgen models pull {name} ({to_fetch(key)})"
 
 
-def short_name(repository: str) -> str:
-    """What `fpsgen models pull` takes for a repository: 1.3b or 14b, where they mean it, else its id."""
-    return next((key for key, formats in REPOSITORIES.items() if formats["original"] == repository), repository)
-
-
-def refusal(cached: Cached) -> ModelError:
-    """The error for a model of which the cache holds not all, with what mends it."""
-    name = short_name(cached.repository)
-    if cached.state == "not here":
-        known = cached.repository in DOWNLOAD_GB
-        where = "is not on this machine" if known else "is neither a folder here nor a downloaded model"
-        return ModelError(f"model {name} {where}", hint=pull_hint(cached))
-    told = "is incomplete in the hub's cache" if cached.lacking else "cannot be used"
+def refusal(cached: Cached, name: str) -> ModelError:
+    """The error for a model of which the cache holds something that is not whole, with what mends it."""
     size = f" ({readable(cached.absent_bytes)})" if cached.absent_bytes is not None else ""
     hint = f"fpsgen models pull {name} fetches what is absent{size}; with {option('force')}, everything anew"
+    told = "is incomplete in the hub's cache" if cached.lacking else "cannot be used"
     return ModelError(f"model {name} {told}: {cached.why}", hint=cached.hint or hint)
+
+
+def downloaded() -> list[Cached]:
+    """Wan2.1 checkpoints other than the known ones that the cache holds."""
+    ours = {repository for formats in REPOSITORIES.values() for repository in formats.values()}
+    return [cached for each in repositories() if each not in ours and (cached := look(each)).state == "here"]
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What lies in a model folder: the original layout or Diffusers', and the parts of both.
+"""What lies in a model folder: the original layout, Diffusers', or a transformer in a file of its own.
 
 Recognising a folder reads names, configurations and headers, no weights.
 """
@@ -6,7 +6,8 @@ Recognising a folder reads names, configurations and headers, no weights.
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -62,6 +63,7 @@ TOKENIZER_FILES = (
     "added_tokens.json",
     "spiece.model",
 )
+_SAME_MODEL = "take all parts from one Wan2.1 model"
 
 
 @dataclass(frozen=True)
@@ -81,16 +83,22 @@ class Checkpoint:
     @property
     def bytes(self) -> int:
         """The size of all weight files; ModelError where one is gone."""
-        with headers.reading(self.transformer[0].parent):
+        try:
             return sum(file.stat().st_size for part in PARTS for file in getattr(self, part))
+        except OSError as fault:
+            raise headers.unreadable(self.transformer[0].parent, fault) from None
+
+
+class MissingPartsError(ModelError):
+    """A transformer whose other parts are nowhere."""
 
 
 def recognise(folder: Path) -> Checkpoint:
     """The checkpoint in a folder; ModelError that says what is absent, or that it is none."""
-    with headers.reading(folder):  # it may become a file meanwhile
-        checkpoint = _recognise(folder)
-    check_widths(checkpoint)
-    return checkpoint
+    try:
+        return _recognise(folder)
+    except OSError as fault:  # no permission, or it became a file meanwhile
+        raise headers.unreadable(folder, fault) from None
 
 
 def _recognise(folder: Path) -> Checkpoint:
@@ -109,17 +117,77 @@ def _recognise(folder: Path) -> Checkpoint:
     raise ModelError(f"{printable(folder)} holds no Wan2.1 checkpoint", hint)
 
 
+def with_transformer(file: Path, elsewhere: Callable[[], Checkpoint | None]) -> Checkpoint:
+    """A transformer in a single file, with text encoder, VAE and tokenizer: those that lie with it, the others of a
+    checkpoint elsewhere, for all Wan2.1 models share them.
+
+    MissingPartsError where one is in neither place; ModelError where the file is another kind, or parts do not fit.
+    """
+    fields = fields_of("transformer", [file])
+    whole = file.parent.parent if file.parent.name in ("transformer", "transformer_2") else file.parent
+    if whole != file.parent:  # half of a Wan2.2 looks like a Wan2.1
+        try:
+            _check_index(whole)
+        except ModelError as error:
+            raise ModelError(f"{printable(file)} is a part of {printable(whole)}: {error}", hint=error.hint) from None
+    try:
+        home = recognise(whole)
+    except ModelError:
+        home = None
+    if home and home.transformer == [file]:
+        return home
+    if home is None:
+        home = _assembled(file, fields, elsewhere)
+    return _fitting(replace(home, **fields))
+
+
+def _assembled(file: Path, fields: dict[str, Any], elsewhere: Callable[[], Checkpoint | None]) -> Checkpoint:
+    """A transformer with those of text encoder, VAE and tokenizer that lie in its folder, by the original's
+    names or by what the files say they are, and with the others from elsewhere."""
+    folder, unfit = file.parent, {}
+    files = {part: folder / PARTS[part].file for part in OTHERS if (folder / PARTS[part].file).is_file()}
+    if len(files) < len(OTHERS):
+        kinds_of = {_kind_of(other): other for other in sorted(folder.glob("*.safetensors"))}
+        files = {part: kinds_of[PARTS[part].words] for part in OTHERS if PARTS[part].words in kinds_of} | files
+    for part, other in files.items():
+        try:
+            fields = fields | fields_of(part, [other])
+        except ModelError as error:
+            unfit[part] = error
+    places = (*(folder / place for place in TOKENIZERS.values()), folder)
+    if tokenizer := next((place for place in places if (place / "tokenizer.json").is_file()), None):
+        fields = fields | {"tokenizer": tokenizer}
+    if lacking := [part for part in (*OTHERS, "tokenizer") if part not in fields]:
+        if (other_model := elsewhere()) is not None:
+            return replace(other_model, format="original", **fields)
+        if fault := next((unfit[part] for part in lacking if part in unfit), None):
+            raise fault
+        words = [PARTS[part].words if part in PARTS else part for part in lacking]
+        told = f"{', '.join(words[:-1])} and {words[-1]} are" if len(words) > 1 else f"{words[0]} is"
+        raise MissingPartsError(
+            f"{printable(file)} is a transformer; its {told} neither beside it nor in the hub's cache"
+        )
+    return Checkpoint("original", **fields)
+
+
+def _kind_of(file: Path) -> str:
+    try:
+        return kinds.kind_of(headers.contents(file)).name
+    except ModelError:  # a neighbour that cannot be read is nobody's part
+        return "unreadable"
+
+
 def refuse_other_models(folder: Path) -> None:
     """ModelError where the configuration files in a folder, which may hold nothing else yet, are not Wan2.1
     text-to-video's."""
-    check_index(folder)
+    _check_index(folder)
     if (folder / "transformer" / "config.json").exists():
         WanConfig.from_diffusers(read_json(folder / "transformer" / "config.json"))
     elif (folder / "config.json").exists():
         check_original_kind(read_json(folder / "config.json"))
 
 
-def check_index(folder: Path) -> None:
+def _check_index(folder: Path) -> None:
     """Refuse other pipelines, and Wan2.2's, which are WanPipelines of two transformers. An index may be absent."""
     if not (folder / "model_index.json").exists():
         return
@@ -136,16 +204,19 @@ def _diffusers(folder: Path) -> Checkpoint:
     if absent := [part for part in (*PARTS, str(tokenizer)) if not (folder / part).is_dir()]:
         hint = f"a Wan2.1 Diffusers folder holds {', '.join(PARTS)} and {tokenizer}"
         raise ModelError(f"{printable(folder)} lacks {', '.join(absent)}", hint)
-    check_index(folder)
+    _check_index(folder)
     configs = {part: read_json(folder / part / "config.json") for part in PARTS}
     vae, text, config = configs["vae"], configs["text_encoder"], WanConfig.from_diffusers(configs["transformer"])
     _check_configs(vae, text)
     files = {part: shards(folder / part, each.stem) for part, each in PARTS.items()}
+    found = _fitting(
+        Checkpoint("diffusers", config, vae_config=vae, text_config=text, tokenizer=folder / tokenizer, **files)
+    )
     _check_depth("transformer", config.num_layers, _tensors("transformer", files["transformer"]), "blocks.")
-    text_tensors = headers.renamed(headers.headers(files["text_encoder"]), PARTS["text_encoder"].rename)
-    _check_depth("text_encoder", text.get("num_layers"), text_tensors, "encoder.block.")
-    _check_tokenizer(folder / tokenizer)
-    return Checkpoint("diffusers", config, vae_config=vae, text_config=text, tokenizer=folder / tokenizer, **files)
+    text_headers = headers.renamed(headers.headers(files["text_encoder"]), PARTS["text_encoder"].rename)
+    _check_depth("text_encoder", text.get("num_layers"), text_headers, "encoder.block.")
+    _check_tokenizer(found.tokenizer)
+    return found
 
 
 def _check_configs(vae: dict[str, Any], text_encoder: dict[str, Any]) -> None:
@@ -168,17 +239,17 @@ def _check_configs(vae: dict[str, Any], text_encoder: dict[str, Any]) -> None:
             raise ModelError(f"its text encoder has {key} = {shown(have)}; Wan2.1 has {wanted!r}", hint=OURS)
 
 
-def check_widths(checkpoint: Checkpoint) -> None:
-    """Refuse parts that are whole, each for itself, but of different models."""
+def _fitting(checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint; ModelError where its parts are whole, each for itself, but of different models."""
     config = checkpoint.config
     latent, text = checkpoint.vae_config.get("z_dim", config.in_channels), checkpoint.text_config.get("d_model")
-    told = None
-    if config.text_dim != text:
-        told = f"its transformer reads text of width {config.text_dim}, its text encoder writes {shown(text)}"
     if config.in_channels != latent:
         told = f"its transformer works on {config.in_channels} latent channels, its VAE on {shown(latent)}"
-    if told:
-        raise ModelError(told, hint="take all parts from one Wan2.1 model")
+        raise ModelError(told, hint=_SAME_MODEL)
+    if config.text_dim != text:
+        told = f"its transformer reads text of width {config.text_dim}, its text encoder writes {shown(text)}"
+        raise ModelError(told, hint=_SAME_MODEL)
+    return checkpoint
 
 
 def _check_depth(part: str, says: object, tensors: dict[str, Header], stem: str) -> None:
@@ -208,7 +279,7 @@ def _original(folder: Path) -> Checkpoint:
     _check_tokenizer(fields["tokenizer"])
     if (folder / "config.json").exists():
         fields["config"] = fields["config"].with_original(read_json(folder / "config.json"))
-    return Checkpoint("original", **fields)
+    return _fitting(Checkpoint("original", **fields))
 
 
 def _original_transformer(folder: Path) -> list[Path]:

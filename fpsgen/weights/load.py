@@ -31,7 +31,8 @@ Module = TypeVar("Module", bound=nn.Module)
 
 def load_transformer(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> WanTransformer:
     """The transformer, its matrix products in `dtype`. ModelError where files do not fit, as for the other parts."""
-    return _filled(empty_transformer(checkpoint), checkpoint, "transformer", device, by_name(dtype))
+    kept = lambda name: torch.float32 if stays_float32(name) else dtype  # noqa: E731
+    return _filled(empty_transformer(checkpoint), checkpoint, "transformer", device, kept)
 
 
 def load_vae(checkpoint: Checkpoint, device: torch.device) -> AutoencoderKLWan:
@@ -156,11 +157,6 @@ def dtypes(checkpoint: Checkpoint) -> dict[str, list[str]]:
 def stays_float32(name: str) -> bool:
     """Whether a parameter of the transformer keeps float32 whatever dtype is asked for."""
     return not FLOAT32_PARAMETERS.isdisjoint(name.split("."))
-
-
-def by_name(dtype: torch.dtype) -> Callable[[str], torch.dtype]:
-    """The dtype of each of the transformer's parameters, its matrix products in `dtype`."""
-    return lambda name: torch.float32 if stays_float32(name) else dtype
 
 
 def empty_transformer(checkpoint: Checkpoint) -> WanTransformer:

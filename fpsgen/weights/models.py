@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fpsgen import assets
-from fpsgen.attention.tiles import Shape3, default_tile
+from fpsgen.attention.tiles import Shape3, TileGrid, default_tile
 from fpsgen.errors import ModelError, UsageError, option
 from fpsgen.printable import printable
+from fpsgen.settings import DEFAULTS, Settings, check_settings, defaults_of
 from fpsgen.wan import config, sizes
 from fpsgen.wan.config import WanConfig
-from fpsgen.wan.sizes import Defaults, defaults_of
-from fpsgen.weights import headers, hub, kinds, layout
+from fpsgen.weights import headers, hub, layout
 from fpsgen.weights.cached import Cached
 from fpsgen.weights.headers import read_json
-from fpsgen.weights.layout import OTHERS, PARTS, TOKENIZERS, Checkpoint
+from fpsgen.weights.layout import Checkpoint
 
 POCKET = "pocket"
 _LARGEST_TILE = 64  # tokens along one axis
@@ -36,7 +36,7 @@ class Model:
     name: str
     folder: Path
     checkpoint: Checkpoint
-    defaults: Defaults
+    defaults: Settings
     card: dict | None = None
 
     @property
@@ -53,6 +53,11 @@ class Model:
         """Its name for records and metadata: of a pocket model with the version, to which its weights are bound."""
         return f"pocket v{self.card['version']}" if self.card else self.name
 
+    def tiles(self, latent_shape: Shape3, tile: Shape3 | None = None) -> TileGrid:
+        """The tokens of a video's latents in tiles: of that size, or of the model's own."""
+        grid = self.config.grid(latent_shape)
+        return TileGrid(grid, tile or self.tile(grid))
+
     def tile(self, grid: Shape3) -> Shape3:
         if self.card:
             t, h, w = self.card["tile"]
@@ -65,18 +70,21 @@ def absent(key: str) -> Model:
     nothing: Any = ()
     own, text, vae = config.FAMILIES[key], config.TEXT_CONFIG, config.VAE_CONFIG
     checkpoint = Checkpoint("original", own, nothing, nothing, vae, nothing, text, Path())
-    return Model(key, Path(), checkpoint, sizes.DEFAULTS[key])
+    return Model(key, Path(), checkpoint, DEFAULTS[key])
 
 
 class NoWeightsError(ModelError):
     """There is a GPU and no model worth it; `key` is the one to fetch, `size` how much that is, in words."""
 
     def __init__(self, key: str):
-        cached = hub.nearest(key)
-        told = f"Wan2.1 {key} is not whole on this machine: {cached.why}" if cached.why else None
-        hint = f"{hub.pull_hint(cached)}, or try the built-in toy: {option('model', POCKET)}"
-        super().__init__(told or "there are no Wan2.1 weights on this machine", hint)
-        self.key, self.size, self.repository = key, hub.to_fetch(cached), cached.repository
+        form, cached = hub.nearest(key)
+        super().__init__(
+            f"Wan2.1 {key} is not whole on this machine: {cached.why}"
+            if cached.why
+            else "there are no Wan2.1 weights on this machine",
+            hint=f"{hub.pull_hint(key)}, or try the built-in toy: {option('model', 'pocket')}",
+        )
+        self.key, self.size, self.repository = key, hub.to_fetch(key), hub.REPOSITORIES[key][form]
 
 
 def find(name: str) -> Model:
@@ -88,7 +96,9 @@ def find(name: str) -> Model:
     if key == POCKET:
         return open_folder(assets.folder(POCKET), POCKET)
     if key in hub.REPOSITORIES:
-        return _downloaded(hub.nearest(key), key)
+        form, cached = hub.nearest(key)
+        absent = ModelError(f"Wan2.1 {key} is not on this machine", hint=hub.pull_hint(key))
+        return _downloaded(cached, key, key if form == "original" else cached.repository, absent)
     path = Path(name)
     try:
         path = path.expanduser()
@@ -100,7 +110,9 @@ def find(name: str) -> Model:
         told = getattr(fault, "strerror", None) or fault
         raise ModelError(f"there is no model {printable(name, 100)}: {printable(told)}", _names()) from None
     if hub.ID.fullmatch(name) and path.suffix not in _WEIGHT_FILES:
-        return _downloaded(hub.look(name), name)
+        hint = f"fpsgen models pull {name}"
+        absent = ModelError(f"{name} is neither a folder here nor a downloaded model", hint)
+        return _downloaded(hub.look(name), name, name, absent)
     raise ModelError(f"there is no model {printable(name, 100)}", hint=_names())
 
 
@@ -109,11 +121,11 @@ def _names() -> str:
     return f"give one of {known}, a folder, a .safetensors file or a hub id"
 
 
-def _downloaded(cached: Cached, name: str) -> Model:
-    """The model of a repository, if the cache holds all of it."""
+def _downloaded(cached: Cached, name: str, to_pull: str, absent: ModelError) -> Model:
+    """The model of a repository, if the cache holds all of it. to_pull: its name for `fpsgen models pull`."""
     if cached.state == "here" and cached.folder:
         return open_folder(cached.folder, name)
-    raise hub.refusal(cached)
+    raise absent if cached.state == "not here" else hub.refusal(cached, to_pull)
 
 
 def choose(size: tuple[int, int] | None, cuda: bool) -> tuple[Model, str | None]:
@@ -128,9 +140,9 @@ def choose(size: tuple[int, int] | None, cuda: bool) -> tuple[Model, str | None]
     other = "1.3b" if wanted == "14b" else "14b"
     if folder := hub.on_disk(wanted):
         return open_folder(folder, wanted), None
-    cached = hub.nearest(wanted)
+    cached = hub.nearest(wanted)[1]
     if cached.state == "unreadable":
-        raise hub.refusal(cached)  # it lies there: nothing is to be fetched
+        raise hub.refusal(cached, wanted)  # it lies there: nothing is to be fetched
     if folder := hub.on_disk(other):
         incomplete = cached.state == "incomplete"
         state = f"is incomplete (see `fpsgen models check {wanted}`)" if incomplete else "is not on this machine"
@@ -155,64 +167,22 @@ def open_folder(folder: Path, name: str) -> Model:
 
 
 def open_file(file: Path) -> Model:
-    """A transformer in a file of its own, with text encoder, VAE and tokenizer: those of the folder's model, those
-    beside the file, or those of a Wan2.1 model on disk, for all Wan2.1 models share them.
-
-    ModelError where one is nowhere, where the file is another kind, or where parts do not fit together.
-    """
+    """A transformer in a file of its own; text encoder, VAE and tokenizer lie beside it or come from a Wan2.1 model on
+    disk. ModelError that says what the file is where it is none."""
     if headers.is_pickled(file) and headers.contents(file).channels:
         told = f"{printable(file)} is a transformer in a pickled file"
         raise ModelError(told, hint="use the .safetensors file of the same model")
-    fields = layout.fields_of("transformer", [file])
-    folder = file.parent.parent if file.parent.name in ("transformer", "transformer_2") else file.parent
-    if folder != file.parent:  # half of a Wan2.2 looks like a Wan2.1
-        try:
-            layout.check_index(folder)
-        except ModelError as error:
-            raise ModelError(f"{printable(file)} is a part of {printable(folder)}: {error}", error.hint) from None
     try:
-        checkpoint = layout.recognise(folder)
-    except ModelError:
-        checkpoint = _assembled(file, fields)
-    if checkpoint.transformer != [file]:
-        checkpoint = replace(checkpoint, **fields)
-    layout.check_widths(checkpoint)
+        checkpoint = layout.with_transformer(file, _elsewhere)
+    except layout.MissingPartsError as error:
+        raise ModelError(f"{error}", hint=f"put them beside it, or {hub.pull_hint('1.3b')}") from None
     return Model(printable(file.name), file.parent, checkpoint, defaults_of(checkpoint.config.dim))
 
 
-def _assembled(file: Path, fields: dict[str, Any]) -> Checkpoint:
-    """A transformer with those of the other parts that lie in its folder, by the original's names or by what the files
-    say they are, and with the rest of a Wan2.1 model in the hub's cache. fields: what a `Checkpoint` says of it."""
-    folder, unfit = file.parent, None
-    files = {part: folder / PARTS[part].file for part in OTHERS if (folder / PARTS[part].file).is_file()}
-    if len(files) < len(OTHERS):
-        by_kind = {_kind_of(other): other for other in sorted(folder.glob("*.safetensors"))}
-        files = {part: by_kind[PARTS[part].words] for part in OTHERS if PARTS[part].words in by_kind} | files
-    for part, other in files.items():
-        try:
-            fields = fields | layout.fields_of(part, [other])
-        except ModelError as error:
-            unfit = unfit or error
-    places = (*(folder / place for place in TOKENIZERS.values()), folder)
-    if tokenizer := next((place for place in places if (place / "tokenizer.json").is_file()), None):
-        fields = fields | {"tokenizer": tokenizer}
-    lacking = [PARTS[part].words for part in OTHERS if part not in fields] + ["tokenizer"] * (tokenizer is None)
-    if not lacking:
-        return Checkpoint("original", **fields)
-    if elsewhere := next(filter(None, map(hub.on_disk, hub.REPOSITORIES)), None):
-        return replace(layout.recognise(elsewhere), format="original", **fields)
-    if unfit:
-        raise unfit
-    words = f"{', '.join(lacking[:-1])} and {lacking[-1]} are" if len(lacking) > 1 else f"{lacking[0]} is"
-    told = f"{printable(file)} is a transformer; its {words} neither beside it nor in the hub's cache"
-    raise ModelError(told, hint=f"put what lacks beside it, or {hub.pull_hint(hub.nearest('1.3b'))}")
-
-
-def _kind_of(file: Path) -> str:
-    try:
-        return kinds.kind_of(headers.contents(file)).name
-    except ModelError:  # a neighbour that cannot be read is nobody's part
-        return "unreadable"
+def _elsewhere() -> Checkpoint | None:
+    """A Wan2.1 checkpoint in the hub's cache: they all share text encoder, VAE and tokenizer."""
+    folders = (folder for key in hub.REPOSITORIES if (folder := hub.on_disk(key)))
+    return next(map(layout.recognise, folders), None)
 
 
 def _read_card(path: Path) -> dict:
@@ -223,7 +193,7 @@ def _read_card(path: Path) -> dict:
     return card
 
 
-def _from_card(card: dict) -> Defaults:
+def _from_card(card: dict) -> Settings:
     """Defaults that a pocket model's card names; ModelError that names the field which does not fit."""
     for field, fits in _CARD.items():
         try:
@@ -235,7 +205,7 @@ def _from_card(card: dict) -> Defaults:
             raise ModelError(f"its pocket.json is not one: {told}", "copy it again from the source of the model")
     width, height = card["size"]
     plain = {field: card[field] for field in ("frames", "fps", "steps", "negative")}
-    return Defaults(width, height, **plain, guidance=float(card["guidance"]), shift=float(card["shift"]))
+    return Settings(width, height, **plain, guidance=float(card["guidance"]), shift=float(card["shift"]))
 
 
 def _is_size(size: Any) -> bool:
@@ -247,7 +217,7 @@ def _is_size(size: Any) -> bool:
 
 def _legal(**setting: Any) -> bool:
     """Whether a frame or step count, guidance or shift is one that users may give; they raise where it is none."""
-    sizes.check_settings(**({"frames": None, "steps": None, "guidance": None, "shift": None} | setting))
+    check_settings(**({"frames": None, "steps": None, "guidance": None, "shift": None} | setting))
     return all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in setting.values())
 
 

@@ -23,13 +23,13 @@ import torch
 from diffusers import AutoencoderKLWan
 from torch import Tensor
 
-from fpsgen import solvers
 from fpsgen.pocket import reading
 from fpsgen.pocket.judge import load_network
 from fpsgen.pocket.words import ASPECTS, Combination
-from fpsgen.wan import sizes
+from fpsgen.sampling import Denoiser
+from fpsgen.settings import Settings
+from fpsgen.wan import plan
 from fpsgen.wan import vae as wan_vae
-from fpsgen.wan.sizes import Defaults
 from fpsgen.wan.text_encoder import TextEncoder
 from fpsgen.weights.load import load_transformer, load_vae
 from fpsgen.weights.models import Model, open_folder
@@ -52,20 +52,18 @@ class Generator:
         self.vae: AutoencoderKLWan = load_vae(self.model.checkpoint, cpu)
 
     @torch.no_grad()
-    def latents(self, prompts: list[str], seeds: list[int], settings: Defaults) -> Tensor:
-        shape = sizes.latent_shape(settings.frames, settings.height, settings.width)
+    def latents(self, prompts: list[str], seeds: list[int], settings: Settings) -> Tensor:
         texts = [self.encoder.encode(reading.read(prompt, self.encoder.tokenizer).text).text for prompt in prompts]
         empty = self.encoder.encode(reading.read(settings.negative, self.encoder.tokenizer).text).text
-        context = self.transformer.embed_text(torch.cat([*texts, empty.expand(len(texts), -1, -1)]))
-        latents = torch.cat([solvers.noise(self.transformer.config.in_channels, shape, seed) for seed in seeds])
-        solver = solvers.Solver(settings.steps, settings.shift)
-        for timestep in solver.timesteps:
-            doubled = torch.cat([latents, latents])
-            velocity = self.transformer(doubled, timestep.expand(len(doubled)), context)
-            latents = solver.step(solvers.guide(*velocity.chunk(2), settings.guidance), latents)
+        both = [torch.cat(texts), empty.expand(len(texts), -1, -1)]
+        denoiser = Denoiser(self.transformer, settings, both, torch.device("cpu"), together=True)
+        latents = torch.cat([denoiser.noise(seed) for seed in seeds])
+        dense = plan.dense(self.model.tiles(settings.latent_shape), self.transformer.config.num_layers)
+        for moment in denoiser.run(latents, [dense] * settings.steps):
+            latents = moment.latents
         return latents
 
-    def videos(self, prompts: list[str], seeds: list[int], settings: Defaults) -> list[np.ndarray]:
+    def videos(self, prompts: list[str], seeds: list[int], settings: Settings) -> list[np.ndarray]:
         """One uint8 clip [frames, height, width, 3] per prompt."""
         latents = wan_vae.denormalise(self.vae, self.latents(prompts, seeds, settings))
         return [
@@ -85,11 +83,11 @@ class Worker:
         cls.generator = Generator(folder)
 
     @classmethod
-    def run(cls, prompts: list[str], seeds: list[int], settings: Defaults) -> list[np.ndarray]:
+    def run(cls, prompts: list[str], seeds: list[int], settings: Settings) -> list[np.ndarray]:
         return cls.generator.videos(prompts, seeds, settings)
 
 
-def draw(folder: Path, prompts: list[str], settings: Defaults, batch: int, workers: int) -> Iterator[np.ndarray]:
+def draw(folder: Path, prompts: list[str], settings: Settings, batch: int, workers: int) -> Iterator[np.ndarray]:
     """One clip per prompt, in order, its seed counted from NOISE_SEED."""
     context = get_context("spawn")  # torch's threads do not survive a fork
     starts = range(0, len(prompts), batch)

@@ -9,13 +9,11 @@ predicts them in one step.
 from __future__ import annotations
 
 import random
-from pathlib import Path
 
 import numpy as np
 import torch
 
-from fpsgen import pipeline
-from fpsgen.pipeline import Request
+from fpsgen.wan import plan, sizes
 from fpsgen.wan.text_encoder import TextEncoder
 from fpsgen.weights import models
 from fpsgen.weights.load import load_transformer, load_vae
@@ -32,8 +30,8 @@ def main() -> None:
     cpu, model = torch.device("cpu"), models.find("pocket")
     vae, encoder = load_vae(model.checkpoint, cpu), TextEncoder(model.checkpoint, cpu, torch.bfloat16)
     transformer = load_transformer(model.checkpoint, cpu, torch.float32)
-    video = Request("", "", WIDTH, HEIGHT, FRAMES, steps=1, output=Path(), fps=16, guidance=1.0, shift=3.0, seed=0)
-    plans = pipeline.schedule(video, model)[0]
+    latent_shape = sizes.latent_shape(FRAMES, HEIGHT, WIDTH)
+    plans = plan.dense(model.tiles(latent_shape), transformer.config.num_layers)
     mean, std = (torch.tensor(vae.config[key]).view(1, -1, 1, 1, 1) for key in ("latents_mean", "latents_std"))
     decibels, errors = [], []
     for number, label in enumerate(random.Random(5).sample(prompts.combinations(), CLIPS)):

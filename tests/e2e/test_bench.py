@@ -14,7 +14,7 @@ import pytest
 from fpsgen.attention import dense, reference
 from fpsgen.bench import steps
 from fpsgen.bench.dense_kernels import DenseKernel
-from fpsgen.timing import PHASES
+from fpsgen.timing import STAGES
 from fpsgen.wan import vae as wan_vae
 from tests.tools.bench import EXACT, HALVES, Bench
 from tests.tools.bench import bench as bench_cli
@@ -45,7 +45,7 @@ def test_the_preset_and_bf16_run_there_and_back(bench: Bench) -> None:
         assert len(one["warm"]) == 2
         for run in (one["cold"], *one["warm"]):
             # What is between the phases are events that nobody draws.
-            assert sum(run[name] for name in PHASES) == pytest.approx(run["total"], rel=0.02, abs=0.02)
+            assert sum(run[name] for name in STAGES) == pytest.approx(run["total"], rel=0.02, abs=0.02)
             assert len(run["steps"]) == 3
 
 

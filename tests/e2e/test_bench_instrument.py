@@ -13,7 +13,8 @@ from fpsgen import assets, pipeline
 from fpsgen.attention import reference
 from fpsgen.bench.contenders import Ours
 from fpsgen.pipeline import Event
-from fpsgen.timing import PHASES
+from fpsgen.sampling import Denoiser
+from fpsgen.timing import STAGES
 from tests.tools.bench import EXACT, HALVES, Bench
 
 pytestmark = pytest.mark.slow
@@ -57,7 +58,7 @@ def test_a_broken_plan_loses_quality(bench: Bench, monkeypatch: pytest.MonkeyPat
 OWNERS = {
     "load": (pipeline, "load_transformer"),
     "text": (pipeline.TextEncoder, "encode"),
-    "denoise": (pipeline, "predict"),
+    "denoise": (Denoiser, "velocity"),
     "decode": (pipeline.wan_vae, "to_uint8"),
     "encode": (pipeline.VideoWriter, "write"),
 }
@@ -92,7 +93,7 @@ def test_a_sleep_appears_in_its_phase_and_no_other(bench: Bench, monkeypatch: py
     record = bench(preset=bench.preset(EXACT), compare="sdpa", pairs=passes, frames=5, steps=2)
     plain, slowed = (told["median"] for told in record["contenders"])
     each = slept / (passes + 1)  # the cold run sleeps, too
-    grown = {name: slowed[name] - plain[name] for name in PHASES}
+    grown = {name: slowed[name] - plain[name] for name in STAGES}
     assert each >= 0.5
     # Medians of the same second's work differ by a tenth of one on a busy machine.
     assert grown.pop(phase) == pytest.approx(each, abs=0.15)

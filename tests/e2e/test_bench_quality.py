@@ -18,8 +18,8 @@ import torch
 from fpsgen import metrics, pipeline
 from fpsgen.bench import quality as bench
 from fpsgen.bench import vbench
-from fpsgen.pipeline import denoise
 from fpsgen.pocket.words import ASPECTS
+from fpsgen.sampling import Denoiser
 from fpsgen.wan.transformer import WanTransformer
 from tests.tools.bench_quality import ROUGH, Quality
 from tests.tools.cli import invoke, told
@@ -34,11 +34,12 @@ def rendered(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The seed of each clip that is rendered."""
     seeds: list[int] = []
 
-    def counted(request: pipeline.Request, *args: Any, **more: Any) -> Any:
-        seeds.append(request.seed)
-        return denoise(request, *args, **more)
+    def counted(denoiser: Denoiser, seed: int) -> Any:
+        seeds.append(seed)
+        return noise(denoiser, seed)
 
-    monkeypatch.setattr(pipeline, "denoise", counted)
+    noise = Denoiser.noise
+    monkeypatch.setattr(Denoiser, "noise", counted)
     return seeds
 
 

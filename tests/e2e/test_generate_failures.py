@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from fpsgen import pipeline
 from fpsgen.cli import app
+from fpsgen.sampling import Denoiser
 from tests.tools.cli import Runner, invoke
 from tests.tools.videos import fake_ffmpeg, read
 
@@ -55,7 +56,7 @@ def test_what_users_type_is_no_markup(text: str) -> None:
 
 
 def test_values_that_are_not_finite_make_no_video(run: Runner, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(pipeline, "predict", lambda transformer, latents, *_: latents * float("nan"))
+    monkeypatch.setattr(Denoiser, "velocity", lambda denoiser, latents, *_: latents * float("nan"))
     result = invoke(
         "cat", "--model", run.folder, "--res", "32x32", "--frames", 1, "--steps", 2, "-o", tmp_path / "a.mp4"
     )

@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from fpsgen import pipeline
 from fpsgen.attention import reference
 from fpsgen.attention.plan import AttentionPlan
-from fpsgen.attention.tiles import TileGrid
+from fpsgen.presets import Phase, Preset
+from fpsgen.request import Request, resolve
+from fpsgen.target import Target
+from fpsgen.weights import models
 from fpsgen.weights.load import load_transformer
 from fpsgen.weights.models import find
 from tests.tools.cli import Runner, invoke
@@ -197,7 +199,8 @@ def test_the_summary_tells_preset_density_and_quality(run: Runner, preset: Path)
     options = ("--model", run.folder, "--res", "96x64", "--frames", 5, "--steps", 2, "-o", run.directory / "v.mp4")
     told = []
     weights = load_transformer(find(str(run.folder)).checkpoint, torch.device("cpu"), torch.float32).fingerprint()
-    for text in (HALVES, HALVES + MEASURED, HALVES + MEASURED.replace("0123456789abcdef", weights)):
+    known = MEASURED.replace("0123456789abcdef", weights)
+    for text in (HALVES, HALVES + MEASURED, HALVES + known):
         preset.write_text(text)
         result = invoke("a cat", *options, "--preset", preset)
         assert result.exit_code == 0, result.output
@@ -215,7 +218,7 @@ def test_other_weights_are_told_once(run: Runner, preset: Path) -> None:
     options = ("--model", run.folder, "--res", "96x64", "--frames", 5, "--steps", 2, "-o", run.directory / "v.mp4")
     result = invoke("a cat", *options, "--preset", preset)
     assert result.exit_code == 0, result.output
-    assert result.stderr.count("was measured on other weights: how near it comes to bf16 here is not known") == 1
+    assert result.stderr.count("was measured with other weights") == 1
 
 
 def test_a_grade_is_that_of_the_model_and_size(run: Runner) -> None:
@@ -243,9 +246,11 @@ def test_no_such_preset(run: Runner) -> None:
 
 def test_plain_pytorch_on_a_gpu_is_said_without_being_asked() -> None:
     """Somebody with a GPU expects speed."""
-    tiles = TileGrid((7, 6, 10), (2, 2, 2))
-    plans = [(AttentionPlan(tiles),) * 2, (AttentionPlan(tiles, ((3, 3, 3),), (), "int8", "fp8"),) * 2]
+    model = models.find("pocket")
+    phases = (Phase(sigma=(1.0, 0.5)), Phase(sigma=(0.5, 0.0), window=(3, 3, 3), qk="int8", pv="fp8"))
+    request = Request("", model.defaults.override(steps=2, shift=1.0), 0, Path(), Preset(name="two", phases=phases))
     for device, told in (("cpu", False), ("cuda", True)):
-        notices = list(pipeline.attention_by_step(plans, torch.device(device), 128))
+        plan = resolve(request, model, Target(torch.device(device), torch.float32, torch.float32))
+        notices = list(plan.notices())
         assert any("plain PyTorch" in notice.text and not notice.detail for notice in notices) is told
         assert [notice.text.split(":")[0] for notice in notices if notice.detail] == ["step 1", "step 2"]

@@ -15,7 +15,7 @@ from fpsgen import assets
 from fpsgen.cli import app
 from fpsgen.cli.generate import ENLARGED
 from fpsgen.cli.options import INSTEAD, OTHER_NAMES
-from fpsgen.wan import sizes
+from fpsgen.settings import DEFAULTS
 from tests.tools.cli_page import commands, help_of
 
 EVERY = dict(commands(typer.main.get_command(app)))
@@ -82,12 +82,12 @@ def test_defaults_in_a_help_are_the_pockets_own_numbers_too() -> None:
     card = json.loads((assets.folder("pocket") / "pocket.json").read_text(encoding="utf-8"))
     text = " ".join(" ".join(shown(("generate",), 80)).split())
     for setting in ("frames", "steps", "guidance", "shift"):
-        small, large = (f"{getattr(sizes.DEFAULTS[name], setting):g}" for name in ("1.3b", "14b"))
+        small, large = (f"{getattr(DEFAULTS[name], setting):g}" for name in ("1.3b", "14b"))
         others = f"{small} for 1.3b, {large} for 14b" if small != large else f"{small} for Wan2.1"
         assert re.search(rf"--{setting} \w+ [^\[]*\[default: {card[setting]:g} for pocket, {others}\]", text)
     width, height = card["size"]
     own = {"generate": f"{ENLARGED * width}x{ENLARGED * height}", "calibrate": f"{width}x{height}"}
-    wan = ", ".join(f"{defaults.width}x{defaults.height} for {name}" for name, defaults in sizes.DEFAULTS.items())
+    wan = ", ".join(f"{defaults.width}x{defaults.height} for {name}" for name, defaults in DEFAULTS.items())
     for command, size in own.items():
         assert f"[default: {size} for pocket, {wan}]" in " ".join(" ".join(shown((command,), 80)).split())
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from fpsgen.cli import app
-from fpsgen.wan.sizes import DEFAULTS
+from fpsgen.settings import DEFAULTS
 from fpsgen.weights.layout import PARTS
 from tests.tools.cli import models, told
 

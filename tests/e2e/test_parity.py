@@ -10,6 +10,10 @@ import torch
 from diffusers import WanPipeline
 
 from fpsgen import pipeline, solvers
+from fpsgen.request import Request, resolve
+from fpsgen.sampling import Denoiser
+from fpsgen.settings import Settings
+from fpsgen.target import Target
 from fpsgen.timing import Timings
 from fpsgen.wan import sizes
 from fpsgen.wan import vae as wan_vae
@@ -17,6 +21,7 @@ from fpsgen.weights import models
 from fpsgen.weights.load import load_transformer, load_vae
 
 CPU = torch.device("cpu")
+TARGET = Target(CPU, torch.float32, torch.float32)
 STEPS, SHIFT, GUIDANCE = 6, 3.0, 4.0
 
 
@@ -51,15 +56,12 @@ def test_latents_and_frames_equal_diffusers(
     }  # fmt: skip
 
     model = models.find(str(wan_folder))
-    request = pipeline.Request(
-        prompt=prompt, negative=negative, width=width, height=height, frames=frames, fps=16, steps=STEPS,
-        guidance=guidance, shift=SHIFT, seed=3, output=Path("unused.mp4"), grid="diffusers",
-    )  # fmt: skip
-    timings = Timings()
-    prompts = [prompt, negative] if guidance != 1 else [prompt]
-    texts = finish(pipeline.encode_prompts(prompts, model, CPU, torch.float32, timings))
-    transformer = load_transformer(model.checkpoint, CPU, torch.float32)
-    latents = finish(pipeline.denoise(request, transformer, pipeline.schedule(request, model), texts, CPU, timings))
+    settings = Settings(width, height, frames, 16, STEPS, guidance, SHIFT, negative, sigmas="diffusers")
+    plan = resolve(Request(prompt, settings, 3, Path("unused.mp4")), model, TARGET)
+    negatives = [negative] if guidance != 1 else []
+    texts = finish(pipeline.encode_prompts([prompt], negatives, model, TARGET))
+    denoiser = Denoiser(load_transformer(model.checkpoint, CPU, torch.float32), settings, texts, CPU)
+    latents = finish(pipeline.denoise(plan, denoiser, Timings()))
     # float32 through 6 steps of 2 branches; the bound is what the README promises, rounding stays far below it.
     assert (latents - oracle["latent"]).norm() <= 1e-3 * oracle["latent"].norm()
 

@@ -9,14 +9,14 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from fpsgen.metrics import Pair
-from fpsgen.timing import PHASES
+from fpsgen.timing import STAGES
 from tests.tools.reports import clip
 
 if TYPE_CHECKING:
     from fpsgen.bench.attention.record import Case, State
     from fpsgen.bench.attention.shapes import Shape
 
-WHOLE = (*PHASES, "total")
+WHOLE = (*STAGES, "total")
 MACHINE = {
     "cpu": "Made-up CPU @ 2.10GHz", "cores": 2, "memory_bytes": 16_000_000_000, "python": "3.11.2", "torch": "2.13.0",
     "diffusers": "0.40.0", "transformers": "5.13.0", "fpsgen": "0.2.0",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,11 @@ import torch
 from fpsgen.attention.tiles import TileGrid
 from fpsgen.calibrate.budget import Budget
 from fpsgen.calibrate.job import Job
-from fpsgen.calibrate.settings import Effort, Video
+from fpsgen.calibrate.settings import Effort
 from fpsgen.calibrate.trajectory import Clip, Renderer
+from fpsgen.events import Done, Event, Notice, Stage, Watch, Work
 from fpsgen.journal import Journal
+from fpsgen.settings import Settings
 from fpsgen.wan.config import WanConfig
 from fpsgen.wan.transformer import WanTransformer
 from fpsgen.weights.models import absent, open_folder
@@ -23,7 +24,7 @@ from tests.tools.cli import calibrate
 
 CPU = torch.device("cpu")
 CONFIG = WanConfig(dim=48, ffn_dim=64, num_heads=2, num_layers=2, text_dim=8, freq_dim=16)
-VIDEO = Video(width=96, height=64, frames=9, steps=4, guidance=3.0, shift=3.0, negative="")
+VIDEO = Settings(width=96, height=64, frames=9, fps=8, steps=4, guidance=3.0, shift=3.0, negative="")
 TILES = TileGrid((3, 4, 6), (2, 2, 2))  # of VIDEO
 EFFORT = Effort(clips=1, probed=1, checks=1, steps=4, phases=2, layers=2, tiles=3, rounds=3, look=1, decode=1)
 PROMPTS = ("a cat", "a dog", "the sea", "red dog")
@@ -39,10 +40,10 @@ def small_transformer(seed: int = 0, layers: int = 2) -> WanTransformer:
     return transformer.requires_grad_(False)
 
 
-def small_renderer(root: Path, tick: Callable[[float], None] = lambda work: None, layers: int = 2) -> Renderer:
+def small_renderer(root: Path, watch: Watch = lambda event: None, layers: int = 2) -> Renderer:
     """Of `small_transformer`, with its pieces in `root`."""
     journal = Journal(root, {"layers": layers})
-    return Renderer(small_transformer(layers=layers), TILES, VIDEO, text(99), CPU, journal, tick)
+    return Renderer(small_transformer(layers=layers), TILES, VIDEO, text(99), CPU, journal, watch)
 
 
 def text(seed: int) -> torch.Tensor:
@@ -53,10 +54,10 @@ def clips(count: int) -> list[Clip]:
     return [Clip(f"prompt {number}", number, text(number)) for number in range(count)]
 
 
-def small_job(folder: Path, video: Video = VIDEO, effort: Effort = EFFORT, budget: Budget | None = None) -> Job:
+def small_job(folder: Path, settings: Settings = VIDEO, effort: Effort = EFFORT, budget: Budget | None = None) -> Job:
     """Of the test pocket in `folder`, loose."""
     model = open_folder(folder, "pocket")
-    return Job(model, video, effort, budget or Budget("psnr", 20.0), PROMPTS, 0, "small.toml")
+    return Job(model, settings, effort, budget or Budget("psnr", 20.0), PROMPTS, 0, "small.toml")
 
 
 def wan_job(key: str, width: int, height: int, effort: Effort, frames: int = 81, steps: int = 50) -> Job:
@@ -74,24 +75,19 @@ class Recorder:
 
     def __init__(self) -> None:
         self.wanted = self.done = 0.0
-        self.phases: list[str] = []
+        self.stages: list[str] = []
         self.notes: list[str] = []
         self.warnings: list[str] = []
 
-    def phase(self, name: str) -> None:
-        self.phases.append(name)
-
-    def total(self, work: float) -> None:
-        self.wanted = work
-
-    def advance(self, work: float) -> None:
-        self.done += work
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
-
-    def warn(self, text: str) -> None:
-        self.warnings.append(text)
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, Stage):
+            self.stages.append(event.name)
+        elif isinstance(event, Work):
+            self.wanted = event.total
+        elif isinstance(event, Done):
+            self.done += event.work
+        elif isinstance(event, Notice):
+            (self.notes if event.detail else self.warnings).append(event.text)
 
 
 LINES = "# comments and empty lines are none\n\na cat\n  a dog surfing  \nthe sea\nred dog\n"

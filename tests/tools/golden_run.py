@@ -5,6 +5,7 @@ python -m tests.tools.golden_run        # writes them anew: only where a change 
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import torch
@@ -25,21 +26,19 @@ def surroundings() -> dict[str, str]:
 def make(preset: str) -> Tensor:
     """The final latents, [1, 16, T, h, w]."""
     from fpsgen import pipeline
+    from fpsgen.events import Denoised
     from fpsgen.presets import BF16, shipped
-    from fpsgen.timing import Timings
+    from fpsgen.request import Request
+    from fpsgen.target import Target
     from fpsgen.weights import models
 
     model = models.find("pocket")
     own = model.defaults
     chosen = BF16 if preset == "bf16" else shipped.of_grade(preset, model.family, own.width, own.height)
-    request = pipeline.Request(
-        prompt=PROMPT, negative=own.negative, width=own.width, height=own.height, frames=own.frames, fps=own.fps,
-        steps=own.steps, guidance=own.guidance, shift=own.shift, seed=SEED, output=Path("none.mp4"), preset=chosen,
-    )  # fmt: skip
-    for event in pipeline.generate(request, model, torch.device("cpu"), torch.float32, torch.bfloat16, Timings()):
-        if isinstance(event, pipeline.Denoised):
-            return event.latents.clone()
-    raise AssertionError("no latents")
+    request = Request(PROMPT, own, SEED, Path("none.mp4"), chosen)
+    target = Target(torch.device("cpu"), torch.float32, torch.bfloat16)
+    with contextlib.closing(pipeline.generate([request], model, target)) as events:
+        return next(event.latents.clone() for event in events if isinstance(event, Denoised))
 
 
 def read(preset: str) -> tuple[Tensor, dict[str, str]]:

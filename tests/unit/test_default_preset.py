@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
-from fpsgen import pipeline
 from fpsgen.attention import door
 from fpsgen.attention.plan import AttentionPlan
+from fpsgen.request import Request, resolve
+from fpsgen.target import Target
 from fpsgen.weights import models
+from fpsgen.weights.models import Model
 
 SIZES = {"480p": (832, 480), "720p": (1280, 720)}
+
+
+def default_preset(model: Model, size: str, device: torch.device) -> str:
+    """The name of what runs where none is named."""
+    width, height = SIZES[size]
+    request = Request("", model.defaults.override(width=width, height=height), 0, Path(), preset=None)
+    return resolve(request, model, Target(device, torch.bfloat16, torch.bfloat16)).preset.name
 
 
 def choice(name: str):  # type: ignore[no-untyped-def]
@@ -27,10 +38,12 @@ def choice(name: str):  # type: ignore[no-untyped-def]
 def test_quality_where_our_kernels_run_it(key: str, size: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, cuda = models.absent(key), torch.device("cuda")
     monkeypatch.setattr(door, "choose", choice("hopper"))
-    assert pipeline.default_preset(model, *SIZES[size], 81, cuda).name == f"{key}-{size}-quality"
+    assert default_preset(model, size, cuda) == f"{key}-{size}-quality"
     monkeypatch.setattr(door, "choose", choice("reference"))
-    assert pipeline.default_preset(model, *SIZES[size], 81, cuda).name == "bf16"
+    assert default_preset(model, size, cuda) == "bf16"
 
 
 def test_bf16_on_a_cpu() -> None:
-    assert pipeline.default_preset(models.find("pocket"), 160, 96, 25, torch.device("cpu")).name == "bf16"
+    model = models.find("pocket")
+    target = Target(torch.device("cpu"), torch.float32, torch.float32)
+    assert resolve(Request("", model.defaults, 0, Path(), None), model, target).preset.name == "bf16"

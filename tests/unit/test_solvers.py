@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from fpsgen.cli.options import GridName, SolverName
-from fpsgen.solvers import GRIDS, SOLVERS, Solver, guide, noise, noise_levels
-from fpsgen.solvers import SigmaGrid as Grid
+from fpsgen.solvers import SIGMAS, SOLVERS, Solver, guide, noise, noise_levels
+from fpsgen.solvers import Sigmas as Grid
 from fpsgen.solvers import SolverName as Name
 
 
@@ -34,7 +34,7 @@ def test_original_grid(steps: int, shift: float, name: Name, first: float) -> No
 
 def test_known_values_of_both_grids() -> None:
     """50 steps, shift 5: computed from the original's and diffusers' own code."""
-    original, other = Solver(50, 5.0), Solver(50, 5.0, grid="diffusers")
+    original, other = Solver(50, 5.0), Solver(50, 5.0, sigmas="diffusers")
     assert original.timesteps[[0, 1, -1]].tolist() == [999, 995, 92]
     assert other.timesteps[[0, 1, -1]].tolist() == [999, 995, 96]
     np.testing.assert_allclose(original.sigmas[[0, 1, 49]], [0.99980, 0.99573, 0.09251], atol=1e-5)
@@ -55,11 +55,11 @@ def test_diffusers_grids(steps: int, shift: float) -> None:
 
 def test_the_command_line_offers_exactly_these() -> None:
     assert tuple(SolverName) == SOLVERS
-    assert tuple(GridName) == GRIDS
+    assert tuple(GridName) == SIGMAS
 
 
 # In all but the first and fourth, several steps share one integer timestep.
-@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("grid", SIGMAS)
 @pytest.mark.parametrize("name", SOLVERS)
 @pytest.mark.parametrize(("steps", "shift"), [(12, 5.0), (150, 8.0), (300, 5.0), (50, 12.0), (50, 30.0), (20, 100.0)])
 def test_solver_reaches_the_data_along_a_straight_flow(steps: int, shift: float, name: Name, grid: Grid) -> None:
@@ -129,7 +129,7 @@ def test_guidance_extrapolates() -> None:
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
-@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("grid", SIGMAS)
 def test_noise_levels_are_those_that_the_solver_visits(solver: Name, grid: Grid) -> None:
     """To the last bit: a level beside the end of a phase is in one phase or in the other."""
     for steps, shift in ((1, 5.0), (7, 1.0), (20, 3.0), (50, 8.0), (33, 0.37)):

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from fpsgen.timing import PHASES, Timings
+from fpsgen.timing import STAGES, Timings
 
 
 class Clock:
@@ -25,19 +25,19 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 def test_phases_add_up_and_pauses_are_nobodys(clock: Clock) -> None:
     timings = Timings(_started=clock.now)
-    with timings.phase("load"):
+    with timings.stage("load"):
         clock.now += 2
     clock.now += 0.5  # between phases: the total's alone
-    with timings.phase("denoise"):
+    with timings.stage("denoise"):
         clock.now += 3
         with timings.pause():
             clock.now += 40
     with timings.pause():
         clock.now += 7
-    with timings.phase("load"):
+    with timings.stage("load"):
         clock.now += 1
     timings.stop()
-    assert timings.seconds == dict.fromkeys(PHASES, 0.0) | {"load": 3.0, "denoise": 3.0}
+    assert timings.seconds == dict.fromkeys(STAGES, 0.0) | {"load": 3.0, "denoise": 3.0}
     assert timings.total == 6.5
 
 
@@ -45,7 +45,7 @@ def test_a_phase_that_fails_counts(clock: Clock) -> None:
     timings = Timings(_started=clock.now)
 
     def decode() -> None:
-        with timings.phase("decode"):
+        with timings.stage("decode"):
             clock.now += 2
             with timings.pause():
                 clock.now += 5
@@ -64,4 +64,4 @@ def test_the_record_tells_the_mean_of_the_steps() -> None:
     told = timings.as_dict()
     assert (told["step_mean"], told["steps"], told["total"]) == (3.0, [1.0, 2.0, 6.0], 9.123)
     assert told["peak_memory_bytes"] == 7
-    assert set(PHASES) < set(told)
+    assert set(STAGES) < set(told)

@@ -13,8 +13,9 @@ from fpsgen.attention.tiles import Shape3, TileGrid
 from fpsgen.bench.roofline import Amounts
 from fpsgen.kernels.sm90_attention import SLOTS, TRAILER_BYTES
 from fpsgen.kernels.sm90_prologue import VARIANTS as PROLOGUES
+from fpsgen.settings import DEFAULTS
 from fpsgen.wan.config import FAMILIES, WAN_14B
-from fpsgen.wan.sizes import DEFAULTS, check_model_size, parse_resolution
+from fpsgen.wan.sizes import check_model_size, parse_resolution
 
 HEAD_DIM = WAN_14B.head_dim  # and of 1.3B
 DENSITIES = ("1", "1/2", "1/4", "1/6", "1/10")

@@ -10,9 +10,9 @@ from fpsgen.report import clips, html, words
 from fpsgen.report.bench import pictures, provenance
 from fpsgen.report.bench.common import bold, lpips_told, others, reference, settings, too_close, who
 from fpsgen.report.words import DASH
-from fpsgen.timing import PHASES
+from fpsgen.timing import STAGES
 
-WHOLE = (*PHASES, "total")
+WHOLE = (*STAGES, "total")
 MARK = '<abbr class="mark" title="extrapolated">≈</abbr>'
 _EXTRAPOLATED = frozenset({"denoise", "decode", "total"})  # where anything is
 _PARTS = {"attention": "Attention", "linear": "Linear layers", "rest": "Rest"}

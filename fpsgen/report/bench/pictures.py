@@ -26,13 +26,13 @@ from fpsgen.report.drawing import (
     styled,
     written,
 )
-from fpsgen.timing import PHASES
+from fpsgen.timing import STAGES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLOURS = dict(zip(PHASES, (GREY, ORANGE, VERMILION, BLUE, GREEN, PINK), strict=True))
+COLOURS = dict(zip(STAGES, (GREY, ORANGE, VERMILION, BLUE, GREEN, PINK), strict=True))
 PARTS = {"attention": BLUE, "linear": ORANGE, "rest": GREY}
 _DARK = (BLUE, GREEN, VERMILION)  # on which words are white
 _APART = 3.0  # times as long: then cold and warm runs have scales of their own, or the shorter ones could not be read
@@ -49,7 +49,7 @@ def bars(panels: Sequence[Bars], extrapolated: frozenset[str]) -> bytes:
     heights = [head + row * len(each) for _, each in panels]
     with styled():
         figure = canvas(WIDTH, top + sum(heights) + (gap + foot) * len(panels) - gap)
-        shown = [name for name in PHASES if any(told[name] for _, each in panels for _, told, _ in each)]
+        shown = [name for name in STAGES if any(told[name] for _, each in panels for _, told, _ in each)]
         _legend(figure, [(name, COLOURS[name]) for name in shown], bool(extrapolated))
         for (title, each), height, most in zip(panels, heights, scales(panels), strict=True):
             axes = inches(figure, 0.06, top + head, WIDTH - 0.12, height - head)
@@ -100,7 +100,7 @@ def _bar(
                   textcoords="offset points", fontsize=8, weight="bold")  # fmt: skip
     scale = WIDTH / axes.get_xlim()[1]  # inches of a second
     at = 0.0
-    for phase in PHASES:
+    for phase in STAGES:
         if not (seconds := told[phase]):
             continue
         colour = COLOURS[phase]

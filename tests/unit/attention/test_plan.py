@@ -55,7 +55,7 @@ def test_a_schedule_at_720p_takes_little_memory() -> None:
     preset = Preset(name="many", phases=phases, windows=dict(zip(letters, windows, strict=True)))
     schedule = preset.schedule([1 - i / 50 for i in range(50)], HD, 40, 40)
     tensors, rows = {}, {}
-    for plan in (plan for layers in schedule for plan in layers):
+    for plan in (plan for step in schedule for plan in step.attention):
         for window in plan.windows:
             if window is not None:
                 lists = key_lists(HD, window)

@@ -12,27 +12,31 @@ import pytest
 import torch
 from torch import Tensor
 
-from fpsgen import pipeline, solvers
 from fpsgen.bench import record, steps
 from fpsgen.bench.steps import Split
-from fpsgen.pipeline import Request
-from fpsgen.presets import BF16, Phase, Plans, Preset
+from fpsgen.presets import BF16, Phase, Preset
+from fpsgen.request import Request, VideoPlan
+from fpsgen.sampling import Denoiser
+from fpsgen.target import Target
 from fpsgen.wan import transformer as wan
+from fpsgen.wan.plan import StepPlan
 from fpsgen.wan.transformer import WanTransformer
-from tests.tools.calibration import CPU, TILES, small_transformer
+from fpsgen.weights.models import absent
+from tests.tools.calibration import CPU, TILES, VIDEO, small_transformer
 
 LAYERS = 2
 WAIT = 0.03  # seconds; an undisturbed step takes a few milliseconds
 TWO = Preset(name="two", phases=(Phase(sigma=(1.0, 0.6)), Phase(sigma=(0.6, 0.0), window=(1, 1, 1))))
-REQUEST = Request(
-    prompt="", negative="", width=96, height=64, frames=9, fps=8, steps=6, guidance=3.0, shift=3.0, seed=1,
-    output=Path(), preset=TWO,
-)  # fmt: skip
+SETTINGS = replace(VIDEO, steps=6)
+SIGMAS = [*SETTINGS.noise_levels, 0.0]
 
 
-def schedule(transformer: WanTransformer, preset: Preset) -> list[Plans]:
-    config = transformer.config
-    return preset.schedule(REQUEST.new_solver().sigmas[:-1].tolist(), TILES, config.num_layers, config.num_heads)
+def planned(transformer: WanTransformer, preset: Preset) -> VideoPlan:
+    """What a video of SETTINGS comes to."""
+    config, sigmas = transformer.config, SETTINGS.noise_levels
+    steps = preset.schedule(sigmas, TILES, config.num_layers, config.num_heads)
+    request, model = Request("", SETTINGS, 1, Path(), preset), replace(absent("1.3b"), card={"version": 0})
+    return VideoPlan(request, model, Target(CPU, torch.float32, torch.float32), TILES, tuple(sigmas), tuple(steps))
 
 
 def text(seed: int) -> Tensor:
@@ -40,10 +44,10 @@ def text(seed: int) -> Tensor:
 
 
 def measured(transformer: WanTransformer, guidance: float = 1.0) -> list[Split]:
-    latents = solvers.noise(16, REQUEST.latent_shape, 0)
-    contexts = [transformer.embed_text(text(seed)) for seed in range(1 if guidance == 1 else 2)]
-    plans = schedule(transformer, BF16)[0]
-    return steps.split(transformer, latents, torch.tensor(500.0), contexts, plans, guidance)[0]
+    settings = replace(SETTINGS, guidance=guidance)
+    texts = [text(seed) for seed in range(settings.branches)]
+    denoiser = Denoiser(transformer, settings, texts, CPU, together=False)
+    return steps.split(denoiser, denoiser.noise(0), 0, planned(transformer, BF16).steps[0])[0]
 
 
 def late(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -96,15 +100,15 @@ def test_a_wait_in_attend_is_attention_of_every_layer_and_branch(
 def test_the_parts_sum_to_the_steps_own_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wan, "attend", late(wan.attend))
     seconds = []
-    predict = pipeline.predict
+    compute = Denoiser.velocity
 
     def timed(*args: Any) -> Tensor:
         begin = time.perf_counter()
-        velocity = predict(*args)
+        velocity = compute(*args)
         seconds.append(time.perf_counter() - begin)
         return velocity
 
-    monkeypatch.setattr(pipeline, "predict", timed)
+    monkeypatch.setattr(Denoiser, "velocity", timed)
     splits = measured(small_transformer())
     assert len(seconds) == 1 + 3  # one warms up
     for split, own in zip(splits, seconds[1:], strict=True):
@@ -132,29 +136,26 @@ def test_hooks_are_gone_after_a_step_and_after_an_exception(monkeypatch: pytest.
     assert hooks(transformer) == 0
 
 
-def phases(transformer: WanTransformer, plans: list[Plans], cut: list[record.Span]) -> list[steps.PhaseStep]:
-    return list(steps.by_phase(REQUEST, transformer, plans, cut, [text(0), text(1)], CPU))
+def phases(transformer: WanTransformer, plan: VideoPlan, cut: list[record.Span]) -> list[steps.PhaseStep]:
+    return list(steps.by_phase(plan, Denoiser(transformer, SETTINGS, [text(0), text(1)], CPU), cut))
 
 
 def test_each_phase_is_measured_at_its_first_step_under_its_own_plans(monkeypatch: pytest.MonkeyPatch) -> None:
     transformer = small_transformer()
-    plans = schedule(transformer, TWO)
-    sigmas = REQUEST.new_solver().sigmas.tolist()
-    cut = record.spans(plans, sigmas)
+    plan = planned(transformer, TWO)
+    cut = record.spans(plan.steps, SIGMAS)
     seen: list[tuple[float, float]] = []
-    predict = pipeline.predict
+    compute = WanTransformer.forward
 
-    def watched(
-        model: WanTransformer, latents: Tensor, timestep: Tensor, contexts: Any, plans: Plans, *_: Any
-    ) -> Tensor:
-        seen.append((float(timestep), plans[0].density))
-        return predict(model, latents, timestep, contexts, plans, *_)
+    def watched(model: WanTransformer, latents: Tensor, timestep: Tensor, context: Any, step: StepPlan) -> Tensor:
+        seen.append((float(timestep[0]), step.density))
+        return compute(model, latents, timestep, context, step)
 
-    monkeypatch.setattr(pipeline, "predict", watched)
-    found = phases(transformer, plans, cut)
+    monkeypatch.setattr(WanTransformer, "forward", watched)
+    found = phases(transformer, plan, cut)
     assert [one.span for one in found] == cut
     assert len(cut) == 2
-    expected = [(float(int(1000 * sigmas[span.first])), plans[span.first][0].density) for span in cut]
+    expected = [(float(int(1000 * SIGMAS[span.first])), plan.steps[span.first].density) for span in cut]
     assert list(dict.fromkeys(seen)) == expected
     assert len(seen) == 2 * (1 + 3)
     assert all(one.nonfinite == 0 for one in found)
@@ -164,9 +165,8 @@ def test_the_median_step_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     transformer = small_transformer()
     splits = [Split(0.1, 0.2, total - 0.3) for total in (3.0, 1.0, 2.0)]
     monkeypatch.setattr(steps, "split", lambda *_: (splits, torch.tensor([1.0, torch.nan, torch.inf])))
-    plans = schedule(transformer, BF16)
-    cut = record.spans(plans, REQUEST.new_solver().sigmas.tolist())
-    (found,) = steps.by_phase(REQUEST, transformer, plans, cut, [text(0), text(1)], CPU)
+    plan = planned(transformer, BF16)
+    (found,) = phases(transformer, plan, record.spans(plan.steps, SIGMAS))
     assert found.split == splits[2]
     assert found.nonfinite == 2
 
@@ -178,12 +178,12 @@ def test_a_long_step_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_spans_with_the_same_plans_are_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
     transformer = small_transformer()
-    plans = schedule(transformer, BF16)
-    cut = record.spans(schedule(transformer, TWO), REQUEST.new_solver().sigmas.tolist())
+    plan = planned(transformer, BF16)
+    cut = record.spans(planned(transformer, TWO).steps, SIGMAS)
     calls = []
     split = steps.split
     monkeypatch.setattr(steps, "split", lambda *args: calls.append(args) or split(*args))
-    first, second = phases(transformer, plans, cut)
+    first, second = phases(transformer, plan, cut)
     assert len(calls) == 1
     assert first.split == second.split
 
@@ -191,8 +191,7 @@ def test_spans_with_the_same_plans_are_measured_once(monkeypatch: pytest.MonkeyP
 def test_values_that_are_not_finite_are_counted() -> None:
     transformer = small_transformer()
     transformer.head.head.bias.data[0] = torch.nan
-    plans = schedule(transformer, BF16)
-    cut = record.spans(plans, replace(REQUEST, preset=BF16).new_solver().sigmas.tolist())
-    (found,) = phases(transformer, plans, cut)
-    t, h, w = REQUEST.latent_shape
+    plan = planned(transformer, BF16)
+    (found,) = phases(transformer, plan, record.spans(plan.steps, SIGMAS))
+    t, h, w = SETTINGS.latent_shape
     assert found.nonfinite == t * h * w // 4  # one value of each token's patch

@@ -26,12 +26,15 @@ from fpsgen.cli import app
 from fpsgen.cli.bench import agree
 from fpsgen.cli.output import Output
 from fpsgen.errors import Stopped, UsageError
-from fpsgen.pipeline import Request
+from fpsgen.events import Event, Run, Stage
 from fpsgen.presets import BF16, Phase, Preset
+from fpsgen.request import Request
+from fpsgen.settings import Settings
 from fpsgen.target import Target
 from fpsgen.wan import config
 from fpsgen.wan import vae as wan_vae
 from fpsgen.wan.config import WanConfig
+from fpsgen.wan.plan import StepPlan
 from fpsgen.wan.transformer import WanTransformer
 from fpsgen.weights import load, models, needs
 from fpsgen.weights.load import stays_float32
@@ -48,15 +51,11 @@ class Silent:
     def __init__(self) -> None:
         self.told: list[str] = []
 
-    def begins(self, title: str, number: int, total: int) -> None:
-        self.told.append(f"{number}/{total} {title}")
-
-    def phase(self, name: str) -> None:
-        self.told.append(name)
-
-    def step(self, done: int, total: int) -> None: ...
-
-    def note(self, text: str) -> None: ...
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, Run):
+            self.told.append(f"{event.number}/{event.total} {event.title}")
+        elif isinstance(event, Stage):
+            self.told.append(event.name)
 
 
 @pytest.fixture
@@ -71,10 +70,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def job(frames: int = 9, guidance: float = 3.0, dtype: torch.dtype = torch.float32) -> CompareJob:
-    request = Request(
-        prompt="a cat", negative="", width=96, height=64, frames=frames, fps=8, steps=6, guidance=guidance, shift=3.0,
-        seed=1, output=Path(),
-    )  # fmt: skip
+    request = Request("a cat", Settings(96, 64, frames, 8, 6, guidance, 3.0, ""), 1, Path())
     line_up = LineUp((Ours("two", TWO), Ours("bf16", BF16, "sdpa")), "bf16")
     target = Target(CPU, dtype, torch.bfloat16)
     return CompareJob(request, models.absent("14b"), target, line_up, 1, ["fpsgen", "bench"])
@@ -112,8 +108,8 @@ def test_the_record_holds_what_single_steps_extrapolate_to() -> None:
 
 @pytest.mark.usefixtures("tiny")
 def test_denoising_is_steps_times_the_phases_own_median(monkeypatch: pytest.MonkeyPatch) -> None:
-    def split(_model: object, latents: Tensor, _time: object, _contexts: object, plans: Any, *_: object) -> Any:
-        return [Split(1.5, 0.25, 0.25) if plans[0].is_dense else Split(0.25, 0.25, 0.5)], latents
+    def split(_denoiser: object, latents: Tensor, _step: int, plan: StepPlan) -> Any:
+        return [Split(1.5, 0.25, 0.25) if plan.attention[0].is_dense else Split(0.25, 0.25, 0.5)], latents
 
     monkeypatch.setattr(steps, "split", split)
     found = measure(job())

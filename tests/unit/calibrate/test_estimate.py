@@ -14,12 +14,13 @@ from fpsgen.calibrate.budget import Budget
 from fpsgen.calibrate.job import Job, step_plans
 from fpsgen.calibrate.run import Result, calibrate
 from fpsgen.calibrate.settings import EFFORT as REAL
+from fpsgen.target import Target
 from fpsgen.wan.transformer import WanTransformer
 from tests.tools.calibration import CPU, EFFORT, VIDEO, Recorder, small_job, wan_job
 
 
 def run(job: Job, watcher: Recorder | None = None) -> Result:
-    return calibrate(job, CPU, torch.float32, torch.float32, watcher or Recorder())
+    return calibrate(job, Target(CPU, torch.float32, torch.float32), watcher or Recorder())
 
 
 @pytest.fixture(autouse=True)
@@ -70,7 +71,7 @@ def test_as_many_forwards_as_there_are(pocket_folder: Path, monkeypatch: pytest.
     result = run(job)
     # Steps that are dense at the beginning are not rendered again.
     dense = step_plans(job, result.preset)
-    same = next(i for i, plans in enumerate(dense) if any(plan.is_8bit for plan in plans))
+    same = next(i for i, step in enumerate(dense) if any(plan.is_8bit for plan in step.attention))
     wanted = sum(part.forwards for part in estimate.parts(job))
     assert forwards == wanted - same * effort.checks * (1 if guidance == 1 else 2)
 
@@ -83,7 +84,7 @@ def test_the_bar_ends_at_its_end(pocket_folder: Path, budget: Budget) -> None:
         watcher = Recorder()
         run(job, watcher)
         assert watcher.done == pytest.approx(watcher.wanted)
-        assert watcher.phases == ["load", "measure", "verify"]
+        assert watcher.stages == ["load", "measure", "verify"]
         assert watcher.wanted == job.work + (len(watcher.notes) - 1) * job.round
         assert len(watcher.notes) > 1 or budget.value != 57
 

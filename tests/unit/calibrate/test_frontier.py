@@ -19,6 +19,7 @@ from fpsgen.calibrate.measure import Measurement
 from fpsgen.calibrate.solve import within_cost
 from fpsgen.calibrate.verify import Checked
 from fpsgen.presets import Phase, Preset, shipped
+from fpsgen.wan.plan import StepPlan
 from tests.tools.calibration import VIDEO, small_job
 
 
@@ -32,8 +33,8 @@ def measurement(windows: int) -> Measurement:
 def test_estimates_of_any_plans(pocket_folder: Path) -> None:
     job = small_job(pocket_folder, replace(VIDEO, steps=8))
     of = measurement(len(job.candidates.windows))
-    dense = (AttentionPlan(job.tiles),) * 2
-    probe = (job.candidates.plan(1, [0, 0]),) * 2
+    dense = StepPlan((AttentionPlan(job.tiles),) * 2)
+    probe = StepPlan((job.candidates.plan(1, [0, 0]),) * 2)
     assert frontier.estimate(of, job.candidates, [dense] * 8, job) == 0
     everywhere = frontier.estimate(of, job.candidates, [probe] * 8, job)
     assert everywhere == pytest.approx(float(of.errors[..., 1, 0].sum()))

@@ -10,20 +10,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from fpsgen import metrics, pipeline
+from fpsgen import metrics
 from fpsgen.attention import reference
 from fpsgen.attention.plan import AttentionPlan
-from fpsgen.calibrate import local
+from fpsgen.calibrate import local, trajectory
 from fpsgen.calibrate.candidates import Candidates
 from fpsgen.calibrate.measure import Measurement, measure, tapping
 from fpsgen.calibrate.settings import spans
 from fpsgen.calibrate.trajectory import Clip, Renderer
 from fpsgen.errors import RenderError
+from fpsgen.wan.plan import StepPlan
 from fpsgen.wan.transformer import WanTransformer
 from tests.tools.calibration import EFFORT, TILES, VIDEO, clips, small_renderer, small_transformer, text
 
 CANDIDATES = Candidates(TILES, 75_600)
-PHASES = spans(EFFORT.steps, EFFORT.phases, VIDEO.shift, VIDEO.solver, VIDEO.grid)
+PHASES = spans(replace(VIDEO, steps=EFFORT.steps), EFFORT.phases)
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +37,7 @@ def forward(transformer: WanTransformer, plans: list[AttentionPlan]) -> Tensor:
     """At one timestep, both guidance branches in a batch."""
     latents = torch.randn(2, 16, 3, 8, 12, generator=torch.Generator().manual_seed(1))
     context = transformer.embed_text(torch.cat([text(1), text(2)]))
-    return transformer(latents, torch.tensor([700.0, 700.0]), context, plans)
+    return transformer(latents, torch.tensor([700.0, 700.0]), context, StepPlan(tuple(plans)))
 
 
 def taken(renderer: Renderer, effort: object = EFFORT, seed: int = 0) -> Measurement:
@@ -110,14 +111,11 @@ def test_estimates_of_the_probe_add_up_to_what_it_did(tmp_path: Path) -> None:
     assert (found.errors[..., 0, -1] == 0).all(), "dense BF16 errs nothing"
     precision, window = CANDIDATES.probe
     (clip,) = clips(1)
-    probe = (CANDIDATES.plan(precision, [window] * 2),) * 2
-    _, exact = renderer.render(clip, 4, "again", lambda step: renderer.dense)
+    probe = StepPlan((CANDIDATES.plan(precision, [window] * 2),) * 2)
+    _, exact = renderer.render(clip, "again", [renderer.dense] * 4)
     for phase, span in enumerate(PHASES):
-
-        def plans(step: int, first: int = span.first, last: int = span.last) -> tuple[AttentionPlan, ...]:
-            return probe if first <= step <= last else renderer.dense
-
-        _, ours = renderer.render(clip, 4, f"by hand {phase}", plans)
+        steps = [probe if span.first <= step <= span.last else renderer.dense for step in range(4)]
+        _, ours = renderer.render(clip, f"by hand {phase}", steps)
         error = metrics.latent_error(ours, exact)
         assert error > 0
         assert float(found.probed[phase].sum()) == pytest.approx(error, rel=1e-9)
@@ -131,30 +129,31 @@ def clip_by_hand(renderer: Renderer, clip: Clip, taps: dict[int, range]) -> tupl
     precision, window = CANDIDATES.probe
     probe = AttentionPlan(TILES, (TILES.fit(CANDIDATES.windows[window]),), (), "int8", "fp8")
     dense = AttentionPlan(TILES)
+    denoiser = renderer.denoiser(clip, 6)
     assert precision == 1
 
     def final(probed: range) -> Tensor:
-        solver, latents = renderer.new_solver(6), renderer.noise(clip)
-        for step, timestep in enumerate(solver.timesteps):
-            plans = (probe if step in probed else dense,) * layers
-            latents = solver.step(renderer.velocity(clip, latents, timestep, plans), latents)
+        solver, latents = denoiser.settings.new_solver(), denoiser.noise(clip.seed)
+        for step in range(6):
+            plan = StepPlan((probe if step in probed else dense,) * layers)
+            latents = solver.step(renderer.velocity(denoiser, latents, step, plan), latents)
         return latents
 
-    solver, latents = renderer.new_solver(6), renderer.noise(clip)
+    solver, latents = denoiser.settings.new_solver(), denoiser.noise(clip.seed)
     changes, locals_ = [], []
     for step, timestep in enumerate(solver.timesteps):
-        velocity = renderer.velocity(clip, latents, timestep, (dense,) * layers)
+        velocity = renderer.velocity(denoiser, latents, step, StepPlan((dense,) * layers))
         if step in taps:
             for layer in range(layers):
                 plans = tuple(probe if other == layer else dense for other in range(layers))
-                moved = renderer.velocity(clip, latents, timestep, plans).double() - velocity.double()
+                moved = renderer.velocity(denoiser, latents, step, StepPlan(plans)).double() - velocity.double()
                 changes.append(sum(float(x) ** 2 for x in moved.flatten()))
             branches = []
             for words in (clip.text, text(99)):
                 seen: list[Tensor] = []
                 every = torch.arange(len(TILES.valid))
                 with tapping(transformer, lambda _, *qkv: seen.append(local.errors(*qkv, CANDIDATES, every))):  # noqa: B023
-                    transformer(latents, timestep.expand(1), transformer.embed_text(words), (dense,) * layers)
+                    transformer(latents, timestep.expand(1), transformer.embed_text(words), StepPlan((dense,) * layers))
                 branches.append(torch.stack(seen))
             locals_.append((branches[0] + branches[1]) / 2)
         latents = solver.step(velocity, latents)
@@ -166,11 +165,10 @@ def test_the_table_is_phase_times_layer_times_local(tmp_path: Path, monkeypatch:
     """Every factor by hand, of two clips: changes of the velocity are squared, shares are over the layers of a phase,
     a phase is looked into at its middle step, and everything is a mean over clips and guidance branches, which run one
     after the other here."""
-    monkeypatch.setattr(pipeline, "both_fit", lambda *_: False)
-    video = replace(VIDEO, steps=6)
+    monkeypatch.setattr(trajectory, "both_fit", lambda *_: False)
     effort = replace(EFFORT, clips=2, probed=2, steps=6, layers=3, tiles=len(TILES.valid))
     renderer = small_renderer(tmp_path, layers=3)
-    phases = spans(6, 2, video.shift, video.solver, video.grid)
+    phases = spans(replace(VIDEO, steps=6), 2)
     found = measure(renderer, clips(2), CANDIDATES, phases, effort, seed=0)
     taps = {1: range(3), 4: range(3, 6)}
     changes, ended, local_ = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,8 +14,10 @@ from fpsgen.calibrate import schedule
 from fpsgen.calibrate.candidates import PRECISIONS, Candidates
 from fpsgen.calibrate.settings import Span, spans
 from fpsgen.calibrate.solve import Schedule
-from fpsgen.presets import Plans, Preset, file
+from fpsgen.presets import Preset, file
 from fpsgen.solvers import Solver
+from fpsgen.wan.plan import StepPlan
+from tests.tools.calibration import VIDEO
 
 SHIFT = 5.0
 
@@ -42,13 +45,16 @@ def check(made: Preset, found: Schedule, candidates: Candidates, phases: list[Sp
     read = file.parse(file.text(made).encode(), made.name)
     assert read == made
     sigmas = Solver(steps, SHIFT).sigmas[:-1].tolist()
-    plans: list[Plans] = read.schedule(sigmas, candidates.tiles, layers, heads)
+    plans: list[StepPlan] = read.schedule(sigmas, candidates.tiles, layers, heads)
     assert len(plans) == steps
     for phase, span in enumerate(phases):
         for step in range(span.first, span.last + 1):
             for layer in range(layers):
                 check_layer(
-                    plans[step][layer], candidates, int(found.precision[phase, layer]), found.window[phase, layer]
+                    plans[step].attention[layer],
+                    candidates,
+                    int(found.precision[phase, layer]),
+                    found.window[phase, layer],
                 )
 
 
@@ -64,7 +70,7 @@ def check_layer(plan: AttentionPlan, candidates: Candidates, precision: int, win
 @pytest.mark.parametrize("seed", range(12))
 def test_a_preset_does_what_was_solved(seed: int) -> None:
     candidates = Candidates(TileGrid((7, 6, 10), (2, 2, 2)), 75_600)
-    phases = spans(20, 5, SHIFT, "unipc", "original")
+    phases = spans(replace(VIDEO, steps=20, shift=SHIFT), 5)
     found = solved(seed, candidates, phases=5, layers=6, heads=6)
     made = schedule.preset(found, candidates, phases, "made.toml", "pocket")
     assert made.tile == (2, 2, 2)
@@ -78,7 +84,7 @@ def test_a_preset_does_what_was_solved(seed: int) -> None:
 )
 def test_single_layers_heads_and_tiles(grid: Shape3, layers: int, heads: int) -> None:
     candidates = Candidates(TileGrid(grid, (2, 2, 2)), 75_600)
-    phases = spans(6, 3, SHIFT, "unipc", "original")
+    phases = spans(replace(VIDEO, steps=6, shift=SHIFT), 3)
     for seed in range(4):
         found = solved(seed, candidates, 3, layers, heads)
         check(schedule.preset(found, candidates, phases, "made.toml", "1.3b"), found, candidates, phases, 6)
@@ -88,7 +94,7 @@ def test_more_windows_than_letters_of_the_alphabet() -> None:
     """64 there are at most; one is dense, and the letters, digits and _ suffice for the others."""
     candidates = Candidates(TileGrid((20, 20, 20), (2, 2, 2)), 75_600)
     assert len(candidates.windows) == 64
-    phases = spans(4, 2, SHIFT, "unipc", "original")
+    phases = spans(replace(VIDEO, steps=4, shift=SHIFT), 2)
     window = torch.randperm(64, generator=torch.Generator().manual_seed(0)).repeat(2, 1).view(2, 2, 32)
     found = Schedule(torch.full((2, 2), 1), window, 0.5, 0.1)
     made = schedule.preset(found, candidates, phases, "made.toml", "14b")
@@ -98,7 +104,7 @@ def test_more_windows_than_letters_of_the_alphabet() -> None:
 
 def test_phases_that_do_the_same_become_one() -> None:
     candidates = Candidates(TileGrid((7, 6, 10), (2, 2, 2)), 75_600)
-    phases = spans(8, 4, SHIFT, "unipc", "original")
+    phases = spans(replace(VIDEO, steps=8, shift=SHIFT), 4)
     found = solved(1, candidates, phases=4, layers=3, heads=2)
     found.precision[1:3], found.window[1:3] = found.precision[0], found.window[0]
     found.precision[3], found.window[3] = 1, 0
@@ -111,7 +117,7 @@ def test_what_most_layers_do_is_said_once() -> None:
     candidates = Candidates(TileGrid((7, 6, 10), (2, 2, 2)), 75_600)
     precision, window = torch.ones(1, 6, dtype=torch.int64), torch.zeros(1, 6, 2, dtype=torch.int64)
     window[0, 4] = len(candidates.windows) - 1
-    phases = spans(2, 1, SHIFT, "unipc", "original")
+    phases = spans(replace(VIDEO, steps=2, shift=SHIFT), 1)
     found = Schedule(precision, window, 0.5, 0.1)
     made = schedule.preset(found, candidates, phases, "made.toml", "pocket")
     (phase,) = made.phases
@@ -126,8 +132,8 @@ def test_a_window_that_spans_its_axis_spans_a_longer_one_as_far_as_odd_lengths_g
     candidates = Candidates(short, 75_600)
     one, other = candidates.windows.index((4, 1, 1)), candidates.windows.index((4, 1, 3))
     found = Schedule(torch.ones(1, 2, dtype=torch.int64), torch.tensor([[[one, one], [one, other]]]), 0.5, 0.1)
-    phases = spans(2, 1, SHIFT, "unipc", "original")
+    phases = spans(replace(VIDEO, steps=2, shift=SHIFT), 1)
     made = schedule.preset(found, candidates, phases, "made.toml", "pocket")
     check(made, found, candidates, phases, 2)
-    (layers,) = made.plans(longer, 2, 2).values()
-    assert [plan.windows for plan in layers] == [((5, 1, 1),), ((5, 1, 1), (5, 1, 3))]
+    (step,) = made.plans(longer, 2, 2).values()
+    assert [plan.windows for plan in step.attention] == [((5, 1, 1),), ((5, 1, 1), (5, 1, 3))]

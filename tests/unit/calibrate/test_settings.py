@@ -12,17 +12,17 @@ from fpsgen.calibrate.job import problem
 from fpsgen.calibrate.measure import Measurement
 from fpsgen.calibrate.settings import EFFORT, defaults, phases_of, spans
 from fpsgen.presets import Phase, Preset, file
-from fpsgen.solvers import GRIDS, SOLVERS, SigmaGrid, Solver, SolverName
+from fpsgen.solvers import SIGMAS, SOLVERS, Sigmas, Solver, SolverName
 from tests.tools.calibration import VIDEO, small_job, wan_job
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
-@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("sigmas", SIGMAS)
 @pytest.mark.parametrize("shift", [0.01, 0.5, 1.0, 3.0, 8.0, 100.0])
-def test_each_step_is_in_the_phase_it_was_measured_for(solver: SolverName, grid: SigmaGrid, shift: float) -> None:
+def test_each_step_is_in_the_phase_it_was_measured_for(solver: SolverName, sigmas: Sigmas, shift: float) -> None:
     for steps in (1, 2, 3, 4, 7, 10, 20):
         for count in {1, phases_of(steps, 10), phases_of(steps, 4), min(steps, 5)}:
-            found = spans(steps, count, shift, solver, grid)
+            found = spans(replace(VIDEO, steps=steps, shift=shift, solver=solver, sigmas=sigmas), count)
             assert len(found) == count
             assert [found[0].sigma[0], found[-1].sigma[1]] == [1.0, 0.0]
             assert [own.sigma[0] for own in found[1:]] == [own.sigma[1] for own in found[:-1]]
@@ -31,7 +31,7 @@ def test_each_step_is_in_the_phase_it_was_measured_for(solver: SolverName, grid:
             # Through a file, as a preset; phases that do not fall are refused there.
             phases = tuple(Phase(sigma=own.sigma) for own in found)
             preset = file.parse(file.text(Preset(name="p", phases=phases)).encode(), "p")
-            for step, sigma in enumerate(Solver(steps, shift, solver, grid).sigmas[:-1].tolist()):
+            for step, sigma in enumerate(Solver(steps, shift, solver, sigmas).sigmas[:-1].tolist()):
                 (own,) = [number for number, span in enumerate(found) if span.first <= step <= span.last]
                 assert preset.phases.index(preset.at(sigma)) == own
 
@@ -52,11 +52,11 @@ def test_defaults_suffice_for_themselves(family: str) -> None:
 @pytest.mark.parametrize("steps", [4, 5, 9, 50])
 def test_a_budget_of_cost_counts_the_steps_of_the_video(pocket_folder: Path, steps: int) -> None:
     """Which may be more than the measured trajectory's: then the phases have other shares of them."""
-    job = small_job(pocket_folder, video=replace(VIDEO, steps=steps, shift=8.0))
+    job = small_job(pocket_folder, settings=replace(VIDEO, steps=steps, shift=8.0))
     errors = torch.zeros(2, 2, 2, 3, len(job.candidates.windows), dtype=torch.float64)
     weights = problem(job, Measurement(errors, torch.zeros(2, 2))).weights
     end = job.phases[0].sigma[1]
-    first = sum(sigma > end for sigma in job.sigmas)
+    first = sum(sigma > end for sigma in job.settings.noise_levels)
     assert weights.tolist() == [first / steps, 1 - first / steps]
 
 

@@ -111,7 +111,7 @@ def test_examples_are_presets(text: str) -> None:
     preset = parse(text)
     assert len(preset.phases) == 2
     hd = TileGrid((21, 45, 80), (3, 5, 8))
-    assert all(len(plans) == 40 for plans in preset.plans(hd, 40, 40).values())
+    assert all(len(step.attention) == 40 for step in preset.plans(hd, 40, 40).values())
 
 
 def measured(key: str, value: str) -> str:

@@ -8,7 +8,9 @@ from fpsgen.attention.plan import AttentionPlan
 from fpsgen.attention.tiles import TileGrid
 from fpsgen.errors import UsageError
 from fpsgen.presets import BF16, Preset, file
+from fpsgen.settings import Settings
 from fpsgen.solvers import Solver, SolverName
+from fpsgen.wan.plan import dense
 from tests.tools.presets import HEADS, LAYERS, MEASURED, random_preset
 
 TILES = TileGrid((7, 6, 10), (2, 2, 2))  # 4 x 3 x 5
@@ -53,7 +55,7 @@ def test_each_step_layer_and_head_gets_its_plan() -> None:
     dense, most = AttentionPlan(TILES, **fp8), AttentionPlan(TILES, ((3, 3, 3),), **fp8)
     heads = AttentionPlan(TILES, (None, (3, 3, 5)), (0, 1, 1, 0), **{**fp8, "qk": "int8"})
     middle = (dense, most, heads, heads, most)
-    assert steps == [(exact,) * 5, middle, middle, middle, (wide,) * 5, (wide,) * 5]
+    assert [step.attention for step in steps] == [(exact,) * 5, middle, middle, middle, (wide,) * 5, (wide,) * 5]
 
 
 @pytest.mark.parametrize("solver", ["unipc", "dpm++", "euler"])
@@ -70,8 +72,8 @@ def test_a_boundary_that_is_a_solver_s_level_begins_the_next_phase(solver: Solve
 def test_heads_see_what_the_file_says(seed: int) -> None:
     """Every random preset, head by head: its window by the preset's own fields, not by the plan's."""
     preset = random_preset(seed)
-    for phase, (first, *plans) in zip(preset.phases, preset.plans(WIDE, LAYERS, HEADS).values(), strict=True):
-        for number, plan in enumerate([first, *plans]):
+    for phase, step in preset.plans(WIDE, LAYERS, HEADS).items():
+        for number, plan in enumerate(step.attention):
             own = next((layers for layers in phase.layers if number in layers.at), phase)
             assert (plan.qk, plan.pv, plan.smooth_k) == (own.qk, own.pv, own.smooth_k)
             got = [plan.windows[index] for index in plan.heads or (0,) * HEADS]
@@ -86,8 +88,8 @@ def test_heads_see_what_the_file_says(seed: int) -> None:
 def test_equal_plans_are_one() -> None:
     """Their key lists and compiled kernels are shared."""
     plans = parse(ONE + "window = [3, 3, 3]\n[[phase.layers]]\nat = '1'\nwindow = [3, 3, 3]\n").plans(TILES, 3, 1)
-    (layers,) = plans.values()
-    assert len({id(plan) for plan in layers}) == 1
+    (step,) = plans.values()
+    assert len({id(plan) for plan in step.attention}) == 1
 
 
 @pytest.mark.parametrize(
@@ -108,7 +110,7 @@ def test_plans_that_differ_in_one_thing_stay_two(own: str, expected: dict) -> No
     said = "[[phase]]\nsigma = [{}]\n" + usual + "[[phase.layers]]\nat = '1'\n{}\n"
     windows = "[windows]\na = [3, 3, 3]\nb = [1, 1, 3]\n" if "heads" in own else ""
     preset = parse("format = 1\n" + said.format("1.0, 0.5", "qk = 'int8'") + said.format("0.5, 0.0", own) + windows)
-    (_, first), (_, second) = preset.plans(TILES, 2, 2).values()
+    first, second = (step.attention[1] for step in preset.plans(TILES, 2, 2).values())
     fields: dict = {"windows": ((3, 3, 3),), "heads": (), "qk": "int8", "pv": "fp8", "smooth_k": True}
     for plan, wanted in ((first, fields), (second, fields | expected)):
         assert {name: getattr(plan, name) for name in fields} == wanted
@@ -120,23 +122,23 @@ def test_heads_that_exchange_windows_are_two_plans() -> None:
     said = "[[phase]]\nsigma = [{}]\n[[phase.layers]]\nat = '0'\nheads = '{}'\n"
     windows = "[windows]\na = [3, 3, 3]\nb = [1, 1, 3]\n"
     preset = parse("format = 1\n" + said.format("1.0, 0.5", "ab") + said.format("0.5, 0.0", "ba") + windows)
-    ((first,), (second,)) = preset.plans(TILES, 1, 2).values()
-    seen = [[plan.windows[index] for index in plan.heads] for plan in (first, second)]
+    plans = [step.attention[0] for step in preset.plans(TILES, 1, 2).values()]
+    seen = [[plan.windows[index] for index in plan.heads] for plan in plans]
     assert seen == [[(3, 3, 3), (1, 1, 3)], [(1, 1, 3), (3, 3, 3)]]
 
 
 @pytest.mark.parametrize("density", [1e-9, 0.05, 0.25, 0.5, 0.9, 1.0])
 def test_density_is_kept_at_least_and_little_more(density: float) -> None:
-    (layers,) = parse(ONE + f"density = {density}\n").plans(WIDE, 1, 1).values()
-    kept = layers[0].density
+    (step,) = parse(ONE + f"density = {density}\n").plans(WIDE, 1, 1).values()
+    kept = step.density
     others = sorted(WIDE.density(None if window == WIDE.counts else window) for window in WIDE.windows)
     assert kept >= density * (1 - 1e-9)
     assert kept <= max(1.35 * density, others[0])  # windows there are lie this close
-    assert (kept == 1) == layers[0].is_dense
+    assert (kept == 1) == step.attention[0].is_dense
 
 
 def test_bf16_is_dense_everywhere() -> None:
-    assert BF16.schedule([1.0, 0.3], TILES, 2, 3) == [(AttentionPlan(TILES),) * 2] * 2
+    assert BF16.schedule([1.0, 0.3], TILES, 2, 3) == [dense(TILES, 2)] * 2
 
 
 @pytest.mark.parametrize(
@@ -176,14 +178,21 @@ def test_a_preset_is_for_its_family() -> None:
 
 
 def test_what_a_user_should_know_is_one_sentence() -> None:
-    assert BF16.surprise("w", 832, 480, 81) is None
-    assert "not calibrated" in (parse(ONE + "qk = 'fp8'\n").surprise("w", 832, 480, 81) or "")
+    """One rule says whether a measured quality holds for a run: on these weights, and at every setting it was measured
+    at."""
+    weights, own = "0123456789abcdef", Settings(160, 96, 25, 8, 20, 4.0, 3.0, "")
+    assert BF16.surprise("w", own) is None
+    assert "not calibrated" in (parse(ONE + "qk = 'fp8'\n").surprise("w", own) or "")
     preset = parse(ONE + "qk = 'fp8'\n" + MEASURED)
-    weights = "0123456789abcdef"
-    assert preset.surprise(weights, 160, 96, 25) is None
-    assert preset.surprise("other", 160, 96, 25) == (
-        "preset mine.toml was measured on other weights: how near it comes to bf16 here is not known"
-    )
-    assert "measured at 160x96 and 25 frames" in (preset.surprise(weights, 160, 96, 29) or "")
-    assert "measured at 160x96 and 25 frames" in (preset.surprise(weights, 96, 160, 25) or "")
-    assert "on other weights and at 160x96" in (preset.surprise("other", 832, 480, 25) or "")
+    assert preset.surprise(weights, own) is None
+    assert preset.surprise(weights, own.override(fps=16, negative="blurry")) is None
+    for here, then in (
+        (own.override(width=96, height=160), "160x96"),
+        (own.override(frames=29), "25 frames"),
+        (own.override(steps=10), "20 steps"),
+        (own.override(shift=5.0), "shift 3"),
+        (own.override(guidance=1.0), "guidance 4"),
+    ):
+        assert preset.differences(weights, here) == [then]
+        assert then in (preset.surprise(weights, here) or "")
+    assert preset.differences("other", own.override(steps=10)) == ["other weights", "20 steps"]

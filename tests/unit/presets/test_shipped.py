@@ -72,7 +72,7 @@ def test_what_is_shown_of_each_step_is_what_the_lists_say(name: str, named: bool
     assert told["runs"][0]["steps"][0] == 1
     assert len(shown) == len(schedule) == steps
     densities, costs = [], []
-    for number, (run, level, plans) in enumerate(zip(shown, levels, schedule, strict=True), 1):
+    for number, (run, level, step) in enumerate(zip(shown, levels, schedule, strict=True), 1):
         assert run["steps"][0] <= number <= run["steps"][1]
         assert run["sigma"][0] >= level >= run["sigma"][1]
         of_layer = {}
@@ -82,7 +82,7 @@ def test_what_is_shown_of_each_step_is_what_the_lists_say(name: str, named: bool
                 of_layer |= dict.fromkeys(range(int(first), int(last or first) + 1), group)
         assert sorted(of_layer) == list(range(layers))
         each = []
-        for layer, plan in enumerate(plans):
+        for layer, plan in enumerate(step.attention):
             group = of_layer[layer]
             each.append(counted(plan, heads))
             assert group["density"] == pytest.approx(each[-1], rel=1e-12)
@@ -129,8 +129,8 @@ def test_the_pocket_s_grades_are_calibrated_on_the_very_model_that_ships() -> No
         told = show(preset.name)
         assert told["density"] == pytest.approx(preset.measured.density, abs=1e-4)
         assert told["cost"] == pytest.approx(preset.measured.cost, abs=1e-4)
-        assert preset.surprise(weights, 160, 96, 25) is None
-        assert preset.surprise("0" * 16, 160, 96, 25)
+        assert preset.surprise(weights, model.defaults) is None
+        assert preset.surprise("0" * 16, model.defaults)
     costs = [preset.measured.cost for preset in found if preset.measured]
     qualities = [preset.measured.psnr for preset in found if preset.measured]
     assert costs == sorted(costs, reverse=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from fpsgen import settings
 from fpsgen.errors import UsageError, option
 from fpsgen.wan import sizes
 
@@ -90,10 +91,10 @@ def test_frames_end_where_positions_do() -> None:
 def test_settings_end_where_they_mean_nothing(setting: str, good: tuple, bad: tuple) -> None:
     nothing = {"frames": None, "steps": None, "guidance": None, "shift": None}
     for value in good:
-        sizes.check_settings(**nothing | {setting: value})
+        settings.check_settings(**nothing | {setting: value})
     for value in bad:
         with pytest.raises(UsageError, match=f"^{setting}"):
-            sizes.check_settings(**nothing | {setting: value})
+            settings.check_settings(**nothing | {setting: value})
 
 
 def test_latents_of_a_video() -> None:
@@ -105,7 +106,7 @@ def test_latents_of_a_video() -> None:
 @pytest.mark.parametrize(("dim", "family"), [(192, "1.3b"), (1536, "1.3b"), (1664, "14b"), (5120, "14b")])
 def test_a_model_is_taken_for_the_family_of_its_width(dim: int, family: str) -> None:
     assert sizes.family_of(dim) == family
-    assert sizes.defaults_of(dim) is sizes.DEFAULTS[family]
+    assert settings.defaults_of(dim) is settings.DEFAULTS[family]
 
 
 @pytest.mark.parametrize(
@@ -116,13 +117,13 @@ def test_a_size_takes_the_settings_of_the_named_one_that_holds_it(width: int, he
 
 
 def test_what_is_given_overrides_a_default() -> None:
-    own = sizes.DEFAULTS["14b"].override(guidance=0.0, steps=None, negative="")
+    own = settings.DEFAULTS["14b"].override(guidance=0.0, steps=None, negative="")
     assert (own.guidance, own.steps, own.negative) == (0.0, 50, "")
 
 
 def test_wan_defaults() -> None:
     """Wan2.1 `generate.py` and README, stated here a second time on purpose."""
-    small, large = sizes.DEFAULTS["1.3b"], sizes.DEFAULTS["14b"]
+    small, large = settings.DEFAULTS["1.3b"], settings.DEFAULTS["14b"]
     assert (small.width, small.height, small.frames, small.fps, small.steps) == (832, 480, 81, 16, 50)
     assert (large.width, large.height, large.frames, large.fps, large.steps) == (1280, 720, 81, 16, 50)
     assert (small.guidance, small.shift) == (6, 8)

@@ -8,8 +8,8 @@ import pytest
 import torch
 from diffusers import WanPipeline
 
-from fpsgen.attention.plan import AttentionPlan
 from fpsgen.attention.tiles import TileGrid
+from fpsgen.wan.plan import dense
 from fpsgen.wan.transformer import WanTransformer, rope_table, sinusoid
 from fpsgen.weights.layout import recognise
 from fpsgen.weights.load import load_transformer
@@ -40,10 +40,10 @@ GRIDS = [(3, 8, 12), (1, 8, 8), (1, 2, 2), (5, 14, 6), (2, 10, 14), (7, 6, 22)]
 def test_equals_diffusers(wan_pipeline: WanPipeline, ours: WanTransformer, latents: tuple, tile: tuple | None) -> None:
     x, timestep, text = inputs(latents)
     grid = ours.config.grid(latents)
-    plans = None if tile is None else [AttentionPlan(TileGrid(grid, tile))] * ours.config.num_layers
+    plan = None if tile is None else dense(TileGrid(grid, tile), ours.config.num_layers)
     with torch.inference_mode():
         expected = wan_pipeline.transformer(x, timestep, text).sample
-        got = ours(x, timestep, ours.embed_text(text), plans)
+        got = ours(x, timestep, ours.embed_text(text), plan)
     assert got.shape == expected.shape
     assert (got - expected).norm() <= TOLERANCE * expected.norm()
 

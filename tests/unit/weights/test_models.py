@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fpsgen.errors import ModelError, option
-from fpsgen.wan.sizes import DEFAULTS
+from fpsgen.settings import DEFAULTS
 from fpsgen.weights import hub, models
 from tests.tools import hub_cache
 

@@ -1,0 +1,149 @@
+"""A video as it was asked for, and what that comes to with a model at hand: resolved once, then passed downward."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from functools import cached_property
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fpsgen import __version__
+from fpsgen.attention import door
+from fpsgen.attention.door import Choice
+from fpsgen.attention.plan import AttentionPlan
+from fpsgen.attention.tiles import TileGrid
+from fpsgen.errors import option
+from fpsgen.events import Notice
+from fpsgen.presets import BF16, Preset, file, shipped
+from fpsgen.settings import Settings
+from fpsgen.target import Target
+from fpsgen.wan import config
+from fpsgen.wan.plan import StepPlan, distinct
+from fpsgen.weights.models import Model
+
+
+@dataclass(frozen=True)
+class Request:
+    """One video. preset: None for the default, which depends on model and device. scale_to: the file's width and height
+    where they are not those that are rendered. may_replace: whether a file that has the name of `output` is replaced;
+    else the video gets a name with a number."""
+
+    prompt: str
+    settings: Settings
+    seed: int
+    output: Path
+    preset: Preset | None = BF16
+    scale_to: tuple[int, int] | None = None
+    may_replace: bool = True
+
+    def as_dict(self) -> dict[str, Any]:
+        """What the video depends on, for JSON: all but the preset and the file."""
+        told = {"prompt": self.prompt, **asdict(self.settings), "seed": self.seed, "scale_to": self.scale_to}
+        return {_IN_FILES.get(name, name): value for name, value in told.items()}
+
+    @staticmethod
+    def from_dict(told: Mapping[str, Any], output: Path) -> Request:
+        """The request of a video, from the comment that it carries; UsageError where its preset is none."""
+        settings = Settings(**{own.name: told[_IN_FILES.get(own.name, own.name)] for own in fields(Settings)})
+        preset = file.from_dict(told["preset"])
+        scale_to = tuple(told["scale_to"]) if told["scale_to"] else None
+        return Request(told["prompt"], settings, told["seed"], output, preset, scale_to)
+
+
+_IN_FILES = {"sigmas": "grid"}  # what files have called it since the first
+
+
+@dataclass(frozen=True)
+class VideoPlan:
+    """All that is decided before the first step. request: with its preset; sigmas: the noise level before each step;
+    steps: what each computes."""
+
+    request: Request
+    model: Model
+    target: Target
+    tiles: TileGrid
+    sigmas: tuple[float, ...]
+    steps: tuple[StepPlan, ...]
+
+    @property
+    def preset(self) -> Preset:
+        assert self.request.preset is not None
+        return self.request.preset
+
+    @cached_property
+    def backends(self) -> dict[AttentionPlan, Choice]:
+        """What runs each attention plan, and why nothing that is preferred does."""
+        head_dim = self.model.config.head_dim
+        return {plan: door.choose(self.target.device, plan, head_dim) for plan in distinct(self.steps)}
+
+    @property
+    def density(self) -> float:
+        """The share of token pairs that are computed, mean over steps and layers."""
+        return sum(step.density for step in self.steps) / len(self.steps)
+
+    def about(self, weights: str) -> dict[str, Any]:
+        """What is made, by what and with which settings: stored in the file, printed as JSON. weights: the
+        transformer's fingerprint."""
+        device = self.target.device
+        return {
+            "fpsgen": __version__,
+            "model": self.model.told,
+            "weights": weights,
+            "device": str(device),
+            "threads": torch.get_num_threads() if device.type == "cpu" else None,  # a CPU's last bits depend on it
+            **self.target.as_dict(),
+            **self.request.as_dict(),
+            "preset": file.as_dict(self.preset),
+            "attention": {
+                "tile": self.tiles.tile,
+                "density": round(self.density, 6),
+                "backends": sorted({choice.name for choice in self.backends.values()}),
+            },
+        }
+
+    def notices(self) -> Iterator[Notice]:
+        """Which plan runs in which steps and layers, on which backend, and why on no other."""
+        if self.target.device.type == "cuda" and any(one.name == "reference" for one in self.backends.values()):
+            instead = option("preset", "bf16")
+            yield Notice(f"plain PyTorch runs this preset's attention here, which may take longer than {instead}")
+        first = 1
+        for step, alike in groupby(self.steps):
+            last = first + sum(1 for _ in alike) - 1
+            steps = f"step {first}" if first == last else f"steps {first} to {last}"
+            for plan in dict.fromkeys(step.attention):
+                layers = [number for number, each in enumerate(step.attention) if each == plan]
+                where = steps if len(layers) == len(step.attention) else f"{steps}, layers {file.ranges(layers)}"
+                choice = self.backends[plan]
+                refused = "".join(f"; not {door.told(name)}: {reason}" for name, reason in choice.refused)
+                yield Notice(f"{where}: {plan}, by {door.told(choice.name)}{refused}", detail=True)
+            first = last + 1
+
+
+def resolve(request: Request, model: Model, target: Target) -> VideoPlan:
+    """What `request` comes to: tiles, noise levels and a plan of each step.
+
+    Without a preset it is the `quality` grade where a kernel of ours runs it, else BF16. UsageError where the preset
+    is for another model or another video's size.
+    """
+    if request.preset is not None:
+        return _with(request, request.preset, model, target)
+    own = request.settings
+    ships = model.config.num_layers == config.FAMILIES.get(model.family, model.config).num_layers  # not of another make
+    if target.device.type == "cuda" and ships:
+        plan = _with(request, shipped.of_grade("quality", model.family, own.width, own.height), model, target)
+        if all(plan.backends[each].name == "hopper" for each in plan.backends if not each.is_dense or each.is_8bit):
+            return plan
+    return _with(request, BF16, model, target)
+
+
+def _with(request: Request, preset: Preset, model: Model, target: Target) -> VideoPlan:
+    preset.check_family(model.family)
+    own = request.settings
+    tiles = model.tiles(own.latent_shape, preset.tile)
+    sigmas = own.noise_levels
+    steps = preset.schedule(sigmas, tiles, model.config.num_layers, model.config.num_heads)
+    return VideoPlan(replace(request, preset=preset), model, target, tiles, tuple(sigmas), tuple(steps))

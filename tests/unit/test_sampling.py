@@ -1,0 +1,128 @@
+"""The loop from noise to latents, step by step by hand, and what it decides on the way."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from fpsgen import machine, sampling
+from fpsgen.attention.plan import AttentionPlan
+from fpsgen.sampling import Denoiser
+from fpsgen.solvers import noise
+from fpsgen.wan.plan import StepPlan
+from tests.tools.calibration import CONFIG, CPU, TILES, VIDEO, small_transformer, text
+
+SETTINGS = VIDEO.override(steps=3)
+PLANS = [
+    StepPlan((AttentionPlan(TILES),) * 2),
+    StepPlan((AttentionPlan(TILES, ((1, 1, 1),)), AttentionPlan(TILES))),
+    StepPlan((AttentionPlan(TILES), AttentionPlan(TILES, ((1, 1, 1),), (), "int8", "fp8"))),
+]
+
+
+def final(plans: list[StepPlan], texts: list[Tensor], **more: Any) -> Tensor:
+    denoiser = Denoiser(small_transformer(), SETTINGS, texts, CPU, **more)
+    return list(denoiser.run(denoiser.noise(7), plans))[-1].latents
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_each_step_is_guided_away_from_the_negative_prompt_with_its_own_plans(together: bool) -> None:
+    transformer = small_transformer()
+    found = final(PLANS, [text(1), text(2)], together=together)
+    with torch.inference_mode():
+        solver, latents = SETTINGS.new_solver(), noise(16, (3, 8, 12), seed=7)
+        for timestep, plan in zip(solver.timesteps, PLANS, strict=True):
+            wanted, unwanted = (
+                transformer(latents, timestep.expand(1), transformer.embed_text(words), plan)
+                for words in (text(1), text(2))
+            )
+            latents = solver.step(unwanted + 3 * (wanted - unwanted), latents)
+    torch.testing.assert_close(found, latents, rtol=0, atol=1e-3)  # a batch of two sums in another order, then rounds
+
+
+def test_the_plans_above_matter() -> None:
+    """Else the test above could not tell one step's from another's."""
+    turned = [StepPlan(tuple(reversed(plan.attention))) for plan in PLANS]
+    ends = [final(plans, [text(1), text(2)]) for plans in (PLANS, PLANS[::-1], turned)]
+    assert min(float((ends[0] - other).abs().max()) for other in ends[1:]) > 1e-2
+
+
+def test_one_prompt_has_one_branch() -> None:
+    """Guidance of 1 is the conditional velocity itself."""
+    transformer = small_transformer()
+    found = final(PLANS, [text(1)])
+    with torch.inference_mode():
+        solver, latents = SETTINGS.new_solver(), noise(16, (3, 8, 12), seed=7)
+        for timestep, plan in zip(solver.timesteps, PLANS, strict=True):
+            velocity = transformer(latents, timestep.expand(1), transformer.embed_text(text(1)), plan)
+            latents = solver.step(velocity, latents)
+    torch.testing.assert_close(found, latents, rtol=0, atol=0)
+
+
+def test_clips_in_one_batch_are_what_each_is_alone() -> None:
+    """As the pocket's recipe renders them."""
+    texts = [[text(1), text(2)], [text(3), text(2)]]
+    both = [torch.cat([own[branch] for own in texts]) for branch in (0, 1)]
+    denoiser = Denoiser(small_transformer(), SETTINGS, both, CPU, together=True)
+    found = list(denoiser.run(denoiser.noise(7).repeat(2, 1, 1, 1, 1), PLANS))[-1].latents
+    for ours, own in zip(found.split(1), texts, strict=True):
+        torch.testing.assert_close(ours, final(PLANS, own), rtol=0, atol=1e-3)  # as above
+
+
+class Kept(dict[int, Tensor]):
+    """Velocities in memory."""
+
+    def put(self, step: int, velocity: Tensor) -> Tensor:
+        self[step] = velocity
+        return velocity
+
+
+def test_a_stopped_run_goes_on_from_its_velocities(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bit for bit, and computes only what is not known; the hook sees these steps before they run, and no others."""
+    denoiser = Denoiser(small_transformer(), SETTINGS, [text(1), text(2)], CPU)
+    whole = list(denoiser.run(denoiser.noise(7), PLANS))
+    kept = Kept()
+    stopped = denoiser.run(denoiser.noise(7), PLANS, kept)
+    next(stopped), next(stopped)
+    stopped.close()
+    assert list(kept) == [0, 1]
+    seen: list[tuple[int, Tensor]] = []
+    again = list(denoiser.run(denoiser.noise(7), PLANS, kept, lambda *step: seen.append(step)))
+    assert [number for number, _ in seen] == [2]
+    assert seen[0][1].equal(whole[1].latents)
+    for ours, own in zip(again, whole, strict=True):
+        assert ours.latents.equal(own.latents)
+        assert ours.velocity.equal(own.velocity)
+
+
+def test_what_the_hook_computed_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    denoiser = Denoiser(small_transformer(), SETTINGS, [text(1)], CPU)
+    monkeypatch.setattr(Denoiser, "velocity", lambda *_: pytest.fail("it is computed again"))
+    moments = list(denoiser.run(denoiser.noise(7), PLANS, look=lambda _, latents: torch.zeros_like(latents)))
+    assert moments[-1].latents.isfinite().all()
+    assert all(not moment.velocity.any() for moment in moments)
+
+
+def test_a_step_says_whether_its_latents_are_numbers_and_ends_nothing() -> None:
+    transformer = small_transformer()
+    transformer.head.head.bias.data[0] = torch.nan
+    denoiser = Denoiser(transformer, SETTINGS, [text(1)], CPU)
+    assert [moment.finite for moment in denoiser.run(denoiser.noise(7), PLANS)] == [False] * 3
+
+
+@pytest.mark.parametrize(
+    ("dtype", "bytes_"),
+    # 72 tokens twice: 16 of 48 channels, and of each in the weights' dtype 4 of 48 channels and 2 of 64 hidden ones.
+    [(torch.float32, 2 * 72 * (16 * 48 + 4 * (4 * 48 + 2 * 64))), (torch.bfloat16, 2 * 72 * (768 + 2 * 320))],
+)
+def test_both_branches_run_at_once_where_a_fifth_of_the_memory_stays_free(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, bytes_: int
+) -> None:
+    model: Any = SimpleNamespace(config=CONFIG, dtype=dtype)
+    for free, fits in ((bytes_ / 0.8 + 2, True), (bytes_ / 0.8 - 2, False), (bytes_ + 2, False)):
+        monkeypatch.setattr(machine, "free_bytes", lambda device, free=free: int(free))
+        assert sampling.both_fit(model, SETTINGS, CPU) is fits
