@@ -13,29 +13,32 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from importlib import metadata
+from functools import partial
 from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fpsgen import __version__, assets, files
+from fpsgen.attention.plan import AttentionPlan, QKPrecision
+from fpsgen.attention.tiles import TileGrid
 from fpsgen.errors import FpsgenError, option
 from fpsgen.kernels import cache, nvrtc
+from fpsgen.machine import installed
+from fpsgen.wan import sizes
 
 if TYPE_CHECKING:
     import torch
 
-    from fpsgen.attention.plan import AttentionPlan
-
 HEAD_DIM = 128  # Wan2.1's
 TRIAL_KERNEL = "attention-fp8-fp16"
 LARGEST_ERROR = 3e-3  # relative, of the kernel against its emulator, as in the tests: operands differ by a code or two
+_FITS = (("1.3b", "480p"), ("14b", "480p"), ("14b", "720p"))
 
 
 def examine(strict: bool = False) -> Iterator[tuple[str, dict]]:
     """The findings of each check as it ends, and last the verdict over all of them.
 
-    A check that cannot be finished is found to be {"fault": why}; with `strict` its exception is raised.
+    The findings of a check that fails are {"fault": why}; with `strict` its exception is raised.
     """
     report: dict[str, dict] = {}
     for name, check in CHECKS.items():
@@ -58,18 +61,20 @@ def sentence(fault: BaseException) -> str:
 
 
 def versions() -> dict:
-    """found: versions by name, None where there is none; absent: the commands that install those; faults: what is
-    there and cannot be used."""
+    """found: versions by name, None if there is none; absent: the commands that install those; faults: what is there
+    and cannot be used."""
     found: dict[str, str | None] = {"fpsgen": __version__, "python": platform.python_version()}
-    found |= {"platform": platform.platform(), "torch_cuda": None}
+    found["platform"] = platform.platform()
     absent, faults = {}, {}
     for name, (version, command) in _PARTS.items():
+        found[name] = None
         try:
             found[name] = version()
-            if found[name] is None:
-                absent[name] = command
         except Exception as fault:
-            found[name], faults[name] = None, sentence(fault)
+            faults[name] = sentence(fault)
+        if not found[name] and name not in faults:
+            absent[name] = command
+    found["torch_cuda"] = None
     if found["torch"]:
         try:
             import torch
@@ -80,14 +85,6 @@ def versions() -> dict:
     if str(found["torch_cuda"]).startswith("12."):
         absent = {name: command.replace("cuda13", "cuda12") for name, command in absent.items()}
     return {"found": found, "absent": absent, "faults": faults}
-
-
-def installed(*names: str) -> str | None:
-    """The version of the first of these packages that is installed."""
-    for name in names:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            return metadata.version(name)
-    return None
 
 
 def nvrtc_version() -> str | None:
@@ -102,42 +99,49 @@ def ffmpeg_version() -> str | None:
     return None
 
 
+_LIBRARIES = ("torch", "diffusers", "transformers", "huggingface_hub")
+_REQUIRED = (*_LIBRARIES, "ffmpeg")
+# How to ask for the version of each part, and the command that installs it.
 _PARTS: dict[str, tuple[Callable[[], str | None], str]] = {
-    "torch": (lambda: installed("torch"), "pip install torch"),
-    "cupy": (lambda: installed("cupy-cuda13x", "cupy-cuda12x", "cupy"), 'pip install "fpsgen[cuda13]"'),
-    "nvrtc": (nvrtc_version, 'pip install "fpsgen[cuda13]"'),
-    "triton": (lambda: installed("triton", "triton-windows"), "it comes with torch for CUDA"),
-    "diffusers": (lambda: installed("diffusers"), "pip install diffusers"),
-    "transformers": (lambda: installed("transformers"), "pip install transformers"),
-    "huggingface_hub": (lambda: installed("huggingface_hub"), "pip install huggingface_hub"),
+    **{name: (partial(installed, name), f"pip install {name}") for name in _LIBRARIES},
     "ffmpeg": (ffmpeg_version, "pip install imageio-ffmpeg"),
+    "cupy": (partial(installed, "cupy-cuda13x", "cupy-cuda12x", "cupy"), 'pip install "fpsgen[cuda13]"'),
+    "nvrtc": (nvrtc_version, 'pip install "fpsgen[cuda13]"'),
+    "triton": (partial(installed, "triton", "triton-windows"), "it comes with torch for CUDA"),
 }
-_REQUIRED = ("torch", "diffusers", "transformers", "huggingface_hub", "ffmpeg")
+
+
+def machine() -> dict:
+    """Memory and cores, and how many threads torch uses."""
+    import psutil
+    import torch
+
+    memory = psutil.virtual_memory()
+    room = {"memory_bytes": memory.total, "free_bytes": memory.available}
+    return room | {"cores": os.cpu_count(), "threads": torch.get_num_threads()}
 
 
 def gpus() -> dict:
     """The CUDA devices that torch sees, or why_none. driver_cuda: the newest CUDA that the driver runs."""
     import torch
 
-    from fpsgen import machine
-
     version, devices = nvrtc.driver_version(), []
-    driver = version and "{}.{}".format(*version)
     for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
-        about, free = torch.cuda.get_device_properties(index), None
-        with contextlib.suppress(RuntimeError):  # none is left to ask with
-            free = machine.free_bytes(torch.device("cuda", index))
-        devices.append(
-            {
-                "index": index,
-                "name": about.name,
-                "capability": f"{about.major}.{about.minor}",
-                "memory_bytes": about.total_memory,
-                "free_bytes": free,
-                "multiprocessors": about.multi_processor_count,
-            }
-        )
+        about = torch.cuda.get_device_properties(index)
+        device = {"index": index, "name": about.name, "capability": f"{about.major}.{about.minor}"}
+        device |= {"memory_bytes": about.total_memory, "free_bytes": free_on(torch.device("cuda", index))}
+        devices.append(device | {"multiprocessors": about.multi_processor_count})
+    driver = version and "{}.{}".format(*version)
     return {"devices": devices, "driver_cuda": driver, "why_none": None if devices else why_no_gpu(driver)}
+
+
+def free_on(device: torch.device) -> int | None:
+    """Bytes that can be allocated on a device; None if so little is free that it cannot be asked."""
+    from fpsgen.machine import free_bytes
+
+    with contextlib.suppress(RuntimeError):
+        return free_bytes(device)
+    return None
 
 
 def why_no_gpu(driver: str | None) -> str:
@@ -147,8 +151,7 @@ def why_no_gpu(driver: str | None) -> str:
         return "this torch was built without CUDA" + (", though there is an NVIDIA driver" if driver else "")
     if driver is None:
         return "there is no NVIDIA driver"
-    hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if hidden is not None:
+    if (hidden := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
         return f"CUDA_VISIBLE_DEVICES={hidden!r} leaves torch none"
     try:
         torch.cuda.init()
@@ -157,40 +160,29 @@ def why_no_gpu(driver: str | None) -> str:
     return "torch sees no CUDA GPU"
 
 
-def machine() -> dict:
-    """Memory and cores, the threads that torch takes of these."""
-    import psutil
+def best_device() -> torch.device:
+    """The one that commands take if none is named."""
     import torch
 
-    memory = psutil.virtual_memory()
-    told = {"memory_bytes": memory.total, "free_bytes": memory.available}
-    return told | {"cores": os.cpu_count(), "threads": torch.get_num_threads()}
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def fits() -> dict:
-    """For each model at its usual sizes: what its hungriest part needs (`wan.needs`), and whether that is free where
-    commands run."""
+    """For each model at its usual sizes: what its hungriest part needs (`weights.needs`), and whether that is free
+    where commands run."""
     import torch
 
-    from fpsgen import machine
-    from fpsgen.wan import sizes
     from fpsgen.weights import models, needs
 
-    device = best_device()
-    free, dtype = 0, torch.bfloat16 if device.type == "cuda" else torch.float32
-    with contextlib.suppress(RuntimeError):  # none is left to ask with
-        free = machine.free_bytes(device)
-    found = []
+    device, found = best_device(), []
+    dtype, free = torch.bfloat16 if device.type == "cuda" else torch.float32, free_on(device) or 0
     for name, size in _FITS:
         model = models.absent(name)
         parts = needs.memory(model.checkpoint, (*sizes.NAMED[size], model.defaults.frames), dtype, torch.bfloat16)
-        part = max(parts, key=lambda each: parts[each])
-        told = {"model": name, "size": size, "part": part, "needs_bytes": parts[part], "parts": parts}
-        found.append(told | {"fits": parts[part] <= free})
+        part, most = max(parts.items(), key=lambda each: each[1])
+        own = {"model": name, "size": size, "part": part, "needs_bytes": most, "parts": parts, "fits": most <= free}
+        found.append(own)
     return {"device": str(device), "free_bytes": free, "dtype": str(dtype).removeprefix("torch."), "models": found}
-
-
-_FITS = (("1.3b", "480p"), ("14b", "480p"), ("14b", "720p"))
 
 
 def work_cache() -> dict:
@@ -200,26 +192,17 @@ def work_cache() -> dict:
 
 
 def kernel_cache() -> dict:
-    """Where compiled kernels are kept, why_not where nothing can be written there, and how much it holds."""
-    folder = cache.folder()
-    held = []
-    with contextlib.suppress(OSError):  # why_not will tell
+    """Where compiled kernels are kept, how much that holds, and why_not if nothing can be written there."""
+    folder, held, why_not = cache.folder(), [], None
+    with contextlib.suppress(OSError):  # why_not will say so
         held = [own for own in cache.contents().values() if own.folders]
-    return {
-        "folder": str(folder),
-        "why_not": why_not_writable(folder),
-        "count": len(held),
-        "bytes": sum(own.size for own in held),
-    }
-
-
-def why_not_writable(folder: Path) -> str | None:
-    """What speaks against writing into a folder, or making it; found by trying, of which nothing stays."""
     try:
         with tempfile.TemporaryFile(dir=assets.existing(folder)):
-            return None
+            pass
     except OSError as fault:
-        return fault.strerror or str(fault)
+        why_not = fault.strerror or str(fault)
+    size = sum(own.size for own in held)
+    return {"folder": str(folder), "why_not": why_not, "count": len(held), "bytes": size}
 
 
 def model_cache() -> dict:
@@ -228,32 +211,19 @@ def model_cache() -> dict:
 
     from fpsgen.weights import hub, models
 
-    folder = Path(constants.HF_HUB_CACHE)
     here = []
-    for name, repositories in hub.REPOSITORIES.items():
-        for form, repository in repositories.items():
-            if (found := hub.look(repository)).state != "not here":
-                told = {"name": name, "format": form, "folder": str(found.folder) if found.folder else None}
-                size = found.checkpoint.bytes if found.checkpoint else None
-                here.append({**told, "whole": found.state == "here", "bytes": size, "state": found.state})
+    for name, form, cached in hub.known():
+        if cached.state != "not here":
+            whole, size = cached.state == "here", cached.checkpoint and cached.checkpoint.bytes
+            own = {"name": name, "format": form, "folder": cached.folder and str(cached.folder), "whole": whole}
+            here.append(own | {"bytes": size, "state": cached.state})
     try:
-        models.find(models.POCKET)
-        pocket = True
+        pocket = bool(models.find(models.POCKET))
     except FpsgenError:
         pocket = False
-    return {
-        "folder": str(folder),
-        "free_bytes": shutil.disk_usage(assets.existing(folder)).free,
-        "models": here,
-        "pocket": pocket,
-    }
-
-
-def best_device() -> torch.device:
-    """The one that commands take where none is named."""
-    import torch
-
-    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    folder = Path(constants.HF_HUB_CACHE)
+    free = shutil.disk_usage(assets.existing(folder)).free
+    return {"folder": str(folder), "free_bytes": free, "models": here, "pocket": pocket}
 
 
 def backends() -> dict:
@@ -269,9 +239,6 @@ def backends() -> dict:
 
 def typical_plans() -> dict[str, AttentionPlan]:
     """At 832x480 and 81 frames."""
-    from fpsgen.attention.plan import AttentionPlan
-    from fpsgen.attention.tiles import TileGrid
-
     tiles = TileGrid.cut((21, 30, 52))
     sparse = (tiles.fit((3, 3, 5)),)
     return {
@@ -287,21 +254,21 @@ def trial_compile() -> dict:
     """One kernel compiled where it cannot have been before. state: ok, skipped or failed; why: if not ok."""
     from fpsgen.kernels import listing
 
-    told: dict[str, Any] = {"kernel": TRIAL_KERNEL, "state": "ok", "why": None, "seconds": None, "registers": None}
+    found = {"kernel": TRIAL_KERNEL, "state": "ok", "why": None, "seconds": None, "registers": None}
     try:
         with files.temporary_folder("doctor") as folder:
             begin = time.perf_counter()
             built = cache.build(listing.KERNELS[TRIAL_KERNEL].kernel, folder)
             seconds = round(time.perf_counter() - begin, 3)
-        return told | {"seconds": seconds, "registers": built.functions["fps_attention"].registers}
+        return found | {"seconds": seconds, "registers": built.functions["fps_attention"].registers}
     except nvrtc.NoCompilerError as missing:
-        return told | {"state": "skipped", "why": str(missing)}
+        return found | {"state": "skipped", "why": str(missing)}
     except Exception as fault:
-        return told | {"state": "failed", "why": sentence(fault)}
+        return found | {"state": "failed", "why": sentence(fault)}
 
 
 def trial_launch() -> dict:
-    """Both kernels on the card, against their emulator. state and why as of `trial_compile`; errors: by plan.
+    """Both kernels on the GPU, against their emulator. state and why as of `trial_compile`; errors: by plan.
 
     They are compiled into the cache, as `fpsgen generate` would.
     """
@@ -309,14 +276,12 @@ def trial_launch() -> dict:
 
     from fpsgen.attention import hopper
 
-    if not torch.cuda.is_available():
-        return {"state": "skipped", "why": "there is no CUDA GPU", "errors": {}}
-    device = best_device()
-    for plan in tiny_plans().values():
-        if reason := hopper.why_not(device, plan, HEAD_DIM):
-            return {"state": "skipped", "why": reason, "errors": {}}
+    device, plans = best_device(), tiny_plans()
+    reasons = [hopper.why_not(device, plan, HEAD_DIM) for plan in plans.values()]
+    if why := next(filter(None, reasons), None) if torch.cuda.is_available() else "there is no CUDA GPU":
+        return {"state": "skipped", "why": why, "errors": {}}
     try:
-        errors = relative_errors(device)
+        errors = {name: relative_error(device, plan) for name, plan in plans.items()}
     except Exception as fault:
         return {"state": "failed", "why": sentence(fault), "errors": {}}
     if wrong := [f"{name} by {error:.2g}" for name, error in errors.items() if not error <= LARGEST_ERROR]:
@@ -328,54 +293,39 @@ def trial_launch() -> dict:
 
 def tiny_plans() -> dict[str, AttentionPlan]:
     """One for each kernel that plans reach, with tiles of all sizes, a window and a dense head."""
-    from fpsgen.attention.plan import AttentionPlan
-    from fpsgen.attention.tiles import TileGrid
-
     tiles = TileGrid.cut((2, 5, 9), (2, 3, 4))
     windows, heads = (tiles.fit((1, 1, 3)), None), (0, 1)
-    return {
-        "fp8": AttentionPlan(tiles, windows, heads, qk="fp8", pv="fp8"),
-        "int8": AttentionPlan(tiles, windows, heads, qk="int8", pv="fp8"),
-    }
+    kernels: tuple[QKPrecision, ...] = ("fp8", "int8")
+    return {qk: AttentionPlan(tiles, windows, heads, qk=qk, pv="fp8") for qk in kernels}
 
 
-def relative_errors(device: torch.device) -> dict[str, float]:
-    """The errors of the hopper backend on `device`, by plan, against the emulator of its kernel on the CPU."""
+def relative_error(device: torch.device, plan: AttentionPlan) -> float:
+    """The error of the hopper backend on `device`, against the emulator of its kernel on the CPU."""
     import torch
 
     from fpsgen.attention import emulator, hopper
     from fpsgen.attention.door import QKTransform, prepare
 
-    errors = {}
-    for name, plan in tiny_plans().items():
-        generator = torch.Generator().manual_seed(1)
-        shape = (1, plan.tiles.tokens, len(plan.heads), HEAD_DIM)
-        q, k, v = (torch.randn(shape, generator=generator).bfloat16() for _ in range(3))
-        norm_q, norm_k = torch.rand(2, len(plan.heads) * HEAD_DIM, generator=generator) + 0.5
-        angles = torch.rand(plan.tiles.tokens, HEAD_DIM // 2, generator=generator) * 6
-        rope = torch.stack([angles.cos(), angles.sin()], -1)
-        here = QKTransform(norm_q, norm_k, 1e-6, rope)
-        there = QKTransform(norm_q.to(device), norm_k.to(device), 1e-6, rope.to(device))
-        variant = emulator.VARIANTS[hopper.FASTEST[plan.qk]]
-        prepared = prepare(q, norm_q, here), prepare(k, norm_k, here), v
-        with torch.no_grad():
-            found = hopper.attention(q.to(device), k.to(device), v.to(device), there, plan).cpu().double()
-        # With the bits that FP8 sums are known to keep, or with exact ones: whichever a card is nearer to.
-        each = [
-            emulator.emulate(*prepared, plan, variant, accumulator_bits=bits) for bits in (emulator.HOPPER_BITS, None)
-        ]
-        errors[name] = min(float((found - one.double()).norm() / one.double().norm()) for one in each)
-    return errors
+    generator, heads, tokens = torch.Generator().manual_seed(1), len(plan.heads), plan.tiles.tokens
+    q, k, v = torch.randn(3, 1, tokens, heads, HEAD_DIM, generator=generator).bfloat16()
+    norms = torch.rand(2, heads * HEAD_DIM, generator=generator) + 0.5
+    angles = torch.rand(tokens, HEAD_DIM // 2, generator=generator) * 6
+    rope = torch.stack([angles.cos(), angles.sin()], -1)
+    here, there = (
+        QKTransform(norms[0].to(where), norms[1].to(where), 1e-6, rope.to(where)) for where in ("cpu", device)
+    )
+    with torch.no_grad():
+        found = hopper.attention(q.to(device), k.to(device), v.to(device), there, plan).cpu().double()
+    given = prepare(q, here.norm_q, here), prepare(k, here.norm_k, here), v
+    # With the bits that FP8 sums are known to keep, or with exact ones: whichever a GPU is nearer to.
+    variant, every = emulator.VARIANTS[hopper.FASTEST[plan.qk]], (emulator.HOPPER_BITS, None)
+    each = [emulator.emulate(*given, plan, variant, accumulator_bits=bits).double() for bits in every]
+    return min(float((found - one).norm() / one.norm()) for one in each)
 
 
+_BY_NAME = (versions, machine, gpus, fits, kernel_cache, work_cache, model_cache)
 CHECKS: dict[str, Callable[[], dict]] = {
-    "versions": versions,
-    "machine": machine,
-    "gpus": gpus,
-    "fits": fits,
-    "kernel_cache": kernel_cache,
-    "work_cache": work_cache,
-    "model_cache": model_cache,
+    **{check.__name__: check for check in _BY_NAME},
     "attention": backends,
     "compile": trial_compile,
     "launch": trial_launch,
@@ -384,18 +334,16 @@ CHECKS: dict[str, Callable[[], dict]] = {
 
 def verdict(report: dict[str, dict]) -> dict:
     """problems: what is broken, a sentence each; warnings: what is only worse; can: what runs; next: what to type."""
-    problems, warnings = faults_in(report), []
+    absent, problems, warnings = report["versions"].get("absent", {}), faults_in(report), []
     if why := report["kernel_cache"].get("why_not"):
         folder = report["kernel_cache"]["folder"]
         warnings.append(f"{folder} cannot be used ({why}): every command compiles its kernels anew")
     can, following = ability(report)
     if problems:
-        absent = report["versions"].get("absent", {})
-        commands = (absent[name] for name in _REQUIRED if name in absent)
-        fallback = f"fpsgen {option('debug')} doctor, and report what it says"
+        following = f"fpsgen {option('debug')} doctor, and report what it says"
         if report["compile"].get("state") == "failed":
-            fallback = "fpsgen kernels build, which prints the compiler's log"
-        following = next(commands, fallback)
+            following = "fpsgen kernels build, which prints the compiler's log"
+        following = next((absent[name] for name in _REQUIRED if name in absent), following)
     return {"works": not problems, "problems": problems, "warnings": warnings, "can": can, "next": following}
 
 
@@ -408,25 +356,25 @@ def faults_in(report: dict[str, dict]) -> list[str]:
         found += [f"the check of {name} failed: {own['fault']}" for name, own in report.items() if "fault" in own]
         if report["model_cache"].get("pocket") is False:
             found.append("the pocket model inside the package is damaged")
-    if report["compile"].get("state") == "failed":
-        found.append(f"kernels do not compile: {report['compile']['why']}")
-    if report["launch"].get("state") == "failed":
-        found.append(f"the Hopper kernels fail on this GPU: {report['launch']['why']}")
+    for trial, broken in (("compile", "kernels do not compile"), ("launch", "the Hopper kernels fail on this GPU")):
+        if report[trial].get("state") == "failed":
+            found.append(f"{broken}: {report[trial]['why']}")
     return found
 
 
 def ability(report: dict[str, dict]) -> tuple[str, str]:
-    """What this machine can run, and the next command to type, were nothing broken."""
-    generate = 'fpsgen generate "a cat surfing"'
+    """What this machine can run, and the next command to type if nothing is broken."""
+    following = 'fpsgen generate "a cat surfing"'
     devices, launch = report["gpus"].get("devices"), report["launch"]
     if not devices:
         why = report["gpus"].get("why_none") or "torch cannot be asked"
-        return f"No CUDA GPU ({why}): fpsgen renders with the pocket model, on the CPU.", generate
+        return f"No CUDA GPU ({why}): fpsgen renders with the pocket model, on the CPU.", following
     name, absent = devices[0]["name"], report["versions"].get("absent", {})
     cached = report["model_cache"].get("models", ())
-    following = generate if any(model["whole"] for model in cached) else "fpsgen models pull 1.3b"
     if locked := [model["name"] for model in cached if model.get("state") == "unreadable"]:
         following = f"fpsgen models check {locked[0]}"  # which says what cannot be read; it lies there
+    elif not any(model["whole"] for model in cached):
+        following = "fpsgen models pull 1.3b"
     if launch.get("state") == "ok":
         return f"{name}: Hopper kernels ready.", following
     why = launch.get("why") or launch.get("fault")
