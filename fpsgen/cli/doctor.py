@@ -9,20 +9,19 @@ import typer
 from fpsgen.cli import errors
 from fpsgen.cli.output import Output, in_flags
 from fpsgen.printable import readable
-from fpsgen.tables import Table
+from fpsgen.tables import Column, Table
 
 Row = tuple[str, str]
 
 
 def doctor(json: bool = False) -> None:
     """Check what this machine has and can run, and try it. Exits with code 1 if something is broken."""
-    out, report = Output(json), {}
+    out = Output(json)
     out.loading()
     from fpsgen import doctor
 
     out.loading("checking")
-    for name, found in doctor.examine(strict=errors.show_tracebacks):
-        report[name] = found
+    report = dict(doctor.examine(strict=errors.show_tracebacks))
     told = report.pop("verdict")
     told["next"] = in_flags(told["next"])
     for line in [*(f"Broken: {problem}." for problem in told["problems"])] or [told["can"]]:
@@ -41,105 +40,102 @@ def doctor(json: bool = False) -> None:
 
 
 def sections(report: dict[str, dict]) -> Iterator[tuple[str, Table]]:
-    """What was found, by title."""
+    """What each check found: title and rows."""
     for name, (title, rows) in _SECTIONS.items():
-        found, table = report[name], Table(heads=False)
-        table.column("")
-        table.column("", prose=True)
+        found, table = report[name], Table(heads=False, columns=[Column(""), Column("", prose=True)])
         for label, text in rows(found) if "fault" not in found else [("failed", found["fault"])]:
             table.row(f"  {label:15}", text)
         yield title, table
 
 
-def machine(found: dict) -> list[Row]:
-    free, whole = readable(found["free_bytes"]), readable(found["memory_bytes"])
-    threads = f"{found['cores']}, of which PyTorch uses {found['threads']}"
-    return [("memory", f"{free} of {whole} free"), ("CPU cores", threads)]
-
-
-def fits(found: dict) -> list[Row]:
-    free, rows = found["free_bytes"], []
-    for one in found["models"]:
-        need = readable(one["needs_bytes"])
-        state = "fits" if one["fits"] else f"needs {readable(one['needs_bytes'] - free)} more"
-        rows.append((f"{one['model']} at {one['size']}", f"{state}: the {one['part']} takes {need} of memory"))
-    where = f"{readable(free)} free on {found['device']}"
-    return [*rows, ("estimated", f"for 81 frames in {found['dtype']}, with {where}; one part is in memory at a time")]
-
-
-def versions(found: dict) -> list[Row]:
+def versions(found: dict) -> Iterator[Row]:
     labels = {"python": "Python", "cupy": "CuPy", "nvrtc": "NVRTC", "huggingface_hub": "huggingface-hub"}
-    rows = []
+    cuda = found["found"]["torch_cuda"]
     for name, version in found["found"].items():
-        if name == "torch_cuda":
-            continue
-        use = " (of use only with an NVIDIA GPU)" if name in ("cupy", "nvrtc") else ""
-        text = version or f"not installed: {found['absent'].get(name)}{use}"
+        text = version or f"not installed: {found['absent'].get(name)}"
         if name in found["faults"]:
             text = f"cannot be used: {found['faults'][name]}"
-        elif name == "torch" and version:
-            cuda = found["found"]["torch_cuda"]
+        elif not version and name in ("cupy", "nvrtc"):
+            text += " (of use only with an NVIDIA GPU)"
+        elif version and name == "torch":
             text += f", for CUDA {cuda}" if cuda else ", without CUDA"
-        rows.append((labels.get(name, name), text))
-    return rows
+        if name != "torch_cuda":
+            yield labels.get(name, name), text
 
 
-def gpus(found: dict) -> list[Row]:
-    rows = [("driver", f"for CUDA up to {found['driver_cuda']}")] if found["driver_cuda"] else []
+def machine(found: dict) -> Iterator[Row]:
+    yield "memory", f"{readable(found['free_bytes'])} of {readable(found['memory_bytes'])} free"
+    yield "CPU cores", f"{found['cores']}, of which PyTorch uses {found['threads']}"
+
+
+def gpus(found: dict) -> Iterator[Row]:
+    if found["driver_cuda"]:
+        yield "driver", f"for CUDA up to {found['driver_cuda']}"
     for device in found["devices"]:
         free = "?" if device["free_bytes"] is None else readable(device["free_bytes"])
         text = f"{device['name']}, compute capability {device['capability']}, {device['multiprocessors']} "
-        text += f"multiprocessors, {free} of {readable(device['memory_bytes'])} free"
-        rows.append((f"cuda:{device['index']}", text))
-    return rows if found["devices"] else [*rows, ("none", found["why_none"])]
+        yield f"cuda:{device['index']}", f"{text}multiprocessors, {free} of {readable(device['memory_bytes'])} free"
+    if not found["devices"]:
+        yield "none", found["why_none"]
 
 
-def kernel_cache(found: dict) -> list[Row]:
+def fits(found: dict) -> Iterator[Row]:
+    free = found["free_bytes"]
+    for one in found["models"]:
+        state = "fits" if one["fits"] else f"needs {readable(one['needs_bytes'] - free)} more"
+        need = f"the {one['part']} takes {readable(one['needs_bytes'])} of memory"
+        yield f"{one['model']} at {one['size']}", f"{state}: {need}"
+    where = f"{readable(free)} free on {found['device']}"
+    yield "estimated", f"for 81 frames in {found['dtype']}, with {where}; one part is in memory at a time"
+
+
+def kernel_cache(found: dict) -> Iterator[Row]:
     state = f"cannot be used: {found['why_not']}" if found["why_not"] else "writable"
-    return [("folder", f"{found['folder']} ({state})"), ("compiled", f"{found['count']}, {readable(found['bytes'])}")]
+    yield "folder", f"{found['folder']} ({state})"
+    yield "compiled", f"{found['count']}, {readable(found['bytes'])}"
 
 
-def model_cache(found: dict) -> list[Row]:
-    rows = [("folder", f"{found['folder']} ({readable(found['free_bytes'])} free)")]
+def work_cache(found: dict) -> Iterator[Row]:
+    for own in found["folders"]:
+        yield own["of"], f"{own['folder']} ({readable(own['bytes'])})"
+    yield "to clear it", "remove these folders; the next run measures anew"
+
+
+def model_cache(found: dict) -> Iterator[Row]:
+    yield "folder", f"{found['folder']} ({readable(found['free_bytes'])} free)"
     for model in found["models"]:
-        state = readable(model["bytes"]) if model["whole"] else model["state"]
-        rows.append((model["name"], f"{model['format']}, {state}"))
+        yield model["name"], f"{model['format']}, {readable(model['bytes']) if model['whole'] else model['state']}"
     if not found["models"]:
-        rows.append(("Wan2.1", "not here: fpsgen models pull 1.3b, or 14b"))
-    rows.append(("pocket", "comes with fpsgen" if found["pocket"] else "damaged"))
-    return rows
+        yield "Wan2.1", "not here: fpsgen models pull 1.3b, or 14b"
+    yield "pocket", "comes with fpsgen" if found["pocket"] else "damaged"
 
 
-def work_cache(found: dict) -> list[Row]:
-    rows = [(own["of"], f"{own['folder']} ({readable(own['bytes'])})") for own in found["folders"]]
-    return [*rows, ("to clear it", "remove these folders; the next run measures anew")]
-
-
-def attention(found: dict) -> list[Row]:
-    """Which backend runs each plan; then each reason once, with the backends that have it and what it is about."""
+def attention(found: dict) -> Iterator[Row]:
+    """Which backend runs each plan; then each reason of the others once, with the backends that have it."""
     from fpsgen.attention.door import told
 
-    rows = [(name, told(plan["backend"])) for name, plan in found["plans"].items()]
-    reasons: dict[str, dict[str, list[str]]] = {}
+    refusals: dict[str, dict[str, None]] = {}
     for name, plan in found["plans"].items():
+        yield name, told(plan["backend"])
         for backend, why in plan["refused"].items():
-            reasons.setdefault(why, {}).setdefault(told(backend), []).append(name)
-    return rows + [(f"not {', '.join(backends)}", why) for why, backends in reasons.items()]
+            refusals.setdefault(why, {})[told(backend)] = None
+    for why, backends in refusals.items():
+        yield f"not {', '.join(backends)}", why
 
 
-def compiled(found: dict) -> list[Row]:
-    if found["state"] == "ok":
-        return [(found["kernel"], f"{found['seconds']:.2f} s, {found['registers']} registers")]
-    return [(found["kernel"], f"{found['state']}: {found['why']}")]
+def compiled(found: dict) -> Iterator[Row]:
+    why = f"{found['state']}: {found['why']}"
+    yield found["kernel"], why if found["why"] else f"{found['seconds']:.2f} s, {found['registers']} registers"
 
 
-def launched(found: dict) -> list[Row]:
-    if found["state"] == "ok":
-        return [(name, f"right: relative error {error:.1e}") for name, error in found["errors"].items()]
-    return [("kernels", f"{found['state']}: {found['why']}")]
+def launched(found: dict) -> Iterator[Row]:
+    if found["why"]:
+        yield "kernels", f"{found['state']}: {found['why']}"
+    else:
+        yield from ((name, f"right: relative error {error:.1e}") for name, error in found["errors"].items())
 
 
-_SECTIONS: dict[str, tuple[str, Callable[[dict], list[Row]]]] = {
+_SECTIONS: dict[str, tuple[str, Callable[[dict], Iterator[Row]]]] = {
     "versions": ("versions", versions),
     "machine": ("machine", machine),
     "gpus": ("GPUs", gpus),

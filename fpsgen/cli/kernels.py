@@ -14,7 +14,7 @@ from fpsgen.cli.output import Output
 from fpsgen.errors import UsageError
 from fpsgen.printable import readable
 from fpsgen.report.words import counted
-from fpsgen.tables import Table
+from fpsgen.tables import Column, Table
 
 if TYPE_CHECKING:
     from fpsgen.kernels.cache import Built, Held
@@ -52,51 +52,39 @@ def list_kernels(json: bool = False) -> None:
     if json:
         out.result("", told)
         return
-    table = Table()
-    table.column("kernel")
-    table.column("formats", prose=True, spare=3)  # the name has them
-    table.column("for", spare=2)
-    if told["nvrtc"]:
-        table.column("compiled")
-        table.column("size", right=True, spare=1)
+    state = [Column("compiled"), Column("size", right=True, spare=1)] if told["nvrtc"] else []
+    formats = Column("formats", prose=True, spare=3)  # the name has them
+    table = Table(columns=[Column("kernel"), formats, Column("for", spare=2), *state])
     for entry in told["kernels"]:
-        size = "" if entry["bytes"] is None else readable(entry["bytes"])
-        state = ("yes" if entry["compiled"] else "no", size) if told["nvrtc"] else ()
-        table.row(entry["name"], entry["about"], entry["architecture"], *state)
+        cells = "yes" if entry["compiled"] else "no", readable(entry["bytes"]) if entry["compiled"] else ""
+        table.row(entry["name"], entry["about"], entry["architecture"], *cells[: len(state)])
     out.show(table)
     out.line(f"compiled kernels are kept in {told['folder']}", copied=True)
     if (stale := told["stale"]) and stale["count"]:
-        out.line(
-            f"stale: {amount(stale)}, left over from other sources or compilers; remove: fpsgen kernels clear --stale"
-        )
+        from_where = "left over from other sources or compilers"
+        out.line(f"stale: {amount(stale)}, {from_where}; remove: fpsgen kernels clear --stale")
 
 
 def listed() -> dict:
-    """What the list says. compiled and stale are None where that cannot be known, and notes say why."""
+    """What the list says. compiled and stale are None if that cannot be known, and notes say why."""
     from fpsgen.kernels import cache, listing, nvrtc
 
     told: dict = {"folder": str(cache.folder()), "nvrtc": None, "kernels": [], "stale": None, "notes": []}
     try:
         told["nvrtc"] = "{}.{}".format(*nvrtc.version())
+        told["stale"] = counts(listing.stale(cache.contents()))
     except nvrtc.NoCompilerError as missing:
         unknown = "so fpsgen cannot tell which kernels are compiled; they run only on an NVIDIA GPU"
         told["notes"].append(f"{missing}, {unknown}: {missing.hint}")
-    for named in listing.KERNELS.values():
-        built = cache.find(named.kernel) if told["nvrtc"] else None
-        told["kernels"].append(
-            {
-                "name": named.name,
-                "about": named.about,
-                "architecture": named.kernel.architecture,
-                "compiled": bool(built) if told["nvrtc"] else None,
-                "bytes": built.cubin.stat().st_size if built else None,
-                "path": str(built.cubin) if built else None,
-            }
-        )
-    try:
-        told["stale"] = counts(listing.stale(cache.contents())) if told["nvrtc"] else None
     except OSError as fault:
         told["notes"].append(f"{cache.folder()} cannot be read: {fault.strerror or fault}")
+    for named in listing.KERNELS.values():
+        built, compiled = None, None
+        if told["nvrtc"]:
+            built = cache.find(named.kernel)
+            compiled = built is not None
+        state = {"compiled": compiled, "bytes": built and built.size, "path": built and str(built.cubin)}
+        told["kernels"].append(facts(named) | state)
     return told
 
 
@@ -105,30 +93,25 @@ def build(names: list[str] | None = None, json: bool = False) -> None:
     """Compile the kernels that are not compiled yet, so that no video has to wait for them."""
     from fpsgen.kernels import cache, listing
 
-    out = Output(json)
-    told: list[dict] = []
-    lost = 0
+    out, told, notes = Output(json), [], []
     wanted = list(dict.fromkeys(listing.find(name) for name in names or listing.KERNELS))
     width = max(len(named.name) for named in wanted) + 2
-    notes: set[str] = set()
     for named in wanted:
         out.loading(f"compiling {named.name}")
         begin = time.perf_counter()
         built = cache.build(named.kernel)
         seconds = time.perf_counter() - begin
-        if built.note:
-            lost += 1
-            if built.note not in notes:
-                out.note(built.note)
-                notes.add(built.note)
+        if built.note and built.note not in notes:
+            out.note(built.note)
+        notes += [built.note] if built.note else []
         how = f"{seconds:.2f} s" if built.fresh else "from the cache"
         registers = ", ".join(str(used.registers) for used in built.functions.values())
         out.line(f"{named.name:{width}}{how:16}{registers} registers")
         told.append({**told_of(named, built), "fresh": built.fresh, "seconds": round(seconds, 3)})
     fresh = sum(entry["fresh"] for entry in told)
-    kept = f"kept in {cache.folder()}" if not lost else f"{lost} of {len(told)} could not be kept"
+    kept = f"kept in {cache.folder()}" if not notes else f"{len(notes)} of {len(told)} could not be kept"
     out.result(f"{fresh} compiled, {len(told) - fresh} from the cache; {kept}", {"kernels": told})
-    if lost:  # what was asked for is not there when the next command wants it
+    if notes:  # what was asked for is not there when the next command wants it
         raise typer.Exit(1)
 
 
@@ -141,11 +124,9 @@ def clear(stale: bool = False, json: bool = False) -> None:
     removed: dict[str, Held] = {}
     building, faults = [], []
     try:
-        held = cache.contents()
+        chosen = listing.stale(cache.contents()) if stale else cache.contents()
     except OSError as fault:
         raise UsageError(f"{folder} cannot be read: {fault.strerror or fault}", hint=_FOLDER_HINT) from None
-    try:
-        chosen = listing.stale(held) if stale else held
     except nvrtc.NoCompilerError as missing:
         raise UsageError(
             f"which kernels are stale depends on the compiler, and {missing}",
@@ -165,10 +146,9 @@ def clear(stale: bool = False, json: bool = False) -> None:
         many = f"{len(faults)} of {len(faults) + len(removed)}"
         raise UsageError(f"{many} kernels cannot be removed from {folder}: {faults[0]}", hint=_FOLDER_HINT)
     told = counts(removed)
-    out.result(
-        f"removed {amount(told)}, from {folder}" if told["count"] else f"nothing to remove in {folder}",
-        {"folder": str(folder), "removed": told["count"], "bytes": told["bytes"], "building": building},
-    )
+    line = f"removed {amount(told)}, from {folder}" if told["count"] else f"nothing to remove in {folder}"
+    gone = {"removed": told["count"], "bytes": told["bytes"]}
+    out.result(line, {"folder": str(folder), **gone, "building": building})
 
 
 @app.command(epilog="fpsgen kernels show attention-fp8-fp16")
@@ -179,16 +159,14 @@ def show(name: str, json: bool = False) -> None:
     """
     from fpsgen.kernels import cache, listing, sass
 
-    named = listing.find(name)
-    out = Output(json)
+    named, out = listing.find(name), Output(json)
     out.loading(f"compiling {named.name}")
     built = cache.build(named.kernel)
     if built.note:
         out.note(built.note)
     told = told_of(named, built)
-    instructions = sass.tensor_core_instructions(cache.content(built.cubin))
-    for function, used in told["functions"].items():
-        used["tensor_core_instructions"] = instructions[function]
+    for function, instructions in sass.tensor_core_instructions(cache.content(built.cubin)).items():
+        told["functions"][function]["tensor_core_instructions"] = instructions
     told["registers_after_launch"] = listing.redistributed(named.kernel)
     if json:
         out.result("", told)
@@ -198,47 +176,44 @@ def show(name: str, json: bool = False) -> None:
 
 def draw(out: Output, told: dict) -> None:
     """A kernel, for people."""
-    out.line(f"{told['name']}: {told['about']}")
+    out.line(f"{told['name']}: {told['about']}, for {told['architecture']}")
     numbers = ("registers", "spilled_bytes", "stack_bytes", "shared_bytes", "barriers")
-    table = Table()
-    table.column("function")
-    for spare, column in enumerate(numbers):
-        table.column(column.removesuffix("_bytes"), right=True, spare=spare)
-    table.column("tensor cores", prose=True)
+    columns = [Column(name.removesuffix("_bytes"), right=True, spare=spare) for spare, name in enumerate(numbers)]
+    table = Table(columns=[Column("function"), *columns, Column("tensor cores", prose=True)])
     for function, used in told["functions"].items():
         tensor = ", ".join(f"{many} {kind}" for kind, many in used["tensor_core_instructions"].items())
         cells = (f"{used[key]} B" if key.endswith("_bytes") else str(used[key]) for key in numbers)
         table.row(function, *cells, tensor or "none")
     out.show(table)
     if after := told["registers_after_launch"]:
-        out.line(
-            f"registers  as launched; setmaxnreg then gives {after['consumer']} to consumers, "
-            f"{after['producer']} to the producer"
-        )
+        given = f"{after['consumer']} to consumers, {after['producer']} to the producer"
+        out.line(f"registers  as launched; setmaxnreg then gives {given}")
     out.line(f"block      {told['threads']} threads, {told['shared_bytes']} bytes of dynamic shared memory")
     out.line(f"options    {' '.join(told['options'])}", copied=True)
     out.line(f"cubin      {told['path'] or 'not kept'} ({readable(told['bytes'])})", copied=True)
 
 
+def facts(named: Named) -> dict:
+    return {"name": named.name, "about": named.about, "architecture": named.kernel.architecture}
+
+
 def told_of(named: Named, built: Built) -> dict:
-    """What is known of a compiled kernel. Sizes are in bytes: shared_bytes dynamic here, static in a function."""
+    """All about a compiled kernel. Sizes are in bytes: shared_bytes is dynamic here, and static in a function."""
     return {
-        "name": named.name,
-        "about": named.about,
-        "architecture": named.kernel.architecture,
+        **facts(named),
         "source": f"{built.name}.cu",
         "options": list(built.options),
         "threads": named.kernel.THREADS,
         "shared_bytes": named.kernel.shared_bytes,
         "functions": {function: asdict(used) for function, used in built.functions.items()},
         "path": None if built.note else str(built.cubin),  # else it goes with this process
-        "bytes": built.cubin.stat().st_size,
+        "bytes": built.size,
         "note": built.note,
     }
 
 
 def counts(held: dict[str, Held]) -> dict[str, int]:
-    """Locks that nothing lies beside count for nothing."""
+    """How many kernels are held, and their bytes; a lock without a kernel is none."""
     return {"count": sum(bool(own.folders) for own in held.values()), "bytes": sum(own.size for own in held.values())}
 
 

@@ -77,6 +77,11 @@ class Built:
     fresh: bool = False  # compiled by this call
     note: str | None = None  # why it is not in the cache
 
+    @property
+    def size(self) -> int:
+        """Bytes of the cubin."""
+        return self.cubin.stat().st_size
+
 
 @dataclass(frozen=True)
 class Held:
@@ -241,12 +246,10 @@ def publish(name: str, options: tuple[str, ...], place: Path, compiled: tuple[by
 
 
 def contents() -> dict[str, Held]:
-    """What the cache holds, by name; OSError where its folder cannot be read."""
-    return {name: held(folders) for name, folders in sorted(scan().items())}
+    """What the cache holds, by the name that a folder or a lock has; nothing of what else lies there, nor links.
 
-
-def scan() -> dict[str, list[Path]]:
-    """Folders by the name that they, or a lock, have; nothing of what else lies in the cache, nor links."""
+    OSError if its folder cannot be read.
+    """
     found: dict[str, list[Path]] = {}
     with contextlib.suppress(FileNotFoundError), os.scandir(folder()) as entries:
         for entry in entries:
@@ -254,11 +257,7 @@ def scan() -> dict[str, list[Path]]:
                 folders = found.setdefault(next(filter(None, match.groups())), [])
                 if entry.is_dir() and not match["lock"]:
                     folders.append(Path(entry.path))
-    return found
-
-
-def held(folders: list[Path]) -> Held:
-    return Held(tuple(folders), sum(map(size, folders)))
+    return {name: Held(tuple(folders), sum(map(size, folders))) for name, folders in sorted(found.items())}
 
 
 def size(place: Path) -> int:
@@ -279,7 +278,7 @@ def remove(name: str) -> Held | None:
     with locked(folder() / name, wait=False) as ours:
         if not ours:
             return None
-        found = held(scan().get(name, []))
+        found = contents().get(name, Held((), 0))
         for own in found.folders:
             shutil.rmtree(own)
         lock_of(folder() / name).unlink(missing_ok=True)

@@ -48,27 +48,23 @@ class AttentionKernel:
     STAGES: int = 4
 
     def __post_init__(self) -> None:
-        if self.SCORES not in _SCORES:
-            raise ValueError(f"SCORES = {self.SCORES!r}: scores are FP32, FP16 or INT32")
-        if not 2 <= self.STAGES <= 4:
-            raise ValueError(f"STAGES = {self.STAGES}: 2 are needed to overlap, and 5 do not fit in shared memory")
-        reason = self._not_fp32() if self.SCORES == "FP32" else self._not_short()
-        if reason:
-            raise ValueError(f"SCORES = {self.SCORES}: {reason}")
-
-    def _not_fp32(self) -> str | None:
-        if self.SYNTHESISE or self.SUM_CODES:
-            return "they leave no registers for SYNTHESISE, nor for the four columns of SUM_CODES"
-        return None if self.PROMOTE == 1 else f"PROMOTE = {self.PROMOTE}; the emulator and the error table have 1"
-
-    def _not_short(self) -> str | None:
-        if not self.SYNTHESISE:
-            return "without SYNTHESISE the exponential unit binds, and nothing is gained over FP32"
-        if not self.SUM_CODES:
-            return "SYNTHESISE knows P by its codes alone, and needs SUM_CODES"
-        if not self.RAGGED:
-            return "with SUM_CODES empty slots cost nothing, and full tiles have no kernel of their own"
-        return None if self.PROMOTE == 4 else f"PROMOTE = {self.PROMOTE}; the emulator and the error table have 4"
+        short = self.SCORES != "FP32"
+        promote = 4 if short else 1
+        for wrong, reason in (
+            (self.SCORES not in _SCORES, "scores are FP32, FP16 or INT32"),
+            (not 2 <= self.STAGES <= 4, "2 STAGES are needed to overlap, and 5 do not fit in shared memory"),
+            (not short and self.SYNTHESISE, "with FP32 scores no registers are left for SYNTHESISE"),
+            (not short and self.SUM_CODES, "with FP32 scores no registers are left for the four columns of SUM_CODES"),
+            (short and not self.SYNTHESISE, "the exponential unit binds, and nothing is gained over FP32 scores"),
+            (short and not self.SUM_CODES, "SYNTHESISE knows P by its codes alone, and needs SUM_CODES"),
+            (
+                short and not self.RAGGED,
+                "empty slots cost nothing with SUM_CODES: full tiles need no kernel of their own",
+            ),
+            (promote != self.PROMOTE, f"the emulator and the error table have PROMOTE = {promote}"),
+        ):
+            if wrong:
+                raise ValueError(f"{self}: {reason}")
 
     @property
     def defines(self) -> dict[str, int]:

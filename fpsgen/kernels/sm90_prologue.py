@@ -43,15 +43,10 @@ class PrologueKernel:
     SMOOTH_K: bool = True
 
     def __post_init__(self) -> None:
-        largest = (127,) if self.QK_INT8 else (16, 448)
-        if self.QK_LARGEST not in largest:
-            raise ValueError(
-                f"QK_LARGEST = {self.QK_LARGEST}: "
-                + ("INT8 ends at 127" if self.QK_INT8 else "E4M3 ends at 448, and FP16 scores hold 16 at most")
-            )
-        ones = 0 if self.QK_LARGEST == 448 else 8
-        if ones != self.V_ONES:
-            raise ValueError(f"V_ONES = {self.V_ONES}: 8 where the tensor cores sum P, 0 with FP32 scores (448)")
+        if self.QK_LARGEST not in ((127,) if self.QK_INT8 else (16, 448)):
+            raise ValueError(f"{self}: INT8 ends at 127, E4M3 at 448, and FP16 scores hold 16 at most")
+        if bool(self.V_ONES) == (self.QK_LARGEST == 448) or self.V_ONES not in (0, 8):
+            raise ValueError(f"{self}: V_ONES is 8 where the tensor cores sum P, and 0 with FP32 scores (448)")
 
     @property
     def defines(self) -> dict[str, int]:

@@ -74,8 +74,8 @@ def test_prologue(name: str, smooth_k: bool) -> None:
         ({"SCORES": "FP32", "SYNTHESISE": False}, "four columns of SUM_CODES"),
         ({"SUM_CODES": False}, "needs SUM_CODES"),
         ({"RAGGED": False}, "empty slots cost nothing"),
-        ({"PROMOTE": 1}, "PROMOTE = 1"),
-        ({"PROMOTE": 0}, "PROMOTE = 0"),
+        ({"PROMOTE": 1}, "PROMOTE = 4"),
+        ({"PROMOTE": 0}, "PROMOTE = 4"),
         ({"STAGES": 5}, "shared memory"),
         ({"STAGES": 1}, "overlap"),
     ],
@@ -89,9 +89,9 @@ def test_other_combinations_are_refused(change: dict, told: str) -> None:
     ("change", "told"),
     [
         ({"QK_INT8": True}, "INT8 ends at 127"),
-        ({"QK_LARGEST": 127}, "448, and FP16 scores hold 16"),
-        ({"V_ONES": 0}, "V_ONES = 0"),
-        ({"QK_LARGEST": 448}, "V_ONES = 8"),
+        ({"QK_LARGEST": 127}, "FP16 scores hold 16"),
+        ({"V_ONES": 0}, "V_ONES is 8"),
+        ({"QK_LARGEST": 448}, "and 0 with"),
     ],
 )
 def test_other_prologues_are_refused(change: dict, told: str) -> None:
