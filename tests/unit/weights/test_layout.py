@@ -1,0 +1,101 @@
+"""Folders that are no text-to-video model of Wan2.1, and what is said of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from fpsgen.errors import ModelError
+from fpsgen.weights.layout import recognise
+
+
+def test_an_index_reads_no_files_elsewhere(folder: Path) -> None:
+    index = folder / "transformer" / "diffusion_pytorch_model.safetensors.index.json"
+    for name in ("/etc/passwd", "../vae/diffusion_pytorch_model.safetensors"):
+        index.write_text(json.dumps({"weight_map": {"proj_out.weight": name}}))
+        with pytest.raises(ModelError, match="do not lie beside it"):
+            recognise(folder)
+
+
+@pytest.mark.parametrize(
+    ("file", "key", "value", "says"),
+    [
+        ("model_index.json", "_class_name", "WanImageToVideoPipeline", "WanImageToVideoPipeline"),
+        ("model_index.json", "transformer_2", ["diffusers", "WanTransformer3DModel"], "two transformers"),
+        ("model_index.json", "boundary_ratio", 0.875, "two transformers"),
+        ("vae/config.json", "patch_size", 2, "Wan2.2"),
+        ("vae/config.json", "latents_std", [0.0] * 16, "not above 0"),
+        ("vae/config.json", "latents_mean", [float("nan")] * 16, "not 16 numbers"),
+        ("vae/config.json", "num_res_blocks", 10**8, "num_res_blocks"),
+    ],
+)
+def test_other_pipelines_are_refused(folder: Path, file: str, key: str, value: object, says: str) -> None:
+    config = json.loads((folder / file).read_text())
+    (folder / file).write_text(json.dumps(config | {key: value}))
+    with pytest.raises(ModelError, match=says):
+        recognise(folder)
+
+
+def test_layers_without_end_are_refused_at_once(folder: Path) -> None:
+    for part in ("transformer", "text_encoder"):
+        file = folder / part / "config.json"
+        config = json.loads(file.read_text())
+        file.write_text(json.dumps(config | {"num_layers": 1_000_000}))
+        with pytest.raises(ModelError, match="num_layers = 1000000; its weights have 2"):
+            recognise(folder)
+        file.write_text(json.dumps(config))
+
+
+def test_parts_of_different_models_are_refused(folder: Path) -> None:
+    """Each whole for itself, as are those of Wan2.2's 5B with its 48 latent channels."""
+    for part, key, value, says in (
+        ("vae", "z_dim", 48, "16 latent channels, its VAE on 48"),
+        ("transformer", "text_dim", 40, "text of width 40, its text encoder writes 24"),
+        ("transformer", "in_channels", 36, "takes 36 channels and gives 16"),
+    ):
+        file = folder / part / "config.json"
+        config = json.loads(file.read_text())
+        file.write_text(json.dumps(config | {key: value}))
+        with pytest.raises(ModelError, match=says):
+            recognise(folder)
+        file.write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("image_dim", 1280, "image-to-video"),
+        ("qk_norm", None, "qk_norm"),
+        ("patch_size", [1, 4, 4], "patch_size"),
+        ("_class_name", "FluxTransformer2DModel", "FluxTransformer2DModel"),
+        ("freq_dim", 33, "is odd"),
+        ("attention_head_dim", 1, "which is impossible"),
+    ],
+)
+def test_other_models_are_refused(folder: Path, key: str, value: object, says: str) -> None:
+    file = folder / "transformer" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {key: value}))
+    with pytest.raises(ModelError, match=says):
+        recognise(folder)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [("model_type", "i2v", "i2v model"), ("dim", 5120, "dim = 5120"), ("num_heads", 7, "num_heads = 7")],
+)
+def test_original_configs_that_disagree_are_refused(original: Path, key: str, value: object, says: str) -> None:
+    file = original / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {key: value}))
+    with pytest.raises(ModelError, match=says):
+        recognise(original)
+
+
+@pytest.mark.parametrize(
+    "lost", ["Wan2.1_VAE.pth", "models_t5_umt5-xxl-enc-bf16.pth", "google/umt5-xxl/tokenizer.json"]
+)
+def test_what_an_original_folder_lacks_is_named(original: Path, lost: str) -> None:
+    (original / lost).unlink()
+    with pytest.raises(ModelError, match=Path(lost).name):
+        recognise(original)
