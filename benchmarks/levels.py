@@ -20,7 +20,8 @@ import torch
 from fpsgen import assets
 from fpsgen.bench import lineup, quality
 from fpsgen.machine import provenance
-from fpsgen.report import drawing, words
+from fpsgen.report import words
+from fpsgen.report.pictures import drawing
 from fpsgen.target import Target
 from fpsgen.weights import models
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -24,7 +23,7 @@ class Cell:
     behind it elsewhere."""
 
     text: str
-    style: Literal["", "bold", "dim"] = ""
+    style: str = ""  # or bold, or dim
     notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:

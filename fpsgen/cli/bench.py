@@ -7,14 +7,13 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
 
 from fpsgen import files
 from fpsgen.cli import bench_attention, bench_quality, complete, options
-from fpsgen.cli.bench_tables import remark, tables
 from fpsgen.cli.command import App
 from fpsgen.cli.errors import explained
 from fpsgen.cli.generate import choose_model, find_model, fit
@@ -24,6 +23,9 @@ from fpsgen.cli.prompts import as_text, check_prompts
 from fpsgen.cli.records import deliver, free_record, keep_record, record_place, report_place
 from fpsgen.errors import Stopped, UsageError
 from fpsgen.printable import printable
+from fpsgen.report.compare import tables
+from fpsgen.report.contenders import CLEAR, SMALL, too_close
+from fpsgen.report.words import counted
 from fpsgen.report.words import duration as duration_told
 from fpsgen.seeds import check_seed
 from fpsgen.settings import check_settings
@@ -199,6 +201,18 @@ def bench(
         if told := remark(record):
             out.line(told)
     deliver(out, keep_record(record, clips, record_at, page), record)
+
+
+def remark(record: dict[str, Any]) -> str | None:
+    """Why a ratio is not called though all its pairs lie on one side of 1: they are few."""
+    for one in record["contenders"]:
+        for speedup in (one["speedup"] or {}).values():
+            each = speedup["each"]
+            if too_close(speedup) and not min(each) <= 1 <= max(each):
+                few = f"with only {counted(len(each), 'pair')} of runs"
+                chance = f"a speed-up between {1 - SMALL:g} and {1 + SMALL:g} may be chance"
+                return f"too close to call: {few}, {chance}; --pairs {CLEAR} tells more"
+    return None
 
 
 def check_alone(context: typer.Context) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,10 +19,10 @@ from fpsgen.cli.prompts import read_prompts
 from fpsgen.cli.records import deliver, free_record, keep_record, record_place, report_place
 from fpsgen.errors import Stopped, UsageError
 from fpsgen.printable import printable
+from fpsgen.report.quality import tables
 from fpsgen.report.words import asked, counted
 from fpsgen.seeds import check_seed
 from fpsgen.settings import check_settings
-from fpsgen.tables import Table
 from fpsgen.timing import Timings
 from fpsgen.wan import sizes
 
@@ -39,14 +38,6 @@ fpsgen bench quality --prompts mine.txt --videos clips
 
 FIRST_SEED = 1000  # presets that ship were calibrated on seeds from 0 on
 _MOST_SEEDS = 1000
-_TITLES = {
-    "latent_cosine": "latent cosine",
-    "latent_error": "1 - latent cosine",
-    "psnr": "PSNR, dB",
-    "ssim": "SSIM",
-    "lpips": "LPIPS",
-}
-_DIGITS = {"latent_cosine": ".5f", "latent_error": ".2g", "psnr": ".1f", "ssim": ".4f", "lpips": ".4f"}
 
 
 @explained
@@ -240,46 +231,3 @@ def tell_vbench(out: Output, places: dict[str, list[Path]]) -> None:
     )
     for line in vbench.setup(folders[0].parent, [folder.name for folder in folders]):
         out.line(line)
-
-
-def tables(record: dict[str, Any]) -> Iterator[Table]:
-    """Fidelity, and what else was judged; a column for each contender."""
-    from fpsgen.bench.quality import MEASURES
-    from fpsgen.cli.bench_tables import new, reference
-
-    contenders = record["contenders"]
-    clips = len(contenders[0]["clips"])
-    spread = "mean ± 95 % interval (worst)" if clips > 1 else "one clip"
-    table = new(record, f"Fidelity to {reference(record)}, {spread}")
-    for measure in MEASURES:
-        told = [measured(one["fidelity"], measure, clips) for one in contenders]
-        if any(told):
-            table.row(_TITLES[measure], *told)
-    for count, title in (("identical", "identical clips"), ("nonfinite", "clips with NaN, Inf")):
-        table.row(title, *("" if one[count] is None else str(one[count]) for one in contenders))
-    yield table
-    if any(one["adherence"] for one in contenders):
-        table = new(record, "Clips as prompted")
-        for aspect, (_, of) in contenders[0]["adherence"].items():
-            if not of:  # no prompt names one
-                continue
-            table.row(aspect, *("{} of {}".format(*one["adherence"][aspect]) for one in contenders))
-        yield table
-    if any(one["vbench"] for one in contenders):
-        table = new(record, "VBench")
-        for dimension in contenders[0]["vbench"]:
-            table.row(dimension.replace("_", " "), *(score(one["vbench"][dimension]) for one in contenders))
-        yield table
-
-
-def measured(fidelity: dict[str, Any] | None, measure: str, clips: int) -> str:
-    """The cell of one contender; empty for the reference."""
-    if fidelity is None or (told := fidelity[measure]) is None:
-        return "∞" if fidelity is not None and measure == "psnr" else ""
-    mean, worst = (format(told[name], _DIGITS[measure]) for name in ("mean", "worst"))
-    spread = f" ± {told['ci95']:.2g}" if "ci95" in told else ""
-    return f"{mean}{spread} ({worst})" if clips > 1 else mean
-
-
-def score(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"

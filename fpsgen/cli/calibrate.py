@@ -299,11 +299,11 @@ class Bar:
 
 def keep_preset(result: Result, output: Path, page: Path | None) -> Kept:
     """The preset, and its report."""
+    from fpsgen import report
     from fpsgen.presets import file
-    from fpsgen.report import calibration
 
     record = {**result.record, "command": ["fpsgen", *sys.argv[1:]]}
-    draw = None if page is None else functools.partial(calibration.write, record, result.pairs, page)
+    draw = None if page is None else functools.partial(report.write, record, result.pairs, page)
     hint = "run the same command again with another -o: what was measured is kept"
     return keep("preset", output, file.text(result.preset), draw, hint)
 

@@ -87,12 +87,12 @@ def keep(kind: str, output: Path, text: str, draw: Callable[[], list[Path]] | No
 
 def keep_record(record: dict[str, Any], clips: Sequence[Pair], output: Path, page: Path | None) -> Kept:
     """The record of a bench, and its report."""
-    from fpsgen.report import bench
+    from fpsgen import report
 
     hint = "make room there, or choose another -o"
     if record["kind"] == "quality":
         hint += ", and run the same command again: every clip is kept"
-    draw = None if page is None else functools.partial(bench.write, record, clips, page)
+    draw = None if page is None else functools.partial(report.write, record, clips, page)
     return keep("record", output, json.dumps(record, indent=2) + "\n", draw, hint)
 
 

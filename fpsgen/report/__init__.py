@@ -1,35 +1,63 @@
 """Reports: pages that need nothing else, their pictures beside them.
 
-`calibration` and `bench` each make the pages of one command; `words` says numbers, `drawing` and `html` are what all
-pictures and pages share. This file checks places and writes.
+`calibration`, `compare`, `quality` and `attention` each work out what one kind of page says beside its record, and
+their namesakes in `pictures/` draw; `templates/` are the pages, and `page` fills them; `words` says numbers. This file
+checks places and writes.
 """
 
 from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from fpsgen import files
 from fpsgen.errors import RenderError, UsageError, option
 from fpsgen.printable import printable
 
+if TYPE_CHECKING:
+    from fpsgen.metrics import Pair
+
 _PICTURES = re.compile(r"(error|density|frontier|phases|steps|psnr|adherence|frames-\d+|roof-\d+)\.png")
 MOST_PAIRS = 99  # what `check_path` tries a name for
 
 
-def place(path: Path, page: str, pictures: Mapping[str, bytes]) -> list[Path]:
-    """Write a page to `path`, which `check_path` has seen, and its pictures beside it, in `<stem>-<name>.png`.
+def write(record: dict[str, Any], pairs: Sequence[Pair], path: Path) -> list[Path]:
+    """The page of a record, as its JSON has it, at `path` (.html), and its pictures beside it in `<stem>-<name>.png`.
 
-    Returns all paths, the page first. Every file is whole or absent, and the page comes last. RenderError where the
-    disk refuses.
+    pairs: clips to be seen beside the reference's. Returns all paths, the page first. Every file is whole or
+    absent, and the page comes last. UsageError where `check_path` refuses, RenderError where the disk does, ValueError
+    for frames of no use.
     """
+    check_path(path)
+    if len(pairs) > MOST_PAIRS:
+        raise ValueError(f"{len(pairs)} pairs of clips are more than the {MOST_PAIRS} of a report")
+    page, pictures = _drawn(record, pairs)
     contents = {path.with_name(f"{path.stem}-{name}.png"): png for name, png in pictures.items()}
     # Prompts can hold halves of characters, as undecodable arguments do; UTF-8 has none.
     contents[path] = page.encode("utf-8", "replace")
     _write(contents)
     return [path, *(file for file in contents if file != path)]
+
+
+def _drawn(record: dict[str, Any], pairs: Sequence[Pair]) -> tuple[str, dict[str, bytes]]:
+    """The page and its pictures by name."""
+    # Here and not above, so that to check a path costs no matplotlib.
+    from fpsgen.report import attention, calibration, clips, compare, page, pictures, quality
+
+    kinds = {
+        "calibration": (calibration.facts, pictures.calibration.draw),
+        "compare": (compare.facts, pictures.compare.draw),
+        "quality": (quality.facts, pictures.quality.draw),
+        "attention": (attention.facts, pictures.attention.draw),
+    }
+    kind = record.get("kind", "calibration")
+    facts, draw = kinds[kind]
+    drawn = draw(record) | clips.draw(pairs)
+    shown = clips.facts(pairs, record.get("video", record)["fps"]) if pairs else []
+    return page.render(kind, record=record, pictures=drawn, pairs=shown, **facts(record)), drawn
 
 
 def _is_ours(path: Path) -> bool:

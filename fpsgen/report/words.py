@@ -1,9 +1,9 @@
-"""Numbers, phases and times as a reader wants them; the same in pictures and page."""
+"""Numbers, phases and times as a reader wants them; the same in pictures, pages and on a terminal."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Sequence
 
 DASH, TIMES, _MINUS = "\N{EN DASH}", "\N{MULTIPLICATION SIGN}", "\N{MINUS SIGN}"  # named: they look like others
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -23,6 +23,8 @@ def number(value: float | None, digits: int = 3) -> str:
 
 def power(value: float) -> str:
     """A label of a logarithmic axis: a power of ten, or a few times one."""
+    if not value:
+        return "0"
     exponent = _exponent(value, 1)
     lead = round(value / 10.0**exponent)
     return f"10{_power(exponent)}" if lead == 1 else f"{lead} {TIMES} 10{_power(exponent)}"
@@ -47,8 +49,8 @@ def decibels(value: float | None) -> str:
     return f"{_minus(f'{value:.1f}')} dB" if math.isfinite(value) else "∞ dB"
 
 
-def percent(share: float) -> str:
-    return f"{100 * share:.0f} %"
+def percent(share: float | None, digits: int = 0) -> str:
+    return DASH if share is None else f"{100 * share:.{digits}f} %"
 
 
 def counted(count: int, what: str) -> str:
@@ -60,32 +62,23 @@ def asked(prompts: int, seeds: int) -> str:
     return f"{counted(prompts, 'prompt')}, {counted(seeds, 'seed')}{' each' if prompts > 1 else ''}"
 
 
-def steps(phase: dict[str, Any]) -> str:
-    """Which steps a phase has: step 3, steps 4 to 7, no step."""
-    told = str(phase["steps"])
-    if not told:
+def span(steps: str) -> str:
+    """Steps as a phase has them: step 3, steps 4 to 7, no step. steps: such as 4-7,9."""
+    if not steps:
         return "no step"
-    return f"step {told}" if told.isdecimal() else f"steps {told.replace('-', DASH).replace(',', ', ')}"
+    return f"step {steps}" if steps.isdecimal() else f"steps {steps.replace('-', DASH).replace(',', ', ')}"
 
 
-def sigmas(phase: dict[str, Any]) -> str:
-    """The noise levels of a phase, from the first to the last."""
-    return DASH.join(f"{sigma:.2f}" for sigma in phase["sigma"])
+def sigmas(sigma: Sequence[float]) -> str:
+    """Noise levels, from the first to the last."""
+    return DASH.join(f"{level:.2f}" for level in sigma)
 
 
-def seconds(value: float) -> str:
-    """A time: 42 s, 12 min, 3 h 20 min."""
-    if value < 100:
-        return f"{value:.0f} s"
-    minutes = round(value / 60)
-    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
-
-
-def precise(value: float) -> str:
+def precise(value: float | None) -> str:
     """Seconds in three digits, for a column of them, which needs no powers of ten and no units."""
-    if value == 0:
-        return "0"
-    return f"{value:.{0 if value >= 100 else 1 if value >= 10 else 2 if value >= 1 else 3}f}"
+    if value is None:
+        return DASH
+    return f"{value:.{0 if value >= 100 else 1 if value >= 10 else 2 if value >= 1 else 3}f}" if value else "0"
 
 
 def duration(value: float) -> str:

@@ -202,7 +202,7 @@ def test_stopped_while_the_report_is_drawn_the_record_is_there(
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("fpsgen.report.bench.write", stop)
+    monkeypatch.setattr("fpsgen.report.write", stop)
     result = bench.run(preset=bench.preset(HALVES), pairs=0)
     assert result.exit_code == 130
     assert "stopped while the report was drawn" in result.output

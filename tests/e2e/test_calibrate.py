@@ -243,7 +243,7 @@ def test_a_report_that_cannot_be_written_leaves_the_preset_and_says_so(
     def full(*_: Any) -> None:
         raise RenderError("the report my.html could not be written: No space left on device")
 
-    monkeypatch.setattr("fpsgen.report.calibration.write", full)
+    monkeypatch.setattr("fpsgen.report.write", full)
     result = calibrator("--target-cost", 0.5, report=True)
     assert result.exit_code == 1
     assert f"--preset {tmp_path / 'my.toml'}" in result.stdout

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from fpsgen.report import bench, calibration
+from fpsgen import report
 from tests.tools import bench_records, calibration_records
 from tests.tools.reports import NASTY, pair
 
@@ -33,16 +33,16 @@ def nasty() -> dict[str, Any]:
 
 
 MADE: dict[str, Any] = {
-    "calibration": lambda path: calibration.write(calibration_records.record(), [pair(), pair(NASTY)], path),
-    "compare": lambda path: bench.write(
+    "calibration": lambda path: report.write(calibration_records.record(), [pair(), pair(NASTY)], path),
+    "compare": lambda path: report.write(
         bench_records.compare("quality", "bf16", "diffusers"), bench_records.pairs("quality", "diffusers"), path
     ),
-    "on a card": lambda path: bench.write(bench_records.on_a_card(), [], path),
-    "extrapolated": lambda path: bench.write(bench_records.extrapolated(), [], path),
-    "cold": lambda path: bench.write(bench_records.cold_only(), [], path),
-    "nasty": lambda path: bench.write(nasty(), [pair(NASTY)], path),
-    "attention": lambda path: bench.write(bench_records.attention(), [], path),
-    "quality": lambda path: bench.write(bench_records.quality(), bench_records.pairs("quality"), path),
+    "on a card": lambda path: report.write(bench_records.on_a_card(), [], path),
+    "extrapolated": lambda path: report.write(bench_records.extrapolated(), [], path),
+    "cold": lambda path: report.write(bench_records.cold_only(), [], path),
+    "nasty": lambda path: report.write(nasty(), [pair(NASTY)], path),
+    "attention": lambda path: report.write(bench_records.attention(), [], path),
+    "quality": lambda path: report.write(bench_records.quality(), bench_records.pairs("quality"), path),
 }
 
 

@@ -29,5 +29,5 @@ def test_the_wheel_carries_them(tmp_path: Path) -> None:
     pocket = ("pocket/pocket.json", "pocket/model_index.json", "judge/network.safetensors")
     for name in ("kernels_cuda/README.md", "presets/README.md", *pocket):
         assert f"fpsgen/_assets/{name}" in names
-    assert "fpsgen/report/style.css" in names
+    assert "fpsgen/report/templates/base.html.j2" in names
     assert not [name for name in names if name.startswith(("tests/", "recipes/"))]

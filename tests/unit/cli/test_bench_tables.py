@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import io
-import re
 
 import numpy as np
 import pytest
 from rich.console import Console
 
-from fpsgen.cli.bench_tables import of_steps, of_time, remark
+from fpsgen.cli.bench import remark
 from fpsgen.cli.tables import Fitted
+from fpsgen.report import words
+from fpsgen.report.compare import of_steps, of_time
 from tests.tools import bench_records
 
 
 @pytest.mark.parametrize(
     ("ratios", "told"),
     [
-        ((1.9, 1.96), "1.93 (1.90 to 1.96)"),
+        ((1.9, 1.96), "1.93 (1.90, 1.96)"),
         ((0.7,), "0.70"),
-        ((1.02, 0.97), "too close to call (0.97 to 1.02)"),
+        ((1.02, 0.965), "too close to call (0.99; 0.96, 1.02)"),
         ((0.97,), "too close to call (0.97)"),
     ],
 )
@@ -34,17 +35,17 @@ def test_a_speed_up_that_may_be_none_is_not_claimed(ratios: tuple[float, ...], t
     assert ("too close" in row) == ("too close" in told)
 
 
-def test_the_seconds_of_a_step_have_their_unit_and_the_density_its_own_column() -> None:
+def test_every_phase_of_every_contender_has_its_seconds_of_a_step_and_its_density() -> None:
     record = bench_records.compare("quality", "bf16")
-    file = io.StringIO()
-    Console(file=file, width=200).print(Fitted(of_steps(record)))
-    _, heads, *rows = file.getvalue().splitlines()
-    preset, base = (one["label"] for one in record["contenders"])
-    assert re.split(r"\s{2,}", heads.strip()) == [preset, f"density, {preset}", base]
-    last, told = record["contenders"][0]["phases"][-1], [one["phases"][-1] for one in record["contenders"]]
-    seconds = [f"{phase['step']:.3f} s" for phase in told]
-    row = next(line for line in reversed(rows) if line.startswith("step"))
-    assert re.split(r"\s{2,}", row.strip())[1:] == [seconds[0], f"{last['density']:.2f}", seconds[1]]
+    table = of_steps(record)
+    heads = [column.head for column in table.columns]
+    rows = [dict(zip(heads, row, strict=True)) for row in table.rows]
+    phases = [(one["label"], phase) for one in record["contenders"] for phase in one["phases"]]
+    for row, (label, phase) in zip(rows, phases, strict=True):
+        assert row[""].text == label
+        assert row["seconds a step"].text == words.precise(phase["step"])
+        assert row["density"].text == f"{phase['density']:.2f}"
+        assert row["attention"].notes == (f"{words.precise(phase['split']['attention'])} s",)
 
 
 @pytest.mark.parametrize(

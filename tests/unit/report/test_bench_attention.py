@@ -9,14 +9,15 @@ from typing import Any
 
 import pytest
 
-from fpsgen.report import bench, words
-from fpsgen.report.bench.attention import best, points_of, roofs_of
+from fpsgen import report
+from fpsgen.report import words
+from fpsgen.report.attention import best, points_of, roofs_of
 from tests.tools import bench_records
 from tests.tools.reports import NASTY, Page, png
 
 
 def made(tmp_path: Path, given: dict[str, Any]) -> Page:
-    paths = bench.write(json.loads(json.dumps(given)), [], tmp_path / "r.html")  # as it was written
+    paths = report.write(json.loads(json.dumps(given)), [], tmp_path / "r.html")  # as it was written
     page = Page(paths[0].read_text(encoding="utf-8"))
     assert [png(image) for image in page.images] == [file.read_bytes() for file in paths[1:]]
     assert not re.search(r"\bnan\b|\binf\b|None", page.words)
@@ -32,7 +33,7 @@ def test_the_answer_comes_first(tmp_path: Path) -> None:
         "720p",
         f"{words.ratio(low)} to {words.ratio(high)} times as fast",
         "SDPA cuDNN",
-        "from 1 to 0.1",
+        "1 to 0.1",
     ):
         assert fact in told[:400], fact
     assert "Attention on NVIDIA H100 made up" in told

@@ -9,15 +9,16 @@ from typing import Any
 
 import pytest
 
+from fpsgen import report
 from fpsgen.metrics import Pair
-from fpsgen.report import bench, words
-from fpsgen.report.bench.dots import stacked, wilson
+from fpsgen.report import words
+from fpsgen.report.pictures.quality import wilson
 from tests.tools import bench_records
 from tests.tools.reports import NASTY, Page, png
 
 
 def made(tmp_path: Path, given: dict[str, Any], pairs: list[Pair] | None = None) -> Page:
-    paths = bench.write(json.loads(json.dumps(given)), pairs or [], tmp_path / "r.html")
+    paths = report.write(json.loads(json.dumps(given)), pairs or [], tmp_path / "r.html")
     page = Page(paths[0].read_text(encoding="utf-8"))
     assert [png(image) for image in page.images] == [file.read_bytes() for file in paths[1:]]
     assert not re.search(r"\bnan\b|\binf\b|None", page.words)
@@ -114,12 +115,6 @@ def test_what_comes_from_outside_stays_words(tmp_path: Path) -> None:
     page = made(tmp_path, given)
     assert "script" not in page.tags
     assert page.words.count(NASTY) >= 4
-
-
-def test_dots_do_not_touch() -> None:
-    places = [0.0, 0.01, 0.02, 0.2, 0.5, 0.505]
-    levels = stacked(places)
-    assert levels == [0, 1, 2, 0, 0, 1]
 
 
 @pytest.mark.parametrize(

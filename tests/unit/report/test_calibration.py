@@ -17,12 +17,14 @@ import pytest
 import torch
 from PIL import Image
 
+from fpsgen import report
 from fpsgen.attention import door, hopper
 from fpsgen.attention.plan import AttentionPlan
 from fpsgen.attention.tiles import TileGrid
 from fpsgen.metrics import Pair
 from fpsgen.presets import cost
-from fpsgen.report import calibration, drawing, words
+from fpsgen.report import words
+from fpsgen.report.pictures import drawing
 from tests.tools.calibration_records import EDGES, edge, record
 from tests.tools.reports import NASTY, Page, clip, pair, png
 
@@ -31,7 +33,7 @@ TIMES = words.TIMES
 
 def made(tmp_path: Path, given: dict[str, Any], frames: list[Pair]) -> tuple[Page, list[Path]]:
     path = tmp_path / "report.html"
-    paths = calibration.write(given, frames, path)
+    paths = report.write(given, frames, path)
     assert paths[0] == path
     assert sorted(paths) == sorted(tmp_path.iterdir())
     return Page(path.read_text(encoding="utf-8")), paths
@@ -72,7 +74,7 @@ def test_every_number_of_the_summary_is_said(usual: tuple[Page, list[Path]]) -> 
     for told in (f"(7.21 ± 1.93) {TIMES} 10⁻⁴", "33.3 ± 0.8 dB", "31.9 dB", "0.31", "52 %", "--min-psnr 30",
                  "✓ The budget holds on 6 clips", "0123456789abcdef", "torch 2.13.0",
                  f"7{TIMES}6{TIMES}10", f"4{TIMES}3{TIMES}5", "shift 3, guidance 4",
-                 "measure 14 min", "probe 40 min", "verify 95 s", "'a b'",
+                 *(f"{name} {words.duration(value)}" for name, value in record()["seconds"].items()), "'a b'",
                  "the dog is moving right", 'model = "pocket"'):  # fmt: skip
         assert told in said, told
     for n, entry in enumerate(record()["clips"]):
@@ -179,9 +181,9 @@ def test_same_input_same_bytes(tmp_path: Path) -> None:
         folder.mkdir()
     kept = copy.deepcopy(record())
     given = record()
-    one = calibration.write(given, frames, first / "r.html")
+    one = report.write(given, frames, first / "r.html")
     with matplotlib.rc_context({"font.size": 30, "axes.facecolor": "red", "savefig.bbox": "tight"}):
-        two = calibration.write(given, frames, second / "r.html")
+        two = report.write(given, frames, second / "r.html")
         assert matplotlib.rcParams["font.size"] == 30
     assert [path.read_bytes() for path in one] == [path.read_bytes() for path in two]
     assert given == kept
@@ -217,5 +219,5 @@ def test_identical_clips_leave_the_difference_black(tmp_path: Path) -> None:
 
 def test_clips_that_are_no_pair_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="shapes"):
-        calibration.write(record(), [Pair("x", None, clip(), clip(count=9))], tmp_path / "r.html")
+        report.write(record(), [Pair("x", None, clip(), clip(count=9))], tmp_path / "r.html")
     assert list(tmp_path.iterdir()) == []

@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import json
 import math
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from benchmarks import levels
-from fpsgen import assets
+from fpsgen import assets, report
 from fpsgen.metrics import Pair, mean_square, psnr
-from fpsgen.report import clips, drawing
+from fpsgen.report.pictures import drawing
+from tests.tools import bench_records
 from tests.tools.reports import Page, clip, frames_of, pair
 
 
 def shown(*pairs: Pair) -> Page:
-    return Page(clips.section(pairs, clips.draw(pairs), fps=12))
+    """A page with these clips; of its pictures those of clips alone."""
+    with tempfile.TemporaryDirectory() as folder:
+        [path, *_] = report.write(bench_records.cold_only(), pairs, Path(folder) / "r.html")
+        page = Page(path.read_text(encoding="utf-8"))
+    page.images = [image for image in page.images if image["alt"].startswith("Frames")]
+    return page
 
 
 def test_both_clips_are_one_video_which_cannot_drift_apart(tmp_path: Path) -> None:

@@ -1,56 +1,39 @@
-"""The calibration's picture of error against cost."""
+"""The calibration's schedules: which of them the page names, and in what the picture of them may differ."""
 
 from __future__ import annotations
 
-import itertools
-from typing import Any
+from pathlib import Path
 
-import pytest
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-
-from fpsgen.report.calibration import frontier as picture
-from tests.tools.calibration_records import frontier
+from fpsgen import report
+from fpsgen.report import words
+from fpsgen.report.calibration import facts, unbeaten
+from tests.tools.calibration_records import frontier, record
+from tests.tools.reports import Page
 
 
-def labels(points: list[dict[str, Any]]) -> tuple[list[Any], Any]:
-    """What the frontier's labels cover, in pixels, and the figure."""
-    figure = Figure(figsize=(8.8, 5.2), dpi=192)
-    canvas = FigureCanvasAgg(figure)
-    picture.draw(figure, points)
-    canvas.draw()
-    return [text for text in figure.axes[0].texts if text.get_text()], canvas.get_renderer()
-
-
-@pytest.mark.parametrize("points", [14, 64])
-def test_labels_of_the_frontier_do_not_overlap(points: int) -> None:
-    given = frontier(points)
-    given += [
-        entry | {"name": f"{entry['name']}-{n}"} for n in range(9) for entry in given if entry["kind"] == "preset"
-    ]
-    texts, renderer = labels(given)
-    boxes = [text.get_window_extent(renderer) for text in texts]
-    assert len({text.get_text() for text in texts}) == len(texts)
-    assert any(text.get_text().startswith("c2") for text in texts), "the chosen one has its name"
-    assert 4 < len(texts) <= 8
-    assert not [1 for n, box in enumerate(boxes) for other in boxes[:n] if box.overlaps(other)]
-
-
-def test_the_chosen_one_without_a_name_is_called_chosen() -> None:
-    given = [point | {"name": ""} for point in frontier(14)]
-    texts, _ = labels(given)
-    assert [text.get_text() for text in texts] == ["chosen, 31.8 dB"]
+def points(*places: tuple[float, float]) -> list[dict[str, float]]:
+    return [{"cost": cost, "error": error} for cost, error in places]
 
 
 def test_the_line_joins_only_what_nothing_cheaper_beats() -> None:
-    assert picture._unbeaten([(0.5, 2.0), (0.1, 9.0), (0.6, 3.0), (0.9, 1.0)]) == [(0.1, 9.0), (0.5, 2.0), (0.9, 1.0)]
+    kept = unbeaten(points((0.5, 2.0), (0.1, 9.0), (0.6, 3.0), (0.9, 1.0)))
+    assert kept == points((0.1, 9.0), (0.5, 2.0), (0.9, 1.0))
 
 
-def test_the_chosen_one_has_its_name_even_in_a_crowd() -> None:
-    given = frontier(14)
-    chosen = next(point for point in given if point["chosen"])
-    for x, y in itertools.product(range(20), range(40)):
-        given.append(given[0] | {"cost": x / 20, "error": 10 ** (-5 + y * 3 / 40)})
-    chosen["name"] = "$\\frac$"
-    texts, _ = labels(given)
-    assert texts[0].get_text().startswith("$\\frac$")
+def test_what_was_measured_and_what_is_shipped_is_in_a_table(tmp_path: Path) -> None:
+    given = record(points=64)
+    report.write(given, [], tmp_path / "r.html")
+    told = " ".join(Page((tmp_path / "r.html").read_text(encoding="utf-8")).words.split())
+    for point in frontier(64):
+        if point["measured"] or point["kind"] == "preset":
+            assert f"{point['name']}" in told
+            assert f"{point['cost']:.2f}" in told
+            assert words.number(point["error"]) in told
+            assert words.decibels(point["psnr"]) in told
+
+
+def test_the_chosen_one_without_a_name_is_called_chosen() -> None:
+    given = record()
+    given["frontier"] = [point | {"name": ""} for point in given["frontier"]]
+    [bold] = [row[0].text for row in facts(given)["schedules"].rows if row[0].style == "bold"]
+    assert bold == "chosen"

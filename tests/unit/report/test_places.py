@@ -12,7 +12,6 @@ from PIL import Image
 
 from fpsgen import report
 from fpsgen.errors import RenderError, UsageError
-from fpsgen.report import bench, calibration
 from tests.tools import bench_records
 from tests.tools.calibration_records import record
 
@@ -23,7 +22,7 @@ def test_places_that_cannot_be_are_refused_first(tmp_path: Path, name: str) -> N
     (tmp_path / "folder.html").mkdir()
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(UsageError) as refused:
-        calibration.write({}, [], tmp_path / name)  # an empty record would fail as soon as it were used
+        report.write({}, [], tmp_path / name)  # an empty record would fail as soon as it were used
     assert refused.value.hint
     assert sorted(tmp_path.rglob("*")) == before
     with pytest.raises(UsageError):
@@ -37,7 +36,7 @@ def test_a_place_that_can_be_is_left_untouched(tmp_path: Path) -> None:
 
 def test_asking_for_a_place_costs_no_matplotlib(tmp_path: Path) -> None:
     asked = (
-        "import sys, pathlib; from fpsgen import report; from fpsgen.report import bench, calibration;"
+        "import sys, pathlib; from fpsgen import report; from fpsgen.report import compare, quality;"
         "report.check_path(pathlib.Path(sys.argv[1]));"
         "sys.exit('matplotlib' in sys.modules)"
     )
@@ -62,7 +61,7 @@ def test_a_failing_write_leaves_nothing_half_written(
 
     monkeypatch.setattr(Path, broken, fails)
     with pytest.raises(RenderError, match="No space left"):
-        calibration.write(record(), [], path)
+        report.write(record(), [], path)
     assert path.read_text() == last
     left = sorted(file.name for file in tmp_path.iterdir())
     assert left == (["r.html"] if broken == "write_bytes" else ["r-density.png", "r-error.png", "r.html"])
@@ -80,18 +79,18 @@ def test_a_page_that_is_no_report_is_kept(tmp_path: Path) -> None:
 
 def test_a_report_is_replaced(tmp_path: Path) -> None:
     path = tmp_path / "r.html"
-    calibration.write(record(), [], path)
+    report.write(record(), [], path)
     before = path.read_bytes()
-    calibration.write(record() | {"model": "another"}, [], path)
+    report.write(record() | {"model": "another"}, [], path)
     assert path.read_bytes() != before
 
 
 def test_a_report_of_one_command_replaces_one_of_another(tmp_path: Path) -> None:
     path = tmp_path / "r.html"
     for kind in (bench_records.compare, bench_records.attention, bench_records.quality):
-        bench.write(kind(), [], path)
+        report.write(kind(), [], path)
         report.check_path(path)
-    calibration.write(record(), [], path)
+    report.write(record(), [], path)
     assert b'content="fpsgen calibrate"' in path.read_bytes()[:1000]
 
 

@@ -1,0 +1,40 @@
+"""What the pages of comparisons share: who is compared with whom, and whether a difference counts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fpsgen.report import words
+from fpsgen.tables import Cell, Table
+
+CLEAR, SMALL = 5, 0.1  # pairs of runs that tell a small difference, and what is one
+
+
+def others(record: dict[str, Any]) -> list[dict[str, Any]]:
+    """All contenders but the reference; the page is about the first."""
+    return [one for one in record["contenders"] if one["name"] != record["reference"]]
+
+
+def reference(record: dict[str, Any]) -> dict[str, Any]:
+    return next(one for one in record["contenders"] if one["name"] == record["reference"])
+
+
+def compared(record: dict[str, Any]) -> str:
+    return f"{', '.join(one['label'] for one in others(record))} against {reference(record)['label']}"
+
+
+def too_close(speedup: dict[str, Any]) -> bool:
+    """Whether these runs cannot tell a speed-up from 1: some pairs lie on either side of it, or they are few, which may
+    lie on one side by chance, and near it."""
+    each, ratio = speedup["each"], speedup["median"]
+    return min(each) <= 1 <= max(each) or (len(each) < CLEAR and abs(ratio - 1) < SMALL)
+
+
+def sided(title: str, contenders: list[dict[str, Any]]) -> Table:
+    """A table with a column for each contender."""
+    return Table.of_numbers(title, ["", *(one["label"] for one in contenders)])
+
+
+def cosine(cosine: float, error: str, *notes: str) -> Cell:
+    """The cosine of latents, and its distance from 1, which keeps its digits. error: as words have it."""
+    return Cell(f"{cosine:.6f}", notes=(f"1 {words.DASH} {error}", *notes))

@@ -1,0 +1,84 @@
+"""The pictures of many clips: the PSNR of each, and how often they show what was asked for."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from matplotlib.ticker import PercentFormatter
+
+from fpsgen.report import words
+from fpsgen.report.contenders import others, reference
+from fpsgen.report.pictures.drawing import GREY, INK, SERIES, SOFT, canvas, legend, png, styled, written
+from fpsgen.report.quality import adherence_of, values_of
+
+
+@styled
+def draw(record: dict[str, Any]) -> dict[str, bytes]:
+    """Pictures by name: psnr, and adherence where it was judged."""
+    drawn = {"psnr": _psnr(record)}
+    return drawn | {"adherence": _adherence(judged)} if (judged := adherence_of(record)) else drawn
+
+
+def _psnr(record: dict[str, Any]) -> bytes:
+    """A row for each contender: a dot for each clip, infinite ones in a band at the right; mean and its interval."""
+    own = others(record)
+    figure = canvas(1.0 + 0.9 * len(own))
+    axes = figure.subplots()
+    finite = [value for one in own for value in values_of(one) if math.isfinite(value)] or [30.0]
+    margin = max(0.5, 0.06 * (max(finite) - min(finite)))
+    end = max(finite) + margin
+    for row, one in enumerate(own):
+        values, mean = values_of(one), one["fidelity"]["psnr"]
+        # Beside each other by the golden ratio: evenly, and without chance.
+        beside = [row - 0.18 + 0.4 * (number * 0.618 % 1 - 0.5) for number in range(len(values))]
+        shown = [value if math.isfinite(value) else end + margin for value in values]
+        axes.scatter(shown, beside, 22, SERIES[row % len(SERIES)], edgecolors="white", linewidths=0.5, alpha=0.85)
+        if mean:
+            axes.errorbar(mean["mean"], row + 0.28, xerr=mean.get("ci95"), fmt="D", color=INK, markersize=5, capsize=3,
+                          label="mean, 95 % interval")  # fmt: skip
+        if same := sum(map(math.isinf, values)):
+            axes.annotate(words.counted(same, "clip"), (end + margin, row + 0.28), ha="center", va="center", fontsize=8)
+    if any(math.isinf(value) for one in own for value in values_of(one)):
+        axes.axvspan(end, end + 2 * margin, color=GREY, alpha=0.25, linewidth=0, label="the same frames: ∞ dB")
+        end += 2 * margin
+    axes.set_xlim(min(finite) - margin, end)
+    axes.set_ylim(len(own) - 0.5, -0.5)
+    axes.set_yticks(range(len(own)), [written(one["label"]) for one in own])
+    axes.set_xlabel(f"PSNR against {written(reference(record)['label'])}, dB")
+    axes.grid(True, axis="x")
+    legend(figure, axes, 2)
+    return png(figure)
+
+
+def _adherence(judged: list[tuple[str, dict[str, list[int]]]]) -> bytes:
+    """Bars for each aspect, one for each contender: the share of clips that show it, and its 95 % interval."""
+    aspects = list(judged[0][1])
+    pitch = len(judged) + 1
+    figure = canvas(0.8 + 0.25 * pitch * len(aspects))
+    axes = figure.subplots()
+    for order, (name, told) in enumerate(judged):
+        rows = [number * pitch + order for number in range(len(aspects))]
+        shares = [hits / of for hits, of in told.values()]
+        ends = [wilson(hits, of) for hits, of in told.values()]
+        colour = GREY if order == len(judged) - 1 else SERIES[order % len(SERIES)]  # the last is the reference
+        errors = [[share - low for share, (low, _) in zip(shares, ends, strict=True)],
+                  [up - share for share, (_, up) in zip(shares, ends, strict=True)]]  # fmt: skip
+        axes.barh(rows, shares, 0.82, color=colour, label=written(name), xerr=errors, ecolor=INK, capsize=2)
+        for row, (hits, of) in zip(rows, told.values(), strict=True):
+            axes.annotate(f"{hits} of {of}", (1.015, row), va="center", fontsize=8, color=SOFT, annotation_clip=False)
+    axes.set_yticks([number * pitch + (len(judged) - 1) / 2 for number in range(len(aspects))], map(written, aspects))
+    axes.set(xlim=(0, 1), xlabel="clips that show what their prompt says")
+    axes.xaxis.set_major_formatter(PercentFormatter(1))
+    axes.invert_yaxis()
+    axes.grid(True, axis="x")
+    legend(figure, axes, 4)
+    return png(figure)
+
+
+def wilson(hits: int, of: int) -> tuple[float, float]:
+    """A share's 95 % confidence interval (Wilson, 1927), which stays within 0 and 1 also where hits are none or all."""
+    z, share = 1.96, hits / of
+    middle = (share + z**2 / (2 * of)) / (1 + z**2 / of)
+    half = z / (1 + z**2 / of) * math.sqrt(share * (1 - share) / of + z**2 / (4 * of**2))
+    return min(share, max(0.0, middle - half)), max(share, min(1.0, middle + half))

@@ -1,0 +1,135 @@
+"""What a bench of many clips says, on a terminal and on its page: fidelity, and whether they show their prompts."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from fpsgen.report import words
+from fpsgen.report.contenders import compared, cosine, others, reference, sided
+from fpsgen.seeds import next_seed
+from fpsgen.tables import Cell, Table
+
+_MOST_CLIPS = 40  # in the table, or the worst of them
+_DIGITS = {"psnr": 3, "ssim": 4, "lpips": 3}
+_TITLES = {"psnr": "PSNR, dB", "ssim": "SSIM", "lpips": "LPIPS"}
+
+
+def facts(record: dict[str, Any]) -> dict[str, Any]:
+    """For templates/quality.html.j2. record: of "kind" quality, as its JSON has it."""
+    own, judged = others(record), adherence_of(record)
+    count = len(own[0]["clips"])
+    return {
+        "title": f"{compared(record)} on {words.counted(count, 'clip')}: {record['model']}",
+        "first": own[0],
+        "base": reference(record),
+        "count": count,
+        "others": own,
+        "asked": words.asked(len(record["prompts"]), record["seeds"]),
+        "last_seed": next_seed(record["seed"], len(record["prompts"]) * record["seeds"] - 1),
+        "shares": [_hits(told) for _, told in judged],
+        "psnr_told": _psnr_told(record),
+        "judged_told": "; ".join(
+            f"{name}: {', '.join(f'{aspect} {hits} of {of}' for aspect, (hits, of) in told.items())}"
+            for name, told in judged
+        ),
+        "fidelity": of_fidelity(record),
+        "vbench": of_vbench(record),
+        "most_clips": _MOST_CLIPS,
+        "clips": _clips(own),
+    }
+
+
+def tables(record: dict[str, Any]) -> list[Table]:
+    """Fidelity, and what else was judged; a column for each contender."""
+    return [table for table in (of_fidelity(record), _adherence(record), of_vbench(record)) if table and table.rows]
+
+
+def of_fidelity(record: dict[str, Any]) -> Table:
+    """Means over the clips, of all contenders but the reference."""
+    own = others(record)
+    spread = "mean ± 95 % interval, and the worst clip" if len(own[0]["clips"]) > 1 else "one clip"
+    table = sided(f"Fidelity to {reference(record)['label']}: {spread}", own)
+    near = [one["fidelity"] for one in own]
+    table.row("latent cosine", *(_cosine(one["latent_cosine"], one["latent_error"]) for one in near))
+    for measure, title in _TITLES.items():
+        if any(one[measure] for one in near) or measure == "psnr":
+            table.row(title, *(_mean(one[measure], measure) for one in near))
+    table.row("identical clips", *(str(one["identical"]) for one in own))
+    table.row("clips with NaN, Inf", *(str(one["nonfinite"]) for one in own))
+    return table
+
+
+def _cosine(told: dict[str, Any], error: dict[str, Any]) -> Cell:
+    return cosine(told["mean"], words.plus_minus(error["mean"], error.get("ci95")), f"worst {told['worst']:.6f}")
+
+
+def _mean(told: dict[str, Any] | None, measure: str) -> Cell:
+    """None: no clip had a finite value, or it was not measured."""
+    if told is None:
+        return Cell("∞" if measure == "psnr" else words.DASH)
+    worst = f"worst {words.number(told['worst'], _DIGITS[measure])}"
+    return Cell(words.plus_minus(told["mean"], told.get("ci95"), _DIGITS[measure]), notes=(worst,))
+
+
+def adherence_of(record: dict[str, Any]) -> list[tuple[str, dict[str, list[int]]]]:
+    """Hits and clips for each aspect that any prompt names, by contender; the reference is last. Empty where nothing
+    was judged."""
+    found = []
+    for one in (*others(record), reference(record)):
+        if named := {aspect: told for aspect, told in (one["adherence"] or {}).items() if told[1]}:
+            found.append((one["label"], named))
+    return found
+
+
+def _hits(told: dict[str, list[int]]) -> str:
+    return words.percent(sum(hits for hits, _ in told.values()) / sum(of for _, of in told.values()))
+
+
+def _adherence(record: dict[str, Any]) -> Table:
+    judged = adherence_of(record)
+    table = Table.of_numbers("Clips as prompted", ["", *(label for label, _ in judged)])
+    for aspect in judged[0][1] if judged else ():
+        table.row(aspect, *("{} of {}".format(*told[aspect]) for _, told in judged))
+    return table
+
+
+def of_vbench(record: dict[str, Any]) -> Table:
+    scored = [one for one in record["contenders"] if one["vbench"]]
+    table = sided("VBench: higher is better", scored)
+    for dimension in scored[0]["vbench"] if scored else ():
+        scores = (one["vbench"].get(dimension) for one in scored)
+        table.row(dimension.replace("_", " "), *(words.number(score, 4) for score in scores))
+    return table
+
+
+def values_of(contender: dict[str, Any]) -> list[float]:
+    """The PSNR of each clip of a contender, infinite where its frames are the reference's."""
+    told = [clip["fidelity"] for clip in contender["clips"] if clip["fidelity"]]
+    return [math.inf if one["identical"] else one["psnr"] for one in told]
+
+
+def _psnr_told(record: dict[str, Any]) -> str:
+    told = []
+    for one in others(record):
+        mean = one["fidelity"]["psnr"]
+        clips = ", ".join(words.decibels(value) for value in values_of(one))
+        told.append(f"{one['label']}: mean {_mean(mean, 'psnr').text} dB, clips {clips}")
+    return "; ".join(told)
+
+
+def _clips(own: list[dict[str, Any]]) -> Table:
+    """The PSNR of each clip by each contender; where there are very many, the first contender's worst."""
+    psnr = [values_of(one) for one in own]
+    order = list(range(len(own[0]["clips"])))
+    if len(order) > _MOST_CLIPS:
+        order = sorted(order, key=lambda number: psnr[0][number])[:_MOST_CLIPS]
+    table = Table()
+    table.column("Prompt", prose=True)
+    table.column("Seed", right=True)
+    for one in own:
+        table.column(f"{one['label']}, PSNR", right=True)
+    for number in order:
+        clip = own[0]["clips"][number]
+        table.row(clip["prompt"], str(clip["seed"]), *(words.decibels(values[number]) for values in psnr))
+    return table
