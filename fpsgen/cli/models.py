@@ -152,8 +152,8 @@ def rm(name: str, format: FormatName | None = None, yes: bool = False, json: boo
     from fpsgen.weights import cached, hub
 
     if name.lower() not in hub.REPOSITORIES and not hub.ID.fullmatch(name):
-        hint = "give 1.3b, 14b or a hub id: fpsgen removes nothing but downloads in the hub's cache"
-        raise UsageError(f"{printable(name, 100)} is no downloaded model", hint)
+        hint = "give 1.3b, 14b or a hub id: fpsgen removes only downloads in the hub's cache"
+        raise UsageError(f"{printable(name, 100)} is not a downloaded model", hint)
     out = Output(json)
     names = dict.fromkeys(hub.repository_of(name, each.value) for each in ([format] if format else FormatName))
     removals = list(filter(None, map(cached.removal, names)))

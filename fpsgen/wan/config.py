@@ -96,7 +96,7 @@ class WanConfig:
             if key not in config and default is None:
                 raise ModelError(f"its transformer/config.json has no {key}", hint=FETCH_AGAIN)
             if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 2**20:
-                told = f"its transformer/config.json says {key} = {shown(value)}, which is no count"
+                told = f"its transformer/config.json says {key} = {shown(value)}, which is not a count"
                 raise ModelError(told, hint=FETCH_AGAIN)
             return value
 
@@ -177,7 +177,7 @@ def check_original_kind(config: dict) -> None:
 def _epsilon(config: dict) -> float:
     eps = config.get("eps", 1e-6)
     if not isinstance(eps, float) or not 0 < eps < 1:
-        raise ModelError(f"its config.json says eps = {shown(eps)}, which is none", hint=FETCH_AGAIN)
+        raise ModelError(f"its config.json says eps = {shown(eps)}, which is not a valid value", hint=FETCH_AGAIN)
     return eps
 
 

@@ -91,7 +91,7 @@ def look(repository: str) -> Cached:
         found = [_look_at(repository, storage, commit) for commit in commits]
         best = min(found, key=lambda each: STATES.index(each.state), default=Cached(repository, "not here"))
         if best.state == "not here" and (kept := sum(_blobs(storage).values())):
-            return Cached(repository, "incomplete", why=f"a download of it was cut; {readable(kept)} of it are here")
+            return Cached(repository, "incomplete", why=f"its download was cut short; {readable(kept)} are here")
         return best
     except OSError as fault:
         return Cached(repository, "unreadable", why=_unread(storage, fault), hint=_access(storage))
@@ -201,7 +201,7 @@ class Removal:
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
             except OSError:
                 hint = f"ask its owner, or look who may write there: ls -ld {shlex.quote(printable(path))}"
-                raise ModelError(f"{printable(path)} could not be removed, or not whole", hint) from None
+                raise ModelError(f"{printable(path)} could not be removed completely", hint) from None
         return before - _bytes(place(self.repository))
 
 
@@ -237,7 +237,7 @@ def _removal(repository: str, storage: Path) -> Removal:
 
 
 def _linked(repository: str) -> UsageError:
-    told = f"{repository} is linked to files outside the hub's cache"
+    told = f"{repository} is a link to files outside the hub's cache"
     return UsageError(told, hint=f"fpsgen removes nothing there; look at {printable(place(repository))}")
 
 

@@ -81,7 +81,7 @@ def weight_map(index: Path) -> dict[str, str]:
     if not (isinstance(table, dict) and all(isinstance(name, str) for name in table.values())):
         raise ModelError(f"{printable(index)} holds no weight_map", hint=FETCH_AGAIN)
     if elsewhere := [name for name in table.values() if Path(name).name != name or "\0" in name]:
-        told = f"{printable(index)} names files that do not lie beside it: {some(elsewhere)}"
+        told = f"{printable(index)} names files that are not in its folder: {some(elsewhere)}"
         raise ModelError(told, hint=FETCH_AGAIN)
     return table
 
@@ -175,7 +175,7 @@ def unpickling(file: Path) -> Iterator[None]:
         yield
     except pickle.UnpicklingError as fault:  # torch's names nothing in so few words
         named = f": {printable(fault, 60)}" if isinstance(fault, ForeignError) else ""
-        told = f"{printable(file)} holds more than tensors, which could run code{named}"
+        told = f"{printable(file)} contains more than tensors, which could run code{named}"
         raise ModelError(told, hint=TRUSTED) from None
     except NoTableError:
         raise ModelError(f"{printable(file)} is not a table of plain tensors", hint=TRUSTED) from None

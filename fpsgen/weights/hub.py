@@ -76,7 +76,7 @@ def pull_hint(key: str) -> str:
 def refusal(cached: Cached, name: str) -> ModelError:
     """The error for a model of which the cache holds something that is not whole, with what mends it."""
     size = f" ({readable(cached.absent_bytes)})" if cached.absent_bytes is not None else ""
-    hint = f"fpsgen models pull {name} fetches what is absent{size}; with {option('force')}, everything anew"
+    hint = f"fpsgen models pull {name} fetches what is absent{size}; with {option('force')}, everything again"
     told = "is incomplete in the hub's cache" if cached.lacking else "cannot be used"
     return ModelError(f"model {name} {told}: {cached.why}", hint=cached.hint or hint)
 

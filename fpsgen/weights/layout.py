@@ -165,7 +165,7 @@ def _assembled(file: Path, fields: dict[str, Any], elsewhere: Callable[[], Check
         words = [PARTS[part].words if part in PARTS else part for part in lacking]
         told = f"{', '.join(words[:-1])} and {words[-1]} are" if len(words) > 1 else f"{words[0]} is"
         raise MissingPartsError(
-            f"{printable(file)} is a transformer; its {told} neither beside it nor in the hub's cache"
+            f"{printable(file)} is a transformer; its {told} neither in its folder nor in the hub's cache"
         )
     return Checkpoint("original", **fields)
 

@@ -100,7 +100,7 @@ def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
     end = library.token_to_id(name) if isinstance(name, str) else None
     if end is None or empty.ids[-1:] != [end]:
         told = (
-            f"its tokenizer.json does not end a prompt with the end token {printable(name)}: has it a post_processor?"
+            f"its tokenizer.json does not end a prompt with the end token {printable(name)}: check its post_processor"
         )
         raise ModelError(told, FETCH_AGAIN)
     own = [token for token, place in zip(tried.ids, tried.offsets, strict=True) if place[1] == len(stranger)]

@@ -79,7 +79,7 @@ class NoWeightsError(ModelError):
     def __init__(self, key: str):
         form, cached = hub.nearest(key)
         super().__init__(
-            f"Wan2.1 {key} is not whole on this machine: {cached.why}"
+            f"Wan2.1 {key} is incomplete on this machine: {cached.why}"
             if cached.why
             else "there are no Wan2.1 weights on this machine",
             hint=f"{hub.pull_hint(key)}, or try the built-in toy: {option('model', 'pocket')}",
@@ -202,7 +202,7 @@ def _from_card(card: dict) -> Settings:
             fine = False
         if not fine:
             told = f"{field} = {config.shown(card[field])}" if field in card else f"it has no {field}"
-            raise ModelError(f"its pocket.json is not one: {told}", "copy it again from the source of the model")
+            raise ModelError(f"its pocket.json is not a card: {told}", "copy it again from the source of the model")
     width, height = card["size"]
     plain = {field: card[field] for field in ("frames", "fps", "steps", "negative")}
     return Settings(width, height, **plain, guidance=float(card["guidance"]), shift=float(card["shift"]))

@@ -80,7 +80,7 @@ def pickled_headers(file: Path) -> dict[str, Header]:
 def _stored(content: BinaryIO, info: zipfile.ZipInfo) -> bytes:
     """A record as it lies there: torch neither packs it nor always writes its checksum."""
     if info.compress_type != zipfile.ZIP_STORED or info.file_size > _MOST:
-        raise ValueError("its description is packed, or too long")
+        raise ValueError("its description is compressed, or too long")
     content.seek(info.header_offset)
     start = content.read(30)
     content.seek(int.from_bytes(start[26:28], "little") + int.from_bytes(start[28:30], "little"), 1)
@@ -167,7 +167,7 @@ def _made(maker: _Name, arguments: tuple[Any, ...]) -> object:
         return _Other()
     storage, offset, shape, stride = arguments[:4]
     if not all(isinstance(n, int) and n >= 0 for n in (offset, *shape, *stride)) or len(shape) != len(stride):
-        raise ValueError("a tensor's shape is none")
+        raise ValueError("a tensor's shape is invalid")
     dtype, width = _DTYPES.get(storage.kind, (arguments[6].name if len(arguments) > 6 else storage.kind, 1))
     last = offset + sum((n - 1) * step for n, step in zip(shape, stride, strict=True)) if prod(shape) else -1
     if last >= max(storage.count, 0):

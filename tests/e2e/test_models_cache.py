@@ -165,7 +165,7 @@ def test_a_download_that_was_cut_in_its_first_file_is_said(snapshot: Path) -> No
     for part in ("refs", "snapshots", "trees"):
         shutil.rmtree(storage / part)
     assert listed()["state"] == "incomplete"
-    assert "a download of it was cut; 3 MB of it are here" in shown("check", "1.3b")
+    assert "its download was cut short; 3 MB are here" in shown("check", "1.3b")
 
 
 def test_weights_that_may_not_be_read_are_said_without_a_listing_too(
@@ -374,9 +374,9 @@ def test_rm_touches_nothing_outside_the_cache(
     cases = (
         (ORIGINAL, "outside the hub's cache"),
         ("somebody/linked", "outside the hub's cache"),
-        ("pocket", "no downloaded model"),
+        ("pocket", "not a downloaded model"),
         ("14b", "not in the hub's cache"),
-        (str(both_formats["original"]), "no downloaded model"),
+        (str(both_formats["original"]), "not a downloaded model"),
     )
     for name, says in cases:
         result = models("rm", name, "--yes")

@@ -312,9 +312,9 @@ def test_parts_beside_a_file_are_used_before_the_hub_is_mentioned(both_formats: 
 @pytest.mark.parametrize(
     ("without", "says"),
     [
-        ((T5, VAE, "google"), "its text encoder, VAE and tokenizer are neither beside it nor in the hub's cache"),
-        ((T5,), "its text encoder is neither beside it"),
-        (("google",), "its tokenizer is neither beside it"),
+        ((T5, VAE, "google"), "its text encoder, VAE and tokenizer are neither in its folder nor in the hub's cache"),
+        ((T5,), "its text encoder is neither in its folder"),
+        (("google",), "its tokenizer is neither in its folder"),
     ],
 )
 def test_only_what_is_nowhere_is_asked_for(
