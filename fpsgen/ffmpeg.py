@@ -15,7 +15,7 @@ from typing import IO
 
 import imageio_ffmpeg
 
-from fpsgen.errors import UsageError
+from fpsgen.errors import UsageError, reason
 from fpsgen.printable import printable
 
 # Seconds that ffmpeg may take for one frame, or for the end of a file. A busy machine may need minutes for what x264
@@ -98,7 +98,7 @@ class Ffmpeg:
                 self._listener = threading.Thread(target=self._listen, args=(self._process.stderr,), daemon=True)
                 self._listener.start()
         except OSError as fault:
-            raise FfmpegError(f"{printable(command[0])} cannot be started: {fault.strerror or fault}") from None
+            raise FfmpegError(f"{printable(command[0])} cannot be started: {reason(fault)}") from None
         except BaseException:  # a signal that waited
             if hasattr(self, "_process"):
                 self._end()

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from fpsgen.errors import UsageError, option
+from fpsgen.errors import UsageError, option, reason
 from fpsgen.printable import printable
 
 _A_DAY = 24 * 3600  # seconds
@@ -108,7 +108,7 @@ def refused(path: Path, hint: str, field: str | None = None) -> Iterator[None]:
         yield
     except OSError as fault:
         name = option(field, printable(path, 100)) if field else printable(path, 100)
-        told = f"{name} cannot be written: {fault.strerror or fault}"
+        told = f"{name} cannot be written: {reason(fault)}"
         raise UsageError(told, hint) from None
 
 

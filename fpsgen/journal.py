@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import secrets
+from collections.abc import Iterator
 from pathlib import Path
 
 import diffusers
@@ -15,7 +15,7 @@ import transformers
 from torch import Tensor
 
 from fpsgen import __version__, files
-from fpsgen.errors import RenderError
+from fpsgen.errors import RenderError, reason
 from fpsgen.machine import device_name as device_name
 from fpsgen.target import Target
 from fpsgen.weights.models import Model
@@ -50,11 +50,9 @@ def identity(file: Path) -> list[object]:
 
 def check(root: Path) -> None:
     """RenderError where nothing could be kept in `root`: to be told before there is anything to keep."""
-    try:
+    with _explained(root):
         root.mkdir(parents=True, exist_ok=True)
         files.check_writable(root / "piece")
-    except OSError as fault:
-        raise _no_room(root, fault) from None
 
 
 class Journal:
@@ -67,11 +65,9 @@ class Journal:
     def __init__(self, root: Path, key: dict):
         told = json.dumps(key, sort_keys=True, ensure_ascii=False)
         self.folder = root / hashlib.sha256(told.encode()).hexdigest()[:24]
-        try:
+        with _explained(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._write(self.folder / "key.json", told.encode())
-        except OSError as fault:
-            raise _no_room(self.folder, fault) from None
+        self._write(self.folder / "key.json", told.encode())
 
     def get(self, name: str) -> dict[str, Tensor] | None:
         """The piece, or None where it is not there; one that is damaged is not."""
@@ -90,19 +86,14 @@ class Journal:
         """Keep a piece; returns it as `get` will."""
         kept = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
         body = safetensors.torch.save(kept)
-        try:
-            self._write(self._path(name), body + self._hash(name, body))
-        except OSError as fault:
-            raise _no_room(self.folder, fault) from None
+        self._write(self._path(name), body + self._hash(name, body))
         return kept
 
     def drop(self, begin: str) -> None:
         """Remove the pieces whose names begin so."""
-        try:
+        with _explained(self.folder):
             for path in self.folder.glob(f"{begin}*{_SUFFIX}"):
                 path.unlink(missing_ok=True)
-        except OSError as fault:
-            raise _no_room(self.folder, fault) from None
 
     def forget(self) -> None:
         """Remove all pieces. The folder stays: another run may be writing into it."""
@@ -110,23 +101,22 @@ class Journal:
 
     def _write(self, path: Path, data: bytes) -> None:
         """By one rename, which replaces a link or a pipe that stands there; whoever is stopped leaves no half of it."""
-        beside = self.folder / f".{secrets.token_hex(6)}.part"
-        try:
-            beside.write_bytes(data)
-            beside.replace(path)
-        finally:
-            with contextlib.suppress(OSError):
-                beside.unlink(missing_ok=True)
+        with _explained(self.folder), files.beside(self.folder / "piece") as whole:
+            whole.write_bytes(data)
+            whole.replace(path)
 
     def _hash(self, name: str, body: bytes) -> bytes:
-        found = hashlib.sha256(f"{self.folder.name}/{name}\n".encode())
-        found.update(body)
-        return found.digest()
+        return hashlib.sha256(f"{self.folder.name}/{name}\n".encode() + body).digest()
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}{_SUFFIX}"
 
 
-def _no_room(folder: Path, fault: OSError) -> RenderError:
-    hint = "FPSGEN_CACHE_DIR names another place; what was measured is kept"
-    return RenderError(f"{folder} cannot be written: {fault.strerror or fault}", hint)
+@contextlib.contextmanager
+def _explained(folder: Path) -> Iterator[None]:
+    """An OSError inside ends as a RenderError that `folder` cannot be written."""
+    try:
+        yield
+    except OSError as fault:
+        hint = "FPSGEN_CACHE_DIR names another place; what was measured is kept"
+        raise RenderError(f"{folder} cannot be written: {reason(fault)}", hint) from None

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from fpsgen import ffmpeg, files
-from fpsgen.errors import RenderError, Stopped, UsageError, option
+from fpsgen.errors import RenderError, Stopped, UsageError, option, reason
 from fpsgen.ffmpeg import Ffmpeg, FfmpegError
 from fpsgen.printable import printable
 
@@ -97,9 +97,9 @@ def _cover(size: tuple[int, int], target: tuple[int, int], more: str = "") -> li
     if size == target:
         return [scale + more]
     aspect, wanted = size[0] / size[1], target[0] / target[1]
-    if max(aspect / wanted, wanted / aspect) <= 1.1:
-        return [f"{scale}:s={target[0]}x{target[1]}:force_original_aspect_ratio=increase{more}", f"crop={out}"]
-    return [f"{scale}:s={target[0]}x{target[1]}:force_original_aspect_ratio=decrease{more}", f"pad={out}:-1:-1"]
+    crops = max(aspect / wanted, wanted / aspect) <= 1.1
+    fitted = f":s={target[0]}x{target[1]}:force_original_aspect_ratio={'increase' if crops else 'decrease'}"
+    return [scale + fitted + more, f"crop={out}" if crops else f"pad={out}:-1:-1"]
 
 
 class VideoWriter:
@@ -174,7 +174,7 @@ class VideoWriter:
                 self._partial.replace(files.resolved(self.path))  # a link stays one
                 return
             except OSError as fault:
-                self._misplaced = f"{self.path} cannot be replaced: {fault.strerror or fault}"
+                self._misplaced = f"{self.path} cannot be replaced: {reason(fault)}"
         self.path = files.put_as_new(self._partial, self.path)
 
     def _tag(self, metadata: dict) -> str | None:
@@ -194,10 +194,8 @@ class VideoWriter:
                 if os.path.samestat(own, real.stat()):  # else another run has put its video there
                     tagged.replace(real)
             return None
-        except FfmpegError as fault:
-            return str(fault)
-        except OSError as fault:
-            return fault.strerror or str(fault)
+        except (FfmpegError, OSError) as fault:
+            return reason(fault)
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
@@ -208,7 +206,7 @@ class VideoWriter:
         except FfmpegError as fault:
             told, full = f"ffmpeg stopped before {self.path} was complete: {fault}", fault.full
         except OSError as fault:
-            told, full = f"{self.path} cannot be written: {fault.strerror or fault}", files.is_full(fault)
+            told, full = f"{self.path} cannot be written: {reason(fault)}", files.is_full(fault)
         if not self.path.parent.is_dir():
             raise RenderError(f"{self.path} could not be written: its folder is gone", _ELSEWHERE)
         raise RenderError(told, _MAKE_ROOM if full else None)
