@@ -16,10 +16,11 @@ from fpsgen.attention import flex, hopper
 from fpsgen.attention.door import QKTransform, prepare
 from fpsgen.attention.plan import AttentionPlan
 from fpsgen.attention.tiles import Shape3
-from fpsgen.bench.attention.check import Oracles, error, for_heads, sampled_rows, spread
+from fpsgen.bench.attention.check import Oracles, error, sampled_rows, spread
 from fpsgen.bench.attention.record import Kind, Line
 from fpsgen.bench.attention.shapes import HEAD_DIM, Shape, plan_8bit
 from fpsgen.bench.dense_kernels import KERNELS, DenseKernel
+from fpsgen.bench.roofline import Amounts
 from fpsgen.wan.config import FAMILIES, WanConfig
 from fpsgen.wan.transformer import rope_table
 
@@ -29,8 +30,6 @@ from fpsgen.wan.transformer import rope_table
 LIMIT = 1e-2
 MOST_WORDS = 600  # letters of an error in the record
 _CHECKED_HEADS = 8
-
-Windows = dict[str, Shape3 | None]  # by the density that is wanted
 
 
 @dataclass(frozen=True)
@@ -71,59 +70,37 @@ class Inputs:
 
     def check(self, call: Callable[[], Tensor], plan: AttentionPlan, variant: str | None = None) -> dict[str, Any]:
         """Errors against exact attention of float32 q and k, and of a variant of our kernel against its emulator."""
-        out, plan = call()[:, self.oracles.rows.to(self.q.device)][:, :, self.heads], for_heads(plan, self.heads)
+        out = call()[:, self.oracles.rows.to(self.q.device)][:, :, self.heads]
         errors: dict[str, Any] = {"error_to_exact": error(out, self.oracles.exact(plan))}
         if variant is not None:
             errors["error_to_emulator"] = self.oracles.emulated_errors(out, plan, variant, LIMIT)
         return errors
 
 
-def contenders(inputs: Inputs, windows: Windows, variants: Iterable[str]) -> Iterator[Trial]:
-    """All of them, one after another; those that do not run here have a line with why_not."""
-    yield from dense_16bit(inputs)
+def contenders(inputs: Inputs, windows: dict[str, Shape3 | None], variants: Iterable[str]) -> Iterator[Trial]:
+    """All of them, one after another. windows: by the density that is wanted; variants: of our kernel."""
+    shape, device, q, k = inputs.shape, inputs.q.device, inputs.q16, inputs.k16
+    plan = AttentionPlan(shape.tiles)
+    for kernel in KERNELS.values():
+        if not kernel.rounds and (kernel.backend or kernel.package):  # torch's choice is one of its backends
+            kind: Kind = "sdpa" if kernel.backend else "package"
+            why_not = kernel.too_large(1, shape.heads, shape.tiles.tokens)
+            yield trial(inputs, kind, kernel.name, plan, partial(dense_by, kernel, q, k, inputs.v), why_not=why_not)
     # Before attention in 16 bits: eager PyTorch, what `attend` runs.
-    line = Line(kind="prepare", name="norm and RoPE, eager", bits=16, stages=(inputs.shape.prepare(),))
+    line = Line(kind="prepare", name="norm and RoPE, eager", bits=16, stages=(shape.prepare(),))
     yield Trial(line, partial(inputs.prepare, torch.bfloat16))
     for variant in variants:
         yield from ours(inputs, windows, variant)
-    yield from flex_16bit(inputs, windows)  # which compiles for long: last
+    for wanted, window in windows.items():  # which compiles for long: last
+        plan = AttentionPlan(shape.tiles, (window,))
+        call, why_not = partial(flex.attention, q, k, inputs.v, plan), flex.why_not(device, plan, HEAD_DIM)
+        yield trial(inputs, "flex", "flex", plan, call, wanted=wanted, why_not=why_not)
 
 
-def dense_16bit(inputs: Inputs) -> Iterator[Trial]:
-    """Every kernel for dense attention that does not round to 8 bits: torch's backends, other projects' packages."""
-    shape, plan = inputs.shape, AttentionPlan(inputs.shape.tiles)
-    for kernel in KERNELS.values():
-        if kernel.rounds or not (kernel.backend or kernel.package):
-            continue
-        kind: Kind = "sdpa" if kernel.backend else "package"
-        why_not = kernel.too_large(1, shape.heads, shape.tiles.tokens)
-        line = Line(kind=kind, name=kernel.name, bits=16, density=1.0, stages=(shape.attention(plan),), why_not=why_not)
-        call = partial(dense_by, kernel, inputs)
-        yield Trial(line, call, partial(inputs.check, call, plan))
-
-
-def dense_by(kernel: DenseKernel, inputs: Inputs) -> Tensor:
-    # Loaded here, because to import a package may fail, and that belongs on its line.
-    return kernel.load()(inputs.q16, inputs.k16, inputs.v)
-
-
-def flex_16bit(inputs: Inputs, windows: Windows) -> Iterator[Trial]:
-    """FlexAttention in BF16 over the same windows."""
-    for wanted, window in windows.items():
-        plan = AttentionPlan(inputs.shape.tiles, (window,))
-        chosen: dict[str, Any] = {"wanted": wanted, "window": window, "density": plan.density}
-        why_not = flex.why_not(inputs.q.device, plan, HEAD_DIM)
-        stages = (inputs.shape.attention(plan),)
-        line = Line(kind="flex", name="flex", bits=16, stages=stages, why_not=why_not, **chosen)
-        call = partial(flex.attention, inputs.q16, inputs.k16, inputs.v, plan)
-        yield Trial(line, call, partial(inputs.check, call, plan))
-
-
-def ours(inputs: Inputs, windows: Windows, variant: str) -> Iterator[Trial]:
+def ours(inputs: Inputs, windows: dict[str, Shape3 | None], variant: str) -> Iterator[Trial]:
     """One variant: its prologue, then kernel and both for each window."""
-    shape, plan = inputs.shape, plan_8bit(inputs.shape.tiles, None, variant)
-    given = (inputs.q, inputs.k, inputs.v, inputs.transform)
-    before = shape.prologue(variant)
+    shape, given = inputs.shape, (inputs.q, inputs.k, inputs.v, inputs.transform)
+    before, plan = shape.prologue(variant), plan_8bit(shape.tiles, None, variant)
     line = Line(kind="prologue", name=f"{variant}, prologue", bits=8, variant=variant, stages=(before,))
     if reason := hopper.why_not(inputs.q.device, plan, HEAD_DIM):
         yield Trial(replace(line, name=variant, why_not=reason))
@@ -133,17 +110,25 @@ def ours(inputs: Inputs, windows: Windows, variant: str) -> Iterator[Trial]:
     operands = cache(prologue)  # not before a check asks for them, so that a fault is that line's
     for wanted, window in windows.items():
         plan = plan_8bit(shape.tiles, window, variant)
-        chosen: dict[str, Any] = {"wanted": wanted, "window": window, "density": plan.density}
-        attention = shape.attention(plan, variant)
-        alone = partial(over, operands, plan, variant)
-        together = partial(hopper.attention, *given, plan, variant)
-        kinds: tuple[tuple[Kind, Callable[[], Tensor], tuple], ...] = (
-            ("kernel", alone, (attention,)),
-            ("together", together, (before, attention)),
-        )
-        for kind, call, stages in kinds:
-            line = Line(kind=kind, name=f"{variant}, {kind}", bits=8, variant=variant, stages=stages, **chosen)
-            yield Trial(line, call, partial(inputs.check, call, plan, variant))
+        alone, together = partial(over, operands, plan, variant), partial(hopper.attention, *given, plan, variant)
+        yield trial(inputs, "kernel", f"{variant}, kernel", plan, alone, wanted=wanted, variant=variant)
+        yield trial(inputs, "together", f"{variant}, together", plan, together, (before,), wanted, variant)
+
+
+def trial(
+    inputs: Inputs, kind: Kind, name: str, plan: AttentionPlan, call: Callable[[], Tensor],
+    before: tuple[Amounts, ...] = (), wanted: str | None = None, variant: str | None = None, why_not: str | None = None,
+) -> Trial:  # fmt: skip
+    """One that computes attention. before: the stages before that of attention itself."""
+    stages = (*before, inputs.shape.attention(plan, variant))
+    chosen: dict[str, Any] = {"wanted": wanted, "window": plan.windows[0], "density": plan.density}
+    bits = 8 if variant else 16
+    line = Line(kind=kind, name=name, bits=bits, variant=variant, stages=stages, why_not=why_not, **chosen)
+    return Trial(line, call, partial(inputs.check, call, plan, variant))
+
+
+def dense_by(kernel: DenseKernel, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return kernel.load()(q, k, v)  # loaded here, because to import a package may fail, and that belongs on its line
 
 
 def over(operands: Callable[[], dict[str, Tensor]], plan: AttentionPlan, variant: str) -> Tensor:

@@ -110,37 +110,26 @@ def as_json(record: AttentionRecord) -> dict[str, Any]:
 
 
 def derive(lines: Sequence[Line], card: Mapping[str, Any]) -> tuple[Line, ...]:
-    """The lines, and on each that was timed what follows from its samples and from the other lines'.
+    """The lines, and on each that was timed what follows from its samples, from the other lines' and from the card."""
+    dense = {line.name: median(line.samples_ms) for line in lines if line.kind in DENSE and line.samples_ms}
+    prepare = next((median(line.samples_ms) for line in lines if line.kind == "prepare" and line.samples_ms), None)
 
-    intensity: the operations of the pairs that it computes over the bytes that it must move; tflops: those operations
-    over the median; roofline_ms, bound and share: `roofline.bound` at the card's boost clock and measured copy
-    bandwidth, and what of it was reached; datasheet_share: of the datasheet's operations per second; speedup: for each
-    dense contender how often its median is as long as this one's, that of dense attention alone ("alone"), and with
-    norm and RoPE before it ("prepared").
-    """
-    timed = [
-        replace(line, median_ms=median(line.samples_ms), min_ms=min(line.samples_ms)) if line.samples_ms else line
-        for line in lines
-    ]
-    medians = {line.name: line.median_ms for line in timed if line.kind in DENSE and line.median_ms}
-    prepare = next((line.median_ms for line in timed if line.kind == "prepare"), None)
-    return tuple(_figures(line, line.median_ms, card, medians, prepare) if line.median_ms else line for line in timed)
+    def with_figures(line: Line) -> Line:
+        if not line.samples_ms:
+            return line
+        took, least = median(line.samples_ms), roofline.bound(line.stages, roofline.rates(card, line.bits))
+        found: dict[str, Any] = {"median_ms": took, "min_ms": min(line.samples_ms), "bound": least.by}
+        found |= {"roofline_ms": 1e3 * least.seconds, "share": 1e3 * least.seconds / took}
+        flops, _, moved = (sum(amounts) for amounts in zip(*line.stages, strict=True))
+        if flops:
+            found |= {"intensity": flops / moved, "tflops": flops / took / 1e9}
+            if roofline.has_datasheet(card):
+                found["datasheet_share"] = flops / took * 1e3 / roofline.DATASHEET[line.bits]
+        if line.kind in ("kernel", "together", "flex"):
+            found["speedup"] = {
+                name: {"alone": other / took, "prepared": prepare and (other + prepare) / took}
+                for name, other in dense.items()
+            }
+        return replace(line, **found)
 
-
-def _figures(
-    line: Line, took: float, card: Mapping[str, Any], dense: Mapping[str, float], prepare: float | None
-) -> Line:
-    """took, dense, prepare: medians in milliseconds, of the line, of dense attention by name, of norm and RoPE."""
-    least = roofline.bound(line.stages, roofline.rates(card, line.bits))
-    line = replace(line, roofline_ms=1e3 * least.seconds, bound=least.by, share=1e3 * least.seconds / took)
-    flops, _, moved = (sum(amounts) for amounts in zip(*line.stages, strict=True))
-    if flops:
-        line = replace(line, intensity=flops / moved, tflops=flops / took / 1e9)
-        if roofline.has_datasheet(card):
-            line = replace(line, datasheet_share=flops / took * 1e3 / roofline.DATASHEET[line.bits])
-    if line.kind not in ("kernel", "together", "flex"):
-        return line
-    ratios = {
-        name: {"alone": other / took, "prepared": prepare and (other + prepare) / took} for name, other in dense.items()
-    }
-    return replace(line, speedup=ratios)
+    return tuple(map(with_figures, lines))

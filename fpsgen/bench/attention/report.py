@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 from fpsgen.bench.attention.record import DENSE, Case, Line
 from fpsgen.tables import Table
@@ -32,73 +33,67 @@ def remarks(case: Case) -> list[str]:
 
 def tables(case: Case) -> list[Table]:
     """Dense attention in 16 bits; sparse attention, with its prologue, its errors, how much faster it is."""
+    dense = [line for line in case.lines if line.kind in (*DENSE, "prepare")]
     sparse = [line for line in case.lines if line.kind in ("flex", "kernel") and line.samples_ms]
-    more = [_kernels(sparse), _prologues(case, sparse), _ratios(case, sparse)] if sparse else []
-    return [_dense(case), *more]
+    exact = {"error, exact": lambda line: _percent(line.error_to_exact, 2)}
+    found = [_table("Dense, BF16", dense, {"": lambda line: line.name, **_SPEED, **exact})]
+    if not sparse:
+        return found
+    kernel = {"window": lambda line: "x".join(map(str, line.window or ["dense"])), **_SPEED}
+    datasheet = {"of datasheet": lambda line: _percent(line.datasheet_share)}
+    whole = {
+        "prologue, ms": lambda line: _in_brief(case.beside(line, "prologue")),
+        "with prologue, ms": lambda line: _in_brief(case.beside(line, "together")),
+        "error, emulator": lambda line: _percent(min((line.error_to_emulator or {"": None}).values()), 2),
+    }
+    ratios = {line.name: partial(_ratios, case, line.name) for line in dense if line.kind in DENSE and line.samples_ms}
+    title = "Times as fast as dense attention in BF16: alone / with prologue / with prologue, dense with norm and RoPE"
+    return [
+        *found,
+        _table("The attention kernel, and FlexAttention in BF16", sparse, {**_WHO, **kernel, **datasheet}),
+        _table("With its prologue (share of the roofline); errors", sparse, {**_WHO, **whole, **exact}),
+        _table(title, sparse, {**_WHO, **ratios}),
+    ]
 
 
-def _dense(case: Case) -> Table:
-    heads = ["", "ms", "least", "TFLOP/s", "of roofline", "bound by", "error"]
-    table = Table.of_numbers("Dense, BF16", heads, ["bound by"])
-    for line in case.lines:
-        if line.kind in (*DENSE, "prepare"):
-            table.row(line.name, *_speed(line), _percent(line.error_to_exact, 2))
+def _table(title: str, lines: Sequence[Line], columns: Mapping[str, Callable[[Line], str]]) -> Table:
+    """A row for each line; columns: what they say of it, by their heads."""
+    table = Table.of_numbers(title, columns, ["window", "bound by"])
+    for line in lines:
+        table.row(*(cell(line) for cell in columns.values()))
     return table
 
 
-def _kernels(sparse: Sequence[Line]) -> Table:
-    heads = ["", "density", "window", "ms", "least", "TFLOP/s", "of roofline", "bound by", "of datasheet"]
-    table = Table.of_numbers("The attention kernel, and FlexAttention in BF16", heads, ["window", "bound by"])
-    for line in sparse:
-        window = "x".join(map(str, line.window)) if line.window else "dense"
-        table.row(*_who(line), window, *_speed(line), _percent(line.datasheet_share))
-    return table
+def _ratios(case: Case, dense: str, line: Line) -> str:
+    """How many times as fast as the contender `dense` it is."""
+    together = case.beside(line, "together")
+    each = [(line.speedup or {})[dense]["alone"]]
+    if together and together.speedup:
+        each += together.speedup[dense].values()
+    return " / ".join("?" if ratio is None else f"{ratio:.2f}" for ratio in each)
 
 
-def _prologues(case: Case, sparse: Sequence[Line]) -> Table:
-    """Medians, and what of the roofline they reach; errors of the kernel."""
-    heads = ["", "density", "prologue, ms", "with prologue, ms", "error, emulator", "error, exact"]
-    table = Table.of_numbers("With its prologue (share of the roofline); errors", heads)
-    for line in sparse:
-        parts = [case.beside(line, kind) for kind in ("prologue", "together")]
-        times = [f"{_milliseconds(part.median_ms)} ({_percent(part.share)})" if part else "" for part in parts]
-        emulated = min(line.error_to_emulator.values()) if line.error_to_emulator else None
-        table.row(*_who(line), *times, _percent(emulated, 2), _percent(line.error_to_exact, 2))
-    return table
-
-
-def _ratios(case: Case, sparse: Sequence[Line]) -> Table:
-    dense = [line.name for line in case.lines if line.kind in DENSE and line.samples_ms]
-    title = (
-        "Times as fast as dense attention in BF16: alone / with its prologue / with it, against norm and RoPE as well"
-    )
-    table = Table.of_numbers(title, ["", "density", *dense])
-    for line in sparse:
-        together, cells = case.beside(line, "together"), []
-        for name in dense:
-            ratios = [line.speedup[name]["alone"]] if line.speedup else []
-            if together and together.speedup:
-                ratios += [together.speedup[name]["alone"], together.speedup[name]["prepared"]]
-            cells.append(" / ".join("?" if ratio is None else f"{ratio:.2f}" for ratio in ratios))
-        table.row(*_who(line), *cells)
-    return table
-
-
-def _who(line: Line) -> list[str]:
-    return [line.variant or line.name, f"{line.density:.4g}"]
-
-
-def _speed(line: Line) -> list[str]:
-    """Median, least, 10^12 operations per second, share of the roofline, what binds."""
-    if not line.samples_ms:
-        return ["not run", "", "", "", ""]
-    times = [_milliseconds(line.median_ms), _milliseconds(line.min_ms)]
-    return [*times, "" if line.tflops is None else f"{line.tflops:.0f}", _percent(line.share), line.bound or ""]
+def _in_brief(line: Line | None) -> str:
+    """Its median, and what of the roofline that is."""
+    return f"{_milliseconds(line.median_ms)} ({_percent(line.share)})" if line else ""
 
 
 def _milliseconds(value: float | None) -> str:
-    return "not run" if value is None else f"{value:.3g}" if value < 100 else f"{value:.0f}"
+    return "" if value is None else f"{value:.3g}" if value < 100 else f"{value:.0f}"
 
 
 def _percent(value: float | None, digits: int = 0) -> str:
     return "" if value is None else f"{100 * value:.{digits}f} %"
+
+
+_WHO: dict[str, Callable[[Line], str]] = {
+    "": lambda line: line.variant or line.name,
+    "density": lambda line: f"{line.density:.4g}",
+}
+_SPEED: dict[str, Callable[[Line], str]] = {
+    "ms": lambda line: _milliseconds(line.median_ms) or "not run",
+    "least": lambda line: _milliseconds(line.min_ms),
+    "TFLOP/s": lambda line: "" if line.tflops is None else f"{line.tflops:.0f}",
+    "of roofline": lambda line: _percent(line.share),
+    "bound by": lambda line: line.bound or "",
+}

@@ -60,17 +60,14 @@ def measure(
 
     device: a CUDA card. Where the time is up, the process ends there and then, with exit code 1.
     """
-    begin = time.monotonic()
+    end = time.monotonic() + job.seconds
     watcher.doing("looking at the card")
     facts = machine.provenance(command) | {"card": stopwatch.card(device)}
     record = AttentionRecord(**facts, seed=SEED, repeats=job.repeats, seconds=job.seconds)
-    measurer = Measurer(job, device, path, watcher, record, begin + job.seconds)
-    try:
-        measurer.write()  # a place that cannot be written is no news for later
-    except OSError as fault:
-        raise FpsgenError(f"{path} cannot be written: {fault.strerror or fault}", hint="choose another -o") from None
-    # A kernel that hangs cannot be waited for.
-    watchdog = threading.Timer(measurer.end - time.monotonic(), measurer.leave)
+    measurer = Measurer(job, device, path, watcher, record, end)
+    if fault := measurer.unwritable():  # no news for later
+        raise FpsgenError(fault, hint="choose another -o")
+    watchdog = threading.Timer(end - time.monotonic(), measurer.leave)  # a kernel that hangs cannot be waited for
     watchdog.daemon = True
     watchdog.start()
     try:
@@ -80,37 +77,45 @@ def measure(
     return measurer.record
 
 
+@dataclass
 class Measurer:
     """A record that grows. It is one value, always whole and replaced as a whole, so that `leave` can write it whenever
     the time is up. end: when that is, by time.monotonic."""
 
-    def __init__(
-        self, job: AttentionJob, device: torch.device, path: Path, watcher: Watcher, record: AttentionRecord, end: float
-    ):
-        self.job, self.device, self.path, self.watcher, self.record, self.end = job, device, path, watcher, record, end
+    job: AttentionJob
+    device: torch.device
+    path: Path
+    watcher: Watcher
+    record: AttentionRecord
+    end: float
 
     @torch.inference_mode()
     def run(self) -> None:
         """One case after another, each with an equal share of the time that is left."""
         for number, shape in enumerate(self.job.shapes):
-            left = self.end - RESERVE - time.monotonic()
-            share = time.monotonic() + left / (len(self.job.shapes) - number)
+            now = time.monotonic()
+            share = now + (self.end - RESERVE - now) / (len(self.job.shapes) - number)
             self.record = replace(self.record, cases=(*self.record.cases, Case(**shape.facts)))
             try:
                 self.fill(shape, share)
             except Exception as fault:  # of the card, or no memory: the other shapes may run
                 self.note(fault=f"{type(fault).__name__} while {self.case.doing}: {fault}"[:MOST_WORDS])
-                if not machine.is_alive(self.device):
-                    cut = "nothing runs on the GPU any more in this process"
-                    self.record = replace(self.record, cut=cut)
             self.note(doing=None, lines=derive(self.case.lines, self.record.card))
-            try:
-                self.write()
-            except OSError as fault:  # room may be made, and what is measured is told at the end
-                self.watcher.found(f"{self.path} cannot be written: {fault.strerror or fault}")
+            if not machine.is_alive(self.device):
+                self.record = replace(self.record, cut="nothing runs on the GPU any more in this process")
+            if why := self.unwritable():  # room may be made, and what is measured is told at the end
+                self.watcher.found(why)
             if self.record.cut:
                 return
             machine.release()  # the next shape's tensors have other sizes
+
+    def unwritable(self) -> str | None:
+        """Write the record; why not, where the disk refuses it."""
+        try:
+            files.write_json(self.path, as_json(self.record))
+        except OSError as fault:
+            return f"{self.path} cannot be written: {fault.strerror or fault}"
+        return None
 
     @property
     def case(self) -> Case:
@@ -124,9 +129,6 @@ class Measurer:
         """Say what runs now: if that never ends, the record that is left behind names it."""
         self.note(doing=what)
         self.watcher.doing(f"{shape}: {what}")
-
-    def write(self) -> None:
-        files.write_json(self.path, as_json(self.record))
 
     def fill(self, shape: Shape, share: float) -> None:
         """One case: every contender checked, then timed in rounds. share: when its part of the time ends."""
@@ -162,33 +164,24 @@ class Measurer:
         """End the process, with the record as it stands."""
         self.record = replace(self.record, cut="the budget of seconds was spent")
         doing = next((case.doing for case in self.record.cases if case.doing), "starting")
-        kept = f"{self.path} cannot be written"
         try:
-            self.write()
-            kept = f"what was measured is in {self.path}"
-        except OSError as fault:
-            kept += f": {fault.strerror or fault}"
-        finally:
+            kept = self.unwritable() or f"what was measured is in {self.path}"
             self.watcher.ended(f"stopped after {self.record.seconds:g} s while {doing}; {kept}")
+        finally:
             os._exit(1)
 
 
 def rounds(
-    one_round: Callable[[], None],
-    repeats: int,
-    share: float,
-    end: float,
-    clock: Callable[[], float] = time.monotonic,
+    one_round: Callable[[], None], repeats: int, share: float, end: float, clock: Callable[[], float] = time.monotonic
 ) -> str | None:
     """Run `one_round` up to `repeats` times: LEAST_ROUNDS times until `end`, and on until `share`, moments of the
     clock. Returns why no more were run. None is begun that would end too late if it took as long as the longest."""
     longest = 0.0
     for done in range(repeats):
         begin = clock()
-        if begin + longest >= end:
-            return "the budget of seconds was spent"
-        if done >= LEAST_ROUNDS and begin + longest >= share:
-            return "this shape's share of the budget was spent"
+        until, what = (share, "this shape's share of the budget") if done >= LEAST_ROUNDS else (end, "the budget")
+        if begin + longest >= until:
+            return f"{what} of seconds was spent"
         one_round()
         longest = max(longest, clock() - begin)
     return None

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
 
 import pytest
 import torch
 
-from fpsgen.attention import hopper, quantize, reference
+from fpsgen.attention import dense, hopper, quantize, reference
 from fpsgen.attention.emulator import VARIANTS, emulate, exponentials
 from fpsgen.attention.plan import AttentionPlan
 from fpsgen.attention.tiles import Shape3, TileGrid, key_lists
 from fpsgen.bench import dense_kernels, roofline
 from fpsgen.bench.attention import contenders
-from fpsgen.bench.attention.check import Oracles, error, exact, for_heads, sampled_rows, spread
+from fpsgen.bench.attention.check import Oracles, error, sampled_rows, spread
 from fpsgen.bench.attention.contenders import Inputs, Trial
-from fpsgen.bench.attention.record import Line
+from fpsgen.bench.attention.record import DENSE, Line
 from fpsgen.bench.attention.shapes import DENSITIES, Shape, chosen_windows, shape
 from fpsgen.bench.roofline import Amounts
 from fpsgen.presets import file
@@ -148,17 +149,15 @@ def test_rows_and_heads_are_spread() -> None:
     assert sampled_rows(tiles, turn=1000).max() < tiles.tokens
 
 
-@pytest.mark.parametrize(
-    "plan", [AttentionPlan(RAGGED), AttentionPlan(RAGGED, ((1, 3, 3), None, (3, 1, 1)), (2, 0, 1))]
-)
-def test_exact_rows_are_the_reference_s(plan: AttentionPlan) -> None:
+def test_exact_rows_are_attention_over_the_plan_s_keys() -> None:
     generator = torch.Generator().manual_seed(1)
-    q, k, v = (torch.randn(2, RAGGED.tokens, 3, 16, generator=generator) for _ in range(3))
-    rows, heads = sampled_rows(RAGGED, 5, 4, turn=3), torch.tensor([0, 2])
-    expected = reference.attention(q, k, v, plan)[:, rows]
-    assert error(exact(q, k, v, plan, rows), expected) < 1e-6  # float32, sums in another order
-    some = exact(q[:, :, heads], k[:, :, heads], v[:, :, heads], for_heads(plan, heads), rows)
-    assert error(some, expected[:, :, heads]) < 1e-6
+    q, k, v = (torch.randn(1, RAGGED.tokens, 2, 16, generator=generator) for _ in range(3))
+    rows = sampled_rows(RAGGED, 5, 4, turn=3)
+    plan = AttentionPlan(RAGGED, qk="int8", pv="fp8")
+    expected = dense.attention(q, k, v)[:, rows]
+    assert error(Oracles(q, k, v, rows).exact(plan), expected) < 1e-6  # float32, sums in another order
+    sparse = reference.attention(q, k, v, AttentionPlan(RAGGED, ((1, 3, 3),)))[:, rows]
+    assert error(Oracles(q, k, v, rows).exact(replace(plan, windows=((1, 3, 3),))), sparse) == 0
 
 
 def test_the_emulator_is_asked_again_only_for_a_large_error() -> None:
@@ -210,8 +209,13 @@ def test_contenders_on_a_machine_without_a_card() -> None:
     assert refused == {"fp8-fp16", "int8-int32", "flex"}
 
 
+def dense_contenders() -> list[Trial]:
+    every = contenders.contenders(Inputs(TINY, CPU), {}, [])
+    return [one for one in every if one.line.kind in DENSE]
+
+
 def test_every_sdpa_backend_is_right_or_says_why_not() -> None:
-    found = [contenders.tried(one, CPU) for one in contenders.dense_16bit(Inputs(TINY, CPU))]
+    found = [contenders.tried(one, CPU) for one in dense_contenders()]
     own = [one.name for one in found if one.kind == "sdpa"]
     assert own == ["sdpa-flash", "sdpa-cudnn", "sdpa-efficient", "sdpa-math"]
     assert {"sdpa-flash", "sdpa-math"} <= {one.name for one in found if one.trouble is None}  # which a CPU has, too
@@ -223,7 +227,7 @@ def test_every_sdpa_backend_is_right_or_says_why_not() -> None:
 
 def test_no_score_matrix_of_gigabytes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dense_kernels, "_MOST_SCORES", 1000)
-    found = {one.line.name: one.line.why_not for one in contenders.dense_16bit(Inputs(TINY, CPU))}
+    found = {one.line.name: one.line.why_not for one in dense_contenders()}
     assert "whole score matrix" in (found["sdpa-math"] or "")
     assert not found["sdpa-flash"]
 
