@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,16 +14,16 @@ from fpsgen.cli.command import App
 from fpsgen.cli.output import Output
 from fpsgen.printable import printable
 from fpsgen.report.words import counted
-from fpsgen.settings import DEFAULTS, Settings, check_settings
-from fpsgen.tables import Table
+from fpsgen.settings import Settings, check_settings
+from fpsgen.tables import Column, Table
 from fpsgen.wan import sizes
 
 if TYPE_CHECKING:
     from fpsgen.attention.plan import AttentionPlan
-    from fpsgen.attention.tiles import Shape3, TileGrid
+    from fpsgen.attention.tiles import Shape3
     from fpsgen.presets import Preset
-    from fpsgen.wan.config import WanConfig
     from fpsgen.wan.plan import StepPlan
+    from fpsgen.weights.models import Model
 
 EXAMPLES = """
 fpsgen presets
@@ -35,65 +34,29 @@ fpsgen presets check mine.toml
 _ANY = "14b"  # the model by which presets for any are shown
 _MOST_ROWS = 4  # plans of one run of steps that are shown one by one
 
-
 app = App(epilog=EXAMPLES)
 
 
-@dataclass(frozen=True)
-class Subject:
-    """What presets are looked at for: a model, which need not be on disk, and a video of its."""
-
-    family: str
-    config: WanConfig
-    tile: Callable[[Shape3], Shape3]
-    settings: Settings
-    solver: options.SolverName = options.SolverName.UNIPC
-    sigmas: options.SigmasName = options.SigmasName.ORIGINAL
-
-    def tiles(self, preset: Preset) -> TileGrid:
-        from fpsgen.attention.tiles import TileGrid
-
-        grid = self.config.grid(sizes.latent_shape(self.settings.frames, self.settings.height, self.settings.width))
-        return TileGrid(grid, preset.tile or self.tile(grid))
-
-    def steps(self, preset: Preset) -> list[tuple[float, StepPlan]]:
-        """The noise level before each step, and each layer's plan; UsageError where the preset does not fit."""
-        from fpsgen.solvers import noise_levels
-
-        preset.check_family(self.family)
-        levels = noise_levels(self.settings.steps, self.settings.shift, self.solver.value, self.sigmas.value)
-        plans = preset.schedule(levels, self.tiles(preset), self.config.num_layers, self.config.num_heads)
-        return list(zip(levels, plans, strict=True))
-
-
-def subject_of(name: str) -> tuple[Subject, bool]:
-    """The model `name` with its defaults, and whether it renders at its own size only."""
-    from fpsgen.attention.tiles import default_tile
-    from fpsgen.wan import config
-    from fpsgen.weights import models
-
-    if (key := name.lower()) in config.FAMILIES:
-        return Subject(key, config.FAMILIES[key], default_tile, DEFAULTS[key]), False
-    model = models.find(name)
-    return Subject(model.family, model.config, model.tile, model.defaults), model.card is not None
-
-
 def chosen(
-    name: str | Preset, model: str | None, res: str | None, out: Output, **given: float | None
-) -> tuple[Preset, Subject]:
-    """A preset, or that of a name or grade, and what it is looked at for; given: settings that the user named."""
+    name: str | Preset, model: str | None, res: str | None, out: Output, **given: Any
+) -> tuple[Preset, Model, Settings]:
+    """A preset (or that of a name or grade), and what it is looked at for: a model, which need not be on disk, and the
+    settings of a video. given: those that the user named."""
     from fpsgen.presets import shipped
+    from fpsgen.wan.config import FAMILIES
+    from fpsgen.weights import models
 
     size = sizes.parse_resolution(res) if res is not None else None
     preset = name if not isinstance(name, str) else None if name in shipped.GRADES else shipped.find(name)
-    subject, fixed = subject_of(model if model is not None else (preset and preset.model) or _ANY)
-    own = (subject.settings.width, subject.settings.height)
-    if fixed and size not in (None, own):
+    key = model if model is not None else (preset and preset.model) or _ANY
+    subject = models.absent(key.lower()) if key.lower() in FAMILIES else models.find(key)
+    own = (subject.defaults.width, subject.defaults.height)
+    if subject.card and size not in (None, own):
         out.note(f"the {subject.family} model renders {own[0]}x{own[1]}; its pixels are scaled to any other size")
-    width, height = own if fixed else size or (preset and shipped.size_of(preset)) or own
+    width, height = own if subject.card else size or (preset and shipped.size_of(preset)) or own
     sizes.check_model_size(width, height)
-    subject = replace(subject, settings=subject.settings.override(width=width, height=height, **given))
-    return preset or shipped.of_grade(str(name), subject.family, width, height), subject
+    settings = subject.defaults.override(width=width, height=height, **given)
+    return preset or shipped.of_grade(str(name), subject.family, width, height), subject, settings
 
 
 @app.callback(invoke_without_command=True)
@@ -116,43 +79,29 @@ def list_presets(json: bool = False) -> None:
     if json:
         out.result("", {"presets": told})
         return
-    table = Table()
-    table.column("preset")
-    table.column("model", spare=2)
-    table.column("size", spare=1)
-    table.column("phases", right=True, spare=3)
-    table.column("density", right=True, spare=1)
-    table.column("cost", right=True)
-    table.column("quality")
+    numbers = Column("phases", right=True, spare=3), Column("density", right=True, spare=1), Column("cost", right=True)
+    words = Column("preset"), Column("model", spare=2), Column("size", spare=1)
+    table = Table(columns=[*words, *numbers, Column("quality")])
     for each in told:
-        numbers = (str(each["phases"]), f"{each['density']:.2f}", f"{each['cost']:.2f}")
-        table.row(each["name"], each["model"] or "any", each["size"] or "any", *numbers, quality(each))
+        numbers_of = (str(each["phases"]), f"{each['density']:.2f}", f"{each['cost']:.2f}")
+        table.row(each["name"], each["model"] or "any", each["size"] or "any", *numbers_of, quality(each))
     out.show(table)
     out.line(f"density, cost: averages over the model's default steps ({_ANY}'s if a preset is for any model)")
-    out.line(_COST)
+    out.line("cost: of attention, modelled for an H100; dense bf16's is 1")
     out.line("--preset quality, balanced or fast takes the preset for the model and size")
 
 
-_FLOPS = ("dense_flops", "saved_flops")
-_COST = "cost: of attention, modelled for an H100; dense bf16's is 1"
-
-
 def entry(preset: Preset, out: Output) -> dict[str, Any]:
-    """What the list says of a preset, and `show` besides its steps."""
+    """A preset's entry in the list."""
     from fpsgen.presets import shipped
 
-    _, subject = chosen(preset, None, None, out)
-    size = shipped.size_of(preset)
-    whole = account(preset, subject)
-    return {
-        **facts(preset),
-        "size": f"{size[0]}x{size[1]}" if size else None,
-        **{key: whole[key] for key in ("density", "cost", "at")},
-    }
+    size, whole = shipped.size_of(preset), account(*chosen(preset, None, None, out))
+    own = {key: whole[key] for key in ("density", "cost", "at")}
+    return {**facts(preset), "size": size and times(size), **own}
 
 
 def facts(preset: Preset) -> dict[str, Any]:
-    """What is so on every video."""
+    """What does not depend on the video."""
     return {
         "name": preset.name,
         "model": preset.model,
@@ -191,8 +140,9 @@ def show(
     out = Output(json, verbose)
     check_settings(frames, steps, None, shift)
     out.loading()
-    preset, subject = chosen(name, model, res, out, frames=frames, steps=steps, shift=shift)
-    told = {**facts(preset), **account(preset, replace(subject, solver=solver, sigmas=sigmas))}
+    given = {"frames": frames, "steps": steps, "shift": shift, "solver": solver.value, "sigmas": sigmas.value}
+    preset, subject, settings = chosen(name, model, res, out, **given)
+    told = {**facts(preset), **account(preset, subject, settings)}
     if json:
         out.result("", told)
     else:
@@ -216,23 +166,20 @@ def check(
     preset = files.read(Path(file), file)
     fits, at = "--model NAME also checks windows, layers and heads", None
     if preset.model or model is not None or res is not None or frames is not None:
-        _, subject = chosen(preset, model, res, out, frames=frames)
-        whole = account(preset, subject)
+        _, subject, settings = chosen(preset, model, res, out, frames=frames)
+        whole = account(preset, subject, settings)
         at = whole["at"]
-        if larger := larger_than(at["tile"], subject):
+        if larger := larger_than(at["tile"], subject.config.grid(settings.latent_shape)):
             out.note(larger)
-        fits = (
-            f"fits {at['model']} at {at['width']}x{at['height']}, {at['frames']} frames: density {whole['density']:.2f}"
-        )
+        size = f"{at['width']}x{at['height']}"
+        fits = f"fits {at['model']} at {size}, {at['frames']} frames: density {whole['density']:.2f}"
     many = counted(len(preset.phases), "phase")
     line = f"{printable(file)} is a preset for {preset.model or 'any model'}, with {many}; {fits}"
     out.result(line, {**facts(preset), "file": file, "at": at})
 
 
-def larger_than(tile: Shape3, subject: Subject) -> str | None:
-    """What to know of a tile that the video does not fill."""
-    own = subject.settings
-    grid = subject.config.grid(sizes.latent_shape(own.frames, own.height, own.width))
+def larger_than(tile: Shape3, grid: Shape3) -> str | None:
+    """What to know of a tile that the video, a grid of tokens, does not fill."""
     axes = [axis for axis, size, whole in zip("THW", tile, grid, strict=True) if size > whole]
     if not axes:
         return None
@@ -240,38 +187,47 @@ def larger_than(tile: Shape3, subject: Subject) -> str | None:
     return f"{told}: there is only one tile along it, and no window saves anything there"
 
 
-def account(preset: Preset, subject: Subject) -> dict[str, Any]:
-    """What a preset does in each run of steps of one phase, and sums: flops of one guidance branch."""
-    steps = subject.steps(preset)
-    tiles, settings = subject.tiles(preset), subject.settings
-    runs = []
-    for _, group in groupby(enumerate(steps, 1), key=lambda step: preset.at(step[1][0])):
-        each = list(group)
-        (first, (begin, step)), (last, (end, _)) = each[0], each[-1]
-        runs.append({"steps": [first, last], "sigma": [begin, end], **of_layers(step, subject, len(each))})
-    mean = {
-        key: sum(run[key] * (run["steps"][1] - run["steps"][0] + 1) for run in runs) / len(steps)
-        for key in ("density", "cost")
-    }
-    sums = {key: sum(run[key] for run in runs) for key in _FLOPS}
-    at: dict[str, Any] = {"model": subject.family, "solver": subject.solver.value, "grid": subject.sigmas.value}
+def account(preset: Preset, model: Model, settings: Settings) -> dict[str, Any]:
+    """What a preset does in each run of steps of one phase, and sums: flops of one guidance branch.
+
+    UsageError if the preset is for another model or another video's size.
+    """
+    preset.check_family(model.family)
+    tiles, levels = model.tiles(settings.latent_shape, preset.tile), settings.noise_levels
+    plans = preset.schedule(levels, tiles, model.config.num_layers, model.config.num_heads)
+    runs: list[dict[str, Any]] = []
+    last = 0
+    for _, group in groupby(levels, key=preset.at):
+        each, first = list(group), last + 1
+        last += len(each)
+        where = {"steps": [first, last], "sigma": [each[0], each[-1]]}
+        runs.append(where | of_layers(plans[first - 1], model, len(each)))
+    at: dict[str, Any] = {"model": model.family, "solver": settings.solver, "grid": settings.sigmas}
     at |= {key: getattr(settings, key) for key in ("width", "height", "frames", "steps", "shift")}
     at |= {"tokens": tiles.tokens, "tile": tiles.tile, "tiles": tiles.counts}
-    return {"at": at, "runs": runs, **mean, **sums}
+    return {"at": at, "runs": runs, **summed(runs, [run["steps"][1] - run["steps"][0] + 1 for run in runs])}
 
 
-def of_layers(step: StepPlan, subject: Subject, steps: int) -> dict[str, Any]:
+def summed(parts: Sequence[dict], counts: Sequence[int]) -> dict[str, float]:
+    """Density and cost of all parts, averages over their counts; the sums of their flops."""
+    means = {
+        key: sum(part[key] * count for part, count in zip(parts, counts, strict=True)) / sum(counts)
+        for key in ("density", "cost")
+    }
+    return means | {key: sum(part[key] for part in parts) for key in ("dense_flops", "saved_flops")}
+
+
+def of_layers(step: StepPlan, model: Model, steps: int) -> dict[str, Any]:
     """What all layers do at one step, layers of one plan together, and its cost; flops: of `steps` such steps."""
     from fpsgen.attention.plan import AttentionPlan
     from fpsgen.presets import cost, file
 
-    heads, width = subject.config.num_heads, subject.config.head_dim
-    tokens = cost.STAND_IN_TOKENS if subject.family == "pocket" else step.tiles.tokens
-    every = AttentionPlan(step.tiles).flops(heads, width)
+    heads, width = model.config.num_heads, model.config.head_dim
+    tokens = cost.STAND_IN_TOKENS if model.family == "pocket" else step.tiles.tokens
     layers: list[dict[str, Any]] = []
     for plan in dict.fromkeys(step.attention):
         own = [number for number, each in enumerate(step.attention) if each == plan]
-        dense = steps * len(own) * every
+        dense = steps * len(own) * AttentionPlan(step.tiles).flops(heads, width)
         layers.append(
             {
                 "at": file.ranges(own),
@@ -283,8 +239,7 @@ def of_layers(step: StepPlan, subject: Subject, steps: int) -> dict[str, Any]:
                 "saved_flops": dense * (1 - plan.density),
             }
         )
-    mean = {key: sum(own[key] * own["layers"] for own in layers) / len(step.attention) for key in ("density", "cost")}
-    return {"layers": layers, **mean, **{key: sum(own[key] for own in layers) for key in _FLOPS}}
+    return {"layers": layers, **summed(layers, [own["layers"] for own in layers])}
 
 
 def windows_of(plan: AttentionPlan, heads: int) -> list[dict[str, Any]]:
@@ -309,15 +264,10 @@ def draw(out: Output, told: dict) -> None:
         "{model} at {width}x{height}, {frames} frames, {tokens} tokens in {} tiles of {}; "
         "{steps} steps, {solver}, shift {shift:g}".format(*(times(at[key]) for key in ("tiles", "tile")), **at)
     )
-    table = Table()
-    table.column("steps")
-    table.column("noise", spare=2)
-    table.column("layers", prose=True)
-    table.column("heads", prose=True, spare=1 if not out.verbose else 0)
-    table.column("sees", prose=True)
-    table.column("precision", prose=True)
-    table.column("density", right=True)
-    table.column("FLOPs saved", right=True, spare=3)
+    texts = [Column(head, prose=True) for head in ("layers", "sees", "precision")]
+    texts.insert(1, Column("heads", prose=True, spare=0 if out.verbose else 1))
+    numbers = Column("density", right=True), Column("FLOPs saved", right=True, spare=3)
+    table = Table(columns=[Column("steps"), Column("noise", spare=2), *texts, *numbers])
     for run in told["runs"]:
         (first, last), (begin, end) = run["steps"], run["sigma"]
         head = [span(str(first), str(last)), span(f"{begin:.3f}", f"{end:.3f}")]
@@ -376,16 +326,15 @@ def sight(windows: set[Shape3 | None]) -> str:
 def precision(own: dict) -> str:
     if (own["qk"], own["pv"]) == ("bf16", "bf16"):
         return "bf16"
-    return f"qk {own['qk']}, pv {own['pv']}" + (
-        ", k not smoothed" if own["qk"] != "bf16" and not own["smooth_k"] else ""
-    )
+    rough = ", k not smoothed" if own["qk"] != "bf16" and not own["smooth_k"] else ""
+    return f"qk {own['qk']}, pv {own['pv']}{rough}"
 
 
 def span(first: str, last: str) -> str:
     return first if first == last else f"{first}-{last}"
 
 
-def times(shape: Shape3) -> str:
+def times(shape: Iterable[int]) -> str:
     return "x".join(map(str, shape))
 
 

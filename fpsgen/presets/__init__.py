@@ -13,7 +13,7 @@ from typing import Any
 
 from fpsgen.attention.plan import AttentionPlan, PVPrecision, QKPrecision
 from fpsgen.attention.tiles import Shape3, TileGrid
-from fpsgen.errors import UsageError
+from fpsgen.errors import UsageError, option
 from fpsgen.settings import Settings
 from fpsgen.wan.plan import StepPlan
 
@@ -161,7 +161,9 @@ class Preset:
         """UsageError where the preset is for other models than those of `family`."""
         if self.model not in (None, family):
             told = f"it is for {self.model}, and the model is of the family {family}"
-            raise self.fault(told, self.lines.get("model"), hint="see `fpsgen presets`, or use --preset bf16")
+            raise self.fault(
+                told, self.lines.get("model"), hint=f"see `fpsgen presets`, or use {option('preset', 'bf16')}"
+            )
 
     def plans(self, tiles: TileGrid, layers: int, heads: int) -> dict[Phase, StepPlan]:
         """What a step of each phase does in `layers` layers of `heads` heads; equal attention plans are shared.
