@@ -111,13 +111,14 @@ def prompts_for(count: int, held_out: bool, paraphrase: bool) -> tuple[list[str]
 FIRST_FRAME = """
 ## Why the first frame of a clip is often the most smeared
 
-The first latent frame stands for one frame, the later ones for four each, and nothing comes before it. The transformer
-learnt it least well: the squared error of its one-step prediction of rendered clips' latents is 1.3 times that of the
-third to seventh latent frame at sigma 0.8, and 1.5 times at 0.5 and at 0.2. The VAE adds little: 29.2 dB for the first
-frame, 28.3 dB for the second, 30.2 dB for the mean of all. No fault of decoding or of the latents' normalisation is
-behind it: the normalised first latent frame has a standard deviation of 1.04, the others 1.01 to 1.08, and bfloat16
-loses no more than float32. Neither 50 steps nor guidance 1 or 7 nor shift 6 mends the frame (two clips of each, looked
-at): only training can.
+The first latent frame stands for one frame, each later one for four frames, and nothing comes before the first. The
+transformer learnt it worst. The squared error of its one-step prediction of rendered clips' latents is 1.3 times that
+of the third to seventh latent frame at sigma 0.8, and 1.5 times at 0.5 and at 0.2. The VAE adds little: its PSNR is
+29.2 dB for the first frame, 28.3 dB for the second, and 30.2 dB for the mean of all. Neither decoding nor the
+normalisation of latents is at fault: the normalised first latent frame has a standard deviation of 1.04, the others
+have 1.01 to 1.08, and bfloat16 loses no more than float32. 50 steps, guidance 1 or 7, or shift 6 do not improve the
+frame (two clips of each, judged by eye): only training can.
+
 `python -m recipes.pocket.first_frame` measures the errors, on 12 clips.
 """
 
@@ -126,12 +127,13 @@ def document(record: dict) -> str:
     """What is published of an evaluation, in Markdown."""
     return (
         f"# How well the pocket model (version {record['version']}) shows what its prompt says\n\n"
-        "Share of clips of which a judge names the right subject, motion and scene, and all three. Two judges: a\n"
-        "small network, and template matching. Below the model's clips, what both say of clips that the world's own\n"
-        "program rendered, and of these sent through the VAE: no model of this VAE can be expected above that.\n"
-        "Held-out combinations of subject, motion and scene were never trained on; sentences and seeds are new\n"
-        "everywhere. A share of 208 clips is good to about 0.02, of 48 to about 0.05. The judges ask what a clip\n"
-        "shows, not whether it is handsome: a smeared face that can still be told from the seven others passes.\n\n"
+        "The table shows the share of clips in which a judge finds the right subject, motion and scene, and all\n"
+        "three. There are two judges: a small network, and template matching. The rows below the model's clips\n"
+        "show what both judges say of clips that the world's own program rendered, and of the same clips after the\n"
+        "VAE: no model with this VAE can be expected to do better. Held-out combinations of subject, motion and\n"
+        "scene were never trained on; sentences and seeds are new everywhere. A share of 208 clips is good to\n"
+        "about 0.02, of 48 clips to about 0.05. The judges ask what a clip shows, not whether it looks good: a\n"
+        "smeared face passes if it can still be told from the seven others.\n\n"
         f"{record['steps']} steps, guidance {record['guidance']:g}, shift {record['shift']:g}, float32 on a CPU; "
         "`python -m recipes.pocket.evaluate` makes this page.\n\n" + table(record["results"]) + FIRST_FRAME
     )

@@ -15,7 +15,7 @@ def test_an_index_reads_no_files_elsewhere(folder: Path) -> None:
     index = folder / "transformer" / "diffusion_pytorch_model.safetensors.index.json"
     for name in ("/etc/passwd", "../vae/diffusion_pytorch_model.safetensors"):
         index.write_text(json.dumps({"weight_map": {"proj_out.weight": name}}))
-        with pytest.raises(ModelError, match="do not lie beside it"):
+        with pytest.raises(ModelError, match="are not in its folder"):
             recognise(folder)
 
 
