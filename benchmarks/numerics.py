@@ -27,9 +27,8 @@ from fpsgen.bench.markdown import page
 from fpsgen.machine import provenance
 from fpsgen.sampling import Denoiser
 from fpsgen.wan import plan
-from fpsgen.wan.text_encoder import TextEncoder
 from fpsgen.weights import models
-from fpsgen.weights.load import load_transformer
+from fpsgen.weights.load import load_text_encoder, load_transformer
 
 LENGTHS = (1024, 4096, 8192, 32768)
 ROWS, HEADS, HEAD_DIM, TILE = 256, 8, 128, 128
@@ -79,7 +78,7 @@ def synthetic(kind: str, length: int) -> Data:
 def captured() -> Iterator[tuple[str, Data, TileGrid]]:
     """q, k, v of every self-attention of the pocket model at the STEPS; of the two guidance branches, the prompt's."""
     model, cpu = models.find("pocket"), torch.device("cpu")
-    encoder = TextEncoder(model.checkpoint, cpu, torch.bfloat16)
+    encoder = load_text_encoder(model.checkpoint, cpu, torch.bfloat16)
     transformer = load_transformer(model.checkpoint, cpu, torch.float32)
     seen: list[Data] = []
 

@@ -32,9 +32,8 @@ from fpsgen.request import Request, resolve
 from fpsgen.sampling import Denoiser
 from fpsgen.target import Target
 from fpsgen.wan import vae as wan_vae
-from fpsgen.wan.text_encoder import TextEncoder
 from fpsgen.weights import models
-from fpsgen.weights.load import load_transformer, load_vae
+from fpsgen.weights.load import load_text_encoder, load_transformer, load_vae
 from recipes.pocket.evaluate import NOISE_SEED, prompts_for
 from recipes.pocket.world import contact_sheet
 
@@ -74,7 +73,7 @@ class Worker:
         torch.set_num_threads(1)
         cpu = torch.device("cpu")
         cls.model = models.find("pocket")
-        cls.encoder = TextEncoder(cls.model.checkpoint, cpu, torch.bfloat16)
+        cls.encoder = load_text_encoder(cls.model.checkpoint, cpu, torch.bfloat16)
         cls.transformer = load_transformer(cls.model.checkpoint, cpu, torch.float32)
         cls.vae = load_vae(cls.model.checkpoint, cpu)
         cls.judge = load_network()

@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Generator, Iterator, Sequence
+from itertools import groupby
 
 import numpy as np
 from torch import Tensor
 
 from fpsgen import machine
 from fpsgen.attention import door
+from fpsgen.errors import option
 from fpsgen.events import Branches, Denoised, Event, Frames, Notice, Run, Stage, Step, Written
 from fpsgen.pocket import reading
+from fpsgen.presets import file
 from fpsgen.printable import printable
 from fpsgen.request import Request, VideoPlan, resolve
 from fpsgen.sampling import Denoiser
@@ -25,8 +28,7 @@ from fpsgen.timing import Timings
 from fpsgen.video import VideoWriter
 from fpsgen.wan import vae as wan_vae
 from fpsgen.wan.plan import distinct
-from fpsgen.wan.text_encoder import TextEncoder
-from fpsgen.weights.load import load_transformer, load_vae
+from fpsgen.weights.load import load_text_encoder, load_transformer, load_vae
 from fpsgen.weights.models import Model
 
 
@@ -112,7 +114,7 @@ def encode_prompts(
     """The text embedding of each prompt, then of each negative one, the generator's return value; the encoder is gone
     afterwards."""
     with _all(videos, "load"):
-        encoder = TextEncoder(model.checkpoint, target.device, target.text_dtype)
+        encoder = load_text_encoder(model.checkpoint, target.device, target.text_dtype)
     yield Stage("text")
     names = [f"prompt {number}" if len(prompts) > 1 else "prompt" for number in range(1, len(prompts) + 1)]
     texts = []
@@ -142,7 +144,7 @@ def denoise(plan: VideoPlan, denoiser: Denoiser, timings: Timings) -> Generator[
     yield Stage("denoise")
     if denoiser.branches > 1:
         yield Branches(denoiser.together)
-    yield from plan.notices()
+    yield from notices(plan)
     yield from make_ready(plan, timings)
     with timings.stage("denoise"):
         latents = denoiser.noise(plan.request.seed)
@@ -155,6 +157,24 @@ def denoise(plan: VideoPlan, denoiser: Denoiser, timings: Timings) -> Generator[
         latents = moment.latents
         timings.steps.append(moment.seconds)
         yield Step(moment.step + 1, len(plan.steps), moment.seconds, moment.finite)
+
+
+def notices(plan: VideoPlan) -> Iterator[Notice]:
+    """Which plan runs in which steps and layers, on which backend, and why on no other."""
+    if plan.target.device.type == "cuda" and any(one.name == "reference" for one in plan.backends.values()):
+        instead = option("preset", "bf16")
+        yield Notice(f"plain PyTorch runs this preset's attention here, which may take longer than {instead}")
+    first = 1
+    for step, alike in groupby(plan.steps):
+        last = first + sum(1 for _ in alike) - 1
+        steps = f"step {first}" if first == last else f"steps {first} to {last}"
+        for attention in dict.fromkeys(step.attention):
+            layers = [number for number, each in enumerate(step.attention) if each == attention]
+            where = steps if len(layers) == len(step.attention) else f"{steps}, layers {file.ranges(layers)}"
+            choice = plan.backends[attention]
+            refused = "".join(f"; not {door.told(name)}: {reason}" for name, reason in choice.refused)
+            yield Notice(f"{where}: {attention}, by {door.told(choice.name)}{refused}", detail=True)
+        first = last + 1
 
 
 def make_ready(plan: VideoPlan, timings: Timings) -> Iterator[Notice]:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,6 @@ from fpsgen.attention import door
 from fpsgen.attention.door import Choice
 from fpsgen.attention.plan import AttentionPlan
 from fpsgen.attention.tiles import TileGrid
-from fpsgen.errors import option
-from fpsgen.events import Notice
 from fpsgen.presets import BF16, Preset, file, shipped
 from fpsgen.settings import Settings
 from fpsgen.target import Target
@@ -104,23 +101,6 @@ class VideoPlan:
                 "backends": sorted({choice.name for choice in self.backends.values()}),
             },
         }
-
-    def notices(self) -> Iterator[Notice]:
-        """Which plan runs in which steps and layers, on which backend, and why on no other."""
-        if self.target.device.type == "cuda" and any(one.name == "reference" for one in self.backends.values()):
-            instead = option("preset", "bf16")
-            yield Notice(f"plain PyTorch runs this preset's attention here, which may take longer than {instead}")
-        first = 1
-        for step, alike in groupby(self.steps):
-            last = first + sum(1 for _ in alike) - 1
-            steps = f"step {first}" if first == last else f"steps {first} to {last}"
-            for plan in dict.fromkeys(step.attention):
-                layers = [number for number, each in enumerate(step.attention) if each == plan]
-                where = steps if len(layers) == len(step.attention) else f"{steps}, layers {file.ranges(layers)}"
-                choice = self.backends[plan]
-                refused = "".join(f"; not {door.told(name)}: {reason}" for name, reason in choice.refused)
-                yield Notice(f"{where}: {plan}, by {door.told(choice.name)}{refused}", detail=True)
-            first = last + 1
 
 
 def resolve(request: Request, model: Model, target: Target) -> VideoPlan:

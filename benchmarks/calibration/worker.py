@@ -12,9 +12,8 @@ from fpsgen.calibrate.trajectory import Clip, Renderer
 from fpsgen.calibrate.verify import Checked, Checker
 from fpsgen.journal import Journal
 from fpsgen.wan.plan import StepPlan
-from fpsgen.wan.text_encoder import TextEncoder
 from fpsgen.weights import models
-from fpsgen.weights.load import load_transformer, load_vae
+from fpsgen.weights.load import load_text_encoder, load_transformer, load_vae
 
 CPU = torch.device("cpu")
 
@@ -36,7 +35,7 @@ class Worker:
         torch.set_num_threads(1)
         cls.job = job_for(1.0)
         checkpoint = cls.job.model.checkpoint
-        cls.encoder = TextEncoder(checkpoint, CPU, torch.bfloat16)
+        cls.encoder = load_text_encoder(checkpoint, CPU, torch.bfloat16)
         cls.transformer = load_transformer(checkpoint, CPU, torch.float32)
         cls.vae = load_vae(checkpoint, CPU)
         cls.negative = cls.encoder.encode(cls.job.settings.negative).text

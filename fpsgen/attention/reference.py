@@ -33,7 +33,7 @@ def why_not(device: torch.device, plan: AttentionPlan, head_dim: int) -> str | N
 
 
 def make_ready(plan: AttentionPlan, device: torch.device) -> None:
-    """Group the rows of every window."""
+    """HeadGroup the rows of every window."""
     for window in plan.windows:
         grouped(plan.tiles, window, device)
 
@@ -83,7 +83,7 @@ def softmax_mean(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan) -> Tensor
 
 
 @dataclass(frozen=True, eq=False)
-class Group:
+class HeadGroup:
     """Key lists of one shape, computed side by side. keys: int32 [lists, key rows]; queries: rows that have each."""
 
     keys: Tensor
@@ -94,7 +94,7 @@ class Group:
         return len(self.keys) * self.queries
 
 
-def at_once(heads: int, head_dim: int, group: Group) -> tuple[int, int]:
+def at_once(heads: int, head_dim: int, group: HeadGroup) -> tuple[int, int]:
     """How many lists, and how many queries of each, so that _MOST_NUMBERS bounds scores, and keys and values."""
     per_row = heads * group.keys.shape[1]
     lists = max(1, _MOST_NUMBERS // (per_row * max(group.queries, 2 * head_dim)))
@@ -110,7 +110,9 @@ def gathered(x: Tensor, rows: Tensor, window: Shape3 | None) -> Tensor:
 
 @lru_cache(maxsize=128)
 @outlives_inference
-def grouped(tiles: TileGrid, window: Shape3 | None, device: torch.device) -> tuple[Tensor, Tensor, tuple[Group, ...]]:
+def grouped(
+    tiles: TileGrid, window: Shape3 | None, device: torch.device
+) -> tuple[Tensor, Tensor, tuple[HeadGroup, ...]]:
     """Query rows grouped by the shape of what they see: their order, its inverse, and the groups in that order."""
     lists = key_lists(tiles, window or tiles.counts)
     query_tiles = lists.list_of.argsort(stable=True).split(lists.list_of.bincount().tolist())
@@ -120,7 +122,7 @@ def grouped(tiles: TileGrid, window: Shape3 | None, device: torch.device) -> tup
         alike.setdefault((len(queries), len(keys)), []).append((queries, keys))
     order = torch.cat([queries for pairs in alike.values() for queries, _ in pairs])
     groups = (
-        Group(torch.stack([keys for _, keys in pairs]).to(device, torch.int32), queries)
+        HeadGroup(torch.stack([keys for _, keys in pairs]).to(device, torch.int32), queries)
         for (queries, _), pairs in alike.items()
     )
     return order.to(device), order.argsort().to(device), tuple(groups)

@@ -25,7 +25,7 @@ _EXPECTED_COST = 0.5  # of the schedules that are verified, in BF16 attention's
 
 
 @dataclass(frozen=True)
-class Part:
+class WorkPart:
     """name; forwards: of the transformer, one guidance branch each; seconds: on one H100."""
 
     name: str
@@ -33,7 +33,7 @@ class Part:
     seconds: float
 
 
-def parts(job: Job) -> list[Part]:
+def parts(job: Job) -> list[WorkPart]:
     """What a calibration consists of, with one round of verification."""
     own, phases = job.effort, job.phases
     branches = job.settings.branches
@@ -43,15 +43,15 @@ def parts(job: Job) -> list[Part]:
     probes = own.probed * (len(phases) * own.layers + sum(own.steps - span.first for span in phases)) * branches
     clip = own.checks * job.settings.steps * branches
     return [
-        Part("dense trajectories", own.clips * own.steps * branches, own.clips * own.steps * branches * each),
-        Part("candidates", 0, looking(job)),
-        Part("sensitivities", probes, probes * each),
-        Part("verification, BF16", clip, clip * each),
-        Part("verification, a round", clip, clip * cheaper),
+        WorkPart("dense trajectories", own.clips * own.steps * branches, own.clips * own.steps * branches * each),
+        WorkPart("candidates", 0, looking(job)),
+        WorkPart("sensitivities", probes, probes * each),
+        WorkPart("verification, BF16", clip, clip * each),
+        WorkPart("verification, a round", clip, clip * cheaper),
     ]
 
 
-def parts_here(job: Job, step: float) -> list[Part]:
+def parts_here(job: Job, step: float) -> list[WorkPart]:
     """As `parts`, on a machine where a step of all guidance branches takes `step` seconds."""
     return [replace(part, seconds=job.work_by_part[part.name] * step) for part in parts(job)]
 

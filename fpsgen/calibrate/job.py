@@ -12,7 +12,7 @@ import numpy as np
 from fpsgen.attention.tiles import TileGrid
 from fpsgen.calibrate.budget import Budget
 from fpsgen.calibrate.candidates import Candidates
-from fpsgen.calibrate.settings import Effort, Span, spans
+from fpsgen.calibrate.settings import Effort, PhaseSpan, spans
 from fpsgen.presets import Phase, Preset, cost
 from fpsgen.settings import Settings
 from fpsgen.wan.plan import StepPlan
@@ -46,7 +46,7 @@ class Job:
         return Candidates(self.tiles, tokens)
 
     @cached_property
-    def phases(self) -> list[Span]:
+    def phases(self) -> list[PhaseSpan]:
         return spans(replace(self.settings, steps=self.effort.steps), self.effort.phases)
 
     @cached_property

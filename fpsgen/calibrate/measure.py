@@ -27,7 +27,7 @@ from fpsgen import metrics
 from fpsgen.attention.door import QKTransform, prepare
 from fpsgen.calibrate import local
 from fpsgen.calibrate.candidates import Candidates
-from fpsgen.calibrate.settings import Effort, Span
+from fpsgen.calibrate.settings import Effort, PhaseSpan
 from fpsgen.calibrate.trajectory import Clip, Renderer
 from fpsgen.events import Done
 from fpsgen.sampling import not_finite
@@ -47,7 +47,7 @@ class Measurement:
 
 
 def measure(
-    renderer: Renderer, clips: list[Clip], candidates: Candidates, phases: list[Span], effort: Effort, seed: int
+    renderer: Renderer, clips: list[Clip], candidates: Candidates, phases: list[PhaseSpan], effort: Effort, seed: int
 ) -> Measurement:
     """All of it, piece by piece through the renderer's journal."""
     found: list[Tensor] = []
@@ -212,7 +212,7 @@ def _phase_errors(
     clip: Clip,
     name: str,
     candidates: Candidates,
-    phases: list[Span],
+    phases: list[PhaseSpan],
     velocities: list[Tensor],
     final: Tensor,
 ) -> Tensor:

@@ -8,7 +8,7 @@ from string import ascii_letters, digits
 
 from fpsgen.attention.tiles import Shape3
 from fpsgen.calibrate.candidates import PRECISIONS, Candidates
-from fpsgen.calibrate.settings import Span
+from fpsgen.calibrate.settings import PhaseSpan
 from fpsgen.calibrate.solve import Schedule
 from fpsgen.presets import DENSE_HEAD, Layers, Phase, Preset
 
@@ -18,7 +18,7 @@ _LETTERS = ascii_letters + digits + "_"  # one for each of the 4 x 4 x 4 windows
 _Layer = tuple[str, tuple[Shape3 | None, ...]]
 
 
-def preset(schedule: Schedule, candidates: Candidates, spans: list[Span], name: str, family: str) -> Preset:
+def preset(schedule: Schedule, candidates: Candidates, spans: list[PhaseSpan], name: str, family: str) -> Preset:
     """Phases that do the same become one; in a phase, what most layers do is said once."""
     each = [
         tuple(
@@ -41,7 +41,7 @@ def preset(schedule: Schedule, candidates: Candidates, spans: list[Span], name: 
     return Preset(name=name, phases=tuple(phases), tile=candidates.tiles.tile, model=family, windows=windows)
 
 
-def _phase(layers: tuple[_Layer, ...], span: Span, letters: dict[Shape3, str]) -> Phase:
+def _phase(layers: tuple[_Layer, ...], span: PhaseSpan, letters: dict[Shape3, str]) -> Phase:
     common = Counter(layers).most_common(1)[0][0]
     others: dict[_Layer, list[int]] = {}
     for number, layer in enumerate(layers):

@@ -40,7 +40,7 @@ EFFORT = {
 
 
 @dataclass(frozen=True)
-class Span:
+class PhaseSpan:
     """A phase of the schedule: steps first to last of the measured trajectory, and its noise levels, (from, to]."""
 
     first: int
@@ -52,13 +52,13 @@ class Span:
         return self.last - self.first + 1
 
 
-def spans(settings: Settings, count: int) -> list[Span]:
+def spans(settings: Settings, count: int) -> list[PhaseSpan]:
     """`count` phases of nearly equally many steps, ended halfway between two noise levels, rounded to 4 digits."""
     steps, sigmas = settings.steps, settings.noise_levels
     begins = [round(index * steps / count) for index in range(count)] + [steps]
     ends = [1.0] + [round((sigmas[at - 1] + sigmas[at]) / 2, 4) for at in begins[1:-1]] + [0.0]
     pairs = zip(begins, begins[1:], ends, ends[1:], strict=False)
-    return [Span(first, after - 1, (high, low)) for first, after, high, low in pairs]
+    return [PhaseSpan(first, after - 1, (high, low)) for first, after, high, low in pairs]
 
 
 def defaults(family: str) -> tuple[Effort, tuple[str, ...]]:

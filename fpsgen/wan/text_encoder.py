@@ -6,12 +6,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from transformers import UMT5EncoderModel
 
 from fpsgen.errors import ModelError
 from fpsgen.wan.config import FETCH_AGAIN
-from fpsgen.wan.tokenizer import clean, words_at
-from fpsgen.weights.layout import Checkpoint
-from fpsgen.weights.load import load_text_encoder, load_tokenizer
+from fpsgen.wan.tokenizer import Tokenizer, clean, words_at
 
 
 @dataclass(frozen=True)
@@ -27,19 +26,18 @@ class EncodedPrompt:
 
 
 class TextEncoder:
-    """Tokenizer and encoder of a checkpoint."""
+    """Tokenizer and encoder of a checkpoint (`weights.load.load_text_encoder`)."""
 
-    def __init__(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype):
-        self.tokenizer = load_tokenizer(checkpoint)
-        self._encoder = load_text_encoder(checkpoint, device, dtype)
+    def __init__(self, tokenizer: Tokenizer, encoder: UMT5EncoderModel):
+        self.tokenizer, self.module = tokenizer, encoder
 
     @torch.inference_mode()
     def encode(self, prompt: str) -> EncodedPrompt:
         """Embed one prompt at its true length, then pad with zeros as the original does."""
         text = clean(prompt)
         tokens = self.tokenizer.encode(text)
-        ids = torch.tensor([tokens.ids], device=self._encoder.device)
-        hidden = self._encoder(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
+        ids = torch.tensor([tokens.ids], device=self.module.device)
+        hidden = self.module(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
         # Known from upstream (transformers pull request 43880): embeddings loaded as zeros, a video of nothing.
         # What is left of it is rounding, which differs from word to word.
         spread = (hidden - hidden[:, :1]).abs().amax()

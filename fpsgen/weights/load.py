@@ -20,6 +20,7 @@ from fpsgen.errors import ModelError
 from fpsgen.files import named_in_utf8
 from fpsgen.printable import printable
 from fpsgen.wan.config import FETCH_AGAIN, OURS
+from fpsgen.wan.text_encoder import TextEncoder
 from fpsgen.wan.tokenizer import TEXT_LENGTH, Tokenizer
 from fpsgen.wan.transformer import FLOAT32_PARAMETERS, WanTransformer
 from fpsgen.weights.headers import headers, is_pickled, opened, read_json, renamed, some, unpickling
@@ -40,9 +41,10 @@ def load_vae(checkpoint: Checkpoint, device: torch.device) -> AutoencoderKLWan:
     return _filled(empty_vae(checkpoint), checkpoint, "vae", device, lambda name: torch.float32)
 
 
-def load_text_encoder(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> UMT5EncoderModel:
-    """The UMT5 encoder in `dtype`."""
-    return _filled(empty_text_encoder(checkpoint), checkpoint, "text_encoder", device, lambda name: dtype)
+def load_text_encoder(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> TextEncoder:
+    """Tokenizer and UMT5 encoder, that in `dtype`."""
+    encoder = _filled(empty_text_encoder(checkpoint), checkpoint, "text_encoder", device, lambda name: dtype)
+    return TextEncoder(load_tokenizer(checkpoint), encoder)
 
 
 def _filled(

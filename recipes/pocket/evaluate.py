@@ -30,8 +30,7 @@ from fpsgen.sampling import Denoiser
 from fpsgen.settings import Settings
 from fpsgen.wan import plan
 from fpsgen.wan import vae as wan_vae
-from fpsgen.wan.text_encoder import TextEncoder
-from fpsgen.weights.load import load_transformer, load_vae
+from fpsgen.weights.load import load_text_encoder, load_transformer, load_vae
 from fpsgen.weights.models import Model, open_folder
 from recipes.pocket.prompts import caption, combinations, plain
 from recipes.pocket.scorer import CEILING_SEED, accuracy, labelled, make_templates, through_vae
@@ -47,7 +46,7 @@ class Generator:
     def __init__(self, folder: Path):
         self.model: Model = open_folder(folder, "pocket")
         cpu = torch.device("cpu")
-        self.encoder = TextEncoder(self.model.checkpoint, cpu, torch.bfloat16)
+        self.encoder = load_text_encoder(self.model.checkpoint, cpu, torch.bfloat16)
         self.transformer = load_transformer(self.model.checkpoint, cpu, torch.float32)
         self.vae: AutoencoderKLWan = load_vae(self.model.checkpoint, cpu)
 

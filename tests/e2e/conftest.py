@@ -45,5 +45,5 @@ def quality(pocket_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What was loaded: nothing may be, where a command is refused."""
     loaded: list[str] = []
-    monkeypatch.setattr(pipeline, "TextEncoder", lambda *args: loaded.append("text") or pytest.fail("it loads"))
+    monkeypatch.setattr(pipeline, "load_text_encoder", lambda *args: loaded.append("text") or pytest.fail("it loads"))
     return loaded

@@ -15,6 +15,7 @@ from fpsgen.bench.contenders import Ours
 from fpsgen.pipeline import Event
 from fpsgen.sampling import Denoiser
 from fpsgen.timing import STAGES
+from fpsgen.wan.text_encoder import TextEncoder
 from tests.tools.bench import EXACT, HALVES, Bench
 
 pytestmark = pytest.mark.slow
@@ -57,7 +58,7 @@ def test_a_broken_plan_loses_quality(bench: Bench, monkeypatch: pytest.MonkeyPat
 
 OWNERS = {
     "load": (pipeline, "load_transformer"),
-    "text": (pipeline.TextEncoder, "encode"),
+    "text": (TextEncoder, "encode"),
     "denoise": (Denoiser, "velocity"),
     "decode": (pipeline.wan_vae, "to_uint8"),
     "encode": (pipeline.VideoWriter, "write"),

@@ -126,11 +126,11 @@ def test_every_component_is_loaded_once(quality: Quality, monkeypatch: pytest.Mo
         def __del__(self) -> None:
             alive.remove(self.name)
 
-    for module, name in ((pipeline, "TextEncoder"), (bench, "load_transformer"), (bench, "load_vae")):
+    for module, name in ((pipeline, "load_text_encoder"), (bench, "load_transformer"), (bench, "load_vae")):
         real = getattr(module, name)
         monkeypatch.setattr(module, name, lambda *args, name=name, real=real: Watched(name, real, *args))
     quality.record(seeds=2)
-    assert order == ["TextEncoder", "load_transformer", "load_vae"]
+    assert order == ["load_text_encoder", "load_transformer", "load_vae"]
 
 
 def test_several_are_compared(quality: Quality, rendered: list[int]) -> None:

@@ -12,10 +12,9 @@ from fpsgen import solvers
 from fpsgen.attention import hopper
 from fpsgen.attention.plan import AttentionPlan
 from fpsgen.attention.tiles import TileGrid
-from fpsgen.wan.text_encoder import TextEncoder
 from fpsgen.wan.transformer import Block
 from fpsgen.weights import models
-from fpsgen.weights.load import load_transformer
+from fpsgen.weights.load import load_text_encoder, load_transformer
 from tests.kernels import host
 from tests.kernels.cases import assert_near
 
@@ -28,7 +27,7 @@ LAYER = 3
 def layer() -> tuple[Block, tuple]:
     """A block in the middle, and what it is given at sigma 0.6 of a real prompt and of none, but for its plan."""
     checkpoint = models.find(models.POCKET).checkpoint
-    encoder = TextEncoder(checkpoint, CPU, torch.float32)
+    encoder = load_text_encoder(checkpoint, CPU, torch.float32)
     texts = torch.cat([encoder.encode(prompt).text for prompt in ("a cat surfing", "")])
     transformer = load_transformer(checkpoint, CPU, torch.float32)
     block = list(transformer.layers())[LAYER]

@@ -15,9 +15,9 @@ import pytest
 ROOT = Path(__file__).parents[2]
 # Rooms, which are folders and single modules of fpsgen/, from the ground up: each imports only those before it.
 ROOMS = [
-    "printable", "timing", "watcher", "errors", "seeds", "assets", "files", "tables", "metrics", "ffmpeg", "video",
-    "kernels", "machine", "target", "attention", "wan", "weights", "journal", "pocket", "solvers", "presets", "request",
-    "events", "sampling", "pipeline", "doctor", "calibrate", "bench", "report", "cli", "__main__",
+    "printable", "timing", "errors", "seeds", "assets", "files", "tables", "metrics", "ffmpeg", "video", "kernels",
+    "machine", "target", "attention", "wan", "solvers", "settings", "weights", "journal", "pocket", "presets",
+    "request", "events", "sampling", "pipeline", "doctor", "calibrate", "bench", "report", "cli", "__main__",
 ]  # fmt: skip
 # Modules of fpsgen/cli that are commands, or groups of them; `root` alone knows them all.
 COMMANDS = {
@@ -61,7 +61,6 @@ def test_every_room_has_its_place_in_the_order() -> None:
     assert {room(name) for name in imports() if name != "fpsgen"} <= set(ROOMS)
 
 
-@pytest.mark.xfail(strict=True, reason="the text encoder loads its own weights")
 def test_imports_run_downward_only() -> None:
     upward = [
         (name, target)
@@ -95,7 +94,6 @@ def test_no_two_classes_share_a_name() -> None:
     assert not {name: modules for name, modules in where.items() if len(modules) > 1}
 
 
-@pytest.mark.xfail(strict=True, reason="there are five loops")
 def test_one_loop_reads_the_solver_s_timesteps() -> None:
     """Besides the adapter that makes them, and what drives diffusers' own pipeline."""
     every = sources("fpsgen", "benchmarks", "recipes")

@@ -39,7 +39,7 @@ def test_texts_are_in_the_order_of_their_prompts_and_named_so(
         def encode(self, prompt: str) -> SimpleNamespace:
             return SimpleNamespace(text=torch.full((1, 2, 3), float(ord(prompt))), unknown=(), cut=True)
 
-    monkeypatch.setattr(pipeline, "TextEncoder", Encoder)
+    monkeypatch.setattr(pipeline, "load_text_encoder", Encoder)
     model: Any = SimpleNamespace(checkpoint=None, card=None)
     events: list[Event] = []
     texts: list[Tensor] = finish(pipeline.encode_prompts(prompts, negatives, model, TARGET), events.append)
@@ -59,12 +59,12 @@ def test_several_videos_share_each_load_and_are_what_each_is_alone(
         Request("a cat surfing", own.override(steps=3), 3, tmp_path / "three.mp4"),
     ]
     loads: list[str] = []
-    for name in ("TextEncoder", "load_transformer", "load_vae"):
+    for name in ("load_text_encoder", "load_transformer", "load_vae"):
         real = getattr(pipeline, name)
         monkeypatch.setattr(pipeline, name, lambda *args, real=real, name=name: loads.append(name) or real(*args))
     timings = [Timings() for _ in requests]
     events = list(pipeline.generate(requests, model, TARGET, timings))
-    assert loads == ["TextEncoder", "load_transformer", "load_vae"]
+    assert loads == ["load_text_encoder", "load_transformer", "load_vae"]
     assert [event.number for event in events if isinstance(event, Run)] == [1, 2, 3]
     written = [event for event in events if isinstance(event, Written)]
     assert [event.path for event in written] == [request.output for request in requests]

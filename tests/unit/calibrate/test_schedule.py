@@ -12,7 +12,7 @@ from fpsgen.attention.plan import AttentionPlan
 from fpsgen.attention.tiles import Shape3, TileGrid
 from fpsgen.calibrate import schedule
 from fpsgen.calibrate.candidates import PRECISIONS, Candidates
-from fpsgen.calibrate.settings import Span, spans
+from fpsgen.calibrate.settings import PhaseSpan, spans
 from fpsgen.calibrate.solve import Schedule
 from fpsgen.presets import Preset, file
 from fpsgen.solvers import Solver
@@ -39,7 +39,7 @@ def solved(seed: int, candidates: Candidates, phases: int, layers: int, heads: i
     return Schedule(precision, window, 0.5, 0.1)
 
 
-def check(made: Preset, found: Schedule, candidates: Candidates, phases: list[Span], steps: int) -> None:
+def check(made: Preset, found: Schedule, candidates: Candidates, phases: list[PhaseSpan], steps: int) -> None:
     """Through the file and back, step by step, every head does as it was solved."""
     layers, heads = found.window.shape[1:]
     read = file.parse(file.text(made).encode(), made.name)

@@ -11,13 +11,14 @@ from diffusers import WanPipeline
 from fpsgen import assets
 from fpsgen.wan.text_encoder import TextEncoder
 from fpsgen.weights.layout import recognise
+from fpsgen.weights.load import load_text_encoder
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
 def encoder(wan_folder: Path) -> TextEncoder:
-    return TextEncoder(recognise(wan_folder), CPU, torch.float32)
+    return load_text_encoder(recognise(wan_folder), CPU, torch.float32)
 
 
 @pytest.mark.parametrize("prompt", ["a cat surfing on the sea", "dog", ""])
@@ -49,6 +50,6 @@ def test_what_has_no_token_is_told(encoder: TextEncoder) -> None:
 
 def test_a_long_prompt_makes_the_library_say_nothing(capfd: pytest.CaptureFixture[str]) -> None:
     """Its tokenizer warns, of a length that we cut; the pocket's has a limit of its own."""
-    pocket = TextEncoder(recognise(assets.folder("pocket")), CPU, torch.float32)
+    pocket = load_text_encoder(recognise(assets.folder("pocket")), CPU, torch.float32)
     assert pocket.encode("a cat surfing " * 40).cut
     assert capfd.readouterr().err == ""

@@ -17,7 +17,6 @@ from transformers import UMT5EncoderModel
 
 from fpsgen.errors import ModelError
 from fpsgen.wan.config import WAN_1_3B, WAN_14B, WanConfig
-from fpsgen.wan.text_encoder import TextEncoder
 from fpsgen.wan.transformer import WanTransformer
 from fpsgen.weights.layout import recognise
 from fpsgen.weights.load import check, empty_vae, load_text_encoder, load_transformer, load_vae
@@ -58,8 +57,10 @@ def test_both_formats_give_the_same_modules(both_formats: dict[str, Path]) -> No
     assert theirs.config == ours.config
     assert same(load_transformer(theirs, CPU, torch.float32), load_transformer(ours, CPU, torch.float32))
     assert same(load_vae(theirs, CPU), load_vae(ours, CPU))
-    assert same(load_text_encoder(theirs, CPU, torch.float32), load_text_encoder(ours, CPU, torch.float32))
-    texts = [TextEncoder(one, CPU, torch.float32).encode("a cat on the sea").text for one in (theirs, ours)]
+    assert same(
+        load_text_encoder(theirs, CPU, torch.float32).module, load_text_encoder(ours, CPU, torch.float32).module
+    )
+    texts = [load_text_encoder(one, CPU, torch.float32).encode("a cat on the sea").text for one in (theirs, ours)]
     assert torch.equal(*texts)
 
 
@@ -72,7 +73,9 @@ def test_a_folder_whose_name_is_no_utf8_loads_as_another(both_formats: dict[str,
     theirs, ours = recognise(odd), recognise(both_formats["original"])
     assert same(load_transformer(theirs, CPU, torch.float32), load_transformer(ours, CPU, torch.float32))
     assert same(load_vae(theirs, CPU), load_vae(ours, CPU))
-    assert same(load_text_encoder(theirs, CPU, torch.float32), load_text_encoder(ours, CPU, torch.float32))
+    assert same(
+        load_text_encoder(theirs, CPU, torch.float32).module, load_text_encoder(ours, CPU, torch.float32).module
+    )
 
 
 def test_dit_output_is_the_same_bits_in_both_formats(both_formats: dict[str, Path]) -> None:
@@ -91,7 +94,7 @@ def test_text_encoder_gives_the_golden_embedding(both_formats: dict[str, Path]) 
     state = torch.load(both_formats["original"] / "models_t5_umt5-xxl-enc-bf16.pth", weights_only=True)
     ids = torch.randint(0, 13, (1, 200), generator=torch.Generator().manual_seed(3))  # beyond the furthest bucket
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    got = load_text_encoder(recognise(both_formats["original"]), CPU, torch.float32)(**inputs).last_hidden_state
+    got = load_text_encoder(recognise(both_formats["original"]), CPU, torch.float32).module(**inputs).last_hidden_state
     # Sums in another order; the values are about 1.
     torch.testing.assert_close(got, theirs(**inputs).last_hidden_state, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(got[0], original_t5.encode(state, ids[0], heads=3), rtol=1e-4, atol=1e-4)
@@ -100,12 +103,12 @@ def test_text_encoder_gives_the_golden_embedding(both_formats: dict[str, Path]) 
 @pytest.mark.parametrize("kept", [("encoder.embed_tokens.weight",), ("encoder.embed_tokens.weight", "shared.weight")])
 def test_the_embedding_may_lie_there_under_either_name_or_both(folder: Path, kept: tuple[str, ...]) -> None:
     file = folder / "text_encoder" / "model.safetensors"
-    whole = load_text_encoder(recognise(folder), CPU, torch.float32)
+    whole = load_text_encoder(recognise(folder), CPU, torch.float32).module
     state = load_file(file)
     embedding = state.pop("shared.weight")
     save_file(state | {name: embedding.clone() for name in kept}, file)
     check(recognise(folder))
-    loaded = load_text_encoder(recognise(folder), CPU, torch.float32)
+    loaded = load_text_encoder(recognise(folder), CPU, torch.float32).module
     assert same(loaded, whole)
     assert loaded.shared.weight is loaded.encoder.embed_tokens.weight
 
@@ -269,7 +272,7 @@ def test_an_embedding_that_says_nothing_is_noticed(original: Path, value: float,
     state = torch.load(file, weights_only=True)
     torch.save(state | {"token_embedding.weight": torch.full_like(state["token_embedding.weight"], value)}, file)
     with pytest.raises(ModelError, match=says):
-        TextEncoder(recognise(original), CPU, dtype).encode("a cat on the sea")
+        load_text_encoder(recognise(original), CPU, dtype).encode("a cat on the sea")
 
 
 @pytest.mark.parametrize(
