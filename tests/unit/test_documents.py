@@ -63,7 +63,7 @@ def test_architecture_names_what_exists() -> None:
             assert (folder / module).is_dir() or (folder / f"{module}.py").exists(), f"{first}: {module}"
 
 
-@pytest.mark.parametrize("name", ["ARCHITECTURE.md", "docs/decisions.md", "CONTRIBUTING.md", "docs/bench.md"])
+@pytest.mark.parametrize("name", ["ARCHITECTURE.md", "docs/decisions.md", "CONTRIBUTING.md", "docs/bench.md", "NOTICE"])
 def test_files_that_a_page_names_exist(name: str) -> None:
     for path in re.findall(r"\b(?:fpsgen|tests|benchmarks|recipes|kernels_cuda)/[\w/.]*\w", read(name)):
         assert (ROOT / path).exists() or "h100" in path or path.startswith("benchmarks/results/"), path
