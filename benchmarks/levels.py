@@ -22,6 +22,7 @@ from fpsgen.bench import lineup, quality
 from fpsgen.machine import provenance
 from fpsgen.report import words
 from fpsgen.report.pictures import drawing
+from fpsgen.request import Request
 from fpsgen.target import Target
 from fpsgen.weights import models
 
@@ -30,30 +31,16 @@ PLACE = Path(__file__).parents[1] / "fpsgen/report/levels.png"
 _TIMES, _GAP, _HEADING = 3, 24, 44  # pixels of the picture for a pixel of the frame; between frames; above them
 
 
-class Silent:
-    """Watches nothing."""
-
-    def phase(self, name: str) -> None: ...
-
-    def total(self, work: float) -> None: ...
-
-    def advance(self, work: float) -> None: ...
-
-    def note(self, text: str) -> None: ...
-
-    def warn(self, text: str) -> None: ...
-
-
 def render(prompt: str, seed: int) -> tuple[dict[str, Any], list[np.ndarray]]:
     """What was measured, and the clip's frames by bf16 and by each preset."""
     model, target = models.find("pocket"), Target(torch.device("cpu"), torch.float32, torch.bfloat16)
-    own = model.defaults
+    request = Request(prompt, model.defaults, seed, Path())
     command = ["python", "-m", "benchmarks.levels", *sys.argv[1:]]
     clips, presets = [], []
     for grade in GRADES:
-        line_up = lineup.resolve(grade, ["bf16"], model, (own.width, own.height), target)
-        job = quality.QualityJob(model, own, target, line_up, (prompt,), 1, seed, command)
-        record, [pair] = quality.run(job, Silent())
+        line_up = lineup.resolve(grade, ["bf16"], request, model, target)
+        job = quality.QualityJob(line_up, (prompt,), 1, seed, command)
+        record, [pair] = quality.run(job, lambda event: None)
         clips = [*(clips or [pair.exact]), pair.ours]
         presets.append({"preset": grade, "psnr": round(record.contenders[0].fidelity["psnr"]["mean"], 1)})
     card = json.loads((assets.folder("pocket") / "pocket.json").read_text(encoding="utf-8"))

@@ -18,12 +18,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from benchmarks.markdown import page
 from fpsgen import files
 from fpsgen.attention import dense, emulator
 from fpsgen.attention.door import QKTransform, prepare
 from fpsgen.attention.plan import AttentionPlan
 from fpsgen.attention.tiles import TileGrid
-from fpsgen.bench.markdown import page
 from fpsgen.machine import provenance
 from fpsgen.sampling import Denoiser
 from fpsgen.wan import plan

@@ -21,9 +21,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.markdown import page
 from fpsgen import files
 from fpsgen.attention.tiles import Shape3
-from fpsgen.bench.markdown import page
 from fpsgen.machine import provenance
 from fpsgen.metrics import mean_ci95
 from fpsgen.pocket.judge import load_network

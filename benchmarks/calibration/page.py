@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fpsgen.bench.markdown import page
+from benchmarks.markdown import page
 
 AIM = 0.7
 DRAWS = 10_000

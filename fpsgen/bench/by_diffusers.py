@@ -6,123 +6,118 @@ import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.metadata import version
 from importlib.util import find_spec
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fpsgen import __version__, machine, solvers
-from fpsgen.bench.contenders import Outline
-from fpsgen.errors import UsageError
+from fpsgen.bench.contenders import VideoContender
+from fpsgen.errors import option
 from fpsgen.events import Denoised, Event, Frames, Stage, Step
 from fpsgen.pocket import reading
-from fpsgen.request import Request
-from fpsgen.target import Target
+from fpsgen.request import VideoPlan
 from fpsgen.timing import Timings
 from fpsgen.video import VideoWriter
 from fpsgen.wan import vae as wan_vae
 from fpsgen.weights.load import load_tokenizer
-from fpsgen.weights.models import Model
 
 
 @dataclass(frozen=True)
-class Diffusers:
-    """All components are loaded at once and stay, as `from_pretrained` has it. Methods are those of `Ours`."""
+class Diffusers(VideoContender):
+    """All components are loaded at once and stay, as `from_pretrained` has it."""
 
-    name: str = "diffusers"
-
-    def refusal(self, model: Model, target: Target) -> str | None:
+    def refusal(self) -> str | None:
+        model, guidance = self.plan.model, self.plan.request.settings.guidance
         if not model.checkpoint.transformer:
             return "it reads a checkpoint, and there is none"
         if model.checkpoint.format != "diffusers" or not (model.folder / "model_index.json").is_file():
             return "it reads a checkpoint in Diffusers' format: `fpsgen models convert` makes one"
+        if guidance < 1:
+            return f"diffusers uses guidance only above 1, and this is {option('guidance', guidance)}"
         return None if find_spec("accelerate") else "it needs accelerate: pip install accelerate"
 
-    def outline(self, request: Request, model: Model, target: Target) -> Outline:
-        import diffusers
-
-        if (guidance := request.settings.guidance) < 1:
-            raise UsageError(f"--guidance {guidance:g}: diffusers uses guidance only above 1", hint="leave it out")
-        return Outline(f"WanPipeline of diffusers {diffusers.__version__}")
+    def about(self) -> dict[str, Any]:
+        told = f"WanPipeline of diffusers {version('diffusers')}"
+        return {"told": told, "preset": None, "density": None, "backends": []}
 
     @torch.inference_mode()
-    def run(self, request: Request, model: Model, target: Target, timings: Timings) -> Iterator[Event]:
-        """The file's metadata say that diffusers made it."""
-        machine.reset_peak(target.device)
+    def run(self, output: Path, timings: Timings) -> Iterator[Event]:
+        """The file's comment says that diffusers made it."""
+        plan, own, device = self.plan, self.plan.request.settings, self.plan.target.device
+        machine.reset_peak(device)
         yield Stage("load")
         with timings.stage("load"):
-            pipe = load(model, target)
+            pipe = load(plan)
         yield Stage("text")
         with timings.stage("text"):
-            texts = encode(pipe, request, model, target.device)
-            machine.synchronise(target.device)
+            texts = encode(pipe, plan)
+            machine.synchronise(device)
         yield Stage("denoise")
         with timings.stage("denoise"):
-            latents, timings.steps = denoise(pipe, request, texts, target.device)
+            latents, timings.steps = denoise(pipe, plan, texts)
         for number, seconds in enumerate(timings.steps, 1):
-            yield Step(number, request.settings.steps, seconds)
+            yield Step(number, own.steps, seconds)
         yield Denoised(latents)
         yield Stage("decode")
         with timings.stage("decode"):
             video = pipe.vae.decode(wan_vae.denormalise(pipe.vae, latents.float()), return_dict=False)[0]
             frames = wan_vae.to_uint8(video)
-        own = request.settings
-        with VideoWriter(request.output, (own.width, own.height), own.fps) as writer:
+        with VideoWriter(output, (own.width, own.height), own.fps) as writer:
             with timings.stage("encode"):
                 writer.write(frames)
                 writer.close()
-            timings.peak_memory = machine.peak_bytes(target.device)
+            timings.peak_memory = machine.peak_bytes(device)
             timings.stop()
             writer.finish({"fpsgen": __version__, "by": "diffusers", "timings": timings.as_dict()})
-        yield Frames(len(frames), request.settings.frames, frames)
+        yield Frames(len(frames), own.frames, frames)
 
 
-def load(model: Model, target: Target) -> Any:
+def load(plan: VideoPlan) -> Any:
     """The pipeline, in the precisions that fpsgen runs: the VAE's is float32."""
     import diffusers
     import transformers
 
     for library in (diffusers, transformers):
         library.utils.logging.disable_progress_bar()  # ours is drawn
-    dtypes = {"transformer": target.dtype, "text_encoder": target.text_dtype, "default": torch.float32}
+    dtypes = {"transformer": plan.target.dtype, "text_encoder": plan.target.text_dtype, "default": torch.float32}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # newer ones want `dtype`, which older ones do not know
         # The class that published folders name loses what tokenizer.json says beyond the vocabulary: other prompts.
-        tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(model.checkpoint.tokenizer)
+        tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(plan.model.checkpoint.tokenizer)
         pipe = diffusers.WanPipeline.from_pretrained(
-            model.folder, tokenizer=tokenizer, torch_dtype=dtypes, local_files_only=True
+            plan.model.folder, tokenizer=tokenizer, torch_dtype=dtypes, local_files_only=True
         )
     pipe.set_progress_bar_config(disable=True)
-    return pipe.to(target.device)
+    return pipe.to(plan.target.device)
 
 
-def encode(pipe: Any, request: Request, model: Model, device: torch.device) -> tuple[Tensor, Tensor | None]:
+def encode(pipe: Any, plan: VideoPlan) -> tuple[Tensor, Tensor | None]:
     """Embeddings of the prompt and, with guidance, of the negative one. A pocket model's prompts are put into its own
     words first, as `generate` does."""
-    prompts, tokenizer = [request.prompt, request.settings.negative], load_tokenizer(model.checkpoint)
-    if model.card is not None:
+    own, tokenizer = plan.request.settings, load_tokenizer(plan.model.checkpoint)
+    prompts = [plan.request.prompt, own.negative]
+    if plan.model.card is not None:
         prompts = [reading.read(text, tokenizer).text for text in prompts]
     return pipe.encode_prompt(
-        *prompts,
-        do_classifier_free_guidance=request.settings.guidance > 1,
-        max_sequence_length=tokenizer.length,
-        device=device,
-    )
+        *prompts, do_classifier_free_guidance=own.branches > 1, max_sequence_length=tokenizer.length,
+        device=plan.target.device,
+    )  # fmt: skip
 
 
-def denoise(
-    pipe: Any, request: Request, texts: tuple[Tensor, Tensor | None], device: torch.device
-) -> tuple[Tensor, list[float]]:
+def denoise(pipe: Any, plan: VideoPlan, texts: tuple[Tensor, Tensor | None]) -> tuple[Tensor, list[float]]:
     """Latents as `pipeline.denoise` has them, and the seconds of each step."""
-    scheduler = request.settings.new_solver().scheduler
+    own, device = plan.request.settings, plan.target.device
+    scheduler = own.new_solver().scheduler
     # WanPipeline would set noise levels of its own. Euler refuses integers.
-    scheduler.set_timesteps = lambda *_, **__: setattr(
-        scheduler, "timesteps", scheduler.timesteps.to(device, torch.float32)
-    )
+    timesteps = scheduler.timesteps.to(device, torch.float32)
+    scheduler.set_timesteps = lambda *_, **__: setattr(scheduler, "timesteps", timesteps)
     pipe.scheduler = scheduler
-    noise = solvers.noise(pipe.transformer.config.in_channels, request.settings.latent_shape, request.seed).to(device)
+    noise = solvers.noise(pipe.transformer.config.in_channels, own.latent_shape, plan.request.seed).to(device)
     marks = [time.perf_counter()]
 
     def mark(_pipe: Any, _step: int, _timestep: Tensor, kept: dict) -> dict:
@@ -131,8 +126,8 @@ def denoise(
         return kept
 
     latents = pipe(
-        prompt_embeds=texts[0], negative_prompt_embeds=texts[1], latents=noise, height=request.settings.height,
-        width=request.settings.width, num_frames=request.settings.frames, num_inference_steps=request.settings.steps,
-        guidance_scale=request.settings.guidance, output_type="latent", callback_on_step_end=mark,
+        prompt_embeds=texts[0], negative_prompt_embeds=texts[1], latents=noise, height=own.height, width=own.width,
+        num_frames=own.frames, num_inference_steps=own.steps, guidance_scale=own.guidance, output_type="latent",
+        callback_on_step_end=mark,
     ).frames  # fmt: skip
     return latents, [after - before for before, after in pairwise(marks)]

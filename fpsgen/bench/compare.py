@@ -1,68 +1,143 @@
-"""End to end: the video of one request by several contenders.
+"""End to end: one video by several contenders.
 
 Every contender runs once in the order given: the cold runs, in which kernels are compiled and libraries load what they
-load late. Then all run again, there and back, so that a machine that slows down slows all of them: A B B A. `record`
-tells what came out.
+load late. Then all run again, there and back, so that a machine that slows down slows all of them: A B B A.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
-from math import prod
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from fpsgen import files, machine
 from fpsgen.bench import fidelity, perceptual, record, steps
-from fpsgen.bench.contenders import Ours
-from fpsgen.bench.fidelity import Fidelity
+from fpsgen.bench.contenders import VideoContender
+from fpsgen.bench.fidelity import Fidelity, MadeClip
 from fpsgen.bench.lineup import LineUp
-from fpsgen.bench.record import CompareRecord, Entry, Span
-from fpsgen.bench.steps import Split
-from fpsgen.errors import RenderError
-from fpsgen.events import Branches, Denoised, Frames, Notice, Run, Stage, Step, Watch
+from fpsgen.bench.record import CompareContender, CompareRecord, PhaseTimes, SpeedUp
+from fpsgen.bench.steps import Split, StepSpan
+from fpsgen.errors import RenderError, option
+from fpsgen.events import Branches, Denoised, Frames, Notice, Run, Stage, Watch
 from fpsgen.metrics import Pair
-from fpsgen.presets import label
-from fpsgen.request import Request
 from fpsgen.sampling import Denoiser
-from fpsgen.target import Target
-from fpsgen.timing import Timings
+from fpsgen.timing import STAGES, Timings
 from fpsgen.weights.load import load_tokenizer, load_transformer
-from fpsgen.weights.models import Model
+
+WHOLE = (*STAGES, "total")
 
 
 @dataclass(frozen=True)
 class CompareJob:
     """What is compared. passes: warm runs of each contender; command: for the record."""
 
-    request: Request
-    model: Model
-    target: Target
     line_up: LineUp
     passes: int
     command: list[str]
 
-    def entries(self) -> tuple[list[Entry], Entry]:
-        """One for each contender, and the reference's."""
-        contenders = self.line_up.contenders
-        entries = [Entry(one, one.outline(self.request, self.model, self.target)) for one in contenders]
-        return entries, next(one for one in entries if one.name == self.line_up.reference)
 
-    def facts(self) -> dict[str, Any]:
-        """What a record says of the job, whatever is found; to be asked before the work."""
-        return {
-            **record.head("compare", self.command, self.model, self.target),
-            "video": {key: value for key, value in self.request.as_dict().items() if key != "scale_to"},
-            "tokens": prod(self.model.config.grid(self.request.settings.latent_shape)),
-            "reference": self.line_up.reference,
-            "tried": [asdict(one) for one in self.line_up.tried],
-        }
+@dataclass
+class Entry:
+    """A contender in a comparison, and what became of it so far.
+
+    latents, frames: of its first run. together: whether both guidance branches ran in one batch, where that was said.
+    cold, warm: the first run and the later ones, as `Timings.as_dict` has them. splits: the parts of a step of each
+    span. nonfinite: of all velocities that were looked at.
+    """
+
+    contender: VideoContender
+    latents: Tensor | None = None
+    frames: np.ndarray | None = None
+    together: bool | None = None
+    cold: dict[str, Any] | None = None
+    warm: list[dict[str, Any]] = field(default_factory=list)
+    splits: Sequence[Split] = ()
+    fidelity: Fidelity | None = None
+    nonfinite: int | None = None
+
+    @property
+    def name(self) -> str:
+        return self.contender.name
+
+    @property
+    def clip(self) -> MadeClip:
+        """What the first run made."""
+        assert self.latents is not None
+        assert self.frames is not None
+        return self.latents, self.frames
+
+    @property
+    def runs(self) -> list[dict[str, Any]]:
+        """The runs that count: the warm ones, or the cold one where there are no others."""
+        return self.warm or [self.cold or {}]
+
+    def record(self, reference: Entry, cut: Sequence[StepSpan]) -> CompareContender:
+        compared = self is not reference and bool(self.warm)  # the first cold run pays for all
+        splits = self.splits or (None,) * len(cut)
+        return CompareContender(
+            **record.who(self.contender), together=self.together, cold=self.cold, warm=self.warm,
+            median={name: self._over_runs(median, name) for name in WHOLE},
+            spread={name: [self._over_runs(min, name), self._over_runs(max, name)] for name in WHOLE},
+            phases=[self._phase(span, parts) for span, parts in zip(cut, splits, strict=True)],
+            speedup={name: self._speedup(reference, name) for name in ("total", "denoise")} if compared else None,
+            fidelity=self.fidelity, nonfinite=self.nonfinite,
+        )  # fmt: skip
+
+    def _over_runs(self, what: Callable[[list[float]], float], name: str) -> float | None:
+        """The median, least or most of a time; None where it was not measured."""
+        each = [run[name] for run in self.runs]
+        return None if None in each else what(each)
+
+    def _phase(self, span: StepSpan, parts: Split | None) -> PhaseTimes:
+        steps = slice(span.first, span.last + 1)
+        own = self.contender.steps[steps]
+        density = sum(step.density for step in own) / len(own) if own else None
+        seconds = median(each for run in self.runs for each in run["steps"][steps])
+        return PhaseTimes(span.first + 1, span.last + 1, span.sigma, density, seconds, parts)
+
+    def _speedup(self, reference: Entry, name: str) -> SpeedUp:
+        each = [theirs[name] / ours[name] for ours, theirs in zip(self.warm, reference.warm, strict=True)]
+        return SpeedUp(median(each), each)
+
+
+class Comparison:
+    """Entries of all contenders while they are measured. warm: the order of the warm runs, there and back; cut: the
+    steps as the plans of all contenders divide them."""
+
+    def __init__(self, job: CompareJob):
+        line_up, plan = job.line_up, job.line_up.plan
+        self.head = record.head("compare", job.command, line_up)  # before the work: of the code that runs
+        self.job, self.plan, self.device = job, plan, plan.target.device
+        self.entries = [Entry(one) for one in line_up.contenders]
+        self.reference = next(one for one in self.entries if one.contender is line_up.reference)
+        turns = (self.entries[:: 1 if number % 2 == 0 else -1] for number in range(job.passes))
+        self.warm = [one for turn in turns for one in turn]
+        every = [one.steps for one in line_up.contenders if one.steps]
+        self.cut = steps.spans(every, [*plan.sigmas, 0.0])
+        self.states: list[dict[str, Any] | None] = []
+
+    def note_state(self) -> None:
+        """After each run: the card is warm from the work."""
+        self.states.append(machine.card_state(self.device) if self.device.type == "cuda" else None)
+
+    def record(self, notes: list[str], random: bool = False) -> CompareRecord:
+        """random: whether the weights were, and the times are extrapolated."""
+        if random:
+            self.head["video"] |= {"prompt": None, "negative": None}
+        return CompareRecord(
+            **self.head, tokens=self.plan.tiles.tokens, random_weights=random, extrapolated=random,
+            pairs=self.job.passes, order=[one.name for one in self.warm], notes=notes,
+            tried=[asdict(one) for one in self.job.line_up.tried], states=self.states if any(self.states) else None,
+            contenders=[one.record(self.reference, self.cut) for one in self.entries],
+        )  # fmt: skip
 
 
 def measure(job: CompareJob, folder: Path, watch: Watch) -> tuple[CompareRecord, list[Pair]]:
@@ -70,62 +145,26 @@ def measure(job: CompareJob, folder: Path, watch: Watch) -> tuple[CompareRecord,
 
     RenderError where the reference's latents are not finite; of another, that is a result.
     """
-    facts = job.facts()
+    found = Comparison(job)
     machine.settle()  # as `fpsgen generate` does
-    entries, reference = job.entries()
-    warm = record.there_and_back(entries, job.passes)
+    outputs, runs = places(job.line_up, folder), [*found.entries, *found.warm]
     with no_kernels_yet():
-        states = run(entries, warm, job, folder, watch)
-        near, notes = nearness(entries, reference, job.target.device)
-        spans = record.common_spans(entries, job.request)
+        for number, one in enumerate(runs, 1):
+            cold = one.cold is None
+            watch(Run(f"{one.name}, {'cold' if cold else 'warm'}", number, len(runs)))
+            timings = once(one, outputs[one.name], watch)
+            found.note_state()
+            if cold:
+                one.cold = timings
+            else:
+                one.warm.append(timings)
+        notes = compare_clips(found)
         watch(Stage("parts of a step"))
         try:
-            splits = list(splits_of(entries, spans, job))
+            split_steps(found)
         except (RuntimeError, MemoryError) as fault:  # of the device: the runs are worth more
-            splits = [[None] * len(spans) for _ in entries]
             notes.append(f"the parts of a step were not measured: {str(fault).partition(chr(10))[0][:200]}")
-    found = CompareRecord(
-        **facts,
-        random_weights=False,
-        extrapolated=False,
-        pairs=job.passes,
-        order=[one.name for one in warm],
-        states=states if any(states) else None,
-        notes=notes,
-        contenders=[
-            record.contender(one, reference, spans, parts, own, job.target)
-            for one, parts, own in zip(entries, splits, near, strict=True)
-        ],
-    )
-    reference_label = label(reference.name, job.target.dtype_name)
-    pairs = [
-        Pair(
-            job.request.prompt, own.psnr_or_inf, reference.clip[1], one.clip[1],
-            (reference_label, label(one.name, job.target.dtype_name)),
-        )
-        for one, own in zip(entries, near, strict=True) if own is not None
-    ]  # fmt: skip
-    return found, pairs
-
-
-def run(
-    entries: Sequence[Entry], warm: Sequence[Entry], job: CompareJob, folder: Path, watch: Watch
-) -> list[dict[str, Any] | None]:
-    """All runs, the cold ones first; the card's state after each, None where nobody knows it."""
-    states = []
-    outputs = places(job.line_up, folder)
-    for number, one in enumerate((*entries, *warm), 1):
-        cold = one.cold is None
-        watch(Run(f"{one.name}, {'cold' if cold else 'warm'}", number, len(entries) + len(warm)))
-        timings = once(one, replace(job.request, output=outputs[one.name]), job, watch)
-        states.append(
-            machine.card_state(job.target.device) if job.target.device.type == "cuda" else None
-        )  # warm from the work
-        if cold:
-            one.cold = timings
-        else:
-            one.warm.append(timings)
-    return states
+    return found.record(notes), [pair(one, found.reference) for one in found.entries if one is not found.reference]
 
 
 def places(line_up: LineUp, folder: Path) -> dict[str, Path]:
@@ -134,62 +173,65 @@ def places(line_up: LineUp, folder: Path) -> dict[str, Path]:
     return {name: folder / f"{number}-{files.safe_name(name)[:60]}.mp4" for number, name in enumerate(names, 1)}
 
 
-def once(entry: Entry, request: Request, job: CompareJob, watch: Watch) -> dict[str, Any]:
+def once(entry: Entry, output: Path, watch: Watch) -> dict[str, Any]:
     """One video, and how long it took. The first that a contender makes is kept, for its fidelity."""
-    first = entry.latents is None
+    first, timings, pieces = entry.latents is None, Timings(), []
     machine.release()
-    timings = Timings()
-    pieces = []
     try:
-        for event in entry.contender.run(request, job.model, job.target, timings):
-            if isinstance(event, Stage | Step):
-                watch(event)
+        for event in entry.contender.run(output, timings):
+            if isinstance(event, Notice):
+                if first and not event.detail:
+                    watch(Notice(f"{entry.name}: {event.text}"))
+                continue
+            watch(event)
+            if isinstance(event, Branches):
+                entry.together = event.together
             elif isinstance(event, Denoised) and first:
                 entry.latents = event.latents.cpu()
             elif isinstance(event, Frames) and first:
                 pieces.append(event.pixels)
-            elif isinstance(event, Branches):
-                entry.together = event.together
-            elif isinstance(event, Notice) and first and not event.detail:
-                watch(Notice(f"{entry.name}: {event.text}"))
     except RenderError as fault:
         raise RenderError(f"{entry.name}: {fault}", fault.hint) from None
     if first:
         entry.frames = np.concatenate(pieces)
-    if job.target.device.type != "cuda":
+    if entry.contender.plan.target.device.type != "cuda":
         timings.peak_memory = None  # it would be the process's, of all runs so far
     return timings.as_dict()
 
 
-def nearness(
-    entries: Sequence[Entry], reference: Entry, device: torch.device
-) -> tuple[list[Fidelity | None], list[str]]:
-    """How near each contender's first video is to the reference's, None for itself; and what could not be measured."""
-    if nonfinite := fidelity.count_nonfinite(reference.clip[0]):
-        told = f"{reference.name}, the reference, has {nonfinite} latents that are not finite"
-        raise RenderError(told, hint="try --dtype fp32, or compare with another")
-    lpips, reason = perceptual.load(device)
-    near = [None if one is reference else fidelity.between(one.clip, reference.clip, lpips) for one in entries]
-    return near, [reason] if reason else []
+def compare_clips(found: Comparison) -> list[str]:
+    """Measure how near each contender's first video is to the reference's; what could not be measured."""
+    name, exact = found.reference.name, found.reference.clip
+    if nonfinite := fidelity.count_nonfinite(exact[0]):
+        told = f"{name}, the reference, has {nonfinite} latents that are not finite"
+        raise RenderError(told, hint=f"try {option('dtype', 'fp32')}, or compare with another")
+    lpips, reason = perceptual.load(found.device)
+    for one in found.entries:
+        if one is not found.reference:
+            one.fidelity = fidelity.between(one.clip, exact, lpips)
+    return [reason] if reason else []
 
 
-def splits_of(entries: Sequence[Entry], spans: Sequence[Span], job: CompareJob) -> Iterator[list[Split | None]]:
-    """The parts of a step of each span, by contender; None for other programs."""
+def pair(entry: Entry, reference: Entry) -> Pair:
+    """For the report."""
+    assert entry.fidelity is not None
+    prompt, names = entry.contender.plan.request.prompt, (reference.contender.label, entry.contender.label)
+    return Pair(prompt, entry.fidelity.psnr_or_inf, reference.clip[1], entry.clip[1], names)
+
+
+def split_steps(found: Comparison) -> None:
+    """Measure the parts of a step of each span, for fpsgen's contenders."""
     machine.release()  # what the last run has left would seem taken, and the branches not to fit in one batch
-    device = job.target.device
-    transformer = load_transformer(job.model.checkpoint, device, job.target.dtype)
+    checkpoint, target, settings = found.plan.model.checkpoint, found.plan.target, found.job.line_up.settings
+    transformer = load_transformer(checkpoint, target.device, target.dtype)
     # Time does not depend on what a text says.
-    shape = (1, load_tokenizer(job.model.checkpoint).length, transformer.config.text_dim)
-    text = torch.zeros(shape, device=device, dtype=job.target.text_dtype)
-    texts = [text] * job.request.settings.branches
-    for one in entries:
-        if not isinstance(one.contender, Ours) or one.outline.plan is None:
-            yield [None] * len(spans)
-            continue
-        with one.contender.running():
-            denoiser = Denoiser(transformer, job.request.settings, texts, device)
-            measured = steps.by_phase(one.outline.plan, denoiser, spans)
-            yield [phase.split for phase in measured]
+    shape = (1, load_tokenizer(checkpoint).length, transformer.config.text_dim)
+    text = torch.zeros(shape, device=target.device, dtype=target.text_dtype)
+    denoiser = Denoiser(transformer, settings, [text] * settings.branches, target.device)
+    for one in found.entries:
+        if one.contender.steps:
+            with one.contender.running():
+                one.splits = [parts.split for parts in steps.by_span(one.contender.plan, denoiser, found.cut)]
 
 
 @contextmanager

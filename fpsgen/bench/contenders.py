@@ -1,70 +1,89 @@
-"""fpsgen as a contender: with a preset, or with one kernel for dense attention."""
+"""Programs that make one and the same video: here fpsgen, with a preset or with one kernel for dense attention."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from fpsgen import pipeline
 from fpsgen.attention import dense, door
-from fpsgen.bench.dense_kernels import KERNELS
+from fpsgen.bench.dense_kernels import DenseKernel
 from fpsgen.events import Event
-from fpsgen.presets import BF16, Preset, file
-from fpsgen.request import Request, VideoPlan, resolve
-from fpsgen.target import Target
+from fpsgen.presets import BF16, file, label
+from fpsgen.request import VideoPlan
 from fpsgen.timing import Timings
-from fpsgen.weights.models import Model
+from fpsgen.wan.plan import StepPlan
 
 
 @dataclass(frozen=True)
-class Outline:
-    """What a contender runs, as a record has it.
-
-    told: in a few words. plan: what its video comes to; None where another program decides. density: the share of
-    token pairs that are computed, as the mean over steps and layers. backends: the names of what computes
-    self-attention. preset: as `presets.file` writes one.
-    """
-
-    told: str
-    plan: VideoPlan | None = None
-    density: float | None = None
-    backends: tuple[str, ...] = ()
-    preset: dict[str, Any] | None = None
-
-
-@dataclass(frozen=True)
-class Ours:
-    """fpsgen with a preset. name: as the user gave it. kernel: the one of `KERNELS` that computes dense
-    attention; None for the one that `generate` runs."""
+class VideoContender:
+    """name: as the user gave it. plan: the video, and how fpsgen makes it; other programs share its request, model and
+    target."""
 
     name: str
-    preset: Preset
-    kernel: str | None = None
+    plan: VideoPlan
 
-    def refusal(self, model: Model, target: Target) -> str | None:
+    @property
+    def steps(self) -> tuple[StepPlan, ...]:
+        """What each step computes; nothing where another program decides."""
+        return ()
+
+    def refusal(self) -> str | None:
         """Why it cannot run here; None where it can."""
-        if self.kernel is None:
-            return None
-        return KERNELS[self.kernel].refusal(target.device, target.dtype, model.config.head_dim)
+        raise NotImplementedError
+
+    def about(self) -> dict[str, Any]:
+        """What a record says of it, with what it runs in a few words ("told")."""
+        raise NotImplementedError
+
+    def run(self, output: Path, timings: Timings) -> Iterator[Event]:
+        """The video, as `pipeline.generate` makes it."""
+        raise NotImplementedError
 
     def running(self) -> AbstractContextManager[None]:
-        """Attention inside is this contender's."""
-        return nullcontext() if self.kernel is None else dense.using(KERNELS[self.kernel].load())
+        """Attention of fpsgen's inside is this contender's."""
+        return nullcontext()
 
-    def outline(self, request: Request, model: Model, target: Target) -> Outline:
-        """What it runs there; UsageError where the preset does not fit the video."""
-        plan = resolve(replace(request, preset=self.preset), model, target)
-        backends = {choice.name for choice in plan.backends.values()}
+    @property
+    def label(self) -> str:
+        """The name in tables and pages."""
+        return label(self.name, self.plan.target.dtype_name)
+
+
+@dataclass(frozen=True)
+class Ours(VideoContender):
+    """fpsgen. kernel: what computes dense attention; None for what `generate` runs."""
+
+    kernel: DenseKernel | None = None
+
+    @property
+    def steps(self) -> tuple[StepPlan, ...]:
+        return self.plan.steps
+
+    def refusal(self) -> str | None:
+        target, head_dim = self.plan.target, self.plan.model.config.head_dim
+        return None if self.kernel is None else self.kernel.refusal(target.device, target.dtype, head_dim)
+
+    def about(self) -> dict[str, Any]:
+        preset, density = self.plan.preset, self.plan.density
+        backends = {choice.name for choice in self.plan.backends.values()}
         if self.kernel is not None:
-            backends = backends - {"dense"} | {self.kernel}
-        what = "dense attention" if self.preset.is_exact else f"preset {self.preset.name}, density {plan.density:.2f}"
-        told = f"{what}, by {', '.join(map(door.told, sorted(backends)))}"
-        preset = None if self.preset is BF16 else file.as_dict(self.preset)
-        return Outline(told, plan, plan.density, tuple(sorted(backends)), preset)
+            backends = backends - {"dense"} | {self.kernel.name}
+        what = "dense attention" if preset.is_exact else f"preset {preset.name}, density {density:.2f}"
+        return {
+            "told": f"{what}, by {', '.join(map(door.told, sorted(backends)))}",
+            "preset": None if preset is BF16 else file.as_dict(preset),
+            "density": density,
+            "backends": sorted(backends),
+        }
 
-    def run(self, request: Request, model: Model, target: Target, timings: Timings) -> Iterator[Event]:
-        """The video, as `pipeline.generate` makes it."""
+    def running(self) -> AbstractContextManager[None]:
+        return nullcontext() if self.kernel is None else dense.using(self.kernel.load())
+
+    def run(self, output: Path, timings: Timings) -> Iterator[Event]:
+        request, model, target = replace(self.plan.request, output=output), self.plan.model, self.plan.target
         with self.running():
-            yield from pipeline.generate([replace(request, preset=self.preset)], model, target, [timings])
+            yield from pipeline.generate([request], model, target, [timings])

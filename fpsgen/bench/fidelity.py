@@ -48,15 +48,9 @@ def between(ours: MadeClip, reference: MadeClip, lpips: Lpips | None = None) -> 
     error = metrics.latent_error(zero_nonfinite(latents).cpu(), exact.cpu())
     similar = metrics.ssim(frames, exact_frames)
     identical = np.array_equal(frames, exact_frames)
-    return Fidelity(
-        identical=identical,
-        latent_cosine=1 - error,
-        latent_error=error,
-        psnr=None if identical else metrics.psnr(metrics.mean_square(frames, exact_frames)),
-        ssim=similar,
-        lpips=None if lpips is None else lpips(frames, exact_frames),
-        nonfinite=count_nonfinite(latents),
-    )
+    psnr = None if identical else metrics.psnr(metrics.mean_square(frames, exact_frames))
+    perceived = None if lpips is None else lpips(frames, exact_frames)
+    return Fidelity(identical, 1 - error, error, psnr, similar, perceived, count_nonfinite(latents))
 
 
 def count_nonfinite(values: Tensor) -> int:

@@ -4,26 +4,27 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from math import prod
+from itertools import pairwise
 from statistics import median
+from typing import Any
 
 import torch
 
 from fpsgen import machine
 from fpsgen.bench.by_diffusers import Diffusers
-from fpsgen.bench.contenders import Ours
+from fpsgen.bench.contenders import Ours, VideoContender
 from fpsgen.bench.dense_kernels import KERNELS
 from fpsgen.bench.names import DIFFUSERS
 from fpsgen.bench.stopwatch import Stopwatch
-from fpsgen.errors import RenderError, UsageError
-from fpsgen.presets import BF16, Preset, shipped
-from fpsgen.request import Request
+from fpsgen.errors import RenderError, UsageError, option
+from fpsgen.presets import BF16, shipped
+from fpsgen.request import Request, VideoPlan
+from fpsgen.request import resolve as resolve_video
+from fpsgen.settings import Settings
 from fpsgen.target import Target
 from fpsgen.weights.models import Model
-
-Contender = Ours | Diffusers
 
 _ROUNDS = 5
 _MOST_FLOPS = 2e11  # of a trial on a CPU, where one of 14B at 720p would take minutes
@@ -40,71 +41,76 @@ class KernelTrial:
 
 @dataclass(frozen=True)
 class LineUp:
-    """contenders: the preset first. reference: the name of the contender that the others are measured against.
-    tried: the kernels from which bf16's was chosen, the choice first."""
+    """Contenders for one video, the preset first. reference: the one that the others are measured against. tried: the
+    kernels from which bf16's was chosen, the choice first."""
 
-    contenders: tuple[Contender, ...]
-    reference: str
+    contenders: tuple[VideoContender, ...]
+    reference: VideoContender
     tried: tuple[KernelTrial, ...] = ()
 
+    @property
+    def plan(self) -> VideoPlan:
+        """The preset's; request, model and target are those of all."""
+        return self.contenders[0].plan
 
-def resolve(preset: str, names: Sequence[str], model: Model, size: tuple[int, int], target: Target) -> LineUp:
+    @property
+    def settings(self) -> Settings:
+        return self.plan.request.settings
+
+
+def resolve(preset: str, names: Sequence[str], request: Request, model: Model, target: Target) -> LineUp:
     """The contenders called `preset` and `names`, which `names.check` has passed; bf16 is torch's own choice.
 
-    The reference is bf16 if it is among `names`, else the first of them. size: width and height of the video.
-    UsageError where a contender cannot run here.
+    The reference is bf16 if it is among `names`, else the first of them. UsageError where a contender cannot run here,
+    or a preset does not fit the video.
     """
 
-    def find(name: str) -> Preset:
-        return shipped.of_grade(name, model.family, *size) if name in shipped.GRADES else shipped.find(name)
-
-    def contender(name: str) -> Contender:
-        if name == DIFFUSERS:
-            return Diffusers()
-        return Ours(name, BF16, name) if name in KERNELS else Ours(name, find(name))
+    def contender(name: str, shown: str) -> VideoContender:
+        size = request.settings.width, request.settings.height
+        if name in shipped.GRADES:
+            own = shipped.of_grade(name, model.family, *size)
+        else:
+            own = BF16 if name == DIFFUSERS or name in KERNELS else shipped.find(name)
+        plan = resolve_video(replace(request, preset=own), model, target)
+        return Diffusers(shown, plan) if name == DIFFUSERS else Ours(shown, plan, KERNELS.get(name))
 
     # Two may be called bf16: the first is what `generate` runs.
-    first = Ours(f"generate's {preset}" if preset in names else preset, find(preset))
-    found = (first, *map(contender, names))
-    for one in found:
-        if reason := one.refusal(model, target):
-            raise UsageError(f"{one.name} cannot run here: {reason}", hint="leave it out of --compare")
-    return LineUp(found, BF16.name if BF16.name in names else names[0])
+    first = contender(preset, f"generate's {preset}" if preset in names else preset)
+    others = [contender(name, name) for name in names]
+    for one in (first, *others):
+        if reason := one.refusal():
+            raise UsageError(f"{one.name} cannot run here: {reason}", hint=f"leave it out of {option('compare')}")
+    return LineUp((first, *others), next((one for one in others if one.name == BF16.name), others[0]))
 
 
-def line_up(preset: str, names: Sequence[str], request: Request, model: Model, target: Target) -> LineUp:
-    """As `resolve`, with the fastest kernel behind bf16; UsageError also where a contender does not fit the video."""
-    found = resolve(preset, names, model, (request.settings.width, request.settings.height), target)
-    for one in found.contenders:
-        one.outline(request, model, target)
-    if found.reference != BF16.name:
-        return found
-    tokens = prod(model.config.grid(request.settings.latent_shape))
-    best, tried = fastest(model, tokens, request.settings.branches, target.device, target.dtype)
-    first, *others = found.contenders
-    fast = (Ours(one.name, BF16, best) if one.name == BF16.name else one for one in others)
-    return LineUp((first, *fast), BF16.name, tuple(tried))
+def with_fastest(line_up: LineUp) -> LineUp:
+    """The same, with the fastest kernel for dense attention behind bf16, if bf16 is the reference."""
+    if line_up.reference.name != BF16.name:
+        return line_up
+    tried = try_kernels(line_up.plan)
+    fast = Ours(BF16.name, line_up.reference.plan, KERNELS[tried[0].name])
+    contenders = tuple(fast if one is line_up.reference else one for one in line_up.contenders)
+    return LineUp(contenders, fast, tuple(tried))
 
 
 @torch.inference_mode()
-def fastest(
-    model: Model, tokens: int, batch: int, device: torch.device, dtype: torch.dtype
-) -> tuple[str, list[KernelTrial]]:
-    """The kernel that computes dense attention fastest here, and all that were tried, at the video's shape. On a CPU
-    a long video is tried in part. RenderError where no kernel runs."""
-    heads, head_dim = model.config.num_heads, model.config.head_dim
+def try_kernels(plan: VideoPlan) -> list[KernelTrial]:
+    """All kernels for dense attention that are not rounded to 8 bits, at the video's shape, the fastest first and
+    those that do not run here last. On a CPU a long video is tried in part. RenderError where no kernel runs."""
+    (heads, head_dim), target = (plan.model.config.num_heads, plan.model.config.head_dim), plan.target
+    tokens, batch, device = plan.tiles.tokens, plan.request.settings.branches, target.device
     if device.type == "cpu":
         tokens = min(tokens, int((_MOST_FLOPS / (4.0 * head_dim * batch)) ** 0.5))
         heads = max(1, min(heads, int(_MOST_FLOPS / (4.0 * head_dim * tokens**2 * batch))))
     generator = torch.Generator(device).manual_seed(0)
     shape = (batch, tokens, heads, head_dim)
-    q, k, v = (torch.randn(shape, generator=generator, device=device, dtype=dtype) for _ in range(3))
+    q, k, v = (torch.randn(shape, generator=generator, device=device, dtype=target.dtype) for _ in range(3))
     refused: list[KernelTrial] = []
     calls: dict[str, Callable[[], object]] = {}
     for name, kernel in KERNELS.items():
         if kernel.rounds:
             continue
-        why_not = kernel.refusal(device, dtype, head_dim) or kernel.too_large(batch, heads, tokens)
+        why_not = kernel.refusal(device, target.dtype, head_dim) or kernel.too_large(batch, heads, tokens)
         if why_not is None:
             call = partial(kernel.load(), q, k, v)
             why_not = _failure(name, call, device)
@@ -113,13 +119,12 @@ def fastest(
         else:
             refused.append(KernelTrial(name, None, why_not))
     if not calls:
-        told = f"no dense attention of {tokens} tokens runs here: {refused[0].why_not}"
-        raise RenderError(told, hint="try a smaller --res or fewer --frames")
+        sizes = f"try a smaller {option('res')} or fewer {option('frames')}"
+        raise RenderError(f"no dense attention of {tokens} tokens runs here: {refused[0].why_not}", hint=sizes)
     clock = Stopwatch(device).time if device.type == "cuda" else _clock
     rounds = [clock(calls.values()) for _ in range(_ROUNDS)]
     times = {name: median(each) for name, each in zip(calls, zip(*rounds, strict=True), strict=True)}
-    ran = [KernelTrial(name, times[name], None) for name in sorted(times, key=times.__getitem__)]
-    return ran[0].name, ran + refused
+    return [KernelTrial(name, times[name], None) for name in sorted(times, key=times.__getitem__)] + refused
 
 
 def _failure(name: str, call: Callable[[], object], device: torch.device) -> str | None:
@@ -137,11 +142,10 @@ def _failure(name: str, call: Callable[[], object], device: torch.device) -> str
     return told
 
 
-def _clock(calls: Iterable[Callable[[], object]]) -> list[float]:
+def _clock(calls: Iterable[Callable[[], Any]]) -> list[float]:
     """Milliseconds of each call on a CPU."""
-    found = []
+    marks = [time.perf_counter()]
     for call in calls:
-        begin = time.perf_counter()
         call()
-        found.append(1e3 * (time.perf_counter() - begin))
-    return found
+        marks.append(time.perf_counter())
+    return [1e3 * (after - before) for before, after in pairwise(marks)]

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fpsgen.bench.dense_kernels import KERNELS
-from fpsgen.errors import UsageError
+from fpsgen.errors import UsageError, option
 from fpsgen.presets import BF16, shipped
-from fpsgen.printable import printable
 
 DIFFUSERS = "diffusers"
 
@@ -27,11 +26,13 @@ def check(preset: str, names: Sequence[str], clips: bool = False) -> None:
                 raise
             known = ", ".join((BF16.name, *shipped.GRADES, *KERNELS, DIFFUSERS))
             hint = f"give one of {known}, a preset of `fpsgen presets`, or its .toml file"
-            raise UsageError(f"--compare {printable(name)}: there is no preset or kernel of that name", hint) from None
+            raise UsageError(f"{option('compare', name)}: there is no preset or kernel of that name", hint) from None
     if preset not in shipped.GRADES:
         shipped.find(preset)
     if preset in names and (clips or preset != BF16.name):
-        raise UsageError(f"--preset {preset} is compared with itself", hint="name another with --compare")
+        raise UsageError(
+            f"{option('preset', preset)} is compared with itself", hint=f"name another with {option('compare')}"
+        )
     if clips and DIFFUSERS in names:
-        hint = f"fpsgen bench --compare {DIFFUSERS} makes one video by it"
-        raise UsageError(f"--compare {DIFFUSERS}: bench quality compares presets and kernels", hint)
+        hint = f"`fpsgen bench {option('compare', DIFFUSERS)}` makes one video by it"
+        raise UsageError(f"{option('compare', DIFFUSERS)}: bench quality compares presets and kernels", hint)

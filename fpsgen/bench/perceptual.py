@@ -1,7 +1,7 @@
 """LPIPS (Zhang et al., 2018) by its authors' package, of the extra `eval`, with the AlexNet that lies on this disk.
 
-The package would fetch them, and unpickle whatever came. Here it builds the network empty, and the weights are read as
-tensors, from a file whose hash is known.
+The package would fetch AlexNet's weights, and unpickle whatever came. Here it builds the network empty, and the weights
+are read as tensors, from a file whose hash is known.
 """
 
 from __future__ import annotations
@@ -29,22 +29,19 @@ Lpips = Callable[[np.ndarray, np.ndarray], float | None]
 
 def load(device: torch.device) -> tuple[Lpips | None, str | None]:
     """What measures LPIPS on `device`; else None, and why, with what to do about it. Nothing is downloaded."""
-    try:
-        package = importlib.import_module("lpips")
-    except ModuleNotFoundError as missing:
-        return None, f"LPIPS is left out: {missing.name} is not installed (pip install 'fpsgen[eval]')"
-    except Exception as fault:  # a torchvision that was built for another torch raises a RuntimeError
-        told = str(fault).partition("\n")[0]
-        return None, f"LPIPS is left out: lpips cannot be imported: {told}"
     path = Path(torch.hub.get_dir()) / "checkpoints" / WEIGHTS
     try:
+        package = importlib.import_module("lpips")
         begin = hashlib.sha256(path.read_bytes()).hexdigest()[:8]
+    except ModuleNotFoundError as missing:
+        return None, f"LPIPS is left out: {missing.name} is not installed (pip install 'fpsgen[eval]')"
     except OSError as fault:
         command = f"curl -L --create-dirs -o {shlex.quote(str(path))} {_URL}"
         return None, f"LPIPS is left out: AlexNet's weights cannot be read: {fault.strerror or fault} ({command})"
+    except Exception as fault:  # a torchvision that was built for another torch raises a RuntimeError
+        return None, f"LPIPS is left out: lpips cannot be imported: {str(fault).partition(chr(10))[0]}"
     if begin != path.stem.rpartition("-")[2]:
-        told = f"{path} is not the file that its name says: its SHA-256 begins with {begin}"
-        return None, f"LPIPS is left out: {told}"
+        return None, f"LPIPS is left out: {path} is not the file that its name says: its SHA-256 begins with {begin}"
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):  # it calls torchvision as one did years ago
         warnings.simplefilter("ignore")
         network = package.LPIPS(net="alex", pnet_rand=True, verbose=False)

@@ -1,28 +1,16 @@
-"""What `fpsgen bench` and `fpsgen bench quality` find, field by field as JSON has it: docs/bench.md tells each."""
+"""What `fpsgen bench` and `fpsgen bench quality` find, field by field as JSON has it: docs/bench.md explains each."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from itertools import groupby
-from statistics import median
+from dataclasses import dataclass
 from typing import Any
-
-import numpy as np
-from torch import Tensor
 
 from fpsgen import machine
 from fpsgen.bench import stopwatch
-from fpsgen.bench.contenders import Outline
-from fpsgen.bench.fidelity import Fidelity, MadeClip
-from fpsgen.bench.lineup import Contender
-from fpsgen.presets import label
-from fpsgen.request import Request
-from fpsgen.target import Target
-from fpsgen.timing import STAGES
-from fpsgen.weights.models import Model
-
-WHOLE = (*STAGES, "total")
+from fpsgen.bench.contenders import VideoContender
+from fpsgen.bench.fidelity import Fidelity
+from fpsgen.bench.lineup import LineUp
+from fpsgen.bench.steps import Split
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +62,7 @@ class ContenderRecord:
     told: str
     preset: dict[str, Any] | None
     density: float | None
-    backends: tuple[str, ...]
+    backends: list[str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +75,7 @@ class CompareContender(ContenderRecord):
     phases: list[PhaseTimes]
     speedup: dict[str, SpeedUp] | None
     fidelity: Fidelity | None
-    nonfinite: int | None = None
+    nonfinite: int | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,19 +85,19 @@ class QualityContender(ContenderRecord):
     nonfinite: int | None
     clips: list[ClipRecord]
     adherence: dict[str, list[int]] | None
-    vbench: dict[str, float | None] | None = None
+    vbench: dict[str, float | None] | None
 
 
 @dataclass(frozen=True)
 class PhaseTimes:
-    """Steps of one plan, counted from 1; step: the median over them and all runs, in seconds."""
+    """Steps that compute the same, counted from 1; step: the median over them and all runs, in seconds."""
 
     first: int
     last: int
     sigma: tuple[float, float]
     density: float | None
     step: float
-    split: Any
+    split: Split | None
 
 
 @dataclass(frozen=True)
@@ -129,124 +117,15 @@ class ClipRecord:
     video: str | None
 
 
-def head(kind: str, command: list[str], model: Model, target: Target) -> dict[str, Any]:
+def head(kind: str, command: list[str], line_up: LineUp) -> dict[str, Any]:
     """How a record begins; to be asked before the work, while the tree is that of the code that runs."""
-    on_card = target.device.type == "cuda"
-    about = {"card": stopwatch.card(target.device) if on_card else None, "model": model.told}
-    return {"kind": kind, **machine.provenance(command), **about, **target.as_dict()}
+    plan, target = line_up.plan, line_up.plan.target
+    card = stopwatch.card(target.device) if target.device.type == "cuda" else None
+    video = {key: value for key, value in plan.request.as_dict().items() if key != "scale_to"}
+    about = {"kind": kind, **machine.provenance(command), "card": card, "model": plan.model.told, **target.as_dict()}
+    return {**about, "video": video, "reference": line_up.reference.name}
 
 
-def who(name: str, outline: Outline, target: Target) -> dict[str, Any]:
+def who(contender: VideoContender) -> dict[str, Any]:
     """The fields of `ContenderRecord`."""
-    told = {key: value for key, value in vars(outline).items() if key != "plan"}
-    return {"name": name, "label": label(name, target.dtype_name), **told}
-
-
-# --- a comparison: what each contender made, and how long its runs took --------------------------------
-
-
-@dataclass
-class Entry:
-    """A contender in a comparison, and what became of it so far.
-
-    latents, frames: of its first run. together: whether both guidance branches ran in one batch, where that was said.
-    cold, warm: the first run and the later ones, as `Timings.as_dict` has them.
-    """
-
-    contender: Contender
-    outline: Outline
-    latents: Tensor | None = None
-    frames: np.ndarray | None = None
-    together: bool | None = None
-    cold: dict[str, Any] | None = None
-    warm: list[dict[str, Any]] = field(default_factory=list)
-
-    @property
-    def name(self) -> str:
-        return self.contender.name
-
-    @property
-    def clip(self) -> MadeClip:
-        """What the first run made."""
-        assert self.latents is not None
-        assert self.frames is not None
-        return self.latents, self.frames
-
-    @property
-    def runs(self) -> list[dict[str, Any]]:
-        """The runs that count: the warm ones, or the cold one where there are no others."""
-        return self.warm or [self.cold or {}]
-
-    def times(self, what: Callable[[list[float]], float], name: str) -> float | None:
-        """The median, least or most of a time; None where it was not measured."""
-        each = [run[name] for run in self.runs]
-        return None if None in each else what(each)
-
-
-def there_and_back(entries: Sequence[Entry], passes: int) -> list[Entry]:
-    """The order of the warm runs: A B B A, so that a machine that slows down slows all of them."""
-    return [one for number in range(passes) for one in (entries if number % 2 == 0 else entries[::-1])]
-
-
-@dataclass(frozen=True)
-class Span:
-    """Steps that have one plan in each layer, counted from 0. sigma: noise level before the first, after the last."""
-
-    first: int
-    last: int
-    sigma: tuple[float, float]
-
-
-def spans(plans: Sequence[object], sigmas: Sequence[float]) -> list[Span]:
-    """The runs of equal plans; sigmas: before each step, and the one after the last."""
-    found, first = [], 0
-    for _, alike in groupby(plans):
-        last = first + sum(1 for _ in alike) - 1
-        found.append(Span(first, last, (sigmas[first], sigmas[last + 1])))
-        first = last + 1
-    return found
-
-
-def common_spans(entries: Sequence[Entry], request: Request) -> list[Span]:
-    """The longest spans in which nobody's plans change; contenders without plans have no say."""
-    every = [one.outline.plan.steps for one in entries if one.outline.plan is not None]
-    together = list(zip(*every, strict=True))
-    return spans(together, request.settings.new_solver().sigmas.tolist())
-
-
-def contender(
-    entry: Entry,
-    reference: Entry,
-    cut: Sequence[Span],
-    splits: Sequence[Any],
-    near: Fidelity | None,
-    target: Target,
-    nonfinite: int | None = None,
-) -> CompareContender:
-    """splits: the parts of a step of each span. near: None for the reference, and without videos."""
-    compared = entry is not reference and bool(entry.warm)  # the first cold run pays for all
-    return CompareContender(
-        **who(entry.name, entry.outline, target),
-        together=entry.together,
-        cold=entry.cold,
-        warm=entry.warm,
-        median={name: entry.times(median, name) for name in WHOLE},
-        spread={name: [entry.times(min, name), entry.times(max, name)] for name in WHOLE},
-        phases=[phase(entry, span, split) for span, split in zip(cut, splits, strict=True)],
-        speedup={name: speedup(entry, reference, name) for name in ("total", "denoise")} if compared else None,
-        fidelity=near,
-        nonfinite=nonfinite,
-    )
-
-
-def phase(entry: Entry, span: Span, split: Any) -> PhaseTimes:
-    steps = slice(span.first, span.last + 1)
-    plans = () if entry.outline.plan is None else entry.outline.plan.steps[steps]
-    density = sum(plan.density for plan in plans) / len(plans) if plans else None
-    step = median(seconds for run in entry.runs for seconds in run["steps"][steps])
-    return PhaseTimes(span.first + 1, span.last + 1, span.sigma, density, step, split)
-
-
-def speedup(entry: Entry, reference: Entry, name: str) -> SpeedUp:
-    each = [theirs[name] / ours[name] for ours, theirs in zip(entry.warm, reference.warm, strict=True)]
-    return SpeedUp(median(each), each)
+    return {"name": contender.name, "label": contender.label, **contender.about()}

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from fpsgen import machine
 from fpsgen.attention import door
-from fpsgen.bench.record import Span
+from fpsgen.bench.fidelity import count_nonfinite
 from fpsgen.request import VideoPlan
 from fpsgen.sampling import Denoiser
 from fpsgen.wan.plan import StepPlan, distinct
@@ -27,6 +28,15 @@ ENOUGH = 10.0  # seconds, after which a step is measured no further time
 
 # A moment: seconds of a monotonic clock, or an event on a CUDA stream.
 Mark = Any
+
+
+@dataclass(frozen=True)
+class StepSpan:
+    """Steps that compute the same, counted from 0. sigma: noise level before the first, after the last."""
+
+    first: int
+    last: int
+    sigma: tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -48,19 +58,27 @@ class Split:
 
 
 @dataclass(frozen=True)
-class PhaseStep:
-    """A step that stands for all of `span`. split: of the median step. nonfinite: how many values of its velocity are
-    NaN or infinite. together: whether both guidance branches ran in one batch; None without guidance."""
+class StepParts:
+    """split: of the median step of those measured. nonfinite: how many values of its velocity are NaN or infinite."""
 
-    span: Span
     split: Split
     nonfinite: int
-    together: bool | None
+
+
+def spans(plans: Sequence[Sequence[StepPlan]], sigmas: Sequence[float]) -> list[StepSpan]:
+    """The longest spans in which none of several videos computes anything else. plans: of each video's steps; sigmas:
+    the noise level before each step, and after the last."""
+    found, first = [], 0
+    for _, alike in groupby(zip(*plans, strict=True)):
+        last = first + len(list(alike)) - 1
+        found.append(StepSpan(first, last, (sigmas[first], sigmas[last + 1])))
+        first = last + 1
+    return found
 
 
 @torch.inference_mode()
-def by_phase(plan: VideoPlan, denoiser: Denoiser, cut: Sequence[Span]) -> Iterator[PhaseStep]:
-    """Measure the first step of each span of `cut`, after one that warms up: `SAMPLES` times, less often a long one.
+def by_span(plan: VideoPlan, denoiser: Denoiser, cut: Sequence[StepSpan]) -> list[StepParts]:
+    """Measure the first step of each span, after one that warms up: `SAMPLES` times, a long one less often.
 
     Kernels are compiled before. Spans with the same plan are measured once. The latents are noise at every level: it
     has variance 1, as true latents have, and time does not depend on values.
@@ -68,61 +86,49 @@ def by_phase(plan: VideoPlan, denoiser: Denoiser, cut: Sequence[Span]) -> Iterat
     config = denoiser.transformer.config
     door.make_ready(denoiser.device, distinct(plan.steps), config.num_heads, config.head_dim)
     latents = denoiser.noise(plan.request.seed)
-    known: dict[StepPlan, tuple[Split, int]] = {}
+    known: dict[StepPlan, StepParts] = {}
     for span in cut:
         step = plan.steps[span.first]
         if step not in known:
             splits, velocity = split(denoiser, latents, span.first, step)
             middle = sorted(splits, key=lambda one: one.total)[(len(splits) - 1) // 2]
-            known[step] = middle, int((~velocity.isfinite()).sum())
-        yield PhaseStep(span, *known[step], denoiser.together if denoiser.branches > 1 else None)
+            known[step] = StepParts(middle, count_nonfinite(velocity))
+    return [known[plan.steps[span.first]] for span in cut]
 
 
 @torch.inference_mode()
 def split(denoiser: Denoiser, latents: Tensor, number: int, plan: StepPlan) -> tuple[list[Split], Tensor]:
     """Of `SAMPLES` times step `number`, or of as many as take `ENOUGH`, after one that warms up; and the velocity."""
-
-    def step() -> Tensor:
-        return denoiser.velocity(latents, number, plan)
-
-    transformer = denoiser.transformer
-    device = latents.device
+    transformer, device = denoiser.transformer, latents.device
     attentions = [block.self_attn for block in transformer.layers()]
     projections = {module for own in attentions for module in own.modules() if isinstance(module, nn.Linear)}
     others = {module for module in transformer.modules() if isinstance(module, nn.Linear)} - projections
-    velocity = step()
+    velocity = denoiser.velocity(latents, number, plan)
     splits: list[Split] = []
     first = time.perf_counter()
     while len(splits) < SAMPLES and (not splits or time.perf_counter() - first < ENOUGH):
         machine.synchronise(device)
         with _timed(attentions, device) as whole, _timed(projections, device) as own, _timed(others, device) as other:
-            begin = _mark(device)
-            step()
-            end = _mark(device)
+            step = [_mark(device)]
+            denoiser.velocity(latents, number, plan)
+            step.append(_mark(device))
         machine.synchronise(device)
-        total, inside, projecting, multiplying = (_seconds(each) for each in ([(begin, end)], whole, own, other))
+        total, inside, projecting, multiplying = map(_seconds, (step, whole, own, other))
         splits.append(Split(inside - projecting, projecting + multiplying, total - inside - multiplying))
     return splits, velocity
 
 
 @contextmanager
-def _timed(modules: Iterable[nn.Module], device: torch.device) -> Iterator[list[tuple[Mark, Mark]]]:
-    """Begin and end of every call of `modules`, none of which calls another of them."""
-    calls: list[tuple[Mark, Mark]] = []
-    begin: Mark = None
+def _timed(modules: Iterable[nn.Module], device: torch.device) -> Iterator[list[Mark]]:
+    """When calls of `modules` begin and end, in turns; none of the modules may call another of them."""
+    marks: list[Mark] = []
 
-    def before(*_: object) -> None:
-        nonlocal begin
-        begin = _mark(device)
+    def note(*_: object) -> None:
+        marks.append(_mark(device))
 
-    def after(*_: object) -> None:
-        calls.append((begin, _mark(device)))
-
-    handles = []
+    handles = [each(note) for one in modules for each in (one.register_forward_pre_hook, one.register_forward_hook)]
     try:
-        for module in modules:
-            handles += [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
-        yield calls
+        yield marks
     finally:
         for handle in handles:
             handle.remove()
@@ -136,6 +142,9 @@ def _mark(device: torch.device) -> Mark:
     return event
 
 
-def _seconds(calls: list[tuple[Mark, Mark]]) -> float:
-    """In all of them; events must have happened."""
-    return sum(end - begin if isinstance(begin, float) else begin.elapsed_time(end) / 1000 for begin, end in calls)
+def _seconds(marks: Sequence[Mark]) -> float:
+    """From each beginning to the end behind it; events must have happened."""
+    return sum(
+        end - begin if isinstance(begin, float) else begin.elapsed_time(end) / 1000
+        for begin, end in zip(marks[::2], marks[1::2], strict=True)
+    )

@@ -15,14 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from fpsgen import machine, solvers
-from fpsgen.bench import record, steps
-from fpsgen.bench.compare import CompareJob
-from fpsgen.bench.contenders import Ours
+from fpsgen.bench import steps
+from fpsgen.bench.compare import CompareJob, Comparison
 from fpsgen.bench.record import CompareRecord
-from fpsgen.bench.steps import PhaseStep
-from fpsgen.errors import UsageError
+from fpsgen.bench.steps import Split, StepSpan
+from fpsgen.errors import UsageError, option
 from fpsgen.events import Run, Stage, Watch
-from fpsgen.request import Request
+from fpsgen.request import Request, VideoPlan
 from fpsgen.sampling import Denoiser
 from fpsgen.target import Target
 from fpsgen.timing import Timings
@@ -33,83 +32,84 @@ from fpsgen.weights.layout import Checkpoint
 
 # The first piece is of one frame, the second fills the cache, and from the third on all take the same time.
 PIECES = 3
+_PROBE = 0.2  # seconds that a matrix product is repeated
+_SIDE = 1024  # of its matrices
 
 Module = TypeVar("Module", bound=nn.Module)
 
 
 def measure(job: CompareJob, watch: Watch) -> CompareRecord:
-    """The record, as `compare.measure` has it, but for fidelity; all contenders run there and back, one pass at least.
-
-    job.model: from `models.absent`, whose weights fit (`check_memory`); all contenders are fpsgen's own.
-    """
-    facts = job.facts()
-    facts["video"] |= {"prompt": None, "negative": None}
-    request, checkpoint, device = job.request, job.model.checkpoint, job.target.device
-    entries, reference = job.entries()
-    cut = record.common_spans(entries, request)
-    runs = record.there_and_back(entries, max(1, job.passes))
+    """The record, as `compare.measure` has it, but for fidelity. job: of one pass at least, its model from
+    `models.absent`, whose weights fit (`check_memory`), its contenders all fpsgen's own."""
+    found, settings = Comparison(job), job.line_up.settings
+    plan, device, on_card = found.plan, found.device, found.device.type == "cuda"
     machine.reset_peak(device)
     watch(Stage("text"))
-    texts, text = encode(checkpoint, request, job.target)
+    texts, text = encode(plan)
     watch(Stage("decode"))
-    ends = {"text": text, "decode": decode(checkpoint, request, device)}
+    ends = {"text": text, "decode": decode(plan)}
     machine.release()
     peak = machine.peak_bytes(device)
     watch(Stage("transformer"))
-    transformer = randomise(load.empty_transformer(checkpoint), device, needs.by_name(job.target.dtype), request.seed)
-    measured: dict[str, list[PhaseStep]] = {}
-    states = []
-    for number, one in enumerate(runs, 1):
-        assert isinstance(one.contender, Ours)  # others have refused a model without files
-        plan = one.outline.plan
-        assert plan is not None  # diffusers has refused a model without files
-        watch(Run(one.name, number, len(runs)))
+    empty = load.empty_transformer(plan.model.checkpoint)
+    transformer = randomise(empty, device, needs.by_name(plan.target.dtype), plan.request.seed)
+    for number, one in enumerate(found.warm, 1):
+        watch(Run(one.name, number, len(found.warm)))
         watch(Stage("denoise"))
         machine.release()
         machine.reset_peak(device)
         with one.contender.running():
-            denoiser = Denoiser(transformer, request.settings, texts, device)
-            phases = list(steps.by_phase(plan, denoiser, cut))
-        on_card = device.type == "cuda"
-        states.append(machine.card_state(device) if on_card else None)
-        one.warm.append(timing(phases, ends, max(peak, machine.peak_bytes(device)) if on_card else None))
-        one.together = phases[0].together
-        measured[one.name] = phases
-    return CompareRecord(
-        **facts,
-        random_weights=True,
-        extrapolated=True,
-        pairs=len(entries[0].warm),
-        order=[one.name for one in runs],
-        states=states if any(states) else None,
-        notes=notes(request, len(entries[0].warm)),
-        contenders=[
-            record.contender(
-                one, reference, cut, [phase.split for phase in measured[one.name]], None, job.target,
-                nonfinite=sum(phase.nonfinite for phase in measured[one.name]),
-            )
-            for one in entries
-        ],
-    )  # fmt: skip
+            denoiser = Denoiser(transformer, settings, texts, device)
+            parts = steps.by_span(one.contender.plan, denoiser, found.cut)
+        found.note_state()
+        one.splits, one.nonfinite = [each.split for each in parts], sum(each.nonfinite for each in parts)
+        one.together = denoiser.together if settings.branches > 1 else None
+        most = max(peak, machine.peak_bytes(device)) if on_card else None
+        one.warm.append(timing(one.splits, found.cut, ends, most))
+    return found.record(notes(plan.request, job.passes), random=True)
+
+
+def least_seconds(job: CompareJob) -> float:
+    """How long `measure` takes at least on a CPU: the operations of linear layers and of attention, by how many of a
+    matrix product this machine does in a second. Filling weights and decoding are not in it."""
+    plan, own, config = job.line_up.plan, job.line_up.settings, job.line_up.plan.model.config
+    encoder = load.empty_text_encoder(plan.model.checkpoint)
+    weights = sum(module.weight.numel() for module in encoder.modules() if isinstance(module, nn.Linear))
+    seconds = (1 + own.branches) * 2.0 * TEXT_LENGTH * weights / flops_per_second(plan.target.text_dtype)
+    linear, rate = 2.0 * config.weights_per_token * plan.tiles.tokens, flops_per_second(plan.target.dtype)
+    for one in job.line_up.contenders:
+        for step in dict.fromkeys(one.steps):
+            attention = sum(each.flops(config.num_heads, config.head_dim) for each in step.attention)
+            once = own.branches * (linear + attention) / rate
+            seconds += job.passes * once * (1 + min(steps.SAMPLES, 1 + int(steps.ENOUGH / once)))
+    return seconds
+
+
+def flops_per_second(dtype: torch.dtype) -> float:
+    """Operations of a matrix product in a second, on the CPU."""
+    a, b = torch.ones(2, _SIDE, _SIDE, dtype=dtype)
+    a @ b  # warms up
+    begin, count = time.perf_counter(), 0
+    while (spent := time.perf_counter() - begin) < _PROBE:
+        a @ b
+        count += 1
+    return 2.0 * _SIDE**3 * count / spent
 
 
 def notes(request: Request, passes: int) -> list[str]:
     """What a reader should know of such records, in sentences."""
-    latent_frames = request.settings.latent_shape[0]
-    times = "once" if request.settings.guidance == 1 else "twice"
+    frames = request.settings.latent_shape[0]
+    times = "once" if request.settings.branches == 1 else "twice"
     told = [
         "the weights are random: the speed is that of the true shapes, and there is no video",
         "one step of each phase was measured, up to three times, and its median stands for the others",
         f"text: {TEXT_LENGTH} random tokens, the most that a prompt may have, were encoded {times}",
     ]
-    if latent_frames > PIECES:
-        told.append(f"decode: {PIECES} of {latent_frames} latent frames were decoded; the last stands for the others")
+    if frames > PIECES:
+        told.append(f"decode: {PIECES} of {frames} latent frames were decoded; the last stands for the others")
     if passes == 1:
-        told.append(
-            "all times come from a single pass: a ratio close to 1 may be chance; on a busy machine, a larger one too"
-        )
-    left_out = "there are no files, and a video encoder takes longer for noise than for a video"
-    return [*told, f"the totals leave out load and encode: {left_out}"]
+        told.append("all times come from a single pass: a ratio near 1, or any on a busy machine, may be chance")
+    return [*told, "the totals leave out load and encode: there are no files, and noise takes longer to encode"]
 
 
 def check_memory(checkpoint: Checkpoint, target: Target) -> None:
@@ -121,11 +121,11 @@ def check_memory(checkpoint: Checkpoint, target: Target) -> None:
     if sizes[largest] <= free:
         return
     if max(needs.weights(checkpoint, torch.bfloat16, torch.bfloat16).values()) <= free:
-        hint = "try --dtype bf16"
+        hint = f"try {option('dtype', 'bf16')}"
     elif largest == "transformer":
-        hint = "try a smaller model, --random-weights 1.3b, or another --device"
+        hint = f"try a smaller model, {option('random_weights', '1.3b')}, or another {option('device')}"
     else:
-        hint = "make room, or try another --device"
+        hint = f"make room, or try another {option('device')}"
     told = f"the {largest} takes {sizes[largest] / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free on {target.device}"
     raise UsageError(told, hint)
 
@@ -149,21 +149,24 @@ def randomise(model: Module, device: torch.device, dtype: Callable[[str], torch.
     return model.eval().requires_grad_(False)
 
 
-def timing(measured: Sequence[PhaseStep], ends: dict[str, float], peak: int | None) -> dict[str, Any]:
+def timing(
+    splits: Sequence[Split], cut: Sequence[StepSpan], ends: dict[str, float], peak: int | None
+) -> dict[str, Any]:
     """The times of a warm run, extrapolated; as `Timings` has it, None where nothing was measured."""
     timings = Timings(peak_memory=peak)
-    for phase in measured:
-        timings.steps += [phase.split.total] * (phase.span.last - phase.span.first + 1)
+    for split, span in zip(splits, cut, strict=True):
+        timings.steps += [split.total] * (span.last - span.first + 1)
     timings.seconds |= {**ends, "denoise": sum(timings.steps)}
     timings.total = sum(timings.seconds.values())
     return {**timings.as_dict(), "load": None, "compile": None, "encode": None}
 
 
 @torch.inference_mode()
-def encode(checkpoint: Checkpoint, request: Request, target: Target) -> tuple[list[Tensor], float]:
+def encode(plan: VideoPlan) -> tuple[list[Tensor], float]:
     """An embedding for each guidance branch, and the seconds that they took."""
-    encoder = randomise(load.empty_text_encoder(checkpoint), target.device, lambda _: target.text_dtype, request.seed)
-    generator = torch.Generator("cpu").manual_seed(request.seed)
+    checkpoint, target, seed = plan.model.checkpoint, plan.target, plan.request.seed
+    encoder = randomise(load.empty_text_encoder(checkpoint), target.device, lambda _: target.text_dtype, seed)
+    generator = torch.Generator("cpu").manual_seed(seed)
     ids = torch.randint(checkpoint.text_config["vocab_size"], (1, TEXT_LENGTH), generator=generator).to(target.device)
 
     def once() -> Tensor:
@@ -172,25 +175,22 @@ def encode(checkpoint: Checkpoint, request: Request, target: Target) -> tuple[li
     once()  # warms up
     machine.synchronise(target.device)
     begin = time.perf_counter()
-    texts = [once() for _ in range(request.settings.branches)]
+    texts = [once() for _ in range(plan.request.settings.branches)]
     machine.synchronise(target.device)
     return texts, time.perf_counter() - begin
 
 
 @torch.inference_mode()
-def decode(checkpoint: Checkpoint, request: Request, device: torch.device) -> float:
+def decode(plan: VideoPlan) -> float:
     """Seconds from latents to pixels, the last measured piece standing for those after it."""
     machine.release()  # the text encoder
-    vae = randomise(load.empty_vae(checkpoint), device, lambda _: torch.float32, request.seed)
-    latents = solvers.noise(checkpoint.config.in_channels, request.settings.latent_shape, request.seed).to(device)
-    seconds: list[float] = []
+    device, seed, shape = plan.target.device, plan.request.seed, plan.request.settings.latent_shape
+    vae = randomise(load.empty_vae(plan.model.checkpoint), device, lambda _: torch.float32, seed)
+    latents = solvers.noise(plan.model.config.in_channels, shape, seed).to(device)
     for _ in ("warms up", "counts"):
-        seconds.clear()
-        begin = time.perf_counter()
+        marks = [time.perf_counter()]
         pieces = wan_vae.stream(vae, wan_vae.denormalise(vae, latents))
         for _, piece in zip(range(PIECES), pieces, strict=False):
             wan_vae.to_uint8(piece)  # waits for the device, too
-            now = time.perf_counter()
-            seconds.append(now - begin)
-            begin = now
-    return sum(seconds) + (request.settings.latent_shape[0] - len(seconds)) * seconds[-1]
+            marks.append(time.perf_counter())
+    return marks[-1] - marks[0] + (shape[0] - len(marks) + 1) * (marks[-1] - marks[-2])

@@ -15,13 +15,9 @@ from pathlib import Path
 
 # Those that custom_input takes (VBench's README).
 DIMENSIONS = (
-    "subject_consistency",
-    "background_consistency",
-    "motion_smoothness",
-    "dynamic_degree",
-    "aesthetic_quality",
+    "subject_consistency", "background_consistency", "motion_smoothness", "dynamic_degree", "aesthetic_quality",
     "imaging_quality",
-)
+)  # fmt: skip
 _RESULTS = "vbench-results"  # beside the folders of videos
 _TORCH = "https://download.pytorch.org/whl/cu121"  # the latest that it runs with
 

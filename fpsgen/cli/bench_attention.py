@@ -13,7 +13,7 @@ import typer
 
 from fpsgen.cli import options
 from fpsgen.cli.output import Output
-from fpsgen.cli.records import deliver, free_record, keep_record, record_place, report_place
+from fpsgen.cli.records import deliver, keep_record, result_places
 from fpsgen.errors import Stopped, UsageError
 from fpsgen.wan import sizes
 
@@ -87,8 +87,8 @@ def attention(
     if not no_report and find_spec("matplotlib") is None:
         out.note("no report is written: matplotlib, which draws its pictures, is not installed")
         no_report = True
-    path = record_place(free_record(default_name(smoke, device)) if output is None else named(output), out)
-    report_at = report_place(path, report, no_report)
+    place = default_name(smoke, device) if output is None else named(output)
+    path, report_at = result_places(place, report, no_report, out)
     try:
         with out.progress() as progress:
             record = run.measure(job, device, path, ["fpsgen", *sys.argv[1:]], Bar(progress, out))

@@ -6,17 +6,15 @@ import dataclasses
 import shutil
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 from fpsgen import files
 from fpsgen.cli import options
 from fpsgen.cli.calibrate import Bar, settings_of
-from fpsgen.cli.errors import explained
 from fpsgen.cli.generate import choose_model, default_name, find_model
-from fpsgen.cli.help import MACHINE, MEASURING, OUTPUT, option
 from fpsgen.cli.output import Output
 from fpsgen.cli.prompts import read_prompts
-from fpsgen.cli.records import deliver, free_record, keep_record, record_place, report_place
+from fpsgen.cli.records import deliver, keep_record, result_places
 from fpsgen.errors import Stopped, UsageError
 from fpsgen.printable import printable
 from fpsgen.report.quality import tables
@@ -27,8 +25,8 @@ from fpsgen.timing import Timings
 from fpsgen.wan import sizes
 
 if TYPE_CHECKING:
-    from fpsgen.bench.quality import QualityJob
-    from fpsgen.events import Watch
+    from fpsgen.bench.quality import Note, QualityJob
+    from fpsgen.metrics import Pair
 
 EXAMPLES = """
 fpsgen bench quality
@@ -37,58 +35,31 @@ fpsgen bench quality --prompts mine.txt --videos clips
 """
 
 FIRST_SEED = 1000  # presets that ship were calibrated on seeds from 0 on
-_MOST_SEEDS = 1000
 
 
-@explained
 def quality(
-    prompts: Annotated[
-        Path | None,
-        option(
-            "FILE",
-            "A text file with one prompt on each line; # begins a comment.",
-            MEASURING,
-            shown="8 prompts that come with fpsgen, 4 for Wan2.1",
-        ),
-    ] = None,
-    seeds: Annotated[int, option("N", "How many clips to make of each prompt.", MEASURING, min=1, max=_MOST_SEEDS)] = 1,
-    preset: options.Measured = "quality",
-    compare: Annotated[
-        list[str] | None,
-        option(
-            "NAME",
-            "What to compare with: bf16, a preset, or a kernel as in `fpsgen bench`. Repeat the option, or "
-            "separate names with commas. bf16 is the reference if it is among them, else the first.",
-            MEASURING,
-            shown="bf16",
-        ),
-    ] = None,
-    model: options.ModelName = None,
-    res: options.Resolution = None,
-    frames: options.Frames = None,
-    steps: options.Steps = None,
-    guidance: options.Guidance = None,
-    shift: options.Shift = None,
-    seed: options.ClipSeed = FIRST_SEED,
-    output: Annotated[
-        Path | None, option("-o, --output FILE", "The record, a .json file.", OUTPUT, shown="bench-quality.json")
-    ] = None,
-    report: options.Report = None,
-    no_report: options.NoReport = False,
-    videos: Annotated[
-        Path | None, option("FOLDER", "The folder to keep the videos in, with a folder for each contender.", OUTPUT)
-    ] = None,
-    vbench: Annotated[
-        bool, option("--vbench", "Let VBench, if it is installed, judge the folders of --videos.", MEASURING)
-    ] = False,
-    vbench_bin: Annotated[
-        Path | None, option("FILE", "The program of VBench, in its own environment.", MACHINE, shown="vbench on PATH")
-    ] = None,
-    device: options.DeviceName = None,
-    dtype: options.Precision = None,
-    fresh: Annotated[bool, option("--fresh", "Render again what an earlier run has kept.", MEASURING)] = False,
-    json: options.Json = False,
-    verbose: options.Verbose = False,
+    prompts: Path | None = None,
+    seeds: int = 1,
+    preset: str = "quality",
+    compare: list[str] | None = None,
+    model: str | None = None,
+    res: str | None = None,
+    frames: int | None = None,
+    steps: int | None = None,
+    guidance: float | None = None,
+    shift: float | None = None,
+    seed: int = FIRST_SEED,
+    output: Path | None = None,
+    report: Path | None = None,
+    no_report: bool = False,
+    videos: Path | None = None,
+    vbench: bool = False,
+    vbench_bin: Path | None = None,
+    device: str | None = None,
+    dtype: options.Dtype | None = None,
+    fresh: bool = False,
+    json: bool = False,
+    verbose: bool = False,
 ) -> None:
     """Measure the fidelity of a preset over many prompts and seeds.
 
@@ -110,8 +81,7 @@ def quality(
     from fpsgen.bench import names as known
 
     known.check(preset, names, clips=True)  # it imports no torch: so far, whatever cannot be is told at once
-    record_at = record_place(free_record("bench-quality.json") if output is None else options.expand(output), out)
-    page = report_place(record_at, report, no_report)
+    places = result_places(output or "bench-quality.json", report, no_report, out)
     out.loading()
     named = find_model(model)
     target = options.parse_target(device, dtype)
@@ -119,53 +89,66 @@ def quality(
     settings = settings_of(chosen, size, frames=frames, steps=steps, guidance=guidance, shift=shift)
     from fpsgen.bench import lineup
     from fpsgen.bench import prompts as ours
-    from fpsgen.bench.quality import QualityJob, run
+    from fpsgen.bench.quality import QualityJob
+    from fpsgen.request import Request
 
     own = own or ours.of(chosen.family)
-    line_up = lineup.resolve(preset, names, chosen, (settings.width, settings.height), target)
-    job = QualityJob(chosen, settings, target, line_up, own, seeds, seed, ["fpsgen", *sys.argv[1:]])
-    for name, outline in job.outlines.items():  # which refuses a preset that does not fit
-        out.detail(f"{name}: {outline.told}")
+    line_up = lineup.resolve(preset, names, Request(own[0], settings, seed, Path()), chosen, target)
+    job = QualityJob(line_up, own, seeds, seed, ["fpsgen", *sys.argv[1:]])
+    for one in job.line_up.contenders:
+        out.detail(f"{one.name}: {one.about()['told']}")
     clips = video_places(job, options.expand(videos)) if videos is not None else None
     if there := sum(path.exists() for paths in (clips or {}).values() for path in paths):
         exist, them = ("video exists", "it") if there == 1 else ("videos exist", "them")
         out.note(f"{there} {exist} in {printable(videos)} already: the new ones will replace {them}")
     tell_size(out, job)
-    try:
-        with out.progress() as progress:
-            watch = Bar(progress, out).watch
-            found, pairs = run(job, watch, clips, fresh)
-            record = dataclasses.asdict(found)
-            if program is not None and clips is not None:
-                add_vbench(record, program, clips, watch)
-    except KeyboardInterrupt:
-        how = "without --fresh" if fresh else "again"
-        raise Stopped(
-            "stopped; every finished clip and what was measured of it are kept",
-            hint=f"run the same command {how}: it continues from there",
-        ) from None
+    record, pairs = run(job, clips, fresh, program, out)
     if not json:
         for table in tables(record):
             out.show(table)
-    kept = keep_record(record, pairs, record_at, page)
+    kept = keep_record(record, pairs, *places)
     if vbench and program is None and clips is not None:
         tell_vbench(out, clips)
     deliver(out, kept, record)
 
 
+def run(
+    job: QualityJob, clips: dict[str, list[Path]] | None, fresh: bool, program: Path | None, out: Output
+) -> tuple[dict[str, Any], list[Pair]]:
+    """The record, and clips for the report."""
+    from fpsgen.bench import quality, vbench
+    from fpsgen.events import Notice
+
+    with out.progress() as progress:
+        watch = Bar(progress, out).watch
+
+        def score(folder: Path, note: Note) -> dict[str, float | None]:
+            assert program is not None
+            return vbench.evaluate(program, folder, lambda name: watch(Notice(name, detail=True)), note)
+
+        try:
+            record, pairs = quality.run(job, watch, clips, fresh, None if program is None else score)
+        except KeyboardInterrupt:
+            how = "without --fresh" if fresh else "again"
+            raise Stopped(
+                "stopped; every finished clip and what was measured of it are kept",
+                hint=f"run the same command {how}: it continues from there",
+            ) from None
+    return dataclasses.asdict(record), pairs
+
+
 def check_vbench(wanted: bool, given: Path | None, videos: Path | None) -> Path | None:
     """VBench's program, None where it is not asked for or not here; UsageError where the options do not go together."""
+    if not wanted and given is not None:
+        raise UsageError("--vbench-bin works only together with --vbench", hint="add --vbench")
     if not wanted:
-        if given is not None:
-            raise UsageError("--vbench-bin works only together with --vbench", hint="add --vbench")
         return None
     if videos is None:
         raise UsageError("--vbench judges videos, and none are kept", hint="name a folder for them: --videos clips")
     found = shutil.which("vbench" if given is None else given.expanduser())
     if found is None and given is not None:
-        raise UsageError(
-            f"--vbench-bin {given}: there is no such program", hint="it is bin/vbench of VBench's environment"
-        )
+        told = f"--vbench-bin {given}: there is no such program"
+        raise UsageError(told, hint="it is bin/vbench of VBench's environment")
     return Path(found) if found else None
 
 
@@ -175,7 +158,7 @@ def video_places(job: QualityJob, folder: Path) -> dict[str, list[Path]]:
     from fpsgen.video import check_encoder
 
     places: dict[str, list[Path]] = {}
-    for number, one in enumerate(job.contenders):
+    for number, one in enumerate(job.line_up.contenders):
         name = files.safe_name(one.name)
         if any(paths[0].parent.name == name for paths in places.values()):
             name = f"{name}-{number + 1}"
@@ -194,31 +177,13 @@ def video_places(job: QualityJob, folder: Path) -> dict[str, list[Path]]:
 
 def tell_size(out: Output, job: QualityJob) -> None:
     """How much will be rendered; of the pocket model that is minutes."""
-    count = len(job.takes) * len(job.contenders)
-    told = f"{asked(len(job.prompts), job.seeds)}, {len(job.contenders)} contenders: "
-    told += f"{count} clips of {counted(job.settings.steps, 'step')}"
-    if job.model.card is None:
+    count = len(job.takes) * len(job.line_up.contenders)
+    told = f"{asked(len(job.prompts), job.seeds)}, {len(job.line_up.contenders)} contenders: "
+    told += f"{count} clips of {counted(job.line_up.settings.steps, 'step')}"
+    if job.line_up.plan.model.card is None:
         out.note(told)
     else:
         out.milestone(told)
-
-
-def add_vbench(record: dict[str, Any], program: Path, places: dict[str, list[Path]], watch: Watch) -> None:
-    """What VBench says of each contender's folder."""
-    from fpsgen.bench import vbench
-    from fpsgen.events import Notice, Stage
-
-    def warn(text: str) -> None:
-        record["notes"].append(text)
-        watch(Notice(text))
-
-    def note(text: str) -> None:
-        watch(Notice(text, detail=True))
-
-    watch(Stage("vbench"))
-    for one in record["contenders"]:
-        folder = places[one["name"]][0].parent
-        one["vbench"] = vbench.evaluate(program, folder, note, warn)
 
 
 def tell_vbench(out: Output, places: dict[str, list[Path]]) -> None:

@@ -24,22 +24,21 @@ if TYPE_CHECKING:
     from fpsgen.metrics import Pair
 
 
-def free_record(default: str) -> Path:
-    """A name like `default` that no record has, nor a report beside it."""
-    return files.free(Path(default), ".html")
+def result_places(output: Path | str, report: Path | None, no_report: bool, out: Output) -> tuple[Path, Path | None]:
+    """Where a bench's record and its report go, the latter None for nowhere. output: as the user gave it, or a default
+    name (text), which a number is added to where it is taken.
 
-
-def record_place(output: Path, out: Output) -> Path:
-    """`output`, where a bench can write its record; says what is replaced. UsageError, before any work, where nothing
-    can be written there."""
-    if output.suffix != ".json":
-        near = output.with_suffix(".json") if output.name else output / "bench.json"
-        raise UsageError(f"-o {printable(output)}: a record is a .json file", hint=f"try -o {printable(near)}")
-    if files.check_place(output, "bench.json"):
-        if not is_record(output):
-            raise UsageError(f"{printable(output)} exists, and no bench wrote it", hint="choose another -o")
-        out.note(f"{printable(output)} is replaced: the record of an earlier bench")
-    return output
+    Says what is replaced. UsageError, before any work, where nothing can be written there.
+    """
+    record = files.free(Path(output), ".html") if isinstance(output, str) else expand(output)
+    if record.suffix != ".json":
+        near = record.with_suffix(".json") if record.name else record / "bench.json"
+        raise UsageError(f"-o {printable(record)}: a record is a .json file", hint=f"try -o {printable(near)}")
+    if files.check_place(record, "bench.json"):
+        if not is_record(record):
+            raise UsageError(f"{printable(record)} exists, and no bench wrote it", hint="choose another -o")
+        out.note(f"{printable(record)} is replaced: the record of an earlier bench")
+    return record, report_place(record, report, no_report)
 
 
 def report_place(output: Path, report: Path | None, no_report: bool) -> Path | None:

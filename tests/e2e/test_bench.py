@@ -278,7 +278,7 @@ def test_a_step_that_cannot_be_taken_apart_costs_no_record(bench: Bench, monkeyp
     def fail(*_: object) -> None:
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(steps, "by_phase", fail)
+    monkeypatch.setattr(steps, "by_span", fail)
     record = bench(preset=bench.preset(HALVES), compare="sdpa", pairs=0)
     assert record["contenders"][0]["phases"][0]["split"] is None
     assert any("out of memory" in note for note in record["notes"])

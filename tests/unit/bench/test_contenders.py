@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 import types
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +17,9 @@ from fpsgen.attention.tiles import TileGrid
 from fpsgen.bench import lineup
 from fpsgen.bench.dense_kernels import KERNELS, DenseKernel
 from fpsgen.errors import RenderError
+from fpsgen.request import Request, VideoPlan, resolve
+from fpsgen.settings import Settings
+from fpsgen.target import Target
 from fpsgen.weights.models import absent
 
 CPU = torch.device("cpu")
@@ -27,6 +31,12 @@ REAL = DenseKernel.load
 def qkv(tokens: int = 32) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     return [torch.randn(1, tokens, 2, 16, generator=generator) for _ in range(3)]
+
+
+def plan(rows: int, columns: int, guidance: float = 1.0) -> VideoPlan:
+    """A video of one frame, and so many tokens."""
+    settings = Settings(16 * columns, 16 * rows, 1, 8, 1, guidance, 3.0, "")
+    return resolve(Request("", settings, 0, Path()), MODEL, Target(CPU, torch.float32, torch.float32))
 
 
 def slowed(monkeypatch: pytest.MonkeyPatch, seconds: dict[str, float]) -> None:
@@ -52,15 +62,15 @@ def replaced(monkeypatch: pytest.MonkeyPatch, function: dense.Kernel) -> None:
 
 def test_the_fastest_kernel_is_found_by_trying(monkeypatch: pytest.MonkeyPatch) -> None:
     slowed(monkeypatch, {"sdpa": 0.05, "sdpa-flash": 0.03, "sdpa-math": 0.08})
-    best, tried = lineup.fastest(MODEL, 64, 2, CPU, torch.float32)
-    assert best == "sdpa-flash"
+    tried = lineup.try_kernels(plan(8, 8, guidance=3.0))
+    assert tried[0].name == "sdpa-flash"
     assert [one.name for one in tried if one.milliseconds] == ["sdpa-flash", "sdpa", "sdpa-math"]
     assert {one.name: one.why_not for one in tried}["fa3"] == "no fa3 here"
 
 
 def test_a_kernel_that_computes_something_else_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     replaced(monkeypatch, lambda q, k, v: 1.1 * v)
-    _, tried = lineup.fastest(MODEL, 64, 1, CPU, torch.float32)
+    tried = lineup.try_kernels(plan(8, 8))
     told = {one.name: one for one in tried}
     assert told["sdpa-flash"].milliseconds is None
     assert "its result is off by" in (told["sdpa-flash"].why_not or "")
@@ -73,13 +83,13 @@ def test_a_kernel_that_fails_at_the_true_size_is_none(monkeypatch: pytest.Monkey
         return dense.by_torch(q, k, v)
 
     replaced(monkeypatch, short)
-    best, tried = lineup.fastest(MODEL, 300, 1, CPU, torch.float32)
-    assert best != "sdpa-flash"
+    tried = lineup.try_kernels(plan(15, 20))
+    assert tried[0].name != "sdpa-flash"
     told = {one.name: one for one in tried}["sdpa-flash"]
     assert (told.milliseconds, told.why_not) == (None, "RuntimeError: No execution plans support the graph.")
     monkeypatch.setattr(DenseKernel, "load", lambda kernel: short)
     with pytest.raises(RenderError, match="no dense attention of 300 tokens runs here: RuntimeError: No execution"):
-        lineup.fastest(MODEL, 300, 1, CPU, torch.float32)
+        lineup.try_kernels(plan(15, 20))
 
 
 def test_a_kernel_that_takes_the_device_with_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,7 +101,7 @@ def test_a_kernel_that_takes_the_device_with_it_is_named(monkeypatch: pytest.Mon
     replaced(monkeypatch, illegal)
     monkeypatch.setattr(lineup.machine, "is_alive", lambda device: False)
     with pytest.raises(RenderError, match=r"sdpa-flash .* illegal memory access"):
-        lineup.fastest(MODEL, 300, 1, CPU, torch.float32)
+        lineup.try_kernels(plan(15, 20))
 
 
 @pytest.mark.parametrize("name", ["sdpa", "sdpa-flash", "sdpa-math"])

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fpsgen.bench import record, steps
+from fpsgen.bench import steps
 from fpsgen.bench.steps import Split
 from fpsgen.presets import BF16, Phase, Preset
 from fpsgen.request import Request, VideoPlan
@@ -136,14 +136,14 @@ def test_hooks_are_gone_after_a_step_and_after_an_exception(monkeypatch: pytest.
     assert hooks(transformer) == 0
 
 
-def phases(transformer: WanTransformer, plan: VideoPlan, cut: list[record.Span]) -> list[steps.PhaseStep]:
-    return list(steps.by_phase(plan, Denoiser(transformer, SETTINGS, [text(0), text(1)], CPU), cut))
+def phases(transformer: WanTransformer, plan: VideoPlan, cut: list[steps.StepSpan]) -> list[steps.StepParts]:
+    return steps.by_span(plan, Denoiser(transformer, SETTINGS, [text(0), text(1)], CPU), cut)
 
 
 def test_each_phase_is_measured_at_its_first_step_under_its_own_plans(monkeypatch: pytest.MonkeyPatch) -> None:
     transformer = small_transformer()
     plan = planned(transformer, TWO)
-    cut = record.spans(plan.steps, SIGMAS)
+    cut = steps.spans([plan.steps], SIGMAS)
     seen: list[tuple[float, float]] = []
     compute = WanTransformer.forward
 
@@ -153,8 +153,7 @@ def test_each_phase_is_measured_at_its_first_step_under_its_own_plans(monkeypatc
 
     monkeypatch.setattr(WanTransformer, "forward", watched)
     found = phases(transformer, plan, cut)
-    assert [one.span for one in found] == cut
-    assert len(cut) == 2
+    assert len(found) == len(cut) == 2
     expected = [(float(int(1000 * SIGMAS[span.first])), plan.steps[span.first].density) for span in cut]
     assert list(dict.fromkeys(seen)) == expected
     assert len(seen) == 2 * (1 + 3)
@@ -166,7 +165,7 @@ def test_the_median_step_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     splits = [Split(0.1, 0.2, total - 0.3) for total in (3.0, 1.0, 2.0)]
     monkeypatch.setattr(steps, "split", lambda *_: (splits, torch.tensor([1.0, torch.nan, torch.inf])))
     plan = planned(transformer, BF16)
-    (found,) = phases(transformer, plan, record.spans(plan.steps, SIGMAS))
+    (found,) = phases(transformer, plan, steps.spans([plan.steps], SIGMAS))
     assert found.split == splits[2]
     assert found.nonfinite == 2
 
@@ -179,7 +178,7 @@ def test_a_long_step_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_spans_with_the_same_plans_are_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
     transformer = small_transformer()
     plan = planned(transformer, BF16)
-    cut = record.spans(planned(transformer, TWO).steps, SIGMAS)
+    cut = steps.spans([planned(transformer, TWO).steps], SIGMAS)
     calls = []
     split = steps.split
     monkeypatch.setattr(steps, "split", lambda *args: calls.append(args) or split(*args))
@@ -192,6 +191,6 @@ def test_values_that_are_not_finite_are_counted() -> None:
     transformer = small_transformer()
     transformer.head.head.bias.data[0] = torch.nan
     plan = planned(transformer, BF16)
-    (found,) = phases(transformer, plan, record.spans(plan.steps, SIGMAS))
+    (found,) = phases(transformer, plan, steps.spans([plan.steps], SIGMAS))
     t, h, w = SETTINGS.latent_shape
     assert found.nonfinite == t * h * w // 4  # one value of each token's patch

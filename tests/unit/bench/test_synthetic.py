@@ -6,7 +6,7 @@ import json
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +17,19 @@ from typer.testing import CliRunner
 
 from fpsgen import machine
 from fpsgen.attention.tiles import TileGrid
-from fpsgen.bench import duration, lineup, steps, synthetic
+from fpsgen.bench import lineup, steps, synthetic
 from fpsgen.bench.compare import CompareJob
 from fpsgen.bench.contenders import Ours
+from fpsgen.bench.dense_kernels import KERNELS
 from fpsgen.bench.lineup import LineUp
 from fpsgen.bench.steps import ENOUGH, Split
 from fpsgen.cli import app
 from fpsgen.cli.bench import agree
-from fpsgen.cli.output import Output
+from fpsgen.cli.output import Output, in_flags
 from fpsgen.errors import Stopped, UsageError
 from fpsgen.events import Event, Run, Stage
 from fpsgen.presets import BF16, Phase, Preset
-from fpsgen.request import Request
+from fpsgen.request import Request, resolve
 from fpsgen.settings import Settings
 from fpsgen.target import Target
 from fpsgen.wan import config
@@ -45,19 +46,6 @@ WIDTH = 24  # of the text
 TWO = Preset(name="two", phases=(Phase(sigma=(1.0, 0.6)), Phase(sigma=(0.6, 0.0), window=(1, 1, 1))), tile=(2, 2, 2))
 
 
-class Silent:
-    """Notes what it is told."""
-
-    def __init__(self) -> None:
-        self.told: list[str] = []
-
-    def __call__(self, event: Event) -> None:
-        if isinstance(event, Run):
-            self.told.append(f"{event.number}/{event.total} {event.title}")
-        elif isinstance(event, Stage):
-            self.told.append(event.name)
-
-
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wan2.1 14B of a few thousand parameters."""
@@ -71,21 +59,23 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def job(frames: int = 9, guidance: float = 3.0, dtype: torch.dtype = torch.float32) -> CompareJob:
     request = Request("a cat", Settings(96, 64, frames, 8, 6, guidance, 3.0, ""), 1, Path())
-    line_up = LineUp((Ours("two", TWO), Ours("bf16", BF16, "sdpa")), "bf16")
-    target = Target(CPU, dtype, torch.bfloat16)
-    return CompareJob(request, models.absent("14b"), target, line_up, 1, ["fpsgen", "bench"])
+    model, target = models.absent("14b"), Target(CPU, dtype, torch.bfloat16)
+    two, bf16 = (resolve(replace(request, preset=preset), model, target) for preset in (TWO, BF16))
+    dense = Ours("bf16", bf16, KERNELS["sdpa"])
+    return CompareJob(LineUp((Ours("two", two), dense), dense), 1, ["fpsgen", "bench"])
 
 
 def measure(given: CompareJob) -> dict[str, Any]:
     """The record, as its file has it."""
-    return json.loads(json.dumps(asdict(synthetic.measure(given, Silent()))))
+    return json.loads(json.dumps(asdict(synthetic.measure(given, lambda _: None))))
 
 
 @pytest.mark.usefixtures("tiny")
 def test_the_record_holds_what_single_steps_extrapolate_to() -> None:
-    watcher = Silent()
-    found = json.loads(json.dumps(asdict(synthetic.measure(job(), watcher))))
-    assert watcher.told == ["text", "decode", "transformer", "1/2 two", "denoise", "2/2 bf16", "denoise"]
+    told: list[Event] = []
+    found = json.loads(json.dumps(asdict(synthetic.measure(job(), told.append))))
+    stages = [Stage("text"), Stage("decode"), Stage("transformer")]
+    assert told == [*stages, Run("two", 1, 2), Stage("denoise"), Run("bf16", 2, 2), Stage("denoise")]
     assert found["random_weights"]
     assert found["extrapolated"]
     assert found["video"]["prompt"] is found["video"]["negative"] is None
@@ -108,7 +98,7 @@ def test_the_record_holds_what_single_steps_extrapolate_to() -> None:
 
 @pytest.mark.usefixtures("tiny")
 def test_denoising_is_steps_times_the_phases_own_median(monkeypatch: pytest.MonkeyPatch) -> None:
-    def split(_denoiser: object, latents: Tensor, _step: int, plan: StepPlan) -> Any:
+    def split(_denoiser: object, latents: Tensor, _number: object, plan: StepPlan) -> Any:
         return [Split(1.5, 0.25, 0.25) if plan.attention[0].is_dense else Split(0.25, 0.25, 0.5)], latents
 
     monkeypatch.setattr(steps, "split", split)
@@ -185,7 +175,7 @@ def test_a_model_that_does_not_fit_is_refused_with_its_size(
     with pytest.raises(UsageError, match=told) as error:
         synthetic.check_memory(true(key), Target(CPU, dtype, torch.bfloat16))
     assert f"{free / 1e9:.1f} GB are free" in str(error.value)
-    assert hint in (error.value.hint or "")
+    assert hint in in_flags(error.value.hint or "")
 
 
 @pytest.mark.usefixtures("tiny")
@@ -232,11 +222,9 @@ def test_one_seed_gives_one_set_of_weights() -> None:
 
 @pytest.mark.usefixtures("tiny")
 def test_its_duration_is_that_of_its_operations(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a machine that fills in no time and does so little else in a second that every step is measured once."""
+    """On a machine that does so little in a second that every step is measured once."""
     rate = 1e5
-    monkeypatch.setattr(duration, "products", lambda dtype: rate)
-    monkeypatch.setattr(duration, "fill", lambda *_: 0.0)
-    monkeypatch.setattr(duration, "decode_flops", lambda *_: 5e6)
+    monkeypatch.setattr(synthetic, "flops_per_second", lambda dtype: rate)
     # An embedding: 2 layers, each of 4 matrices of 24 x 24 and 3 of 24 x 32, 512 tokens. Two, and one to warm up.
     text = 3 * 2 * 512 * 2 * (4 * 24 * 24 + 3 * 24 * 32)
     # 3 x 4 x 6 tokens; each layer: 6 matrices of 48 x 48, 2 of 48 x 64, and 4 x 48 for a pair of tokens.
@@ -245,36 +233,29 @@ def test_its_duration_is_that_of_its_operations(monkeypatch: pytest.MonkeyPatch)
     steps = [linear + pairs, linear + sparse, linear + pairs]  # TWO's, then bf16's
     assert all(2 * flops / rate > ENOUGH for flops in steps)
     # Both branches, once to warm up.
-    wanted = text + 2 * 5e6 + sum(2 * flops * 2 for flops in steps)
-    assert duration.seconds(job()) == pytest.approx(wanted / rate)
+    assert synthetic.least_seconds(job()) == pytest.approx((text + sum(2 * flops * 2 for flops in steps)) / rate)
 
 
-@pytest.mark.usefixtures("tiny")
-def test_what_is_decoded_is_counted_and_what_is_probed_is_a_speed() -> None:
-    checkpoint = models.absent("14b").checkpoint
-    once, larger = (duration.decode_flops(checkpoint, (3, size, size)) for size in (4, 8))
-    assert once > 0
-    assert larger == pytest.approx(4 * once, rel=0.05)  # attention of the middle block grows faster
-    assert duration.decode_flops(checkpoint, (9, 4, 4)) == pytest.approx(once, rel=0.01)  # but for one small product
-    assert 1e8 < duration.products(torch.float32) < 1e15
+def test_a_machine_has_a_speed() -> None:
+    assert 1e8 < synthetic.flops_per_second(torch.float32) < 1e15
 
 
 @pytest.mark.usefixtures("tiny")
 def test_minutes_on_a_cpu_are_said_and_asked_for_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(duration, "seconds", lambda _: 5000.0)
-    monkeypatch.setattr(lineup, "fastest", lambda *_: pytest.fail("it began"))
+    monkeypatch.setattr(synthetic, "least_seconds", lambda _: 5000.0)
+    monkeypatch.setattr(lineup, "with_fastest", lambda _: pytest.fail("it began"))
     given = ["bench", "--random-weights", "14b", "--res", "96x64", "--frames", "9", "--device", "cpu"]
     refused = CliRunner().invoke(app, given)
     said = " ".join(refused.stderr.split())
     assert refused.exit_code == 2
     assert "at least 83 min 20 s on this CPU" in said
     assert "add --yes to begin" in said
-    monkeypatch.setattr(lineup, "fastest", lambda *_: ("sdpa", []))
+    monkeypatch.setattr(lineup, "with_fastest", lambda found: found)
     begun = CliRunner().invoke(app, [*given, "--yes", "--pairs", "1", "--no-report"])
     assert begun.exit_code == 0, begun.output
     assert "this takes at least 83 min 20 s" in " ".join(begun.stderr.split())
-    monkeypatch.setattr(duration, "seconds", lambda _: 50.0)
+    monkeypatch.setattr(synthetic, "least_seconds", lambda _: 50.0)
     assert CliRunner().invoke(app, [*given, "--pairs", "1", "--no-report"]).exit_code == 0
 
 
