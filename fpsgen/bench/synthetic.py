@@ -52,7 +52,7 @@ def measure(job: CompareJob, watch: Watch) -> CompareRecord:
     peak = machine.peak_bytes(device)
     watch(Stage("transformer"))
     empty = load.empty_transformer(plan.model.checkpoint)
-    transformer = randomise(empty, device, needs.by_name(plan.target.dtype), plan.request.seed)
+    transformer = randomise(empty, device, load.by_name(plan.target.dtype), plan.request.seed)
     for number, one in enumerate(found.warm, 1):
         watch(Run(one.name, number, len(found.warm)))
         watch(Stage("denoise"))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import typer
 
@@ -15,10 +14,6 @@ from fpsgen.cli.output import Output, hush
 from fpsgen.errors import ModelError, Stopped, UsageError
 from fpsgen.printable import printable, readable
 from fpsgen.tables import Table
-
-if TYPE_CHECKING:
-    from fpsgen.weights.cached import Cached
-    from fpsgen.weights.layout import Format
 
 EXAMPLES = """
 fpsgen models
@@ -73,7 +68,7 @@ def state_and_size(entry: dict) -> tuple[str, str]:
     if entry["bytes"] is not None:
         return entry["state"], readable(entry["bytes"])
     if entry["state"] == "not here":
-        return entry["state"], f"about {hub.DOWNLOAD_GB[entry['name']][entry['format']]} GB"
+        return entry["state"], f"about {hub.DOWNLOAD_GB[entry['repository']]} GB"
     if entry["lacking"]:
         missing = f"{len(entry['lacking'])} of {entry['files']} files, {readable(entry['absent_bytes'])} missing"
         return f"incomplete: {missing}", ""
@@ -88,24 +83,16 @@ def where(entry: dict) -> str:
 
 
 def listed() -> Iterator[dict]:
-    """The pocket, the known models in both formats, and other Wan2.1 checkpoints in the download cache."""
+    """What the list says of each model, the pocket first. bytes: on disk, where it is whole; absent_bytes: to be
+    fetched, where that is known."""
     from fpsgen.weights import hub, models
 
     pocket = models.find(models.POCKET)
     built_in = hub.Cached("", "here", pocket.folder, pocket.checkpoint)
-    yield {**entry_of(pocket.name, pocket.checkpoint.format, built_in), "repository": None}
-    for name, form, cached in hub.known():
-        yield entry_of(name, form, cached)
-    for cached in hub.downloaded():
-        if cached.checkpoint:
-            yield entry_of(cached.repository, cached.checkpoint.format, cached)
-
-
-def entry_of(name: str, form: Format, cached: Cached) -> dict:
-    """What the list says of a model. bytes: on disk, where it is whole; absent_bytes: to be fetched, where known."""
-    told = {key: value for key, value in vars(cached).items() if key not in ("checkpoint", "hint")}
-    size = cached.checkpoint.bytes if cached.checkpoint else None
-    return told | {"name": name, "format": form, "bytes": size, "folder": cached.folder and str(cached.folder)}
+    for name, form, cached in ((pocket.name, pocket.checkpoint.format, built_in), *hub.known(), *hub.others()):
+        entry = {key: value for key, value in vars(cached).items() if key not in ("checkpoint", "hint")}
+        entry |= {"name": name, "format": form, "bytes": cached.checkpoint.bytes if cached.checkpoint else None}
+        yield entry | {"repository": cached.repository or None, "folder": cached.folder and str(cached.folder)}
 
 
 @app.command(epilog="fpsgen models pull 1.3b --dry-run\nfpsgen models pull 14b")
@@ -126,15 +113,14 @@ def pull(
         disable_progress_bars()
     out.loading("asking the hub")
     download = hub.plan(hub.repository_of(name, format.value), force)
-    size = sum(download.files.values())
-    told = {"repository": download.repository, "files": download.files, "bytes": size}
-    told |= {"absent_bytes": download.absent_bytes}
-    amount = f"{readable(download.absent_bytes)} of {readable(size)} from {download.repository}"
+    size, absent = sum(download.files.values()), download.absent_bytes
+    facts = {"repository": download.repository, "files": download.files, "bytes": size, "absent_bytes": absent}
+    amount = f"{readable(absent)} of {readable(size)} from {download.repository}"
     if dry_run:
         for file, bytes_of_file in download.files.items():
             here = "" if file in download.absent else "  (here already)"
             out.line(f"{readable(bytes_of_file):>10}  {printable(file)}{here}", copied=True)
-        out.result(f"{amount} would be fetched", told)
+        out.result(f"{amount} would be fetched", facts)
         return
     out.note(f"fetching {amount}")
     hush()  # the hub draws bars of its own
@@ -143,7 +129,7 @@ def pull(
     except KeyboardInterrupt:
         hint = "run the same command again: it goes on from there"
         raise Stopped("stopped; what has arrived is kept", hint) from None
-    out.result(str(folder), {**told, "folder": str(folder)}, copied=True)
+    out.result(str(folder), {**facts, "folder": str(folder)}, copied=True)
 
 
 @app.command(epilog="fpsgen models rm 1.3b\nfpsgen models rm 14b --format diffusers --yes")
@@ -158,13 +144,15 @@ def rm(name: str, format: FormatName | None = None, yes: bool = False, json: boo
     names = dict.fromkeys(hub.repository_of(name, each.value) for each in ([format] if format else FormatName))
     removals = list(filter(None, map(cached.removal, names)))
     if not removals:
-        raise UsageError(f"{name} is not in the hub's cache", hint="fpsgen models lists what is here")
-    told = " and ".join(f"{each.repository} ({readable(each.bytes)})" for each in removals)
+        raise UsageError(
+            f"{name} is not in the hub's cache", hint="`fpsgen models` shows which models are on this disk"
+        )
+    doomed = " and ".join(f"{each.repository} ({readable(each.bytes)})" for each in removals)
     if not yes:
         if not out.may_ask:
             hint = "add --yes to remove it without a question"
-            raise UsageError(f"this would remove {told}, and there is no terminal to ask on", hint)
-        if not typer.confirm(f"Remove {told}?", err=True):
+            raise UsageError(f"this would remove {doomed}, and there is no terminal to ask on", hint)
+        if not typer.confirm(f"Remove {doomed}?", err=True):
             raise Stopped("nothing was removed")
     freed = 0
     for each in removals:
@@ -181,31 +169,31 @@ def check(model: str, json: bool = False, verbose: bool = False) -> None:
 
     out = Output(json, verbose)
     out.loading()
-    found = models.find(model)
-    from fpsgen.weights import load  # imports torch, which finding none does without
+    chosen = models.find(model)
+    checkpoint, config = chosen.checkpoint, chosen.config
+    from fpsgen.weights import load  # imports torch, which `models` does without
 
     try:
-        load.check(found.checkpoint)
+        load.check(checkpoint)
     except ModelError as error:
         raise ModelError(f"model {printable(model)} cannot be used: {error}", hint=error.hint) from None
-    checkpoint, config = found.checkpoint, found.checkpoint.config
     parameters = sum(each.numel() for each in load.empty_transformer(checkpoint).parameters())
-    told = {
-        "model": found.name,
+    facts = {
+        "model": chosen.name,
         "format": checkpoint.format,
-        "folder": str(found.folder),
+        "folder": str(chosen.folder),
         **{key: getattr(config, key) for key in ("dim", "num_layers", "num_heads", "ffn_dim")},
         "parameters": parameters,
         "dtypes": load.dtypes(checkpoint),
         "bytes": checkpoint.bytes,
     }
-    for key, value in told.items():
+    for key, value in facts.items():
         out.detail(f"{key}: {value}")
     count = f"{parameters / 1e9:.3f} billion" if parameters >= 1e9 else f"{parameters / 1e6:.1f} million"
     out.result(
         f"{printable(model)}: a whole Wan2.1 text-to-video checkpoint in {checkpoint.format} format, "
         f"{count} parameters in the transformer, {readable(checkpoint.bytes)}",
-        told,
+        facts,
     )
 
 
@@ -216,13 +204,13 @@ def convert(model: str, out_folder: Path, to: FormatName | None = None, json: bo
 
     out = Output(json)
     out.loading()
-    found = models.find(model)
+    checkpoint = models.find(model).checkpoint
     from fpsgen.weights.convert import convert as write  # imports torch
 
-    other = FormatName.DIFFUSERS if found.checkpoint.format == "original" else FormatName.ORIGINAL
+    target = to or (FormatName.DIFFUSERS if checkpoint.format == "original" else FormatName.ORIGINAL)
     with out.progress() as progress:
         task = progress.add_task("convert", total=None, rate="")
-        for part in write(found.checkpoint, (to or other).value, expand(out_folder)):
+        for part in write(checkpoint, target.value, expand(out_folder)):
             progress.update(task, description=part)
             out.milestone(part)
-    out.result(str(out_folder), {"output": str(out_folder), "format": (to or other).value}, copied=True)
+    out.result(str(out_folder), {"output": str(out_folder), "format": target.value}, copied=True)

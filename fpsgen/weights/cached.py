@@ -88,8 +88,8 @@ def look(repository: str) -> Cached:
     storage = place(repository)
     try:
         commits = dict.fromkeys(filter(None, (_main(storage), *_snapshots(storage))))
-        found = [_look_at(repository, storage, commit) for commit in commits]
-        best = min(found, key=lambda each: STATES.index(each.state), default=Cached(repository, "not here"))
+        each = (_look_at(repository, storage, commit) for commit in commits)
+        best = min(each, key=lambda cached: STATES.index(cached.state), default=Cached(repository, "not here"))
         if best.state == "not here" and (kept := sum(_blobs(storage).values())):
             return Cached(repository, "incomplete", why=f"its download was cut short; {readable(kept)} are here")
         return best
@@ -102,12 +102,12 @@ def _unread(storage: Path, fault: OSError) -> str:
 
 
 def _access(storage: Path) -> str:
-    where = shlex.quote(printable(storage))
-    return f"ask its owner for access (ls -ld {where}; chmod -R a+rX {where}), or set HF_HOME to a folder of your own"
+    mend = f"chmod -R a+rX {shlex.quote(printable(storage))}"
+    return f"ask the folder's owner for access ({mend}), or set HF_HOME to a folder of your own"
 
 
 def _main(storage: Path) -> str | None:
-    """The commit that a repository's name means, where it means one."""
+    """The commit that `main` refers to, if it refers to one."""
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         with open_regular(storage / "refs" / "main") as reference:
             commit = reference.read(200).decode(errors="replace").strip()
@@ -118,33 +118,33 @@ def _main(storage: Path) -> str | None:
 def _snapshots(storage: Path) -> dict[str, Path]:
     """Snapshots by commit, the newest first."""
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-        found = [storage / "snapshots" / name for name in os.listdir(storage / "snapshots") if _COMMIT.fullmatch(name)]
-        return {each.name: each for each in sorted(found, key=lambda each: each.lstat().st_mtime, reverse=True)}
+        folders = [each for each in (storage / "snapshots").iterdir() if _COMMIT.fullmatch(each.name)]
+        return {each.name: each for each in sorted(folders, key=lambda each: each.lstat().st_mtime, reverse=True)}
     return {}
 
 
 def _look_at(repository: str, storage: Path, commit: str) -> Cached:
     folder, sizes = storage / "snapshots" / commit, _listed(repository, storage, commit)
     there = {name: size for name in sizes if (size := _size(folder / name)) is not None}
-    found = Cached(repository, "incomplete", folder if folder.is_dir() else None, files=len(sizes) or None)
+    cached = Cached(repository, "incomplete", folder if folder.is_dir() else None, files=len(sizes) or None)
     if lacking := {name: size for name, size in sizes.items() if name not in there}:
         linked = {(folder / name).resolve() for name in there}
-        told = f"it lacks {len(lacking)} of {len(sizes)} files: {some(lacking)}"
+        message = f"it lacks {len(lacking)} of {len(sizes)} files: {some(lacking)}"
         absent = _to_fetch(lacking, {blob: size for blob, size in _blobs(storage).items() if blob not in linked})
-        return replace(found, why=told, lacking=tuple(lacking), absent_bytes=absent)
+        return replace(cached, why=message, lacking=tuple(lacking), absent_bytes=absent)
     for name, size in there.items():
         if size != sizes[name]:
-            told = f"{printable(folder / name)} is damaged: it has {size:,} of {sizes[name]:,} bytes"
-            return replace(found, why=told)
-    if not found.folder:
+            message = f"{printable(folder / name)} is damaged: it has {size:,} of {sizes[name]:,} bytes"
+            return replace(cached, why=message)
+    if not cached.folder:
         return Cached(repository, "not here")
     try:
-        return replace(found, state="here", checkpoint=layout.recognise(folder))
+        return replace(cached, state="here", checkpoint=layout.recognise(folder))
     except UnreadableError as error:
-        return replace(found, state="unreadable", why=str(error), hint=_access(storage))
+        return replace(cached, state="unreadable", why=str(error), hint=_access(storage))
     except ModelError as error:
         hint = error.hint if error.hint == OURS else None  # another model: fetching it again does not help
-        return replace(found, why=str(error), hint=hint)
+        return replace(cached, why=str(error), hint=hint)
 
 
 def _size(file: Path) -> int | None:
@@ -155,13 +155,13 @@ def _size(file: Path) -> int | None:
 
 
 def _blobs(storage: Path) -> dict[Path, int]:
-    """Content of files, to which snapshots link, and its bytes."""
+    """The files with content, to which snapshots link, and the size of each."""
     return {file: file.stat().st_size for file in (storage.resolve() / "blobs").glob("*") if file.is_file()}
 
 
 def _to_fetch(lacking: Mapping[str, int], unlinked: Mapping[Path, int]) -> int:
-    """Bytes to be fetched. What lies among the blobs is not fetched again: parts of files from cut downloads, and whole
-    files to which no link leads, known by their length."""
+    """How many bytes are to be fetched. The hub's library does not fetch again what lies among the blobs: the first
+    parts of files, and whole files to which no snapshot links; these are recognised by their length."""
     parts = sum(size for blob, size in unlinked.items() if blob.suffix == ".incomplete")
     return max(sum(size for size in lacking.values() if size not in unlinked.values()) - parts, 0)
 
@@ -218,27 +218,24 @@ def removal(repository: str) -> Removal | None:
 def _removal(repository: str, storage: Path) -> Removal:
     snapshots = _snapshots(storage)
     meant = {commit for commit in snapshots if commit == _main(storage)} or set(snapshots)
-    if storage.is_symlink():
-        raise _linked(repository)
-    if meant == set(snapshots):
-        return Removal(repository, (storage,), _bytes(storage), 0)
+    others = set(snapshots) - meant
+    doomed, freed, inside = [storage], _bytes(storage), not storage.is_symlink()
 
     def content(commits: set[str]) -> set[Path]:
         links = (link for commit in commits for link in snapshots[commit].rglob("*"))
         return {link.resolve() for link in links if link.is_file()}
 
-    blobs = content(meant) - content(set(snapshots) - meant)
-    if not all(blob.is_relative_to(storage.resolve()) for blob in blobs):
-        raise _linked(repository)
-    named = [ref for ref in (storage / "refs").rglob("*") if ref.is_file() and ref.read_text(errors="replace") in meant]
-    folders = [path for commit in meant for path in storage.glob(f"*/{commit}*")]  # the listing, too
-    freed = sum(blob.stat().st_size for blob in blobs)
-    return Removal(repository, (*folders, *named, *blobs), freed, len(snapshots) - len(meant))
-
-
-def _linked(repository: str) -> UsageError:
-    told = f"{repository} is a link to files outside the hub's cache"
-    return UsageError(told, hint=f"fpsgen removes nothing there; look at {printable(place(repository))}")
+    if others:
+        blobs = content(meant) - content(others)
+        named = (each for each in (storage / "refs").rglob("*") if each.is_file())
+        doomed = [each for each in named if each.read_text(errors="replace") in meant]
+        doomed += [*(path for commit in meant for path in storage.glob(f"*/{commit}*")), *blobs]  # the listing, too
+        freed = sum(blob.stat().st_size for blob in blobs)
+        inside &= all(path.parent.resolve().is_relative_to(storage.resolve()) for path in doomed)
+    if not inside:
+        message = f"{repository} is a link to files outside the hub's cache"
+        raise UsageError(message, hint=f"fpsgen removes nothing there; look at {printable(storage)}")
+    return Removal(repository, tuple(doomed), freed, len(others))
 
 
 def _bytes(folder: Path) -> int:

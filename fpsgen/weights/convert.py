@@ -54,12 +54,12 @@ def convert(checkpoint: Checkpoint, target: Format, out: Path) -> Iterator[str]:
     try:
         partial.rename(out)
     except OSError as fault:  # the work is done: not thrown away because something came to lie there meanwhile
-        told = f"the checkpoint is in {partial}: {out} cannot be made: {_reason(fault)}"
-        raise RenderError(told, hint=f"mv {shlex.quote(str(partial))} to another place") from None
+        message = f"the checkpoint is in {partial}: {out} cannot be made: {_reason(fault)}"
+        raise RenderError(message, hint=f"mv {shlex.quote(str(partial))} to another place") from None
 
 
 def _claim(checkpoint: Checkpoint, out: Path) -> Path:
-    """Make the folder that becomes `out`. Its making shows what stands in the way, another conversion included."""
+    """Make the folder that becomes `out`; UsageError if something stands in the way, such as another conversion."""
     parent, partial = out.absolute().parent, out.with_name(f"{out.name}.partial")
     if os.path.lexists(out):
         raise UsageError(f"{out} exists already", hint="give a new folder, or remove that one")
@@ -68,13 +68,13 @@ def _claim(checkpoint: Checkpoint, out: Path) -> Path:
     if parent.resolve().is_relative_to(checkpoint.tokenizer.resolve()):
         raise UsageError(f"{out} lies inside the tokenizer that would be copied", hint="give a folder elsewhere")
     if checkpoint.bytes > (free := shutil.disk_usage(parent).free):
-        told = f"{parent} has {readable(free)} left and {readable(checkpoint.bytes)} are needed"
-        raise UsageError(told, hint="give a folder on a larger disk")
+        message = f"{parent} has {readable(free)} left and {readable(checkpoint.bytes)} are needed"
+        raise UsageError(message, hint="give a folder on a larger disk")
     try:
         partial.mkdir()
     except FileExistsError:
-        told = f"{partial} exists: another run is making {out.name}, or was killed while it did"
-        raise UsageError(told, hint=f"if none is running: rm -r {shlex.quote(str(partial))}") from None
+        message = f"{partial} exists: another run is making {out.name}, or was killed while it did"
+        raise UsageError(message, hint=f"if none is running: rm -r {shlex.quote(str(partial))}") from None
     except OSError as fault:
         raise UsageError(f"{partial} cannot be made: {_reason(fault)}", hint="give another place or name") from None
     return partial
@@ -107,7 +107,7 @@ def _write(checkpoint: Checkpoint, target: Format, out: Path) -> Iterator[str]:
 
 
 def _config(checkpoint: Checkpoint, part: str, target: Format) -> dict[str, Any]:
-    """What a part's config.json says."""
+    """The content of a part's config.json."""
     if target == "original":
         return {**checkpoint.config.to_original(), "_diffusers_version": diffusers.__version__}
     if part == "transformer":
@@ -118,7 +118,7 @@ def _config(checkpoint: Checkpoint, part: str, target: Format) -> dict[str, Any]
 
 
 def write_pipeline(out: Path, shift: float) -> None:
-    """What makes a WanPipeline of the parts in a Diffusers folder: its scheduler and its index."""
+    """Add scheduler and index to the parts in a Diffusers folder, which make it a WanPipeline."""
     scheduler = diffusers.UniPCMultistepScheduler(
         prediction_type="flow_prediction", use_flow_sigmas=True, num_train_timesteps=1000, flow_shift=shift
     )
@@ -164,9 +164,9 @@ def _check_representable(checkpoint: Checkpoint) -> None:
     )
     for part, wanted, have in parts:
         if differ := sorted(key for key in wanted if wanted[key] != have.get(key)):
-            told = "this model cannot be written in the original format, which has no place for the settings of its"
+            message = "this model cannot be written in the original format, which has no place for the settings of its"
             hint = "keep it in Diffusers' format, which holds them"
-            raise UsageError(f"{told} {part} ({', '.join(differ)})", hint)
+            raise UsageError(f"{message} {part} ({', '.join(differ)})", hint)
 
 
 def _arithmetic(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -28,24 +28,34 @@ _NO_MEMORY = "Cannot allocate memory"
 _LONGEST_JSON = 64 << 20  # bytes
 _FOREIGN = "it does not begin as a .safetensors file does"
 _LONGEST_HEADER = 100_000_000  # bytes, by safetensors' own rule
-Rename = Callable[[str], str]
 
 
 class UnreadableError(ModelError):
-    """A file that lies there, and that its owner lets nobody else read."""
+    """A file exists, but this user has no permission to read it."""
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn an OSError inside into a ModelError that says why `path` cannot be read, or into a MemoryError."""
+    try:
+        yield
+    except OSError as fault:
+        if fault.errno == errno.ENOMEM or _NO_MEMORY in str(fault):
+            raise MemoryError(str(path)) from None
+        message = f"{printable(path)} cannot be read: {printable(fault.strerror or fault)}"
+        if isinstance(fault, FileNotFoundError):
+            message = f"{printable(path.parent)} holds no {printable(path.name)}"
+        if isinstance(fault, PermissionError):
+            raise UnreadableError(message, hint="ask its owner for permission to read it") from None
+        raise ModelError(message, hint=FETCH_AGAIN) from None
 
 
 def read_json(path: Path) -> dict:
-    """The JSON object in a file; ModelError that says what is wrong with it."""
+    """The JSON object in a file; a ModelError says what is wrong with it."""
     try:
-        with open_regular(path) as file:  # a pipe, say, would have us wait
+        with reading(path), open_regular(path) as file:  # a pipe, say, would have us wait
             text = file.read(_LONGEST_JSON)
-    except FileNotFoundError:
-        raise ModelError(f"{printable(path.parent)} holds no {path.name}", hint=FETCH_AGAIN) from None
-    except OSError as fault:
-        raise unreadable(path, fault) from None
-    kinds.refuse_plain(path, text[: kinds.FIRST_BYTES], "json", "text")
-    try:
+        kinds.refuse_plain(path, text[: kinds.FIRST_BYTES], "json", "text")
         value = json.loads(text)
     except (ValueError, RecursionError) as damage:
         endless = "a number or brackets without end"  # of which Python speaks in terms of its own settings
@@ -60,7 +70,7 @@ def shards(folder: Path, stem: str) -> list[Path]:
     """The safetensors files of a component, by its index where there is one. Their number is never assumed."""
     index = folder / f"{stem}.safetensors.index.json"
     if index.exists():
-        names = sorted(set(weight_map(index).values()))
+        names = _names_in(index)
     elif (folder / f"{stem}.safetensors").exists():
         names = [f"{stem}.safetensors"]
     else:  # numbered ones; model.fp16.safetensors, say, is the same once more
@@ -68,22 +78,21 @@ def shards(folder: Path, stem: str) -> list[Path]:
     if not names:
         raise ModelError(f"{printable(folder)} holds no {stem}.safetensors", hint="fetch the missing file")
     if missing := [name for name in names if not (folder / name).is_file()]:
-        raise ModelError(
-            f"{printable(folder)} lacks {len(missing)} of {len(names)} weight files: {some(missing)}",
-            hint="fetch the missing files",
-        )
+        message = f"{printable(folder)} lacks {len(missing)} of {len(names)} weight files: {some(missing)}"
+        raise ModelError(message, hint="fetch the missing files")
     return [folder / name for name in names]
 
 
-def weight_map(index: Path) -> dict[str, str]:
-    """Parameter -> name of a file beside it, of an index file."""
+def _names_in(index: Path) -> list[str]:
+    """The files that an index names; ModelError if one would not lie beside it."""
     table = read_json(index).get("weight_map")
     if not (isinstance(table, dict) and all(isinstance(name, str) for name in table.values())):
         raise ModelError(f"{printable(index)} holds no weight_map", hint=FETCH_AGAIN)
-    if elsewhere := [name for name in table.values() if Path(name).name != name or "\0" in name]:
-        told = f"{printable(index)} names files that are not in its folder: {some(elsewhere)}"
-        raise ModelError(told, hint=FETCH_AGAIN)
-    return table
+    names = sorted(set(table.values()))
+    if elsewhere := [name for name in names if Path(name).name != name or "\0" in name]:
+        message = f"{printable(index)} names files that are not in its folder: {some(elsewhere)}"
+        raise ModelError(message, hint=FETCH_AGAIN)
+    return names
 
 
 def contents(file: Path) -> Contents:
@@ -93,43 +102,40 @@ def contents(file: Path) -> Contents:
             return Contents(file, pickled_headers(file))
     with opened(file, "numpy") as weights:
         names = {key: weights.get_slice(key) for key in weights.keys()}  # noqa: SIM118 (safe_open is no mapping)
-        found = {key: Header(tuple(view.get_shape()), view.get_dtype()) for key, view in names.items()}
-        return Contents(file, found, weights.metadata() or {})
+        tensors = {key: Header(tuple(view.get_shape()), view.get_dtype()) for key, view in names.items()}
+        return Contents(file, tensors, weights.metadata() or {})
 
 
 def is_pickled(file: Path) -> bool:
     """Whether a file is torch's zip archive, not safetensors. ModelError where its first bytes tell that it is neither,
     or where it cannot be read."""
-    try:
-        with open_regular(file) as content:
-            start = content.read(kinds.FIRST_BYTES)
-    except OSError as fault:
-        raise unreadable(file, fault) from None
+    with reading(file), open_regular(file) as content:
+        start = content.read(kinds.FIRST_BYTES)
     kinds.refuse_plain(file, start)
     return start.startswith(b"PK\3\4") or file.suffix == ".pth"
 
 
 def headers(files: Sequence[Path]) -> dict[str, Header]:
     """Every tensor of weight files by name, none of them read. ModelError where two files hold one name."""
-    found: dict[str, Header] = {}
+    tensors: dict[str, Header] = {}
     for file in files:
-        some_of = contents(file).tensors
-        if twice := sorted(found.keys() & some_of.keys()):
-            told = f"{printable(file)} repeats {len(twice)} parameters of other files: {some(twice)}"
-            raise ModelError(told, hint="remove the file that does not belong there")
-        found.update(some_of)
-    return found
+        more = contents(file).tensors
+        if twice := sorted(tensors.keys() & more.keys()):
+            message = f"{printable(file)} repeats {len(twice)} parameters of other files: {some(twice)}"
+            raise ModelError(message, hint="remove the file that does not belong there")
+        tensors.update(more)
+    return tensors
 
 
-def renamed(found: Mapping[str, Header], rename: Rename) -> dict[str, Header]:
+def renamed(tensors: Mapping[str, Header], rename: Callable[[str], str]) -> dict[str, Header]:
     """Headers under other names; ModelError where two become one, but for the text encoder's embedding, which files
     may hold under both of its names."""
     result: dict[str, Header] = {}
-    for key, header in found.items():
+    for key, header in tensors.items():
         name = rename(key)
         if name in result and name != EMBEDDING:
-            told = f"its weights hold {printable(name, 60)} twice, once as {printable(key, 60)}"
-            raise ModelError(told, hint="use a file that holds each parameter once")
+            message = f"its weights hold {printable(name, 60)} twice, once as {printable(key, 60)}"
+            raise ModelError(message, hint="use a file that holds each parameter once")
         result.setdefault(name, header)
     return result
 
@@ -138,20 +144,17 @@ def renamed(found: Mapping[str, Header], rename: Rename) -> dict[str, Header]:
 def opened(file: Path, framework: str) -> Iterator[safe_open]:
     """A safetensors file, memory-mapped; ModelError that says what is wrong with it."""
     try:
-        with named_in_utf8(file) as path, safe_open(path, framework=framework) as weights:
+        with reading(file), named_in_utf8(file) as path, safe_open(path, framework=framework) as weights:
             yield weights
     except SafetensorError as damage:
         if (cut := _cut(file)) == _FOREIGN and file.suffix != ".safetensors":
-            raise ModelError(
-                f"{printable(file)} is not a .safetensors file", hint="give the file or the folder of a model's weights"
-            ) from None
+            hint = "give the file or the folder of a model's weights"
+            raise ModelError(f"{printable(file)} is not a .safetensors file", hint) from None
         raise ModelError(f"{printable(file)} is damaged: {cut or printable(damage)}", hint=FETCH_AGAIN) from None
-    except OSError as fault:
-        raise unreadable(file, fault) from None
 
 
 def _cut(file: Path) -> str | None:
-    """That a safetensors file is shorter than its header says, or does not begin as one."""
+    """A sentence if a safetensors file is shorter than its header says, or does not begin like one."""
     try:
         size = file.stat().st_size
         with open_regular(file) as content:
@@ -170,39 +173,28 @@ def _cut(file: Path) -> str | None:
 
 @contextmanager
 def unpickling(file: Path) -> Iterator[None]:
-    """Whatever keeps a `.pth` file from being read, by us or by torch, ends in a ModelError that says so."""
+    """Turn whatever goes wrong while a `.pth` file is read, by us or by torch, into a ModelError that explains it."""
+    message, hint = "", FETCH_AGAIN
     try:
-        yield
+        with reading(file):
+            yield
+    except (ModelError, MemoryError):
+        raise
     except pickle.UnpicklingError as fault:  # torch's names nothing in so few words
         named = f": {printable(fault, 60)}" if isinstance(fault, ForeignError) else ""
-        told = f"{printable(file)} contains more than tensors, which could run code{named}"
-        raise ModelError(told, hint=TRUSTED) from None
+        message, hint = f"contains more than tensors, which could run code{named}", TRUSTED
     except NoTableError:
-        raise ModelError(f"{printable(file)} is not a table of plain tensors", hint=TRUSTED) from None
-    except MemoryError:
-        raise
-    except OSError as fault:
-        raise unreadable(file, fault) from None
+        message, hint = "is not a table of plain tensors", TRUSTED
     except zipfile.BadZipFile:
-        raise ModelError(f"{printable(file)} is damaged, or older than PyTorch 1.6", hint=FETCH_AGAIN) from None
+        message = "is damaged, or older than PyTorch 1.6"
     except StopIteration:
-        told = f"{printable(file)} is a zip archive, not a weight file"
-        raise ModelError(told, hint="unpack it, and give what was inside") from None
+        message, hint = "is a zip archive, not a weight file", "unpack it, and give what was inside"
     except Exception as damage:  # damaged bytes lead to errors of any kind
         if _NO_MEMORY in str(damage):  # said of a file that cannot be mapped
             raise MemoryError(str(file)) from None
-        told = str(damage).partition(". ")[0] or type(damage).__name__
-        raise ModelError(f"{printable(file)} is damaged: {printable(told)}", hint=FETCH_AGAIN) from None
-
-
-def unreadable(path: Path, fault: OSError) -> Exception:
-    """The error for a path that cannot be read; what lacks memory to be mapped is told as that."""
-    if fault.errno == errno.ENOMEM or _NO_MEMORY in str(fault):
-        return MemoryError(str(path))
-    told = f"{printable(path)} cannot be read: {printable(fault.strerror or fault)}"
-    if isinstance(fault, PermissionError):
-        return UnreadableError(told, hint="ask its owner for permission to read it")
-    return ModelError(told, hint=FETCH_AGAIN)
+        message = f"is damaged: {printable(str(damage).partition('. ')[0] or type(damage).__name__)}"
+    if message:
+        raise ModelError(f"{printable(file)} {message}", hint)
 
 
 def some(names: Iterable[str], most: int = 5) -> str:

@@ -1,4 +1,4 @@
-"""Fetching checkpoints from the Hugging Face hub, and which of the known ones are on this machine."""
+"""Which of the known checkpoints are on this machine, and how others are fetched from the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -9,15 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import constants, get_session, snapshot_download
-from huggingface_hub.errors import (
-    DryRunError,
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-)
+from huggingface_hub import constants, errors, get_session, snapshot_download
 
 from fpsgen import assets
 from fpsgen.errors import DownloadError, ModelError, UsageError, option
@@ -32,59 +24,67 @@ REPOSITORIES: dict[str, dict[Format, str]] = {
     "14b": {"original": "Wan-AI/Wan2.1-T2V-14B", "diffusers": "Wan-AI/Wan2.1-T2V-14B-Diffusers"},
 }
 # By parameter count: transformer and VAE in float32; text encoder in bfloat16, in Diffusers' format in float32.
-DOWNLOAD_GB: dict[str, dict[Format, int]] = {
-    "1.3b": {"original": 18, "diffusers": 29},
-    "14b": {"original": 69, "diffusers": 80},
+DOWNLOAD_GB = {
+    "Wan-AI/Wan2.1-T2V-1.3B": 18,
+    "Wan-AI/Wan2.1-T2V-1.3B-Diffusers": 29,
+    "Wan-AI/Wan2.1-T2V-14B": 69,
+    "Wan-AI/Wan2.1-T2V-14B-Diffusers": 80,
 }
 
 
 def known() -> Iterator[tuple[str, Format, Cached]]:
-    """What the cache holds of the known models: name and format of each, and what there is."""
-    for key, repositories_of in REPOSITORIES.items():
-        for form, repository in repositories_of.items():
-            yield key, form, look(repository)
+    """Name, format and state of the known models in both formats."""
+    return ((key, form, look(each)) for key, formats in REPOSITORIES.items() for form, each in formats.items())
 
 
-def nearest(key: str) -> tuple[Format, Cached]:
-    """The format of a known model that is whole or nearest to it; the original where nothing is here."""
-    looked = {form: look(repository) for form, repository in REPOSITORIES[key].items()}
-    form = min(looked, key=lambda form: (STATES.index(looked[form].state), looked[form].absent_bytes or 0))
-    return form, looked[form]
+def others() -> Iterator[tuple[str, Format, Cached]]:
+    """The same of other Wan2.1 checkpoints in the cache."""
+    for repository in repositories():
+        if repository not in DOWNLOAD_GB and (checkpoint := (cached := look(repository)).checkpoint):
+            yield repository, checkpoint.format, cached
+
+
+def nearest(key: str) -> Cached:
+    """The state of a known model in the format that is complete, or else nearest to that; at worst, of the original."""
+    looked = map(look, REPOSITORIES[key].values())
+    return min(looked, key=lambda cached: (STATES.index(cached.state), cached.absent_bytes or 0))
 
 
 def on_disk(key: str) -> Path | None:
     """The downloaded folder of a known model in either format, or None where it is absent or not whole."""
-    cached = nearest(key)[1]
+    cached = nearest(key)
     return cached.folder if cached.state == "here" else None
 
 
-def to_fetch(key: str) -> str:
-    """How much is to be fetched of a known model, in words."""
-    form, cached = nearest(key)
-    if cached.absent_bytes is None:
-        return f"about {DOWNLOAD_GB[key][form]} GB"
-    return f"{readable(cached.absent_bytes)}; the rest is here"
+def to_fetch(cached: Cached) -> str:
+    """How much is to be fetched of a model, in words; empty where that is not known."""
+    if cached.absent_bytes is not None:
+        return f"{readable(cached.absent_bytes)}; the rest is here"
+    return f"about {DOWNLOAD_GB[cached.repository]} GB" if cached.repository in DOWNLOAD_GB else ""
 
 
-def pull_hint(key: str) -> str:
-    """The command that fetches a known model, or what is absent of it, and how much that is."""
-    form = nearest(key)[0]
-    name = key if form == "original" else REPOSITORIES[key][form]
-    return f"fpsgen models pull {name} ({to_fetch(key)})"
+def pull_hint(cached: Cached) -> str:
+    """The command that fetches a model, or what is absent of it, and how much that is."""
+    size = to_fetch(cached)
+    return f"fpsgen models pull {short_name(cached.repository)}" + (f" ({size})" if size else "")
 
 
-def refusal(cached: Cached, name: str) -> ModelError:
-    """The error for a model of which the cache holds something that is not whole, with what mends it."""
+def short_name(repository: str) -> str:
+    """What `fpsgen models pull` takes for a repository: 1.3b or 14b, where they mean it, else its id."""
+    return next((key for key, formats in REPOSITORIES.items() if formats["original"] == repository), repository)
+
+
+def refusal(cached: Cached) -> ModelError:
+    """The error for a model that the cache does not hold completely, with its remedy as hint."""
+    name = short_name(cached.repository)
+    if cached.state == "not here":
+        known = cached.repository in DOWNLOAD_GB
+        where = "is not on this machine" if known else "is neither a folder here nor a downloaded model"
+        return ModelError(f"model {name} {where}", hint=pull_hint(cached))
+    message = "is incomplete in the hub's cache" if cached.lacking else "cannot be used"
     size = f" ({readable(cached.absent_bytes)})" if cached.absent_bytes is not None else ""
-    hint = f"fpsgen models pull {name} fetches what is absent{size}; with {option('force')}, everything again"
-    told = "is incomplete in the hub's cache" if cached.lacking else "cannot be used"
-    return ModelError(f"model {name} {told}: {cached.why}", hint=cached.hint or hint)
-
-
-def downloaded() -> list[Cached]:
-    """Wan2.1 checkpoints other than the known ones that the cache holds."""
-    ours = {repository for formats in REPOSITORIES.values() for repository in formats.values()}
-    return [cached for each in repositories() if each not in ours and (cached := look(each)).state == "here"]
+    hint = f"fpsgen models pull {name} fetches the missing files{size}; add {option('force')} to fetch all files again"
+    return ModelError(f"model {name} {message}: {cached.why}", hint=cached.hint or hint)
 
 
 @dataclass(frozen=True)
@@ -128,19 +128,19 @@ def plan(repository: str, force: bool = False) -> Download:
         return Download(repository, files, {}, folder=cached.folder)
     with _explained(repository, "check the network, or fetch the model elsewhere and name its folder as the model"):
         try:
-            found = snapshot_download(repository, allow_patterns=NEEDED, dry_run=True)
-        except DryRunError as failure:  # says nothing of its own
+            remote = snapshot_download(repository, allow_patterns=NEEDED, dry_run=True)
+        except errors.DryRunError as failure:  # says nothing of its own
             raise failure.__cause__ or failure from None
-    files = {info.filename: info.file_size or 0 for info in found}
+    files = {info.filename: info.file_size or 0 for info in remote}
     if not any(name.endswith((".safetensors", ".pth")) for name in files):
         hint = "fpsgen models lists names; of a transformer in one file, fetch that file and name it as the model"
         raise UsageError(f"{repository} holds no Wan2.1 checkpoint", hint)
-    absent = {info.filename: info.file_size or 0 for info in found if info.will_download or force}
+    absent = {info.filename: info.file_size or 0 for info in remote if info.will_download or force}
     return Download(repository, files, absent, force)
 
 
 def pull(download: Download) -> Path:
-    """Fetch what is absent, going on where an earlier attempt ended. Draws huggingface-hub's own progress bars.
+    """Fetch the missing files, continuing an earlier attempt. huggingface-hub draws its own progress bars.
 
     Raises ModelError before the weights where the configuration is another model's, and after them where they are
     damaged.
@@ -172,7 +172,7 @@ def pull(download: Download) -> Path:
 
 @contextmanager
 def _explained(repository: str, hint: str) -> Iterator[None]:
-    """Let failures of the hub and of the way to it end in a sentence; `hint` for those that may pass."""
+    """Turn failures of the hub and the network into sentences. hint: what to do about those that may pass."""
     hooks = get_session().event_hooks["request"]
     if _limit_wait not in hooks:
         hooks.append(_limit_wait)
@@ -186,14 +186,14 @@ def _explained(repository: str, hint: str) -> Iterator[None]:
 
 def _in_words(fault: Exception, repository: str, hint: str) -> Exception:
     """What to raise for a failure of the hub, the network, the disk or the library."""
-    if isinstance(fault, HFValidationError):
-        told = f"{printable(repository)} is not a hub id: {printable(fault)}"
-        return UsageError(told, "a hub id is OWNER/NAME, such as Wan-AI/Wan2.1-T2V-1.3B")
-    if isinstance(fault, RepositoryNotFoundError) and not isinstance(fault, GatedRepoError):
+    if isinstance(fault, errors.HFValidationError):
+        message = f"{printable(repository)} is not a hub id: {printable(fault)}"
+        return UsageError(message, "a hub id is OWNER/NAME, such as Wan-AI/Wan2.1-T2V-1.3B")
+    if isinstance(fault, errors.RepositoryNotFoundError) and not isinstance(fault, errors.GatedRepoError):
         return UsageError(f"the hub has no {repository}", "see `fpsgen models` for names")
-    if isinstance(fault, HfHubHTTPError):
+    if isinstance(fault, errors.HfHubHTTPError):
         status = fault.response.status_code if fault.response is not None else "an error"
-        if isinstance(fault, GatedRepoError) or status in (401, 403):
+        if isinstance(fault, errors.GatedRepoError) or status in (401, 403):
             return UsageError(f"the hub does not let you have {repository} without a login", "hf auth login")
         return DownloadError(f"the hub answered {status} for {repository}", f"try later; {hint}")
     if isinstance(fault, (KeyError, TypeError, ValueError, RecursionError)):  # a proxy's login page, say
@@ -205,7 +205,7 @@ def _in_words(fault: Exception, repository: str, hint: str) -> Exception:
         return fault
     if isinstance(fault, (PermissionError, NotADirectoryError, FileExistsError)):
         return UsageError(f"{printable(constants.HF_HUB_CACHE)} cannot be written", "set HF_HOME to another folder")
-    absent = isinstance(fault, LocalEntryNotFoundError)
+    absent = isinstance(fault, errors.LocalEntryNotFoundError)
     if "Timeout" in type((absent and fault.__cause__) or fault).__name__:
         longer = f"HF_HUB_ETAG_TIMEOUT and HF_HUB_DOWNLOAD_TIMEOUT set longer waits; {hint}"
         return DownloadError(f"the hub at {constants.ENDPOINT} did not answer in time", longer)
@@ -215,7 +215,7 @@ def _in_words(fault: Exception, repository: str, hint: str) -> Exception:
 
 
 def _limit_wait(request: Any) -> None:
-    """A hook of huggingface-hub's HTTP client, which waits for ever where a call of the library names no time."""
+    """A hook of huggingface-hub's HTTP client: without it, calls for which the library sets no time limit may hang."""
     waits = request.extensions.setdefault("timeout", {})
     for phase in ("connect", "read", "write", "pool"):
         if waits.get(phase) is None:

@@ -1,5 +1,5 @@
-"""What a file is, said from the file itself: from its first bytes, the names and shapes of its tensors, its metadata
-and, where nothing else tells, its name. The kinds and their sentences are the table `kinds.toml`.
+"""Which kind of file a file is: by its first bytes, by the names and shapes of its tensors, by its metadata and, if
+nothing else decides, by its name. The kinds and the sentences about them are a table, `kinds.toml`.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Contents:
 
     @property
     def label(self) -> str:
-        """Where people write what a file is: its name, its metadata; of folders, only Wan2.2's own say it."""
+        """Where people write what a file is: in its name, its metadata, and the folder's name if that is Wan2.2's."""
         folder = self.file.parent.name if self.file.parent.name.endswith("_noise_model") else ""
         metadata = " ".join(f"{key}={value}" for key, value in self.metadata.items())
         return f"{folder} {self.file.name} {metadata[:10_000]}"
@@ -88,10 +88,10 @@ class Kind:
 
 
 @functools.cache
-def table(of: str) -> tuple[Kind, ...]:
+def table(by: str) -> tuple[Kind, ...]:
     """The kinds of files by `first_bytes`, or by `tensors`."""
     rows = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
-    return tuple(Kind(**row) for row in rows[of])
+    return tuple(Kind(**row) for row in rows[by])
 
 
 def refuse_plain(file: Path, start: bytes, *allowed: str) -> None:

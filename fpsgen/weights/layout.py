@@ -1,4 +1,4 @@
-"""What lies in a model folder: the original layout, Diffusers', or a transformer in a file of its own.
+"""The parts of a model, and how they lie in a folder: as in the original repositories, or in Diffusers' format.
 
 Recognising a folder reads names, configurations and headers, no weights.
 """
@@ -6,8 +6,7 @@ Recognising a folder reads names, configurations and headers, no weights.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -57,13 +56,8 @@ OTHERS = ("text_encoder", "vae")  # parts that all Wan2.1 models share
 TOKENIZERS: dict[Format, Path] = {"original": Path("google") / "umt5-xxl", "diffusers": Path("tokenizer")}
 # Others that lie there, code above all, are neither fetched nor copied.
 TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "spiece.model",
-)
-_SAME_MODEL = "take all parts from one Wan2.1 model"
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "spiece.model",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -83,22 +77,16 @@ class Checkpoint:
     @property
     def bytes(self) -> int:
         """The size of all weight files; ModelError where one is gone."""
-        try:
+        with headers.reading(self.transformer[0].parent):
             return sum(file.stat().st_size for part in PARTS for file in getattr(self, part))
-        except OSError as fault:
-            raise headers.unreadable(self.transformer[0].parent, fault) from None
-
-
-class MissingPartsError(ModelError):
-    """A transformer whose other parts are nowhere."""
 
 
 def recognise(folder: Path) -> Checkpoint:
-    """The checkpoint in a folder; ModelError that says what is absent, or that it is none."""
-    try:
-        return _recognise(folder)
-    except OSError as fault:  # no permission, or it became a file meanwhile
-        raise headers.unreadable(folder, fault) from None
+    """The checkpoint in a folder. A ModelError says what is missing, or why the folder holds no checkpoint."""
+    with headers.reading(folder):  # it may become a file meanwhile
+        checkpoint = _recognise(folder)
+    check_widths(checkpoint)
+    return checkpoint
 
 
 def _recognise(folder: Path) -> Checkpoint:
@@ -117,77 +105,17 @@ def _recognise(folder: Path) -> Checkpoint:
     raise ModelError(f"{printable(folder)} holds no Wan2.1 checkpoint", hint)
 
 
-def with_transformer(file: Path, elsewhere: Callable[[], Checkpoint | None]) -> Checkpoint:
-    """A transformer in a single file, with text encoder, VAE and tokenizer: those that lie with it, the others of a
-    checkpoint elsewhere, for all Wan2.1 models share them.
-
-    MissingPartsError where one is in neither place; ModelError where the file is another kind, or parts do not fit.
-    """
-    fields = fields_of("transformer", [file])
-    whole = file.parent.parent if file.parent.name in ("transformer", "transformer_2") else file.parent
-    if whole != file.parent:  # half of a Wan2.2 looks like a Wan2.1
-        try:
-            _check_index(whole)
-        except ModelError as error:
-            raise ModelError(f"{printable(file)} is a part of {printable(whole)}: {error}", hint=error.hint) from None
-    try:
-        home = recognise(whole)
-    except ModelError:
-        home = None
-    if home and home.transformer == [file]:
-        return home
-    if home is None:
-        home = _assembled(file, fields, elsewhere)
-    return _fitting(replace(home, **fields))
-
-
-def _assembled(file: Path, fields: dict[str, Any], elsewhere: Callable[[], Checkpoint | None]) -> Checkpoint:
-    """A transformer with those of text encoder, VAE and tokenizer that lie in its folder, by the original's
-    names or by what the files say they are, and with the others from elsewhere."""
-    folder, unfit = file.parent, {}
-    files = {part: folder / PARTS[part].file for part in OTHERS if (folder / PARTS[part].file).is_file()}
-    if len(files) < len(OTHERS):
-        kinds_of = {_kind_of(other): other for other in sorted(folder.glob("*.safetensors"))}
-        files = {part: kinds_of[PARTS[part].words] for part in OTHERS if PARTS[part].words in kinds_of} | files
-    for part, other in files.items():
-        try:
-            fields = fields | fields_of(part, [other])
-        except ModelError as error:
-            unfit[part] = error
-    places = (*(folder / place for place in TOKENIZERS.values()), folder)
-    if tokenizer := next((place for place in places if (place / "tokenizer.json").is_file()), None):
-        fields = fields | {"tokenizer": tokenizer}
-    if lacking := [part for part in (*OTHERS, "tokenizer") if part not in fields]:
-        if (other_model := elsewhere()) is not None:
-            return replace(other_model, format="original", **fields)
-        if fault := next((unfit[part] for part in lacking if part in unfit), None):
-            raise fault
-        words = [PARTS[part].words if part in PARTS else part for part in lacking]
-        told = f"{', '.join(words[:-1])} and {words[-1]} are" if len(words) > 1 else f"{words[0]} is"
-        raise MissingPartsError(
-            f"{printable(file)} is a transformer; its {told} neither in its folder nor in the hub's cache"
-        )
-    return Checkpoint("original", **fields)
-
-
-def _kind_of(file: Path) -> str:
-    try:
-        return kinds.kind_of(headers.contents(file)).name
-    except ModelError:  # a neighbour that cannot be read is nobody's part
-        return "unreadable"
-
-
 def refuse_other_models(folder: Path) -> None:
     """ModelError where the configuration files in a folder, which may hold nothing else yet, are not Wan2.1
     text-to-video's."""
-    _check_index(folder)
+    check_index(folder)
     if (folder / "transformer" / "config.json").exists():
         WanConfig.from_diffusers(read_json(folder / "transformer" / "config.json"))
     elif (folder / "config.json").exists():
         check_original_kind(read_json(folder / "config.json"))
 
 
-def _check_index(folder: Path) -> None:
+def check_index(folder: Path) -> None:
     """Refuse other pipelines, and Wan2.2's, which are WanPipelines of two transformers. An index may be absent."""
     if not (folder / "model_index.json").exists():
         return
@@ -204,19 +132,16 @@ def _diffusers(folder: Path) -> Checkpoint:
     if absent := [part for part in (*PARTS, str(tokenizer)) if not (folder / part).is_dir()]:
         hint = f"a Wan2.1 Diffusers folder holds {', '.join(PARTS)} and {tokenizer}"
         raise ModelError(f"{printable(folder)} lacks {', '.join(absent)}", hint)
-    _check_index(folder)
+    check_index(folder)
     configs = {part: read_json(folder / part / "config.json") for part in PARTS}
     vae, text, config = configs["vae"], configs["text_encoder"], WanConfig.from_diffusers(configs["transformer"])
     _check_configs(vae, text)
     files = {part: shards(folder / part, each.stem) for part, each in PARTS.items()}
-    found = _fitting(
-        Checkpoint("diffusers", config, vae_config=vae, text_config=text, tokenizer=folder / tokenizer, **files)
-    )
     _check_depth("transformer", config.num_layers, _tensors("transformer", files["transformer"]), "blocks.")
-    text_headers = headers.renamed(headers.headers(files["text_encoder"]), PARTS["text_encoder"].rename)
-    _check_depth("text_encoder", text.get("num_layers"), text_headers, "encoder.block.")
-    _check_tokenizer(found.tokenizer)
-    return found
+    text_tensors = headers.renamed(headers.headers(files["text_encoder"]), PARTS["text_encoder"].rename)
+    _check_depth("text_encoder", text.get("num_layers"), text_tensors, "encoder.block.")
+    _check_tokenizer(folder / tokenizer)
+    return Checkpoint("diffusers", config, vae_config=vae, text_config=text, tokenizer=folder / tokenizer, **files)
 
 
 def _check_configs(vae: dict[str, Any], text_encoder: dict[str, Any]) -> None:
@@ -239,25 +164,25 @@ def _check_configs(vae: dict[str, Any], text_encoder: dict[str, Any]) -> None:
             raise ModelError(f"its text encoder has {key} = {shown(have)}; Wan2.1 has {wanted!r}", hint=OURS)
 
 
-def _fitting(checkpoint: Checkpoint) -> Checkpoint:
-    """The checkpoint; ModelError where its parts are whole, each for itself, but of different models."""
+def check_widths(checkpoint: Checkpoint) -> None:
+    """Refuse parts that are complete but belong to different models."""
     config = checkpoint.config
     latent, text = checkpoint.vae_config.get("z_dim", config.in_channels), checkpoint.text_config.get("d_model")
-    if config.in_channels != latent:
-        told = f"its transformer works on {config.in_channels} latent channels, its VAE on {shown(latent)}"
-        raise ModelError(told, hint=_SAME_MODEL)
+    message = None
     if config.text_dim != text:
-        told = f"its transformer reads text of width {config.text_dim}, its text encoder writes {shown(text)}"
-        raise ModelError(told, hint=_SAME_MODEL)
-    return checkpoint
+        message = f"its transformer reads text of width {config.text_dim}, its text encoder writes {shown(text)}"
+    if config.in_channels != latent:
+        message = f"its transformer works on {config.in_channels} latent channels, its VAE on {shown(latent)}"
+    if message:
+        raise ModelError(message, hint="take all parts from one Wan2.1 model")
 
 
 def _check_depth(part: str, says: object, tensors: dict[str, Header], stem: str) -> None:
     """Refuse a number of layers far from the weights': modules are built by it before they are compared."""
     have = _depth(tensors, stem)
     if not isinstance(says, int) or not 0 < says <= have + 40:
-        told = f"its {part}/config.json says num_layers = {shown(says)}; its weights have {have}"
-        raise ModelError(told, hint="fetch the config.json that belongs to these weights")
+        message = f"its {part}/config.json says num_layers = {shown(says)}; its weights have {have}"
+        raise ModelError(message, hint="fetch the config.json that belongs to these weights")
 
 
 def _is_number(value: object) -> bool:
@@ -274,23 +199,23 @@ def _original(folder: Path) -> Checkpoint:
             hint = f"give the whole model's folder: {shlex.quote(str(folder.parent))}"
         raise ModelError(f"{printable(folder)} lacks {', '.join(absent)}", hint)
     fields: dict[str, Any] = {"tokenizer": folder / TOKENIZERS["original"]}
-    for part, found in ({"transformer": _original_transformer(folder)} | files).items():
-        fields |= fields_of(part, found)
+    for part, parts_files in ({"transformer": _original_transformer(folder)} | files).items():
+        fields |= fields_of(part, parts_files)
     _check_tokenizer(fields["tokenizer"])
     if (folder / "config.json").exists():
         fields["config"] = fields["config"].with_original(read_json(folder / "config.json"))
-    return _fitting(Checkpoint("original", **fields))
+    return Checkpoint("original", **fields)
 
 
 def _original_transformer(folder: Path) -> list[Path]:
-    """By Wan-AI's name, or the one file of another name that community checkpoints are."""
+    """The transformer's files: by Wan-AI's names, or the only file, as in community checkpoints, whatever its name."""
     if any(folder.glob("diffusion_pytorch_model*.safetensors*")):
         return shards(folder, PARTS["transformer"].stem)
     files = sorted(folder.glob("*.safetensors"))
     if len(files) != 1:
-        told = f"{len(files)} of them: {some([file.name for file in files])}" if files else "none"
+        message = f"{len(files)} of them: {some([file.name for file in files])}" if files else "none"
         raise ModelError(
-            f"{printable(folder)} should hold one transformer in a .safetensors file; it holds {told}",
+            f"{printable(folder)} should hold one transformer in a .safetensors file; it holds {message}",
             hint="give the one file that is meant" if files else "fetch the transformer's file",
         )
     return files
@@ -298,16 +223,16 @@ def _original_transformer(folder: Path) -> list[Path]:
 
 def _check_tokenizer(folder: Path) -> None:
     if not (folder / "tokenizer.json").is_file():
-        told = ", but a spiece.model, which it was made from" if (folder / "spiece.model").is_file() else ""
+        message = ", but a spiece.model, which it was made from" if (folder / "spiece.model").is_file() else ""
         home = f"{TOKENIZERS['original'].as_posix()} of Wan-AI/Wan2.1-T2V-1.3B"
         hint = f"copy it there from {home}: all Wan2.1 models share it"
-        raise ModelError(f"{printable(folder)} holds no tokenizer.json{told}", hint)
+        raise ModelError(f"{printable(folder)} holds no tokenizer.json{message}", hint)
     with open_regular(folder / "tokenizer.json") as content:
         kinds.refuse_plain(folder / "tokenizer.json", content.read(kinds.FIRST_BYTES), "json", "text")
 
 
 def _tensors(part: str, files: list[Path]) -> dict[str, Header]:
-    """The headers of a part's files, by our module's names; ModelError where they are another kind."""
+    """The headers of a part's files under our module's names; ModelError if the files are of another kind."""
     contents = headers.contents(files[0])
     if len(files) > 1:
         contents = Contents(files[0].parent, headers.headers(files), contents.metadata)
@@ -316,7 +241,7 @@ def _tensors(part: str, files: list[Path]) -> dict[str, Header]:
 
 
 def fields_of(part: str, files: list[Path]) -> dict[str, Any]:
-    """The fields of a `Checkpoint` that a part's files give: themselves, and what their shapes say."""
+    """The fields of a `Checkpoint` that a part's files give: the files, and the configuration by their shapes."""
     field, config = {
         "transformer": ("config", config_of),
         "vae": ("vae_config", vae_config_of),

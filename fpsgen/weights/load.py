@@ -32,8 +32,7 @@ Module = TypeVar("Module", bound=nn.Module)
 
 def load_transformer(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> WanTransformer:
     """The transformer, its matrix products in `dtype`. ModelError where files do not fit, as for the other parts."""
-    kept = lambda name: torch.float32 if stays_float32(name) else dtype  # noqa: E731
-    return _filled(empty_transformer(checkpoint), checkpoint, "transformer", device, kept)
+    return _filled(empty_transformer(checkpoint), checkpoint, "transformer", device, by_name(dtype))
 
 
 def load_vae(checkpoint: Checkpoint, device: torch.device) -> AutoencoderKLWan:
@@ -101,22 +100,24 @@ def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
     name = name.get("content") if isinstance(name, dict) else name
     end = library.token_to_id(name) if isinstance(name, str) else None
     if end is None or empty.ids[-1:] != [end]:
-        told = (
+        message = (
             f"its tokenizer.json does not end a prompt with the end token {printable(name)}: check its post_processor"
         )
-        raise ModelError(told, FETCH_AGAIN)
-    own = [token for token, place in zip(tried.ids, tried.offsets, strict=True) if place[1] == len(stranger)]
-    if not own:
-        raise ModelError("its tokenizer.json leaves out what it does not know: it has no unk token", FETCH_AGAIN)
-    return Tokenizer(library, own[0] if len(own) == 1 else None, _longest(config))
+        raise ModelError(message, FETCH_AGAIN)
+    unknown = [token for token, place in zip(tried.ids, tried.offsets, strict=True) if place[1] == len(stranger)]
+    if not unknown:
+        raise ModelError(
+            "its tokenizer.json has no unk token, so that unknown characters would be dropped", FETCH_AGAIN
+        )
+    return Tokenizer(library, unknown[0] if len(unknown) == 1 else None, _longest(config))
 
 
 def _longest(config: dict[str, Any]) -> int:
     """Most tokens of a prompt by the tokenizer's configuration; those without a limit say 10^30, or nothing."""
     longest = config.get("model_max_length", TEXT_LENGTH)
     if isinstance(longest, bool) or not isinstance(longest, int | float) or not longest >= 2:
-        told = f"its tokenizer_config.json says model_max_length = {printable(longest)}; Wan2.1 has {TEXT_LENGTH}"
-        raise ModelError(told, FETCH_AGAIN)
+        message = f"its tokenizer_config.json says model_max_length = {printable(longest)}; Wan2.1 has {TEXT_LENGTH}"
+        raise ModelError(message, FETCH_AGAIN)
     return int(min(longest, TEXT_LENGTH))
 
 
@@ -145,10 +146,10 @@ def _check_part(model: nn.Module, checkpoint: Checkpoint, part: str) -> None:
             f"{name} {there[name].dtype}" for name in wanted if name in there and there[name].dtype not in FLOATS
         ],
     }
-    if told := "; ".join(f"{len(names)} {misfit}: {some(names)}" for misfit, names in misfits.items() if names):
+    if message := "; ".join(f"{len(names)} {misfit}: {some(names)}" for misfit, names in misfits.items() if names):
         which = files[0] if len(files) == 1 else files[0].parent
         hint = "use the fp32, fp16 or bf16 files of a Wan2.1 text-to-video model"
-        raise ModelError(f"{printable(which)} does not fit Wan2.1; parameters {told}", hint=hint)
+        raise ModelError(f"{printable(which)} does not fit Wan2.1; parameters {message}", hint=hint)
 
 
 def dtypes(checkpoint: Checkpoint) -> dict[str, list[str]]:
@@ -159,6 +160,11 @@ def dtypes(checkpoint: Checkpoint) -> dict[str, list[str]]:
 def stays_float32(name: str) -> bool:
     """Whether a parameter of the transformer keeps float32 whatever dtype is asked for."""
     return not FLOAT32_PARAMETERS.isdisjoint(name.split("."))
+
+
+def by_name(dtype: torch.dtype) -> Callable[[str], torch.dtype]:
+    """The dtype of each of the transformer's parameters, its matrix products in `dtype`."""
+    return lambda name: torch.float32 if stays_float32(name) else dtype
 
 
 def empty_transformer(checkpoint: Checkpoint) -> WanTransformer:
@@ -181,8 +187,8 @@ def empty_text_encoder(checkpoint: Checkpoint) -> UMT5EncoderModel:
         model.set_input_embeddings(model.shared)  # one module, not two whose weights transformers may tie or not
         return model
     except Exception as fault:  # as above
-        told = f"its text_encoder/config.json describes no UMT5 encoder{_reason(fault)}"
-        raise ModelError(told, hint=FETCH_AGAIN) from None
+        message = f"its text_encoder/config.json describes no UMT5 encoder{_reason(fault)}"
+        raise ModelError(message, hint=FETCH_AGAIN) from None
 
 
 EMPTY: Mapping[str, Callable[[Checkpoint], nn.Module]] = {

@@ -1,9 +1,9 @@
-"""Models by name: which there are, which one is taken where nothing was said, and opening it."""
+"""Models by name: which names there are, which model is the default, and how a model is opened."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,10 @@ from fpsgen.printable import printable
 from fpsgen.settings import DEFAULTS, Settings, check_settings, defaults_of
 from fpsgen.wan import config, sizes
 from fpsgen.wan.config import WanConfig
-from fpsgen.weights import headers, hub, layout
+from fpsgen.weights import headers, hub, kinds, layout
 from fpsgen.weights.cached import Cached
 from fpsgen.weights.headers import read_json
-from fpsgen.weights.layout import Checkpoint
+from fpsgen.weights.layout import OTHERS, PARTS, TOKENIZERS, Checkpoint
 
 POCKET = "pocket"
 _LARGEST_TILE = 64  # tokens along one axis
@@ -27,10 +27,9 @@ _WEIGHT_FILES = (".safetensors", ".gguf", ".pth", ".pt", ".bin", ".ckpt")
 
 @dataclass(frozen=True)
 class Model:
-    """A checkpoint on disk and what is known of it before anything loads.
+    """A checkpoint on disk and what is known about it before anything loads.
 
-    Pocket models carry a card (`pocket.json`): they render at one size, know few words and have a tile of
-    their own.
+    A pocket model has a card (`pocket.json`), for it renders at one size, knows few words and has another tile.
     """
 
     name: str
@@ -45,12 +44,12 @@ class Model:
 
     @property
     def family(self) -> str:
-        """1.3b, 14b or pocket: whose presets it takes; of models that are none of these, by their width."""
+        """1.3b, 14b or pocket: the model whose presets this one takes; by its width if it is another model."""
         return POCKET if self.card else sizes.family_of(self.config.dim)
 
     @property
     def told(self) -> str:
-        """Its name for records and metadata: of a pocket model with the version, to which its weights are bound."""
+        """The name in records and metadata; a pocket model's has the version, because its weights change with it."""
         return f"pocket v{self.card['version']}" if self.card else self.name
 
     def tiles(self, latent_shape: Shape3, tile: Shape3 | None = None) -> TileGrid:
@@ -68,23 +67,20 @@ class Model:
 def absent(key: str) -> Model:
     """Wan2.1 `1.3b` or `14b` without its files: shapes and defaults, for what is worked out beforehand."""
     nothing: Any = ()
-    own, text, vae = config.FAMILIES[key], config.TEXT_CONFIG, config.VAE_CONFIG
-    checkpoint = Checkpoint("original", own, nothing, nothing, vae, nothing, text, Path())
+    shapes, text, vae = config.FAMILIES[key], config.TEXT_CONFIG, config.VAE_CONFIG
+    checkpoint = Checkpoint("original", shapes, nothing, nothing, vae, nothing, text, Path())
     return Model(key, Path(), checkpoint, DEFAULTS[key])
 
 
 class NoWeightsError(ModelError):
-    """There is a GPU and no model worth it; `key` is the one to fetch, `size` how much that is, in words."""
+    """There is a GPU but no Wan2.1 model for it. key, repository: which one to fetch; size: how much that is."""
 
     def __init__(self, key: str):
-        form, cached = hub.nearest(key)
-        super().__init__(
-            f"Wan2.1 {key} is incomplete on this machine: {cached.why}"
-            if cached.why
-            else "there are no Wan2.1 weights on this machine",
-            hint=f"{hub.pull_hint(key)}, or try the built-in toy: {option('model', 'pocket')}",
-        )
-        self.key, self.size, self.repository = key, hub.to_fetch(key), hub.REPOSITORIES[key][form]
+        cached = hub.nearest(key)
+        message = f"Wan2.1 {key} is incomplete on this machine: {cached.why}" if cached.why else None
+        hint = f"{hub.pull_hint(cached)}, or try the built-in toy: {option('model', POCKET)}"
+        super().__init__(message or "there are no Wan2.1 weights on this machine", hint)
+        self.key, self.size, self.repository = key, hub.to_fetch(cached), cached.repository
 
 
 def find(name: str) -> Model:
@@ -96,9 +92,7 @@ def find(name: str) -> Model:
     if key == POCKET:
         return open_folder(assets.folder(POCKET), POCKET)
     if key in hub.REPOSITORIES:
-        form, cached = hub.nearest(key)
-        absent = ModelError(f"Wan2.1 {key} is not on this machine", hint=hub.pull_hint(key))
-        return _downloaded(cached, key, key if form == "original" else cached.repository, absent)
+        return _downloaded(hub.nearest(key), key)
     path = Path(name)
     try:
         path = path.expanduser()
@@ -107,12 +101,10 @@ def find(name: str) -> Model:
         if path.exists():
             return open_file(path)
     except (OSError, RuntimeError, ValueError) as fault:  # a RuntimeError for the home of somebody unknown
-        told = getattr(fault, "strerror", None) or fault
-        raise ModelError(f"there is no model {printable(name, 100)}: {printable(told)}", _names()) from None
+        message = getattr(fault, "strerror", None) or fault
+        raise ModelError(f"there is no model {printable(name, 100)}: {printable(message)}", _names()) from None
     if hub.ID.fullmatch(name) and path.suffix not in _WEIGHT_FILES:
-        hint = f"fpsgen models pull {name}"
-        absent = ModelError(f"{name} is neither a folder here nor a downloaded model", hint)
-        return _downloaded(hub.look(name), name, name, absent)
+        return _downloaded(hub.look(name), name)
     raise ModelError(f"there is no model {printable(name, 100)}", hint=_names())
 
 
@@ -121,15 +113,15 @@ def _names() -> str:
     return f"give one of {known}, a folder, a .safetensors file or a hub id"
 
 
-def _downloaded(cached: Cached, name: str, to_pull: str, absent: ModelError) -> Model:
-    """The model of a repository, if the cache holds all of it. to_pull: its name for `fpsgen models pull`."""
+def _downloaded(cached: Cached, name: str) -> Model:
+    """The model of a repository, if the cache holds all of it."""
     if cached.state == "here" and cached.folder:
         return open_folder(cached.folder, name)
-    raise absent if cached.state == "not here" else hub.refusal(cached, to_pull)
+    raise hub.refusal(cached)
 
 
 def choose(size: tuple[int, int] | None, cuda: bool) -> tuple[Model, str | None]:
-    """The model for a size where the user named none, and a sentence about it where it may surprise.
+    """The model for a size if the user named none, and a note for the user if the choice may surprise.
 
     With CUDA: 14B above 480p and 1.3B else, or the other one where only that is on disk. Without: the pocket.
     """
@@ -140,9 +132,9 @@ def choose(size: tuple[int, int] | None, cuda: bool) -> tuple[Model, str | None]
     other = "1.3b" if wanted == "14b" else "14b"
     if folder := hub.on_disk(wanted):
         return open_folder(folder, wanted), None
-    cached = hub.nearest(wanted)[1]
+    cached = hub.nearest(wanted)
     if cached.state == "unreadable":
-        raise hub.refusal(cached, wanted)  # it lies there: nothing is to be fetched
+        raise hub.refusal(cached)  # it lies there: nothing is to be fetched
     if folder := hub.on_disk(other):
         incomplete = cached.state == "incomplete"
         state = f"is incomplete (see `fpsgen models check {wanted}`)" if incomplete else "is not on this machine"
@@ -151,7 +143,7 @@ def choose(size: tuple[int, int] | None, cuda: bool) -> tuple[Model, str | None]
 
 
 def preferred(size: tuple[int, int] | None) -> str:
-    """The model for a size, were both on disk."""
+    """The model that is better for a size, whether or not it is on this disk."""
     return "14b" if size is not None and sizes.named_size(*size) == "720p" else "1.3b"
 
 
@@ -167,26 +159,68 @@ def open_folder(folder: Path, name: str) -> Model:
 
 
 def open_file(file: Path) -> Model:
-    """A transformer in a file of its own; text encoder, VAE and tokenizer lie beside it or come from a Wan2.1 model on
-    disk. ModelError that says what the file is where it is none."""
+    """A transformer in a file of its own, with text encoder, VAE and tokenizer: those of the folder's model, those
+    beside the file, or those of a Wan2.1 model on disk, for all Wan2.1 models share them.
+
+    ModelError where one is nowhere, where the file is another kind, or where parts do not fit together.
+    """
     if headers.is_pickled(file) and headers.contents(file).channels:
-        told = f"{printable(file)} is a transformer in a pickled file"
-        raise ModelError(told, hint="use the .safetensors file of the same model")
+        message = f"{printable(file)} is a transformer in a pickled file"
+        raise ModelError(message, hint="use the .safetensors file of the same model")
+    fields = layout.fields_of("transformer", [file])
+    folder = file.parent.parent if file.parent.name in ("transformer", "transformer_2") else file.parent
+    if folder != file.parent:  # half of a Wan2.2 looks like a Wan2.1
+        try:
+            layout.check_index(folder)
+        except ModelError as error:
+            raise ModelError(f"{printable(file)} is a part of {printable(folder)}: {error}", error.hint) from None
     try:
-        checkpoint = layout.with_transformer(file, _elsewhere)
-    except layout.MissingPartsError as error:
-        raise ModelError(f"{error}", hint=f"put them beside it, or {hub.pull_hint('1.3b')}") from None
+        checkpoint = layout.recognise(folder)
+    except ModelError:
+        checkpoint = _assembled(file, fields)
+    if checkpoint.transformer != [file]:
+        checkpoint = replace(checkpoint, **fields)
+    layout.check_widths(checkpoint)
     return Model(printable(file.name), file.parent, checkpoint, defaults_of(checkpoint.config.dim))
 
 
-def _elsewhere() -> Checkpoint | None:
-    """A Wan2.1 checkpoint in the hub's cache: they all share text encoder, VAE and tokenizer."""
-    folders = (folder for key in hub.REPOSITORIES if (folder := hub.on_disk(key)))
-    return next(map(layout.recognise, folders), None)
+def _assembled(file: Path, fields: dict[str, Any]) -> Checkpoint:
+    """A transformer with those of the other parts that lie in its folder, by the original's names or by what the files
+    say they are, and with the rest of a Wan2.1 model in the hub's cache. fields: what a `Checkpoint` says of it."""
+    folder, unfit = file.parent, None
+    files = {part: folder / PARTS[part].file for part in OTHERS if (folder / PARTS[part].file).is_file()}
+    if len(files) < len(OTHERS):
+        by_kind = {_kind_of(other): other for other in sorted(folder.glob("*.safetensors"))}
+        files = {part: by_kind[PARTS[part].words] for part in OTHERS if PARTS[part].words in by_kind} | files
+    for part, other in files.items():
+        try:
+            fields = fields | layout.fields_of(part, [other])
+        except ModelError as error:
+            unfit = unfit or error
+    places = (*(folder / place for place in TOKENIZERS.values()), folder)
+    if tokenizer := next((place for place in places if (place / "tokenizer.json").is_file()), None):
+        fields = fields | {"tokenizer": tokenizer}
+    lacking = [PARTS[part].words for part in OTHERS if part not in fields] + ["tokenizer"] * (tokenizer is None)
+    if not lacking:
+        return Checkpoint("original", **fields)
+    if elsewhere := next(filter(None, map(hub.on_disk, hub.REPOSITORIES)), None):
+        return replace(layout.recognise(elsewhere), format="original", **fields)
+    if unfit:
+        raise unfit
+    words = f"{', '.join(lacking[:-1])} and {lacking[-1]} are" if len(lacking) > 1 else f"{lacking[0]} is"
+    message = f"{printable(file)} is a transformer; its {words} neither in its folder nor in the hub's cache"
+    raise ModelError(message, hint=f"put the missing parts beside it, or {hub.pull_hint(hub.nearest('1.3b'))}")
+
+
+def _kind_of(file: Path) -> str:
+    try:
+        return kinds.kind_of(headers.contents(file)).name
+    except ModelError:  # a neighbour that cannot be read is nobody's part
+        return "unreadable"
 
 
 def _read_card(path: Path) -> dict:
-    """A pocket model's card, its words fit to be shown."""
+    """A pocket model's card; the words in it that will be printed are made printable."""
     card = read_json(path)
     if isinstance(card.get("knows"), str):
         card["knows"] = printable(card["knows"], 1000)
@@ -194,15 +228,17 @@ def _read_card(path: Path) -> dict:
 
 
 def _from_card(card: dict) -> Settings:
-    """Defaults that a pocket model's card names; ModelError that names the field which does not fit."""
+    """The defaults in a pocket model's card; a ModelError names the field whose value cannot be."""
     for field, fits in _CARD.items():
         try:
             fine = fits(card[field]) if field in card else field in _MAY_LACK
         except (AttributeError, TypeError, ValueError, OverflowError, UsageError):
             fine = False
         if not fine:
-            told = f"{field} = {config.shown(card[field])}" if field in card else f"it has no {field}"
-            raise ModelError(f"its pocket.json is not a card: {told}", "copy it again from the source of the model")
+            message = (
+                f"says {field} = {config.shown(card[field])}, which cannot be" if field in card else f"has no {field}"
+            )
+            raise ModelError(f"its pocket.json {message}", "copy it again from the source of the model")
     width, height = card["size"]
     plain = {field: card[field] for field in ("frames", "fps", "steps", "negative")}
     return Settings(width, height, **plain, guidance=float(card["guidance"]), shift=float(card["shift"]))

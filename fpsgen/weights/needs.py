@@ -5,7 +5,6 @@ One part is in memory at a time, so that the largest says what fits.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from math import prod
 
 import torch
@@ -21,18 +20,17 @@ VAE_BYTES_PER_PIXEL = 19_600
 
 def weights(checkpoint: Checkpoint, dtype: torch.dtype, text_dtype: torch.dtype) -> dict[str, int]:
     """Bytes of each part's weights. dtype: of the transformer's matrix products."""
-    dtypes = {"transformer": by_name(dtype), "vae": lambda name: torch.float32, "text_encoder": lambda name: text_dtype}
+    dtypes = {
+        "transformer": load.by_name(dtype),
+        "vae": lambda name: torch.float32,
+        "text_encoder": lambda name: text_dtype,
+    }
 
     def size(part: str) -> int:
         named = load.EMPTY[part](checkpoint).named_parameters()
         return sum(value.numel() * dtypes[part](name).itemsize for name, value in named)
 
     return {PARTS[part].words: size(part) for part in PARTS}
-
-
-def by_name(dtype: torch.dtype) -> Callable[[str], torch.dtype]:
-    """The dtype of each of the transformer's parameters, its matrix products in `dtype`."""
-    return lambda name: torch.float32 if load.stays_float32(name) else dtype
 
 
 def memory(

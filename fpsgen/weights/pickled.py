@@ -66,15 +66,15 @@ def pickled_headers(file: Path) -> dict[str, Header]:
     folder = description.removesuffix("data.pkl")
     if not (isinstance(table, dict) and table):
         raise NoTableError
-    found = {}
+    tensors = {}
     for name, value in table.items():
         if not (isinstance(name, str) and isinstance(value, tuple) and value and isinstance(value[0], Header)):
             raise NoTableError
         header, storage, last, width = value
         if (last + 1) * width > records[f"{folder}data/{storage.key}"].file_size:
             raise ValueError(f"{name} is longer than what is stored of it")
-        found[name] = header
-    return found
+        tensors[name] = header
+    return tensors
 
 
 def _stored(content: BinaryIO, info: zipfile.ZipInfo) -> bytes:

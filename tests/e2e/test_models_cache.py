@@ -103,7 +103,7 @@ def test_a_gpu_owner_is_offered_only_what_lacks(snapshot: Path) -> None:
 
 def test_the_format_of_which_less_lacks_is_offered(cache: Path, both_formats: dict[str, Path]) -> None:
     (hub_cache.keep(cache, DIFFUSERS, both_formats["diffusers"]) / "vae" / "config.json").unlink()
-    assert f"fpsgen models pull {DIFFUSERS} (" in hub.pull_hint("1.3b")
+    assert f"fpsgen models pull {DIFFUSERS} (" in hub.pull_hint(hub.nearest("1.3b"))
     with pytest.raises(ModelError, match=r"vae/config\.json"):
         by_name.find("1.3b")
 

@@ -53,7 +53,7 @@ def test_published_checkpoints_are_whole(checkpoints: dict, size: str, form: str
     assert {key: told[key] for key in SIZES[size]} == SIZES[size]
     assert told["dtypes"]["text_encoder"] == ["BF16" if form == "original" else "F32"]
     # What the hint before a download says.
-    assert told["bytes"] / 1e9 == pytest.approx(hub.DOWNLOAD_GB[size][form], abs=1)
+    assert told["bytes"] / 1e9 == pytest.approx(hub.DOWNLOAD_GB[hub.REPOSITORIES[size][form]], abs=1)
 
 
 @pytest.mark.parametrize("size", sorted(SIZES))

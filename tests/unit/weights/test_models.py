@@ -108,7 +108,7 @@ def test_a_card_that_is_none_is_explained(wan_folder: Path, pocket_folder: Path,
         ("tries", "a cat"),
     ):  # fmt: skip
         (folder / "pocket.json").write_text(json.dumps(card | {key: value}))
-        with pytest.raises(ModelError, match=r"pocket\.json is not a card"):
+        with pytest.raises(ModelError, match=r"pocket\.json says"):
             models.open_folder(folder, "m")
 
 
@@ -124,4 +124,4 @@ def test_half_downloaded_snapshots_do_not_count(
     assert hub.look(hub.REPOSITORIES["14b"]["diffusers"]).folder == folder
     with pytest.raises(ModelError, match="text_encoder holds no") as caught:
         models.find("14b")
-    assert "fpsgen models pull Wan-AI/Wan2.1-T2V-14B-Diffusers fetches what is absent" in caught.value.hint
+    assert "fpsgen models pull Wan-AI/Wan2.1-T2V-14B-Diffusers " in caught.value.hint
