@@ -1,0 +1,69 @@
+"""What a video is made of: resolved once, and read back from its own comment."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fpsgen.errors import UsageError
+from fpsgen.presets import Preset, shipped
+from fpsgen.request import Request, resolve
+from fpsgen.target import Target
+from fpsgen.weights import models
+from tests.tools.cli import Runner
+from tests.tools.videos import metadata
+
+TARGET = Target(torch.device("cpu"), torch.float32, torch.bfloat16)
+OUTPUT = Path("cat.mp4")
+
+
+def read_back(request: Request, model: models.Model) -> Request:
+    """Through the comment, as JSON has it."""
+    about = resolve(request, model, TARGET).about("0123456789abcdef")
+    assert about["weights"] == "0123456789abcdef"
+    return Request.from_dict(json.loads(json.dumps(about)), request.output)
+
+
+@pytest.mark.parametrize("name", ["bf16", *shipped.names()])
+def test_a_comment_holds_the_whole_request(name: str) -> None:
+    """Every shipped preset, with settings that are no defaults: what is read back computes the same."""
+    preset = shipped.find(name)
+    model = models.find("pocket") if preset.model == "pocket" else models.absent(preset.model or "14b")
+    own = model.defaults.override(steps=7, guidance=1.0, solver="dpm++", sigmas="diffusers", negative="bad")
+    width, height = shipped.size_of(preset) or (own.width, own.height)
+    own = own.override(width=width, height=height)
+    request = Request("a cat\n“surfing”", own, 2**64 - 1, OUTPUT, preset, scale_to=(640, 384))
+    again = read_back(request, model)
+    assert replace(again, preset=preset) == request
+    assert resolve(again, model, TARGET).steps == resolve(request, model, TARGET).steps
+
+
+def test_a_video_is_made_again_from_its_comment(run: Runner, tmp_path: Path) -> None:
+    first = metadata(run(steps=2, seed=5, preset="fast")["output"])
+    request = Request.from_dict(first, tmp_path / "again.mp4")
+    assert (request.prompt, request.seed, request.settings.steps) == (first["prompt"], 5, 2)
+    assert request.preset is not None
+    assert request.preset.name == first["preset"]["name"]
+    assert len(first["weights"]) == 16
+
+
+@pytest.mark.parametrize("damage", [{"phases": []}, {"tile": [0, 1, 1]}, {"windows": {"a": [2]}}])
+def test_a_comment_whose_preset_is_none_is_refused(damage: dict[str, Any]) -> None:
+    about = resolve(Request("", models.find("pocket").defaults, 0, OUTPUT), models.find("pocket"), TARGET).about("")
+    told = json.loads(json.dumps(about))
+    told["preset"] |= damage
+    with pytest.raises(UsageError, match="preset bf16"):
+        Request.from_dict(told, OUTPUT)
+
+
+def test_a_preset_is_resolved_once_for_a_video(run: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    real = Preset.plans
+    monkeypatch.setattr(Preset, "plans", lambda self, *args: calls.append(self.name) or real(self, *args))
+    run(steps=2, preset="fast")
+    assert calls == ["1.3b-480p-fast"]
