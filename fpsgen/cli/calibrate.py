@@ -319,10 +319,10 @@ def tell(out: Output, result: Result, job: Job, kept: Kept) -> None:
     clips = f"means over {of.clips} clips" if of.clips > 1 else "one clip"
     out.line(f"error    {of.error:.2g}{spread}, 1 - cosine of the final latents")
     out.line(f"PSNR     {of.psnr_told} dB against bf16, worst {of.psnr_worst:.1f}")
-    out.line(f"         {clips} with other prompts than were measured on; the budget was {job.budget}")
+    out.line(f"         {clips} of prompts that calibration did not measure on; the budget was {job.budget}")
     if result.record["backend"] == "reference":
         out.line(
-            "         here plain PyTorch runs the preset and saves no time: the cost is for kernels on a Hopper GPU"
+            "         on this machine plain PyTorch runs the preset and saves no time: the cost is for a Hopper GPU"
         )
     if preset := kept.files["preset"]:
         out.line(f"use it   fpsgen generate PROMPT --preset {shlex.quote(str(preset))}", copied=True)
@@ -335,7 +335,7 @@ def tell_estimate(out: Output, job: Job, device: torch.device, dtype: torch.dtyp
 
     if job.model.card is None:
         parts, clip = estimate.parts(job), estimate.clip_seconds(job)
-        where = "on one H100, worked out from published figures, not measured"
+        where = "on one H100, calculated from published figures, not measured"
     else:
         step = estimate.step_here(job, device, dtype)
         parts, clip = estimate.parts_here(job, step), job.settings.steps * step
@@ -354,7 +354,7 @@ def tell_estimate(out: Output, job: Job, device: torch.device, dtype: torch.dtyp
         out.show(table)
     windows = len(job.candidates.windows)
     out.line(f"{where}; {windows} windows in 2 precisions, and bf16;")
-    out.line(f"each further round of verification adds its line; {readable(estimate.disk_bytes(job))} of cache")
+    out.line(f"each further round of verification costs its line again; {readable(estimate.disk_bytes(job))} of cache")
     told = {
         "model": job.model.name,
         "size": job.settings.size,

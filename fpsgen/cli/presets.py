@@ -87,7 +87,7 @@ def list_presets(json: bool = False) -> None:
         table.row(each["name"], each["model"] or "any", each["size"] or "any", *numbers_of, quality(each))
     out.show(table)
     out.line(f"density, cost: averages over the model's default steps ({_ANY}'s if a preset is for any model)")
-    out.line("cost: of attention, modelled for an H100; dense bf16's is 1")
+    out.line("cost: that of attention, modelled for an H100; dense bf16 attention has cost 1")
     out.line("--preset quality, balanced or fast takes the preset for the model and size")
 
 

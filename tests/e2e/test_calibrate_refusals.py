@@ -116,7 +116,7 @@ def test_dry_run_loads_nothing(calibrator: Calibrator, loads: list[str]) -> None
     table = calibrator("--dry-run", model="1.3b", prompts=None, clips=None, checks=None, steps=None)
     assert table.exit_code == 0, table.output
     assert re.search(r"total\s+\d+", table.stdout)
-    assert "on one H100, worked out from published figures" in table.stdout
+    assert "on one H100, calculated from published figures" in table.stdout
     here = told(calibrator("--dry-run", "--json"))  # the pocket: hours on an H100 would tell nobody anything
     assert here["where"].startswith("on cpu of this machine, estimated from two steps that were run")
     assert here["seconds"] == pytest.approx(sum(part["seconds"] for part in here["parts"]))
