@@ -8,15 +8,13 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-import diffusers
 import safetensors.torch
 import torch
-import transformers
 from torch import Tensor
 
 from fpsgen import __version__, files
 from fpsgen.errors import RenderError, reason
-from fpsgen.machine import device_name as device_name
+from fpsgen.machine import device_name, installed
 from fpsgen.target import Target
 from fpsgen.weights.models import Model
 
@@ -30,7 +28,7 @@ def surroundings(model: Model, weights: str, target: Target) -> dict[str, object
     device = target.device
     others = (*model.checkpoint.text_encoder, *model.checkpoint.vae)
     return {
-        "versions": [__version__, torch.__version__, diffusers.__version__, transformers.__version__],
+        "versions": [__version__, torch.__version__, *map(installed, ("diffusers", "transformers"))],
         "others": [identity(file) for file in others],
         "threads": torch.get_num_threads() if device.type == "cpu" else None,
         "device": device_name(device),

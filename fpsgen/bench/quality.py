@@ -11,11 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKLWan
 from torch import Tensor
 
 from fpsgen import assets, machine, metrics, pipeline
@@ -38,6 +37,9 @@ from fpsgen.video import VideoWriter
 from fpsgen.wan import vae as wan_vae
 from fpsgen.wan.transformer import WanTransformer
 from fpsgen.weights.load import load_transformer, load_vae
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKLWan
 
 # What is told of all clips together, and which of several is the worst.
 MEASURES: dict[str, Callable[[Sequence[float]], float]] = {

@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKLWan
 from torch import Tensor
 
 from fpsgen import metrics
@@ -17,6 +17,9 @@ from fpsgen.errors import RenderError
 from fpsgen.events import Done
 from fpsgen.wan import vae as wan_vae
 from fpsgen.wan.plan import StepPlan
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKLWan
 
 
 @dataclass(frozen=True)

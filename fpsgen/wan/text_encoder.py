@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from transformers import UMT5EncoderModel
 
 from fpsgen.errors import ModelError
 from fpsgen.wan.config import FETCH_AGAIN
 from fpsgen.wan.tokenizer import Tokenizer, clean, words_at
+
+if TYPE_CHECKING:
+    from transformers import UMT5EncoderModel
 
 
 @dataclass(frozen=True)

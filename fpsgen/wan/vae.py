@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKLWan
 from torch import Tensor
 
 from fpsgen.errors import RenderError
 from fpsgen.wan.config import FETCH_AGAIN
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKLWan
 
 
 def denormalise(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:

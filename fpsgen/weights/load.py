@@ -8,13 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import tokenizers
 import torch
-from diffusers import AutoencoderKLWan
 from torch import Tensor, nn
-from transformers import UMT5Config, UMT5EncoderModel
 
 from fpsgen.errors import ModelError
 from fpsgen.files import named_in_utf8
@@ -26,6 +24,10 @@ from fpsgen.wan.transformer import FLOAT32_PARAMETERS, WanTransformer
 from fpsgen.weights.headers import headers, is_pickled, opened, read_json, renamed, some, unpickling
 from fpsgen.weights.kinds import FLOATS
 from fpsgen.weights.layout import PARTS, Checkpoint
+
+if TYPE_CHECKING:  # imported where a part is built: they take seconds, and a file may be refused before
+    from diffusers import AutoencoderKLWan
+    from transformers import UMT5EncoderModel
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -173,6 +175,8 @@ def empty_transformer(checkpoint: Checkpoint) -> WanTransformer:
 
 
 def empty_vae(checkpoint: Checkpoint) -> AutoencoderKLWan:
+    from diffusers import AutoencoderKLWan
+
     try:
         with torch.device("meta"):
             return AutoencoderKLWan.from_config(checkpoint.vae_config)
@@ -181,6 +185,8 @@ def empty_vae(checkpoint: Checkpoint) -> AutoencoderKLWan:
 
 
 def empty_text_encoder(checkpoint: Checkpoint) -> UMT5EncoderModel:
+    from transformers import UMT5Config, UMT5EncoderModel
+
     try:
         with torch.device("meta"):
             model = UMT5EncoderModel(UMT5Config.from_dict(checkpoint.text_config))
