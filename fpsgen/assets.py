@@ -1,4 +1,4 @@
-"""Files that are not Python: those that ship with fpsgen (kernels, presets, the pocket model, its judge); its cache.
+"""Files that are not Python: kernels, presets, prompts, the pocket model and its judge; and the cache.
 
 In a wheel they lie inside the package; in an editable install `kernels_cuda/` and `presets/` lie beside it.
 """
@@ -6,6 +6,7 @@ In a wheel they lie inside the package; in an editable install `kernels_cuda/` a
 from __future__ import annotations
 
 import os
+import tomllib
 from pathlib import Path
 
 from fpsgen.errors import UsageError
@@ -19,6 +20,12 @@ def folder(name: str) -> Path:
         if path.is_dir():
             return path
     raise FileNotFoundError(f"this installation of fpsgen lacks its {name} folder")
+
+
+def prompts(use: str, family: str) -> tuple[str, ...]:
+    """What is rendered where users bring no prompts: use is `calibrate` or `quality`; family is the model's."""
+    table = tomllib.loads((_PACKAGE / "_assets" / "prompts.toml").read_text(encoding="utf-8"))
+    return tuple(table[use]["pocket" if family == "pocket" else "wan"])
 
 
 def cache(name: str) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fpsgen.calibrate import prompts
+from fpsgen import assets
 from fpsgen.settings import Settings
 
 _LEAST_STEPS = 2  # in a phase, where the trajectory has that many
@@ -63,7 +63,7 @@ def spans(settings: Settings, count: int) -> list[PhaseSpan]:
 
 def defaults(family: str) -> tuple[Effort, tuple[str, ...]]:
     """How much is measured, and the prompts, where the user says nothing."""
-    return (EFFORT["pocket"], prompts.POCKET) if family == "pocket" else (EFFORT["wan"], prompts.WAN)
+    return EFFORT["pocket" if family == "pocket" else "wan"], assets.prompts("calibrate", family)
 
 
 def phases_of(steps: int, most: int) -> int:

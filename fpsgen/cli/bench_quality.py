@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fpsgen import files
+from fpsgen import assets, files
 from fpsgen.cli import options
 from fpsgen.cli.calibrate import Bar, settings_of
 from fpsgen.cli.generate import choose_model, default_name, find_model
@@ -88,11 +88,10 @@ def quality(
     chosen = named or choose_model(size, target.device, out, Timings())
     settings = settings_of(chosen, size, frames=frames, steps=steps, guidance=guidance, shift=shift)
     from fpsgen.bench import lineup
-    from fpsgen.bench import prompts as ours
     from fpsgen.bench.quality import QualityJob
     from fpsgen.request import Request
 
-    own = own or ours.of(chosen.family)
+    own = own or assets.prompts("quality", chosen.family)
     line_up = lineup.resolve(preset, names, Request(own[0], settings, seed, Path()), chosen, target)
     job = QualityJob(line_up, own, seeds, seed, ["fpsgen", *sys.argv[1:]])
     for one in job.line_up.contenders:

@@ -8,8 +8,7 @@ import re
 import numpy as np
 import pytest
 
-from fpsgen.bench import prompts
-from fpsgen.calibrate import prompts as calibration
+from fpsgen import assets
 from fpsgen.pocket import judge
 from fpsgen.pocket.words import ASPECTS, NOUNS, PLACES, motion_phrases
 from recipes.pocket import world
@@ -76,13 +75,15 @@ def test_what_is_open_or_told_twice_is_not_asked_about(prompt: str, named: dict[
 
 def test_the_benchs_own_prompts_are_held_out() -> None:
     """From the model's training and from its presets' calibration; each names all three."""
-    for prompt in prompts.POCKET:
+    ours = assets.prompts("quality", "pocket")
+    for prompt in ours:
         assert tuple(judge.named(prompt)[aspect] for aspect in ASPECTS) in HELD_OUT, prompt
-    assert len({judge.named(prompt)["subject"] for prompt in prompts.POCKET}) == len(prompts.POCKET) == 8
-    for ours, theirs in ((prompts.POCKET, calibration.POCKET), (prompts.WAN, calibration.WAN)):
-        assert not set(ours) & set(theirs)
-        assert len(set(ours)) == len(ours)
-    assert (prompts.of("pocket"), prompts.of("14b"), prompts.of("1.3b")) == (prompts.POCKET, prompts.WAN, prompts.WAN)
+    assert len({judge.named(prompt)["subject"] for prompt in ours}) == len(ours) == 8
+    for family in ("pocket", "1.3b", "14b"):
+        own, theirs = (assets.prompts(use, family) for use in ("quality", "calibrate"))
+        assert not set(own) & set(theirs)
+        assert len(set(own)) == len(own)
+    assert assets.prompts("quality", "1.3b") == assets.prompts("quality", "14b") != ours
 
 
 def test_the_score_counts_what_is_named() -> None:
