@@ -109,8 +109,8 @@ def read_prompts(path: Path) -> tuple[str, ...]:
         try:
             check_prompts(line)
         except UsageError as fault:
-            told = f"{name}, line {number}: {fault}"
-            raise UsageError(told, hint="write a prompt there, or remove the line") from None
+            hint = fault.hint if len(line) > MAX_PROMPT else "write a prompt there, or remove the line"
+            raise UsageError(f"{name}, line {number}: {fault}", hint) from None
     if len(found) > MAX_PROMPTS:
         raise UsageError(f"{name} has more than {MAX_PROMPTS} prompts", hint=f"keep at most {MAX_PROMPTS} of them")
     line, count = Counter(found.values()).most_common(1)[0] if found else ("", 1)

@@ -76,7 +76,7 @@ def test_refused_before_anything_loads(
         (b"a cat\n\xff\xfe\n", "mine.txt is not UTF-8 text"),
         (b"a cat\na dog\n a cat \n", "mine.txt has a prompt twice: 'a cat'"),
         (b"a\x1b[31m cat\na\x1b[31m cat\n", r"mine.txt has a prompt twice: 'a\x1b[31m cat'"),
-        (b"a cat\n" + b"x" * 200_000 + b"\n", "mine.txt, line 2: a prompt of 200000 characters"),
+        (b"a cat\n" + b"x" * 200_000 + b"\n", "mine.txt, line 2: the prompt has 200000 characters"),
     ],
 )
 def test_prompts_that_do_not_do(calibrator: Calibrator, content: bytes | None, told: str, loads: list[str]) -> None:
