@@ -60,7 +60,9 @@ def generate(
         if len(plans) > 1:
             yield Run(plan.request.prompt, number + 1, len(plans))
         with _alone(videos, number):
-            latents = yield from denoise(plan, Denoiser(transformer, own, texts[number], target.device), videos[number])
+            with videos[number].stage("denoise"):  # texts become the keys and values of each layer
+                denoiser = Denoiser(transformer, own, texts[number], target.device)
+            latents = yield from denoise(plan, denoiser, videos[number])
         yield Denoised(latents)
         ends.append(latents.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0))
     with _all(videos, "load"):
