@@ -88,7 +88,7 @@ class VideoPlan:
         device = self.target.device
         return {
             "fpsgen": __version__,
-            "model": self.model.told,
+            "model": self.model.full_name,
             "weights": weights,
             "device": str(device),
             "threads": torch.get_num_threads() if device.type == "cpu" else None,  # a CPU's last bits depend on it

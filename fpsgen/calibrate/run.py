@@ -182,7 +182,7 @@ def record(job: Job, measurement: Measurement, tried: list[Tried], preset: Prese
     densities = torch.tensor(job.candidates.densities)
     precision, window = job.candidates.probe
     return {
-        "model": job.model.told,
+        "model": job.model.full_name,
         "weights": of.weights,
         "device": of.device,
         "versions": {"fpsgen": of.fpsgen, "torch": of.torch},

@@ -125,7 +125,7 @@ def _snapshots(storage: Path) -> dict[str, Path]:
 
 def _look_at(repository: str, storage: Path, commit: str) -> Cached:
     folder, sizes = storage / "snapshots" / commit, _listed(repository, storage, commit)
-    there = {name: size for name in sizes if (size := _size(folder / name)) is not None}
+    there = {name: file.stat().st_size for name in sizes if (file := folder / name).exists()}
     cached = Cached(repository, "incomplete", folder if folder.is_dir() else None, files=len(sizes) or None)
     if lacking := {name: size for name, size in sizes.items() if name not in there}:
         linked = {(folder / name).resolve() for name in there}
@@ -145,13 +145,6 @@ def _look_at(repository: str, storage: Path, commit: str) -> Cached:
     except ModelError as error:
         hint = error.hint if error.hint == OURS else None  # another model: fetching it again does not help
         return replace(cached, why=str(error), hint=hint)
-
-
-def _size(file: Path) -> int | None:
-    try:
-        return file.stat().st_size
-    except (FileNotFoundError, NotADirectoryError):
-        return None
 
 
 def _blobs(storage: Path) -> dict[Path, int]:

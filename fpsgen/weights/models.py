@@ -48,7 +48,7 @@ class Model:
         return POCKET if self.card else sizes.family_of(self.config.dim)
 
     @property
-    def told(self) -> str:
+    def full_name(self) -> str:
         """The name in records and metadata; a pocket model's has the version, because its weights change with it."""
         return f"pocket v{self.card['version']}" if self.card else self.name
 
@@ -151,8 +151,9 @@ def open_folder(folder: Path, name: str) -> Model:
     """Read a folder's configuration; ModelError that says what is wrong with it."""
     try:
         checkpoint = layout.recognise(folder)
-        card = _read_card(folder / "pocket.json") if (folder / "pocket.json").exists() else None
-        defaults = defaults_of(checkpoint.config.dim) if card is None else _from_card(card)
+        card, defaults = None, defaults_of(checkpoint.config.dim)
+        if (folder / "pocket.json").exists():
+            card, defaults = _read_card(folder / "pocket.json")
     except ModelError as error:
         raise ModelError(f"model {printable(name)} cannot be used: {error}", hint=error.hint) from None
     return Model(name, folder, checkpoint, defaults, card)
@@ -219,29 +220,21 @@ def _kind_of(file: Path) -> str:
         return "unreadable"
 
 
-def _read_card(path: Path) -> dict:
-    """A pocket model's card; the words in it that will be printed are made printable."""
+def _read_card(path: Path) -> tuple[dict, Settings]:
+    """A pocket model's card and the defaults in it; a ModelError names the field whose value cannot be."""
     card = read_json(path)
-    if isinstance(card.get("knows"), str):
-        card["knows"] = printable(card["knows"], 1000)
-    return card
-
-
-def _from_card(card: dict) -> Settings:
-    """The defaults in a pocket model's card; a ModelError names the field whose value cannot be."""
     for field, fits in _CARD.items():
         try:
             fine = fits(card[field]) if field in card else field in _MAY_LACK
         except (AttributeError, TypeError, ValueError, OverflowError, UsageError):
             fine = False
         if not fine:
-            message = (
-                f"says {field} = {config.shown(card[field])}, which cannot be" if field in card else f"has no {field}"
-            )
-            raise ModelError(f"its pocket.json {message}", "copy it again from the source of the model")
+            fault = f"{field} = {config.shown(card[field])}, which cannot be" if field in card else f"no {field}"
+            raise ModelError(f"its pocket.json has {fault}", "copy it again from the source of the model")
+    card["knows"] = printable(card["knows"], 1000)  # which will be shown
     width, height = card["size"]
     plain = {field: card[field] for field in ("frames", "fps", "steps", "negative")}
-    return Settings(width, height, **plain, guidance=float(card["guidance"]), shift=float(card["shift"]))
+    return card, Settings(width, height, **plain, guidance=float(card["guidance"]), shift=float(card["shift"]))
 
 
 def _is_size(size: Any) -> bool:

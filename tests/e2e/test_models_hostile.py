@@ -128,7 +128,7 @@ def test_a_cards_words_are_made_printable_before_anybody_prints_them(pocket: Pat
 )
 def test_a_card_that_cannot_be_is_refused_with_its_field(pocket: Path, field: str, value: Any) -> None:
     change(pocket / "pocket.json", **{field: value})
-    assert f"pocket.json says {field} =" in refused("check", pocket)
+    assert f"pocket.json has {field} =" in refused("check", pocket)
 
 
 def test_sizes_beyond_all_models_are_refused(pocket: Path) -> None:

@@ -108,7 +108,7 @@ def test_a_card_that_is_none_is_explained(wan_folder: Path, pocket_folder: Path,
         ("tries", "a cat"),
     ):  # fmt: skip
         (folder / "pocket.json").write_text(json.dumps(card | {key: value}))
-        with pytest.raises(ModelError, match=r"pocket\.json says"):
+        with pytest.raises(ModelError, match=r"pocket\.json has"):
             models.open_folder(folder, "m")
 
 
