@@ -22,20 +22,20 @@ def doctor(json: bool = False) -> None:
 
     out.loading("checking")
     report = dict(doctor.examine(strict=errors.show_tracebacks))
-    told = report.pop("verdict")
-    told["next"] = in_flags(told["next"])
-    for line in [*(f"Broken: {problem}." for problem in told["problems"])] or [told["can"]]:
+    verdict = report.pop("verdict")
+    verdict["next"] = in_flags(verdict["next"])
+    for line in [*(f"Broken: {problem}." for problem in verdict["problems"])] or [verdict["can"]]:
         out.line(line)
-    out.line(f"Next: {told['next']}", copied=True)
+    out.line(f"Next: {verdict['next']}", copied=True)
     if not json:
         for title, table in sections(report):
             out.line(f"\n{title}")
             out.show(table)
-    for warning in told["warnings"]:
+    for warning in verdict["warnings"]:
         out.note(warning)
     if json:
-        out.result("", {"verdict": told} | report)
-    if not told["works"]:
+        out.result("", {"verdict": verdict} | report)
+    if not verdict["works"]:
         raise typer.Exit(1)
 
 

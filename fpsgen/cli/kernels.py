@@ -46,21 +46,21 @@ def bare(context: typer.Context, json: bool = False) -> None:
 def list_kernels(json: bool = False) -> None:
     """List the kernels, and which of them are compiled."""
     out = Output(json)
-    told = listed()
-    for note in told["notes"]:
+    report = listed()
+    for note in report["notes"]:
         out.note(note)
     if json:
-        out.result("", told)
+        out.result("", report)
         return
-    state = [Column("compiled"), Column("size", right=True, spare=1)] if told["nvrtc"] else []
+    state = [Column("compiled"), Column("size", right=True, spare=1)] if report["nvrtc"] else []
     formats = Column("formats", prose=True, spare=3)  # the name has them
     table = Table(columns=[Column("kernel"), formats, Column("for", spare=2), *state])
-    for entry in told["kernels"]:
+    for entry in report["kernels"]:
         cells = "yes" if entry["compiled"] else "no", readable(entry["bytes"]) if entry["compiled"] else ""
         table.row(entry["name"], entry["about"], entry["architecture"], *cells[: len(state)])
     out.show(table)
-    out.line(f"compiled kernels are kept in {told['folder']}", copied=True)
-    if (stale := told["stale"]) and stale["count"]:
+    out.line(f"compiled kernels are kept in {report['folder']}", copied=True)
+    if (stale := report["stale"]) and stale["count"]:
         from_where = "left over from other sources or compilers"
         out.line(f"stale: {amount(stale)}, {from_where}; remove: fpsgen kernels clear --stale")
 
@@ -69,23 +69,23 @@ def listed() -> dict:
     """What the list says. compiled and stale are None if that cannot be known, and notes say why."""
     from fpsgen.kernels import cache, listing, nvrtc
 
-    told: dict = {"folder": str(cache.folder()), "nvrtc": None, "kernels": [], "stale": None, "notes": []}
+    report: dict = {"folder": str(cache.folder()), "nvrtc": None, "kernels": [], "stale": None, "notes": []}
     try:
-        told["nvrtc"] = "{}.{}".format(*nvrtc.version())
-        told["stale"] = counts(listing.stale(cache.contents()))
+        report["nvrtc"] = "{}.{}".format(*nvrtc.version())
+        report["stale"] = counts(listing.stale(cache.contents()))
     except nvrtc.NoCompilerError as missing:
         unknown = "so fpsgen cannot tell which kernels are compiled; they run only on an NVIDIA GPU"
-        told["notes"].append(f"{missing}, {unknown}: {missing.hint}")
+        report["notes"].append(f"{missing}, {unknown}: {missing.hint}")
     except OSError as fault:
-        told["notes"].append(f"{cache.folder()} cannot be read: {fault.strerror or fault}")
+        report["notes"].append(f"{cache.folder()} cannot be read: {fault.strerror or fault}")
     for named in listing.KERNELS.values():
         built, compiled = None, None
-        if told["nvrtc"]:
+        if report["nvrtc"]:
             built = cache.find(named.kernel)
             compiled = built is not None
         state = {"compiled": compiled, "bytes": built and built.size, "path": built and str(built.cubin)}
-        told["kernels"].append(facts(named) | state)
-    return told
+        report["kernels"].append(facts(named) | state)
+    return report
 
 
 @app.command(epilog="fpsgen kernels build\nfpsgen kernels build attention-fp8-fp16 prologue-fp8-fp16")
@@ -93,7 +93,7 @@ def build(names: list[str] | None = None, json: bool = False) -> None:
     """Compile the kernels that are not compiled yet, so that no video has to wait for them."""
     from fpsgen.kernels import cache, listing
 
-    out, told, notes = Output(json), [], []
+    out, entries, notes = Output(json), [], []
     wanted = list(dict.fromkeys(listing.find(name) for name in names or listing.KERNELS))
     width = max(len(named.name) for named in wanted) + 2
     for named in wanted:
@@ -107,10 +107,10 @@ def build(names: list[str] | None = None, json: bool = False) -> None:
         how = f"{seconds:.2f} s" if built.fresh else "from the cache"
         registers = ", ".join(str(used.registers) for used in built.functions.values())
         out.line(f"{named.name:{width}}{how:16}{registers} registers")
-        told.append({**told_of(named, built), "fresh": built.fresh, "seconds": round(seconds, 3)})
-    fresh = sum(entry["fresh"] for entry in told)
-    kept = f"kept in {cache.folder()}" if not notes else f"{len(notes)} of {len(told)} could not be kept"
-    out.result(f"{fresh} compiled, {len(told) - fresh} from the cache; {kept}", {"kernels": told})
+        entries.append({**report_of(named, built), "fresh": built.fresh, "seconds": round(seconds, 3)})
+    fresh = sum(entry["fresh"] for entry in entries)
+    kept = f"kept in {cache.folder()}" if not notes else f"{len(notes)} of {len(entries)} could not be kept"
+    out.result(f"{fresh} compiled, {len(entries) - fresh} from the cache; {kept}", {"kernels": entries})
     if notes:  # what was asked for is not there when the next command wants it
         raise typer.Exit(1)
 
@@ -134,8 +134,8 @@ def clear(stale: bool = False, json: bool = False) -> None:
         ) from None
     for name in chosen:
         try:
-            if found := cache.remove(name):
-                removed[name] = found
+            if taken := cache.remove(name):
+                removed[name] = taken
             else:
                 building.append(name)
         except OSError as fault:
@@ -145,10 +145,10 @@ def clear(stale: bool = False, json: bool = False) -> None:
     if faults:
         many = f"{len(faults)} of {len(faults) + len(removed)}"
         raise UsageError(f"{many} kernels cannot be removed from {folder}: {faults[0]}", hint=_FOLDER_HINT)
-    told = counts(removed)
-    line = f"removed {amount(told)}, from {folder}" if told["count"] else f"nothing to remove in {folder}"
-    gone = {"removed": told["count"], "bytes": told["bytes"]}
-    out.result(line, {"folder": str(folder), **gone, "building": building})
+    gone = counts(removed)
+    line = f"removed {amount(gone)}, from {folder}" if gone["count"] else f"nothing to remove in {folder}"
+    numbers = {"removed": gone["count"], "bytes": gone["bytes"]}
+    out.result(line, {"folder": str(folder), **numbers, "building": building})
 
 
 @app.command(epilog="fpsgen kernels show attention-fp8-fp16")
@@ -164,40 +164,40 @@ def show(name: str, json: bool = False) -> None:
     built = cache.build(named.kernel)
     if built.note:
         out.note(built.note)
-    told = told_of(named, built)
+    report = report_of(named, built)
     for function, instructions in sass.tensor_core_instructions(cache.content(built.cubin)).items():
-        told["functions"][function]["tensor_core_instructions"] = instructions
-    told["registers_after_launch"] = listing.redistributed(named.kernel)
+        report["functions"][function]["tensor_core_instructions"] = instructions
+    report["registers_after_launch"] = listing.redistributed(named.kernel)
     if json:
-        out.result("", told)
+        out.result("", report)
     else:
-        draw(out, told)
+        draw(out, report)
 
 
-def draw(out: Output, told: dict) -> None:
+def draw(out: Output, report: dict) -> None:
     """A kernel, for people."""
-    out.line(f"{told['name']}: {told['about']}, for {told['architecture']}")
+    out.line(f"{report['name']}: {report['about']}, for {report['architecture']}")
     numbers = ("registers", "spilled_bytes", "stack_bytes", "shared_bytes", "barriers")
     columns = [Column(name.removesuffix("_bytes"), right=True, spare=spare) for spare, name in enumerate(numbers)]
     table = Table(columns=[Column("function"), *columns, Column("tensor cores", prose=True)])
-    for function, used in told["functions"].items():
+    for function, used in report["functions"].items():
         tensor = ", ".join(f"{many} {kind}" for kind, many in used["tensor_core_instructions"].items())
         cells = (f"{used[key]} B" if key.endswith("_bytes") else str(used[key]) for key in numbers)
         table.row(function, *cells, tensor or "none")
     out.show(table)
-    if after := told["registers_after_launch"]:
+    if after := report["registers_after_launch"]:
         given = f"{after['consumer']} to consumers, {after['producer']} to the producer"
         out.line(f"registers  as launched; setmaxnreg then gives {given}")
-    out.line(f"block      {told['threads']} threads, {told['shared_bytes']} bytes of dynamic shared memory")
-    out.line(f"options    {' '.join(told['options'])}", copied=True)
-    out.line(f"cubin      {told['path'] or 'not kept'} ({readable(told['bytes'])})", copied=True)
+    out.line(f"block      {report['threads']} threads, {report['shared_bytes']} bytes of dynamic shared memory")
+    out.line(f"options    {' '.join(report['options'])}", copied=True)
+    out.line(f"cubin      {report['path'] or 'not kept'} ({readable(report['bytes'])})", copied=True)
 
 
 def facts(named: Named) -> dict:
     return {"name": named.name, "about": named.about, "architecture": named.kernel.architecture}
 
 
-def told_of(named: Named, built: Built) -> dict:
+def report_of(named: Named, built: Built) -> dict:
     """All about a compiled kernel. Sizes are in bytes: shared_bytes is dynamic here, and static in a function."""
     return {
         **facts(named),

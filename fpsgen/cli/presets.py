@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,14 +75,14 @@ def list_presets(json: bool = False) -> None:
     out = Output(json)
     from fpsgen.presets import BF16, shipped
 
-    told = [entry(shipped.find(name), out) for name in (BF16.name, *shipped.names())]
+    entries = [entry(shipped.find(name), out) for name in (BF16.name, *shipped.names())]
     if json:
-        out.result("", {"presets": told})
+        out.result("", {"presets": entries})
         return
     numbers = Column("phases", right=True, spare=3), Column("density", right=True, spare=1), Column("cost", right=True)
     words = Column("preset"), Column("model", spare=2), Column("size", spare=1)
     table = Table(columns=[*words, *numbers, Column("quality")])
-    for each in told:
+    for each in entries:
         numbers_of = (str(each["phases"]), f"{each['density']:.2f}", f"{each['cost']:.2f}")
         table.row(each["name"], each["model"] or "any", each["size"] or "any", *numbers_of, quality(each))
     out.show(table)
@@ -112,12 +112,12 @@ def facts(preset: Preset) -> dict[str, Any]:
     }
 
 
-def quality(told: dict) -> str:
+def quality(preset: dict) -> str:
     from fpsgen.presets import Measured
 
-    if of := told["measured"]:
-        return f"PSNR {Measured(**of).psnr_told} dB"
-    return "exact" if told["exact"] else "not calibrated"
+    if measured := preset["measured"]:
+        return f"PSNR {Measured(**measured).psnr_told} dB"
+    return "exact" if preset["exact"] else "not calibrated"
 
 
 @app.command(
@@ -142,11 +142,11 @@ def show(
     out.loading()
     given = {"frames": frames, "steps": steps, "shift": shift, "solver": solver.value, "sigmas": sigmas.value}
     preset, subject, settings = chosen(name, model, res, out, **given)
-    told = {**facts(preset), **account(preset, subject, settings)}
+    report = {**facts(preset), **account(preset, subject, settings)}
     if json:
-        out.result("", told)
+        out.result("", report)
     else:
-        draw(out, told)
+        draw(out, report)
 
 
 @app.command(epilog="fpsgen presets check mine.toml\nfpsgen presets check mine.toml --model 14b", no_args_is_help=True)
@@ -183,8 +183,8 @@ def larger_than(tile: Shape3, grid: Shape3) -> str | None:
     axes = [axis for axis, size, whole in zip("THW", tile, grid, strict=True) if size > whole]
     if not axes:
         return None
-    told = f"its tile of {times(tile)} tokens is larger than this video of {times(grid)}, along {' and '.join(axes)}"
-    return f"{told}: there is only one tile along it, and no window saves anything there"
+    larger = f"its tile of {times(tile)} tokens is larger than this video of {times(grid)}, along {' and '.join(axes)}"
+    return f"{larger}: there is only one tile along it, and no window saves anything there"
 
 
 def account(preset: Preset, model: Model, settings: Settings) -> dict[str, Any]:
@@ -256,10 +256,10 @@ def windows_of(plan: AttentionPlan, heads: int) -> list[dict[str, Any]]:
     ]
 
 
-def draw(out: Output, told: dict) -> None:
+def draw(out: Output, report: dict) -> None:
     """A preset, for people."""
-    at = told["at"]
-    out.line(f"{told['name']}: {told['about']}" if told["about"] else told["name"])
+    at = report["at"]
+    out.line(f"{report['name']}: {report['about']}" if report["about"] else report["name"])
     out.line(
         "{model} at {width}x{height}, {frames} frames, {tokens} tokens in {} tiles of {}; "
         "{steps} steps, {solver}, shift {shift:g}".format(*(times(at[key]) for key in ("tiles", "tile")), **at)
@@ -268,23 +268,25 @@ def draw(out: Output, told: dict) -> None:
     texts.insert(1, Column("heads", prose=True, spare=0 if out.verbose else 1))
     numbers = Column("density", right=True), Column("FLOPs saved", right=True, spare=3)
     table = Table(columns=[Column("steps"), Column("noise", spare=2), *texts, *numbers])
-    for run in told["runs"]:
+    for run in report["runs"]:
         (first, last), (begin, end) = run["steps"], run["sigma"]
         head = [span(str(first), str(last)), span(f"{begin:.3f}", f"{end:.3f}")]
         for row in rows(run, out.verbose):
             table.row(*head, *row)
             head = ["", ""]
     out.show(table)
-    if not out.verbose and any(hidden(run) for run in told["runs"]):
+    if not out.verbose and any(hidden(run) for run in report["runs"]):
         out.line("--verbose shows the window of every layer and head")
-    saved, dense = amount(told["saved_flops"]), amount(told["dense_flops"])
-    out.line(f"density {told['density']:.3f}; saves {saved} of the {dense} FLOPs of attention in each guidance branch")
-    out.line(f"cost    {100 * told['cost']:.1f} % of dense bf16 attention's, as modelled for an H100")
-    if of := told["measured"]:
-        where = f"{of['size']}, {of['frames']} frames, {of['steps']} steps, {of['clips']} clips"
-        out.line(f"quality {quality(told)} against bf16, measured at {where}")
+    saved, dense = amount(report["saved_flops"]), amount(report["dense_flops"])
+    saves = f"saves {saved} of the {dense} FLOPs of attention in each guidance branch"
+    out.line(f"density {report['density']:.3f}; {saves}")
+    out.line(f"cost    {100 * report['cost']:.1f} % of dense bf16 attention's, as modelled for an H100")
+    if measured := report["measured"]:
+        where = f"{measured['size']}, {measured['frames']} frames, {measured['steps']} steps, {measured['clips']} clips"
+        out.line(f"quality {quality(report)} against bf16, measured at {where}")
     else:
-        out.line(f"quality {quality(told)}" + ("" if told["exact"] else ": nobody measured how near it comes to bf16"))
+        unknown = "" if report["exact"] else ": nobody measured how near it comes to bf16"
+        out.line(f"quality {quality(report)}{unknown}")
 
 
 def hidden(run: dict) -> bool:
@@ -292,35 +294,35 @@ def hidden(run: dict) -> bool:
     return len(run["layers"]) > _MOST_ROWS or any(len(own["windows"]) > 1 for own in run["layers"])
 
 
-def rows(run: dict, verbose: bool) -> list[tuple[str, ...]]:
-    """A run of steps, from its layers on: a row for each plan and, with `verbose`, for each window of its."""
-    if len(run["layers"]) > _MOST_ROWS and not verbose:
-        every = {own["window"] for group in run["layers"] for own in group["windows"]}
-        precisions = {precision(own) for own in run["layers"]}
-        kind = precisions.pop() if len(precisions) == 1 else f"{len(precisions)} kinds"
-        seen = f"{len(run['layers'])} plans, {sight(every)}"
-        return [("all", "all", seen, kind, f"{run['density']:.3f}", amount(run["saved_flops"]))]
-    found = []
-    for own in run["layers"]:
-        layers = "all" if len(run["layers"]) == 1 else own["at"]
-        tail = [precision(own), f"{own['density']:.3f}", amount(own["saved_flops"])]
-        if len(own["windows"]) == 1 or not verbose:
-            found.append((layers, "all", sight({each["window"] for each in own["windows"]}), *tail))
+def rows(run: dict, verbose: bool) -> Iterator[tuple[str, ...]]:
+    """A run of steps, from its layers on: a row for each plan and, with `verbose`, for each of the plan's windows."""
+    layers = run["layers"]
+    if len(layers) > _MOST_ROWS and not verbose:
+        every = {own["window"] for plan in layers for own in plan["windows"]}
+        kinds = {precision(plan) for plan in layers}
+        kind = kinds.pop() if len(kinds) == 1 else f"{len(kinds)} kinds"
+        seen = f"{len(layers)} plans, {sight(every)}"
+        yield "all", "all", seen, kind, f"{run['density']:.3f}", amount(run["saved_flops"])
+        return
+    for plan in layers:
+        at, saved = "all" if len(layers) == 1 else plan["at"], amount(plan["saved_flops"])
+        if len(plan["windows"]) == 1 or not verbose:
+            seen = sight({own["window"] for own in plan["windows"]})
+            yield at, "all", seen, precision(plan), f"{plan['density']:.3f}", saved
             continue
-        for each in own["windows"]:
-            found.append((layers, each["heads"], sight({each["window"]}), precision(own), f"{each['density']:.3f}", ""))
-            layers = ""
-        found[-1] = (*found[-1][:-1], tail[-1])
-    return found
+        for number, own in enumerate(plan["windows"]):
+            first, last = number == 0, number == len(plan["windows"]) - 1
+            tail = precision(plan), f"{own['density']:.3f}", saved if last else ""
+            yield at if first else "", own["heads"], sight({own["window"]}), *tail
 
 
 def sight(windows: set[Shape3 | None]) -> str:
     """What is seen of all tiles: one window, or how many."""
     sparse = sorted(window for window in windows if window is not None)
-    told = ["dense"] if None in windows else []
+    parts = ["dense"] if None in windows else []
     if sparse:
-        told.append(f"window {times(sparse[0])}" if len(sparse) == 1 else f"{len(sparse)} windows")
-    return " and ".join(told)
+        parts.append(f"window {times(sparse[0])}" if len(sparse) == 1 else f"{len(sparse)} windows")
+    return " and ".join(parts)
 
 
 def precision(own: dict) -> str:

@@ -110,26 +110,23 @@ def build(kernel: Kernel, within: Path | None = None) -> Built:
     Where the cache cannot be written, compiled for this process alone; `note` says why. CompileError where it does
     not compile, spills registers or is serialised; NoCompilerError where there is no NVRTC.
     """
-    name, within = kernel.SOURCE, within or folder()
-    source, headers = sources(name)
-    options = options_of(kernel)
-    place = within / name_of(kernel)
-    if found := read(name, options, place):
+    place = (within or folder()) / name_of(kernel)
+    if found := read(kernel, place):
         return found
     if (found := _PRIVATE.get(place)) and found.cubin.exists():
         return replace(found, fresh=False)
     compiled = None
     try:
         with locked(place):
-            if found := read(name, options, place):  # another process was faster
+            if found := read(kernel, place):  # another process was faster
                 return found
-            compiled = compile_checked(name, source, headers, options)
-            return publish(name, options, place, compiled)
+            compiled = compile_checked(kernel)
+            return publish(kernel, place, compiled)
     except OSError as fault:
-        compiled = compiled or compile_checked(name, source, headers, options)
-        why = f"{within} cannot be used ({fault.strerror or fault})"
+        compiled = compiled or compile_checked(kernel)
+        why = f"{place.parent} cannot be used ({fault.strerror or fault})"
         try:
-            made = publish(name, options, _private_folder() / place.name, compiled)
+            made = publish(kernel, _private_folder() / place.name, compiled)
         except OSError as again:
             hint = "make room, or let FPSGEN_CACHE_DIR name another folder"
             raise UsageError(f"{why}, nor can {tempfile.gettempdir()} ({again.strerror or again})", hint) from None
@@ -138,14 +135,14 @@ def build(kernel: Kernel, within: Path | None = None) -> Built:
 
 
 def find(kernel: Kernel) -> Built | None:
-    """A kernel where it is compiled; None where it is not. NoCompilerError where there is no NVRTC, hence no name."""
-    return read(kernel.SOURCE, options_of(kernel), folder() / name_of(kernel))
+    """A kernel that is compiled; None if it is not. NoCompilerError as `name_of`."""
+    return read(kernel, folder() / name_of(kernel))
 
 
 def name_of(kernel: Kernel) -> str:
-    """The name of its folder in the cache; NoCompilerError where there is no NVRTC, whose version is part of it."""
-    source, headers = sources(kernel.SOURCE)
-    return f"{kernel.SOURCE}-{key(source, headers, options_of(kernel))}"
+    """The name of its folder in the cache; NoCompilerError without NVRTC, whose version is part of it."""
+    content = json.dumps([*sources(kernel.SOURCE), options_of(kernel), nvrtc.version()])
+    return f"{kernel.SOURCE}-{hashlib.sha256(content.encode()).hexdigest()[:32]}"
 
 
 def options_of(kernel: Kernel) -> tuple[str, ...]:
@@ -165,14 +162,10 @@ def sources(name: str) -> tuple[str, dict[str, str]]:
     return (kernels / f"{name}.cu").read_text(encoding="utf-8"), headers
 
 
-def key(source: str, headers: dict[str, str], options: tuple[str, ...]) -> str:
-    content = json.dumps([source, headers, options, nvrtc.version()])
-    return hashlib.sha256(content.encode()).hexdigest()[:32]
-
-
-def compile_checked(name: str, source: str, headers: dict[str, str], options: tuple[str, ...]) -> tuple[bytes, dict]:
+def compile_checked(kernel: Kernel) -> tuple[bytes, dict]:
     """The cubin and its functions' resources; CompileError where ptxas spilled, or gave up on asynchronous wgmma."""
-    cubin, log = nvrtc.compile_cubin(source, headers, list(options), f"{name}.cu")
+    cubin, log = nvrtc.compile_cubin(*sources(kernel.SOURCE), list(options_of(kernel)), f"{kernel.SOURCE}.cu")
+    name = f"{kernel.SOURCE}, for {kernel.architecture}"
     if serialised := re.findall(r"\(C75\d\d\)", log):  # 0 spills, and yet several times slower
         raise nvrtc.CompileError(f"{name}: ptxas serialised the tensor cores' work {sorted(set(serialised))}: {log}")
     functions = resources(log)
@@ -193,7 +186,7 @@ def resources(log: str) -> dict[str, Resources]:
     return found
 
 
-def read(name: str, options: tuple[str, ...], place: Path) -> Built | None:
+def read(kernel: Kernel, place: Path) -> Built | None:
     """A kernel that is there and whole; None otherwise."""
     try:
         facts = json.loads(content(place / _FACTS))
@@ -202,7 +195,7 @@ def read(name: str, options: tuple[str, ...], place: Path) -> Built | None:
         functions = {entry: Resources(**used) for entry, used in facts["functions"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
-    return Built(name, options, place / _CUBIN, functions)
+    return Built(kernel.SOURCE, options_of(kernel), place / _CUBIN, functions)
 
 
 def content(path: Path) -> bytes:
@@ -220,14 +213,14 @@ def hash_of(cubin: bytes, facts: dict) -> str:
     return hashlib.sha256(cubin + known.encode()).hexdigest()
 
 
-def publish(name: str, options: tuple[str, ...], place: Path, compiled: tuple[bytes, dict]) -> Built:
+def publish(kernel: Kernel, place: Path, compiled: tuple[bytes, dict]) -> Built:
     """Write a kernel beside its place, then rename it there: it is whole, or it is not there."""
     cubin, functions = compiled
     place.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=f".{place.name}-", dir=place.parent))
     try:
         (beside / _CUBIN).write_bytes(cubin)
-        facts = {"name": name, "options": options, "nvrtc": nvrtc.version(), "functions": functions}
+        facts = {"name": kernel.SOURCE, "options": options_of(kernel), "nvrtc": nvrtc.version(), "functions": functions}
         facts["sha256"] = hash_of(cubin, facts)
         (beside / _FACTS).write_text(json.dumps(facts, indent=2), encoding="utf-8")
         beside.chmod(0o777 & ~_umask())  # mkdtemp's is for one user, and a cache may be made by another
@@ -239,7 +232,7 @@ def publish(name: str, options: tuple[str, ...], place: Path, compiled: tuple[by
     except BaseException:
         shutil.rmtree(beside, ignore_errors=True)
         raise
-    built = read(name, options, place)
+    built = read(kernel, place)
     if built is None:
         raise OSError(f"{place} did not keep what was written")
     return replace(built, fresh=True)

@@ -147,8 +147,8 @@ def read(path: Path, name: str) -> Preset:
         with files.open_regular(path.expanduser()) as file:
             data = file.read(_MOST_BYTES + 1)
     except (OSError, RuntimeError, ValueError) as fault:  # RuntimeError: no such user; ValueError: a null character
-        told = getattr(fault, "strerror", None) or fault
-        raise UsageError(f"cannot read the preset {name[:200]!r}: {told}", _WHOLE_FILE) from None
+        reason = getattr(fault, "strerror", None) or fault
+        raise UsageError(f"cannot read the preset {name[:200]!r}: {reason}", _WHOLE_FILE) from None
     return parse(data, printable(path.name))
 
 
@@ -165,11 +165,11 @@ def parse(data: bytes, name: str) -> Preset:
     try:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as fault:
-        told = f"preset {name} is not TOML: {printable(fault)}"
-        raise UsageError(told, hint="correct it there: texts stand in quotes, lists in brackets") from None
+        reason = f"preset {name} is not TOML: {printable(fault)}"
+        raise UsageError(reason, hint="correct it there: texts stand in quotes, lists in brackets") from None
     except (ValueError, RecursionError):  # no day, a number of thousands of digits, lists in lists without end
-        told = f"preset {name} has a date, a number or lists in lists that cannot be read"
-        raise UsageError(told, hint=f"a preset needs none of these; {_ALL_KEYS}") from None
+        reason = f"preset {name} has a date, a number or lists in lists that cannot be read"
+        raise UsageError(reason, hint=f"a preset needs none of these; {_ALL_KEYS}") from None
     lines = Lines(text)
     try:
         return _preset(table, name, lines)
@@ -196,8 +196,8 @@ def _values(
     """All that a table says; _Fault for the first key that is unknown, is missing, or has a wrong value."""
     for key in table:
         if key not in keys:
-            told = meant(key, keys) or f"known are {', '.join(keys)}"
-            raise _Fault(f"there is no key {quoted(key)}; {told}", *path, key)
+            reason = meant(key, keys) or f"known are {', '.join(keys)}"
+            raise _Fault(f"there is no key {quoted(key)}; {reason}", *path, key)
     return {key: _value(keys[key], table.get(key), *path, key) for key in dict.fromkeys((*table, *required))}
 
 
@@ -219,8 +219,8 @@ def _preset(table: dict[str, Any], name: str, lines: Lines) -> Preset:
     for index, entry in enumerate(said["phase"]):
         phases.append(_phase(entry, ("phase", index), phases[-1].sigma[1] if phases else 1.0, windows, lines))
     if end := phases[-1].sigma[1]:
-        told = f"the last phase ends at sigma {end:g}; let it end at 0.0, where the video is done"
-        raise _Fault(told, "phase", len(phases) - 1, "sigma")
+        reason = f"the last phase ends at sigma {end:g}; let it end at 0.0, where the video is done"
+        raise _Fault(reason, "phase", len(phases) - 1, "sigma")
     used = {letter for phase in phases for own in (phase, *phase.layers) for letter in own.heads}
     if unused := sorted(set(windows) - used):
         raise _Fault(f"no heads use the window {unused[0]}", "windows", unused[0])

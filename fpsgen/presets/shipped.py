@@ -55,8 +55,8 @@ def find(name: str) -> Preset:
         there = True
     if there and name:
         return file.read(path, name)
-    told = meant(name, (BF16.name, *GRADES, *names()), "; ")
+    near = meant(name, (BF16.name, *GRADES, *names()), "; ")
     raise UsageError(
-        f"there is no preset {name[:200]!r}: neither a file nor one that comes with fpsgen has that name{told}",
+        f"there is no preset {name[:200]!r}: neither a file nor one that comes with fpsgen has that name{near}",
         hint="`fpsgen presets` lists them; or give a preset's .toml file",
     )
