@@ -142,9 +142,10 @@ def table(lines: list[str]) -> str:
     head = [
         "# Faults in the kernels, and the check that noticed",
         "",
-        "Made by `python -m tests.kernels.mutations`: each fault edited in alone; its first check to fail.",
+        "`python -m tests.kernels.mutations` makes this page. It edits each fault in alone.",
+        "The page shows the first check that fails.",
         "",
-        f"Of these sources and faults: {digest()}",
+        f"Hash of the sources and faults: {digest()}",
         "",
         "| source | fault | check | what it said |",
         "| --- | --- | --- | --- |",
