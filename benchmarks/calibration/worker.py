@@ -6,8 +6,7 @@ import torch
 
 from fpsgen import assets
 from fpsgen.calibrate.budget import Budget
-from fpsgen.calibrate.job import Job
-from fpsgen.calibrate.settings import defaults
+from fpsgen.calibrate.job import Job, defaults
 from fpsgen.calibrate.trajectory import Clip, Renderer
 from fpsgen.calibrate.verify import Checked, Checker
 from fpsgen.journal import Journal

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -25,35 +25,29 @@ _EXPECTED_COST = 0.5  # of the schedules that are verified, in BF16 attention's
 
 
 @dataclass(frozen=True)
-class WorkPart:
-    """name; forwards: of the transformer, one guidance branch each; seconds: on one H100."""
+class PartEstimate:
+    """name; forwards: of the transformer, one guidance branch each; seconds: that they take."""
 
     name: str
     forwards: float
     seconds: float
 
 
-def parts(job: Job) -> list[WorkPart]:
-    """What a calibration consists of, with one round of verification."""
-    own, phases = job.effort, job.phases
-    branches = job.settings.branches
+def parts(job: Job) -> list[PartEstimate]:
+    """What a calibration consists of, with one round of verification, on one H100."""
     dense, attention = forward_flops(job)
-    each = dense / _H100
-    cheaper = (dense - (1 - _EXPECTED_COST) * attention) / _H100
-    probes = own.probed * (len(phases) * own.layers + sum(own.steps - span.first for span in phases)) * branches
-    clip = own.checks * job.settings.steps * branches
-    return [
-        WorkPart("dense trajectories", own.clips * own.steps * branches, own.clips * own.steps * branches * each),
-        WorkPart("candidates", 0, looking(job)),
-        WorkPart("sensitivities", probes, probes * each),
-        WorkPart("verification, BF16", clip, clip * each),
-        WorkPart("verification, a round", clip, clip * cheaper),
-    ]
+    rates = {"verification, a round": dense - (1 - _EXPECTED_COST) * attention}
+    found = []
+    for part in job.parts:
+        forwards = part.steps * job.settings.branches
+        seconds = forwards * rates.get(part.name, dense) / _H100
+        found.append(PartEstimate(part.name, forwards, looking(job) if part.name == "candidates" else seconds))
+    return found
 
 
-def parts_here(job: Job, step: float) -> list[WorkPart]:
+def parts_here(job: Job, step: float) -> list[PartEstimate]:
     """As `parts`, on a machine where a step of all guidance branches takes `step` seconds."""
-    return [replace(part, seconds=job.work_by_part[part.name] * step) for part in parts(job)]
+    return [PartEstimate(part.name, part.steps * job.settings.branches, part.work * step) for part in job.parts]
 
 
 @torch.inference_mode()

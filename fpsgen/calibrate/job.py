@@ -1,4 +1,4 @@
-"""What is calibrated, and what follows from that alone."""
+"""What is calibrated, how much is measured for it, and what follows from that alone."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fpsgen import assets
 from fpsgen.attention.tiles import TileGrid
 from fpsgen.calibrate.budget import Budget
 from fpsgen.calibrate.candidates import Candidates
-from fpsgen.calibrate.settings import Effort, PhaseSpan, spans
 from fpsgen.presets import Phase, Preset, cost
 from fpsgen.settings import Settings
 from fpsgen.wan.plan import StepPlan
@@ -21,6 +21,78 @@ if TYPE_CHECKING:
     from fpsgen.calibrate.measure import Measurement
     from fpsgen.calibrate.solve import Problem, Schedule
     from fpsgen.weights.models import Model
+
+_LEAST_STEPS = 2  # in a phase, where the trajectory has that many
+
+
+@dataclass(frozen=True)
+class Effort:
+    """clips: prompts that the model is measured on; probed: those of them on which sensitivities are; checks: prompts
+    behind them that the schedule is verified on; steps: of the measured trajectories; phases: of the schedule; layers:
+    how many of them are probed, those between by interpolation; tiles: of queries, for each layer and phase; rounds: of
+    verification, at most. look, decode: time of looking into a step, and of decoding a clip, in a step's, for the time
+    that is left."""
+
+    clips: int
+    probed: int
+    checks: int
+    steps: int
+    phases: int
+    layers: int
+    tiles: int
+    rounds: int
+    look: float
+    decode: float
+
+
+# The pocket model: minutes on two cores. Wan2.1: at most what three BF16 clips take, verification included.
+EFFORT = {
+    "pocket": Effort(
+        clips=4, probed=4, checks=8, steps=20, phases=10, layers=6, tiles=12, rounds=6, look=10, decode=12
+    ),
+    "wan": Effort(clips=2, probed=1, checks=1, steps=10, phases=4, layers=3, tiles=6, rounds=4, look=1, decode=0.5),
+}
+
+
+@dataclass(frozen=True)
+class PhaseSpan:
+    """A phase of the schedule: steps first to last of the measured trajectory, and its noise levels, (from, to]."""
+
+    first: int
+    last: int
+    sigma: tuple[float, float]
+
+    @property
+    def steps(self) -> int:
+        return self.last - self.first + 1
+
+
+def spans(settings: Settings, count: int) -> list[PhaseSpan]:
+    """`count` phases of nearly equally many steps, ended halfway between two noise levels, rounded to 4 digits."""
+    steps, sigmas = settings.steps, settings.noise_levels
+    begins = [round(index * steps / count) for index in range(count)] + [steps]
+    ends = [1.0] + [round((sigmas[at - 1] + sigmas[at]) / 2, 4) for at in begins[1:-1]] + [0.0]
+    pairs = zip(begins, begins[1:], ends, ends[1:], strict=False)
+    return [PhaseSpan(first, after - 1, (high, low)) for first, after, high, low in pairs]
+
+
+def defaults(family: str) -> tuple[Effort, tuple[str, ...]]:
+    """How much is measured, and the prompts, where the user says nothing."""
+    return EFFORT["pocket" if family == "pocket" else "wan"], assets.prompts("calibrate", family)
+
+
+def phases_of(steps: int, most: int) -> int:
+    """How many phases a trajectory of so many steps is divided into."""
+    return max(1, min(most, steps // _LEAST_STEPS))
+
+
+@dataclass(frozen=True)
+class WorkPart:
+    """steps: of all guidance branches that are computed; work: their time and what is done beside them, in a step's."""
+
+    name: str
+    steps: int
+    work: float
 
 
 @dataclass(frozen=True)
@@ -57,25 +129,26 @@ class Job:
         return [phases.index(preset.at(sigma)) for sigma in self.settings.noise_levels]
 
     @property
-    def work(self) -> float:
-        """Steps of both guidance branches, or their time, until the first round is verified."""
-        return sum(self.work_by_part.values())
+    def parts(self) -> list[WorkPart]:
+        """What there is to do until the first round of verification is done, in that order."""
+        own, phases, clip = self.effort, self.phases, self.effort.checks * self.settings.steps
+        probes = own.probed * (len(phases) * own.layers + sum(own.steps - span.first for span in phases))
+        return [
+            WorkPart("dense trajectories", own.clips * own.steps, own.clips * own.steps),
+            WorkPart("candidates", 0, own.clips * len(phases) * own.look),
+            WorkPart("sensitivities", probes, probes),
+            WorkPart("verification, BF16", clip, self.round),
+            WorkPart("verification, a round", clip, self.round),
+        ]
 
     @property
-    def work_by_part(self) -> dict[str, float]:
-        """Of `work`, in the order in which it is done."""
-        own, phases = self.effort, self.phases
-        return {
-            "dense trajectories": own.clips * own.steps,
-            "candidates": own.clips * len(phases) * own.look,
-            "sensitivities": own.probed * (len(phases) * own.layers + sum(own.steps - span.first for span in phases)),
-            "verification, BF16": own.checks * (self.settings.steps + own.decode),
-            "verification, a round": self.round,
-        }
+    def work(self) -> float:
+        """That of all parts."""
+        return sum(part.work for part in self.parts)
 
     @property
     def round(self) -> float:
-        """Steps, or their time, of one more round of verification."""
+        """The work of one round of verification."""
         return self.effort.checks * (self.settings.steps + self.effort.decode)
 
 

@@ -27,7 +27,7 @@ from fpsgen import metrics
 from fpsgen.attention.door import QKTransform, prepare
 from fpsgen.calibrate import local
 from fpsgen.calibrate.candidates import Candidates
-from fpsgen.calibrate.settings import Effort, PhaseSpan
+from fpsgen.calibrate.job import Effort, PhaseSpan
 from fpsgen.calibrate.trajectory import Clip, Renderer
 from fpsgen.events import Done
 from fpsgen.sampling import not_finite

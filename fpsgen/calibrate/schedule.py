@@ -8,7 +8,7 @@ from string import ascii_letters, digits
 
 from fpsgen.attention.tiles import Shape3
 from fpsgen.calibrate.candidates import PRECISIONS, Candidates
-from fpsgen.calibrate.settings import PhaseSpan
+from fpsgen.calibrate.job import PhaseSpan
 from fpsgen.calibrate.solve import Schedule
 from fpsgen.presets import DENSE_HEAD, Layers, Phase, Preset
 

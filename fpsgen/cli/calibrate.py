@@ -214,8 +214,7 @@ def make_job(
 ) -> Job:
     """All settings together; UsageError where they do not fit the model, or the prompts do not suffice."""
     from fpsgen.calibrate.budget import check_possible
-    from fpsgen.calibrate.job import Job
-    from fpsgen.calibrate.settings import defaults, phases_of
+    from fpsgen.calibrate.job import Job, defaults, phases_of
 
     settings = settings_of(model, size, **given)
     effort, ours = defaults(model.family)

@@ -11,8 +11,7 @@ import torch
 
 from fpsgen.attention.tiles import TileGrid
 from fpsgen.calibrate.budget import Budget
-from fpsgen.calibrate.job import Job
-from fpsgen.calibrate.settings import Effort
+from fpsgen.calibrate.job import Effort, Job
 from fpsgen.calibrate.trajectory import Clip, Renderer
 from fpsgen.events import Done, Event, Notice, Stage, Watch, Work
 from fpsgen.journal import Journal

@@ -11,9 +11,9 @@ import torch
 
 from fpsgen.calibrate import estimate
 from fpsgen.calibrate.budget import Budget
+from fpsgen.calibrate.job import EFFORT as REAL
 from fpsgen.calibrate.job import Job, step_plans
 from fpsgen.calibrate.run import Result, calibrate
-from fpsgen.calibrate.settings import EFFORT as REAL
 from fpsgen.target import Target
 from fpsgen.wan.transformer import WanTransformer
 from tests.tools.calibration import CPU, EFFORT, VIDEO, Recorder, small_job, wan_job

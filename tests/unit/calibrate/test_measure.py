@@ -15,8 +15,8 @@ from fpsgen.attention import reference
 from fpsgen.attention.plan import AttentionPlan
 from fpsgen.calibrate import local, trajectory
 from fpsgen.calibrate.candidates import Candidates
+from fpsgen.calibrate.job import spans
 from fpsgen.calibrate.measure import Measurement, measure, tapping
-from fpsgen.calibrate.settings import spans
 from fpsgen.calibrate.trajectory import Clip, Renderer
 from fpsgen.errors import RenderError
 from fpsgen.wan.plan import StepPlan

@@ -12,7 +12,7 @@ from fpsgen.attention.plan import AttentionPlan
 from fpsgen.attention.tiles import Shape3, TileGrid
 from fpsgen.calibrate import schedule
 from fpsgen.calibrate.candidates import PRECISIONS, Candidates
-from fpsgen.calibrate.settings import PhaseSpan, spans
+from fpsgen.calibrate.job import PhaseSpan, spans
 from fpsgen.calibrate.solve import Schedule
 from fpsgen.presets import Preset, file
 from fpsgen.solvers import Solver

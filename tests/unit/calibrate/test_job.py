@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from fpsgen.calibrate.job import problem
+from fpsgen.calibrate.job import EFFORT, defaults, phases_of, problem, spans
 from fpsgen.calibrate.measure import Measurement
-from fpsgen.calibrate.settings import EFFORT, defaults, phases_of, spans
 from fpsgen.presets import Phase, Preset, file
 from fpsgen.solvers import SIGMAS, SOLVERS, Sigmas, Solver, SolverName
 from tests.tools.calibration import VIDEO, small_job, wan_job
