@@ -21,8 +21,8 @@ from torch import Tensor
 from benchmarks.markdown import page
 from fpsgen import files
 from fpsgen.attention import dense, emulator
-from fpsgen.attention.door import QKTransform, prepare
 from fpsgen.attention.plan import AttentionPlan
+from fpsgen.attention.qk import QKTransform, prepare
 from fpsgen.attention.tiles import TileGrid
 from fpsgen.machine import provenance
 from fpsgen.sampling import Denoiser

@@ -304,7 +304,7 @@ def relative_error(device: torch.device, plan: AttentionPlan) -> float:
     import torch
 
     from fpsgen.attention import emulator, hopper
-    from fpsgen.attention.door import QKTransform, prepare
+    from fpsgen.attention.qk import QKTransform, prepare
 
     generator, heads, tokens = torch.Generator().manual_seed(1), len(plan.heads), plan.tiles.tokens
     q, k, v = torch.randn(3, 1, tokens, heads, HEAD_DIM, generator=generator).bfloat16()

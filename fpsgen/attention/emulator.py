@@ -73,7 +73,6 @@ def emulate(
     plan: AttentionPlan,
     variant: Variant,
     *,
-    q_scale: Literal["token", "tile"] = "token",
     accumulator_bits: int | None = None,
     rows: Tensor | None = None,
 ) -> Tensor:
@@ -91,7 +90,7 @@ def emulate(
         raise ValueError(f"FP16 scores cannot hold {variant.largest:g}² · {q.shape[3]} channels")
     rows = torch.arange(tiles.tokens) if rows is None else rows.cpu()
     tile_of_row = torch.arange(len(tiles.valid)).repeat_interleave(tiles.valid)[rows]
-    queries, keys, values = operands(q, k, v, plan, variant, q_scale)
+    queries, keys, values = operands(q, k, v, plan, variant)
     out = torch.empty(len(q), q.shape[2], len(rows), q.shape[3], device=q.device)
     for index, window in enumerate(plan.windows):
         heads = plan.heads_of(index)
@@ -116,20 +115,15 @@ def emulate(
     return (out * values.scale).transpose(1, 2).bfloat16()
 
 
-def operands(
-    q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, variant: Variant, q_scale: Literal["token", "tile"]
-) -> list[Quantized]:
+def operands(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, variant: Variant) -> list[Quantized]:
     """q, k and v as the kernel's prologue hands them over; numbers and scales [batch, heads, tokens or 1, …]."""
     q, k, v = q.float(), k.float(), v.float()
-    k = quantize.smooth(k) if plan.smooth_k else k
     each = (
-        quantize.per_token(q, variant.qk, variant.largest)
-        if q_scale == "token"
-        else quantize.per_tile(q, variant.qk, plan.tiles, variant.largest),
-        quantize.per_tile(k, variant.qk, plan.tiles, variant.largest),
+        quantize.per_token(q, variant.qk, variant.largest),
+        quantize.per_tile(quantize.smooth(k) if plan.smooth_k else k, variant.qk, plan.tiles, variant.largest),
         quantize.per_channel(v, "fp8"),
     )
-    return [Quantized(x.numbers.transpose(1, 2), x.scale.transpose(1, 2), x.kind) for x in each]
+    return [Quantized(x.numbers.transpose(1, 2), x.scale.transpose(1, 2)) for x in each]
 
 
 def online_softmax(

@@ -11,12 +11,12 @@ import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from fpsgen.attention.plan import AttentionPlan
+from fpsgen.attention.qk import QKTransform
 from fpsgen.attention.tiles import TileGrid, key_lists, outlives_inference
 from fpsgen.kernels import cache, nvrtc
 from fpsgen.kernels import sm90_attention as attention_kernels
@@ -24,9 +24,6 @@ from fpsgen.kernels import sm90_prologue as prologue_kernels
 from fpsgen.kernels.launch import launch, packed
 from fpsgen.kernels.sm90_attention import HEAD_DIM, SLOTS, TRAILER_BYTES, AttentionKernel
 from fpsgen.kernels.sm90_prologue import PrologueKernel
-
-if TYPE_CHECKING:
-    from fpsgen.attention.door import QKTransform
 
 # The variant of the kernel that runs a plan, by the plan's qk; `emulator.VARIANTS` says what each computes.
 FASTEST = {"fp8": "fp8-fp16", "int8": "int8-int32"}

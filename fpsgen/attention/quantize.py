@@ -22,16 +22,10 @@ LARGEST: dict[Format, float] = {"fp8": 448.0, "int8": 127.0}
 
 @dataclass(frozen=True, eq=False)
 class Quantized:
-    """numbers: float32, every one of them a number of the format `kind`; scale: float32."""
+    """numbers: float32, every one of them a number of the format; scale: float32."""
 
     numbers: Tensor
     scale: Tensor
-    kind: Format
-
-    @property
-    def codes(self) -> Tensor:
-        """The same numbers in 8 bits each: float8_e4m3fn or int8."""
-        return self.numbers.to(torch.float8_e4m3fn if self.kind == "fp8" else torch.int8)
 
     def dequantize(self) -> Tensor:
         """float32 values."""
@@ -65,7 +59,7 @@ def quantize(x: Tensor, amax: Tensor, kind: Format, largest: float | None = None
     """
     limit = LARGEST[kind] if largest is None else largest
     scale = torch.where(amax > 0, (amax.float() / limit).clamp(min=torch.finfo(torch.float32).tiny), 1.0)
-    return Quantized(round_to_(x.float() * (1 / scale), kind), scale, kind)
+    return Quantized(round_to_(x.float() * (1 / scale), kind), scale)
 
 
 def per_token(x: Tensor, kind: Format, largest: float | None = None) -> Quantized:

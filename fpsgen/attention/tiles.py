@@ -6,7 +6,7 @@ one scale of an 8-bit format (FPSAttention, arXiv 2506.04648, sections 3.1 and 3
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, wraps
 from itertools import accumulate, product
@@ -103,31 +103,20 @@ class TileGrid:
 
     @cached_property
     @outlives_inference
-    def order(self) -> Tensor:
-        """int64 [tokens]: the row of each raster token; `rows[order]` is raster order again.
-
-        Before a token stand the whole tiles before its own, then the tokens before it inside its tile. Both are
-        counted axis by axis, as in any mixed-radix number, but for the ragged edges.
-        """
-        import torch
-
-        _, height, width = self.grid
-        t, h, w = (torch.arange(size) for size in self.grid)
-        (tt, th, tw), (et, eh, ew) = self.tile, map(torch.tensor, self.edges)
-        deep, high, wide = et[t // tt], eh[h // th], ew[w // tw]  # of the tile at each coordinate
-        deep, high = deep[:, None, None], high[:, None]
-        before = (t - t % tt)[:, None, None] * (height * width) + deep * ((h - h % th)[:, None] * width)
-        before = before + deep * high * (w - w % tw)
-        inside = ((t % tt)[:, None, None] * high + (h % th)[:, None]) * wide + w % tw
-        return (before + inside).flatten()
-
-    @cached_property
-    @outlives_inference
     def inverse(self) -> Tensor:
         """int64 [tokens]: the raster token that stands in each row; `tokens[inverse]` is tile order."""
         import torch
 
-        return torch.empty_like(self.order).scatter_(0, self.order, torch.arange(self.tokens))
+        t, h, w = (torch.arange(size) // tile for size, tile in zip(self.grid, self.tile, strict=True))
+        _, high, wide = self.counts
+        tile_of_token = (t[:, None, None] * high + h[:, None]) * wide + w
+        return tile_of_token.flatten().argsort(stable=True)  # inside a tile, tokens keep their order
+
+    @cached_property
+    @outlives_inference
+    def order(self) -> Tensor:
+        """int64 [tokens]: the row of each raster token; `rows[order]` is raster order again."""
+        return self.inverse.argsort()
 
     def fit(self, window: Shape3) -> Shape3 | None:
         """`window` cut to the grid, in tiles; None where it spans all of it, which is dense attention.
@@ -164,11 +153,7 @@ class TileGrid:
         None, for all tiles, where no other keeps that much.
         """
         wanted = log(density) / 3
-        shares = [
-            {length: log(self._share(axis, length)) for length in {window[axis] for window in self.windows}}
-            for axis in range(3)
-        ]
-        logs = {window: [shares[axis][length] for axis, length in enumerate(window)] for window in self.windows}
+        logs = {window: [log(share) for share in self._shares(window)] for window in self.windows}
         dense_enough = (window for window in self.windows if sum(logs[window]) >= log(density) - 1e-9)
 
         def far(window: Shape3) -> float:
@@ -178,20 +163,16 @@ class TileGrid:
         best = min(dense_enough, key=lambda window: (far(window), window))
         return None if best == self.counts else best
 
-    def _share(self, axis: int, length: int) -> float:
-        """The share of pairs along one axis that a window of that length keeps."""
-        window = list(self.counts)
-        window[axis] = length
-        return self.density((window[0], window[1], window[2]))
-
     def density(self, window: Shape3 | None) -> float:
         """The share of (query token, key token) pairs inside `window`, a product over the axes; 1 where it is None."""
-        share = 1.0
+        return prod(self._shares(window))
+
+    def _shares(self, window: Shape3 | None) -> Iterator[float]:
+        """Of the pairs along each axis, those inside `window`."""
         for edges, begins, length in zip(self.edges, self.begins(window), window or self.counts, strict=True):
             before = list(accumulate(edges, initial=0))
             seen = (before[first + length] - before[first] for first in begins)  # key tokens, by query tile
-            share *= sum(edge * keys for edge, keys in zip(edges, seen, strict=True)) / sum(edges) ** 2
-        return share
+            yield sum(edge * keys for edge, keys in zip(edges, seen, strict=True)) / sum(edges) ** 2
 
     def begins(self, window: Shape3 | None) -> Lengths3:
         """Per axis, for each tile along it, where the window around it begins.

@@ -18,8 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fpsgen.attention import dense
-from fpsgen.attention.door import QKTransform, attend
+from fpsgen.attention.door import attend
 from fpsgen.attention.plan import AttentionPlan
+from fpsgen.attention.qk import QKTransform
 from fpsgen.attention.tiles import Shape3, TileGrid, outlives_inference
 from fpsgen.wan import plan as plans
 from fpsgen.wan.config import WanConfig

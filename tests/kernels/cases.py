@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fpsgen.attention.door import QKTransform, prepare
 from fpsgen.attention.emulator import VARIANTS
 from fpsgen.attention.plan import AttentionPlan
+from fpsgen.attention.qk import QKTransform, prepare
 from fpsgen.attention.tiles import Shape3, TileGrid
 from fpsgen.bench.attention.check import error
 from tests.kernels import host

@@ -26,9 +26,10 @@ from torch import Tensor
 
 from fpsgen import assets
 from fpsgen.attention import hopper
-from fpsgen.attention.door import QKTransform, choose, prepare
+from fpsgen.attention.door import choose
 from fpsgen.attention.emulator import VARIANTS, emulate, operands
 from fpsgen.attention.plan import AttentionPlan
+from fpsgen.attention.qk import QKTransform, prepare
 from fpsgen.attention.tiles import TileGrid
 from fpsgen.kernels.cache import Kernel
 
@@ -193,7 +194,7 @@ def codes(x: np.ndarray, kind: str) -> np.ndarray:
 def images(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, variant: str) -> dict[str, np.ndarray]:
     """What the prologue hands over, made from the emulator's operands."""
     tiles, kind = plan.tiles, VARIANTS[variant]
-    queries, keys, values = operands(q, k, v, plan, kind, "token")
+    queries, keys, values = operands(q, k, v, plan, kind)
     count = len(tiles.valid)
     image = {
         "q": swizzled(codes(slots(queries.numbers, tiles, repeat=True), kind.qk)),

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from fpsgen.attention import hopper, reference
-from fpsgen.attention.door import QKTransform, prepare
 from fpsgen.attention.plan import AttentionPlan
+from fpsgen.attention.qk import QKTransform, prepare
 from fpsgen.attention.tiles import TileGrid
 from tests.kernels import host
 

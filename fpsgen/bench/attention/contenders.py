@@ -13,8 +13,8 @@ from torch import Tensor
 
 from fpsgen import machine
 from fpsgen.attention import flex, hopper
-from fpsgen.attention.door import QKTransform, prepare
 from fpsgen.attention.plan import AttentionPlan
+from fpsgen.attention.qk import QKTransform, prepare
 from fpsgen.attention.tiles import Shape3
 from fpsgen.bench.attention.check import Oracles, error, sampled_rows, spread
 from fpsgen.bench.attention.record import Kind, Line

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from fpsgen.attention import dense
-from fpsgen.attention.door import QKTransform, attend
+from fpsgen.attention.door import attend
 from fpsgen.attention.plan import AttentionPlan
+from fpsgen.attention.qk import QKTransform
 from fpsgen.attention.tiles import TileGrid
 from fpsgen.wan.transformer import rope_table
 

@@ -109,11 +109,7 @@ def test_rows_are_those_of_the_whole() -> None:
 
 def test_options_change_what_they_say() -> None:
     q, k, v = random_qkv(LINE.tokens)
-    q = q * torch.linspace(0.1, 3, LINE.tokens)[:, None, None]  # a scale per tile is a poor one for its small tokens
     variant = VARIANTS["int8-int32"]
-    exact = dense.attention(q, k, v)
-    base = error(emulate(q, k, v, plan_for(variant), variant), exact)
-    assert error(emulate(q, k, v, plan_for(variant), variant, q_scale="tile"), exact) > base
     shifted = k + 30 * torch.randn(1, 1, 2, 64, generator=torch.Generator().manual_seed(1))
     smoothed, raw = (
         error(emulate(q, shifted, v, plan_for(variant, smooth_k=smooth), variant), dense.attention(q, shifted, v))

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from fpsgen.attention import door, hopper
-from fpsgen.attention.door import QKTransform
 from fpsgen.attention.plan import AttentionPlan
+from fpsgen.attention.qk import QKTransform
 from fpsgen.attention.tiles import TileGrid, key_lists
 from fpsgen.kernels import nvrtc
 
