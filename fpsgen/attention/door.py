@@ -16,8 +16,7 @@ from torch import Tensor
 
 from fpsgen.attention import dense, flex, hopper, reference
 from fpsgen.attention.plan import AttentionPlan
-from fpsgen.attention.qk import QKTransform as QKTransform
-from fpsgen.attention.qk import prepare as prepare
+from fpsgen.attention.qk import QKTransform, prepare
 from fpsgen.kernels.cache import Built
 
 

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from fpsgen import metrics
-from fpsgen.attention.door import QKTransform, prepare
+from fpsgen.attention.qk import QKTransform, prepare
 from fpsgen.calibrate import local
 from fpsgen.calibrate.candidates import Candidates
 from fpsgen.calibrate.job import Effort, PhaseSpan

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 
 import torch
 
-from fpsgen import __version__, assets, metrics, pipeline
+from fpsgen import __version__, assets, machine, metrics, pipeline
 from fpsgen import journal as journals
 from fpsgen.attention import door
 from fpsgen.calibrate import budget as budgets
@@ -149,7 +149,7 @@ def _measured(job: Job, weights: str, plans: list[StepPlan], taken: Tried, devic
         psnr=round(psnr, 2),
         psnr_ci95=None if psnr_ci95 is None else round(psnr_ci95, 2),
         psnr_worst=round(min(one.psnr for one in taken.checked), 2),
-        device=journals.device_name(device),
+        device=machine.device_name(device),
         fpsgen=__version__,
         torch=torch.__version__,
     )
