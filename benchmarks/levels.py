@@ -54,7 +54,7 @@ def picture(frames: list[np.ndarray], headings: list[str]) -> bytes:
     high, wide, _ = large[0].shape
     width, height = len(large) * (wide + _GAP) - _GAP, high + _HEADING
     with drawing.styled():
-        figure = drawing.canvas(width / drawing.DPI, height / drawing.DPI)
+        figure = drawing.Figure(figsize=(width / drawing.DPI, height / drawing.DPI), dpi=drawing.DPI)
         for column, (frame, heading) in enumerate(zip(large, headings, strict=True)):
             left = column * (wide + _GAP)
             figure.figimage(frame, left, 0, origin="upper")

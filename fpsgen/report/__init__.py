@@ -8,6 +8,7 @@ checks places and writes.
 from __future__ import annotations
 
 import contextlib
+import glob
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +21,8 @@ from fpsgen.printable import printable
 if TYPE_CHECKING:
     from fpsgen.metrics import Pair
 
-_PICTURES = re.compile(r"(error|density|frontier|phases|steps|psnr|adherence|frames-\d+|roof-\d+)\.png")
+_OURS = re.compile(rb'<meta name="generator" content="fpsgen [a-z ]+">')
+_PICTURES = re.compile(r"-(error|density|frontier|phases|steps|psnr|adherence|frames-\d+|roof-\d+)\.png$")
 MOST_PAIRS = 99  # what `check_path` tries a name for
 
 
@@ -55,22 +57,10 @@ def _drawn(record: dict[str, Any], pairs: Sequence[Pair]) -> tuple[str, dict[str
     }
     kind = record.get("kind", "calibration")
     facts, draw = kinds[kind]
-    drawn = draw(record) | clips.draw(pairs)
+    with pictures.drawing.styled():
+        drawn = draw(record) | clips.draw(pairs)
     shown = clips.facts(pairs, record.get("video", record)["fps"]) if pairs else []
     return page.render(kind, record=record, pictures=drawn, pairs=shown, **facts(record)), drawn
-
-
-def _is_ours(path: Path) -> bool:
-    """Whether a file is a report, which the next one may replace."""
-    with path.open("rb") as file:
-        return re.search(rb'<meta name="generator" content="fpsgen [a-z ]+">', file.read(1000)) is not None
-
-
-def _pictures_beside(path: Path) -> list[Path]:
-    """Files that have names which the page's pictures may get."""
-    start = f"{path.stem}-"
-    every = (file for file in path.parent.iterdir() if file.name.startswith(start))
-    return sorted(file for file in every if _PICTURES.fullmatch(file.name.removeprefix(start)))
 
 
 def check_path(path: Path) -> None:
@@ -79,10 +69,11 @@ def check_path(path: Path) -> None:
         raise UsageError(f"{path} is no name of a report", hint="end it in .html")
     there = files.check_place(path, "report.html", "report")
     with files.refused(path, f"choose another place or name with {option('report')}", "report"):
-        if there and not _is_ours(path):
+        if there and not _OURS.search(path.read_bytes()[:1000]):
             raise UsageError(f"{path} exists, and fpsgen did not write it", hint=f"choose another {option('report')}")
-        if not there and (others := _pictures_beside(path)):
-            told = f"{others[0]} is there without its page, and would be replaced"
+        others = [file for file in path.parent.glob(f"{glob.escape(path.stem)}-*") if _PICTURES.search(file.name)]
+        if not there and others:
+            told = f"{min(others)} is there without its page, and would be replaced"
             raise UsageError(told, hint=f"choose another {option('report')}, or remove it")
         with contextlib.suppress(FileNotFoundError):
             path.with_name(f"{path.stem}-frames-{MOST_PAIRS}.png").lstat()  # tells of a name too long

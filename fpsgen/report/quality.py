@@ -28,11 +28,8 @@ def facts(record: dict[str, Any]) -> dict[str, Any]:
         "asked": words.asked(len(record["prompts"]), record["seeds"]),
         "last_seed": next_seed(record["seed"], len(record["prompts"]) * record["seeds"] - 1),
         "shares": [_hits(told) for _, told in judged],
-        "psnr_told": _psnr_told(record),
-        "judged_told": "; ".join(
-            f"{name}: {', '.join(f'{aspect} {hits} of {of}' for aspect, (hits, of) in told.items())}"
-            for name, told in judged
-        ),
+        "judged": judged,
+        "values_of": values_of,
         "fidelity": of_fidelity(record),
         "vbench": of_vbench(record),
         "most_clips": _MOST_CLIPS,
@@ -61,7 +58,7 @@ def of_fidelity(record: dict[str, Any]) -> Table:
 
 
 def _cosine(told: dict[str, Any], error: dict[str, Any]) -> Cell:
-    return cosine(told["mean"], words.plus_minus(error["mean"], error.get("ci95")), f"worst {told['worst']:.6f}")
+    return cosine(told["mean"], words.number(error["mean"], half=error.get("ci95")), f"worst {told['worst']:.6f}")
 
 
 def _mean(told: dict[str, Any] | None, measure: str) -> Cell:
@@ -69,7 +66,7 @@ def _mean(told: dict[str, Any] | None, measure: str) -> Cell:
     if told is None:
         return Cell("∞" if measure == "psnr" else words.DASH)
     worst = f"worst {words.number(told['worst'], _DIGITS[measure])}"
-    return Cell(words.plus_minus(told["mean"], told.get("ci95"), _DIGITS[measure]), notes=(worst,))
+    return Cell(words.number(told["mean"], _DIGITS[measure], told.get("ci95")), notes=(worst,))
 
 
 def adherence_of(record: dict[str, Any]) -> list[tuple[str, dict[str, list[int]]]]:
@@ -107,15 +104,6 @@ def values_of(contender: dict[str, Any]) -> list[float]:
     """The PSNR of each clip of a contender, infinite where its frames are the reference's."""
     told = [clip["fidelity"] for clip in contender["clips"] if clip["fidelity"]]
     return [math.inf if one["identical"] else one["psnr"] for one in told]
-
-
-def _psnr_told(record: dict[str, Any]) -> str:
-    told = []
-    for one in others(record):
-        mean = one["fidelity"]["psnr"]
-        clips = ", ".join(words.decibels(value) for value in values_of(one))
-        told.append(f"{one['label']}: mean {_mean(mean, 'psnr').text} dB, clips {clips}")
-    return "; ".join(told)
 
 
 def _clips(own: list[dict[str, Any]]) -> Table:

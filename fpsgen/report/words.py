@@ -9,16 +9,24 @@ DASH, TIMES, _MINUS = "\N{EN DASH}", "\N{MULTIPLICATION SIGN}", "\N{MINUS SIGN}"
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
-def number(value: float | None, digits: int = 3) -> str:
-    """A number of any size in so many significant digits, with a power of ten where it is small; a dash for none."""
+def number(value: float | None, digits: int = 3, half: float | None = None) -> str:
+    """A number of any size in so many significant digits, with a power of ten where it is small; a dash for none.
+
+    half: of its confidence interval, said with the number's decimals, under the same power of ten.
+    """
     if value is None or math.isnan(value):
         return DASH
     if math.isinf(value):
         return "∞" if value > 0 else f"{_MINUS}∞"
+    if not value:
+        return "0"
     exponent = _exponent(value, digits)
-    if -2 <= exponent < 4:
-        return _minus(f"{value:.{max(0, digits - 1 - exponent)}f}") if value else "0"
-    return f"{_minus(f'{value / 10.0**exponent:.{digits - 1}f}')} {TIMES} 10{_power(exponent)}"
+    plain = -2 <= exponent < 4
+    scale, places = (1.0, max(0, digits - 1 - exponent)) if plain else (10.0**exponent, digits - 1)
+    told = _minus(f"{value / scale:.{places}f}")
+    if half is not None and math.isfinite(half):
+        told = f"{told} ± {half / scale:.{places}f}" if plain else f"({told} ± {half / scale:.{places}f})"
+    return told if plain else f"{told} {TIMES} 10{_power(exponent)}"
 
 
 def power(value: float) -> str:
@@ -28,18 +36,6 @@ def power(value: float) -> str:
     exponent = _exponent(value, 1)
     lead = round(value / 10.0**exponent)
     return f"10{_power(exponent)}" if lead == 1 else f"{lead} {TIMES} 10{_power(exponent)}"
-
-
-def plus_minus(mean: float | None, half: float | None, digits: int = 3) -> str:
-    """A mean and half its confidence interval with the decimals of the mean, under one power of ten."""
-    if mean is None or half is None or not (math.isfinite(mean) and math.isfinite(half)) or mean == 0:
-        return number(mean, digits)
-    exponent = _exponent(mean, digits)
-    if -2 <= exponent < 4:
-        places = max(0, digits - 1 - exponent)
-        return f"{_minus(f'{mean:.{places}f}')} ± {half:.{places}f}"
-    scale = 10.0**exponent
-    return f"({_minus(f'{mean / scale:.{digits - 1}f}')} ± {half / scale:.{digits - 1}f}) {TIMES} 10{_power(exponent)}"
 
 
 def decibels(value: float | None) -> str:

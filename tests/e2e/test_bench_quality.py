@@ -225,7 +225,7 @@ def test_json_and_the_table(quality: Quality, tmp_path: Path) -> None:
     shown = quality("--no-report").stdout
     assert "Fidelity to bf16 (float32)" in shown
     psnr = record["contenders"][0]["fidelity"]["psnr"]
-    assert f"{words.plus_minus(psnr['mean'], psnr['ci95'])} (worst {words.number(psnr['worst'])})" in shown
+    assert f"{words.number(psnr['mean'], half=psnr['ci95'])} (worst {words.number(psnr['worst'])})" in shown
     assert shown.splitlines()[-1] == "bench.json"
 
 

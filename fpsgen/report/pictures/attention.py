@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from fpsgen.report.attention import Point, Roofs, points_of, roofs_of
-from fpsgen.report.pictures.drawing import INK, SERIES, SOFT, canvas, png, styled, written
+from fpsgen.bench.attention.record import Line, read_case
+from fpsgen.report.attention import name_of, points_of, roofs_of
+from fpsgen.report.pictures.drawing import SOFT, canvas, png, written
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -15,58 +16,54 @@ if TYPE_CHECKING:
 _MARKS = "osD^vP*X"  # for those who see no colours
 
 
-@styled
 def draw(record: dict[str, Any]) -> dict[str, bytes]:
     """Pictures by name: roof-1, roof-2 … of the shapes in which anything was timed."""
-    return {
-        f"roof-{number}": _roofline(points, roofs_of(record["card"], case["head_dim"]))
-        for number, case in enumerate(record["cases"], 1)
-        if (points := points_of(case))
-    }
+    cases = enumerate(map(read_case, record["cases"]), 1)
+    drawn = ((number, points_of(case), roofs_of(record["card"], case.head_dim)) for number, case in cases)
+    return {f"roof-{number}": _roofline(points, roofs) for number, points, roofs in drawn if points}
 
 
-def _roofline(points: list[Point], roofs: Roofs) -> bytes:
+def _roofline(points: list[Line], roofs: dict[str, float]) -> bytes:
     """Every contender with a colour and a mark, joined from density to density."""
     figure = canvas(4.9)
     axes = figure.subplots()
-    top = max(roofs.flat.values())
-    ridge = top / roofs.memory
-    low = min(ridge, *(point.intensity for point in points)) / 6
-    high = max(ridge, *(point.intensity for point in points)) * 2
-    least = min(roofs.memory * low, *(point.tflops for point in points))
+    memory, top = roofs["memory"], max(roofs.values())
+    intensities = [top / memory, *(line.intensity or 0 for line in points)]
+    low, high = min(intensities) / 6, max(intensities) * 2
+    least = min(memory * low, *(line.tflops or 0 for line in points))
     axes.set(xscale="log", yscale="log", xlim=(low, high), ylim=(least / 1.5, top * 1.9),
              xlabel="FLOP per byte that must be moved", ylabel="TFLOP/s of the pairs computed")  # fmt: skip
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axis.set_major_formatter(lambda value, _: f"{value:.0f}" if value >= 1 else f"{value:g}")
+        axis.set_major_formatter(lambda value, _: f"{value:g}")
         axis.set_minor_formatter(NullFormatter())
     axes.grid(True)
     _roofs(axes, roofs, low, high)
-    families = list(dict.fromkeys(point.family for point in points))
-    for name in dict.fromkeys(point.name for point in points):
-        own = sorted((point for point in points if point.name == name), key=lambda point: point.intensity)
-        number, hollow = families.index(own[0].family), own[0].with_prologue
-        axes.plot([point.intensity for point in own], [point.tflops for point in own], _MARKS[number % len(_MARKS)],
-                  color=SERIES[number % len(SERIES)], label=written(name), linewidth=0.9,
+    families = list(dict.fromkeys(line.variant or line.name for line in points))
+    for name in dict.fromkeys(map(name_of, points)):
+        own = sorted((line for line in points if name_of(line) == name), key=lambda line: line.intensity or 0)
+        number, hollow = families.index(own[0].variant or own[0].name) % len(_MARKS), own[0].kind == "together"
+        places = [line.intensity or 0 for line in own], [line.tflops or 0 for line in own]
+        axes.plot(*places, f"C{number}{_MARKS[number]}", label=written(name), linewidth=0.9,
                   linestyle="--" if hollow else "-", fillstyle="none" if hollow else "full")  # fmt: skip
-    for density in {point.density for point in points}:
-        lowest = min((point for point in points if point.density == density), key=lambda point: point.tflops)
-        axes.annotate(f"{density:.2g}", (lowest.intensity, lowest.tflops), (0, -8), textcoords="offset points",
-                      ha="center", va="top", fontsize=7.5, color=INK)  # fmt: skip
+    for density in {line.density for line in points}:
+        lowest = min((line for line in points if line.density == density), key=lambda line: line.tflops or 0)
+        axes.annotate(f"{density:.2g}", (lowest.intensity or 0, lowest.tflops or 0), (0, -8), ha="center", va="top",
+                      textcoords="offset points", fontsize=7.5)  # fmt: skip
     figure.legend(loc="outside right upper")
     return png(figure)
 
 
-def _roofs(axes: Axes, roofs: Roofs, low: float, high: float) -> None:
+def _roofs(axes: Axes, roofs: dict[str, float], low: float, high: float) -> None:
     """Flat roofs from where memory allows them, and memory's slope; those of one height share a label."""
-    style: dict[str, Any] = {"color": SOFT, "linewidth": 1.2}
     beside: dict[str, Any] = {"textcoords": "offset points", "va": "bottom", "fontsize": 8, "color": SOFT}
-    ridge = max(roofs.flat.values()) / roofs.memory
-    axes.plot([low, ridge], [roofs.memory * low, roofs.memory * ridge], **style)
-    axes.annotate(f"memory: {roofs.memory:.2f} TB/s", (low * 1.6, roofs.memory * low * 1.6), (9, -3), **beside)
+    memory, top = roofs["memory"], max(roofs.values())
+    axes.plot([low, top / memory], [memory * low, top], color=SOFT)
+    axes.annotate(f"memory: {memory:.2f} TB/s", (low * 1.6, memory * low * 1.6), (9, -3), **beside)
     levels: dict[int, list[str]] = {}
-    for name, level in roofs.flat.items():
-        levels.setdefault(round(level), []).append(name)
+    for name, level in roofs.items():
+        if name != "memory":
+            levels.setdefault(round(level), []).append(name)
     for height, names in levels.items():
-        axes.plot([height / roofs.memory, high], [height, height], **style)
-        axes.annotate(f"{', '.join(names)}: {height} TFLOP/s", (height / roofs.memory, height), (14, 3), **beside)
+        axes.plot([height / memory, high], [height, height], color=SOFT)
+        axes.annotate(f"{', '.join(names)}: {height} TFLOP/s", (height / memory, height), (14, 3), **beside)

@@ -11,7 +11,7 @@ from matplotlib.ticker import NullFormatter
 
 from fpsgen.report import words
 from fpsgen.report.calibration import KINDS, unbeaten
-from fpsgen.report.pictures.drawing import BLUE, INK, SOFT, VERMILION, canvas, legend, png, styled, written
+from fpsgen.report.pictures.drawing import INK, SOFT, canvas, legend, png, written
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,10 +20,9 @@ if TYPE_CHECKING:
 
 _DISTANCE = "1 \N{MINUS SIGN} cosine"
 # Colour, shape, for those who see no colours, and size of each kind of schedule.
-_LOOKS = {"calibrated": (BLUE, "o", 25), "preset": (VERMILION, "s", 40), "uniform": ("#4d8f78", "^", 40)}
+_LOOKS = {"calibrated": ("C0", "o", 25), "preset": ("C4", "s", 40), "uniform": ("C2", "^", 40)}
 
 
-@styled
 def draw(record: dict[str, Any]) -> dict[str, bytes]:
     """All pictures by name: error, density, frontier."""
     return {"error": _error(record), "density": _density(record), "frontier": _frontier(record["frontier"])}
@@ -104,9 +103,7 @@ def _frontier(points: list[dict[str, Any]]) -> bytes:
     axes.grid(True)
     axes.axvline(1, color=SOFT, linewidth=0.8, linestyle="--", zorder=1)
     joined = unbeaten([point for point in points if point["kind"] == "calibrated"])
-    axes.plot(
-        [point["cost"] for point in joined], [point["error"] for point in joined], color=BLUE, linewidth=1, alpha=0.45
-    )
+    axes.plot(*zip(*((point["cost"], point["error"]) for point in joined), strict=True), "C0", linewidth=1, alpha=0.45)
     for kind, (colour, marker, size) in _LOOKS.items():
         for measured in (False, True):  # a prediction must not hide what was measured
             own = [point for point in points if point["kind"] == kind and point["measured"] == measured]
@@ -116,17 +113,11 @@ def _frontier(points: list[dict[str, Any]]) -> bytes:
     _marks(axes, chosen, "chosen", s=190, marker="o", edgecolors=INK, facecolors="none", linewidths=1.6, zorder=5)
     for point in points:
         if point["chosen"] or point["kind"] == "preset":
-            quality = "" if point["psnr"] is None else words.decibels(point["psnr"])
-            name = written(point["name"]) or "chosen" * point["chosen"]
-            side: dict[str, Any] = {
-                "xytext": (-11, -8),
-                "ha": "right",
-                "va": "top",
-                "weight": "bold",
-            }  # below what calibration offers
-            if not point["chosen"]:
-                side = {"xytext": (7, 5), "color": VERMILION}
-            axes.annotate(", ".join(part for part in (name, quality) if part), (point["cost"], max(point["error"], 0)),
+            near = "" if point["psnr"] is None else f", {words.decibels(point['psnr'])}"
+            side: dict[str, Any] = {"xytext": (7, 5), "color": "C4"}
+            if point["chosen"]:  # below what calibration offers
+                side = {"xytext": (-11, -8), "ha": "right", "va": "top", "weight": "bold"}
+            axes.annotate(f"{written(point['name'] or 'chosen')}{near}", (point["cost"], max(point["error"], 0)),
                           textcoords="offset points", fontsize=8, zorder=6, **side)  # fmt: skip
     legend(figure, axes, 4)
     return png(figure)

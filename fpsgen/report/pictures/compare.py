@@ -7,33 +7,18 @@ from typing import TYPE_CHECKING, Any
 from matplotlib.ticker import MaxNLocator
 
 from fpsgen.report import words
-from fpsgen.report.compare import EXTRAPOLATED, PARTS, heights, panels
-from fpsgen.report.pictures.drawing import (
-    BLUE,
-    GREEN,
-    GREY,
-    INK,
-    ORANGE,
-    PINK,
-    SOFT,
-    VERMILION,
-    canvas,
-    legend,
-    png,
-    styled,
-    written,
-)
+from fpsgen.report.compare import EXTRAPOLATED, PARTS, panels, parts_of
+from fpsgen.report.pictures.drawing import GREY, INK, SOFT, canvas, legend, png, written
 from fpsgen.timing import STAGES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_COLOURS = dict(zip(STAGES, (GREY, ORANGE, VERMILION, BLUE, GREEN, PINK), strict=True))
-_PARTS = dict(zip(PARTS, (BLUE, ORANGE, GREY), strict=True)) | {"": "#e4e6e9"}
-_DARK = (BLUE, GREEN, VERMILION)  # on which words are white
+_COLOURS = dict(zip(STAGES, (GREY, "C1", "C4", "C0", "C2", "C3"), strict=True))
+_PARTS = dict(zip(PARTS, ("C0", "C1", GREY), strict=True)) | {"": "#e4e6e9"}
+_DARK = ("C0", "C2", "C4")  # on which words are white
 
 
-@styled
 def draw(record: dict[str, Any]) -> dict[str, bytes]:
     """Pictures by name: phases, steps."""
     return {"phases": _bars(record), "steps": _steps(record["contenders"])}
@@ -93,7 +78,7 @@ def _steps(contenders: list[dict[str, Any]]) -> bytes:
         last = one["phases"][-1]["last"]
         for phase in one["phases"]:
             begin, count, top = phase["first"] - 1, phase["last"] - phase["first"] + 1, 0.0
-            for part, seconds in heights(phase).items():
+            for part, seconds in parts_of(phase).items():
                 axes.bar(begin, seconds, count, bottom=top, align="edge", color=_PARTS[part], edgecolor="white",
                          linewidth=0.5, label=PARTS.get(part, "not split"))  # fmt: skip
                 top += seconds

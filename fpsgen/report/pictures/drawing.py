@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import io
-from collections.abc import Callable
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-import matplotlib
+import matplotlib.style
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -20,36 +20,8 @@ if TYPE_CHECKING:
 
 DPI = 192  # two pixels of a picture for each of the page: sharp on dense screens
 WIDTH = 8.8  # inches, of a picture as wide as the page
-INK, SOFT = "#1b1f24", "#5b6470"
-# Of Okabe and Ito, which the colour-blind tell apart.
-BLUE, VERMILION, GREEN, ORANGE, PINK, GREY = "#0072b2", "#d55e00", "#009e73", "#e69f00", "#cc79a7", "#b8bec6"
-SERIES = (BLUE, ORANGE, GREEN, PINK, VERMILION, "#56b4e9", INK, "#8a6d00")
-_STYLE = {
-    "font.family": "DejaVu Sans",  # comes with matplotlib: the same picture on every machine
-    "font.size": 9,
-    "text.parse_math": False,  # a name may hold dollars
-    "text.color": INK,
-    "axes.edgecolor": "#9aa1ab",
-    "axes.labelcolor": INK,
-    "axes.linewidth": 0.8,
-    "axes.axisbelow": True,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlesize": 9,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "grid.color": "#e8e8e4",
-    "grid.linewidth": 0.7,
-    "xtick.color": SOFT,
-    "ytick.color": SOFT,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    "xtick.labelsize": 8,
-    "ytick.labelsize": 8,
-    "legend.frameon": False,
-    "legend.fontsize": 8,
-    "savefig.facecolor": "white",
-}
+INK, SOFT, GREY = "#1b1f24", "#5b6470", "#b8bec6"
+_STYLE = Path(__file__).with_name("report.mplstyle")
 
 SHOWN_FRAMES = 6
 AMPLIFIED = 4
@@ -57,21 +29,10 @@ HEADING = 52  # pixels above a row of frames
 _FRAME_WIDTH = 320  # pixels at most
 _GAP = 12  # pixels
 
-_Given = ParamSpec("_Given")
-_Drawn = TypeVar("_Drawn")
 
-
-def styled(draw: Callable[_Given, _Drawn]) -> Callable[_Given, _Drawn]:
+def styled() -> AbstractContextManager[None]:
     """Our settings inside: a user's matplotlibrc may ask for LaTeX or another size; it is back afterwards."""
-
-    @functools.wraps(draw)
-    def drawn(*args: _Given.args, **named: _Given.kwargs) -> _Drawn:
-        with matplotlib.rc_context():
-            matplotlib.rcdefaults()
-            matplotlib.rcParams.update(_STYLE)
-            return draw(*args, **named)
-
-    return drawn
+    return matplotlib.style.context(["default", _STYLE])
 
 
 def canvas(height: float, width: float = WIDTH) -> Figure:
@@ -97,7 +58,6 @@ def written(name: object, most: int = 28) -> str:
     return told if len(told) <= most else f"{told[: most - 1]}…"
 
 
-@styled
 def frames(pair: Pair) -> bytes:
     """Three rows of frames from first to last: the reference, ours, and how they differ, amplified."""
     if pair.exact.shape != pair.ours.shape or pair.exact.ndim != 4 or not pair.exact.size:
@@ -110,11 +70,8 @@ def frames(pair: Pair) -> bytes:
     width, height = len(chosen) * (wide + _GAP) - _GAP, 3 * (HEADING + high)
     figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI)
     exact_name, our_name = map(written, pair.names)
-    headings = (
-        exact_name,
-        our_name if pair.psnr is None else f"{our_name}, PSNR {words.decibels(pair.psnr)}",
-        f"|difference| {words.TIMES} {AMPLIFIED}",
-    )
+    near = "" if pair.psnr is None else f", PSNR {words.decibels(pair.psnr)}"
+    headings = exact_name, f"{our_name}{near}", f"|difference| {words.TIMES} {AMPLIFIED}"
     for row, (shown, heading) in enumerate(zip(rows, headings, strict=True)):
         top = height - row * (HEADING + high)
         line = (top - HEADING + 18) / height

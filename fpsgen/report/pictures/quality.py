@@ -9,11 +9,10 @@ from matplotlib.ticker import PercentFormatter
 
 from fpsgen.report import words
 from fpsgen.report.contenders import others, reference
-from fpsgen.report.pictures.drawing import GREY, INK, SERIES, SOFT, canvas, legend, png, styled, written
+from fpsgen.report.pictures.drawing import GREY, INK, SOFT, canvas, legend, png, written
 from fpsgen.report.quality import adherence_of, values_of
 
 
-@styled
 def draw(record: dict[str, Any]) -> dict[str, bytes]:
     """Pictures by name: psnr, and adherence where it was judged."""
     drawn = {"psnr": _psnr(record)}
@@ -33,7 +32,7 @@ def _psnr(record: dict[str, Any]) -> bytes:
         # Beside each other by the golden ratio: evenly, and without chance.
         beside = [row - 0.18 + 0.4 * (number * 0.618 % 1 - 0.5) for number in range(len(values))]
         shown = [value if math.isfinite(value) else end + margin for value in values]
-        axes.scatter(shown, beside, 22, SERIES[row % len(SERIES)], edgecolors="white", linewidths=0.5, alpha=0.85)
+        axes.scatter(shown, beside, 22, f"C{row}", edgecolors="white", linewidths=0.5, alpha=0.85)
         if mean:
             axes.errorbar(mean["mean"], row + 0.28, xerr=mean.get("ci95"), fmt="D", color=INK, markersize=5, capsize=3,
                           label="mean, 95 % interval")  # fmt: skip
@@ -61,7 +60,7 @@ def _adherence(judged: list[tuple[str, dict[str, list[int]]]]) -> bytes:
         rows = [number * pitch + order for number in range(len(aspects))]
         shares = [hits / of for hits, of in told.values()]
         ends = [wilson(hits, of) for hits, of in told.values()]
-        colour = GREY if order == len(judged) - 1 else SERIES[order % len(SERIES)]  # the last is the reference
+        colour = GREY if order == len(judged) - 1 else f"C{order}"  # the last is the reference
         errors = [[share - low for share, (low, _) in zip(shares, ends, strict=True)],
                   [up - share for share, (_, up) in zip(shares, ends, strict=True)]]  # fmt: skip
         axes.barh(rows, shares, 0.82, color=colour, label=written(name), xerr=errors, ecolor=INK, capsize=2)

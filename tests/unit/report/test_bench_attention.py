@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from fpsgen import report
+from fpsgen.bench.attention.record import read_case
 from fpsgen.report import words
-from fpsgen.report.attention import best, points_of, roofs_of
+from fpsgen.report.attention import best, name_of, points_of, roofs_of
 from tests.tools import bench_records
 from tests.tools.reports import NASTY, Page, png
 
@@ -27,7 +28,7 @@ def made(tmp_path: Path, given: dict[str, Any]) -> Page:
 def test_the_answer_comes_first(tmp_path: Path) -> None:
     told = " ".join(made(tmp_path, bench_records.attention()).words.split())
     line = bench_records.attention()["cases"][-1]
-    [low, *_, high] = sorted(one["speedup"]["SDPA cuDNN"]["alone"] for one in best(line))
+    [low, *_, high] = sorted(one.speedup["SDPA cuDNN"]["alone"] for one in best(read_case(line)))
     for fact in (
         "14b",
         "720p",
@@ -42,9 +43,9 @@ def test_the_answer_comes_first(tmp_path: Path) -> None:
 
 def test_the_headline_takes_the_fastest_of_both_sides() -> None:
     [case] = bench_records.attention(cases=1)["cases"]
-    lines = best(case)
-    assert [line["variant"] for line in lines] == ["fp8-fp16"] * 4
-    assert [round(line["density"], 1) for line in lines] == [1.0, 0.5, 0.3, 0.1]
+    lines = best(read_case(case))
+    assert [line.variant for line in lines] == ["fp8-fp16"] * 4
+    assert [round(line.density, 1) for line in lines] == [1.0, 0.5, 0.3, 0.1]
 
 
 def test_every_shape_has_its_roofline_and_its_numbers(tmp_path: Path) -> None:
@@ -52,18 +53,18 @@ def test_every_shape_has_its_roofline_and_its_numbers(tmp_path: Path) -> None:
     page = made(tmp_path, given)
     assert len(page.images) == 2
     for case, image in zip(given["cases"], page.images, strict=True):
-        for point in points_of(case):
-            assert f"{point.name} at density {point.density:.2g}: {point.tflops:.0f} TFLOP/s" in image["alt"]
+        for point in points_of(read_case(case)):
+            assert f"{name_of(point)} at density {point.density:.2g}: {point.tflops:.0f} TFLOP/s" in image["alt"]
 
 
 def test_roofs_are_the_cards() -> None:
     """132 SMs at 1.98 GHz; in 8 bits an exponential takes as long as its 512 operations of heads of 128 channels."""
     roofs = roofs_of(bench_records.CARD, 128)
-    assert roofs.flat["8 bits"] == pytest.approx(8192 * 132 * 1.98e-3)
-    assert roofs.flat["16 bits"] == roofs.flat["8 bits"] / 2
-    assert roofs.flat["exponential unit"] == pytest.approx(roofs.flat["8 bits"])
-    assert roofs_of(bench_records.CARD, 64).flat["exponential unit"] == pytest.approx(roofs.flat["8 bits"] / 2)
-    assert roofs.memory == pytest.approx(3.02)
+    assert roofs["8 bits"] == pytest.approx(8192 * 132 * 1.98e-3)
+    assert roofs["16 bits"] == roofs["8 bits"] / 2
+    assert roofs["exponential unit"] == pytest.approx(roofs["8 bits"])
+    assert roofs_of(bench_records.CARD, 64)["exponential unit"] == pytest.approx(roofs["8 bits"] / 2)
+    assert roofs["memory"] == pytest.approx(3.02)
 
 
 def test_a_card_that_our_kernels_are_not_for(tmp_path: Path) -> None:

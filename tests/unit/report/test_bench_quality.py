@@ -34,12 +34,12 @@ def test_means_have_their_intervals(tmp_path: Path) -> None:
     told = said(made(tmp_path, given, bench_records.pairs("quality")))
     for one in given["contenders"][:2]:
         psnr = one["fidelity"]["psnr"]
-        assert words.plus_minus(psnr["mean"], psnr["ci95"]) in told
+        assert words.number(psnr["mean"], half=psnr["ci95"]) in told
         assert f"worst {words.number(psnr['worst'])}" in told
     own = given["contenders"][0]["fidelity"]["psnr"]
     for fact in (
         "24 clips",
-        words.plus_minus(own["mean"], own["ci95"]),
+        words.number(own["mean"], half=own["ci95"]),
         words.decibels(own["worst"]),
         "3 clips",
         "96 %",

@@ -21,8 +21,8 @@ def test_numbers_are_said_at_any_size() -> None:
         words.DASH,
         "∞",
     ]
-    assert words.plus_minus(0.0123, 0.0004) == "0.0123 ± 0.0004"
-    assert words.plus_minus(9.999e-5, 1e-5) == f"(1.00 ± 0.10) {TIMES} 10⁻⁴"
-    assert words.plus_minus(32.0, None) == "32.0"
+    assert words.number(0.0123, half=0.0004) == "0.0123 ± 0.0004"
+    assert words.number(9.999e-5, half=1e-5) == f"(1.00 ± 0.10) {TIMES} 10⁻⁴"
+    assert words.number(32.0, half=None) == "32.0"
     told = [words.duration(value) for value in (0.045, 42.41, 200, 12000)]
     assert told == ["45 ms", "42.4 s", "3 min 20 s", "3 h 20 min"]
