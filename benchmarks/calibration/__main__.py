@@ -102,7 +102,7 @@ def contenders_of(job: Job, level: float, pool: Pool, console: Console) -> dict[
 
     result = calibrate(job, Target(CPU, torch.float32, torch.bfloat16), watch)
     found = {"calibrated": step_plans(job, result.preset)}
-    task = problem(job, result.measurement)
+    task = problem(job, result.measurement.errors)
     for name, axis in WITHOUT.items():
         solved = solve.within_cost(dataclasses.replace(task, tied=frozenset({axis})), level)
         assert solved is not None

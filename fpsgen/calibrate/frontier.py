@@ -34,7 +34,7 @@ def points(job: Job, measurement: Measurement, tried: list[Tried]) -> list[dict]
     if not taken.schedule.error or not found[-1]["error"]:
         return found  # there is nothing to scale estimates by
     scale = found[-1]["error"] / taken.schedule.error
-    task = problem(job, measurement)
+    task = problem(job, measurement.errors)
     low, high = float(job.candidates.costs.min()) + 0.01, 1.0
     for index in range(_ESTIMATED):
         at = low * (high / low) ** (index / (_ESTIMATED - 1))

@@ -18,7 +18,8 @@ from fpsgen.settings import Settings
 from fpsgen.wan.plan import StepPlan
 
 if TYPE_CHECKING:
-    from fpsgen.calibrate.measure import Measurement
+    from torch import Tensor
+
     from fpsgen.calibrate.solve import Problem, Schedule
     from fpsgen.weights.models import Model
 
@@ -152,15 +153,15 @@ class Job:
         return self.effort.checks * (self.settings.steps + self.effort.decode)
 
 
-def problem(job: Job, measurement: Measurement) -> Problem:
-    """What is to be solved, with nothing tied."""
+def problem(job: Job, errors: Tensor) -> Problem:
+    """What is to be solved, with nothing tied. errors: a measurement's."""
     import torch
 
     from fpsgen.calibrate.solve import Problem
 
     # The video may have more steps than the measured trajectory: its cost is what a budget is about.
     steps = torch.tensor(job.phase_of_step).bincount(minlength=len(job.phases)).double()
-    return Problem(measurement.errors, job.candidates.costs, steps / steps.sum())
+    return Problem(errors, job.candidates.costs, steps / steps.sum())
 
 
 def to_preset(job: Job, solved: Schedule) -> Preset:

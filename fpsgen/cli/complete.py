@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from fpsgen import assets
+from fpsgen.cli.preferences import KEYS
+from fpsgen.wan.config import FAMILIES
 from fpsgen.wan.sizes import NAMED
-
-MODELS = ("pocket", "1.3b", "14b")
-GRADES = ("quality", "balanced", "fast")
 
 
 def offered(names: Callable[[], Iterable[str]], suffix: str | None = None) -> Callable[[str], list[str]]:
@@ -37,26 +35,16 @@ def _paths(incomplete: str, suffix: str) -> list[str]:
         return []
 
 
-def preset_names() -> list[str]:
-    return ["bf16", *GRADES, *sorted(path.stem for path in assets.folder("presets").glob("*.toml"))]
-
-
 def _kernel_names() -> Iterable[str]:
     from fpsgen.kernels.listing import KERNELS
 
     return KERNELS
 
 
-def _settings() -> Iterable[str]:
-    from fpsgen.cli.preferences import KEYS
-
-    return KEYS
-
-
-models = offered(lambda: MODELS, ".safetensors")
-wan_models = offered(lambda: MODELS[1:])
-presets = offered(preset_names, ".toml")
+models = offered(KEYS["model"].names, ".safetensors")
+wan_models = offered(lambda: FAMILIES)
+presets = offered(KEYS["preset"].names, ".toml")
 sizes = offered(lambda: NAMED)
 devices = offered(lambda: ("cpu", "cuda"))
 kernels = offered(_kernel_names)
-settings = offered(_settings)
+settings = offered(lambda: KEYS)

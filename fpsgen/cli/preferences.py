@@ -14,9 +14,9 @@ from pathlib import Path
 import typer
 
 from fpsgen import files
-from fpsgen.cli import complete
 from fpsgen.errors import UsageError, reason
 from fpsgen.printable import meant, printable
+from fpsgen.wan.config import FAMILIES
 
 
 @dataclass(frozen=True)
@@ -28,13 +28,19 @@ class Key:
     names: Callable[[], Collection[str]]
 
 
+def _presets() -> list[str]:
+    from fpsgen.presets import shipped
+
+    return ["bf16", *shipped.GRADES, *shipped.names()]
+
+
 KEYS = {
     "model": Key(
         "The model that generate, bench and calibrate take, as --model.",
         "chosen by size and by what is on this disk",
-        lambda: complete.MODELS,
+        lambda: ("pocket", *FAMILIES),
     ),
-    "preset": Key("The preset that generate takes, as --preset.", "chosen by model and GPU", complete.preset_names),
+    "preset": Key("The preset that generate takes, as --preset.", "chosen by model and GPU", _presets),
     "output_dir": Key("The folder for videos of generate that have no -o.", "the current folder", tuple),
 }
 _HINT = "fpsgen config shows the keys and an example"
