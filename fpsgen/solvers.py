@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, get_args
 
-import numpy as np
-
-if TYPE_CHECKING:  # noise levels need neither, and commands that need nothing else do not wait for them
+if TYPE_CHECKING:  # helps and wrong input need none of them, and do not wait for them
+    import numpy as np
     from diffusers import SchedulerMixin
     from torch import Tensor
 
@@ -27,6 +26,8 @@ def original_sigmas(solver: SolverName, steps: int) -> np.ndarray:
     (`wan/utils/fm_solvers_unipc.py`), from 1 for DPM++ (`wan/utils/fm_solvers.py`, `get_sampling_sigmas`). The
     original has no Euler; here it visits what UniPC does.
     """
+    import numpy as np
+
     first = 1.0 if solver == "dpm++" else 1 - 1 / TRAIN_TIMESTEPS
     return np.linspace(first, 0, steps + 1)[:-1]
 
@@ -39,6 +40,8 @@ def shifted(levels: np.ndarray, shift: float) -> np.ndarray:
 def noise_levels(steps: int, shift: float, solver: SolverName = "unipc", sigmas: Sigmas = "original") -> list[float]:
     """The noise level before each step, in float32: what a `Solver` visits, which is asked where they are
     diffusers'."""
+    import numpy as np
+
     if sigmas == "diffusers":
         return Solver(steps, shift, solver, sigmas).sigmas[:-1].tolist()
     return shifted(original_sigmas(solver, steps), shift).astype(np.float32).tolist()
@@ -52,6 +55,7 @@ class Solver:
     """
 
     def __init__(self, steps: int, shift: float, solver: SolverName = "unipc", sigmas: Sigmas = "original"):
+        import numpy as np
         import torch
         from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 

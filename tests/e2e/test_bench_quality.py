@@ -151,7 +151,7 @@ def test_latents_that_are_not_finite(quality: Quality, monkeypatch: pytest.Monke
 
     def broken(self: WanTransformer, latents: Any, timestep: Any, context: Any, plans: Any) -> torch.Tensor:
         out = real(self, latents, timestep, context, plans)
-        if not plans[0].is_dense:
+        if not plans.attention[0].is_dense:
             out = out.clone()
             out[:, 0, 0, 0, 0] = torch.nan
         return out
