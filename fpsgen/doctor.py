@@ -337,7 +337,7 @@ def verdict(report: dict[str, dict]) -> dict:
     absent, problems, warnings = report["versions"].get("absent", {}), faults_in(report), []
     if why := report["kernel_cache"].get("why_not"):
         folder = report["kernel_cache"]["folder"]
-        warnings.append(f"{folder} cannot be used ({why}): every command compiles its kernels anew")
+        warnings.append(f"{folder} cannot be used ({why}): every command compiles its kernels again")
     can, following = ability(report)
     if problems:
         following = f"fpsgen {option('debug')} doctor, and report what it says"
@@ -379,5 +379,5 @@ def ability(report: dict[str, dict]) -> tuple[str, str]:
         return f"{name}: Hopper kernels ready.", following
     why = launch.get("why") or launch.get("fault")
     if devices[0]["capability"] == "9.0" and (command := absent.get("cupy") or absent.get("nvrtc")):
-        return f"{name}: Wan2.1 runs, and the Hopper kernels would, but {why}.", command
+        return f"{name}: Wan2.1 runs; the Hopper kernels could run, too, but {why}.", command
     return f"{name}: Wan2.1 runs, without the Hopper kernels: {why}.", following

@@ -187,7 +187,7 @@ def make_ready(plan: VideoPlan, timings: Timings) -> Iterator[Notice]:
         built = door.make_ready(plan.target.device, distinct(plan.steps), config.num_heads, config.head_dim)
     if fresh := sorted({kernel.name for kernel in built if kernel.fresh and not kernel.note}):
         yield Notice(
-            f"compiled {', '.join(fresh)}, which later runs find in {built[0].cubin.parent.parent}", detail=True
+            f"compiled {', '.join(fresh)}, which are kept for later runs in {built[0].cubin.parent.parent}", detail=True
         )
     for note in sorted({kernel.note for kernel in built if kernel.note}):
         yield Notice(note)
@@ -220,5 +220,5 @@ def decode(plan: VideoPlan, pieces: Iterator[np.ndarray], timings: Timings, weig
         timings.stop()
         about["timings"] = timings.as_dict()
         if fault := writer.finish(about):
-            yield Notice(f"the video is complete, but does not tell how it was made: {fault}")
+            yield Notice(f"the video is complete, but does not say how it was made: {fault}")
     yield Written(writer.path, plan, about)

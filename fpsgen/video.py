@@ -163,7 +163,7 @@ class VideoWriter:
         try:
             fault = None if metadata is None or self.path.suffix.lower() == ".gif" else self._tag(metadata)
         except KeyboardInterrupt:
-            raise Stopped(f"stopped; {self.path} is complete, but does not tell how it was made") from None
+            raise Stopped(f"stopped; {self.path} is complete, but does not say how it was made") from None
         if self._misplaced:
             raise RenderError(f"the video is in {self.path}: {self._misplaced}", hint="rename it yourself")
         return fault

@@ -56,7 +56,7 @@ def versions(found: dict) -> Iterator[Row]:
         if name in found["faults"]:
             text = f"cannot be used: {found['faults'][name]}"
         elif not version and name in ("cupy", "nvrtc"):
-            text += " (of use only with an NVIDIA GPU)"
+            text += " (useful only with an NVIDIA GPU)"
         elif version and name == "torch":
             text += f", for CUDA {cuda}" if cuda else ", without CUDA"
         if name != "torch_cuda":
@@ -98,7 +98,7 @@ def kernel_cache(found: dict) -> Iterator[Row]:
 def work_cache(found: dict) -> Iterator[Row]:
     for own in found["folders"]:
         yield own["of"], f"{own['folder']} ({readable(own['bytes'])})"
-    yield "to clear it", "remove these folders; the next run measures anew"
+    yield "to clear it", "remove these folders; the next run measures again"
 
 
 def model_cache(found: dict) -> Iterator[Row]:

@@ -285,7 +285,7 @@ def draw(out: Output, report: dict) -> None:
         where = f"{measured['size']}, {measured['frames']} frames, {measured['steps']} steps, {measured['clips']} clips"
         out.line(f"quality {quality(report)} against bf16, measured at {where}")
     else:
-        unknown = "" if report["exact"] else ": nobody measured how near it comes to bf16"
+        unknown = "" if report["exact"] else ": nobody has measured how close it is to bf16"
         out.line(f"quality {quality(report)}{unknown}")
 
 

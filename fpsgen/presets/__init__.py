@@ -151,16 +151,16 @@ class Preset:
         if self.is_exact:
             return None
         if self.measured is None:
-            return f"preset {self.name} is not calibrated: nobody measured how near its videos come to bf16's"
+            return f"preset {self.name} is not calibrated: nobody has measured how close its videos are to bf16's"
         if others := self.differences(weights, settings):
             told = f"preset {self.name} was measured with {', '.join(others)}"
-            return f"{told}: how near its videos come to bf16's here is not known"
+            return f"{told}: how close its videos are to bf16's here is not known"
         return None
 
     def check_family(self, family: str) -> None:
         """UsageError where the preset is for other models than those of `family`."""
         if self.model not in (None, family):
-            told = f"it is for {self.model}, and the model is of the family {family}"
+            told = f"it is for {self.model}, and this model belongs to the family {family}"
             raise self.fault(
                 told, self.lines.get("model"), hint=f"see `fpsgen presets`, or use {option('preset', 'bf16')}"
             )

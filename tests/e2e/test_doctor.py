@@ -166,7 +166,7 @@ def test_without_a_compiler_all_else_works(no_card: None, monkeypatch: pytest.Mo
     assert report["versions"]["found"]["nvrtc"] is None
     assert report["versions"]["absent"]["nvrtc"] == 'pip install "fpsgen[cuda13]"'
     assert report["compile"]["state"] == "skipped"
-    assert 'NVRTC not installed: pip install "fpsgen[cuda13]" (of use only with an NVIDIA GPU)' in text
+    assert 'NVRTC not installed: pip install "fpsgen[cuda13]" (useful only with an NVIDIA GPU)' in text
     assert "skipped: NVRTC, which compiles kernels, is not installed" in text
 
 
@@ -209,7 +209,7 @@ def test_a_cache_that_cannot_be_used_is_a_warning(
     report = report_of()
     assert report["kernel_cache"]["why_not"]
     assert len(report["verdict"]["warnings"]) == 1
-    assert "every command compiles its kernels anew" in run().stderr
+    assert "every command compiles its kernels again" in run().stderr
     assert report["compile"]["state"] == "ok"  # elsewhere
 
 
@@ -315,7 +315,7 @@ def test_a_card_without_cupy_is_told_how_to_get_it(card: None, monkeypatch: pyte
     monkeypatch.setitem(doctor._PARTS, "cupy", (lambda: None, 'pip install "fpsgen[cuda13]"'))
     monkeypatch.setattr(torch.version, "cuda", "12.8")
     verdict = report_of()["verdict"]
-    assert verdict["can"] == "NVIDIA H100: Wan2.1 runs, and the Hopper kernels would, but it needs CuPy."
+    assert verdict["can"] == "NVIDIA H100: Wan2.1 runs; the Hopper kernels could run, too, but it needs CuPy."
     assert verdict["next"] == 'pip install "fpsgen[cuda12]"'
 
 

@@ -231,7 +231,7 @@ def test_a_failing_comment_costs_no_video(run: Runner, tmp_path: Path, monkeypat
         "cat", "--model", run.folder, "--res", "32x32", "--frames", 1, "--steps", 1, "-o", tmp_path / "a.mp4"
     )
     assert result.exit_code == 0, result.output
-    assert "does not tell how it was made: bad luck" in " ".join(result.stderr.split())
+    assert "does not say how it was made: bad luck" in " ".join(result.stderr.split())
     assert (tmp_path / "a.mp4").exists()
 
 

@@ -123,7 +123,7 @@ def test_the_steps_of_a_preset(small: Path) -> None:
     assert cells(rows[2])[:5] == ["2-5", "all", "window 3x3x3", "qk int8, pv fp8", "0.478"]
     # 4 of 6 layers in 15 of 20 steps save 52.2 %: 26.1 % of 20 x 6 layers of 4 x 420² x 3 heads of 128.
     assert rows[3] == "density 0.739; saves 8.49 G of the 32.5 G FLOPs of attention in each guidance branch"
-    assert rows[-1] == "quality not calibrated: nobody measured how near it comes to bf16"
+    assert rows[-1] == "quality not calibrated: nobody has measured how close it is to bf16"
 
 
 def test_show_for_programs(small: Path) -> None:
