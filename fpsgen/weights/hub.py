@@ -110,10 +110,8 @@ def repository_of(name: str, form: Format) -> str:
     if name.lower() == "pocket":
         raise UsageError("the pocket model comes with fpsgen", hint=f"fpsgen generate {option('model', 'pocket')}")
     if not ID.fullmatch(name):
-        raise UsageError(
-            f"{typed(name)} is not a model to fetch",
-            hint=f"give one of {', '.join(REPOSITORIES)} or a hub id",
-        )
+        hint = f"give one of {', '.join(REPOSITORIES)} or a hub id"
+        raise UsageError(f"{typed(name)} is not a model to fetch", hint)
     return name
 
 
@@ -149,10 +147,8 @@ def pull(download: Download) -> Path:
         return download.folder
     repository, free = download.repository, shutil.disk_usage(assets.existing(Path(constants.HF_HUB_CACHE))).free
     if download.absent_bytes > free:
-        raise UsageError(
-            f"{repository} needs {readable(download.absent_bytes)}, the disk has {readable(free)} left",
-            hint="set HF_HOME to a folder on a larger disk",
-        )
+        message = f"{repository} needs {readable(download.absent_bytes)}, the disk has {readable(free)} left"
+        raise UsageError(message, hint="set HF_HOME to a folder on a larger disk")
     with _explained(repository, f"what arrived is kept: fpsgen models pull {repository} continues from there"):
         small = [pattern for pattern in NEEDED if pattern.split("/")[-1] in ("config.json", "model_index.json")]
         try:

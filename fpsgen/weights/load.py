@@ -95,7 +95,8 @@ def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as fault:  # the library has no type of its own, and its panics are no Exceptions
-        raise ModelError(f"{printable(file)} cannot be used: {_first_line(fault)}", FETCH_AGAIN) from None
+        reason = printable(str(fault).strip().partition("\n")[0] or type(fault).__name__)
+        raise ModelError(f"{printable(file)} cannot be used: {reason}", FETCH_AGAIN) from None
     if largest >= (rows := int(checkpoint.text_config["vocab_size"])):
         raise ModelError(f"its tokenizer counts tokens up to {largest}, its text encoder knows {rows}", FETCH_AGAIN)
     name = config.get("eos_token", "</s>")
@@ -202,10 +203,6 @@ EMPTY: Mapping[str, Callable[[Checkpoint], nn.Module]] = {
     "vae": empty_vae,
     "text_encoder": empty_text_encoder,
 }
-
-
-def _first_line(fault: BaseException) -> str:
-    return printable(str(fault).strip().partition("\n")[0] or type(fault).__name__)
 
 
 def _reason(fault: Exception) -> str:
