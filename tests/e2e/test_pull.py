@@ -16,7 +16,11 @@ from typer.testing import CliRunner
 
 from fpsgen import pipeline
 from fpsgen.cli import app
+from fpsgen.errors import RenderError
+from fpsgen.events import Event, Stage
+from fpsgen.request import Request
 from fpsgen.weights import hub
+from fpsgen.weights.models import Model
 from tests.tools import hub_server
 from tests.tools.cli import models, told
 
@@ -86,9 +90,10 @@ def test_a_gpu_owner_without_weights_is_asked_on_a_terminal(
 ) -> None:
     rendered = []
 
-    def generate(request: pipeline.Request, model: models.Model, *_: object) -> Iterator[pipeline.Event]:
-        rendered.append((model.name, request.width, request.height))
-        yield from ()
+    def generate(requests: list[Request], model: Model, *_: object) -> Iterator[Event]:
+        rendered.extend((model.name, request.settings.size) for request in requests)
+        yield Stage("load", "text encoder")
+        raise RenderError("this test makes no video")
 
     monkeypatch.setattr(pipeline, "generate", generate)
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
@@ -104,8 +109,8 @@ def test_a_gpu_owner_without_weights_is_asked_on_a_terminal(
     assert gone.exit_code == 130
     assert server.served == rendered == []
     accepted = CliRunner().invoke(app, arguments, input="y\n")
-    assert accepted.exit_code == 0, accepted.output
-    assert rendered == [("1.3b", 832, 480)]
+    assert "this test makes no video" in accepted.stderr
+    assert rendered == [("1.3b", "832x480")]
 
 
 def test_a_damaged_download_is_told_and_mended(server: hub_server.Hub) -> None:
