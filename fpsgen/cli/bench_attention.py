@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from fpsgen.bench.attention.record import AttentionRecord
+    from fpsgen.events import Event, Watch
 
 EXAMPLES = """
 fpsgen bench attention --smoke
@@ -91,7 +92,7 @@ def attention(
     path, report_at = result_places(place, report, no_report, out)
     try:
         with out.progress() as progress:
-            record = run.measure(job, device, path, ["fpsgen", *sys.argv[1:]], Bar(progress, out))
+            record = run.measure(job, device, path, ["fpsgen", *sys.argv[1:]], drawn(progress, out))
     except KeyboardInterrupt:
         raise Stopped("stopped; shapes that were finished are kept", hint=f"they are in {path}") from None
     tell(out, record)
@@ -153,25 +154,26 @@ def default_name(smoke: bool, device: torch.device) -> str:
     return f"bench-attention-{'smoke' if smoke else machine.slug(machine.device_name(device))}.json"
 
 
-class Bar:
-    """Watches the bench for the terminal; a log has a line for every contender."""
+def drawn(progress: Progress, out: Output) -> Watch:
+    """Shows the bench in the terminal: a bar for what runs; a log has a line for every contender."""
+    from fpsgen.events import Done, Notice, Run, Work
 
-    def __init__(self, progress: Progress, out: Output):
-        self._progress, self._out = progress, out
-        self._task = progress.add_task("start", total=None, rate="")
+    task = progress.add_task("start", total=None, rate="")
 
-    def doing(self, text: str) -> None:
-        self._progress.remove_task(self._task)
-        self._task = self._progress.add_task(text, total=None, rate="")
+    def watch(event: Event) -> None:
+        nonlocal task
+        if isinstance(event, Run):
+            progress.remove_task(task)
+            task = progress.add_task(event.title, total=None, rate="")
+        elif isinstance(event, Work):
+            progress.update(task, total=event.total, rate="rounds")
+        elif isinstance(event, Done):
+            progress.advance(task, event.work)
+        elif isinstance(event, Notice):
+            detail = out.detail if out.shows_progress else out.milestone
+            (detail if event.detail else out.note)(event.text)
 
-    def found(self, text: str) -> None:
-        (self._out.detail if self._out.shows_progress else self._out.milestone)(text)
-
-    def round(self, done: int, total: int) -> None:
-        self._progress.update(self._task, completed=done, total=total, rate="rounds")
-
-    def ended(self, text: str) -> None:
-        self._out.note(f"{text}: give the bench more --seconds, or fewer values to measure")
+    return watch
 
 
 def tell(out: Output, record: AttentionRecord) -> None:

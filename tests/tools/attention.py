@@ -16,6 +16,7 @@ from fpsgen.bench.attention import run
 from fpsgen.bench.attention.contenders import Trial
 from fpsgen.bench.attention.record import AttentionRecord, Case, Kind, Line, derive
 from fpsgen.bench.attention.shapes import Shape, shape
+from fpsgen.events import Done, Event, Notice, Run, Work
 from fpsgen.machine import provenance
 
 CARD = {
@@ -83,20 +84,18 @@ def fake(monkeypatch: pytest.MonkeyPatch, made: Callable[[Shape], list[Trial]] |
 
 
 class Silent:
-    """Watches, and keeps what it hears."""
+    """Watches, and keeps what it hears: sentences, and the rounds that were done of all."""
 
     def __init__(self) -> None:
         self.heard: list[str] = []
-        self.rounds: list[tuple[int, int]] = []
+        self.rounds: list[tuple[float, float]] = []
 
-    def doing(self, text: str) -> None:
-        self.heard.append(text)
-
-    def found(self, text: str) -> None:
-        self.heard.append(text)
-
-    def round(self, done: int, total: int) -> None:
-        self.rounds.append((done, total))
-
-    def ended(self, text: str) -> None:
-        self.heard.append(text)
+    def __call__(self, event: Event) -> None:
+        match event:
+            case Run(title=text) | Notice(text=text):
+                self.heard.append(text)
+            case Work(total=total):
+                self.rounds.append((0, total))
+            case Done(work=work):
+                done, total = self.rounds[-1]
+                self.rounds.append((done + work, total))

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -22,7 +22,8 @@ from fpsgen.bench import stopwatch
 from fpsgen.bench.attention.contenders import MOST_WORDS, Inputs, contenders, tried
 from fpsgen.bench.attention.record import LEAST_ROUNDS, AttentionRecord, Case, Line, as_json, derive
 from fpsgen.bench.attention.shapes import DENSITIES, Shape, chosen_windows
-from fpsgen.errors import FpsgenError
+from fpsgen.errors import FpsgenError, option, reason
+from fpsgen.events import Done, Notice, Run, Watch, Work
 
 RESERVE = 5  # seconds of the budget, for the last record and its report
 SEED = 0
@@ -40,33 +41,18 @@ class AttentionJob:
     seconds: float = 500.0
 
 
-class Watcher(Protocol):
-    """Whoever looks on. doing: what begins now; found: what came of it; round: so many samples are taken of each;
-    ended: the last that is heard, when the time is up."""
-
-    def doing(self, text: str) -> None: ...
-
-    def found(self, text: str) -> None: ...
-
-    def round(self, done: int, total: int) -> None: ...
-
-    def ended(self, text: str) -> None: ...
-
-
-def measure(
-    job: AttentionJob, device: torch.device, path: Path, command: list[str], watcher: Watcher
-) -> AttentionRecord:
+def measure(job: AttentionJob, device: torch.device, path: Path, command: list[str], watch: Watch) -> AttentionRecord:
     """The record; written to `path`, a .json file, anew after each shape.
 
     device: a CUDA card. Where the time is up, the process ends there and then, with exit code 1.
     """
     end = time.monotonic() + job.seconds
-    watcher.doing("looking at the card")
+    watch(Notice("looking at the GPU", detail=True))
     facts = machine.provenance(command) | {"card": stopwatch.card(device)}
     record = AttentionRecord(**facts, seed=SEED, repeats=job.repeats, seconds=job.seconds)
-    measurer = Measurer(job, device, path, watcher, record, end)
+    measurer = Measurer(job, device, path, watch, record, end)
     if fault := measurer.unwritable():  # no news for later
-        raise FpsgenError(fault, hint="choose another -o")
+        raise FpsgenError(fault, hint=f"choose another {option('output')}")
     watchdog = threading.Timer(end - time.monotonic(), measurer.leave)  # a kernel that hangs cannot be waited for
     watchdog.daemon = True
     watchdog.start()
@@ -85,7 +71,7 @@ class Measurer:
     job: AttentionJob
     device: torch.device
     path: Path
-    watcher: Watcher
+    watch: Watch
     record: AttentionRecord
     end: float
 
@@ -104,7 +90,7 @@ class Measurer:
             if not machine.is_alive(self.device):
                 self.record = replace(self.record, cut="nothing runs on the GPU any more in this process")
             if why := self.unwritable():  # room may be made, and what is measured is told at the end
-                self.watcher.found(why)
+                self.watch(Notice(why, detail=True))
             if self.record.cut:
                 return
             machine.release()  # the next shape's tensors have other sizes
@@ -114,7 +100,7 @@ class Measurer:
         try:
             files.write_json(self.path, as_json(self.record))
         except OSError as fault:
-            return f"{self.path} cannot be written: {fault.strerror or fault}"
+            return f"{self.path} cannot be written: {reason(fault)}"
         return None
 
     @property
@@ -128,7 +114,8 @@ class Measurer:
     def begin(self, shape: Shape, what: str) -> None:
         """Say what runs now: if that never ends, the record that is left behind names it."""
         self.note(doing=what)
-        self.watcher.doing(f"{shape}: {what}")
+        shapes = self.job.shapes
+        self.watch(Run(f"{shape}: {what}", shapes.index(shape) + 1, len(shapes)))
 
     def fill(self, shape: Shape, share: float) -> None:
         """One case: every contender checked, then timed in rounds. share: when its part of the time ends."""
@@ -144,19 +131,20 @@ class Measurer:
                 calls[number] = trial.call
             elif not machine.is_alive(self.device):  # all that comes after would have the same fault
                 raise RuntimeError(f"{line.name} ended it: {line.trouble}")
-            self.watcher.found(f"{shape}: {self.case.doing}: {line.trouble or errors(line)}")
+            self.watch(Notice(f"{shape}: {self.case.doing}: {line.trouble or errors(line)}", detail=True))
         self.begin(shape, "timing")
-        watch, order = stopwatch.Stopwatch(self.device), random.Random(SEED)
+        self.watch(Work(self.job.repeats))
+        timer, order = stopwatch.Stopwatch(self.device), random.Random(SEED)
 
         def one_round() -> None:
             numbers = order.sample(list(calls), len(calls))
             lines = list(self.case.lines)
-            for number, took in zip(numbers, watch.time([calls[number] for number in numbers]), strict=True):
+            for number, took in zip(numbers, timer.time([calls[number] for number in numbers]), strict=True):
                 lines[number] = replace(lines[number], samples_ms=(*(lines[number].samples_ms or ()), round(took, 5)))
             self.note(lines=tuple(lines), rounds=self.case.rounds + 1)
-            self.watcher.round(self.case.rounds, self.job.repeats)
+            self.watch(Done(1))
 
-        watch.time(calls.values())  # clocks and temperature as they will be
+        timer.time(calls.values())  # clocks and temperature as they will be
         self.note(cut=rounds(one_round, self.job.repeats, share, self.end - RESERVE))
         self.note(after=machine.card_state(self.device))
 
@@ -166,7 +154,8 @@ class Measurer:
         doing = next((case.doing for case in self.record.cases if case.doing), "starting")
         try:
             kept = self.unwritable() or f"what was measured is in {self.path}"
-            self.watcher.ended(f"stopped after {self.record.seconds:g} s while {doing}; {kept}")
+            more = f"allow more {option('seconds')}, or measure fewer values"
+            self.watch(Notice(f"stopped after {self.record.seconds:g} s while {doing}; {kept}: {more}"))
         finally:
             os._exit(1)
 

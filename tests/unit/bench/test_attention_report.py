@@ -115,11 +115,11 @@ def test_the_tables_of_a_card_without_hopper() -> None:
 # ---- a run ----------------------------------------------------------------------------------------------------------
 
 
-def measurer(path: Path, *sizes: str, end: float = 60, **job: Any) -> run.Measurer:
+def measurer(path: Path, *sizes: str, end: float = 60, watch: Silent | None = None, **job: Any) -> run.Measurer:
     """Of tiny shapes, called by `sizes`, for so many seconds."""
     shapes = tuple(Shape("tiny", res, TileGrid((5, 6, 7), (2, 2, 3)), 3) for res in sizes)
     empty = replace(made_up(), cases=())
-    return run.Measurer(run.AttentionJob(shapes, **job), CPU, path, Silent(), empty, time.monotonic() + end)
+    return run.Measurer(run.AttentionJob(shapes, **job), CPU, path, watch or Silent(), empty, time.monotonic() + end)
 
 
 def test_a_run_keeps_what_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,7 +133,8 @@ def test_a_run_keeps_what_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         return [Trial(line("sdpa", name="a", density=1.0), lambda: 0), Trial(line("sdpa", name="b"), lambda: 1)]
 
     fake(monkeypatch, contenders)
-    made = measurer(path, "good", "bad", "last", repeats=4)
+    silent = Silent()
+    made = measurer(path, "good", "bad", "last", watch=silent, repeats=4)
     made.run()
     good, bad, last = json.loads(path.read_text())["cases"]
     assert seen[1:] == [[good], [good, bad]]
@@ -144,8 +145,8 @@ def test_a_run_keeps_what_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert not replace(made.record.cases[0], cut="the budget", rounds=3).failed
     assert replace(made.record.cases[0], cut="the budget", rounds=2).failed
     assert [one.name for one in tmp_path.iterdir()] == ["found.json"]
-    assert {"tiny good: checking a", "tiny good: checking a: runs"} <= set(made.watcher.heard)
-    assert made.watcher.rounds == [(done, 4) for done in (1, 2, 3, 4)] * 2
+    assert {"tiny good: checking a", "tiny good: checking a: runs"} <= set(silent.heard)
+    assert silent.rounds == [(done, 4) for done in (0, 1, 2, 3, 4)] * 2
 
 
 def test_each_shape_has_an_equal_share_of_what_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,13 +184,14 @@ def test_time_that_is_up_leaves_the_record(tmp_path: Path, monkeypatch: pytest.M
     codes: list[int] = []
     monkeypatch.setattr(os, "_exit", codes.append)
     path = tmp_path / "found.json"
-    made = measurer(path)
+    silent = Silent()
+    made = measurer(path, watch=silent)
     made.record = replace(made.record, cases=(replace(made_up().cases[0], doing="checking fp8-fp16, kernel 1/4"),))
     made.leave()
     found = json.loads(path.read_text())
     assert codes == [1]
     assert (found["cut"], found["cases"][0]["doing"]) == ("the budget of seconds was spent", made.case.doing)
-    [heard] = made.watcher.heard
+    [heard] = silent.heard
     assert "checking fp8-fp16, kernel 1/4" in heard
     assert str(path) in heard
 
