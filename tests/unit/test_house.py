@@ -85,7 +85,6 @@ def test_no_command_imports_another() -> None:
     assert not [(name, target) for name in commands for target in imports()[name] & commands]
 
 
-@pytest.mark.xfail(strict=True, reason="Group, Span, Part, Bar")
 def test_no_two_classes_share_a_name() -> None:
     where = defaultdict(list)
     for module, node in places(sources("fpsgen"), ast.ClassDef):
