@@ -49,7 +49,7 @@ def test_estimates_of_any_plans(pocket_folder: Path) -> None:
 def test_a_solved_schedule_is_estimated_as_it_was_solved(pocket_folder: Path) -> None:
     job = small_job(pocket_folder)
     of = measurement(len(job.candidates.windows))
-    solved = within_cost(problem(job, of), 0.4)
+    solved = within_cost(problem(job, of.errors), 0.4)
     assert solved is not None
     plans = plans_of(job, to_preset(job, solved))
     assert frontier.estimate(of, job.candidates, plans, job) == pytest.approx(solved.error)
@@ -65,7 +65,7 @@ def test_a_shipped_preset_of_other_tiles_is_left_out(
     phases = (Phase(sigma=(1.0, 0.0), window=(1, 1, 1), qk="int8", pv="fp8"),)
     monkeypatch.setattr(shipped, "names", lambda: ["theirs"])
     monkeypatch.setattr(shipped, "load", lambda name: Preset(name=name, phases=phases, tile=tile))
-    solved = within_cost(problem(job, of), 0.4)
+    solved = within_cost(problem(job, of.errors), 0.4)
     assert solved is not None
     tried = Tried(solved, [Checked("a cat", 0, 0.01, 30.0)], True)
     points = frontier.points(job, of, [tried])
