@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
-from rich.markup import escape
 
 from fpsgen import files
 from fpsgen.cli import bench_attention, bench_quality, options
+from fpsgen.cli.chosen import Dtype, choose_model, find_model, find_target, fit
 from fpsgen.cli.command import App
-from fpsgen.cli.generate import choose_model, find_model, fit
 from fpsgen.cli.output import Output
+from fpsgen.cli.progress import drawn
 from fpsgen.cli.prompts import as_text, check_prompts
 from fpsgen.cli.records import deliver, keep_record, result_places
 from fpsgen.errors import Stopped, UsageError
@@ -27,14 +27,11 @@ from fpsgen.report.words import counted
 from fpsgen.report.words import duration as duration_told
 from fpsgen.seeds import check_seed
 from fpsgen.settings import check_settings
-from fpsgen.timing import Timings
+from fpsgen.solvers import Sigmas, SolverName
 from fpsgen.wan import sizes
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
-
     from fpsgen.bench.compare import CompareJob
-    from fpsgen.events import Watch
     from fpsgen.metrics import Pair
 
 EXAMPLES = """
@@ -65,8 +62,8 @@ def bench(
     steps: int | None = None,
     guidance: float | None = None,
     shift: float | None = None,
-    solver: options.SolverName = options.SolverName.UNIPC,
-    sigmas: options.SigmasName = options.SigmasName.ORIGINAL,
+    solver: SolverName = "unipc",
+    sigmas: Sigmas = "original",
     seed: int = 0,
     pairs: int = 2,
     output: Path | None = None,
@@ -74,7 +71,7 @@ def bench(
     no_report: bool = False,
     videos: Path | None = None,
     device: str | None = None,
-    dtype: options.Dtype | None = None,
+    dtype: Dtype | None = None,
     yes: bool = False,
     json: bool = False,
     verbose: bool = False,
@@ -105,8 +102,8 @@ def bench(
     places = None if output is None else result_places(output, report, no_report, out)
     out.loading()
     named = find_model(model) if random_weights is None else models.absent(random_weights.lower())
-    target = options.parse_target(device, dtype)
-    chosen = named or choose_model(size, target.device, out, Timings())
+    target = find_target(device, dtype)
+    chosen = named or choose_model(size, target.device, out)
     width, height, scale_to = fit(chosen, size, out)
     default = f"bench-{files.safe_name(chosen.name)}-{files.safe_name(preset)}.json"
     places = places or result_places(default, report, no_report, out)
@@ -115,8 +112,8 @@ def bench(
     from fpsgen.request import Request
 
     settings = chosen.defaults.override(
-        width=width, height=height, frames=frames, steps=steps, guidance=guidance, shift=shift, solver=solver.value,
-        sigmas=sigmas.value,
+        width=width, height=height, frames=frames, steps=steps, guidance=guidance, shift=shift, solver=solver,
+        sigmas=sigmas,
     )  # fmt: skip
     request = Request(text.strip(), settings, seed, Path(), scale_to=scale_to)
     line_up = lineup.resolve(preset, names, request, chosen, target)
@@ -152,8 +149,7 @@ def run(job: CompareJob, folder: Path, random: bool, out: Output, kept: bool) ->
         if path.exists():
             out.note(f"{printable(path)} exists: the new video will replace it")
     try:
-        with out.progress() as progress:
-            watch = drawer(progress, out)
+        with drawn(out) as watch:
             record, clips = (synthetic.measure(job, watch), []) if random else compare.measure(job, folder, watch)
     except KeyboardInterrupt:
         hint = f"what was rendered is in {folder}" if kept else None
@@ -219,25 +215,3 @@ def kept_in(folder: Path | None) -> Iterator[Path]:
         folder.mkdir(parents=True, exist_ok=True)
         files.check_writable(folder / "video.mp4")
     yield folder
-
-
-def drawer(progress: Progress, out: Output) -> Watch:
-    """Draws a comparison on a terminal; in a log, a line for each run."""
-    from fpsgen import events
-
-    title, task = "prepare", progress.add_task("prepare", total=None, rate="")
-
-    def watch(event: events.Event) -> None:
-        nonlocal title, task
-        if isinstance(event, events.Run):
-            title = f"run {event.number} of {event.total}: {event.title}"
-            out.milestone(title)
-        elif isinstance(event, events.Stage):
-            progress.remove_task(task)
-            task = progress.add_task(escape(f"{title}, {event.name}"), total=None, rate="")
-        elif isinstance(event, events.Step):
-            progress.update(task, completed=event.done, total=event.total, rate="steps")
-        elif isinstance(event, events.Notice):
-            out.note(event.text)
-
-    return watch

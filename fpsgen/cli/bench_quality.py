@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from fpsgen import assets, files
 from fpsgen.cli import options
-from fpsgen.cli.calibrate import Bar, settings_of
-from fpsgen.cli.generate import choose_model, default_name, find_model
+from fpsgen.cli.chosen import Dtype, choose_model, find_model, find_target, settings_of, video_name
 from fpsgen.cli.output import Output
+from fpsgen.cli.progress import drawn
 from fpsgen.cli.prompts import read_prompts
 from fpsgen.cli.records import deliver, keep_record, result_places
 from fpsgen.errors import Stopped, UsageError
@@ -21,7 +21,6 @@ from fpsgen.report.quality import tables
 from fpsgen.report.words import asked, counted
 from fpsgen.seeds import check_seed
 from fpsgen.settings import check_settings
-from fpsgen.timing import Timings
 from fpsgen.wan import sizes
 
 if TYPE_CHECKING:
@@ -56,7 +55,7 @@ def quality(
     vbench: bool = False,
     vbench_bin: Path | None = None,
     device: str | None = None,
-    dtype: options.Dtype | None = None,
+    dtype: Dtype | None = None,
     fresh: bool = False,
     json: bool = False,
     verbose: bool = False,
@@ -84,8 +83,8 @@ def quality(
     places = result_places(output or "bench-quality.json", report, no_report, out)
     out.loading()
     named = find_model(model)
-    target = options.parse_target(device, dtype)
-    chosen = named or choose_model(size, target.device, out, Timings())
+    target = find_target(device, dtype)
+    chosen = named or choose_model(size, target.device, out)
     settings = settings_of(chosen, size, frames=frames, steps=steps, guidance=guidance, shift=shift)
     from fpsgen.bench import lineup
     from fpsgen.bench.quality import QualityJob
@@ -118,8 +117,7 @@ def run(
     from fpsgen.bench import quality, vbench
     from fpsgen.events import Notice
 
-    with out.progress() as progress:
-        watch = Bar(progress, out).watch
+    with drawn(out) as watch:
 
         def score(folder: Path, note: Note) -> dict[str, float | None]:
             assert program is not None
@@ -161,7 +159,7 @@ def video_places(job: QualityJob, folder: Path) -> dict[str, list[Path]]:
         name = files.safe_name(one.name)
         if any(paths[0].parent.name == name for paths in places.values()):
             name = f"{name}-{number + 1}"
-        places[one.name] = [folder / name / default_name(take.prompt, take.seed) for take in job.takes]
+        places[one.name] = [folder / name / video_name(take.prompt, take.seed) for take in job.takes]
     with files.refused(folder, "name a folder", "videos"):
         for paths in places.values():
             own = paths[0].parent

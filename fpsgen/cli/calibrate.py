@@ -6,16 +6,13 @@ import dataclasses
 import functools
 import shlex
 import sys
-import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 from fpsgen import files
-from fpsgen.cli import options, preferences
-from fpsgen.cli.errors import explained
-from fpsgen.cli.generate import find_model
-from fpsgen.cli.help import MEASURING, OUTPUT, option
+from fpsgen.cli import chosen, options
 from fpsgen.cli.output import Output, in_flags
+from fpsgen.cli.progress import drawn
 from fpsgen.cli.prompts import read_prompts
 from fpsgen.cli.records import Kept, deliver, keep, report_place
 from fpsgen.errors import Stopped, UsageError
@@ -23,18 +20,16 @@ from fpsgen.errors import option as setting
 from fpsgen.printable import printable, readable
 from fpsgen.report.words import counted
 from fpsgen.seeds import check_seed
-from fpsgen.settings import Settings, check_settings
+from fpsgen.settings import check_settings
 from fpsgen.tables import Table
 from fpsgen.wan import sizes
 
 if TYPE_CHECKING:
     import torch
-    from rich.progress import Progress, TaskID
 
     from fpsgen.calibrate.budget import Budget
     from fpsgen.calibrate.job import Job
     from fpsgen.calibrate.run import Result
-    from fpsgen.events import Event
     from fpsgen.weights.models import Model
 
 EXAMPLES = """
@@ -43,75 +38,30 @@ fpsgen calibrate --model 14b --res 720p --dry-run
 fpsgen calibrate --target-cost 0.3 --prompts mine.txt
 """
 
-BUDGET = "Budget (one of them)"
-_AT_ONCE = 0.005  # seconds for a step's work, which no model is quick enough for
 
-
-@explained
 def calibrate(
-    model: options.ModelName = None,
-    min_psnr: Annotated[
-        float | None,
-        option(
-            "DB",
-            "The least PSNR of the frames against bf16's, as the mean over clips.",
-            BUDGET,
-            shown="30, if no budget is given",
-        ),
-    ] = None,
-    max_error: Annotated[
-        float | None,
-        option("X", "The largest error of the final latents (1 - cosine), as the mean over clips.", BUDGET),
-    ] = None,
-    target_cost: Annotated[
-        float | None, option("X", "The highest modelled cost of attention; dense bf16's is 1.", BUDGET)
-    ] = None,
-    output: Annotated[
-        Path | None, option("-o, --output FILE", "The preset, a .toml file.", OUTPUT, shown="MODEL-calibrated.toml")
-    ] = None,
-    report: Annotated[
-        Path | None,
-        option(
-            "FILE", "The report, an .html file; its pictures are written beside it.", OUTPUT, shown="beside the preset"
-        ),
-    ] = None,
-    no_report: Annotated[bool, option("--no-report", "Write the preset alone.", OUTPUT)] = False,
-    res: options.Resolution = None,
-    frames: options.Frames = None,
-    steps: options.Steps = None,
-    guidance: options.Guidance = None,
-    shift: options.Shift = None,
-    prompts: Annotated[
-        Path | None,
-        option(
-            "FILE",
-            "A text file with one prompt on each line; # begins a comment.",
-            MEASURING,
-            shown="twelve prompts that come with fpsgen",
-        ),
-    ] = None,
-    clips: Annotated[
-        int | None,
-        option("N", "How many of the prompts to measure on.", MEASURING, min=1, shown="4 for pocket, 2 for Wan2.1"),
-    ] = None,
-    checks: Annotated[
-        int | None,
-        option("N", "How many of the next prompts to verify on.", MEASURING, min=1, shown="8 for pocket, 1 for Wan2.1"),
-    ] = None,
-    seed: options.ClipSeed = 0,
-    device: options.DeviceName = None,
-    dtype: options.Precision = None,
-    dry_run: Annotated[
-        bool,
-        option(
-            "--dry-run",
-            "Say how long it would take, and calibrate nothing. With the pocket model, this runs two steps.",
-            MEASURING,
-        ),
-    ] = False,
-    fresh: Annotated[bool, option("--fresh", "Measure again what an earlier run has kept.", MEASURING)] = False,
-    json: options.Json = False,
-    verbose: options.Verbose = False,
+    model: str | None = None,
+    min_psnr: float | None = None,
+    max_error: float | None = None,
+    target_cost: float | None = None,
+    output: Path | None = None,
+    report: Path | None = None,
+    no_report: bool = False,
+    res: str | None = None,
+    frames: int | None = None,
+    steps: int | None = None,
+    guidance: float | None = None,
+    shift: float | None = None,
+    prompts: Path | None = None,
+    clips: int | None = None,
+    checks: int | None = None,
+    seed: int = 0,
+    device: str | None = None,
+    dtype: chosen.Dtype | None = None,
+    dry_run: bool = False,
+    fresh: bool = False,
+    json: bool = False,
+    verbose: bool = False,
 ) -> None:
     """Find how sparse and how precise attention may be, and write it as a preset.
 
@@ -130,25 +80,25 @@ def calibrate(
         out.note(f"{printable(output)} is replaced: {replaced}")
     page = None if output is None or dry_run else report_place(output, report, no_report)
     out.loading()
-    named = named_model(model, dry_run)
-    target = options.parse_target(device, dtype)  # which imports torch: so far, whatever cannot be is told at once
-    chosen = named or default_model(size, target.device.type == "cuda", out)
+    named = chosen.find_model(model, may_be_absent=dry_run)
+    target = chosen.find_target(device, dtype)  # which imports torch: so far, whatever cannot be is told at once
+    found = named or chosen.choose_model(size, target.device, out)
     given = {"frames": frames, "steps": steps, "guidance": guidance, "shift": shift}
     if output is None:
-        output = files.free(Path(f"{files.safe_name(chosen.name)}-calibrated.toml"), ".html")
+        output = files.free(Path(f"{files.safe_name(found.name)}-calibrated.toml"), ".html")
         if not dry_run:
             check_output(output)
             page = report_place(output, report, no_report)
-    job = make_job(chosen, size, given, budget, own, (clips, checks), seed, output.name)
+    job = make_job(found, size, given, budget, own, (clips, checks), seed, output.name)
     if dry_run:
         tell_estimate(out, job, target.device, target.dtype)
         return
-    out.detail(f"model {chosen.name} from {chosen.folder}; {target.device}, {target.dtype_name}")
+    out.detail(f"model {found.name} from {found.folder}; {target.device}, {target.dtype_name}")
     from fpsgen.calibrate.run import calibrate as run
 
     try:
-        with out.progress() as progress:
-            result = run(job, target, Bar(progress, out).watch, fresh)
+        with drawn(out) as watch:
+            result = run(job, target, watch, fresh)
     except KeyboardInterrupt:
         how = "without --fresh" if fresh else "again"
         raise Stopped(
@@ -172,36 +122,6 @@ def budget_of(min_psnr: float | None, max_error: float | None, target_cost: floa
     return budget
 
 
-def named_model(name: str | None, dry_run: bool) -> Model | None:
-    """The model that was named, or the user's own default, if there is one; for a dry run it need not be here."""
-    from fpsgen.weights import hub, models
-
-    with preferences.using("model", name) as wanted:
-        if dry_run and wanted is not None and wanted.lower() in hub.REPOSITORIES:
-            return models.absent(wanted.lower())
-    return find_model(name)
-
-
-def default_model(size: tuple[int, int] | None, cuda: bool, out: Output) -> Model:
-    from fpsgen.weights import load, models
-
-    chosen, surprise = models.choose(size, cuda)
-    if surprise:
-        out.note(surprise)
-    load.check(chosen.checkpoint)
-    return chosen
-
-
-def settings_of(model: Model, size: tuple[int, int] | None, **given: float | None) -> Settings:
-    """The model's own, but for what was given; UsageError where it cannot render the size."""
-    own = (model.defaults.width, model.defaults.height)
-    if model.card is not None and size not in (None, own):
-        raise UsageError(f"the pocket model renders only {own[0]}x{own[1]}", hint="leave --res out")
-    width, height = size or own
-    sizes.check_model_size(width, height)
-    return model.defaults.override(width=width, height=height, **given)
-
-
 def make_job(
     model: Model,
     size: tuple[int, int] | None,
@@ -216,7 +136,7 @@ def make_job(
     from fpsgen.calibrate.budget import check_possible
     from fpsgen.calibrate.job import Job, defaults, phases_of
 
-    settings = settings_of(model, size, **given)
+    settings = chosen.settings_of(model, size, **given)
     effort, ours = defaults(model.family)
     steps = min(effort.steps, settings.steps)
     clips, checks = counts[0] or effort.clips, counts[1] or effort.checks
@@ -224,11 +144,14 @@ def make_job(
         effort, clips=clips, checks=checks, probed=min(effort.probed, clips), steps=steps,
         phases=phases_of(steps, effort.phases), layers=min(effort.layers, model.config.num_layers),
     )  # fmt: skip
-    chosen = ours if prompts is None else prompts
-    if len(chosen) < clips + checks:
-        told = f"{counted(clips, 'prompt')} to measure on and {checks} to verify on are needed; there are {len(chosen)}"
+    prompts = ours if prompts is None else prompts
+    if len(prompts) < clips + checks:
+        told = (
+            f"{counted(clips, 'prompt')} to measure on and {checks} to verify on are needed; there are {len(prompts)}"
+        )
+        told += f"; there are {len(prompts)}"
         raise UsageError(told, hint="give more with --prompts FILE, or ask for fewer with --clips and --checks")
-    job = Job(model, settings, effort, budget, chosen, seed, printable(name))
+    job = Job(model, settings, effort, budget, prompts, seed, printable(name))
     check_possible(budget, job.candidates.least_cost)
     return job
 
@@ -250,50 +173,6 @@ def check_output(output: Path) -> str | None:
             raise UsageError(f"{printable(output)} exists, and no calibration wrote it", hint="choose another -o")
         return before.about or "a calibrated preset"
     return None
-
-
-class Bar:
-    """Watches a calibration for the terminal: one bar; in a log, a line for every tenth."""
-
-    def __init__(self, progress: Progress, out: Output):
-        self._progress, self._out = progress, out
-        self._task: TaskID = progress.add_task("load", total=None, rate="")
-        self._done = self._total = 0.0
-        self._told = 0
-        self._found = 0.0
-        self._begun = self._last = time.monotonic()
-
-    def watch(self, event: Event) -> None:
-        from fpsgen import events
-
-        if isinstance(event, events.Stage):
-            self._progress.update(self._task, description=event.name)
-            self._out.milestone(event.name)
-        elif isinstance(event, events.Work):
-            self._total = event.total
-            self._progress.update(self._task, total=round(event.total))
-        elif isinstance(event, events.Done):
-            self._advance(event.work)
-        elif isinstance(event, events.Notice):
-            tell = self._out.detail if self._out.shows_progress else self._out.milestone
-            (tell if event.detail else self._out.note)(event.text)
-
-    def _advance(self, work: float) -> None:
-        now = time.monotonic()
-        found = now - self._last < _AT_ONCE * work  # not made: it tells nothing of the time that is left
-        self._last = now
-        self._done += work
-        if found:
-            self._found += work
-            self._progress.reset(self._task, total=round(self._total), completed=round(self._done))  # its speed, too
-        self._progress.update(self._task, completed=round(self._done), rate="steps")
-        tenth = int(10 * self._done / self._total)
-        if tenth > self._told and self._done < self._total:
-            made = max(self._done - self._found, 1.0)
-            left = (now - self._begun) * (self._total - self._done) / made
-            told = f"{left / 60:.0f} min" if left >= 90 else f"{left:.0f} s"
-            self._out.milestone(f"{10 * tenth} % done, about {told} left")
-        self._told = max(self._told, tenth)
 
 
 def keep_preset(result: Result, output: Path, page: Path | None) -> Kept:

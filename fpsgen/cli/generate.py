@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import re
 import secrets
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
-
-import typer
+from typing import TYPE_CHECKING
 
 from fpsgen import files
-from fpsgen.cli import complete, options, preferences, signals
-from fpsgen.cli.errors import explained
-from fpsgen.cli.help import OUTPUT, SAMPLING, VIDEO, argument, option
+from fpsgen.cli import chosen, options, preferences, signals
 from fpsgen.cli.output import Output
+from fpsgen.cli.progress import drawn
 from fpsgen.cli.prompts import as_text, check_prompts, read_prompt
 from fpsgen.errors import Stopped, UsageError
+from fpsgen.events import Step, Written
 from fpsgen.report.words import counted
 from fpsgen.seeds import check_seed
 from fpsgen.settings import check_settings
+from fpsgen.solvers import Sigmas, SolverName
 from fpsgen.tables import Cell, Table
 from fpsgen.timing import Timings
 from fpsgen.wan import sizes
@@ -29,10 +25,8 @@ from fpsgen.wan import sizes
 if TYPE_CHECKING:
     import torch
 
-    from fpsgen.events import Event, Written
+    from fpsgen.events import Written
     from fpsgen.request import VideoPlan
-    from fpsgen.target import Target
-    from fpsgen.weights.models import Model
 
 EXAMPLES = """
 fpsgen generate "a cat surfing"
@@ -44,52 +38,25 @@ echo "a dog in the city" | fpsgen generate - --json
 ENLARGED = 4  # the pocket's file, 640x384: its own 160x96 would be a stamp on a screen
 
 
-@explained
 def generate(
-    prompt: Annotated[str, argument("PROMPT", "What the video shows; - reads it from standard input.")],
-    res: Annotated[str | None, options.size("640x384")] = None,
-    frames: options.Frames = None,
-    model: options.ModelName = None,
-    steps: options.Steps = None,
-    guidance: options.Guidance = None,
-    shift: options.Shift = None,
-    solver: options.Solver = options.SolverName.UNIPC,
-    grid: options.Grid = options.GridName.ORIGINAL,
-    negative: Annotated[
-        str | None,
-        option("TEXT", "What the video should not show.", VIDEO, shown="Wan2.1's own text; nothing for pocket"),
-    ] = None,
-    seed: Annotated[
-        int | None,
-        option(
-            "N", "The seed of the noise: the same seed and settings make the same video again.", VIDEO, shown="random"
-        ),
-    ] = None,
-    preset: Annotated[
-        str | None,
-        option(
-            "PRESET",
-            "How sparse and how precise attention is: bf16 (dense and exact), quality, balanced, fast, another "
-            "that `fpsgen presets` lists, or a .toml file.",
-            SAMPLING,
-            shown="quality where our kernels run it, else bf16",
-            offers=complete.presets,
-        ),
-    ] = None,
-    output: Annotated[
-        Path | None,
-        option(
-            "-o, --output FILE",
-            "The video: an .mp4, .webm or .gif file.",
-            OUTPUT,
-            shown="a free name from prompt and seed",
-        ),
-    ] = None,
-    no_clobber: Annotated[bool, option("--no-clobber", "Refuse to replace an existing file.", OUTPUT)] = False,
-    device: options.DeviceName = None,
-    dtype: options.Precision = None,
-    json: options.Json = False,
-    verbose: options.Verbose = False,
+    prompt: str,
+    res: str | None = None,
+    frames: int | None = None,
+    model: str | None = None,
+    steps: int | None = None,
+    guidance: float | None = None,
+    shift: float | None = None,
+    solver: SolverName = "unipc",
+    sigmas: Sigmas = "original",
+    negative: str | None = None,
+    seed: int | None = None,
+    preset: str | None = None,
+    output: Path | None = None,
+    no_clobber: bool = False,
+    device: str | None = None,
+    dtype: chosen.Dtype | None = None,
+    json: bool = False,
+    verbose: bool = False,
 ) -> None:
     """Make a video from a prompt.
 
@@ -102,13 +69,13 @@ def generate(
     check_prompts(prompt, negative)
     size = sizes.parse_resolution(res) if res is not None else None
     check_settings(frames, steps, guidance, shift)  # before torch is even imported
-    options.check_device(device)
+    chosen.check_device(device)
     if seed is not None:
         check_seed(seed)
     seed = secrets.randbelow(2**31) if seed is None else seed
     may_replace = output is not None and not no_clobber
     if output is None:  # a name of its own, also beside the video of another prompt or of other settings
-        output = files.free(preferences.output_folder() / default_name(prompt, seed))
+        output = files.free(preferences.output_folder() / chosen.video_name(prompt, seed))
     else:
         output = options.expand(output)
     out.loading()
@@ -125,88 +92,57 @@ def generate(
             named = None if wanted is None or wanted in shipped.GRADES else shipped.find(wanted)
         if wanted and output.exists() and (given := Path(wanted).expanduser()).exists() and output.samefile(given):
             raise UsageError(f"{output} is the preset: the video would replace it", hint="choose another -o")
-        named_model = find_model(model)
+        named_model = chosen.find_model(model)
         if output.exists():
             out.note(f"{output} exists: the new video will replace it")
             out.loading()
-        target = options.parse_target(device, dtype)
+        target = chosen.find_target(device, dtype)
         from fpsgen import machine, pipeline
         from fpsgen.request import Request
+        from fpsgen.sampling import not_finite
 
         machine.settle()
-        chosen = named_model or choose_model(size, target.device, out, timings)
-    width, height, scale_to = fit(chosen, size, out)
-    if chosen.card and size is None:
+        found = named_model or chosen.choose_model(size, target.device, out, timings)
+    width, height, scale_to = chosen.fit(found, size, out)
+    if found.card and size is None:
         scale_to = width * ENLARGED, height * ENLARGED
-    settings = chosen.defaults.override(
+    settings = found.defaults.override(
         width=width, height=height, frames=frames, steps=steps, guidance=guidance, shift=shift, negative=negative,
-        solver=solver.value, sigmas=grid.value,
+        solver=solver, sigmas=sigmas,
     )  # fmt: skip
     if named is None and wanted is not None:
-        named = shipped.of_grade(wanted, chosen.family, width, height)
+        named = shipped.of_grade(wanted, found.family, width, height)
     if named is not None:
         with preferences.using("preset", preset):
-            named.check_family(chosen.family)
+            named.check_family(found.family)
     request = Request(prompt.strip(), settings, seed, output, named, scale_to, may_replace)
-    if chosen.card and settings.frames > chosen.defaults.frames:
-        out.note(f"the pocket model was trained on clips of {chosen.defaults.frames} frames; longer ones may drift")
-    out.detail(f"model {chosen.name} from {chosen.folder}; {target.device}, {target.dtype_name}")
+    if found.card and settings.frames > found.defaults.frames:
+        out.note(f"the pocket model was trained on clips of {found.defaults.frames} frames; longer ones may drift")
+    out.detail(f"model {found.name} from {found.folder}; {target.device}, {target.dtype_name}")
     levels = f"{settings.solver} on the {settings.sigmas} sigmas, shift {settings.shift:g}"
     out.detail(f"{settings.steps} steps of {levels}, guidance {settings.guidance:g}")
     before = state(output)
     try:
         # Closed here, not whenever it is collected: a failure while drawing must not leave an encoder running.
-        with contextlib.closing(pipeline.generate([request], chosen, target, [timings])) as events:
-            made = draw(events, target, out)
+        with contextlib.closing(pipeline.generate([request], found, target, [timings])) as events, drawn(out) as watch:
+            for event in events:
+                if isinstance(event, Step) and not event.finite:
+                    raise not_finite(target.dtype, f" at step {event.done}")
+                watch(event)
         signals.check()
     except KeyboardInterrupt:
         if state(output) == before:
             raise Stopped("stopped; no video was written") from None
         raise Stopped(f"stopped; the video was complete by then, in {output}") from None
-    plan, about = made.plan, made.about
+    assert isinstance(event, Written)  # the last of them
+    plan, about, written = event.plan, event.about, event.path
     out.table(
         timing_table(timings, target.device, (label(plan.preset.name, target.dtype_name), preset_remark(plan, about)))
     )
     out.detail("seconds per step: " + " ".join(f"{seconds:.2f}" for seconds in timings.steps))
-    if made.path != output:
-        out.note(f"{output} was taken by another file when the video was complete; the video is now in {made.path}")
-    out.result(str(made.path), {"output": as_text(str(made.path)), **about}, copied=True)
-
-
-def find_model(name: str | None) -> Model | None:
-    """The model that was named, or the user's own default, if there is one; its files are looked at."""
-    with preferences.using("model", name) as wanted:
-        if wanted is None:
-            return None
-        from fpsgen.weights import models
-
-        chosen = models.find(wanted)
-        from fpsgen.weights import load  # which imports torch
-
-        load.check(chosen.checkpoint)  # a file that does not fit is told now, not after the denoising
-    return chosen
-
-
-def choose_model(size: tuple[int, int] | None, device: torch.device, out: Output, timings: Timings) -> Model:
-    """The default model; where its weights are absent and somebody can be asked, fetched first."""
-    from fpsgen.weights import hub, load, models
-
-    cuda = device.type == "cuda"
-    try:
-        chosen, surprise = models.choose(size, cuda)
-    except models.NoWeightsError as absent:
-        if not out.may_ask:
-            raise
-        with timings.pause():  # a download is no part of making a video
-            question = f"{absent}. Fetch Wan2.1 {absent.key} now, {absent.size}?"
-            if not typer.confirm(question, err=True):
-                raise
-            hub.pull(hub.plan(absent.repository))
-        chosen, surprise = models.choose(size, cuda)
-    load.check(chosen.checkpoint)
-    if surprise:
-        out.note(surprise)
-    return chosen
+    if written != output:
+        out.note(f"{output} was taken by another file when the video was complete; the video is now in {written}")
+    out.result(str(written), {"output": as_text(str(written)), **about}, copied=True)
 
 
 def state(path: Path) -> tuple[int, int] | None:
@@ -216,59 +152,6 @@ def state(path: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return found.st_ino, found.st_mtime_ns
-
-
-def fit(model: Model, size: tuple[int, int] | None, out: Output) -> tuple[int, int, tuple[int, int] | None]:
-    """Width and height to render, and the size to scale to where the model cannot render what was asked for."""
-    own = (model.defaults.width, model.defaults.height)
-    if size is None or size == own:
-        return *own, None
-    if model.card is None:
-        sizes.check_model_size(*size)
-        return *size, None
-    sizes.check_scaled_size(*size)
-    out.note(f"the pocket model renders {own[0]}x{own[1]}; its pixels are scaled to {size[0]}x{size[1]}")
-    return *own, size
-
-
-def default_name(prompt: str, seed: int) -> str:
-    """A file name that says what is inside."""
-    words = re.sub(r"\W+", "-", prompt.lower()).strip("-")
-    words = words.encode()[:60].decode(errors="ignore").rstrip("-")  # file systems count bytes
-    return os.fsdecode(f"{words or 'video'}-{seed}.mp4".encode())  # names are UTF-8, whatever the locale
-
-
-def draw(stream: Iterator[Event], target: Target, out: Output) -> Written:
-    """Show the pipeline's events as they come, to the last one: the video is complete."""
-    from fpsgen import events
-    from fpsgen.sampling import not_finite
-
-    written: Written | None = None
-    with out.progress() as progress:
-        task = progress.add_task("load", total=None, rate="")
-        for event in stream:
-            if isinstance(event, events.Stage):
-                progress.refresh()  # the last step may be a moment ago
-                progress.remove_task(task)
-                task = progress.add_task(" ".join((event.name, event.what)).strip(), total=None, rate="")
-            elif isinstance(event, events.Step):
-                if not event.finite:
-                    raise not_finite(target.dtype, f" at step {event.done}")
-                progress.update(task, completed=event.done, total=event.total, rate=f"{event.seconds:.2f} s/step")
-                if event.done * 10 // event.total > (event.done - 1) * 10 // event.total:  # every tenth of the way
-                    left = (event.total - event.done) * event.seconds
-                    out.milestone(f"step {event.done} of {event.total}, {event.seconds:.2f} s each, {left:.0f} s left")
-            elif isinstance(event, events.Frames):
-                progress.update(task, completed=event.done, total=event.total, rate="frames")
-            elif isinstance(event, events.Branches):
-                how = "in one batch" if event.together else "one after the other"
-                out.detail(f"guidance branches run {how}")
-            elif isinstance(event, events.Written):
-                written = event
-            elif isinstance(event, events.Notice):
-                (out.detail if event.detail else out.note)(event.text)
-    assert written is not None
-    return written
 
 
 def preset_remark(plan: VideoPlan, about: dict) -> str:

@@ -17,26 +17,6 @@ _NAMES = 26  # columns for names at most; a longer one has its help below
 _GROUPS = ("Measuring", "Video", "Sampling", "Output", "Machine")  # in this order; a command's own stand before them
 
 
-MEASURING, VIDEO, SAMPLING, OUTPUT, MACHINE = _GROUPS
-
-
-def option(
-    written: str, about: str, group: str | None = None, shown: Any = True, offers: Any = None, **more: Any
-) -> Any:
-    """An option, `written` as its help has it: "-o, --output FILE"; "N", where its name is the parameter's; "--json",
-    which takes no value. about: its help; shown: its default, in words; offers: its completion; more: as typer has it.
-    """
-    *names, last = written.replace(",", "").split()
-    names, metavar = ([*names, last], None) if last.startswith("-") else (names, last)
-    described = {"help": about, "metavar": metavar, "show_default": shown, "rich_help_panel": group, **more}
-    return typer.Option(*names, autocompletion=offers, **described)
-
-
-def argument(metavar: str, about: str, shown: Any = True, offers: Any = None) -> Any:
-    """An argument; as `option`."""
-    return typer.Argument(metavar=metavar, help=about, show_default=shown, autocompletion=offers)
-
-
 def text(ctx: Any) -> str:
     """The whole help of a command."""
     return "\n".join(_blocks(ctx, width()))

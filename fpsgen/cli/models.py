@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from enum import StrEnum
 from pathlib import Path
+from typing import Literal, get_args
 
 import typer
 
 from fpsgen.cli.command import App
 from fpsgen.cli.options import alone, expand
 from fpsgen.cli.output import Output, hush
+from fpsgen.cli.progress import drawn
 from fpsgen.errors import ModelError, Stopped, UsageError
+from fpsgen.events import Stage
 from fpsgen.printable import printable, readable
 from fpsgen.tables import Table
+
+Format = Literal["original", "diffusers"]  # as weights.layout has it, which loads more than a help needs
 
 EXAMPLES = """
 fpsgen models
@@ -22,11 +26,6 @@ fpsgen models check ~/Wan2.1-T2V-14B
 fpsgen models rm 1.3b
 fpsgen models convert ~/Wan2.1-T2V-1.3B diffusers-1.3b
 """
-
-
-class FormatName(StrEnum):
-    ORIGINAL = "original"
-    DIFFUSERS = "diffusers"
 
 
 app = App(epilog=EXAMPLES)
@@ -98,7 +97,7 @@ def listed() -> Iterator[dict]:
 @app.command(epilog="fpsgen models pull 1.3b --dry-run\nfpsgen models pull 14b")
 def pull(
     name: str,
-    format: FormatName = FormatName.ORIGINAL,
+    format: Format = "original",
     dry_run: bool = False,
     force: bool = False,
     json: bool = False,
@@ -112,7 +111,7 @@ def pull(
     if json:
         disable_progress_bars()
     out.loading("asking the hub")
-    download = hub.plan(hub.repository_of(name, format.value), force)
+    download = hub.plan(hub.repository_of(name, format), force)
     size, absent = sum(download.files.values()), download.absent_bytes
     facts = {"repository": download.repository, "files": download.files, "bytes": size, "absent_bytes": absent}
     amount = f"{readable(absent)} of {readable(size)} from {download.repository}"
@@ -133,7 +132,7 @@ def pull(
 
 
 @app.command(epilog="fpsgen models rm 1.3b\nfpsgen models rm 14b --format diffusers --yes")
-def rm(name: str, format: FormatName | None = None, yes: bool = False, json: bool = False) -> None:
+def rm(name: str, format: Format | None = None, yes: bool = False, json: bool = False) -> None:
     """Remove a downloaded model from the hub's cache. Files that other revisions use as well stay."""
     from fpsgen.weights import cached, hub
 
@@ -141,7 +140,7 @@ def rm(name: str, format: FormatName | None = None, yes: bool = False, json: boo
         hint = "give 1.3b, 14b or a hub id: fpsgen removes only downloads in the hub's cache"
         raise UsageError(f"{printable(name, 100)} is not a downloaded model", hint)
     out = Output(json)
-    names = dict.fromkeys(hub.repository_of(name, each.value) for each in ([format] if format else FormatName))
+    names = dict.fromkeys(hub.repository_of(name, each) for each in ([format] if format else get_args(Format)))
     removals = list(filter(None, map(cached.removal, names)))
     if not removals:
         raise UsageError(
@@ -198,7 +197,7 @@ def check(model: str, json: bool = False, verbose: bool = False) -> None:
 
 
 @app.command(epilog="fpsgen models convert ~/Wan2.1-T2V-1.3B diffusers-1.3b")
-def convert(model: str, out_folder: Path, to: FormatName | None = None, json: bool = False) -> None:
+def convert(model: str, out_folder: Path, to: Format | None = None, json: bool = False) -> None:
     """Write a model in the other format, every tensor bit for bit."""
     from fpsgen.weights import models
 
@@ -207,10 +206,9 @@ def convert(model: str, out_folder: Path, to: FormatName | None = None, json: bo
     checkpoint = models.find(model).checkpoint
     from fpsgen.weights.convert import convert as write  # imports torch
 
-    target = to or (FormatName.DIFFUSERS if checkpoint.format == "original" else FormatName.ORIGINAL)
-    with out.progress() as progress:
-        task = progress.add_task("convert", total=None, rate="")
-        for part in write(checkpoint, target.value, expand(out_folder)):
-            progress.update(task, description=part)
+    target: Format = to or ("diffusers" if checkpoint.format == "original" else "original")
+    with drawn(out) as watch:
+        for part in write(checkpoint, target, expand(out_folder)):
+            watch(Stage(part))
             out.milestone(part)
-    out.result(str(out_folder), {"output": str(out_folder), "format": target.value}, copied=True)
+    out.result(str(out_folder), {"output": str(out_folder), "format": target}, copied=True)

@@ -15,6 +15,7 @@ from fpsgen.cli.output import Output
 from fpsgen.printable import printable
 from fpsgen.report.words import counted
 from fpsgen.settings import Settings, check_settings
+from fpsgen.solvers import Sigmas, SolverName
 from fpsgen.tables import Column, Table
 from fpsgen.wan import sizes
 
@@ -131,8 +132,8 @@ def show(
     frames: int | None = None,
     steps: int | None = None,
     shift: float | None = None,
-    solver: options.SolverName = options.SolverName.UNIPC,
-    sigmas: options.SigmasName = options.SigmasName.ORIGINAL,
+    solver: SolverName = "unipc",
+    sigmas: Sigmas = "original",
     json: bool = False,
     verbose: bool = False,
 ) -> None:
@@ -140,7 +141,7 @@ def show(
     out = Output(json, verbose)
     check_settings(frames, steps, None, shift)
     out.loading()
-    given = {"frames": frames, "steps": steps, "shift": shift, "solver": solver.value, "sigmas": sigmas.value}
+    given = {"frames": frames, "steps": steps, "shift": shift, "solver": solver, "sigmas": sigmas}
     preset, subject, settings = chosen(name, model, res, out, **given)
     report = {**facts(preset), **account(preset, subject, settings)}
     if json:

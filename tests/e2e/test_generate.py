@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from fpsgen import pipeline
-from fpsgen.cli.options import Dtype, choose_dtype, parse_device
+from fpsgen.cli.chosen import find_target
 from fpsgen.wan.transformer import WanTransformer
 from tests.tools.cli import Runner, invoke
 from tests.tools.videos import metadata, read
@@ -117,11 +117,11 @@ def test_a_gpu_is_taken_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> N
         monkeypatch.setattr("torch.cuda.is_available", lambda there=there: there)
         monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
         monkeypatch.setattr("torch.cuda.current_device", lambda: 1)
-        chosen = parse_device(None)
-        assert str(chosen) == device
-        assert parse_device(device.partition(":")[0]) == chosen
-        assert choose_dtype(None, chosen) == dtype
-        assert choose_dtype(Dtype.FP32, chosen) == torch.float32
+        target = find_target(None, None)
+        assert (str(target.device), target.dtype, target.text_dtype) == (device, dtype, torch.bfloat16)
+        assert find_target(device.partition(":")[0], None) == target
+        exact = find_target(None, "fp32")
+        assert (exact.dtype, exact.text_dtype) == (torch.float32, torch.float32)
 
 
 def test_prompt_from_standard_input(wan_folder: Path, tmp_path: Path) -> None:

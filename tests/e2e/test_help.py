@@ -92,13 +92,13 @@ def test_defaults_in_a_help_are_the_pockets_own_numbers_too() -> None:
         assert f"[default: {size} for pocket, {wan}]" in " ".join(" ".join(shown((command,), 80)).split())
 
 
-@pytest.mark.parametrize("name", [name for names in OTHER_NAMES.values() for name in names if name != "--grid"])
+@pytest.mark.parametrize("name", [name for names in OTHER_NAMES.values() for name in names])
 def test_other_tools_names_of_an_option_work(name: str, pocket_folder: Path, tmp_path: Path) -> None:
     """By a value that the option refuses, or takes so far: every one gets to it, and is told by its own name."""
     (ours,) = (ours for ours, names in OTHER_NAMES.items() if name in names)
     wrong = {
         "negative": "x" * 5001, "frames": 2, "guidance": -1, "steps": 0, "shift": 0, "res": "big", "solver": "ddim",
-        "seed": -1, "model": "nowhere", "output": tmp_path / "a.avi",
+        "sigmas": "ours", "seed": -1, "model": "nowhere", "output": tmp_path / "a.avi",
     }[ours]  # fmt: skip
     model = [] if ours == "model" else ["--model", str(pocket_folder)]
     args = ["generate", "a cat", *model]
@@ -113,7 +113,7 @@ def test_other_tools_names_of_an_option_work(name: str, pocket_folder: Path, tmp
 
 def test_other_names_stay_out_of_the_help() -> None:
     text = "\n".join(shown(("generate",), 120))
-    assert not [name for names in OTHER_NAMES.values() for name in names if f"{name} " in text and name != "--grid"]
+    assert not [name for names in OTHER_NAMES.values() for name in names if f"{name} " in text]
 
 
 @pytest.mark.parametrize("name", [name for name in INSTEAD if name.startswith("-")])

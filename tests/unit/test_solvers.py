@@ -6,10 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from fpsgen.cli.options import GridName, SolverName
-from fpsgen.solvers import SIGMAS, SOLVERS, Solver, guide, noise, noise_levels
+from fpsgen.solvers import SIGMAS, SOLVERS, Solver, SolverName, guide, noise, noise_levels
 from fpsgen.solvers import Sigmas as Grid
-from fpsgen.solvers import SolverName as Name
 
 
 def shifted(points: list[float], shift: float) -> np.ndarray:
@@ -19,7 +17,7 @@ def shifted(points: list[float], shift: float) -> np.ndarray:
 @pytest.mark.parametrize(("name", "first"), [("unipc", 0.999), ("dpm++", 1.0), ("euler", 0.999)])
 @pytest.mark.parametrize("shift", [3.0, 5.0, 8.0])
 @pytest.mark.parametrize("steps", range(10, 51))
-def test_original_grid(steps: int, shift: float, name: Name, first: float) -> None:
+def test_original_grid(steps: int, shift: float, name: SolverName, first: float) -> None:
     points = [first * (1 - i / steps) for i in range(steps)]  # steps + 1 points down to 0, the last dropped
     expected = shifted(points, shift)
     solver = Solver(steps, shift, name)
@@ -53,16 +51,11 @@ def test_diffusers_grids(steps: int, shift: float) -> None:
         np.testing.assert_allclose(Solver(steps, shift, name, "diffusers").sigmas, expected, rtol=0, atol=2e-6)
 
 
-def test_the_command_line_offers_exactly_these() -> None:
-    assert tuple(SolverName) == SOLVERS
-    assert tuple(GridName) == SIGMAS
-
-
 # In all but the first and fourth, several steps share one integer timestep.
 @pytest.mark.parametrize("grid", SIGMAS)
 @pytest.mark.parametrize("name", SOLVERS)
 @pytest.mark.parametrize(("steps", "shift"), [(12, 5.0), (150, 8.0), (300, 5.0), (50, 12.0), (50, 30.0), (20, 100.0)])
-def test_solver_reaches_the_data_along_a_straight_flow(steps: int, shift: float, name: Name, grid: Grid) -> None:
+def test_solver_reaches_the_data_along_a_straight_flow(steps: int, shift: float, name: SolverName, grid: Grid) -> None:
     """With the true velocity of a single data point, any consistent solver ends on it."""
     generator = torch.Generator().manual_seed(1)
     data, start = torch.randn(2, 1, 4, 1, 2, 2, generator=generator)
@@ -74,7 +67,7 @@ def test_solver_reaches_the_data_along_a_straight_flow(steps: int, shift: float,
     torch.testing.assert_close(latents, data, rtol=0, atol=1e-4)
 
 
-def error_on_a_bell_curve(name: Name, steps: int) -> float:
+def error_on_a_bell_curve(name: SolverName, steps: int) -> float:
     """How far a solver ends from the exact flow of data that are normal, with a deviation of a half.
 
     There the velocity of x at noise level s is x (s - (1 - s) / 4) / v(s), with the variance v(s) = (1 - s)² / 4 + s²,
@@ -89,7 +82,7 @@ def error_on_a_bell_curve(name: Name, steps: int) -> float:
 
 
 @pytest.mark.parametrize(("name", "order"), [("unipc", 2), ("dpm++", 2), ("euler", 1)])
-def test_solvers_are_of_their_order_on_a_curved_flow(name: Name, order: int) -> None:
+def test_solvers_are_of_their_order_on_a_curved_flow(name: SolverName, order: int) -> None:
     """Four times the steps leave about a quarter of the error in order 1, a sixteenth in order 2."""
     gain = error_on_a_bell_curve(name, 40) / error_on_a_bell_curve(name, 160)
     assert 4**order / 2 < gain < 4**order * 2
@@ -99,7 +92,7 @@ def test_solvers_are_of_their_order_on_a_curved_flow(name: Name, order: int) -> 
     ("name", "kind"),
     [("unipc", {"predict_x0": True, "solver_type": "bh2"}), ("dpm++", {"algorithm_type": "dpmsolver++"})],
 )
-def test_solvers_are_set_as_the_original_s(name: Name, kind: dict) -> None:
+def test_solvers_are_set_as_the_original_s(name: SolverName, kind: dict) -> None:
     """The defaults of its `fm_solvers_unipc.py` and `fm_solvers.py`."""
     own = Solver(50, 5.0, name).scheduler.config
     wanted = {"solver_order": 2, "lower_order_final": True, "prediction_type": "flow_prediction", **kind}
@@ -130,7 +123,7 @@ def test_guidance_extrapolates() -> None:
 
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("grid", SIGMAS)
-def test_noise_levels_are_those_that_the_solver_visits(solver: Name, grid: Grid) -> None:
+def test_noise_levels_are_those_that_the_solver_visits(solver: SolverName, grid: Grid) -> None:
     """To the last bit: a level beside the end of a phase is in one phase or in the other."""
     for steps, shift in ((1, 5.0), (7, 1.0), (20, 3.0), (50, 8.0), (33, 0.37)):
         assert noise_levels(steps, shift, solver, grid) == Solver(steps, shift, solver, grid).sigmas[:-1].tolist()

@@ -163,11 +163,11 @@ def test_text_does_not_depend_on_the_locale(tmp_path: Path) -> None:
     code = (
         "import sys, numpy as np\n"
         "from pathlib import Path\n"
-        "from fpsgen.cli.generate import default_name\n"
+        "from fpsgen.cli.chosen import video_name\n"
         "from fpsgen.cli.prompts import as_text\n"
         "from fpsgen.video import VideoWriter, check_path\n"
         "prompt = as_text(sys.argv[1])\n"
-        "path = Path(default_name(prompt, 1))\n"
+        "path = Path(video_name(prompt, 1))\n"
         "check_path(path)\n"
         "with VideoWriter(path, (32, 32), 16) as writer:\n"
         "    writer.write(np.zeros((1, 32, 32, 3), np.uint8))\n"

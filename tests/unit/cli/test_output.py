@@ -12,6 +12,8 @@ import pytest
 
 from fpsgen.cli import output, streams
 from fpsgen.cli.output import Output
+from fpsgen.cli.progress import drawn
+from fpsgen.events import Stage, Step
 
 
 def test_letters_that_the_console_lacks_do_not_undo_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,9 +56,9 @@ def test_streams_that_cannot_be_written_do_not_undo_the_work(monkeypatch: pytest
     Output(json=True).error("no", None, 1)
     Output().note("yes")
     Output().loading()
-    with Output().progress() as progress:
-        progress.update(progress.add_task("denoise", total=1, rate=""), completed=1)
-        progress.refresh()
+    with drawn(Output()) as watch:
+        watch(Stage("denoise"))
+        watch(Step(1, 1, 0.5))
     assert isinstance(out.fault, OSError)
     assert out.fault.errno == number
 
@@ -126,18 +128,6 @@ def test_no_spinner_where_nobody_looks(capsys: pytest.CaptureFixture[str], monke
 def test_words_from_outside_move_no_cursor(capsys: pytest.CaptureFixture[str]) -> None:
     Output(verbose=True).note("a\x1b[2J\rb\nerror: c")
     assert capsys.readouterr().err == "note: a\\x1b[2J\\rb\\nerror: c\n"
-
-
-@pytest.mark.parametrize("seconds", [5, 40, 600])
-def test_time_left_is_known_however_slow_the_steps(seconds: int) -> None:
-    now = 0.0
-    progress = Output().progress()
-    progress.get_time = lambda: now
-    task = progress.add_task("denoise", total=50, rate="")
-    for step in range(3):
-        now += seconds
-        progress.update(task, completed=step + 1)
-    assert progress.tasks[0].time_remaining == pytest.approx(47 * seconds, rel=0.5)  # of few samples
 
 
 def test_a_note_is_broken_between_words_on_a_terminal_and_a_hint_is_not(monkeypatch: pytest.MonkeyPatch) -> None:

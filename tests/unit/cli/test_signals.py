@@ -13,7 +13,9 @@ import pytest
 
 from fpsgen.cli import errors, signals
 from fpsgen.cli.output import Output
+from fpsgen.cli.progress import drawn
 from fpsgen.errors import RenderError, Stopped
+from fpsgen.events import Step
 
 
 @pytest.fixture(autouse=True)
@@ -94,12 +96,11 @@ class Destroyed:
 
 
 def test_a_signal_that_a_destructor_swallows_ends_the_work_at_its_next_step(capsys: pytest.CaptureFixture[str]) -> None:
-    with Output().progress() as progress:
-        task = progress.add_task("denoise", total=2, rate="")
-        progress.update(task, completed=1)
+    with drawn(Output()) as watch:
+        watch(Step(1, 2, 0.5))
         Destroyed()
         with pytest.raises(KeyboardInterrupt):
-            progress.update(task, completed=2)
+            watch(Step(2, 2, 0.5))
     assert "Exception ignored" not in capsys.readouterr().err
 
 

@@ -33,7 +33,7 @@ REFUSED = [
     (["--steps", "3", "generate", "a"], "fpsgen has no option --steps", "stands after the command"),
     (
         ["generate", "a cat", "--grid", "it's"],
-        "--grid it's: there is no such choice",
+        "--sigmas it's: there is no such choice",
         "give one of original, diffusers",
     ),
     (["models", "list", "--steps"], "fpsgen models list has no option --steps", "lists what there is"),

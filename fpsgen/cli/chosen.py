@@ -1,0 +1,139 @@
+"""Model, size, device and precision as the user chose them, for every command that renders."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import TYPE_CHECKING, Any, Literal
+
+import typer
+
+from fpsgen.cli import preferences
+from fpsgen.cli.output import Output
+from fpsgen.errors import UsageError
+from fpsgen.printable import typed
+from fpsgen.timing import Timings
+from fpsgen.wan import sizes
+
+if TYPE_CHECKING:
+    import torch
+
+    from fpsgen.settings import Settings
+    from fpsgen.target import Target
+    from fpsgen.weights.models import Model
+
+Dtype = Literal["bf16", "fp32"]
+Size = tuple[int, int]  # width and height
+
+
+def check_device(name: str | None) -> None:
+    """UsageError where a device is none, without asking torch, which takes seconds to load."""
+    if name is not None and not re.fullmatch(r"cpu|cuda(:(\d|[1-9]\d))?", name):
+        why = "fpsgen runs on cpu and cuda"
+        if name.partition(":")[0] in ("cpu", "cuda"):
+            why = "there is one CPU, without a number" if name.startswith("cpu:") else "that is no GPU's number"
+        hint = "use cpu, cuda or cuda:N, the first GPU being cuda:0"
+        raise UsageError(f"--device {typed(name)}: {why}", hint)
+
+
+def find_device(name: str | None) -> torch.device:
+    """The device called `name`, or the best one here; UsageError where it cannot be had."""
+    check_device(name)
+    import torch
+
+    device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if device.type == "cpu":
+        return device
+    if not torch.cuda.is_available():
+        why = "this torch was built without CUDA" if torch.version.cuda is None else "torch sees no CUDA GPU"
+        raise UsageError(f"--device {name}: {why}", hint="leave --device out, or use --device cpu")
+    if device == torch.device("cuda"):  # tensors have a number, and caches are keyed by it
+        return torch.device("cuda", torch.cuda.current_device())
+    if device.index >= (count := torch.cuda.device_count()):
+        raise UsageError(f"--device {name}: the last GPU here is cuda:{count - 1}", hint="try --device cuda:0")
+    return device
+
+
+def find_target(name: str | None, dtype: Dtype | None) -> Target:
+    """Device and precisions together; UsageError where the device cannot be had.
+
+    Without a choice, bf16 on a GPU and fp32 on a CPU, where bf16 is seldom faster; the text encoder in bf16, as the
+    original runs it, unless fp32 was asked for in so many words.
+    """
+    device = find_device(name)
+    import torch
+
+    from fpsgen.target import Target
+
+    in_bf16 = dtype == "bf16" or (dtype is None and device.type == "cuda")
+    text_dtype = torch.float32 if dtype == "fp32" else torch.bfloat16
+    return Target(device, torch.bfloat16 if in_bf16 else torch.float32, text_dtype)
+
+
+def find_model(name: str | None, may_be_absent: bool = False) -> Model | None:
+    """The model that was named, or the user's own default, if there is one; its files are looked at. may_be_absent:
+    whether a known model need not be on this disk."""
+    with preferences.using("model", name) as wanted:
+        if wanted is None:
+            return None
+        from fpsgen.weights import hub, models
+
+        if may_be_absent and wanted.lower() in hub.REPOSITORIES:
+            return models.absent(wanted.lower())
+        model = models.find(wanted)
+        from fpsgen.weights import load  # which imports torch
+
+        load.check(model.checkpoint)  # a file that does not fit is told now, not after the denoising
+    return model
+
+
+def choose_model(size: Size | None, device: torch.device, out: Output, timings: Timings | None = None) -> Model:
+    """The default model; where its weights are absent and somebody can be asked, fetched first."""
+    from fpsgen.weights import hub, load, models
+
+    cuda = device.type == "cuda"
+    try:
+        model, surprise = models.choose(size, cuda)
+    except models.NoWeightsError as absent:
+        if not out.may_ask:
+            raise
+        with (timings or Timings()).pause():  # a download is no part of making a video
+            question = f"{absent}. Fetch Wan2.1 {absent.key} now, {absent.size}?"
+            if not typer.confirm(question, err=True):
+                raise
+            hub.pull(hub.plan(absent.repository))
+        model, surprise = models.choose(size, cuda)
+    load.check(model.checkpoint)
+    if surprise:
+        out.note(surprise)
+    return model
+
+
+def fit(model: Model, size: Size | None, out: Output) -> tuple[int, int, Size | None]:
+    """Width and height to render, and the size to scale to where the model cannot render what was asked for."""
+    own = (model.defaults.width, model.defaults.height)
+    if size is None or size == own:
+        return *own, None
+    if model.card is None:
+        sizes.check_model_size(*size)
+        return *size, None
+    sizes.check_scaled_size(*size)
+    out.note(f"the pocket model renders {own[0]}x{own[1]}; its pixels are scaled to {size[0]}x{size[1]}")
+    return *own, size
+
+
+def settings_of(model: Model, size: Size | None, **given: Any) -> Settings:
+    """The model's own, but for what was given; UsageError where it cannot render the size."""
+    own = (model.defaults.width, model.defaults.height)
+    if model.card is not None and size not in (None, own):
+        raise UsageError(f"the pocket model renders only {own[0]}x{own[1]}", hint="leave --res out")
+    width, height = size or own
+    sizes.check_model_size(width, height)
+    return model.defaults.override(width=width, height=height, **given)
+
+
+def video_name(prompt: str, seed: int) -> str:
+    """A file name that says what is inside."""
+    words = re.sub(r"\W+", "-", prompt.lower()).strip("-")
+    words = words.encode()[:60].decode(errors="ignore").rstrip("-")  # file systems count bytes
+    return os.fsdecode(f"{words or 'video'}-{seed}.mp4".encode())  # names are UTF-8, whatever the locale
