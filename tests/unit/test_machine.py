@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import types
 from pathlib import Path
 
 import pytest
@@ -114,6 +115,20 @@ def test_what_nvidia_smi_says(monkeypatch: pytest.MonkeyPatch) -> None:
     found = machine.card_state(torch.device("cuda", 0))
     assert found == {"clocks.sm": 1980.0, "clocks.mem": 2619.0, "power.draw": 121.5, "temperature.gpu": None}
     assert asked[0] == "--id=GPU-1-2"
+
+
+@pytest.mark.parametrize(("smi", "clock", "driver"), [("580.1, 1980, 700.00", 1.98e9, "580.1"), (None, 1.83e9, None)])
+def test_a_card_has_the_highest_clock_that_is_known(
+    smi: str | None, clock: float, driver: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without nvidia-smi, an H100's of its datasheet; the record says whose it is."""
+    about = {"name": "NVIDIA H100", "major": 9, "minor": 0, "multi_processor_count": 132, "total_memory": 80 * 2**30}
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: types.SimpleNamespace(**about, L2_cache_size=50))
+    monkeypatch.setattr(machine, "_printed", lambda command: smi or "")
+    found = machine.card(torch.device("cuda", 0))
+    assert (found["gpu"], found["capability"], found["multiprocessors"]) == ("NVIDIA H100", "9.0", 132)
+    assert (found["clock_hz"], found["driver"]) == (clock, driver)
+    assert ("nvidia-smi" in found["clock_source"]) == (smi is not None)
 
 
 def test_no_state_without_nvidia_smi(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from fpsgen.attention.plan import AttentionPlan
 from fpsgen.attention.qk import QKTransform, prepare
 from fpsgen.attention.tiles import Shape3
 from fpsgen.bench.attention.check import Oracles, error, sampled_rows, spread
-from fpsgen.bench.attention.record import Kind, Line
+from fpsgen.bench.attention.record import Line
 from fpsgen.bench.attention.shapes import HEAD_DIM, Shape, plan_8bit
 from fpsgen.bench.dense_kernels import KERNELS, DenseKernel
 from fpsgen.bench.roofline import Amounts
@@ -83,9 +83,13 @@ def contenders(inputs: Inputs, windows: dict[str, Shape3 | None], variants: Iter
     plan = AttentionPlan(shape.tiles)
     for kernel in KERNELS.values():
         if not kernel.rounds and (kernel.backend or kernel.package):  # torch's choice is one of its backends
-            kind: Kind = "sdpa" if kernel.backend else "package"
             why_not = kernel.too_large(1, shape.heads, shape.tiles.tokens)
-            yield trial(inputs, kind, kernel.name, plan, partial(dense_by, kernel, q, k, inputs.v), why_not=why_not)
+            about: dict[str, Any] = {
+                "kind": "sdpa" if kernel.backend else "package",
+                "name": kernel.name,
+                "why_not": why_not,
+            }
+            yield trial(inputs, plan, partial(dense_by, kernel, q, k, inputs.v), **about)
     # Before attention in 16 bits: eager PyTorch, what `attend` runs.
     line = Line(kind="prepare", name="norm and RoPE, eager", bits=16, stages=(shape.prepare(),))
     yield Trial(line, partial(inputs.prepare, torch.bfloat16))
@@ -94,7 +98,7 @@ def contenders(inputs: Inputs, windows: dict[str, Shape3 | None], variants: Iter
     for wanted, window in windows.items():  # which compiles for long: last
         plan = AttentionPlan(shape.tiles, (window,))
         call, why_not = partial(flex.attention, q, k, inputs.v, plan), flex.why_not(device, plan, HEAD_DIM)
-        yield trial(inputs, "flex", "flex", plan, call, wanted=wanted, why_not=why_not)
+        yield trial(inputs, plan, call, kind="flex", name="flex", wanted=wanted, why_not=why_not)
 
 
 def ours(inputs: Inputs, windows: dict[str, Shape3 | None], variant: str) -> Iterator[Trial]:
@@ -111,19 +115,19 @@ def ours(inputs: Inputs, windows: dict[str, Shape3 | None], variant: str) -> Ite
     for wanted, window in windows.items():
         plan = plan_8bit(shape.tiles, window, variant)
         alone, together = partial(over, operands, plan, variant), partial(hopper.attention, *given, plan, variant)
-        yield trial(inputs, "kernel", f"{variant}, kernel", plan, alone, wanted=wanted, variant=variant)
-        yield trial(inputs, "together", f"{variant}, together", plan, together, (before,), wanted, variant)
+        about: dict[str, Any] = {"variant": variant, "wanted": wanted}
+        yield trial(inputs, plan, alone, kind="kernel", name=f"{variant}, kernel", **about)
+        yield trial(inputs, plan, together, (before,), kind="together", name=f"{variant}, together", **about)
 
 
 def trial(
-    inputs: Inputs, kind: Kind, name: str, plan: AttentionPlan, call: Callable[[], Tensor],
-    before: tuple[Amounts, ...] = (), wanted: str | None = None, variant: str | None = None, why_not: str | None = None,
-) -> Trial:  # fmt: skip
-    """One that computes attention. before: the stages before that of attention itself."""
+    inputs: Inputs, plan: AttentionPlan, call: Callable[[], Tensor], before: tuple[Amounts, ...] = (), **about: Any
+) -> Trial:
+    """One that computes attention. before: the stages before that of attention itself; about: fields of its line."""
+    variant = about.get("variant")
     stages = (*before, inputs.shape.attention(plan, variant))
-    chosen: dict[str, Any] = {"wanted": wanted, "window": plan.windows[0], "density": plan.density}
-    bits = 8 if variant else 16
-    line = Line(kind=kind, name=name, bits=bits, variant=variant, stages=stages, why_not=why_not, **chosen)
+    about |= {"bits": 8 if variant else 16, "window": plan.windows[0], "density": plan.density}
+    line = Line(stages=stages, **about)
     return Trial(line, call, partial(inputs.check, call, plan, variant))
 
 
