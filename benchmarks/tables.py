@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from benchmarks.record import RESULTS
+from fpsgen.tables import Table
 
 DOCS = RESULTS.parents[1] / "docs"
 PAGES = [DOCS / "calibrate.md", DOCS / "bench.md"]
@@ -21,8 +22,7 @@ _END = "<!-- end of table -->"
 
 def table(head: list[str], rows: list[list[str]]) -> str:
     """In Markdown; all columns but the first are numbers."""
-    rule = ["---", *["---:"] * (len(head) - 1)]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in (head, rule, *rows))
+    return Table.of_numbers("", head, rows=rows).markdown()
 
 
 def read(pattern: str) -> list[dict[str, Any]]:

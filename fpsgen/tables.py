@@ -48,11 +48,15 @@ class Table:
         self.rows.append([cell if isinstance(cell, Cell) else Cell(cell) for cell in cells])
 
     @classmethod
-    def of_numbers(cls, title: str, heads: Iterable[str], texts: Sequence[str] = ()) -> Table:
-        """No rows yet. The first column and those in `texts` hold words, the others numbers."""
+    def of_numbers(
+        cls, title: str, heads: Iterable[str], texts: Sequence[str] = (), rows: Iterable[Iterable[str | Cell]] = ()
+    ) -> Table:
+        """The first column and those in `texts` hold words, the others numbers."""
         table = cls(title)
         for number, head in enumerate(heads):
             table.column(head, right=number > 0 and head not in texts)
+        for row in rows:
+            table.row(*row)
         return table
 
     def markdown(self) -> str:

@@ -59,7 +59,7 @@ def _drawn(record: dict[str, Any], pairs: Sequence[Pair]) -> tuple[str, dict[str
     facts, draw = kinds[kind]
     with pictures.drawing.styled():
         drawn = draw(record) | clips.draw(pairs)
-    shown = clips.facts(pairs, record.get("video", record)["fps"]) if pairs else []
+    shown = clips.facts(pairs, record.get("video", record)["fps"]) if pairs else None
     return page.render(kind, record=record, pictures=drawn, pairs=shown, **facts(record)), drawn
 
 

@@ -64,10 +64,5 @@ def _schedules(points: list[dict[str, Any]]) -> Table:
 
 
 def _clips(clips: list[dict[str, Any]]) -> Table:
-    table = Table()
-    table.column("Prompt", prose=True)
-    for head in ("Seed", "Error", "PSNR"):
-        table.column(head, right=True)
-    for clip in clips:
-        table.row(str(clip["prompt"]), str(clip["seed"]), words.number(clip["error"]), words.decibels(clip["psnr"]))
-    return table
+    told = ((clip["prompt"], clip["seed"], words.number(clip["error"]), words.decibels(clip["psnr"])) for clip in clips)
+    return Table.of_numbers("", ["Prompt", "Seed", "Error", "PSNR"], rows=(map(str, row) for row in told))

@@ -27,22 +27,13 @@ def draw(pairs: Sequence[Pair]) -> dict[str, bytes]:
     return {f"frames-{number}": drawing.frames(pair) for number, pair in enumerate(pairs, 1)}
 
 
-def facts(pairs: Sequence[Pair], fps: int) -> list[dict[str, Any]]:
-    """What the template says and shows of each pair."""
-    levels = _levels()
-    return [
-        {
-            "prompt": pair.prompt,
-            "names": pair.names,
-            "about": ", ".join(
-                part for part in (pair.which, "" if pair.psnr is None else f"PSNR {words.decibels(pair.psnr)}") if part
-            ),
-            "film": _film(beside(pair), fps),
-            "amplified": drawing.AMPLIFIED,
-            "levels": levels,
-        }
-        for pair in pairs
-    ]
+def facts(pairs: Sequence[Pair], fps: int) -> dict[str, Any]:
+    """What the template shows of them: each pair with its film; one frame by presets of different PSNRs."""
+    films = [(pair, _film(beside(pair), fps)) for pair in pairs]
+    levels = json.loads(_LEVELS.with_suffix(".json").read_text(encoding="utf-8"))
+    columns = [levels["baseline"], *(f"{words.decibels(one['psnr'])} ({one['preset']})" for one in levels["presets"])]
+    levels |= {"png": _LEVELS.read_bytes(), "shown": ", ".join(columns)}
+    return {"films": films, "amplified": drawing.AMPLIFIED, "levels": levels}
 
 
 def _film(frames: np.ndarray, fps: int) -> dict[str, Any] | None:
@@ -68,10 +59,3 @@ def beside(pair: Pair) -> np.ndarray:
     gap = np.full((*sides[0].shape[:2], _GAP, 3), 255, np.uint8)
     whole = np.concatenate([sides[0], gap, sides[1]], axis=2)
     return whole[:, : whole.shape[1] // 2 * 2, : whole.shape[2] // 2 * 2]
-
-
-def _levels() -> dict[str, Any]:
-    """What a PSNR looks like: one frame of the pocket model, in bf16 and by presets that come to different PSNRs."""
-    told = json.loads(_LEVELS.with_suffix(".json").read_text(encoding="utf-8"))
-    columns = [told["baseline"], *(f"{words.decibels(one['psnr'])} ({one['preset']})" for one in told["presets"])]
-    return told | {"png": _LEVELS.read_bytes(), "shown": ", ".join(columns)}

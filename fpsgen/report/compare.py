@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from fpsgen.report import words
@@ -51,30 +52,28 @@ def of_time(record: dict[str, Any]) -> Table:
     every = record["contenders"]
     runs = len(every[0]["warm"])
     how = f"median of {runs} warm runs each" if runs > 1 else "one warm run each" if runs else "one cold run each"
-    table = _times(f"Seconds, {'extrapolated from single steps' if record['extrapolated'] else how}", record, "median")
-    if any(map(peak, every)):
-        table.row("peak memory", *(words.gigabytes(peak(one)) for one in every))
+    rows = _times(record, "median")
+    rows["peak memory"] = [words.gigabytes(peak(one)) for one in every] if any(map(peak, every)) else []
     for name, title in (("total", "speed-up"), ("denoise", "speed-up, denoise")) if runs else ():
-        table.row(title, *(_speedup(one, name, record) for one in every))
-    return table
+        rows[title] = [_speedup(one, name, record) for one in every]
+    return sided(f"Seconds, {'extrapolated from single steps' if record['extrapolated'] else how}", every, rows)
 
 
 def of_cold(record: dict[str, Any]) -> Table:
     title = "Seconds, cold: the first run of each in this process, which also compiles its kernels"
-    return _times(title, record, "cold")
+    return sided(title, [one for one in record["contenders"] if one["cold"]], _times(record, "cold"))
 
 
-def _times(title: str, record: dict[str, Any], key: str) -> Table:
+def _times(record: dict[str, Any], key: str) -> dict[str, list[str | Cell]]:
     """The stages and the total; no compilation where there is none."""
-    every = [one for one in record["contenders"] if one[key]]
-    table = sided(title, every)
+    every, rows = [one for one in record["contenders"] if one[key]], dict[str, list[str | Cell]]()
     for name in (*STAGES, "total"):
-        if any(one[key][name] for one in every) or (every and name != "compile"):
+        if name != "compile" or any(one[key][name] for one in every):
             style = "bold" if name == "total" else ""
             mark = _GUESS if record["extrapolated"] and name in EXTRAPOLATED else ""
             spreads = {one["name"]: one["spread"][name] for one in every if key == "median"}
-            table.row(name, *(_seconds(one[key][name], spreads.get(one["name"]), mark, style) for one in every))
-    return table
+            rows[name] = [_seconds(one[key][name], spreads.get(one["name"]), mark, style) for one in every]
+    return rows
 
 
 def _seconds(value: float | None, spread: list[float] | None, mark: str, style: str) -> Cell:
@@ -138,29 +137,25 @@ def parts_of(phase: dict[str, Any]) -> dict[str, float]:
 def of_fidelity(record: dict[str, Any]) -> Table:
     """Of the contenders that were compared with the reference."""
     every = [one for one in record["contenders"] if one["fidelity"]]
-    table = sided(f"Fidelity to {reference(record)['label']}", every)
     near = [one["fidelity"] for one in every]
     same = Cell("∞", notes=("identical",))
-    rows: dict[str, list[str | Cell]] = {
-        "latent cosine": [cosine(one["latent_cosine"], words.number(one["latent_error"])) for one in near],
+    rows: dict[str, Sequence[str | Cell]] = {
+        "latent cosine": [cosine(one["latent_cosine"], one["latent_error"]) for one in near],
         "PSNR": [same if one["identical"] else words.decibels(one["psnr"]) for one in near],
         "SSIM": [f"{one['ssim']:.4f}" for one in near],
         "LPIPS": [words.number(one["lpips"]) for one in near] if any(one["lpips"] is not None for one in near) else [],
         "NaN, Inf": [str(one["nonfinite"]) for one in near],
     }
-    for title, cells in rows.items():
-        if cells:
-            table.row(title, *cells)
-    return table
+    return sided(f"Fidelity to {reference(record)['label']}", every, rows)
 
 
 def of_kernels(record: dict[str, Any]) -> Table:
     """Dense kernels by how fast they were, the taken one first."""
-    table = Table.of_numbers("", ["Kernel", "Milliseconds", ""], [""])
+    rows = []
     for number, one in enumerate(record["tried"]):
         took = words.DASH if one["milliseconds"] is None else f"{one['milliseconds']:.3g}"
-        table.row(one["name"], took, one["why_not"] or ("taken" if number == 0 else ""))
-    return table
+        rows.append((one["name"], took, one["why_not"] or ("taken" if number == 0 else "")))
+    return Table.of_numbers("", ["Kernel", "Milliseconds", ""], [""], rows)
 
 
 _TABLES = {"time": of_time, "cold": of_cold, "steps": of_steps, "fidelity": of_fidelity, "tried": of_kernels}
@@ -169,10 +164,11 @@ _TABLES = {"time": of_time, "cold": of_cold, "steps": of_steps, "fidelity": of_f
 def _states(runs: list[str], states: list[dict[str, Any]]) -> Table:
     """The card after each run; no rows where there is no card. runs: in words."""
     known = [key for key in _STATE if states and key in states[0]]
-    table = Table.of_numbers("The card after each run", ["After", *(_STATE[key] for key in known)])
-    for run, state in zip(runs, states, strict=False):
-        table.row(run, *(words.DASH if state[key] is None else f"{state[key]:g}" for key in known))
-    return table
+    rows = [
+        (run, *(words.DASH if state[key] is None else f"{state[key]:g}" for key in known))
+        for run, state in zip(runs, states, strict=False)
+    ]
+    return Table.of_numbers("The card after each run", ["After", *(_STATE[key] for key in known)], rows=rows)
 
 
 def panels(record: dict[str, Any]) -> list[tuple[str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fpsgen.report import words
@@ -30,11 +31,15 @@ def too_close(speedup: dict[str, Any]) -> bool:
     return min(each) <= 1 <= max(each) or (len(each) < CLEAR and abs(ratio - 1) < SMALL)
 
 
-def sided(title: str, contenders: list[dict[str, Any]]) -> Table:
-    """A table with a column for each contender."""
-    return Table.of_numbers(title, ["", *(one["label"] for one in contenders)])
+def sided(title: str, contenders: list[dict[str, Any]], rows: Mapping[str, Sequence[str | Cell]]) -> Table:
+    """A table with a column for each contender. rows: cells by the row's name; a row without any is left out."""
+    filled = ((name, *cells) for name, cells in rows.items() if cells)
+    return Table.of_numbers(title, ["", *(one["label"] for one in contenders)], rows=filled)
 
 
-def cosine(cosine: float, error: str, *notes: str) -> Cell:
-    """The cosine of latents, and its distance from 1, which keeps its digits. error: as words have it."""
-    return Cell(f"{cosine:.6f}", notes=(f"1 {words.DASH} {error}", *notes))
+def cosine(told: Any, error: Any) -> Cell:
+    """The cosine of latents, and its distance from 1, which keeps its digits: of one clip, or means over many."""
+    if isinstance(told, float):
+        return Cell(f"{told:.6f}", notes=(f"1 {words.DASH} {words.number(error)}",))
+    distance = words.number(error["mean"], half=error.get("ci95"))
+    return Cell(f"{told['mean']:.6f}", notes=(f"1 {words.DASH} {distance}", f"worst {told['worst']:.6f}"))

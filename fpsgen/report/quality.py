@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from fpsgen.report import words
@@ -11,8 +12,6 @@ from fpsgen.seeds import next_seed
 from fpsgen.tables import Cell, Table
 
 _MOST_CLIPS = 40  # in the table, or the worst of them
-_DIGITS = {"psnr": 3, "ssim": 4, "lpips": 3}
-_TITLES = {"psnr": "PSNR, dB", "ssim": "SSIM", "lpips": "LPIPS"}
 
 
 def facts(record: dict[str, Any]) -> dict[str, Any]:
@@ -46,27 +45,25 @@ def of_fidelity(record: dict[str, Any]) -> Table:
     """Means over the clips, of all contenders but the reference."""
     own = others(record)
     spread = "mean ± 95 % interval, and the worst clip" if len(own[0]["clips"]) > 1 else "one clip"
-    table = sided(f"Fidelity to {reference(record)['label']}: {spread}", own)
     near = [one["fidelity"] for one in own]
-    table.row("latent cosine", *(_cosine(one["latent_cosine"], one["latent_error"]) for one in near))
-    for measure, title in _TITLES.items():
-        if any(one[measure] for one in near) or measure == "psnr":
-            table.row(title, *(_mean(one[measure], measure) for one in near))
-    table.row("identical clips", *(str(one["identical"]) for one in own))
-    table.row("clips with NaN, Inf", *(str(one["nonfinite"]) for one in own))
-    return table
+    rows: dict[str, Sequence[str | Cell]] = {
+        "latent cosine": [cosine(one["latent_cosine"], one["latent_error"]) for one in near],
+        "PSNR, dB": [_mean(one["psnr"], 3, "∞") for one in near],
+        "SSIM": [_mean(one["ssim"], 4) for one in near],
+        "LPIPS": [_mean(one["lpips"], 3) for one in near] if any(one["lpips"] for one in near) else [],
+        "identical clips": [str(one["identical"]) for one in own],
+        "clips with NaN, Inf": [str(one["nonfinite"]) for one in own],
+    }
+    return sided(f"Fidelity to {reference(record)['label']}: {spread}", own, rows)
 
 
-def _cosine(told: dict[str, Any], error: dict[str, Any]) -> Cell:
-    return cosine(told["mean"], words.number(error["mean"], half=error.get("ci95")), f"worst {told['worst']:.6f}")
-
-
-def _mean(told: dict[str, Any] | None, measure: str) -> Cell:
-    """None: no clip had a finite value, or it was not measured."""
+def _mean(told: dict[str, Any] | None, digits: int, none: str = words.DASH) -> Cell:
+    """none: what to say where no clip had a finite value, or where it was not measured."""
     if told is None:
-        return Cell("∞" if measure == "psnr" else words.DASH)
-    worst = f"worst {words.number(told['worst'], _DIGITS[measure])}"
-    return Cell(words.number(told["mean"], _DIGITS[measure], told.get("ci95")), notes=(worst,))
+        return Cell(none)
+    return Cell(
+        words.number(told["mean"], digits, told.get("ci95")), notes=(f"worst {words.number(told['worst'], digits)}",)
+    )
 
 
 def adherence_of(record: dict[str, Any]) -> list[tuple[str, dict[str, list[int]]]]:
@@ -85,19 +82,16 @@ def _hits(told: dict[str, list[int]]) -> str:
 
 def _adherence(record: dict[str, Any]) -> Table:
     judged = adherence_of(record)
-    table = Table.of_numbers("Clips as prompted", ["", *(label for label, _ in judged)])
-    for aspect in judged[0][1] if judged else ():
-        table.row(aspect, *("{} of {}".format(*told[aspect]) for _, told in judged))
-    return table
+    aspects = judged[0][1] if judged else ()
+    rows = ((aspect, *("{} of {}".format(*told[aspect]) for _, told in judged)) for aspect in aspects)
+    return Table.of_numbers("Clips as prompted", ["", *(label for label, _ in judged)], rows=rows)
 
 
 def of_vbench(record: dict[str, Any]) -> Table:
     scored = [one for one in record["contenders"] if one["vbench"]]
-    table = sided("VBench: higher is better", scored)
-    for dimension in scored[0]["vbench"] if scored else ():
-        scores = (one["vbench"].get(dimension) for one in scored)
-        table.row(dimension.replace("_", " "), *(words.number(score, 4) for score in scores))
-    return table
+    names = scored[0]["vbench"] if scored else ()
+    scores = {name: [words.number(one["vbench"].get(name), 4) for one in scored] for name in names}
+    return sided("VBench: higher is better", scored, {name.replace("_", " "): own for name, own in scores.items()})
 
 
 def values_of(contender: dict[str, Any]) -> list[float]:
@@ -112,12 +106,6 @@ def _clips(own: list[dict[str, Any]]) -> Table:
     order = list(range(len(own[0]["clips"])))
     if len(order) > _MOST_CLIPS:
         order = sorted(order, key=lambda number: psnr[0][number])[:_MOST_CLIPS]
-    table = Table()
-    table.column("Prompt", prose=True)
-    table.column("Seed", right=True)
-    for one in own:
-        table.column(f"{one['label']}, PSNR", right=True)
-    for number in order:
-        clip = own[0]["clips"][number]
-        table.row(clip["prompt"], str(clip["seed"]), *(words.decibels(values[number]) for values in psnr))
-    return table
+    shown = ((own[0]["clips"][number], [words.decibels(values[number]) for values in psnr]) for number in order)
+    rows = ((clip["prompt"], str(clip["seed"]), *told) for clip, told in shown)
+    return Table.of_numbers("", ["Prompt", "Seed", *(f"{one['label']}, PSNR" for one in own)], rows=rows)
