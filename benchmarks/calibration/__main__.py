@@ -26,8 +26,9 @@ from fpsgen import files
 from fpsgen.attention.plan import AttentionPlan
 from fpsgen.calibrate import solve
 from fpsgen.calibrate.candidates import PRECISIONS
-from fpsgen.calibrate.job import Job, mean_cost, mean_density, problem, step_plans, to_preset
+from fpsgen.calibrate.job import Job, mean_cost, mean_density, problem, step_plans
 from fpsgen.calibrate.run import calibrate
+from fpsgen.calibrate.schedule import to_preset
 from fpsgen.calibrate.solve import Axis
 from fpsgen.calibrate.verify import Checked
 from fpsgen.events import Event, Notice

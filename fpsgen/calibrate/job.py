@@ -20,7 +20,7 @@ from fpsgen.wan.plan import StepPlan
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from fpsgen.calibrate.solve import Problem, Schedule
+    from fpsgen.calibrate.solve import Problem
     from fpsgen.weights.models import Model
 
 _LEAST_STEPS = 2  # in a phase, where the trajectory has that many
@@ -162,13 +162,6 @@ def problem(job: Job, errors: Tensor) -> Problem:
     # The video may have more steps than the measured trajectory: its cost is what a budget is about.
     steps = torch.tensor(job.phase_of_step).bincount(minlength=len(job.phases)).double()
     return Problem(errors, job.candidates.costs, steps / steps.sum())
-
-
-def to_preset(job: Job, solved: Schedule) -> Preset:
-    """A schedule as a preset that says nothing of its quality yet."""
-    from fpsgen.calibrate import schedule
-
-    return schedule.preset(solved, job.candidates, job.phases, job.name, job.model.family)
 
 
 def step_plans(job: Job, preset: Preset) -> list[StepPlan]:

@@ -15,8 +15,9 @@ from fpsgen.calibrate import budget as budgets
 from fpsgen.calibrate import frontier
 from fpsgen.calibrate.budget import Tried
 from fpsgen.calibrate.candidates import PRECISIONS
-from fpsgen.calibrate.job import Job, mean_cost, mean_density, problem, step_plans, to_preset
+from fpsgen.calibrate.job import Job, mean_cost, mean_density, problem, step_plans
 from fpsgen.calibrate.measure import Measurement, measure
+from fpsgen.calibrate.schedule import to_preset
 from fpsgen.calibrate.solve import Schedule
 from fpsgen.calibrate.trajectory import Clip, Renderer
 from fpsgen.calibrate.verify import Checked, Checker

@@ -8,7 +8,7 @@ from string import ascii_letters, digits
 
 from fpsgen.attention.tiles import Shape3
 from fpsgen.calibrate.candidates import PRECISIONS, Candidates
-from fpsgen.calibrate.job import PhaseSpan
+from fpsgen.calibrate.job import Job, PhaseSpan
 from fpsgen.calibrate.solve import Schedule
 from fpsgen.presets import DENSE_HEAD, Layers, Phase, Preset
 
@@ -16,6 +16,11 @@ _LETTERS = ascii_letters + digits + "_"  # one for each of the 4 x 4 x 4 windows
 
 # What a layer of a phase does: precision of q and k, window of each head (None for dense).
 _Layer = tuple[str, tuple[Shape3 | None, ...]]
+
+
+def to_preset(job: Job, solved: Schedule) -> Preset:
+    """A job's solution as a preset that says nothing of its quality yet."""
+    return preset(solved, job.candidates, job.phases, job.name, job.model.family)
 
 
 def preset(schedule: Schedule, candidates: Candidates, spans: list[PhaseSpan], name: str, family: str) -> Preset:

@@ -13,9 +13,10 @@ from fpsgen import metrics
 from fpsgen.attention.plan import AttentionPlan
 from fpsgen.calibrate import frontier
 from fpsgen.calibrate.budget import Budget, Tried
-from fpsgen.calibrate.job import problem, to_preset
+from fpsgen.calibrate.job import problem
 from fpsgen.calibrate.job import step_plans as plans_of
 from fpsgen.calibrate.measure import Measurement
+from fpsgen.calibrate.schedule import to_preset
 from fpsgen.calibrate.solve import within_cost
 from fpsgen.calibrate.verify import Checked
 from fpsgen.presets import Phase, Preset, shipped
