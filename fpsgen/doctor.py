@@ -152,7 +152,7 @@ def why_no_gpu(driver: str | None) -> str:
     if driver is None:
         return "there is no NVIDIA driver"
     if (hidden := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
-        return f"CUDA_VISIBLE_DEVICES={hidden!r} leaves torch none"
+        return f"CUDA_VISIBLE_DEVICES={hidden!r} hides all GPUs from torch"
     try:
         torch.cuda.init()
     except Exception as fault:
@@ -284,8 +284,8 @@ def trial_launch() -> dict:
         errors = {name: relative_error(device, plan) for name, plan in plans.items()}
     except Exception as fault:
         return {"state": "failed", "why": sentence(fault), "errors": {}}
-    if wrong := [f"{name} by {error:.2g}" for name, error in errors.items() if not error <= LARGEST_ERROR]:
-        why = f"results are wrong, {', '.join(wrong)}; rounding explains {LARGEST_ERROR:g} at most"
+    if wrong := [f"{name} {error:.2g}" for name, error in errors.items() if not error <= LARGEST_ERROR]:
+        why = f"results are wrong: relative error {', '.join(wrong)}; rounding explains at most {LARGEST_ERROR:g}"
         finite = {name: error if isfinite(error) else None for name, error in errors.items()}  # JSON has no NaN
         return {"state": "failed", "why": why, "errors": finite}
     return {"state": "ok", "why": None, "errors": errors}
@@ -379,5 +379,5 @@ def ability(report: dict[str, dict]) -> tuple[str, str]:
         return f"{name}: Hopper kernels ready.", following
     why = launch.get("why") or launch.get("fault")
     if devices[0]["capability"] == "9.0" and (command := absent.get("cupy") or absent.get("nvrtc")):
-        return f"{name}: Wan2.1 runs; the Hopper kernels could run, too, but {why}.", command
-    return f"{name}: Wan2.1 runs, without the Hopper kernels: {why}.", following
+        return f"{name}: Wan2.1 runs. The hopper backend would run too, but {why}.", command
+    return f"{name}: Wan2.1 runs, but without the hopper backend: {why}.", following

@@ -129,8 +129,8 @@ def clear(stale: bool = False, json: bool = False) -> None:
         raise UsageError(f"{folder} cannot be read: {fault.strerror or fault}", hint=_FOLDER_HINT) from None
     except nvrtc.NoCompilerError as missing:
         raise UsageError(
-            f"which kernels are stale depends on the compiler, and {missing}",
-            hint=f"{missing.hint}, or fpsgen kernels clear, which removes all",
+            f"fpsgen cannot tell which kernels are stale: {missing}",
+            hint=f"{missing.hint}, or remove all kernels: fpsgen kernels clear",
         ) from None
     for name in chosen:
         try:
@@ -141,7 +141,7 @@ def clear(stale: bool = False, json: bool = False) -> None:
         except OSError as fault:
             faults.append(f"{name}: {fault.strerror or fault}")
     if building:
-        out.note(f"another process is just building {', '.join(building)}, so it stays")
+        out.note(f"kept {', '.join(building)}, because another process is building it now")
     if faults:
         many = f"{len(faults)} of {len(faults) + len(removed)}"
         raise UsageError(f"{many} kernels cannot be removed from {folder}: {faults[0]}", hint=_FOLDER_HINT)

@@ -19,6 +19,8 @@ from fpsgen.wan.plan import StepPlan
 
 DENSE_HEAD = "-"  # in `heads`, where letters stand for windows
 _ROUNDING = 1e-6
+# What a measured quality holds for, besides the weights: fields of Measured and of Settings, in words.
+_WHERE = {"size": "{}", "frames": "{} frames", "steps": "{} steps", "shift": "shift {:g}", "guidance": "guidance {:g}"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,11 +142,11 @@ class Preset:
         in words; where there is nothing, the measured quality is the video's."""
         if (of := self.measured) is None:
             return []
-        here = (settings.size, f"{settings.frames} frames", f"{settings.steps} steps", f"shift {settings.shift:g}",
-                f"guidance {settings.guidance:g}")  # fmt: skip
-        then = (of.size, f"{of.frames} frames", f"{of.steps} steps", f"shift {of.shift:g}", f"guidance {of.guidance:g}")
         others = [] if of.weights == weights else ["other weights"]
-        return others + [one for one, ours in zip(then, here, strict=True) if one != ours]
+        for key, words in _WHERE.items():
+            then, here = (words.format(getattr(own, key)) for own in (of, settings))
+            others += [then] if then != here else []
+        return others
 
     def surprise(self, weights: str, settings: Settings) -> str | None:
         """What a user should know before trusting it with a video, in one sentence."""
@@ -204,17 +206,16 @@ class Preset:
         if own.heads and len(own.heads) != heads:
             told = f"heads has {len(own.heads)} letters, and this model {heads} heads"
             raise self.fault(told, own.line, hint=f"one letter of [windows] for each head, {DENSE_HEAD} for dense")
-        windows: tuple[Shape3 | None, ...]
+        each: list[Shape3 | None]
         if own.heads:
             each = [None if c == DENSE_HEAD else self._fit(self.windows[c], tiles, own.line) for c in own.heads]
-            windows = tuple(dict.fromkeys(each))
-            index = tuple(windows.index(window) for window in each) if len(windows) > 1 else ()
-            return AttentionPlan(tiles, windows, index, own.qk, own.pv, own.smooth_k)
-        if own.density is not None:
-            window = tiles.window_of(own.density)
+        elif own.density is not None:
+            each = [tiles.window_of(own.density)]
         else:
-            window = None if own.window is None else self._fit(own.window, tiles, own.line)
-        return AttentionPlan(tiles, (window,), (), own.qk, own.pv, own.smooth_k)
+            each = [own.window and self._fit(own.window, tiles, own.line)]
+        windows = tuple(dict.fromkeys(each))
+        index = tuple(map(windows.index, each)) if len(windows) > 1 else ()
+        return AttentionPlan(tiles, windows, index, own.qk, own.pv, own.smooth_k)
 
 
 # Dense, as exact as the tensors are: what everything is measured against.
