@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from fpsgen import files, machine
 from fpsgen.bench import fidelity, perceptual, record, steps
@@ -48,14 +47,13 @@ class CompareJob:
 class Entry:
     """A contender in a comparison, and what became of it so far.
 
-    latents, frames: of its first run. together: whether both guidance branches ran in one batch, where that was said.
-    cold, warm: the first run and the later ones, as `Timings.as_dict` has them. splits: the parts of a step of each
-    span. nonfinite: of all velocities that were looked at.
+    clip: what the first run made. together: whether both guidance branches ran in one batch, where that was said. cold,
+    warm: the first run and the later ones, as `Timings.as_dict` has them. splits: the parts of a step of each span.
+    nonfinite: of all velocities that were looked at.
     """
 
     contender: VideoContender
-    latents: Tensor | None = None
-    frames: np.ndarray | None = None
+    clip: MadeClip = field(init=False)
     together: bool | None = None
     cold: dict[str, Any] | None = None
     warm: list[dict[str, Any]] = field(default_factory=list)
@@ -66,13 +64,6 @@ class Entry:
     @property
     def name(self) -> str:
         return self.contender.name
-
-    @property
-    def clip(self) -> MadeClip:
-        """What the first run made."""
-        assert self.latents is not None
-        assert self.frames is not None
-        return self.latents, self.frames
 
     @property
     def runs(self) -> list[dict[str, Any]]:
@@ -175,7 +166,7 @@ def places(line_up: LineUp, folder: Path) -> dict[str, Path]:
 
 def once(entry: Entry, output: Path, watch: Watch) -> dict[str, Any]:
     """One video, and how long it took. The first that a contender makes is kept, for its fidelity."""
-    first, timings, pieces = entry.latents is None, Timings(), []
+    first, timings, latents, pieces = entry.cold is None, Timings(), torch.empty(0), []
     machine.release()
     try:
         for event in entry.contender.run(output, timings):
@@ -187,13 +178,13 @@ def once(entry: Entry, output: Path, watch: Watch) -> dict[str, Any]:
             if isinstance(event, Branches):
                 entry.together = event.together
             elif isinstance(event, Denoised) and first:
-                entry.latents = event.latents.cpu()
+                latents = event.latents.cpu()
             elif isinstance(event, Frames) and first:
                 pieces.append(event.pixels)
     except RenderError as fault:
         raise RenderError(f"{entry.name}: {fault}", fault.hint) from None
     if first:
-        entry.frames = np.concatenate(pieces)
+        entry.clip = latents, np.concatenate(pieces)
     if entry.contender.plan.target.device.type != "cuda":
         timings.peak_memory = None  # it would be the process's, of all runs so far
     return timings.as_dict()

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import pairwise
 from statistics import median
-from typing import Any
 
 import torch
 
@@ -121,8 +118,8 @@ def try_kernels(plan: VideoPlan) -> list[KernelTrial]:
     if not calls:
         sizes = f"try a smaller {option('res')} or fewer {option('frames')}"
         raise RenderError(f"no dense attention of {tokens} tokens runs here: {refused[0].why_not}", hint=sizes)
-    clock = Stopwatch(device).time if device.type == "cuda" else _clock
-    rounds = [clock(calls.values()) for _ in range(_ROUNDS)]
+    watch = Stopwatch(device)
+    rounds = [watch.time(calls.values()) for _ in range(_ROUNDS)]
     times = {name: median(each) for name, each in zip(calls, zip(*rounds, strict=True), strict=True)}
     return [KernelTrial(name, times[name], None) for name in sorted(times, key=times.__getitem__)] + refused
 
@@ -140,12 +137,3 @@ def _failure(name: str, call: Callable[[], object], device: torch.device) -> str
         raise RenderError(broken, hint=f"run the command again, without {name}")
     machine.release()  # only now, since the fault held on to the kernel's tensors
     return told
-
-
-def _clock(calls: Iterable[Callable[[], Any]]) -> list[float]:
-    """Milliseconds of each call on a CPU."""
-    marks = [time.perf_counter()]
-    for call in calls:
-        call()
-        marks.append(time.perf_counter())
-    return [1e3 * (after - before) for before, after in pairwise(marks)]

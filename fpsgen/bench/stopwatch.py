@@ -1,8 +1,10 @@
-"""How long work takes on a card, and how fast its memory is."""
+"""How long work takes on a device, and how fast a card's memory is."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable
+from itertools import pairwise
 from statistics import median
 from typing import Any
 
@@ -29,19 +31,22 @@ def copy_bandwidth(device: torch.device) -> float:
 
 
 class Stopwatch:
-    """Milliseconds of calls on a card, by CUDA events around each.
+    """Milliseconds of calls: on a CPU by its clock, on a card by CUDA events around each.
 
-    The calls follow one another without a pause, so that clock and temperature are those of work, and without what
-    the one before left in the L2 cache. Before each the card idles for a millisecond: by then the CPU has queued all
-    of the call's kernels, and what it took to do so is in no result.
+    On a card the calls follow one another without a pause, so that clock and temperature are those of work, and
+    without what the one before left in the L2 cache. Before each the card idles for a millisecond: by then the CPU has
+    queued all of the call's kernels, and what it took to do so is in no result.
     """
 
     def __init__(self, device: torch.device):
         self.device = device
-        self.flush = torch.empty(_FLUSHED, dtype=torch.uint8, device=device)
+        self.flush = torch.empty(_FLUSHED if device.type == "cuda" else 0, dtype=torch.uint8, device=device)
 
     def time(self, calls: Iterable[Callable[[], object]]) -> list[float]:
         """The time of each call, in this order."""
+        if self.device.type != "cuda":
+            clock = [time.perf_counter(), *((call(), time.perf_counter())[1] for call in calls)]
+            return [1e3 * (after - before) for before, after in pairwise(clock)]
         marks = []
         with torch.cuda.device(self.device):  # whose stream events are recorded on
             for call in calls:

@@ -21,7 +21,7 @@ from fpsgen.bench.record import CompareRecord
 from fpsgen.bench.steps import Split, StepSpan
 from fpsgen.errors import UsageError, option
 from fpsgen.events import Run, Stage, Watch
-from fpsgen.request import Request, VideoPlan
+from fpsgen.request import VideoPlan
 from fpsgen.sampling import Denoiser
 from fpsgen.target import Target
 from fpsgen.timing import Timings
@@ -32,6 +32,15 @@ from fpsgen.weights.layout import Checkpoint
 
 # The first piece is of one frame, the second fills the cache, and from the third on all take the same time.
 PIECES = 3
+# What a reader should know of such records.
+NOTES = (
+    "the weights are random: the speed is that of the true shapes, and there is no video",
+    "one step of each phase was measured, up to three times, and its median stands for the others",
+    f"text: {TEXT_LENGTH} random tokens, the most that a prompt may have, were encoded for each guidance branch",
+    f"decode: up to {PIECES} latent frames were decoded; the last stands for those after it",
+    "after a single pass a ratio close to 1 may be chance; on a busy machine, a larger one too",
+    "the totals leave out load and encode: there are no files, and noise takes longer to encode than a video does",
+)
 _PROBE = 0.2  # seconds that a matrix product is repeated
 _SIDE = 1024  # of its matrices
 
@@ -66,7 +75,7 @@ def measure(job: CompareJob, watch: Watch) -> CompareRecord:
         one.together = denoiser.together if settings.branches > 1 else None
         most = max(peak, machine.peak_bytes(device)) if on_card else None
         one.warm.append(timing(one.splits, found.cut, ends, most))
-    return found.record(notes(plan.request, job.passes), random=True)
+    return found.record([*NOTES], random=True)
 
 
 def least_seconds(job: CompareJob) -> float:
@@ -96,38 +105,15 @@ def flops_per_second(dtype: torch.dtype) -> float:
     return 2.0 * _SIDE**3 * count / spent
 
 
-def notes(request: Request, passes: int) -> list[str]:
-    """What a reader should know of such records, in sentences."""
-    frames = request.settings.latent_shape[0]
-    times = "once" if request.settings.branches == 1 else "twice"
-    told = [
-        "the weights are random: the speed is that of the true shapes, and there is no video",
-        "one step of each phase was measured, up to three times, and its median stands for the others",
-        f"text: {TEXT_LENGTH} random tokens, the most that a prompt may have, were encoded {times}",
-    ]
-    if frames > PIECES:
-        told.append(f"decode: {PIECES} of {frames} latent frames were decoded; the last stands for the others")
-    if passes == 1:
-        told.append("all times come from a single pass: a ratio near 1, or any on a busy machine, may be chance")
-    return [*told, "the totals leave out load and encode: there are no files, and noise takes longer to encode"]
-
-
 def check_memory(checkpoint: Checkpoint, target: Target) -> None:
     """UsageError where the largest component's weights do not fit in the memory that is free."""
     machine.release()
     free = machine.free_bytes(target.device)
-    sizes = needs.weights(checkpoint, target.dtype, target.text_dtype)
-    largest = max(sizes, key=sizes.__getitem__)
-    if sizes[largest] <= free:
-        return
-    if max(needs.weights(checkpoint, torch.bfloat16, torch.bfloat16).values()) <= free:
-        hint = f"try {option('dtype', 'bf16')}"
-    elif largest == "transformer":
-        hint = f"try a smaller model, {option('random_weights', '1.3b')}, or another {option('device')}"
-    else:
-        hint = f"make room, or try another {option('device')}"
-    told = f"the {largest} takes {sizes[largest] / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free on {target.device}"
-    raise UsageError(told, hint)
+    largest, size = max(needs.weights(checkpoint, target.dtype, target.text_dtype).items(), key=lambda part: part[1])
+    if size > free:
+        told = f"the {largest} takes {size / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free on {target.device}"
+        smaller = f"{option('dtype', 'bf16')} and {option('random_weights', '1.3b')} take less"
+        raise UsageError(told, hint=f"{smaller}; or try another {option('device')}")
 
 
 def randomise(model: Module, device: torch.device, dtype: Callable[[str], torch.dtype], seed: int) -> Module:

@@ -79,7 +79,7 @@ def test_the_record_holds_what_single_steps_extrapolate_to() -> None:
     assert found["random_weights"]
     assert found["extrapolated"]
     assert found["video"]["prompt"] is found["video"]["negative"] is None
-    assert any("a single pass" in note for note in found["notes"])
+    assert found["notes"] == list(synthetic.NOTES)
     for one in found["contenders"]:
         (timing,) = one["warm"]
         assert [phase["first"] for phase in one["phases"]] == [1, one["phases"][0]["last"] + 1]
@@ -132,15 +132,12 @@ def test_a_long_clip_is_decoded_in_part(monkeypatch: pytest.MonkeyPatch) -> None
     assert decoded == [0, 1, 2] * 2  # once to warm up
     expected = 0.02 + 0.04 + 9 * 0.08
     assert expected <= found["contenders"][0]["median"]["decode"] <= 1.5 * expected
-    assert any("3 of 11 latent frames" in note for note in found["notes"])
 
 
 @pytest.mark.usefixtures("tiny")
 def test_a_short_clip_is_decoded_whole() -> None:
     found = measure(job(frames=1, guidance=1.0))
     assert found["contenders"][0]["median"]["decode"] > 0
-    assert not any("latent frames" in note for note in found["notes"])
-    assert any("once" in note for note in found["notes"])
 
 
 @pytest.mark.parametrize(("key", "parameters"), [("1.3b", 1.42e9), ("14b", 14.3e9)])
