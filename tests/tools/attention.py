@@ -16,7 +16,7 @@ from fpsgen.bench.attention import run
 from fpsgen.bench.attention.contenders import Trial
 from fpsgen.bench.attention.record import AttentionRecord, Case, Kind, Line, derive
 from fpsgen.bench.attention.shapes import Shape, shape
-from fpsgen.events import Done, Event, Notice, Run, Work
+from fpsgen.events import Done, Event, Notice, Run, Stage, Work
 from fpsgen.machine import provenance
 
 CARD = {
@@ -92,7 +92,7 @@ class Silent:
 
     def __call__(self, event: Event) -> None:
         match event:
-            case Run(title=text) | Notice(text=text):
+            case Run(title=text) | Stage(name=text) | Notice(text=text):
                 self.heard.append(text)
             case Work(total=total):
                 self.rounds.append((0, total))

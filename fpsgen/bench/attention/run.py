@@ -23,7 +23,7 @@ from fpsgen.bench.attention.contenders import MOST_WORDS, Inputs, contenders, tr
 from fpsgen.bench.attention.record import LEAST_ROUNDS, AttentionRecord, Case, Line, as_json, derive
 from fpsgen.bench.attention.shapes import DENSITIES, Shape, chosen_windows
 from fpsgen.errors import FpsgenError, option, reason
-from fpsgen.events import Done, Notice, Run, Watch, Work
+from fpsgen.events import Done, Notice, Run, Stage, Watch, Work
 
 RESERVE = 5  # seconds of the budget, for the last record and its report
 SEED = 0
@@ -82,6 +82,7 @@ class Measurer:
             now = time.monotonic()
             share = now + (self.end - RESERVE - now) / (len(self.job.shapes) - number)
             self.record = replace(self.record, cases=(*self.record.cases, Case(**shape.facts)))
+            self.watch(Run(str(shape), number + 1, len(self.job.shapes)))
             try:
                 self.fill(shape, share)
             except Exception as fault:  # of the card, or no memory: the other shapes may run
@@ -111,20 +112,19 @@ class Measurer:
         """Replace fields of the last case."""
         self.record = replace(self.record, cases=(*self.record.cases[:-1], replace(self.case, **changes)))
 
-    def begin(self, shape: Shape, what: str) -> None:
+    def begin(self, what: str) -> None:
         """Say what runs now: if that never ends, the record that is left behind names it."""
         self.note(doing=what)
-        shapes = self.job.shapes
-        self.watch(Run(f"{shape}: {what}", shapes.index(shape) + 1, len(shapes)))
+        self.watch(Stage(what))
 
     def fill(self, shape: Shape, share: float) -> None:
         """One case: every contender checked, then timed in rounds. share: when its part of the time ends."""
-        self.begin(shape, "making the inputs")
+        self.begin("making the inputs")
         self.note(before=machine.card_state(self.device))
         calls: dict[int, Callable[[], object]] = {}  # by the number of the line
         windows = chosen_windows(shape.tiles, self.job.densities)
         for number, trial in enumerate(contenders(Inputs(shape, self.device, SEED), windows, self.job.variants)):
-            self.begin(shape, f"checking {trial.line.name} {trial.line.wanted or ''}".strip())
+            self.begin(f"checking {trial.line.name} {trial.line.wanted or ''}".strip())
             line = tried(trial, self.device)
             self.note(lines=(*self.case.lines, line))
             if not line.trouble:
@@ -132,7 +132,7 @@ class Measurer:
             elif not machine.is_alive(self.device):  # all that comes after would have the same fault
                 raise RuntimeError(f"{line.name} ended it: {line.trouble}")
             self.watch(Notice(f"{shape}: {self.case.doing}: {line.trouble or errors(line)}", detail=True))
-        self.begin(shape, "timing")
+        self.begin("timing")
         self.watch(Work(self.job.repeats))
         timer, order = stopwatch.Stopwatch(self.device), random.Random(SEED)
 

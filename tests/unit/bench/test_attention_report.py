@@ -145,7 +145,7 @@ def test_a_run_keeps_what_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert not replace(made.record.cases[0], cut="the budget", rounds=3).failed
     assert replace(made.record.cases[0], cut="the budget", rounds=2).failed
     assert [one.name for one in tmp_path.iterdir()] == ["found.json"]
-    assert {"tiny good: checking a", "tiny good: checking a: runs"} <= set(silent.heard)
+    assert {"tiny good", "checking a", "tiny good: checking a: runs"} <= set(silent.heard)
     assert silent.rounds == [(done, 4) for done in (0, 1, 2, 3, 4)] * 2
 
 
