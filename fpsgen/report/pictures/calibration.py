@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.image import AxesImage
 
 _DISTANCE = "1 \N{MINUS SIGN} cosine"
+_MOST_WIDE = 16  # phases; with more, cells are narrower than their words
 # Colour, shape, for those who see no colours, and size of each kind of schedule.
 _LOOKS = {"calibrated": ("C0", "o", 25), "preset": ("C4", "s", 40), "uniform": ("C2", "^", 40)}
 
@@ -31,7 +32,7 @@ def draw(record: dict[str, Any]) -> dict[str, bytes]:
 def _grid(record: dict[str, Any], values: np.ndarray, colours: str, norm: Normalize) -> tuple[Figure, Axes, AxesImage]:
     """A figure, and values [phases, layers] in it as cells with white lines between them."""
     phases, layers = values.shape
-    narrow = _is_narrow(record)
+    narrow = phases > _MOST_WIDE
     figure = canvas(max(0.3 if narrow else 0.2, 1.6 / layers) * layers + (1.6 if narrow else 0.8),
                     max(0.4 if narrow else 0.68, 5.2 / phases) * phases + 1.7)  # fmt: skip
     axes = figure.subplots()
@@ -47,11 +48,6 @@ def _grid(record: dict[str, Any], values: np.ndarray, colours: str, norm: Normal
     axes.set(xlabel="phase: noise level sigma, and the steps in it", ylabel="layer")
     axes.spines[:].set_visible(False)
     return figure, axes, image
-
-
-def _is_narrow(record: dict[str, Any]) -> bool:
-    """Whether there are too many phases for cells as wide as their words."""
-    return len(record["phases"]) > 16
 
 
 def _error(record: dict[str, Any]) -> bytes:
@@ -74,7 +70,7 @@ def _error(record: dict[str, Any]) -> bytes:
 def _density(record: dict[str, Any]) -> bytes:
     density = np.array(record["density"], dtype=float).reshape(len(record["phases"]), record["layers"])
     figure, axes, image = _grid(record, density, "Blues", Normalize(0, 1))
-    joint = "\n" if _is_narrow(record) else "  "
+    joint = "\n" if len(density) > _MOST_WIDE else "  "
     for (phase, layer), value in np.ndenumerate(density):
         precision = str(record["precision"][phase][layer])
         dense = precision == "bf16"

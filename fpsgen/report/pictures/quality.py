@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 from matplotlib.ticker import PercentFormatter
 
 from fpsgen.report import words
@@ -58,14 +59,14 @@ def _adherence(judged: list[tuple[str, dict[str, list[int]]]]) -> bytes:
     axes = figure.subplots()
     for order, (name, told) in enumerate(judged):
         rows = [number * pitch + order for number in range(len(aspects))]
-        shares = [hits / of for hits, of in told.values()]
-        ends = [wilson(hits, of) for hits, of in told.values()]
+        hits, of = np.array(list(told.values())).T
+        low, up = wilson(hits, of)
         colour = GREY if order == len(judged) - 1 else f"C{order}"  # the last is the reference
-        errors = [[share - low for share, (low, _) in zip(shares, ends, strict=True)],
-                  [up - share for share, (_, up) in zip(shares, ends, strict=True)]]  # fmt: skip
-        axes.barh(rows, shares, 0.82, color=colour, label=written(name), xerr=errors, ecolor=INK, capsize=2)
-        for row, (hits, of) in zip(rows, told.values(), strict=True):
-            axes.annotate(f"{hits} of {of}", (1.015, row), va="center", fontsize=8, color=SOFT, annotation_clip=False)
+        axes.barh(rows, hits / of, 0.82, color=colour, label=written(name), xerr=(hits / of - low, up - hits / of),
+                  ecolor=INK, capsize=2)  # fmt: skip
+        for row, told_of in zip(rows, told.values(), strict=True):
+            axes.annotate("{} of {}".format(*told_of), (1.015, row), va="center", fontsize=8, color=SOFT,
+                          annotation_clip=False)  # fmt: skip
     axes.set_yticks([number * pitch + (len(judged) - 1) / 2 for number in range(len(aspects))], map(written, aspects))
     axes.set(xlim=(0, 1), xlabel="clips that show what their prompt says")
     axes.xaxis.set_major_formatter(PercentFormatter(1))
@@ -75,9 +76,9 @@ def _adherence(judged: list[tuple[str, dict[str, list[int]]]]) -> bytes:
     return png(figure)
 
 
-def wilson(hits: int, of: int) -> tuple[float, float]:
-    """A share's 95 % confidence interval (Wilson, 1927), which stays within 0 and 1 also where hits are none or all."""
+def wilson(hits: np.ndarray, of: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """95 % confidence intervals of shares (Wilson, 1927), within 0 and 1 also where hits are none or all."""
     z, share = 1.96, hits / of
     middle = (share + z**2 / (2 * of)) / (1 + z**2 / of)
-    half = z / (1 + z**2 / of) * math.sqrt(share * (1 - share) / of + z**2 / (4 * of**2))
-    return min(share, max(0.0, middle - half)), max(share, min(1.0, middle + half))
+    half = z / (1 + z**2 / of) * np.sqrt(share * (1 - share) / of + z**2 / (4 * of**2))
+    return np.clip(middle - half, 0, share), np.clip(middle + half, share, 1)

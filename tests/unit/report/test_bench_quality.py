@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from fpsgen import report
@@ -122,4 +123,4 @@ def test_what_comes_from_outside_stays_words(tmp_path: Path) -> None:
 )
 def test_intervals_of_shares(hits: int, of: int, expected: tuple[float, float]) -> None:
     """Wilson's, as tables have them."""
-    assert wilson(hits, of) == pytest.approx(expected, abs=1e-4)
+    assert np.ravel(wilson(np.array([hits]), np.array([of]))) == pytest.approx(expected, abs=1e-4)
