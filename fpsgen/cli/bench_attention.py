@@ -13,16 +13,15 @@ import typer
 
 from fpsgen.cli import options
 from fpsgen.cli.output import Output
+from fpsgen.cli.progress import drawn
 from fpsgen.cli.records import deliver, keep_record, result_places
 from fpsgen.errors import Stopped, UsageError
 from fpsgen.wan import sizes
 
 if TYPE_CHECKING:
     import torch
-    from rich.progress import Progress
 
     from fpsgen.bench.attention.record import AttentionRecord
-    from fpsgen.events import Event, Watch
 
 EXAMPLES = """
 fpsgen bench attention --smoke
@@ -91,8 +90,8 @@ def attention(
     place = default_name(smoke, device) if output is None else named(output)
     path, report_at = result_places(place, report, no_report, out)
     try:
-        with out.progress() as progress:
-            record = run.measure(job, device, path, ["fpsgen", *sys.argv[1:]], drawn(progress, out))
+        with drawn(out, log_details=True) as watch:
+            record = run.measure(job, device, path, ["fpsgen", *sys.argv[1:]], watch)
     except KeyboardInterrupt:
         raise Stopped("stopped; shapes that were finished are kept", hint=f"they are in {path}") from None
     tell(out, record)
@@ -152,28 +151,6 @@ def default_name(smoke: bool, device: torch.device) -> str:
     from fpsgen import machine
 
     return f"bench-attention-{'smoke' if smoke else machine.slug(machine.device_name(device))}.json"
-
-
-def drawn(progress: Progress, out: Output) -> Watch:
-    """Shows the bench in the terminal: a bar for what runs; a log has a line for every contender."""
-    from fpsgen.events import Done, Notice, Run, Work
-
-    task = progress.add_task("start", total=None, rate="")
-
-    def watch(event: Event) -> None:
-        nonlocal task
-        if isinstance(event, Run):
-            progress.remove_task(task)
-            task = progress.add_task(event.title, total=None, rate="")
-        elif isinstance(event, Work):
-            progress.update(task, total=event.total, rate="rounds")
-        elif isinstance(event, Done):
-            progress.advance(task, event.work)
-        elif isinstance(event, Notice):
-            detail = out.detail if out.shows_progress else out.milestone
-            (detail if event.detail else out.note)(event.text)
-
-    return watch
 
 
 def tell(out: Output, record: AttentionRecord) -> None:

@@ -117,7 +117,7 @@ def run(
     from fpsgen.bench import quality, vbench
     from fpsgen.events import Notice
 
-    with drawn(out) as watch:
+    with drawn(out, log_details=True) as watch:
 
         def score(folder: Path, note: Note) -> dict[str, float | None]:
             assert program is not None

@@ -97,7 +97,7 @@ def calibrate(
     from fpsgen.calibrate.run import calibrate as run
 
     try:
-        with drawn(out) as watch:
+        with drawn(out, log_details=True) as watch:
             result = run(job, target, watch, fresh)
     except KeyboardInterrupt:
         how = "without --fresh" if fresh else "again"

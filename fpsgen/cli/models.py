@@ -207,8 +207,7 @@ def convert(model: str, out_folder: Path, to: Format | None = None, json: bool =
     from fpsgen.weights.convert import convert as write  # imports torch
 
     target: Format = to or ("diffusers" if checkpoint.format == "original" else "original")
-    with drawn(out) as watch:
+    with drawn(out, log_details=True) as watch:
         for part in write(checkpoint, target, expand(out_folder)):
             watch(Stage(part))
-            out.milestone(part)
     out.result(str(out_folder), {"output": str(out_folder), "format": target}, copied=True)

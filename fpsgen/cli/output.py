@@ -7,16 +7,13 @@ import json as jsonlib
 import os
 import re
 import sys
-from typing import Any
 
 from rich.cells import cell_len
 from rich.console import Console
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.spinner import Spinner
 from rich.text import Text
 
-from fpsgen.cli import signals
 from fpsgen.cli.tables import Fitted
 from fpsgen.errors import with_options
 from fpsgen.printable import printable
@@ -114,21 +111,6 @@ class Output:
         if not self.json and not self.shows_progress:
             self._say("", "", text, "dim")
 
-    def progress(self) -> Progress:
-        """A bar with steps done and time left, on a terminal."""
-        hush()
-        return _Stoppable(
-            TextColumn("{task.description:8}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
-            TimeRemainingColumn(compact=True),
-            console=self.console,
-            speed_estimate_period=24 * 3600,  # a step may take minutes, and time left wants two of them
-            disable=not self.shows_progress,
-            transient=True,
-        )
-
     def _object(self, data: dict) -> None:
         self._print(jsonlib.dumps({"schema": SCHEMA, **data}))
 
@@ -168,14 +150,6 @@ def _broken(line: str, width: int) -> list[str]:
         else:
             parts.append(indent + word.lstrip())
     return parts
-
-
-class _Stoppable(Progress):
-    """A signal whose exception was lost ends the work at the next step."""
-
-    def update(self, task_id: TaskID, **what: Any) -> None:
-        signals.check()
-        super().update(task_id, **what)
 
 
 class _Busy:

@@ -18,8 +18,9 @@ _AT_ONCE = 0.005  # seconds for one step's work, which no model is quick enough 
 
 
 @contextmanager
-def drawn(out: Output) -> Iterator[Drawer]:
-    """Whom to tell events, which are drawn until the block ends."""
+def drawn(out: Output, log_details: bool = False) -> Iterator[Drawer]:
+    """Whom to tell events, which are drawn until the block ends. log_details: a log gets stages and details, because
+    the work takes hours."""
     hush()
     columns = (
         TextColumn("{task.description:8}"),
@@ -35,7 +36,7 @@ def drawn(out: Output) -> Iterator[Drawer]:
         disable=not out.shows_progress,
         transient=True,
     ) as bar:
-        yield Drawer(bar, out)
+        yield Drawer(bar, out, log_details)
 
 
 class _Stoppable(Progress):
@@ -49,23 +50,26 @@ class _Stoppable(Progress):
 class Drawer:
     """Draws events. The bar is of a stage's steps; once it is told the whole work, of that."""
 
-    def __init__(self, bar: Progress, out: Output):
-        self._bar, self._out = bar, out
-        self._title = ""
+    def __init__(self, bar: Progress, out: Output, log_details: bool):
+        self._bar, self._out, self._log_details = bar, out, log_details
+        self._run = ""
         self._tenth = 0
         self._work: _Work | None = None
         self._task = bar.add_task("load", total=None, rate="")
 
     def __call__(self, event: Event) -> None:
         match event:
-            case Run(title, number, total) if total > 1:
-                self._title = f"run {number} of {total}: {title}"
-                self._out.milestone(self._title)
-            case Stage(name, what):
-                self._stage(f"{name} {what}".strip())
+            case Run(title, number, total) if total > 1 or self._log_details:
+                self._run, self._work = f"run {number} of {total}: {title}" if total > 1 else title, None
+                self._begin(self._run)
+            case Stage(name, what) if self._work is None:
+                self._begin(", ".join(filter(None, (self._run, f"{name} {what}".strip()))), log=self._log_details)
+            case Stage(name):
+                self._bar.update(self._task, description=name)
+                self._out.milestone(name)
             case Step(done, total, seconds):
                 self._bar.update(self._task, completed=done, total=total, rate=f"{seconds:.2f} s/step")
-                if not self._title:  # else the log has a line for each run
+                if not self._run:  # else the log has a line for each run
                     self._tell(done / total, f"step {done} of {total}, {seconds:.2f} s each", (total - done) * seconds)
             case Frames(done, total):
                 self._bar.update(self._task, completed=done, total=total, rate="frames")
@@ -78,18 +82,15 @@ class Drawer:
             case Branches(together):
                 self._out.detail(f"guidance branches run {'in one batch' if together else 'one after the other'}")
             case Notice(text, detail):
-                in_log = self._work is not None and not self._out.shows_progress
+                in_log = self._log_details and not self._out.shows_progress
                 (self._out.note if not detail else self._out.milestone if in_log else self._out.detail)(text)
 
-    def _stage(self, name: str) -> None:
-        if self._work is not None:
-            self._bar.update(self._task, description=name)
-            self._out.milestone(name)
-            return
+    def _begin(self, title: str, log: bool = True) -> None:
         self._bar.refresh()  # the last step may be a moment ago
         self._bar.remove_task(self._task)
-        title = escape(", ".join(filter(None, (self._title, name))))
-        self._task, self._tenth = self._bar.add_task(title, total=None, rate=""), 0
+        self._task, self._tenth = self._bar.add_task(escape(title), total=None, rate=""), 0
+        if log:
+            self._out.milestone(title)
 
     def _advance(self, work: _Work, steps: float) -> None:
         if work.advance(steps):  # the bar's speed is of what is made

@@ -22,8 +22,8 @@ THEIRS = {
     ("machine.py", "--format"), ("bench/perceptual.py", "-o"), ("ffmpeg.py", "-v"), ("video.py", "-y"),
     ("kernels/cache.py", "-v"),
 }  # fmt: skip
-# Files that do not use `option` yet.
-PENDING = ("pipeline.py", "calibrate/trajectory", "calibrate/measure", "presets/__init__", "bench/")
+# A file that does not use `option` yet.
+PENDING = ("bench/synthetic.py",)
 
 
 def parameters() -> Iterator[typer.core.TyperOption]:

@@ -11,9 +11,9 @@ from fpsgen.cli.progress import drawn
 from fpsgen.events import Branches, Done, Event, Notice, Run, Stage, Step, Work
 
 
-def log(capsys: pytest.CaptureFixture[str], *events: Event, verbose: bool = False) -> list[str]:
+def log(capsys: pytest.CaptureFixture[str], *events: Event, verbose: bool = False, details: bool = False) -> list[str]:
     """The lines that a log gets."""
-    with drawn(Output(verbose=verbose)) as watch:
+    with drawn(Output(verbose=verbose), details) as watch:
         for event in events:
             watch(event)
     return capsys.readouterr().err.splitlines()
@@ -47,7 +47,7 @@ def test_work_that_was_found_tells_nothing_of_the_time_left(
 ) -> None:
     now = 0.0
     monkeypatch.setattr("time.monotonic", lambda: now)
-    with drawn(Output()) as watch:
+    with drawn(Output(), log_details=True) as watch:
         watch(Work(100))
         watch(Stage("measure"))
         watch(Done(50))  # at once
@@ -67,7 +67,7 @@ def test_notices_reach_who_should_read_them(capsys: pytest.CaptureFixture[str]) 
     told, detail = Notice("read this"), Notice("or this", detail=True)
     assert log(capsys, told, detail, Branches(True)) == ["note: read this"]
     assert len(log(capsys, told, detail, Branches(True), verbose=True)) == 3
-    assert log(capsys, Work(1), told, detail) == ["note: read this", "or this"]  # a log of hours of work
+    assert log(capsys, told, detail, details=True) == ["note: read this", "or this"]  # a log of hours of work
 
 
 @pytest.mark.parametrize("seconds", [5, 40, 600])
