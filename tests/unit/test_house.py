@@ -110,7 +110,6 @@ def test_one_place_cuts_a_model_s_tokens_into_tiles() -> None:
     assert making == ["fpsgen.weights.models"]
 
 
-@pytest.mark.xfail(strict=True, reason="some are")
 def test_no_file_is_longer_than_400_lines() -> None:
     files = (path for folder in ("fpsgen", "tests", "benchmarks", "recipes") for path in (ROOT / folder).rglob("*.py"))
     lengths = {str(path.relative_to(ROOT)): len(path.read_bytes().splitlines()) for path in files}
