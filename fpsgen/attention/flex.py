@@ -49,9 +49,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan) -> Tensor:
     out = torch.empty_like(q)
     for index, window in enumerate(plan.windows):
         heads = plan.heads_of(index)
-        mask = block_mask(plan.tiles, window, q.device)
         q_own, k_own, v_own = (x[:, heads] for x in padded)
-        seen = by_blocks(q_own, k_own, v_own, mask)
+        seen = by_blocks(q_own, k_own, v_own, block_mask(plan.tiles, window, q.device))
         out[:, :, heads] = seen.index_select(2, rows).transpose(1, 2)
     return out
 

@@ -51,7 +51,7 @@ def measure(job: AttentionJob, device: torch.device, path: Path, command: list[s
     facts = machine.provenance(command) | {"card": stopwatch.card(device)}
     record = AttentionRecord(**facts, seed=SEED, repeats=job.repeats, seconds=job.seconds)
     measurer = Measurer(job, device, path, watch, record, end)
-    if fault := measurer.unwritable():  # no news for later
+    if fault := measurer.save():  # no news for later
         raise FpsgenError(fault, hint=f"choose another {option('output')}")
     watchdog = threading.Timer(end - time.monotonic(), measurer.leave)  # a kernel that hangs cannot be waited for
     watchdog.daemon = True
@@ -90,14 +90,14 @@ class Measurer:
             self.note(doing=None, lines=derive(self.case.lines, self.record.card))
             if not machine.is_alive(self.device):
                 self.record = replace(self.record, cut="nothing runs on the GPU any more in this process")
-            if why := self.unwritable():  # room may be made, and what is measured is told at the end
+            if why := self.save():  # room may be made, and what is measured is told at the end
                 self.watch(Notice(why, detail=True))
             if self.record.cut:
                 return
             machine.release()  # the next shape's tensors have other sizes
 
-    def unwritable(self) -> str | None:
-        """Write the record; why not, where the disk refuses it."""
+    def save(self) -> str | None:
+        """Write the record; what to say where the disk refuses it."""
         try:
             files.write_json(self.path, as_json(self.record))
         except OSError as fault:
@@ -153,7 +153,7 @@ class Measurer:
         self.record = replace(self.record, cut="the budget of seconds was spent")
         doing = next((case.doing for case in self.record.cases if case.doing), "starting")
         try:
-            kept = self.unwritable() or f"what was measured is in {self.path}"
+            kept = self.save() or f"what was measured is in {self.path}"
             more = f"allow more {option('seconds')}, or measure fewer values"
             self.watch(Notice(f"stopped after {self.record.seconds:g} s while {doing}; {kept}: {more}"))
         finally:
