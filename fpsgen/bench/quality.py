@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fpsgen import assets, machine, metrics, pipeline
 from fpsgen import journal as journals
-from fpsgen.bench import fidelity, perceptual, record
+from fpsgen.bench import fidelity, perceptual, record, vbench
 from fpsgen.bench.contenders import VideoContender
 from fpsgen.bench.fidelity import Fidelity, zero_nonfinite
 from fpsgen.bench.lineup import LineUp
@@ -98,12 +98,12 @@ def run(
     watch: Watch,
     videos: Mapping[str, Sequence[Path]] | None = None,
     fresh: bool = False,
-    score: Callable[[Path, Note], dict[str, float | None]] | None = None,
+    program: Path | None = None,
 ) -> tuple[QualityRecord, list[Pair]]:
     """The record, and frames of the first clips and of the worst by the preset and by the reference.
 
-    videos: for each contender where its clips are written to; score: what VBench says of one's folder. fresh: render
-    and measure again what is kept. RenderError where the reference's values are not finite.
+    videos: for each contender where its clips are written to; program: VBench's, to judge them. fresh: render and
+    measure again what is kept. RenderError where the reference's values are not finite.
     """
     line_up, model, target = job.line_up, job.line_up.plan.model, job.line_up.plan.target
     head, cache = record.head("quality", job.command, line_up), assets.cache("bench")
@@ -141,9 +141,9 @@ def run(
             clips[one.name].append(screen.clip(one, take, None if videos is None else videos[one.name][number]))
             watch(Done(job.decoding))
     scores = {}
-    if score is not None and videos is not None:
+    if program is not None and videos is not None:
         watch(Stage("vbench"))
-        scores = {name: score(paths[0].parent, note) for name, paths in videos.items()}
+        scores = {name: vbench.evaluate(program, paths[0].parent, watch, note) for name, paths in videos.items()}
     contenders = [contender(one, clips[one.name], scores.get(one.name)) for one in line_up.contenders]
     for told in contenders:
         if told.nonfinite:

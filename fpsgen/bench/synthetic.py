@@ -1,4 +1,4 @@
-"""`--random-weights`: speed of Wan2.1's true shapes where there is no checkpoint.
+"""`fpsgen bench` with random weights: speed of Wan2.1's true shapes where there is no checkpoint.
 
 Every component is built as a checkpoint would have it and filled with random values. Time does not depend on these. One
 step of each phase is measured, and stands for the others; so it is with the latent frames that the VAE decodes.

@@ -13,6 +13,8 @@ import subprocess
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from fpsgen.events import Notice, Watch
+
 # Those that custom_input takes (VBench's README).
 DIMENSIONS = (
     "subject_consistency", "background_consistency", "motion_smoothness", "dynamic_degree", "aesthetic_quality",
@@ -41,19 +43,14 @@ def command(program: str, folder: str, dimension: str) -> list[str]:
     ]  # fmt: skip
 
 
-def evaluate(
-    program: Path, folder: Path, begins: Callable[[str], None], warn: Callable[[str], None]
-) -> dict[str, float | None]:
-    """The score of a folder of videos in each dimension; None, and a warning, where VBench gave none.
-
-    begins: called with each dimension.
-    """
+def evaluate(program: Path, folder: Path, watch: Watch, note: Callable[[str], None]) -> dict[str, float | None]:
+    """The score of a folder of videos in each dimension; None, and a note, where VBench gave none."""
     program = program.resolve()
     # It runs "python" by name, and would find that of fpsgen's environment.
     environment = os.environ | {"PATH": os.pathsep.join([str(program.parent), os.environ.get("PATH", "")])}
     scores: dict[str, float | None] = {}
     for dimension in DIMENSIONS:
-        begins(dimension)
+        watch(Notice(dimension, detail=True))
         results = folder.parent / _RESULTS / folder.name / dimension
         shutil.rmtree(results, ignore_errors=True)  # of an earlier run: it names its files by the time
         ran = subprocess.run(
@@ -66,5 +63,5 @@ def evaluate(
         except (OSError, ValueError, KeyError, IndexError, TypeError):  # its exit status is 0 even then
             scores[dimension] = None
             said = ran.stdout.strip().rpartition("\n")[2] or "it said nothing"
-            warn(f"VBench gave no {dimension} of {folder.name}: {said.strip()[:300]}")
+            note(f"VBench gave no {dimension} of {folder.name}: {said.strip()[:300]}")
     return scores

@@ -6,7 +6,7 @@ import dataclasses
 import shutil
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fpsgen import assets, files
 from fpsgen.cli import options
@@ -24,8 +24,7 @@ from fpsgen.settings import check_settings
 from fpsgen.wan import sizes
 
 if TYPE_CHECKING:
-    from fpsgen.bench.quality import Note, QualityJob
-    from fpsgen.metrics import Pair
+    from fpsgen.bench.quality import QualityJob
 
 EXAMPLES = """
 fpsgen bench quality
@@ -87,7 +86,7 @@ def quality(
     chosen = named or choose_model(size, target.device, out)
     settings = settings_of(chosen, size, frames=frames, steps=steps, guidance=guidance, shift=shift)
     from fpsgen.bench import lineup
-    from fpsgen.bench.quality import QualityJob
+    from fpsgen.bench.quality import QualityJob, run
     from fpsgen.request import Request
 
     own = own or assets.prompts("quality", chosen.family)
@@ -100,7 +99,14 @@ def quality(
         exist, them = ("video exists", "it") if there == 1 else ("videos exist", "them")
         out.note(f"{there} {exist} in {printable(videos)} already: the new ones will replace {them}")
     tell_size(out, job)
-    record, pairs = run(job, clips, fresh, program, out)
+    try:
+        with drawn(out, log_details=True) as watch:
+            made, pairs = run(job, watch, clips, fresh, program)
+    except KeyboardInterrupt:
+        how = "without --fresh" if fresh else "again"
+        hint = f"run the same command {how}: it continues from there"
+        raise Stopped("stopped; every finished clip and what was measured of it are kept", hint) from None
+    record = dataclasses.asdict(made)
     if not json:
         for table in tables(record):
             out.show(table)
@@ -110,42 +116,18 @@ def quality(
     deliver(out, kept, record)
 
 
-def run(
-    job: QualityJob, clips: dict[str, list[Path]] | None, fresh: bool, program: Path | None, out: Output
-) -> tuple[dict[str, Any], list[Pair]]:
-    """The record, and clips for the report."""
-    from fpsgen.bench import quality, vbench
-    from fpsgen.events import Notice
-
-    with drawn(out, log_details=True) as watch:
-
-        def score(folder: Path, note: Note) -> dict[str, float | None]:
-            assert program is not None
-            return vbench.evaluate(program, folder, lambda name: watch(Notice(name, detail=True)), note)
-
-        try:
-            record, pairs = quality.run(job, watch, clips, fresh, None if program is None else score)
-        except KeyboardInterrupt:
-            how = "without --fresh" if fresh else "again"
-            raise Stopped(
-                "stopped; every finished clip and what was measured of it are kept",
-                hint=f"run the same command {how}: it continues from there",
-            ) from None
-    return dataclasses.asdict(record), pairs
-
-
 def check_vbench(wanted: bool, given: Path | None, videos: Path | None) -> Path | None:
     """VBench's program, None where it is not asked for or not here; UsageError where the options do not go together."""
-    if not wanted and given is not None:
-        raise UsageError("--vbench-bin works only together with --vbench", hint="add --vbench")
     if not wanted:
+        if given is not None:
+            raise UsageError("--vbench-bin works only together with --vbench", hint="add --vbench")
         return None
     if videos is None:
         raise UsageError("--vbench judges videos, and none are kept", hint="name a folder for them: --videos clips")
-    found = shutil.which("vbench" if given is None else given.expanduser())
-    if found is None and given is not None:
-        told = f"--vbench-bin {given}: there is no such program"
-        raise UsageError(told, hint="it is bin/vbench of VBench's environment")
+    found = shutil.which(given.expanduser() if given else "vbench")
+    if given and not found:
+        hint = "it is bin/vbench of VBench's environment"
+        raise UsageError(f"--vbench-bin {given}: there is no such program", hint)
     return Path(found) if found else None
 
 

@@ -22,8 +22,6 @@ THEIRS = {
     ("machine.py", "--format"), ("bench/perceptual.py", "-o"), ("ffmpeg.py", "-v"), ("video.py", "-y"),
     ("kernels/cache.py", "-v"),
 }  # fmt: skip
-# A file that does not use `option` yet.
-PENDING = ("bench/synthetic.py",)
 
 
 def parameters() -> Iterator[typer.core.TyperOption]:
@@ -37,7 +35,7 @@ def parameters() -> Iterator[typer.core.TyperOption]:
 def trees() -> Iterator[tuple[str, ast.Module]]:
     for path in sorted(PACKAGE.rglob("*.py")):
         name = path.relative_to(PACKAGE).as_posix()
-        if not name.startswith(("cli/", *PENDING)):
+        if not name.startswith("cli/"):
             yield name, ast.parse(path.read_text(encoding="utf-8"))
 
 
