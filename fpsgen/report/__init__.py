@@ -73,8 +73,8 @@ def check_path(path: Path) -> None:
             raise UsageError(f"{path} exists, and fpsgen did not write it", hint=f"choose another {option('report')}")
         others = [file for file in path.parent.glob(f"{glob.escape(path.stem)}-*") if _PICTURES.search(file.name)]
         if not there and others:
-            told = f"{min(others)} is there without its page, and would be replaced"
-            raise UsageError(told, hint=f"choose another {option('report')}, or remove it")
+            message = f"{min(others)} is there without its page, and would be replaced"
+            raise UsageError(message, hint=f"choose another {option('report')}, or remove it")
         with contextlib.suppress(FileNotFoundError):
             path.with_name(f"{path.stem}-frames-{MOST_PAIRS}.png").lstat()  # tells of a name too long
 

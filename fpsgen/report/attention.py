@@ -42,8 +42,8 @@ def _glance(cases: Sequence[Case]) -> tuple[Table, dict[str, Any] | None]:
         ratios = [_median(dense) / _median(line) for line in ours]
         for line, ratio in zip(ours, ratios, strict=True):
             times = [f"{_median(one):.3g}" for one in (line, dense)]
-            told = f"{line.density:.3g}", str(line.variant), times[0], words.ratio(ratio), dense.name, times[1]
-            table.row(f"{case.model} {case.res}", *told)
+            cells = f"{line.density:.3g}", str(line.variant), times[0], words.ratio(ratio), dense.name, times[1]
+            table.row(f"{case.model} {case.res}", *cells)
         lead_ratio = _range([words.ratio(min(ratios)), words.ratio(max(ratios))])
         densities = _range([f"{line.density:.2g}" for line in ours])
         lead = {"case": case, "dense": dense.name, "ratio": lead_ratio, "densities": densities}
@@ -55,8 +55,8 @@ def _median(line: Line) -> float:
     return line.median_ms
 
 
-def _range(told: list[str]) -> str:
-    return told[0] if told[0] == told[-1] else f"{told[0]} to {told[-1]}"
+def _range(texts: list[str]) -> str:
+    return texts[0] if texts[0] == texts[-1] else f"{texts[0]} to {texts[-1]}"
 
 
 def best(case: Case) -> list[Line]:

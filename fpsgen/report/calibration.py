@@ -64,5 +64,7 @@ def _schedules(points: list[dict[str, Any]]) -> Table:
 
 
 def _clips(clips: list[dict[str, Any]]) -> Table:
-    told = ((clip["prompt"], clip["seed"], words.number(clip["error"]), words.decibels(clip["psnr"])) for clip in clips)
-    return Table.of_numbers("", ["Prompt", "Seed", "Error", "PSNR"], rows=(map(str, row) for row in told))
+    cells = (
+        (clip["prompt"], clip["seed"], words.number(clip["error"]), words.decibels(clip["psnr"])) for clip in clips
+    )
+    return Table.of_numbers("", ["Prompt", "Seed", "Error", "PSNR"], rows=(map(str, row) for row in cells))

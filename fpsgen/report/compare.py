@@ -87,12 +87,12 @@ def _speedup(one: dict[str, Any], name: str, record: dict[str, Any]) -> Cell:
     """The median, and the ratio of each pair of runs; the median is no claim where it may as well be 1."""
     if one["name"] == record["reference"]:
         return Cell("1")
-    told = one["speedup"][name]
-    median = f"{_GUESS if record['extrapolated'] else ''}{words.ratio(told['median'])}"
-    each = [words.ratio(ratio) for ratio in sorted(told["each"])]
+    speedup = one["speedup"][name]
+    median = f"{_GUESS if record['extrapolated'] else ''}{words.ratio(speedup['median'])}"
+    each = [words.ratio(ratio) for ratio in sorted(speedup["each"])]
     pairs = ", ".join(each) if len(each) <= 4 else f"{each[0]} to {each[-1]}, {len(each)} pairs"
     several = (pairs,) if len(each) > 1 else ()
-    return Cell("too close to call", notes=(median, *several)) if too_close(told) else Cell(median, notes=several)
+    return Cell("too close to call", notes=(median, *several)) if too_close(speedup) else Cell(median, notes=several)
 
 
 def peak(one: dict[str, Any]) -> int | None:
@@ -102,9 +102,9 @@ def peak(one: dict[str, Any]) -> int | None:
 
 def of_steps(record: dict[str, Any]) -> Table:
     """A row for each phase of each contender: how long a step takes, and its parts, from a run of their own."""
-    heads = ["", "steps", "sigma", "density", "seconds a step", *PARTS.values()]
+    heads = ["", "sigma", "density", "seconds a step", *PARTS.values()]
     title = "A step, by the preset's phases; its parts are from a separate run, in shares and seconds"
-    table = Table.of_numbers(title, heads, ["steps", "sigma"])
+    table = Table.of_numbers(title, heads, ["sigma"])
     for one in record["contenders"]:
         for phase in one["phases"]:
             parts: list[str | Cell] = [
@@ -112,8 +112,9 @@ def of_steps(record: dict[str, Any]) -> Table:
                 for part, share in shares(phase).items()
             ]
             density = words.DASH if phase["density"] is None else f"{phase['density']:.2f}"
-            when = span(phase), words.sigmas(phase["sigma"])
-            table.row(one["label"], *when, density, words.precise(phase["step"]), *(parts or [words.DASH] * len(PARTS)))
+            who = f"{one['label']}, {span(phase)}"
+            step = words.precise(phase["step"])
+            table.row(who, words.sigmas(phase["sigma"]), density, step, *(parts or [words.DASH] * len(PARTS)))
     return table
 
 

@@ -37,9 +37,9 @@ def sided(title: str, contenders: list[dict[str, Any]], rows: Mapping[str, Seque
     return Table.of_numbers(title, ["", *(one["label"] for one in contenders)], rows=filled)
 
 
-def cosine(told: Any, error: Any) -> Cell:
+def cosine(value: Any, error: Any) -> Cell:
     """The cosine of latents, and its distance from 1, which keeps its digits: of one clip, or means over many."""
-    if isinstance(told, float):
-        return Cell(f"{told:.6f}", notes=(f"1 {words.DASH} {words.number(error)}",))
+    if isinstance(value, float):
+        return Cell(f"{value:.6f}", notes=(f"1 {words.DASH} {words.number(error)}",))
     distance = words.number(error["mean"], half=error.get("ci95"))
-    return Cell(f"{told['mean']:.6f}", notes=(f"1 {words.DASH} {distance}", f"worst {told['worst']:.6f}"))
+    return Cell(f"{value['mean']:.6f}", notes=(f"1 {words.DASH} {distance}", f"worst {value['worst']:.6f}"))

@@ -36,9 +36,9 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    told = (words.number, words.decibels, words.percent, words.counted, words.span, words.sigmas,
+    numbers = (words.number, words.decibels, words.percent, words.counted, words.span, words.sigmas,
             words.precise, words.duration, words.ratio, words.gigabytes)  # fmt: skip
-    made.filters |= {function.__name__: function for function in (*told, isolated, data_url, shown_size, typed)}
+    made.filters |= {function.__name__: function for function in (*numbers, isolated, data_url, shown_size, typed)}
     made.globals |= {"TIMES": words.TIMES, "DASH": words.DASH}
     return made
 

@@ -23,10 +23,10 @@ def number(value: float | None, digits: int = 3, half: float | None = None) -> s
     exponent = _exponent(value, digits)
     plain = -2 <= exponent < 4
     scale, places = (1.0, max(0, digits - 1 - exponent)) if plain else (10.0**exponent, digits - 1)
-    told = _minus(f"{value / scale:.{places}f}")
+    text = _minus(f"{value / scale:.{places}f}")
     if half is not None and math.isfinite(half):
-        told = f"{told} ± {half / scale:.{places}f}" if plain else f"({told} ± {half / scale:.{places}f})"
-    return told if plain else f"{told} {TIMES} 10{_power(exponent)}"
+        text = f"{text} ± {half / scale:.{places}f}" if plain else f"({text} ± {half / scale:.{places}f})"
+    return text if plain else f"{text} {TIMES} 10{_power(exponent)}"
 
 
 def power(value: float) -> str:

@@ -41,9 +41,9 @@ def _roofline(points: list[Line], roofs: dict[str, float]) -> bytes:
     _roofs(axes, roofs, low, high)
     families = list(dict.fromkeys(line.variant or line.name for line in points))
     for name in dict.fromkeys(map(name_of, points)):
-        own = sorted((line for line in points if name_of(line) == name), key=lambda line: line.intensity or 0)
-        number, hollow = families.index(own[0].variant or own[0].name) % len(_MARKS), own[0].kind == "together"
-        places = [line.intensity or 0 for line in own], [line.tflops or 0 for line in own]
+        series = sorted((line for line in points if name_of(line) == name), key=lambda line: line.intensity or 0)
+        number, hollow = families.index(series[0].variant or series[0].name) % len(_MARKS), series[0].kind == "together"
+        places = [line.intensity or 0 for line in series], [line.tflops or 0 for line in series]
         axes.plot(*places, f"C{number}{_MARKS[number]}", label=written(name), linewidth=0.9,
                   linestyle="--" if hollow else "-", fillstyle="none" if hollow else "full")  # fmt: skip
     for density in {line.density for line in points}:

@@ -102,8 +102,8 @@ def _frontier(points: list[dict[str, Any]]) -> bytes:
     axes.plot(*zip(*((point["cost"], point["error"]) for point in joined), strict=True), "C0", linewidth=1, alpha=0.45)
     for kind, (colour, marker, size) in _LOOKS.items():
         for measured in (False, True):  # a prediction must not hide what was measured
-            own = [point for point in points if point["kind"] == kind and point["measured"] == measured]
-            _marks(axes, own, f"{KINDS[kind]}, {'measured' if measured else 'predicted'}", s=size, marker=marker,
+            alike = [point for point in points if point["kind"] == kind and point["measured"] == measured]
+            _marks(axes, alike, f"{KINDS[kind]}, {'measured' if measured else 'predicted'}", s=size, marker=marker,
                    edgecolors=colour, facecolors=colour if measured else "white", zorder=3 + measured)  # fmt: skip
     chosen = [point for point in points if point["chosen"]]
     _marks(axes, chosen, "chosen", s=190, marker="o", edgecolors=INK, facecolors="none", linewidths=1.6, zorder=5)

@@ -47,8 +47,10 @@ def _panel(axes: Axes, record: dict[str, Any], key: str) -> None:
         guessed = record["extrapolated"] and stage in EXTRAPOLATED
         bars = axes.barh(rows, seconds, 0.6, left=ends, label=stage, color=colour, edgecolor="white", linewidth=0.6,
                          hatch="//////" if guessed else None)  # fmt: skip
-        told = [words.precise(value) if value > 0.06 * longest else "" for value in seconds]
-        texts = axes.bar_label(bars, told, label_type="center", fontsize=7.5, color="white" if colour in _DARK else INK)
+        labels = [words.precise(value) if value > 0.06 * longest else "" for value in seconds]
+        texts = axes.bar_label(
+            bars, labels, label_type="center", fontsize=7.5, color="white" if colour in _DARK else INK
+        )
         for text in texts if guessed else ():
             text.set_bbox({"facecolor": colour, "edgecolor": "none", "pad": 1.2})
         ends = [end + value for end, value in zip(ends, seconds, strict=True)]

@@ -54,8 +54,8 @@ def png(figure: Figure) -> bytes:
 
 def written(name: object, most: int = 28) -> str:
     """A name from outside as a picture can have it: only letters that the font has, and not too many."""
-    told = "".join(letter if letter.isprintable() and ord(letter) < 0x250 else "?" for letter in str(name))
-    return told if len(told) <= most else f"{told[: most - 1]}…"
+    text = "".join(letter if letter.isprintable() and ord(letter) < 0x250 else "?" for letter in str(name))
+    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def frames(pair: Pair) -> bytes:

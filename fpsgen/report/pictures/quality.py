@@ -22,13 +22,13 @@ def draw(record: dict[str, Any]) -> dict[str, bytes]:
 
 def _psnr(record: dict[str, Any]) -> bytes:
     """A row for each contender: a dot for each clip, infinite ones in a band at the right; mean and its interval."""
-    own = others(record)
-    figure = canvas(1.0 + 0.9 * len(own))
+    contenders = others(record)
+    figure = canvas(1.0 + 0.9 * len(contenders))
     axes = figure.subplots()
-    finite = [value for one in own for value in values_of(one) if math.isfinite(value)] or [30.0]
+    finite = [value for one in contenders for value in values_of(one) if math.isfinite(value)] or [30.0]
     margin = max(0.5, 0.06 * (max(finite) - min(finite)))
     end = max(finite) + margin
-    for row, one in enumerate(own):
+    for row, one in enumerate(contenders):
         values, mean = values_of(one), one["fidelity"]["psnr"]
         # Beside each other by the golden ratio: evenly, and without chance.
         beside = [row - 0.18 + 0.4 * (number * 0.618 % 1 - 0.5) for number in range(len(values))]
@@ -39,12 +39,12 @@ def _psnr(record: dict[str, Any]) -> bytes:
                           label="mean, 95 % interval")  # fmt: skip
         if same := sum(map(math.isinf, values)):
             axes.annotate(words.counted(same, "clip"), (end + margin, row + 0.28), ha="center", va="center", fontsize=8)
-    if any(math.isinf(value) for one in own for value in values_of(one)):
+    if any(math.isinf(value) for one in contenders for value in values_of(one)):
         axes.axvspan(end, end + 2 * margin, color=GREY, alpha=0.25, linewidth=0, label="the same frames: ∞ dB")
         end += 2 * margin
     axes.set_xlim(min(finite) - margin, end)
-    axes.set_ylim(len(own) - 0.5, -0.5)
-    axes.set_yticks(range(len(own)), [written(one["label"]) for one in own])
+    axes.set_ylim(len(contenders) - 0.5, -0.5)
+    axes.set_yticks(range(len(contenders)), [written(one["label"]) for one in contenders])
     axes.set_xlabel(f"PSNR against {written(reference(record)['label'])}, dB")
     axes.grid(True, axis="x")
     legend(figure, axes, 2)
@@ -57,15 +57,15 @@ def _adherence(judged: list[tuple[str, dict[str, list[int]]]]) -> bytes:
     pitch = len(judged) + 1
     figure = canvas(0.8 + 0.25 * pitch * len(aspects))
     axes = figure.subplots()
-    for order, (name, told) in enumerate(judged):
+    for order, (name, shown) in enumerate(judged):
         rows = [number * pitch + order for number in range(len(aspects))]
-        hits, of = np.array(list(told.values())).T
-        low, up = wilson(hits, of)
+        hits, clips = np.array(list(shown.values())).T
+        low, up = wilson(hits, clips)
         colour = GREY if order == len(judged) - 1 else f"C{order}"  # the last is the reference
-        axes.barh(rows, hits / of, 0.82, color=colour, label=written(name), xerr=(hits / of - low, up - hits / of),
-                  ecolor=INK, capsize=2)  # fmt: skip
-        for row, told_of in zip(rows, told.values(), strict=True):
-            axes.annotate("{} of {}".format(*told_of), (1.015, row), va="center", fontsize=8, color=SOFT,
+        errors = hits / clips - low, up - hits / clips
+        axes.barh(rows, hits / clips, 0.82, color=colour, label=written(name), xerr=errors, ecolor=INK, capsize=2)
+        for row, counts in zip(rows, shown.values(), strict=True):
+            axes.annotate("{} of {}".format(*counts), (1.015, row), va="center", fontsize=8, color=SOFT,
                           annotation_clip=False)  # fmt: skip
     axes.set_yticks([number * pitch + (len(judged) - 1) / 2 for number in range(len(aspects))], map(written, aspects))
     axes.set(xlim=(0, 1), xlabel="clips that show what their prompt says")
@@ -76,9 +76,9 @@ def _adherence(judged: list[tuple[str, dict[str, list[int]]]]) -> bytes:
     return png(figure)
 
 
-def wilson(hits: np.ndarray, of: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def wilson(hits: np.ndarray, n: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """95 % confidence intervals of shares (Wilson, 1927), within 0 and 1 also where hits are none or all."""
-    z, share = 1.96, hits / of
-    middle = (share + z**2 / (2 * of)) / (1 + z**2 / of)
-    half = z / (1 + z**2 / of) * np.sqrt(share * (1 - share) / of + z**2 / (4 * of**2))
+    z, share = 1.96, hits / n
+    middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
     return np.clip(middle - half, 0, share), np.clip(middle + half, share, 1)
