@@ -14,7 +14,8 @@ import typer
 
 WIDEST, NARROWEST = 100, 16  # columns: longer lines are hard to follow, and shorter ones hold no word
 _NAMES = 26  # columns for names at most; a longer one has its help below
-_GROUPS = ("Measuring", "Video", "Sampling", "Output", "Machine")  # in this order; a command's own stand before them
+# Groups of options in this order; a command's own stand before them.
+_ORDER = {title: place for place, title in enumerate(("Measuring", "Video", "Sampling", "Output", "Machine"), 1)}
 
 
 def text(ctx: Any) -> str:
@@ -61,16 +62,12 @@ def _groups(ctx: Any) -> dict[str, list[tuple[str, str]]]:
     if len(options) == 1:
         options = {"Options": options.pop("Output")}
     inner = getattr(ctx.command, "commands", {}).items()
-    return {
-        title: rows
-        for title, rows in {
-            "Arguments": [(_name(param), _about(param)) for param in params if _is_argument(param)],
-            **{title: rows for title, rows in options.items() if title not in _GROUPS},
-            **{title: options.get(title, []) for title in _GROUPS},
-            "Commands": [(name, inspect.cleandoc(one.help or "").split("\n\n")[0]) for name, one in inner],
-        }.items()
-        if rows
+    groups = {
+        "Arguments": [(_name(param), _about(param)) for param in params if _is_argument(param)],
+        **{title: options[title] for title in sorted(options, key=lambda title: _ORDER.get(title, 0))},
+        "Commands": [(name, inspect.cleandoc(one.help or "").split("\n\n")[0]) for name, one in inner],
     }
+    return {title: rows for title, rows in groups.items() if rows}
 
 
 def wrapped(text: str, columns: int, indent: str = "") -> str:
