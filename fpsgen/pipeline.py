@@ -174,8 +174,8 @@ def notices(plan: VideoPlan) -> Iterator[Notice]:
             layers = [number for number, each in enumerate(step.attention) if each == attention]
             where = steps if len(layers) == len(step.attention) else f"{steps}, layers {file.ranges(layers)}"
             choice = plan.backends[attention]
-            refused = "".join(f"; not {door.told(name)}: {reason}" for name, reason in choice.refused)
-            yield Notice(f"{where}: {attention}, by {door.told(choice.name)}{refused}", detail=True)
+            refused = "".join(f"; not {door.display_name(name)}: {reason}" for name, reason in choice.refused)
+            yield Notice(f"{where}: {attention}, by {door.display_name(choice.name)}{refused}", detail=True)
         first = last + 1
 
 

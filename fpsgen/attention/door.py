@@ -52,8 +52,8 @@ class Choice:
     refused: tuple[tuple[str, str], ...]
 
 
-def told(backend: str) -> str:
-    """What people read for a backend's name: dense is what plans are called, too."""
+def display_name(backend: str) -> str:
+    """A backend's name as people read it, since plans are called dense, too."""
     return "torch's SDPA" if backend == "dense" else backend
 
 

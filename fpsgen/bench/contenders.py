@@ -74,7 +74,7 @@ class Ours(VideoContender):
             backends = backends - {"dense"} | {self.kernel.name}
         what = "dense attention" if preset.is_exact else f"preset {preset.name}, density {density:.2f}"
         return {
-            "told": f"{what}, by {', '.join(map(door.told, sorted(backends)))}",
+            "told": f"{what}, by {', '.join(map(door.display_name, sorted(backends)))}",
             "preset": None if preset is BF16 else file.as_dict(preset),
             "density": density,
             "backends": sorted(backends),

@@ -112,13 +112,13 @@ def model_cache(found: dict) -> Iterator[Row]:
 
 def attention(found: dict) -> Iterator[Row]:
     """Which backend runs each plan; then each reason of the others once, with the backends that have it."""
-    from fpsgen.attention.door import told
+    from fpsgen.attention.door import display_name
 
     refusals: dict[str, dict[str, None]] = {}
     for name, plan in found["plans"].items():
-        yield name, told(plan["backend"])
+        yield name, display_name(plan["backend"])
         for backend, why in plan["refused"].items():
-            refusals.setdefault(why, {})[told(backend)] = None
+            refusals.setdefault(why, {})[display_name(backend)] = None
     for why, backends in refusals.items():
         yield f"not {', '.join(backends)}", why
 
