@@ -21,7 +21,7 @@ from fpsgen.errors import RenderError, UsageError, option
 from fpsgen.files import is_full, write_json
 from fpsgen.printable import printable, readable
 from fpsgen.settings import defaults_of
-from fpsgen.weights import layout, load
+from fpsgen.weights import configs, layout, load
 from fpsgen.weights.layout import PARTS, TOKENIZERS, Checkpoint, Format
 
 SHARD_SIZE = "5GB"
@@ -109,9 +109,9 @@ def _write(checkpoint: Checkpoint, target: Format, out: Path) -> Iterator[str]:
 def _config(checkpoint: Checkpoint, part: str, target: Format) -> dict[str, Any]:
     """The content of a part's config.json."""
     if target == "original":
-        return {**checkpoint.config.to_original(), "_diffusers_version": diffusers.__version__}
+        return {**configs.to_original(checkpoint.config), "_diffusers_version": diffusers.__version__}
     if part == "transformer":
-        return checkpoint.config.to_diffusers()
+        return configs.to_diffusers(checkpoint.config)
     if part == "vae":
         return {"_class_name": "AutoencoderKLWan", **_public(load.empty_vae(checkpoint).config)}
     return {**load.empty_text_encoder(checkpoint).config.to_dict(), "architectures": ["UMT5EncoderModel"]}

@@ -13,8 +13,18 @@ from typing import Any, Literal
 from fpsgen.errors import ModelError
 from fpsgen.files import open_regular
 from fpsgen.printable import printable
-from fpsgen.wan.config import FETCH_AGAIN, OURS, WanConfig, check_original_kind, shown
+from fpsgen.wan.config import OURS, WanConfig
 from fpsgen.weights import headers, keys, kinds
+from fpsgen.weights.configs import (
+    check_original_kind,
+    config_of,
+    depth_of,
+    from_diffusers,
+    shown,
+    text_config_of,
+    vae_config_of,
+    with_original,
+)
 from fpsgen.weights.headers import read_json, shards, some
 from fpsgen.weights.keys import KeyMap
 from fpsgen.weights.kinds import Contents, Header
@@ -110,7 +120,7 @@ def refuse_other_models(folder: Path) -> None:
     text-to-video's."""
     check_index(folder)
     if (folder / "transformer" / "config.json").exists():
-        WanConfig.from_diffusers(read_json(folder / "transformer" / "config.json"))
+        from_diffusers(read_json(folder / "transformer" / "config.json"))
     elif (folder / "config.json").exists():
         check_original_kind(read_json(folder / "config.json"))
 
@@ -134,34 +144,14 @@ def _diffusers(folder: Path) -> Checkpoint:
         raise ModelError(f"{printable(folder)} lacks {', '.join(absent)}", hint)
     check_index(folder)
     configs = {part: read_json(folder / part / "config.json") for part in PARTS}
-    vae, text, config = configs["vae"], configs["text_encoder"], WanConfig.from_diffusers(configs["transformer"])
-    _check_configs(vae, text)
+    vae, text, config = configs["vae"], configs["text_encoder"], from_diffusers(configs["transformer"])
+    check_kinds_of_parts(vae, text)
     files = {part: shards(folder / part, each.stem) for part, each in PARTS.items()}
     _check_depth("transformer", config.num_layers, _tensors("transformer", files["transformer"]), "blocks.")
     text_tensors = headers.renamed(headers.headers(files["text_encoder"]), PARTS["text_encoder"].rename)
     _check_depth("text_encoder", text.get("num_layers"), text_tensors, "encoder.block.")
     _check_tokenizer(folder / tokenizer)
     return Checkpoint("diffusers", config, vae_config=vae, text_config=text, tokenizer=folder / tokenizer, **files)
-
-
-def _check_configs(vae: dict[str, Any], text_encoder: dict[str, Any]) -> None:
-    """Refuse components of another kind, before any work is done with them."""
-    if (name := vae.get("_class_name", "AutoencoderKLWan")) != "AutoencoderKLWan":
-        raise ModelError(f"its VAE is a {printable(name, 60)}, not an AutoencoderKLWan", hint=OURS)
-    for key in ("latents_mean", "latents_std"):
-        values = vae.get(key, [1.0] * 16)
-        if not (isinstance(values, list) and len(values) == 16 and all(map(_is_number, values))):
-            raise ModelError(f"its vae/config.json has a {key} that is not 16 numbers", FETCH_AGAIN)
-    if min(vae.get("latents_std", [1.0])) <= 0:
-        raise ModelError("its vae/config.json has a latents_std that is not above 0", FETCH_AGAIN)
-    if vae.get("patch_size") is not None or vae.get("is_residual"):
-        raise ModelError("its VAE is one of Wan2.2's", hint=OURS)
-    if (blocks := vae.get("num_res_blocks", 2)) not in range(1, 17):
-        raise ModelError(f"its vae/config.json says num_res_blocks = {shown(blocks)}; Wan2.1 has 2", FETCH_AGAIN)
-    umt5 = {"model_type": "umt5", "feed_forward_proj": "gated-gelu", "relative_attention_max_distance": 128}
-    for key, wanted in umt5.items():
-        if (have := text_encoder.get(key, wanted)) != wanted:
-            raise ModelError(f"its text encoder has {key} = {shown(have)}; Wan2.1 has {wanted!r}", hint=OURS)
 
 
 def check_widths(checkpoint: Checkpoint) -> None:
@@ -179,14 +169,10 @@ def check_widths(checkpoint: Checkpoint) -> None:
 
 def _check_depth(part: str, says: object, tensors: dict[str, Header], stem: str) -> None:
     """Refuse a number of layers far from the weights': modules are built by it before they are compared."""
-    have = _depth(tensors, stem)
+    have = depth_of(tensors, stem)
     if not isinstance(says, int) or not 0 < says <= have + 40:
         message = f"its {part}/config.json says num_layers = {shown(says)}; its weights have {have}"
         raise ModelError(message, hint="fetch the config.json that belongs to these weights")
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e6  # NaN is not, either
 
 
 def _original(folder: Path) -> Checkpoint:
@@ -203,7 +189,7 @@ def _original(folder: Path) -> Checkpoint:
         fields |= fields_of(part, parts_files)
     _check_tokenizer(fields["tokenizer"])
     if (folder / "config.json").exists():
-        fields["config"] = fields["config"].with_original(read_json(folder / "config.json"))
+        fields["config"] = with_original(fields["config"], read_json(folder / "config.json"))
     return Checkpoint("original", **fields)
 
 
@@ -248,54 +234,3 @@ def fields_of(part: str, files: list[Path]) -> dict[str, Any]:
         "text_encoder": ("text_config", text_config_of),
     }[part]
     return {part: files, field: config(_tensors(part, files))}
-
-
-def _shape(tensors: dict[str, Header], name: str, rank: int) -> tuple[int, ...]:
-    if name not in tensors or len(tensors[name].shape) != rank:
-        raise ModelError(f"its weights are not Wan2.1's: there is no {name} of {rank} dimensions", hint=OURS)
-    return tensors[name].shape
-
-
-def _depth(tensors: dict[str, Header], stem: str) -> int:
-    return len({name.removeprefix(stem).split(".")[0] for name in tensors if name.startswith(stem)})
-
-
-def config_of(tensors: dict[str, Header]) -> WanConfig:
-    """Hyperparameters of a transformer, from its tensors' shapes (original names); heads are 128 wide in all Wan2.1."""
-    dim, in_channels = _shape(tensors, "patch_embedding.weight", 5)[:2]
-    patch = WanConfig.PATCH[0] * WanConfig.PATCH[1] * WanConfig.PATCH[2]
-    return WanConfig(
-        dim=dim,
-        ffn_dim=_shape(tensors, "blocks.0.ffn.0.weight", 2)[0],
-        num_heads=max(dim // 128, 1),
-        num_layers=_depth(tensors, "blocks."),
-        text_dim=_shape(tensors, "text_embedding.0.weight", 2)[1],
-        freq_dim=_shape(tensors, "time_embedding.0.weight", 2)[1],
-        in_channels=in_channels,
-        out_channels=_shape(tensors, "head.head.weight", 2)[0] // patch,
-    )
-
-
-def vae_config_of(tensors: dict[str, Header]) -> dict[str, Any]:
-    """diffusers' configuration of Wan2.1's VAE: its defaults but for the widths."""
-    return {
-        "base_dim": _shape(tensors, "encoder.conv_in.weight", 5)[0],
-        "z_dim": _shape(tensors, "post_quant_conv.weight", 5)[0],
-    }
-
-
-def text_config_of(tensors: dict[str, Header]) -> dict[str, Any]:
-    """transformers' configuration of a UMT5 encoder, from its tensors' shapes (transformers' names)."""
-    vocab_size, d_model = _shape(tensors, "shared.weight", 2)
-    attention = "encoder.block.0.layer.0.SelfAttention"
-    buckets, heads = _shape(tensors, f"{attention}.relative_attention_bias.weight", 2)
-    return {
-        "vocab_size": vocab_size,
-        "d_model": d_model,
-        "d_kv": _shape(tensors, f"{attention}.q.weight", 2)[0] // heads,
-        "d_ff": _shape(tensors, "encoder.block.0.layer.1.DenseReluDense.wi_0.weight", 2)[0],
-        "num_layers": _depth(tensors, "encoder.block."),
-        "num_heads": heads,
-        "relative_attention_num_buckets": buckets,
-        "feed_forward_proj": "gated-gelu",
-    }

@@ -14,7 +14,7 @@ from fpsgen.printable import printable
 from fpsgen.settings import DEFAULTS, Settings, check_settings, defaults_of
 from fpsgen.wan import config, sizes
 from fpsgen.wan.config import WanConfig
-from fpsgen.weights import headers, hub, kinds, layout
+from fpsgen.weights import configs, headers, hub, kinds, layout
 from fpsgen.weights.cached import Cached
 from fpsgen.weights.headers import read_json
 from fpsgen.weights.layout import OTHERS, PARTS, TOKENIZERS, Checkpoint
@@ -67,7 +67,7 @@ class Model:
 def absent(key: str) -> Model:
     """Wan2.1 `1.3b` or `14b` without its files: shapes and defaults, for what is worked out beforehand."""
     nothing: Any = ()
-    shapes, text, vae = config.FAMILIES[key], config.TEXT_CONFIG, config.VAE_CONFIG
+    shapes, text, vae = config.FAMILIES[key], configs.TEXT_CONFIG, configs.VAE_CONFIG
     checkpoint = Checkpoint("original", shapes, nothing, nothing, vae, nothing, text, Path())
     return Model(key, Path(), checkpoint, DEFAULTS[key])
 
@@ -229,7 +229,7 @@ def _read_card(path: Path) -> tuple[dict, Settings]:
         except (AttributeError, TypeError, ValueError, OverflowError, UsageError):
             fine = False
         if not fine:
-            fault = f"{field} = {config.shown(card[field])}, which cannot be" if field in card else f"no {field}"
+            fault = f"{field} = {configs.shown(card[field])}, which cannot be" if field in card else f"no {field}"
             raise ModelError(f"its pocket.json has {fault}", "copy it again from the source of the model")
     card["knows"] = printable(card["knows"], 1000)  # which will be shown
     width, height = card["size"]

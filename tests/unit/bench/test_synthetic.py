@@ -37,7 +37,7 @@ from fpsgen.wan import vae as wan_vae
 from fpsgen.wan.config import WanConfig
 from fpsgen.wan.plan import StepPlan
 from fpsgen.wan.transformer import WanTransformer
-from fpsgen.weights import load, models, needs
+from fpsgen.weights import configs, load, models, needs
 from fpsgen.weights.load import stays_float32
 from tests.tools import golden
 
@@ -52,9 +52,9 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     small = WanConfig(dim=48, ffn_dim=64, num_heads=2, num_layers=2, text_dim=WIDTH, freq_dim=16)
     monkeypatch.setitem(config.FAMILIES, "14b", small)
     text = {"vocab_size": 50, "d_model": WIDTH, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 3}
-    monkeypatch.setattr(config, "TEXT_CONFIG", {**config.TEXT_CONFIG, **text})
+    monkeypatch.setattr(configs, "TEXT_CONFIG", {**configs.TEXT_CONFIG, **text})
     blocks = {"dim_mult": [1, 1, 1, 1], "num_res_blocks": 1, "temperal_downsample": [False, True, True]}
-    monkeypatch.setattr(config, "VAE_CONFIG", {"base_dim": 4, "z_dim": 16, **blocks})
+    monkeypatch.setattr(configs, "VAE_CONFIG", {"base_dim": 4, "z_dim": 16, **blocks})
 
 
 def job(frames: int = 9, guidance: float = 3.0, dtype: torch.dtype = torch.float32) -> CompareJob:

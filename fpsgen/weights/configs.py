@@ -1,0 +1,215 @@
+"""What configurations say of a model: in both formats' files, and in the shapes of the tensors."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from fpsgen.errors import ModelError
+from fpsgen.printable import printable
+from fpsgen.wan.config import FETCH_AGAIN, OURS, WanConfig
+from fpsgen.weights.kinds import Header
+
+# What the files of Wan2.1 say (`layout.text_config_of`, `layout.vae_config_of`).
+TEXT_CONFIG: dict[str, Any] = {
+    "vocab_size": 256384,
+    "d_model": 4096,
+    "d_kv": 64,
+    "d_ff": 10240,
+    "num_layers": 24,
+    "num_heads": 64,
+    "relative_attention_num_buckets": 32,
+    "feed_forward_proj": "gated-gelu",
+}
+VAE_CONFIG: dict[str, Any] = {"base_dim": 96, "z_dim": 16}
+
+
+def from_diffusers(config: dict) -> WanConfig:
+    """Read `transformer/config.json` of a Diffusers folder; refuse what is not Wan2.1 text-to-video."""
+    name = config.get("_class_name", "WanTransformer3DModel")
+    if name != "WanTransformer3DModel":
+        raise ModelError(f"its transformer is a {printable(name, 60)}, not a WanTransformer3DModel", hint=OURS)
+    if config.get("image_dim") is not None or config.get("added_kv_proj_dim") is not None:
+        raise ModelError("it is an image-to-video model", hint=OURS)
+    fixed = {
+        "patch_size": list(WanConfig.PATCH),
+        "qk_norm": "rms_norm_across_heads",
+        "cross_attn_norm": True,
+    }
+    for key, value in fixed.items():
+        found = config.get(key, value)
+        if (list(found) if isinstance(found, (list, tuple)) else found) != value:
+            raise ModelError(f"its transformer has {key} = {shown(found)}; Wan2.1 has {value!r}", hint=OURS)
+
+    def count(key: str, default: int | None = None) -> int:
+        value = config.get(key, default)
+        if key not in config and default is None:
+            raise ModelError(f"its transformer/config.json has no {key}", hint=FETCH_AGAIN)
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 2**20:
+            told = f"its transformer/config.json says {key} = {shown(value)}, which is not a count"
+            raise ModelError(told, hint=FETCH_AGAIN)
+        return value
+
+    heads, in_channels = count("num_attention_heads"), count("in_channels")
+    return WanConfig(
+        dim=heads * count("attention_head_dim"),
+        ffn_dim=count("ffn_dim"),
+        num_heads=heads,
+        num_layers=count("num_layers"),
+        text_dim=count("text_dim"),
+        freq_dim=count("freq_dim", 256),
+        in_channels=in_channels,
+        out_channels=in_channels if config.get("out_channels") is None else count("out_channels"),
+        eps=_epsilon(config),
+    )
+
+
+def with_original(own: WanConfig, config: dict) -> WanConfig:
+    """The shapes that a transformer's tensors gave, with what an original checkpoint's config.json adds; ModelError
+    where the two disagree.
+
+    That file lacks what Wan2.1's model class does not save (patch size, norms, text_dim).
+    """
+    check_original_kind(config)
+    names = {"dim": "dim", "ffn_dim": "ffn_dim", "num_layers": "num_layers", "in_dim": "in_channels"}
+    for theirs, ours in names.items():
+        if (told := config.get(theirs, getattr(own, ours))) != getattr(own, ours):
+            told = f"its config.json says {theirs} = {shown(told)}; its weights have {getattr(own, ours)}"
+            raise ModelError(told, hint="fetch the config.json that belongs to these weights")
+    heads = config.get("num_heads", own.num_heads)
+    if not isinstance(heads, int) or isinstance(heads, bool) or heads < 1 or own.dim % heads:
+        told = f"its config.json says num_heads = {shown(heads)}, which does not divide dim = {own.dim}"
+        raise ModelError(told, hint="fetch the config.json that belongs to these weights")
+    return replace(own, num_heads=heads, eps=_epsilon(config))
+
+
+def to_diffusers(own: WanConfig) -> dict[str, Any]:
+    """What `from_diffusers` reads, as diffusers' WanTransformer3DModel writes it."""
+    return {
+        "_class_name": "WanTransformer3DModel",
+        "added_kv_proj_dim": None,
+        "attention_head_dim": own.head_dim,
+        "cross_attn_norm": True,
+        "eps": own.eps,
+        "ffn_dim": own.ffn_dim,
+        "freq_dim": own.freq_dim,
+        "image_dim": None,
+        "in_channels": own.in_channels,
+        "num_attention_heads": own.num_heads,
+        "num_layers": own.num_layers,
+        "out_channels": own.out_channels,
+        "patch_size": list(own.PATCH),
+        "qk_norm": "rms_norm_across_heads",
+        "rope_max_seq_len": 1024,
+        "text_dim": own.text_dim,
+    }
+
+
+def to_original(own: WanConfig) -> dict[str, Any]:
+    """An original checkpoint's config.json, with the fields that Wan2.1's model class saves."""
+    return {
+        "_class_name": "WanModel",
+        "dim": own.dim,
+        "eps": own.eps,
+        "ffn_dim": own.ffn_dim,
+        "freq_dim": own.freq_dim,
+        "in_dim": own.in_channels,
+        "model_type": "t2v",
+        "num_heads": own.num_heads,
+        "num_layers": own.num_layers,
+        "out_dim": own.out_channels,
+        "text_len": 512,
+    }
+
+
+def check_original_kind(config: dict) -> None:
+    """Refuse an original checkpoint's config.json that is not text-to-video's."""
+    if (kind := config.get("model_type", "t2v")) != "t2v":
+        raise ModelError(f"it is a {printable(kind, 60)} model", hint=OURS)
+
+
+def _epsilon(config: dict) -> float:
+    eps = config.get("eps", 1e-6)
+    if not isinstance(eps, float) or not 0 < eps < 1:
+        raise ModelError(f"its config.json says eps = {shown(eps)}, which is not a valid value", hint=FETCH_AGAIN)
+    return eps
+
+
+def shown(value: object) -> str:
+    """A value of a configuration, as it is written but short."""
+    return printable(repr(value), 60)
+
+
+def shape_of(tensors: dict[str, Header], name: str, rank: int) -> tuple[int, ...]:
+    if name not in tensors or len(tensors[name].shape) != rank:
+        raise ModelError(f"its weights are not Wan2.1's: there is no {name} of {rank} dimensions", hint=OURS)
+    return tensors[name].shape
+
+
+def depth_of(tensors: dict[str, Header], stem: str) -> int:
+    return len({name.removeprefix(stem).split(".")[0] for name in tensors if name.startswith(stem)})
+
+
+def config_of(tensors: dict[str, Header]) -> WanConfig:
+    """Hyperparameters of a transformer, from its tensors' shapes (original names); heads are 128 wide in all Wan2.1."""
+    dim, in_channels = shape_of(tensors, "patch_embedding.weight", 5)[:2]
+    patch = WanConfig.PATCH[0] * WanConfig.PATCH[1] * WanConfig.PATCH[2]
+    return WanConfig(
+        dim=dim,
+        ffn_dim=shape_of(tensors, "blocks.0.ffn.0.weight", 2)[0],
+        num_heads=max(dim // 128, 1),
+        num_layers=depth_of(tensors, "blocks."),
+        text_dim=shape_of(tensors, "text_embedding.0.weight", 2)[1],
+        freq_dim=shape_of(tensors, "time_embedding.0.weight", 2)[1],
+        in_channels=in_channels,
+        out_channels=shape_of(tensors, "head.head.weight", 2)[0] // patch,
+    )
+
+
+def vae_config_of(tensors: dict[str, Header]) -> dict[str, Any]:
+    """diffusers' configuration of Wan2.1's VAE: its defaults but for the widths."""
+    return {
+        "base_dim": shape_of(tensors, "encoder.conv_in.weight", 5)[0],
+        "z_dim": shape_of(tensors, "post_quant_conv.weight", 5)[0],
+    }
+
+
+def text_config_of(tensors: dict[str, Header]) -> dict[str, Any]:
+    """transformers' configuration of a UMT5 encoder, from its tensors' shapes (transformers' names)."""
+    vocab_size, d_model = shape_of(tensors, "shared.weight", 2)
+    attention = "encoder.block.0.layer.0.SelfAttention"
+    buckets, heads = shape_of(tensors, f"{attention}.relative_attention_bias.weight", 2)
+    return {
+        "vocab_size": vocab_size,
+        "d_model": d_model,
+        "d_kv": shape_of(tensors, f"{attention}.q.weight", 2)[0] // heads,
+        "d_ff": shape_of(tensors, "encoder.block.0.layer.1.DenseReluDense.wi_0.weight", 2)[0],
+        "num_layers": depth_of(tensors, "encoder.block."),
+        "num_heads": heads,
+        "relative_attention_num_buckets": buckets,
+        "feed_forward_proj": "gated-gelu",
+    }
+
+
+def check_kinds_of_parts(vae: dict[str, Any], text_encoder: dict[str, Any]) -> None:
+    """Refuse components of another kind, before any work is done with them."""
+    if (name := vae.get("_class_name", "AutoencoderKLWan")) != "AutoencoderKLWan":
+        raise ModelError(f"its VAE is a {printable(name, 60)}, not an AutoencoderKLWan", hint=OURS)
+    for key in ("latents_mean", "latents_std"):
+        values = vae.get(key, [1.0] * 16)
+        if not (isinstance(values, list) and len(values) == 16 and all(map(_is_number, values))):
+            raise ModelError(f"its vae/config.json has a {key} that is not 16 numbers", FETCH_AGAIN)
+    if min(vae.get("latents_std", [1.0])) <= 0:
+        raise ModelError("its vae/config.json has a latents_std that is not above 0", FETCH_AGAIN)
+    if vae.get("patch_size") is not None or vae.get("is_residual"):
+        raise ModelError("its VAE is one of Wan2.2's", hint=OURS)
+    if (blocks := vae.get("num_res_blocks", 2)) not in range(1, 17):
+        raise ModelError(f"its vae/config.json says num_res_blocks = {shown(blocks)}; Wan2.1 has 2", FETCH_AGAIN)
+    umt5 = {"model_type": "umt5", "feed_forward_proj": "gated-gelu", "relative_attention_max_distance": 128}
+    for key, wanted in umt5.items():
+        if (have := text_encoder.get(key, wanted)) != wanted:
+            raise ModelError(f"its text encoder has {key} = {shown(have)}; Wan2.1 has {wanted!r}", hint=OURS)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e6  # NaN is not, either
