@@ -16,6 +16,7 @@ from fpsgen.printable import printable
 from fpsgen.wan.config import OURS, WanConfig
 from fpsgen.weights import headers, keys, kinds
 from fpsgen.weights.configs import (
+    check_kinds_of_parts,
     check_original_kind,
     config_of,
     depth_of,
