@@ -116,7 +116,7 @@ class Comparison:
         self.states: list[dict[str, Any] | None] = []
 
     def note_state(self) -> None:
-        """After each run: the card is warm from the work."""
+        """Note the card's state after a run, while it is warm from the work."""
         self.states.append(machine.card_state(self.device) if self.device.type == "cuda" else None)
 
     def record(self, notes: list[str], random: bool = False) -> CompareRecord:
@@ -191,7 +191,7 @@ def once(entry: Entry, output: Path, watch: Watch) -> dict[str, Any]:
 
 
 def compare_clips(found: Comparison) -> list[str]:
-    """Measure how near each contender's first video is to the reference's; what could not be measured."""
+    """Measure how near each contender's first video is to the reference's; notes say what could not be measured."""
     name, exact = found.reference.name, found.reference.clip
     if nonfinite := fidelity.count_nonfinite(exact[0]):
         told = f"{name}, the reference, has {nonfinite} latents that are not finite"

@@ -36,7 +36,7 @@ class VideoContender:
         raise NotImplementedError
 
     def about(self) -> dict[str, Any]:
-        """What a record says of it, with what it runs in a few words ("told")."""
+        """The fields that a record has for it besides its name; "told" says in a few words what runs."""
         raise NotImplementedError
 
     def run(self, output: Path, timings: Timings) -> Iterator[Event]:
@@ -44,7 +44,7 @@ class VideoContender:
         raise NotImplementedError
 
     def running(self) -> AbstractContextManager[None]:
-        """Attention of fpsgen's inside is this contender's."""
+        """Inside, the model's self-attention is computed as this contender computes it."""
         return nullcontext()
 
     @property

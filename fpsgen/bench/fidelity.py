@@ -38,7 +38,7 @@ class Fidelity:
 
 
 def between(ours: MadeClip, reference: MadeClip, lpips: Lpips | None = None) -> Fidelity:
-    """What is measured of `ours`. lpips: from `perceptual.load`.
+    """Measure how near `ours` is to the reference. lpips: from `perceptual.load`.
 
     ValueError where shapes differ, or frames are smaller than SSIM's window of 11 pixels.
     """
@@ -54,10 +54,10 @@ def between(ours: MadeClip, reference: MadeClip, lpips: Lpips | None = None) -> 
 
 
 def count_nonfinite(values: Tensor) -> int:
-    """How many are NaN or infinite."""
+    """How many values are NaN or infinite."""
     return int((~values.isfinite()).sum())
 
 
 def zero_nonfinite(values: Tensor) -> Tensor:
-    """With 0 in the place of what is NaN or infinite."""
+    """The same values, with 0 in place of those that are NaN or infinite."""
     return values.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)

@@ -41,7 +41,7 @@ from fpsgen.weights.load import load_transformer, load_vae
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLWan
 
-# What is told of all clips together, and which of several is the worst.
+# The measures that are averaged over clips, and which of several values is the worst.
 MEASURES: dict[str, Callable[[Sequence[float]], float]] = {
     "latent_cosine": min, "latent_error": max, "psnr": min, "ssim": min, "lpips": max,
 }  # fmt: skip
@@ -53,7 +53,7 @@ Note = Callable[[str], None]  # tells something at once, and puts it into the re
 
 @dataclass(frozen=True)
 class Take:
-    """One clip of every contender."""
+    """Every contender makes a clip of it."""
 
     prompt: str
     seed: int
@@ -83,13 +83,8 @@ class QualityJob:
 
     @property
     def decoding(self) -> float:
-        """Decoding and measuring a clip, in a step's time."""
+        """The work of decoding and measuring a clip, in denoising steps."""
         return 12.0 if self.line_up.plan.model.card else 0.5
-
-    @property
-    def work(self) -> float:
-        """Steps of both guidance branches, or their time."""
-        return len(self.takes) * len(self.line_up.contenders) * (self.line_up.settings.steps + self.decoding)
 
 
 @torch.inference_mode()
@@ -108,7 +103,7 @@ def run(
     line_up, model, target = job.line_up, job.line_up.plan.model, job.line_up.plan.target
     head, cache = record.head("quality", job.command, line_up), assets.cache("bench")
     journals.check(cache)
-    watch(Work(job.work))
+    watch(Work(len(job.takes) * len(line_up.contenders) * (line_up.settings.steps + job.decoding)))
     watch(Stage("load"))
     notes: list[str] = []
 
@@ -219,7 +214,7 @@ class Screen:
     def latents(self, one: VideoContender, take: Take) -> Tensor:
         kept = self._journal.get(piece("clip", one, take))
         if kept is None:
-            raise RenderError("a clip that was rendered is gone", hint="run the same command again")
+            raise RenderError("a clip that was rendered is no longer in the cache", hint="run the same command again")
         return kept["latents"]
 
     def frames(self, one: VideoContender, take: Take) -> np.ndarray:

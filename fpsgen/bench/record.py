@@ -15,7 +15,7 @@ from fpsgen.bench.steps import Split
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """What every bench that runs a model says."""
+    """The fields that `bench` and `bench quality` have in common."""
 
     kind: str
     format: int = 1
@@ -55,7 +55,7 @@ class QualityRecord(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class ContenderRecord:
-    """What both say of a contender."""
+    """The fields that both have for a contender."""
 
     name: str
     label: str
@@ -118,7 +118,7 @@ class ClipRecord:
 
 
 def head(kind: str, command: list[str], line_up: LineUp) -> dict[str, Any]:
-    """How a record begins; to be asked before the work, while the tree is that of the code that runs."""
+    """The fields of `Record` but its notes. To be called before the work: the commit is then that of the running code."""
     plan, target = line_up.plan, line_up.plan.target
     card = stopwatch.card(target.device) if target.device.type == "cuda" else None
     video = {key: value for key, value in plan.request.as_dict().items() if key != "scale_to"}

@@ -98,7 +98,8 @@ def by_span(plan: VideoPlan, denoiser: Denoiser, cut: Sequence[StepSpan]) -> lis
 
 @torch.inference_mode()
 def split(denoiser: Denoiser, latents: Tensor, number: int, plan: StepPlan) -> tuple[list[Split], Tensor]:
-    """Of `SAMPLES` times step `number`, or of as many as take `ENOUGH`, after one that warms up; and the velocity."""
+    """The parts of step `number`, timed `SAMPLES` times after one run that warms up, or less often where that takes
+    `ENOUGH`; and the step's velocity."""
     transformer, device = denoiser.transformer, latents.device
     attentions = [block.self_attn for block in transformer.layers()]
     projections = {module for own in attentions for module in own.modules() if isinstance(module, nn.Linear)}

@@ -36,7 +36,8 @@ def setup(videos: Path, folders: Iterable[str]) -> list[str]:
 
 
 def command(program: str, folder: str, dimension: str) -> list[str]:
-    """As run from the folder that holds `folder`. Relative: it passes paths through a shell, quoted by half."""
+    """To be run from the folder that holds `folder`. Paths are relative, because VBench passes them through a shell and
+    quotes them badly."""
     return [
         program, "evaluate", "--mode", "custom_input", "--dimension", dimension, "--videos_path", folder,
         "--output_path", f"{_RESULTS}/{folder}/{dimension}",
