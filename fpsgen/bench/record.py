@@ -118,7 +118,7 @@ class ClipRecord:
 
 
 def head(kind: str, command: list[str], line_up: LineUp) -> dict[str, Any]:
-    """The fields of `Record` but its notes. To be called before the work: the commit is then that of the running code."""
+    """The fields of `Record` but its notes. To be called before the work: the commit is that of the running code."""
     plan, target = line_up.plan, line_up.plan.target
     card = stopwatch.card(target.device) if target.device.type == "cuda" else None
     video = {key: value for key, value in plan.request.as_dict().items() if key != "scale_to"}
