@@ -146,9 +146,7 @@ def make_job(
     )  # fmt: skip
     prompts = ours if prompts is None else prompts
     if len(prompts) < clips + checks:
-        told = (
-            f"{counted(clips, 'prompt')} to measure on and {checks} to verify on are needed; there are {len(prompts)}"
-        )
+        told = f"{counted(clips, 'prompt')} to measure on and {checks} to verify on are needed"
         told += f"; there are {len(prompts)}"
         raise UsageError(told, hint="give more with --prompts FILE, or ask for fewer with --clips and --checks")
     job = Job(model, settings, effort, budget, prompts, seed, printable(name))
