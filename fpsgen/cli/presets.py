@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from fpsgen.attention.plan import AttentionPlan
     from fpsgen.attention.tiles import Shape3
     from fpsgen.presets import Preset
-    from fpsgen.wan.plan import StepPlan
     from fpsgen.weights.models import Model
 
 EXAMPLES = """
@@ -189,72 +189,50 @@ def larger_than(tile: Shape3, grid: Shape3) -> str | None:
 
 
 def account(preset: Preset, model: Model, settings: Settings) -> dict[str, Any]:
-    """What a preset does in each run of steps of one phase, and sums: flops of one guidance branch.
+    """What a preset does in each run of steps of one phase, layers of one attention plan together, and `sums`.
 
     UsageError if the preset is for another model or another video's size.
     """
+    from fpsgen.presets import file
+
     preset.check_family(model.family)
     tiles, levels = model.tiles(settings.latent_shape, preset.tile), settings.noise_levels
-    plans = preset.schedule(levels, tiles, model.config.num_layers, model.config.num_heads)
+    heads = model.config.num_heads
+    plans = [step.attention for step in preset.schedule(levels, tiles, model.config.num_layers, heads)]
     runs: list[dict[str, Any]] = []
     last = 0
     for _, group in groupby(levels, key=preset.at):
         each, first = list(group), last + 1
         last += len(each)
-        where = {"steps": [first, last], "sigma": [each[0], each[-1]]}
-        runs.append(where | of_layers(plans[first - 1], model, len(each)))
+        layers = []
+        for plan in dict.fromkeys(plans[first - 1]):
+            own = [number for number, other in enumerate(plans[first - 1]) if other == plan]
+            windows = []
+            for index, window in enumerate(plan.windows):
+                those = [head for head in range(heads) if not plan.heads or plan.heads[head] == index]
+                windows.append({"window": window, "heads": file.ranges(those), "density": tiles.density(window)})
+            precisions = {key: getattr(plan, key) for key in ("qk", "pv", "smooth_k")}
+            head = {"at": file.ranges(own), "layers": len(own), "windows": windows, **precisions}
+            layers.append(head | sums([plan] * len(own) * len(each), model))
+        where = {"steps": [first, last], "sigma": [each[0], each[-1]], "layers": layers}
+        runs.append(where | sums([plan for step in plans[first - 1 : last] for plan in step], model))
     at: dict[str, Any] = {"model": model.family, "solver": settings.solver, "grid": settings.sigmas}
     at |= {key: getattr(settings, key) for key in ("width", "height", "frames", "steps", "shift")}
     at |= {"tokens": tiles.tokens, "tile": tiles.tile, "tiles": tiles.counts}
-    return {"at": at, "runs": runs, **summed(runs, [run["steps"][1] - run["steps"][0] + 1 for run in runs])}
+    return {"at": at, "runs": runs, **sums([plan for step in plans for plan in step], model)}
 
 
-def summed(parts: Sequence[dict], counts: Sequence[int]) -> dict[str, float]:
-    """Density and cost of all parts, averages over their counts; the sums of their flops."""
-    means = {
-        key: sum(part[key] * count for part, count in zip(parts, counts, strict=True)) / sum(counts)
-        for key in ("density", "cost")
-    }
-    return means | {key: sum(part[key] for part in parts) for key in ("dense_flops", "saved_flops")}
-
-
-def of_layers(step: StepPlan, model: Model, steps: int) -> dict[str, Any]:
-    """What all layers do at one step, layers of one plan together, and its cost; flops: of `steps` such steps."""
+def sums(plans: Sequence[AttentionPlan], model: Model) -> dict[str, float]:
+    """Mean density and mean cost of all plans; the FLOPs of one guidance branch where they are dense, and the saved."""
     from fpsgen.attention.plan import AttentionPlan
-    from fpsgen.presets import cost, file
+    from fpsgen.presets import cost
 
-    heads, width = model.config.num_heads, model.config.head_dim
-    tokens = cost.STAND_IN_TOKENS if model.family == "pocket" else step.tiles.tokens
-    layers: list[dict[str, Any]] = []
-    for plan in dict.fromkeys(step.attention):
-        own = [number for number, each in enumerate(step.attention) if each == plan]
-        dense = steps * len(own) * AttentionPlan(step.tiles).flops(heads, width)
-        layers.append(
-            {
-                "at": file.ranges(own),
-                "layers": len(own),
-                "windows": windows_of(plan, heads),
-                **{key: getattr(plan, key) for key in ("qk", "pv", "smooth_k", "density")},
-                "cost": cost.of_plan(plan, tokens),
-                "dense_flops": dense,
-                "saved_flops": dense * (1 - plan.density),
-            }
-        )
-    return {"layers": layers, **summed(layers, [own["layers"] for own in layers])}
-
-
-def windows_of(plan: AttentionPlan, heads: int) -> list[dict[str, Any]]:
-    """Each window of a plan, None for dense, and the heads that have it."""
-    from fpsgen.presets import file
-
-    return [
-        {
-            "window": window,
-            "heads": file.ranges([head for head, own in enumerate(plan.heads or (0,) * heads) if own == index]),
-            "density": plan.tiles.density(window),
-        }
-        for index, window in enumerate(plan.windows)
-    ]
+    tiles, config = plans[0].tiles, model.config
+    tokens = cost.STAND_IN_TOKENS if model.card else tiles.tokens
+    density = fmean(plan.density for plan in plans)
+    dense = len(plans) * AttentionPlan(tiles).flops(config.num_heads, config.head_dim)
+    mean_cost = fmean(cost.of_plan(plan, tokens) for plan in plans)
+    return {"density": density, "cost": mean_cost, "dense_flops": dense, "saved_flops": dense * (1 - density)}
 
 
 def draw(out: Output, report: dict) -> None:
