@@ -108,7 +108,8 @@ def repository_of(name: str, form: Format) -> str:
     if name.lower() in REPOSITORIES:
         return REPOSITORIES[name.lower()][form]
     if name.lower() == "pocket":
-        raise UsageError("the pocket model comes with fpsgen", hint=f"fpsgen generate {option('model', 'pocket')}")
+        hint = f'fpsgen generate "a cat surfing" {option("model", "pocket")}'
+        raise UsageError("the pocket model comes with fpsgen, so there is nothing to fetch", hint)
     if not ID.fullmatch(name):
         hint = f"give one of {', '.join(REPOSITORIES)} or a hub id"
         raise UsageError(f"{typed(name)} is not a model to fetch", hint)

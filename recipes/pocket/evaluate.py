@@ -130,9 +130,9 @@ def document(record: dict) -> str:
         "three. There are two judges: a small network, and template matching. The rows below the model's clips\n"
         "show what both judges say of clips that the world's own program rendered, and of the same clips after the\n"
         "VAE: no model with this VAE can be expected to do better. Held-out combinations of subject, motion and\n"
-        "scene were never trained on; sentences and seeds are new everywhere. A share of 208 clips is good to\n"
-        "about 0.02, of 48 clips to about 0.05. The judges ask what a clip shows, not whether it looks good: a\n"
-        "smeared face passes if it can still be told from the seven others.\n\n"
+        "scene were never trained on; sentences and seeds are new everywhere. The uncertainty of a share is about\n"
+        "0.02 for 208 clips and about 0.05 for 48 clips. The judges ask what a clip shows, not whether it looks\n"
+        "good: a smeared face passes if it can still be told from the seven others.\n\n"
         f"{record['steps']} steps, guidance {record['guidance']:g}, shift {record['shift']:g}, float32 on a CPU; "
         "`python -m recipes.pocket.evaluate` makes this page.\n\n" + table(record["results"]) + FIRST_FRAME
     )
