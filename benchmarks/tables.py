@@ -55,7 +55,7 @@ def bench() -> str:
         for one in record["contenders"]
         if one["name"] != record["reference"]
     ]
-    head = ["model, size, device", "", "against", "speed-up", "of denoising", "PSNR", "SSIM"]
+    head = ["model, size, device", "contender", "reference", "speed-up", "denoising alone", "PSNR", "SSIM"]
     return table(head, rows)
 
 
