@@ -14,6 +14,7 @@ from fpsgen.cli.progress import drawn
 from fpsgen.cli.prompts import as_text, check_prompts, read_prompt
 from fpsgen.errors import Stopped, UsageError
 from fpsgen.events import Step, Written
+from fpsgen.printable import readable
 from fpsgen.report.words import counted
 from fpsgen.seeds import check_seed
 from fpsgen.settings import check_settings
@@ -185,5 +186,5 @@ def timing_table(timings: Timings, device: torch.device, preset: tuple[str, str]
         remark = (
             f"peak, allocated on {device}" if device.type == "cuda" else "peak of the process, mapped weights included"
         )
-        table.row("memory", f"{timings.peak_memory / 2**30:.2f} GiB", Cell(remark, "dim"))
+        table.row("memory", readable(timings.peak_memory), Cell(remark, "dim"))
     return table

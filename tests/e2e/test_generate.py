@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,7 @@ def test_verbose_says_what_was_chosen(wan_folder: Path, tmp_path: Path) -> None:
     assert quiet.stdout.strip() == str(tmp_path / "a.mp4")
     for word in ("load", "text", "denoise", "decode", "encode", "total", "memory"):
         assert word in quiet.stderr
+    assert re.search(r"memory +[\d.]+ [MG]B", quiet.stderr)  # the units of all other commands
 
 
 def test_a_gpu_is_taken_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
