@@ -215,7 +215,7 @@ def tell_estimate(out: Output, job: Job, device: torch.device, dtype: torch.dtyp
     else:
         step = estimate.step_here(job, device, dtype)
         parts, clip = estimate.parts_here(job, step), job.settings.steps * step
-        where = f"on {device} of this machine, estimated from two steps that were run: {step:.2g} s each"
+        where = f"on {device} of this machine, from two steps that were run: {step:.2g} s each"
     total = sum(part.seconds for part in parts)
     unit, name = (3600, "hours") if total > 3600 else (60, "minutes")
     table = Table()
@@ -228,9 +228,9 @@ def tell_estimate(out: Output, job: Job, device: torch.device, dtype: torch.dtyp
     table.row("total", f"{total_forwards:.0f}", f"{total / unit:.2f}", f"{total / clip:.2f}")
     if not out.json:
         out.show(table)
-    windows = len(job.candidates.windows)
-    out.line(f"{where}; {windows} windows in 2 precisions, and bf16;")
-    out.line(f"each further round of verification costs its line again; {readable(estimate.disk_bytes(job))} of cache")
+    windows, size = len(job.candidates.windows), readable(estimate.disk_bytes(job))
+    out.line(f"The estimate is for {windows} windows in 2 precisions, and bf16, {where}.")
+    out.line(f"Each further round of verification takes as long as the row says. The cache grows by {size}.")
     told = {
         "model": job.model.name,
         "size": job.settings.size,
@@ -243,4 +243,4 @@ def tell_estimate(out: Output, job: Job, device: torch.device, dtype: torch.dtyp
         "bf16_clips": total / clip,
         "cache_bytes": estimate.disk_bytes(job),
     }
-    out.result(f"{total / unit:.2f} {name}, the time of {total / clip:.2f} bf16 clips", told)
+    out.result(f"{total / unit:.2f} {name}, as long as {total / clip:.2f} clips take in bf16", told)

@@ -125,7 +125,8 @@ def plan(repository: str, force: bool = False) -> Download:
         here = [path for path in cached.folder.rglob("*") if path.is_file()]
         files = {path.relative_to(cached.folder).as_posix(): path.stat().st_size for path in here}
         return Download(repository, files, {}, folder=cached.folder)
-    with _explained(repository, "check the network, or fetch the model elsewhere and name its folder as the model"):
+    copied = f"fetch the model on another machine, copy its folder here, and give it as {option('model')}"
+    with _explained(repository, f"check the network; or {copied}"):
         try:
             remote = snapshot_download(repository, allow_patterns=NEEDED, dry_run=True)
         except errors.DryRunError as failure:  # says nothing of its own
