@@ -53,7 +53,7 @@ def of_time(record: dict[str, Any]) -> Table:
     runs = len(every[0]["warm"])
     how = f"median of {runs} warm runs each" if runs > 1 else "one warm run each" if runs else "one cold run each"
     rows = _times(record, "median")
-    rows["peak memory"] = [words.gigabytes(peak(one)) for one in every] if any(map(peak, every)) else []
+    rows["peak memory, all runs"] = [words.gigabytes(peak(one)) for one in every] if any(map(peak, every)) else []
     for name, title in (("total", "speed-up"), ("denoise", "speed-up, denoise")) if runs else ():
         rows[title] = [_speedup(one, name, record) for one in every]
     return sided(f"Seconds, {'extrapolated from single steps' if record['extrapolated'] else how}", every, rows)

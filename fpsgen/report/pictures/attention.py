@@ -44,7 +44,7 @@ def _roofline(points: list[Line], roofs: dict[str, float]) -> bytes:
         series = sorted((line for line in points if name_of(line) == name), key=lambda line: line.intensity or 0)
         number, hollow = families.index(series[0].variant or series[0].name) % len(_MARKS), series[0].kind == "together"
         places = [line.intensity or 0 for line in series], [line.tflops or 0 for line in series]
-        axes.plot(*places, f"C{number}{_MARKS[number]}", label=written(name), linewidth=0.9,
+        axes.plot(*places, f"C{number}{_MARKS[number]}", label=written(name, 40), linewidth=0.9,
                   linestyle="--" if hollow else "-", fillstyle="none" if hollow else "full")  # fmt: skip
     for density in {line.density for line in points}:
         lowest = min((line for line in points if line.density == density), key=lambda line: line.tflops or 0)

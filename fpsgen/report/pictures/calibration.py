@@ -115,7 +115,7 @@ def _frontier(points: list[dict[str, Any]]) -> bytes:
                 side = {"xytext": (-11, -8), "ha": "right", "va": "top", "weight": "bold"}
             axes.annotate(f"{written(point['name'] or 'chosen')}{near}", (point["cost"], max(point["error"], 0)),
                           textcoords="offset points", fontsize=8, zorder=6, **side)  # fmt: skip
-    legend(figure, axes, 4)
+    legend(figure, 4)
     return png(figure)
 
 

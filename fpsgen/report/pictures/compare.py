@@ -32,7 +32,7 @@ def _bars(record: dict[str, Any]) -> bytes:
     for axes, (title, key) in zip(every, shown, strict=True):
         axes.set_title(f"{title}, seconds")
         _panel(axes, record, key)
-    legend(figure, every[0], len(STAGES))
+    legend(figure, len(STAGES))
     return png(figure)
 
 
@@ -93,5 +93,5 @@ def _steps(contenders: list[dict[str, Any]]) -> bytes:
         axes.grid(True, axis="y")
     figure.supxlabel("step", fontsize=8)
     figure.supylabel("seconds a step", fontsize=8)
-    legend(figure, grid.flat[0], len(_PARTS))
+    legend(figure, len(_PARTS))
     return png(figure)

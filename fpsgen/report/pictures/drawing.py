@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from fpsgen.report import words
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+    from matplotlib.artist import Artist
 
     from fpsgen.metrics import Pair
 
@@ -40,9 +40,12 @@ def canvas(height: float, width: float = WIDTH) -> Figure:
     return Figure(figsize=(width, height), dpi=DPI, layout="constrained")
 
 
-def legend(figure: Figure, axes: Axes, columns: int) -> None:
-    """Above the axes: what has a label in them, each once."""
-    entries = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+def legend(figure: Figure, columns: int) -> None:
+    """Above all axes: what has a label in any of them, each once."""
+    entries: dict[str, Artist] = {}
+    for axes in figure.axes:
+        for artist, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            entries.setdefault(label, artist)
     figure.legend(entries.values(), entries.keys(), loc="outside upper left", ncols=columns, handlelength=1.4)
 
 

@@ -47,7 +47,7 @@ def _psnr(record: dict[str, Any]) -> bytes:
     axes.set_yticks(range(len(contenders)), [written(one["label"]) for one in contenders])
     axes.set_xlabel(f"PSNR against {written(reference(record)['label'])}, dB")
     axes.grid(True, axis="x")
-    legend(figure, axes, 2)
+    legend(figure, 2)
     return png(figure)
 
 
@@ -72,7 +72,7 @@ def _adherence(judged: list[tuple[str, dict[str, list[int]]]]) -> bytes:
     axes.xaxis.set_major_formatter(PercentFormatter(1))
     axes.invert_yaxis()
     axes.grid(True, axis="x")
-    legend(figure, axes, 4)
+    legend(figure, 4)
     return png(figure)
 
 

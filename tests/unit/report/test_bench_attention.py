@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.figure import Figure
 
 from fpsgen import report
 from fpsgen.bench.attention.record import read_case
-from fpsgen.report import words
+from fpsgen.report import pictures, words
 from fpsgen.report.attention import best, name_of, points_of, roofs_of
 from tests.tools import bench_records
 from tests.tools.reports import NASTY, Page, png
@@ -55,6 +56,15 @@ def test_every_shape_has_its_roofline_and_its_numbers(tmp_path: Path) -> None:
     for case, image in zip(given["cases"], page.images, strict=True):
         for point in points_of(read_case(case)):
             assert f"{name_of(point)} at density {point.density:.2g}: {point.tflops:.0f} TFLOP/s" in image["alt"]
+
+
+def test_the_legend_has_whole_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    figures: list[Figure] = []
+    monkeypatch.setattr(pictures.attention, "png", lambda figure: figures.append(figure) or b"")
+    given = bench_records.attention(cases=1)
+    pictures.attention.draw(given)
+    [names] = ([text.get_text() for text in figure.legends[0].get_texts()] for figure in figures)
+    assert names == list(dict.fromkeys(map(name_of, points_of(read_case(given["cases"][0])))))
 
 
 def test_roofs_are_the_cards() -> None:

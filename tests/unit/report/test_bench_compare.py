@@ -11,11 +11,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from fpsgen import report
 from fpsgen.metrics import Pair
-from fpsgen.report import words
+from fpsgen.report import pictures, words
+from fpsgen.report.compare import PARTS
+from fpsgen.timing import STAGES
 from tests.tools import bench_records
 from tests.tools.bench_records import WHOLE
 from tests.tools.reports import NASTY, Page, clip, pair, png
@@ -122,6 +125,16 @@ def test_pictures_say_their_numbers_without_eyes(tmp_path: Path) -> None:
         picture = Image.open(io.BytesIO(png(image)))
         assert (int(image["width"]), int(image["height"])) == (picture.width // 2, picture.height // 2)
         assert np.asarray(picture.convert("L")).std() > 5, "a blank picture"
+
+
+def test_the_legends_name_every_colour(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also those that only one panel has: a compilation in the cold runs, a step of which no parts are known."""
+    figures: list[Figure] = []
+    monkeypatch.setattr(pictures.compare, "png", lambda figure: figures.append(figure) or b"")
+    pictures.compare.draw(bench_records.compare("quality", "bf16", "diffusers"))
+    bars, steps = ([text.get_text() for text in figure.legends[0].get_texts()] for figure in figures)
+    assert sorted(bars) == sorted(STAGES)
+    assert steps == [*PARTS.values(), "not split"]
 
 
 def test_what_is_extrapolated_is_marked(tmp_path: Path) -> None:
