@@ -178,21 +178,21 @@ def _steps(job: Job, phase: int) -> str:
 
 def record(job: Job, measurement: Measurement, tried: list[Tried], preset: Preset, seconds: dict[str, float]) -> dict:
     """What the report shows, as JSON has it."""
-    taken, of, tiles = tried[-1], preset.measured, job.tiles
-    assert of is not None
+    taken, measured, tiles = tried[-1], preset.measured, job.tiles
+    assert measured is not None
     densities = torch.tensor(job.candidates.densities)
     precision, window = job.candidates.probe
     return {
         "model": job.model.full_name,
-        "weights": of.weights,
-        "device": of.device,
-        "versions": {"fpsgen": of.fpsgen, "torch": of.torch},
-        "size": of.size,
-        "frames": of.frames,
+        "weights": measured.weights,
+        "device": measured.device,
+        "versions": {"fpsgen": measured.fpsgen, "torch": measured.torch},
+        "size": measured.size,
+        "frames": measured.frames,
         "fps": job.model.defaults.fps,
-        "steps": of.steps,
-        "shift": of.shift,
-        "guidance": of.guidance,
+        "steps": measured.steps,
+        "shift": measured.shift,
+        "guidance": measured.guidance,
         "solver": job.settings.solver,
         "grid": list(tiles.grid),
         "tile": list(tiles.tile),
@@ -208,11 +208,11 @@ def record(job: Job, measurement: Measurement, tried: list[Tried], preset: Prese
         "probe": "window {}x{}x{}, {}".format(*job.candidates.windows[window], PRECISIONS[precision]),
         "density": densities[taken.schedule.window].mean(2).tolist(),
         "precision": [[PRECISIONS[int(p)] for p in layers] for layers in taken.schedule.precision],
-        "cost": of.cost,
-        "mean_density": of.density,
+        "cost": measured.cost,
+        "mean_density": measured.density,
         "frontier": frontier.points(job, measurement, tried),
         "clips": [asdict(one) for one in taken.checked],
-        "summary": {key: value for key, value in of.as_dict().items() if key.startswith(("error", "psnr"))},
+        "summary": {key: value for key, value in measured.as_dict().items() if key.startswith(("error", "psnr"))},
         "prompts": list(job.prompts[: job.effort.clips]),
         "seconds": {key: round(value, 1) for key, value in seconds.items()},
         "preset": file.text(preset),

@@ -186,15 +186,14 @@ def keep_preset(result: Result, output: Path, page: Path | None) -> Kept:
 
 def tell(out: Output, result: Result, job: Job, kept: Kept) -> None:
     """What came out."""
-    of = result.preset.measured
-    assert of is not None
-    out.line(
-        f"cost     {100 * of.cost:.1f} % of dense bf16 attention's, modelled for an H100; density {of.density:.3f}"
-    )
-    spread = "" if of.error_ci95 is None else f" ± {of.error_ci95:.1g}"
-    clips = f"means over {of.clips} clips" if of.clips > 1 else "one clip"
-    out.line(f"error    {of.error:.2g}{spread}, 1 - cosine of the final latents")
-    out.line(f"PSNR     {of.psnr_told} dB against bf16, worst {of.psnr_worst:.1f}")
+    measured = result.preset.measured
+    assert measured is not None
+    cost = f"{100 * measured.cost:.1f} % of dense bf16 attention's, modelled for an H100"
+    out.line(f"cost     {cost}; density {measured.density:.3f}")
+    spread = "" if measured.error_ci95 is None else f" ± {measured.error_ci95:.1g}"
+    clips = f"means over {measured.clips} clips" if measured.clips > 1 else "one clip"
+    out.line(f"error    {measured.error:.2g}{spread}, 1 - cosine of the final latents")
+    out.line(f"PSNR     {measured.psnr_told} dB against bf16, worst {measured.psnr_worst:.1f}")
     out.line(f"         {clips} of prompts that calibration did not measure on; the budget was {job.budget}")
     if result.record["backend"] == "reference":
         out.line(

@@ -44,7 +44,7 @@ def sections(report: dict[str, dict]) -> Iterator[tuple[str, Table]]:
     for name, (title, rows) in _SECTIONS.items():
         found, table = report[name], Table(heads=False, columns=[Column(""), Column("", prose=True)])
         for label, text in rows(found) if "fault" not in found else [("failed", found["fault"])]:
-            table.row(f"  {label:15}", text)
+            table.row(f"  {label:18}", text)
         yield title, table
 
 

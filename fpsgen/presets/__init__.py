@@ -140,11 +140,11 @@ class Preset:
     def differences(self, weights: str, settings: Settings) -> list[str]:
         """What was otherwise when it was measured than it is in a video on `weights` (the transformer's fingerprint),
         in words; where there is nothing, the measured quality is the video's."""
-        if (of := self.measured) is None:
+        if self.measured is None:
             return []
-        others = [] if of.weights == weights else ["other weights"]
+        others = [] if self.measured.weights == weights else ["other weights"]
         for key, words in _WHERE.items():
-            then, here = (words.format(getattr(own, key)) for own in (of, settings))
+            then, here = (words.format(getattr(values, key)) for values in (self.measured, settings))
             others += [then] if then != here else []
         return others
 
