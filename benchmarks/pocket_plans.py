@@ -205,8 +205,8 @@ def main() -> None:
     rows = summarise(clips, truth)
     add_density(rows)
     image = args.out.with_suffix(".png")
-    card = models.find("pocket").card or {}
-    begin["pocket"] = {key: card[key] for key in ("version", "sha256")}
+    pocket = models.find("pocket").pocket or {}
+    begin["pocket"] = {key: pocket[key] for key in ("version", "sha256")}
     record = {**begin, "clips": args.clips, "prompts": prompts, "sheet": image.name, "rows": rows}
     files.write_json(args.out.with_suffix(".json"), record)
     files.write_text(args.out.with_suffix(".md"), document(record))

@@ -121,9 +121,9 @@ def encode_prompts(
     names = [f"prompt {number}" if len(prompts) > 1 else "prompt" for number in range(1, len(prompts) + 1)]
     texts = []
     for which, prompt in zip((*names, *("negative prompt" for _ in negatives)), (*prompts, *negatives), strict=True):
-        if model.card is not None:
+        if model.pocket is not None:
             read = reading.read(prompt, encoder.tokenizer)
-            if remark := reading.remark(read, which, model.card):
+            if remark := reading.remark(read, which, model.pocket):
                 yield Notice(remark)
             prompt = read.text
         with _all(videos, "text"):

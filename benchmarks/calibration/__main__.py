@@ -156,8 +156,8 @@ def main() -> None:
         }
         for ((level, name), plans), own in zip(every.items(), checked, strict=True)
     ]
-    card = base.model.card or {}
-    begin["pocket"] = {key: card[key] for key in ("version", "sha256")}
+    pocket = base.model.pocket or {}
+    begin["pocket"] = {key: pocket[key] for key in ("version", "sha256")}
     record = {
         **begin,
         "planned_clips": HELD_OUT,

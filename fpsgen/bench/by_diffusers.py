@@ -101,7 +101,7 @@ def encode(pipe: Any, plan: VideoPlan) -> tuple[Tensor, Tensor | None]:
     words first, as `generate` does."""
     own, tokenizer = plan.request.settings, load_tokenizer(plan.model.checkpoint)
     prompts = [plan.request.prompt, own.negative]
-    if plan.model.card is not None:
+    if plan.model.pocket is not None:
         prompts = [reading.read(text, tokenizer).text for text in prompts]
     return pipe.encode_prompt(
         *prompts, do_classifier_free_guidance=own.branches > 1, max_sequence_length=tokenizer.length,

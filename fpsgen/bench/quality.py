@@ -79,12 +79,12 @@ class QualityJob:
     def judged(self) -> bool:
         """Whether the pocket model's judge can tell what the clips show."""
         own = self.line_up.settings
-        return self.line_up.plan.model.card is not None and (own.frames, own.height, own.width) == judge.SHAPE
+        return self.line_up.plan.model.pocket is not None and (own.frames, own.height, own.width) == judge.SHAPE
 
     @property
     def decoding(self) -> float:
         """The work of decoding and measuring a clip, in denoising steps."""
-        return 12.0 if self.line_up.plan.model.card else 0.5
+        return 12.0 if self.line_up.plan.model.pocket else 0.5
 
 
 @torch.inference_mode()
@@ -114,7 +114,7 @@ def run(
 
     lpips, why_not = perceptual.load(target.device)
     note(why_not)
-    if model.card and not job.judged:
+    if model.pocket and not job.judged:
         note("what the clips show is not judged: the judge knows only the pocket model's own size and frames")
     texts = encode(job, note)
     transformer = load_transformer(model.checkpoint, target.device, target.dtype)

@@ -115,7 +115,7 @@ class Job:
 
     @cached_property
     def candidates(self) -> Candidates:
-        tokens = cost.STAND_IN_TOKENS if self.model.card else self.tiles.tokens
+        tokens = cost.STAND_IN_TOKENS if self.model.pocket else self.tiles.tokens
         return Candidates(self.tiles, tokens)
 
     @cached_property

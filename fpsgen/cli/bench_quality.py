@@ -159,7 +159,7 @@ def tell_size(out: Output, job: QualityJob) -> None:
     count = len(job.takes) * len(job.line_up.contenders)
     told = f"{asked(len(job.prompts), job.seeds)}, {len(job.line_up.contenders)} contenders: "
     told += f"{count} clips of {counted(job.line_up.settings.steps, 'step')}"
-    if job.line_up.plan.model.card is None:
+    if job.line_up.plan.model.pocket is None:
         out.note(told)
     else:
         out.milestone(told)

@@ -208,7 +208,7 @@ def tell_estimate(out: Output, job: Job, device: torch.device, dtype: torch.dtyp
     """What a calibration would take: of Wan2.1 on one H100, of a pocket model, which is quick to try, here."""
     from fpsgen.calibrate import estimate
 
-    if job.model.card is None:
+    if job.model.pocket is None:
         parts, clip = estimate.parts(job), estimate.clip_seconds(job)
         where = "on one H100, calculated from published figures, not measured"
     else:

@@ -114,7 +114,7 @@ def fit(model: Model, size: Size | None, out: Output) -> tuple[int, int, Size | 
     own = (model.defaults.width, model.defaults.height)
     if size is None or size == own:
         return *own, None
-    if model.card is None:
+    if model.pocket is None:
         sizes.check_model_size(*size)
         return *size, None
     sizes.check_scaled_size(*size)
@@ -125,7 +125,7 @@ def fit(model: Model, size: Size | None, out: Output) -> tuple[int, int, Size | 
 def settings_of(model: Model, size: Size | None, **given: Any) -> Settings:
     """The model's own, but for what was given; UsageError where it cannot render the size."""
     own = (model.defaults.width, model.defaults.height)
-    if model.card is not None and size not in (None, own):
+    if model.pocket is not None and size not in (None, own):
         raise UsageError(f"the pocket model renders only {own[0]}x{own[1]}", hint="leave --res out")
     width, height = size or own
     sizes.check_model_size(width, height)

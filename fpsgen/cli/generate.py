@@ -105,7 +105,7 @@ def generate(
         machine.settle()
         found = named_model or chosen.choose_model(size, target.device, out, timings)
     width, height, scale_to = chosen.fit(found, size, out)
-    if found.card and size is None:
+    if found.pocket and size is None:
         scale_to = width * ENLARGED, height * ENLARGED
     settings = found.defaults.override(
         width=width, height=height, frames=frames, steps=steps, guidance=guidance, shift=shift, negative=negative,
@@ -117,7 +117,7 @@ def generate(
         with preferences.using("preset", preset):
             named.check_family(found.family)
     request = Request(prompt.strip(), settings, seed, output, named, scale_to, may_replace)
-    if found.card and settings.frames > found.defaults.frames:
+    if found.pocket and settings.frames > found.defaults.frames:
         out.note(f"the pocket model was trained on clips of {found.defaults.frames} frames; longer ones may drift")
     out.detail(f"model {found.name} from {found.folder}; {target.device}, {target.dtype_name}")
     levels = f"{settings.solver} on the {settings.sigmas} sigmas, shift {settings.shift:g}"

@@ -60,8 +60,8 @@ class _Defaults(dict[str, str]):
             return ", ".join(f"{own.size} for {name}" for name, own in DEFAULTS.items())
         values = {}
         with contextlib.suppress(OSError, ValueError, KeyError):  # a damaged installation is told when it is used
-            card = json.loads((assets.folder("pocket") / "pocket.json").read_text(encoding="utf-8"))
-            values["pocket"] = f"{card[setting]:g}"
+            pocket = json.loads((assets.folder("pocket") / "pocket.json").read_text(encoding="utf-8"))
+            values["pocket"] = f"{pocket[setting]:g}"
         small, large = (f"{getattr(DEFAULTS[name], setting):g}" for name in ("1.3b", "14b"))
         values |= {"Wan2.1": large} if small == large else {"1.3b": small, "14b": large}
         return ", ".join(f"{value} for {name}" for name, value in values.items())

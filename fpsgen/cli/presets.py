@@ -52,9 +52,9 @@ def chosen(
     key = model if model is not None else (preset and preset.model) or _ANY
     subject = models.absent(key.lower()) if key.lower() in FAMILIES else models.find(key)
     own = (subject.defaults.width, subject.defaults.height)
-    if subject.card and size not in (None, own):
+    if subject.pocket and size not in (None, own):
         out.note(f"the {subject.family} model renders {own[0]}x{own[1]}; its pixels are scaled to any other size")
-    width, height = own if subject.card else size or (preset and shipped.size_of(preset)) or own
+    width, height = own if subject.pocket else size or (preset and shipped.size_of(preset)) or own
     sizes.check_model_size(width, height)
     settings = subject.defaults.override(width=width, height=height, **given)
     return preset or shipped.of_grade(str(name), subject.family, width, height), subject, settings
@@ -228,7 +228,7 @@ def sums(plans: Sequence[AttentionPlan], model: Model) -> dict[str, float]:
     from fpsgen.presets import cost
 
     tiles, config = plans[0].tiles, model.config
-    tokens = cost.STAND_IN_TOKENS if model.card else tiles.tokens
+    tokens = cost.STAND_IN_TOKENS if model.pocket else tiles.tokens
     density = fmean(plan.density for plan in plans)
     dense = len(plans) * AttentionPlan(tiles).flops(config.num_heads, config.head_dim)
     mean_cost = fmean(cost.of_plan(plan, tokens) for plan in plans)

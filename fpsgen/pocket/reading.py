@@ -57,17 +57,17 @@ def _knows(tokenizer: Tokenizer, word: str) -> bool:
     return not tokenizer.encode(word).unknown
 
 
-def remark(reading: Reading, which: str, card: dict[str, Any]) -> str | None:
+def remark(reading: Reading, which: str, pocket: dict[str, Any]) -> str | None:
     """What the user should know about how `which` prompt was read, with prompts that work where it names nothing that
     can be drawn; None where there is nothing to tell."""
     unknown = printable(", ".join(reading.unknown))
     named = set(re.findall(r"\w+", reading.text.lower()))
-    nothing = not named or ("subjects" in card and named.isdisjoint(card["subjects"]))
+    nothing = not named or ("subjects" in pocket and named.isdisjoint(pocket["subjects"]))
     if nothing and which != "negative prompt":
         left_out = f" (words left out: {unknown})" if unknown else ""
         told = f"the {which} names nothing that the pocket model can draw, so it draws something else{left_out}. "
-        tries = [f'"{printable(each, 80)}"' for each in card.get("tries", [])]
-        return f"{told}It knows {card['knows']}" + (
+        tries = [f'"{printable(each, 80)}"' for each in pocket.get("tries", [])]
+        return f"{told}It knows {pocket['knows']}" + (
             f". Try {', '.join(tries[:-1])} or {tries[-1]}" if tries[1:] else ""
         )
-    return f"words of the {which} left out: {unknown}. The pocket model knows {card['knows']}" if unknown else None
+    return f"words of the {which} left out: {unknown}. The pocket model knows {pocket['knows']}" if unknown else None

@@ -29,14 +29,15 @@ _WEIGHT_FILES = (".safetensors", ".gguf", ".pth", ".pt", ".bin", ".ckpt")
 class Model:
     """A checkpoint on disk and what is known about it before anything loads.
 
-    A pocket model has a card (`pocket.json`), for it renders at one size, knows few words and has another tile.
+    pocket: what `pocket.json` says of a pocket model, which renders at one size, knows few words and has a tile of its
+    own; None for other models.
     """
 
     name: str
     folder: Path
     checkpoint: Checkpoint
     defaults: Settings
-    card: dict | None = None
+    pocket: dict | None = None
 
     @property
     def config(self) -> WanConfig:
@@ -45,12 +46,12 @@ class Model:
     @property
     def family(self) -> str:
         """1.3b, 14b or pocket: the model whose presets this one takes; by its width if it is another model."""
-        return POCKET if self.card else sizes.family_of(self.config.dim)
+        return POCKET if self.pocket else sizes.family_of(self.config.dim)
 
     @property
     def full_name(self) -> str:
         """The name in records and metadata; a pocket model's has the version, because its weights change with it."""
-        return f"pocket v{self.card['version']}" if self.card else self.name
+        return f"pocket v{self.pocket['version']}" if self.pocket else self.name
 
     def tiles(self, latent_shape: Shape3, tile: Shape3 | None = None) -> TileGrid:
         """The tokens of a video's latents in tiles: of that size, or of the model's own."""
@@ -58,8 +59,8 @@ class Model:
         return TileGrid(grid, tile or self.tile(grid))
 
     def tile(self, grid: Shape3) -> Shape3:
-        if self.card:
-            t, h, w = self.card["tile"]
+        if self.pocket:
+            t, h, w = self.pocket["tile"]
             return t, h, w
         return default_tile(grid)
 
@@ -151,12 +152,12 @@ def open_folder(folder: Path, name: str) -> Model:
     """Read a folder's configuration; ModelError that says what is wrong with it."""
     try:
         checkpoint = layout.recognise(folder)
-        card, defaults = None, defaults_of(checkpoint.config.dim)
+        pocket, defaults = None, defaults_of(checkpoint.config.dim)
         if (folder / "pocket.json").exists():
-            card, defaults = _read_card(folder / "pocket.json")
+            pocket, defaults = _read_pocket(folder / "pocket.json")
     except ModelError as error:
         raise ModelError(f"model {printable(name)} cannot be used: {error}", hint=error.hint) from None
-    return Model(name, folder, checkpoint, defaults, card)
+    return Model(name, folder, checkpoint, defaults, pocket)
 
 
 def open_file(file: Path) -> Model:
@@ -220,21 +221,21 @@ def _kind_of(file: Path) -> str:
         return "unreadable"
 
 
-def _read_card(path: Path) -> tuple[dict, Settings]:
-    """A pocket model's card and the defaults in it; a ModelError names the field whose value cannot be."""
-    card = read_json(path)
-    for field, fits in _CARD.items():
+def _read_pocket(path: Path) -> tuple[dict, Settings]:
+    """What `pocket.json` says, and the defaults in it; a ModelError names the field whose value cannot be."""
+    pocket = read_json(path)
+    for field, fits in _FIELDS.items():
         try:
-            fine = fits(card[field]) if field in card else field in _MAY_LACK
+            fine = fits(pocket[field]) if field in pocket else field in _MAY_LACK
         except (AttributeError, TypeError, ValueError, OverflowError, UsageError):
             fine = False
         if not fine:
-            fault = f"{field} = {configs.shown(card[field])}, which cannot be" if field in card else f"no {field}"
+            fault = f"{field} = {configs.shown(pocket[field])}, which cannot be" if field in pocket else f"no {field}"
             raise ModelError(f"its pocket.json has {fault}", "copy it again from the source of the model")
-    card["knows"] = printable(card["knows"], 1000)  # which will be shown
-    width, height = card["size"]
-    plain = {field: card[field] for field in ("frames", "fps", "steps", "negative")}
-    return card, Settings(width, height, **plain, guidance=float(card["guidance"]), shift=float(card["shift"]))
+    pocket["knows"] = printable(pocket["knows"], 1000)  # which will be shown
+    width, height = pocket["size"]
+    plain = {field: pocket[field] for field in ("frames", "fps", "steps", "negative")}
+    return pocket, Settings(width, height, **plain, guidance=float(pocket["guidance"]), shift=float(pocket["shift"]))
 
 
 def _is_size(size: Any) -> bool:
@@ -250,8 +251,8 @@ def _legal(**setting: Any) -> bool:
     return all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in setting.values())
 
 
-# What a pocket model's card must say, and whether a value does. Texts end in a video's metadata, hence as UTF-8.
-_CARD: dict[str, Callable[[Any], object]] = {
+# What `pocket.json` must say, and whether a value fits. Texts end in a video's metadata, hence as UTF-8.
+_FIELDS: dict[str, Callable[[Any], object]] = {
     "size": _is_size,
     "frames": lambda value: type(value) is int and _legal(frames=value),
     "fps": lambda value: type(value) is int and 1 <= value <= 240,

@@ -195,8 +195,8 @@ def main() -> None:
     }
     args.out.mkdir(parents=True, exist_ok=True)
     record = {
-        "version": model.card["version"] if model.card else None,
-        "sha256": model.card["sha256"] if model.card else None,
+        "version": model.pocket["version"] if model.pocket else None,
+        "sha256": model.pocket["sha256"] if model.pocket else None,
         "steps": settings.steps,
         "guidance": settings.guidance,
         "shift": settings.shift,

@@ -140,7 +140,7 @@ def test_a_cache_that_cannot_be_written(
 
 
 def test_wan_itself(calibrator: Calibrator, wan_folder: Path) -> None:
-    """A model without a card, tiles larger than the video: rounding so few tokens costs more than it saves."""
+    """A model that is no pocket model, tiles larger than the video: rounding so few tokens costs more than it saves."""
     for res, frames in (("16x16", 1), ("96x64", 9)):
         said = calibrator.refused(model=wan_folder, res=res, frames=frames)
         assert "nothing costs less than dense BF16 attention here" in said

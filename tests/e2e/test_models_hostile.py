@@ -108,11 +108,11 @@ def test_names_in_an_index_are_made_printable(original: Path, words: str) -> Non
     refused("check", original)
 
 
-def test_a_cards_words_are_made_printable_before_anybody_prints_them(pocket: Path) -> None:
+def test_a_pockets_words_are_made_printable_before_anybody_prints_them(pocket: Path) -> None:
     change(pocket / "pocket.json", knows=FORGED)
-    card = by_name.open_folder(pocket, "p").card
-    assert card is not None
-    assert card["knows"].isprintable()
+    described = by_name.open_folder(pocket, "p").pocket
+    assert described is not None
+    assert described["knows"].isprintable()
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def test_a_cards_words_are_made_printable_before_anybody_prints_them(pocket: Pat
         ("fps", 1e999),
     ],
 )
-def test_a_card_that_cannot_be_is_refused_with_its_field(pocket: Path, field: str, value: Any) -> None:
+def test_a_pocket_json_that_cannot_be_is_refused_with_its_field(pocket: Path, field: str, value: Any) -> None:
     change(pocket / "pocket.json", **{field: value})
     assert f"pocket.json has {field} =" in refused("check", pocket)
 

@@ -37,9 +37,9 @@ def test_it_is_frozen(pocket: models.Model) -> None:
     hashes = {
         path.relative_to(pocket.folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in weights
     }
-    assert pocket.card["sha256"] == hashes
+    assert pocket.pocket["sha256"] == hashes
     lines = "".join(f"{name} {digest}\n" for name, digest in sorted(hashes.items()))
-    assert hashlib.sha256(lines.encode()).hexdigest() == FROZEN[pocket.card["version"]]
+    assert hashlib.sha256(lines.encode()).hexdigest() == FROZEN[pocket.pocket["version"]]
     assert sum(path.stat().st_size for path in weights) <= 24_000_000
 
 
@@ -64,7 +64,7 @@ def test_its_published_evaluation_is_of_these_weights(pocket: models.Model) -> N
     """And shows what was asked of it, by both judges, on held-out combinations."""
     folder = Path(__file__).parents[2] / "recipes" / "pocket"
     record = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
-    assert record["sha256"] == pocket.card["sha256"]
+    assert record["sha256"] == pocket.pocket["sha256"]
     assert (record["steps"], record["guidance"]) == (pocket.defaults.steps, pocket.defaults.guidance)
     assert (folder / "evaluation.md").read_text(encoding="utf-8") == document(record)
     for shares in record["results"]["held-out combinations: 208"].values():

@@ -40,7 +40,7 @@ def test_texts_are_in_the_order_of_their_prompts_and_named_so(
             return SimpleNamespace(text=torch.full((1, 2, 3), float(ord(prompt))), unknown=(), cut=True)
 
     monkeypatch.setattr(pipeline, "load_text_encoder", Encoder)
-    model: Any = SimpleNamespace(checkpoint=None, card=None)
+    model: Any = SimpleNamespace(checkpoint=None, pocket=None)
     events: list[Event] = []
     texts: list[Tensor] = finish(pipeline.encode_prompts(prompts, negatives, model, TARGET), events.append)
     assert [chr(int(own[0, 0, 0])) for own in texts] == [*prompts, *negatives]

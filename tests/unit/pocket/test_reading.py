@@ -77,40 +77,40 @@ def test_captions_of_the_training_are_read_as_they_are(tokenizer: Tokenizer) -> 
 
 
 def test_a_prompt_without_a_subject_is_offered_three_that_work(model: models.Model, tokenizer: Tokenizer) -> None:
-    assert model.card is not None
+    assert model.pocket is not None
     for prompt, left_out in (
         ("a lighthouse in a storm", "lighthouse, storm"),
         ("海の上の灯台", "海の上の灯台"),
         ("at night", None),
     ):
-        told = reading.remark(reading.read(prompt, tokenizer), "prompt", model.card)
+        told = reading.remark(reading.read(prompt, tokenizer), "prompt", model.pocket)
         assert told is not None
         assert told.startswith("the prompt names nothing that the pocket model can draw")
         assert (f"(words left out: {left_out})" in told) == (left_out is not None)
         tries = re.findall(r'"(.+?)"', told)
         assert len(tries) == 3
         for each in tries:
-            assert reading.remark(reading.read(each, tokenizer), "prompt", model.card) is None
+            assert reading.remark(reading.read(each, tokenizer), "prompt", model.pocket) is None
 
 
 def test_a_negative_prompt_needs_no_subject_and_an_odd_word_is_told(model: models.Model, tokenizer: Tokenizer) -> None:
-    assert model.card is not None
+    assert model.pocket is not None
     read = reading.read("a purple cat in \u202eneon", tokenizer)
     assert read.text == "a cat in"
-    told = reading.remark(read, "prompt", model.card)
+    told = reading.remark(read, "prompt", model.pocket)
     assert told is not None
     assert told.startswith("words of the prompt left out: purple,")
     assert told.isprintable()
-    assert reading.remark(reading.read("at night", tokenizer), "negative prompt", model.card) is None
+    assert reading.remark(reading.read("at night", tokenizer), "negative prompt", model.pocket) is None
 
 
 def test_a_card_without_subjects_tells_only_of_a_prompt_without_any_known_word(tokenizer: Tokenizer) -> None:
-    card: dict[str, Any] = {"knows": "a cat"}
-    assert reading.remark(reading.read("at night", tokenizer), "prompt", card) is None
-    told = reading.remark(reading.read("lighthouse", tokenizer), "prompt", card)
+    pocket: dict[str, Any] = {"knows": "a cat"}
+    assert reading.remark(reading.read("at night", tokenizer), "prompt", pocket) is None
+    told = reading.remark(reading.read("lighthouse", tokenizer), "prompt", pocket)
     assert told is not None
     assert told.endswith("It knows a cat")
 
 
 def test_the_card_holds_what_the_recipe_says(model: models.Model) -> None:
-    assert model.card == export.describe(assets.folder("pocket"), model.card["version"]) | {"tile": [2, 2, 2]}
+    assert model.pocket == export.describe(assets.folder("pocket"), model.pocket["version"]) | {"tile": [2, 2, 2]}

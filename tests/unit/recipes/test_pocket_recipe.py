@@ -226,7 +226,7 @@ def test_what_is_exported_is_a_model_that_fpsgen_opens(tmp_path: Path) -> None:
     export.write(Path(files["vae"]), Path(files["latents"]), Path(files["dit"]), out, version=7)
 
     opened = models.open_folder(out, "pocket")
-    assert opened.card["version"] == 7
+    assert opened.pocket["version"] == 7
     load.check(opened.checkpoint)
     transformer = load.load_transformer(opened.checkpoint, torch.device("cpu"), torch.float32)
     wanted = model.transformer.blocks[3].ffn[0].weight

@@ -57,7 +57,7 @@ def test_without_cuda_it_is_the_pocket(disk: set[str], pocket_folder: Path, monk
     assert option("model") in note
 
 
-def test_defaults_come_from_the_card_or_by_size(wan_folder: Path, pocket_folder: Path) -> None:
+def test_defaults_come_from_pocket_json_or_by_size(wan_folder: Path, pocket_folder: Path) -> None:
     assert models.open_folder(wan_folder, "x").defaults == DEFAULTS["1.3b"]  # small models are treated as the small one
     pocket = models.open_folder(pocket_folder, "pocket")
     assert (pocket.defaults.width, pocket.defaults.frames, pocket.defaults.guidance) == (96, 9, 3.0)
@@ -95,19 +95,19 @@ def test_lost_files_are_noticed_before_anything_loads(wan_folder: Path, tmp_path
         models.open_folder(folder, "m")
 
 
-def test_a_card_that_is_none_is_explained(wan_folder: Path, pocket_folder: Path, tmp_path: Path) -> None:
+def test_a_pocket_json_that_is_none_is_explained(wan_folder: Path, pocket_folder: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(wan_folder, tmp_path / "m"))
     (folder / "pocket.json").write_text('{"size": [96, 64]}')
     with pytest.raises(ModelError, match="frames"):
         models.open_folder(folder, "m")
-    card = json.loads((pocket_folder / "pocket.json").read_text())
+    described = json.loads((pocket_folder / "pocket.json").read_text())
     for key, value in (
         ("size", [0, 0]), ("size", [-32, 32]), ("frames", 2), ("frames", 1e400), ("fps", 0), ("tile", [0, 1, 1]),
         ("steps", 0), ("guidance", float("nan")), ("shift", 0), ("version", -1), ("knows", None), ("negative", 5),
         ("negative", "ugly \ud800"), ("subjects", 5), ("subjects", [5]), ("tries", [None]),
         ("tries", "a cat"),
     ):  # fmt: skip
-        (folder / "pocket.json").write_text(json.dumps(card | {key: value}))
+        (folder / "pocket.json").write_text(json.dumps(described | {key: value}))
         with pytest.raises(ModelError, match=r"pocket\.json has"):
             models.open_folder(folder, "m")
 
