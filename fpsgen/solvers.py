@@ -5,7 +5,7 @@ diffusers' schedulers do the arithmetic. What is odd about each is kept here and
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:  # helps and wrong input need none of them, and do not wait for them
     import numpy as np
@@ -14,8 +14,6 @@ if TYPE_CHECKING:  # helps and wrong input need none of them, and do not wait fo
 
 SolverName = Literal["unipc", "dpm++", "euler"]
 Sigmas = Literal["original", "diffusers"]
-SOLVERS: tuple[SolverName, ...] = get_args(SolverName)
-SIGMAS: tuple[Sigmas, ...] = get_args(Sigmas)
 TRAIN_TIMESTEPS = 1000
 
 

@@ -26,7 +26,6 @@ from fpsgen.wan import sizes
 if TYPE_CHECKING:
     import torch
 
-    from fpsgen.events import Written
     from fpsgen.request import VideoPlan
 
 EXAMPLES = """

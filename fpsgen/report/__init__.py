@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from fpsgen.metrics import Pair
 
 _OURS = re.compile(rb'<meta name="generator" content="fpsgen [a-z ]+">')
-_PICTURES = re.compile(r"-(error|density|frontier|phases|steps|psnr|adherence|frames-\d+|roof-\d+)\.png$")
+_PICTURES = re.compile(r"-(error|density|frontier|stages|phases|steps|psnr|adherence|frames-\d+|roof-\d+)\.png$")
 MOST_PAIRS = 99  # what `check_path` tries a name for
 
 

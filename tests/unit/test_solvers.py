@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import numpy as np
 import pytest
 import torch
 
-from fpsgen.solvers import SIGMAS, SOLVERS, Solver, SolverName, guide, noise, noise_levels
-from fpsgen.solvers import Sigmas as Grid
+from fpsgen.solvers import Sigmas, Solver, SolverName, guide, noise, noise_levels
 
 
 def shifted(points: list[float], shift: float) -> np.ndarray:
@@ -17,7 +18,7 @@ def shifted(points: list[float], shift: float) -> np.ndarray:
 @pytest.mark.parametrize(("name", "first"), [("unipc", 0.999), ("dpm++", 1.0), ("euler", 0.999)])
 @pytest.mark.parametrize("shift", [3.0, 5.0, 8.0])
 @pytest.mark.parametrize("steps", range(10, 51))
-def test_original_grid(steps: int, shift: float, name: SolverName, first: float) -> None:
+def test_original_sigmas(steps: int, shift: float, name: SolverName, first: float) -> None:
     points = [first * (1 - i / steps) for i in range(steps)]  # steps + 1 points down to 0, the last dropped
     expected = shifted(points, shift)
     solver = Solver(steps, shift, name)
@@ -30,7 +31,7 @@ def test_original_grid(steps: int, shift: float, name: SolverName, first: float)
     ).all()
 
 
-def test_known_values_of_both_grids() -> None:
+def test_known_values_of_both() -> None:
     """50 steps, shift 5: computed from the original's and diffusers' own code."""
     original, other = Solver(50, 5.0), Solver(50, 5.0, sigmas="diffusers")
     assert original.timesteps[[0, 1, -1]].tolist() == [999, 995, 92]
@@ -41,7 +42,7 @@ def test_known_values_of_both_grids() -> None:
 
 @pytest.mark.parametrize("shift", [3.0, 5.0, 8.0])
 @pytest.mark.parametrize("steps", [10, 33, 50])
-def test_diffusers_grids(steps: int, shift: float) -> None:
+def test_diffusers_sigmas(steps: int, shift: float) -> None:
     """What each of diffusers' classes visits by itself, by formula."""
     unipc = shifted([1 - 0.999 * i / steps for i in range(steps)], shift)
     dpm = shifted([0.999 * (1 - i / steps) for i in range(steps)], shift)
@@ -52,14 +53,16 @@ def test_diffusers_grids(steps: int, shift: float) -> None:
 
 
 # In all but the first and fourth, several steps share one integer timestep.
-@pytest.mark.parametrize("grid", SIGMAS)
-@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize("sigmas", get_args(Sigmas))
+@pytest.mark.parametrize("name", get_args(SolverName))
 @pytest.mark.parametrize(("steps", "shift"), [(12, 5.0), (150, 8.0), (300, 5.0), (50, 12.0), (50, 30.0), (20, 100.0)])
-def test_solver_reaches_the_data_along_a_straight_flow(steps: int, shift: float, name: SolverName, grid: Grid) -> None:
+def test_solver_reaches_the_data_along_a_straight_flow(
+    steps: int, shift: float, name: SolverName, sigmas: Sigmas
+) -> None:
     """With the true velocity of a single data point, any consistent solver ends on it."""
     generator = torch.Generator().manual_seed(1)
     data, start = torch.randn(2, 1, 4, 1, 2, 2, generator=generator)
-    solver = Solver(steps, shift, name, grid)
+    solver = Solver(steps, shift, name, sigmas)
     sigma = solver.sigmas[0]
     latents = (1 - sigma) * data + sigma * start
     for index in range(steps):
@@ -121,9 +124,9 @@ def test_guidance_extrapolates() -> None:
     assert guide(torch.tensor(3.0), torch.tensor(1.0), 1.0) == 3
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
-@pytest.mark.parametrize("grid", SIGMAS)
-def test_noise_levels_are_those_that_the_solver_visits(solver: SolverName, grid: Grid) -> None:
+@pytest.mark.parametrize("solver", get_args(SolverName))
+@pytest.mark.parametrize("sigmas", get_args(Sigmas))
+def test_noise_levels_are_those_that_the_solver_visits(solver: SolverName, sigmas: Sigmas) -> None:
     """To the last bit: a level beside the end of a phase is in one phase or in the other."""
     for steps, shift in ((1, 5.0), (7, 1.0), (20, 3.0), (50, 8.0), (33, 0.37)):
-        assert noise_levels(steps, shift, solver, grid) == Solver(steps, shift, solver, grid).sigmas[:-1].tolist()
+        assert noise_levels(steps, shift, solver, sigmas) == Solver(steps, shift, solver, sigmas).sigmas[:-1].tolist()

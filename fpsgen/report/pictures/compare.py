@@ -20,8 +20,8 @@ _DARK = ("C0", "C2", "C4")  # on which words are white
 
 
 def draw(record: dict[str, Any]) -> dict[str, bytes]:
-    """Pictures by name: phases, steps."""
-    return {"phases": _bars(record), "steps": _steps(record["contenders"])}
+    """Pictures by name: stages, steps."""
+    return {"stages": _bars(record), "steps": _steps(record["contenders"])}
 
 
 def _bars(record: dict[str, Any]) -> bytes:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
 
 from fpsgen.calibrate.job import EFFORT, defaults, phases_of, problem, spans
 from fpsgen.presets import Phase, Preset, file
-from fpsgen.solvers import SIGMAS, SOLVERS, Sigmas, Solver, SolverName
+from fpsgen.solvers import Sigmas, Solver, SolverName
 from tests.tools.calibration import VIDEO, small_job, wan_job
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
-@pytest.mark.parametrize("sigmas", SIGMAS)
+@pytest.mark.parametrize("solver", get_args(SolverName))
+@pytest.mark.parametrize("sigmas", get_args(Sigmas))
 @pytest.mark.parametrize("shift", [0.01, 0.5, 1.0, 3.0, 8.0, 100.0])
 def test_each_step_is_in_the_phase_it_was_measured_for(solver: SolverName, sigmas: Sigmas, shift: float) -> None:
     for steps in (1, 2, 3, 4, 7, 10, 20):
