@@ -121,9 +121,9 @@ def test_dry_run_loads_nothing(calibrator: Calibrator, loads: list[str]) -> None
     assert here["where"].startswith("on cpu of this machine")
     assert here["seconds"] == pytest.approx(sum(part["seconds"] for part in here["parts"]))
     assert 0 < here["seconds"] < 3600, "a clip takes it a second"
-    assert " minutes, the time of " in calibrator("--dry-run").stdout
+    assert re.search(r"^[\d.]+ minutes, .* clips", calibrator("--dry-run").stdout, re.M)
     total = re.findall(r"total +\d+ +([\d.]+) +([\d.]+)", table.stdout)
-    assert total == re.findall(r"([\d.]+) minutes, the time of ([\d.]+) bf16 clips", table.stdout)  # rounded alike
+    assert total == re.findall(r"^([\d.]+) minutes, as long as ([\d.]+) clips", table.stdout, re.M)
     assert not loads
     assert not list(calibrator.directory.glob("*.toml"))
     assert not (calibrator.directory / "cache").exists()
