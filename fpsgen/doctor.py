@@ -24,6 +24,7 @@ from fpsgen.attention.tiles import TileGrid
 from fpsgen.errors import FpsgenError, option
 from fpsgen.kernels import cache, nvrtc
 from fpsgen.machine import installed
+from fpsgen.target import Target
 from fpsgen.wan import sizes
 
 if TYPE_CHECKING:
@@ -175,14 +176,15 @@ def fits() -> dict:
     from fpsgen.weights import models, needs
 
     device, found = best_device(), []
-    dtype, free = torch.bfloat16 if device.type == "cuda" else torch.float32, free_on(device) or 0
+    target = Target(device, torch.bfloat16 if device.type == "cuda" else torch.float32, torch.bfloat16)
+    free = free_on(device) or 0
     for name, size in _FITS:
         model = models.absent(name)
-        parts = needs.memory(model.checkpoint, (*sizes.NAMED[size], model.defaults.frames), dtype, torch.bfloat16)
+        parts = needs.memory(model.checkpoint, (*sizes.NAMED[size], model.defaults.frames), target)
         part, most = max(parts.items(), key=lambda each: each[1])
         own = {"model": name, "size": size, "part": part, "needs_bytes": most, "parts": parts, "fits": most <= free}
         found.append(own)
-    return {"device": str(device), "free_bytes": free, "dtype": str(dtype).removeprefix("torch."), "models": found}
+    return {"device": str(device), "free_bytes": free, "dtype": target.dtype_name, "models": found}
 
 
 def work_cache() -> dict:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MOST_PSNR = 100.0
+_SHOWN = 2  # clips on a page, besides the worst
 
 _RADIUS, _SIGMA = 5, 1.5  # of SSIM's window, pixels
 _STABILISERS = (0.01 * 255) ** 2, (0.03 * 255) ** 2  # (K1 L)² and (K2 L)² for 8 bits
@@ -32,6 +33,14 @@ class Pair:
     ours: np.ndarray
     names: tuple[str, str] = ("bf16", "this schedule")
     which: str = ""
+
+
+def shown_clips(psnr: Sequence[float], reference: str) -> Iterator[tuple[int, str]]:
+    """The first clips of many and the one furthest from the reference: the number of each, and its `Pair.which`."""
+    worst = min(range(len(psnr)), key=psnr.__getitem__)
+    for number in sorted({*range(min(_SHOWN, len(psnr))), worst}):
+        furthest = f", the one furthest from {reference}" if number == worst and len(psnr) > 1 else ""
+        yield number, f"clip {number + 1} of {len(psnr)}{furthest}"
 
 
 def latent_error(ours: Tensor, exact: Tensor) -> float:

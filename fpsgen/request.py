@@ -19,7 +19,7 @@ from fpsgen.presets import BF16, Preset, file, shipped
 from fpsgen.settings import Settings
 from fpsgen.target import Target
 from fpsgen.wan import config
-from fpsgen.wan.plan import StepPlan, distinct
+from fpsgen.wan.plan import StepPlan, distinct, mean_density
 from fpsgen.weights.models import Model
 
 
@@ -80,7 +80,7 @@ class VideoPlan:
     @property
     def density(self) -> float:
         """The share of token pairs that are computed, mean over steps and layers."""
-        return sum(step.density for step in self.steps) / len(self.steps)
+        return mean_density(self.steps)
 
     def about(self, weights: str) -> dict[str, Any]:
         """What is made, by what and with which settings: stored in the file, printed as JSON. weights: the

@@ -26,7 +26,7 @@ from fpsgen import files
 from fpsgen.attention.plan import AttentionPlan
 from fpsgen.calibrate import solve
 from fpsgen.calibrate.candidates import PRECISIONS
-from fpsgen.calibrate.job import Job, mean_cost, mean_density, problem, step_plans
+from fpsgen.calibrate.job import Job, mean_cost, problem, step_plans
 from fpsgen.calibrate.run import calibrate
 from fpsgen.calibrate.schedule import to_preset
 from fpsgen.calibrate.solve import Axis
@@ -35,7 +35,7 @@ from fpsgen.events import Event, Notice
 from fpsgen.machine import provenance
 from fpsgen.presets import cost, shipped
 from fpsgen.target import Target
-from fpsgen.wan.plan import StepPlan
+from fpsgen.wan.plan import StepPlan, mean_density
 from recipes.pocket.evaluate import NOISE_SEED, prompts_for
 
 LEVELS = {"high": 0.600, "middle": 0.478, "low": 0.265}  # densities of the uniform INT8 plans whose costs they are

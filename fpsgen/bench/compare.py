@@ -29,6 +29,7 @@ from fpsgen.events import Branches, Denoised, Frames, Notice, Run, Stage, Watch
 from fpsgen.metrics import Pair
 from fpsgen.sampling import Denoiser
 from fpsgen.timing import STAGES, Timings
+from fpsgen.wan.plan import mean_density
 from fpsgen.weights.load import load_tokenizer, load_transformer
 
 WHOLE = (*STAGES, "total")
@@ -90,7 +91,7 @@ class Entry:
     def _phase(self, span: StepSpan, parts: Split | None) -> PhaseTimes:
         steps = slice(span.first, span.last + 1)
         own = self.contender.steps[steps]
-        density = sum(step.density for step in own) / len(own) if own else None
+        density = mean_density(own) if own else None
         seconds = median(each for run in self.runs for each in run["steps"][steps])
         return PhaseTimes(span.first + 1, span.last + 1, span.sigma, density, seconds, parts)
 

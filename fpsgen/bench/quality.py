@@ -45,7 +45,6 @@ if TYPE_CHECKING:
 MEASURES: dict[str, Callable[[Sequence[float]], float]] = {
     "latent_cosine": min, "latent_error": max, "psnr": min, "ssim": min, "lpips": max,
 }  # fmt: skip
-_PAIRS = 2  # of frames, for the report
 _VERSION = 2  # raised where a measure changes its meaning, so that older ones are not taken for new
 
 Note = Callable[[str], None]  # tells something at once, and puts it into the record
@@ -256,11 +255,9 @@ def pairs(job: QualityJob, screen: Screen, clips: Sequence[ClipRecord]) -> list[
     """The first clips and the worst, by the preset (whose clips these are) and by the reference."""
     psnr = [clip.fidelity.psnr_or_inf for clip in clips if clip.fidelity is not None]
     ours, exact = job.line_up.contenders[0], job.line_up.reference
-    worst, found = min(range(len(psnr)), key=psnr.__getitem__), []
-    for number in sorted({*range(min(_PAIRS, len(psnr))), worst}):
-        take, which = job.takes[number], f"clip {number + 1} of {len(psnr)}"
-        if number == worst and len(psnr) > 1:
-            which += f", the one furthest from {exact.label}"
+    found = []
+    for number, which in metrics.shown_clips(psnr, exact.label):
+        take = job.takes[number]
         frames = screen.frames(exact, take), screen.frames(ours, take)
         found.append(Pair(take.prompt, psnr[number], *frames, (exact.label, ours.label), which))
     return found

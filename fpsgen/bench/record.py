@@ -122,14 +122,8 @@ def head(kind: str, command: list[str], line_up: LineUp) -> dict[str, Any]:
     plan, target = line_up.plan, line_up.plan.target
     card = stopwatch.card(target.device) if target.device.type == "cuda" else None
     video = {key: value for key, value in plan.request.as_dict().items() if key != "scale_to"}
-    about = {
-        "kind": kind,
-        **machine.provenance(command),
-        "card": card,
-        "model": plan.model.full_name,
-        **target.as_dict(),
-    }
-    return {**about, "video": video, "reference": line_up.reference.name}
+    about = {"kind": kind, **machine.provenance(command), "card": card, "model": plan.model.full_name}
+    return {**about, **target.as_dict(), "video": video, "reference": line_up.reference.name}
 
 
 def who(contender: VideoContender) -> dict[str, Any]:

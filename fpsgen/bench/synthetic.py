@@ -109,7 +109,7 @@ def check_memory(checkpoint: Checkpoint, target: Target) -> None:
     """UsageError where the largest component's weights do not fit in the memory that is free."""
     machine.release()
     free = machine.free_bytes(target.device)
-    largest, size = max(needs.weights(checkpoint, target.dtype, target.text_dtype).items(), key=lambda part: part[1])
+    largest, size = max(needs.weights(checkpoint, target).items(), key=lambda part: part[1])
     if size > free:
         told = f"the {largest} takes {size / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free on {target.device}"
         smaller = f"{option('dtype', 'bf16')} and {option('random_weights', '1.3b')} take less"

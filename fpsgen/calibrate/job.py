@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from statistics import fmean
 from typing import TYPE_CHECKING
-
-import numpy as np
 
 from fpsgen import assets
 from fpsgen.attention.tiles import TileGrid
@@ -173,9 +172,4 @@ def step_plans(job: Job, preset: Preset) -> list[StepPlan]:
 def mean_cost(job: Job, plans: Sequence[StepPlan]) -> float:
     """The cost of the video's attention, where dense BF16 attention's is 1."""
     tokens = job.candidates.tokens
-    return float(np.mean([[cost.of_plan(plan, tokens) for plan in step.attention] for step in plans]))
-
-
-def mean_density(plans: Sequence[StepPlan]) -> float:
-    """Share of token pairs that are computed, over steps, layers and heads."""
-    return float(np.mean([[plan.density for plan in step.attention] for step in plans]))
+    return fmean(cost.of_plan(plan, tokens) for step in plans for plan in step.attention)

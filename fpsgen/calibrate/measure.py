@@ -72,13 +72,7 @@ def measure(
 
 
 def _trajectory(
-    renderer: Renderer,
-    clip: Clip,
-    name: str,
-    candidates: Candidates,
-    taps: dict[int, int],
-    effort: Effort,
-    seed: int,
+    renderer: Renderer, clip: Clip, name: str, candidates: Candidates, taps: dict[int, int], effort: Effort, seed: int
 ) -> tuple[list[Tensor], Tensor, Tensor]:
     """Dense velocities and final latents, and local errors [phases, layers, heads, precisions, windows]."""
     found: dict[int, Tensor] = {}
@@ -105,13 +99,7 @@ def _trajectory(
 
 
 def _tapped(
-    renderer: Renderer,
-    clip: Clip,
-    latents: Tensor,
-    step: int,
-    candidates: Candidates,
-    effort: Effort,
-    seed: int,
+    renderer: Renderer, clip: Clip, latents: Tensor, step: int, candidates: Candidates, effort: Effort, seed: int
 ) -> tuple[Tensor, Tensor]:
     """The velocity at one step, and local errors [layers, heads, precisions, windows]: a pass that is looked into."""
     rng = torch.Generator().manual_seed(seed % 2**63)

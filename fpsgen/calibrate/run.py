@@ -15,7 +15,7 @@ from fpsgen.calibrate import budget as budgets
 from fpsgen.calibrate import frontier
 from fpsgen.calibrate.budget import Tried
 from fpsgen.calibrate.candidates import PRECISIONS
-from fpsgen.calibrate.job import Job, mean_cost, mean_density, problem, step_plans
+from fpsgen.calibrate.job import Job, mean_cost, problem, step_plans
 from fpsgen.calibrate.measure import Measurement, measure
 from fpsgen.calibrate.schedule import to_preset
 from fpsgen.calibrate.solve import Schedule
@@ -27,12 +27,11 @@ from fpsgen.metrics import Pair
 from fpsgen.presets import BF16, Measured, Preset, file, label
 from fpsgen.seeds import next_seed
 from fpsgen.target import Target
-from fpsgen.wan.plan import StepPlan
+from fpsgen.wan.plan import StepPlan, mean_density
 from fpsgen.weights.load import load_transformer, load_vae
 
 # Raised where the table of errors changes its meaning, so that older measurements are not taken for new ones.
 _VERSION = 1
-_PAIRS = 2  # clips whose frames the report shows, besides the worst
 
 
 @dataclass(frozen=True)
@@ -158,16 +157,10 @@ def _measured(job: Job, weights: str, plans: list[StepPlan], taken: Tried, devic
 
 def _pairs(taken: Tried, checker: Checker, plans: list[StepPlan], baseline: str) -> list[Pair]:
     """The frames of the first clips and of the worst."""
-    count = len(taken.checked)
-    worst = min(range(count), key=lambda number: taken.checked[number].psnr)
     pairs = []
-    for number in dict.fromkeys([*range(min(_PAIRS, count)), worst]):
-        exact, ours = checker.frames(plans, number)
-        which = f"clip {number + 1} of {count}"
-        if number == worst and count > 1:
-            which += f", the one furthest from {baseline}"
-        one = taken.checked[number]
-        pairs.append(Pair(one.prompt, one.psnr, exact, ours, (baseline, "this schedule"), which))
+    for number, which in metrics.shown_clips([one.psnr for one in taken.checked], baseline):
+        one, frames = taken.checked[number], checker.frames(plans, number)
+        pairs.append(Pair(one.prompt, one.psnr, *frames, (baseline, "this schedule"), which))
     return pairs
 
 

@@ -122,8 +122,7 @@ def check_density(text: str) -> None:
         Fraction(text)
     except (ValueError, ZeroDivisionError):
         raise UsageError(
-            f"--density {text[:40]} is not a share of token pairs",
-            hint="give a number up to 1, such as 1/4 or 0.25",
+            f"--density {text[:40]} is not a share of token pairs", hint="give a number up to 1, such as 1/4 or 0.25"
         ) from None
 
 

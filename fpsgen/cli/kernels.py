@@ -79,10 +79,8 @@ def listed() -> dict:
     except OSError as fault:
         report["notes"].append(f"{cache.folder()} cannot be read: {fault.strerror or fault}")
     for named in listing.KERNELS.values():
-        built, compiled = None, None
-        if report["nvrtc"]:
-            built = cache.find(named.kernel)
-            compiled = built is not None
+        built = cache.find(named.kernel) if report["nvrtc"] else None
+        compiled = built is not None if report["nvrtc"] else None
         state = {"compiled": compiled, "bytes": built and built.size, "path": built and str(built.cubin)}
         report["kernels"].append(facts(named) | state)
     return report
@@ -175,7 +173,6 @@ def show(name: str, json: bool = False) -> None:
 
 
 def draw(out: Output, report: dict) -> None:
-    """A kernel, for people."""
     out.line(f"{report['name']}: {report['about']}, for {report['architecture']}")
     numbers = ("registers", "spilled_bytes", "stack_bytes", "shared_bytes", "barriers")
     columns = [Column(name.removesuffix("_bytes"), right=True, spare=spare) for spare, name in enumerate(numbers)]

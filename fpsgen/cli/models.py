@@ -96,11 +96,7 @@ def listed() -> Iterator[dict]:
 
 @app.command(epilog="fpsgen models pull 1.3b --dry-run\nfpsgen models pull 14b")
 def pull(
-    name: str,
-    format: Format = "original",
-    dry_run: bool = False,
-    force: bool = False,
-    json: bool = False,
+    name: str, format: Format = "original", dry_run: bool = False, force: bool = False, json: bool = False
 ) -> None:
     """Fetch a model from the Hugging Face hub. An interrupted download continues where it ended."""
     from huggingface_hub.utils import disable_progress_bars

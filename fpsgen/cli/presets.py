@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from fpsgen.cli import options
+from fpsgen.cli.chosen import fit
 from fpsgen.cli.command import App
 from fpsgen.cli.output import Output
 from fpsgen.printable import printable
@@ -51,11 +52,8 @@ def chosen(
     preset = name if not isinstance(name, str) else None if name in shipped.GRADES else shipped.find(name)
     key = model if model is not None else (preset and preset.model) or _ANY
     subject = models.absent(key.lower()) if key.lower() in FAMILIES else models.find(key)
-    own = (subject.defaults.width, subject.defaults.height)
-    if subject.pocket and size not in (None, own):
-        out.note(f"the {subject.family} model renders {own[0]}x{own[1]}; its pixels are scaled to any other size")
-    width, height = own if subject.pocket else size or (preset and shipped.size_of(preset)) or own
-    sizes.check_model_size(width, height)
+    wanted = size if size or subject.pocket or preset is None else shipped.size_of(preset)
+    width, height, _ = fit(subject, wanted, out)
     settings = subject.defaults.override(width=width, height=height, **given)
     return preset or shipped.of_grade(str(name), subject.family, width, height), subject, settings
 
@@ -152,11 +150,7 @@ def show(
 
 @app.command(epilog="fpsgen presets check mine.toml\nfpsgen presets check mine.toml --model 14b", no_args_is_help=True)
 def check(
-    file: str,
-    model: str | None = None,
-    res: str | None = None,
-    frames: int | None = None,
-    json: bool = False,
+    file: str, model: str | None = None, res: str | None = None, frames: int | None = None, json: bool = False
 ) -> None:
     """Check a preset's file: say what is wrong and in which line, or that it fits the videos of its model."""
     from fpsgen.presets import file as files

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Literal
 
 from fpsgen.attention.plan import AttentionPlan
@@ -33,12 +34,17 @@ class StepPlan:
     @property
     def density(self) -> float:
         """The share of token pairs that are computed, mean over the layers."""
-        return sum(plan.density for plan in self.attention) / len(self.attention)
+        return fmean(plan.density for plan in self.attention)
 
 
 def dense(tiles: TileGrid, layers: int) -> StepPlan:
     """Dense attention, not rounded, in all of `layers` layers."""
     return StepPlan((AttentionPlan(tiles),) * layers)
+
+
+def mean_density(steps: Sequence[StepPlan]) -> float:
+    """The share of token pairs that are computed, over steps, layers and heads."""
+    return fmean(step.density for step in steps)
 
 
 def distinct(steps: Sequence[StepPlan]) -> list[AttentionPlan]:

@@ -78,11 +78,7 @@ class WanTransformer(nn.Module):
         return [block.cross_attn.key_value(embedded) for block in self.layers()]
 
     def forward(
-        self,
-        latents: Tensor,
-        timestep: Tensor,
-        context: Sequence[KeyValue],
-        plan: StepPlan | None = None,
+        self, latents: Tensor, timestep: Tensor, context: Sequence[KeyValue], plan: StepPlan | None = None
     ) -> Tensor:
         """Velocity of `latents` [batch, channels, frames, height, width], in float32.
 

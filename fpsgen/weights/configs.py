@@ -31,11 +31,7 @@ def from_diffusers(config: dict) -> WanConfig:
         raise ModelError(f"its transformer is a {printable(name, 60)}, not a WanTransformer3DModel", hint=OURS)
     if config.get("image_dim") is not None or config.get("added_kv_proj_dim") is not None:
         raise ModelError("it is an image-to-video model", hint=OURS)
-    fixed = {
-        "patch_size": list(WanConfig.PATCH),
-        "qk_norm": "rms_norm_across_heads",
-        "cross_attn_norm": True,
-    }
+    fixed = {"patch_size": list(WanConfig.PATCH), "qk_norm": "rms_norm_across_heads", "cross_attn_norm": True}
     for key, value in fixed.items():
         found = config.get(key, value)
         if (list(found) if isinstance(found, (list, tuple)) else found) != value:

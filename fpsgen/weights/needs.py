@@ -9,6 +9,7 @@ from math import prod
 
 import torch
 
+from fpsgen.target import Target
 from fpsgen.wan import sizes
 from fpsgen.weights import load
 from fpsgen.weights.layout import PARTS, Checkpoint
@@ -18,12 +19,12 @@ from fpsgen.weights.layout import PARTS, Checkpoint
 VAE_BYTES_PER_PIXEL = 19_600
 
 
-def weights(checkpoint: Checkpoint, dtype: torch.dtype, text_dtype: torch.dtype) -> dict[str, int]:
-    """Bytes of each part's weights. dtype: of the transformer's matrix products."""
+def weights(checkpoint: Checkpoint, target: Target) -> dict[str, int]:
+    """Bytes of each part's weights."""
     dtypes = {
-        "transformer": load.by_name(dtype),
+        "transformer": load.by_name(target.dtype),
         "vae": lambda name: torch.float32,
-        "text_encoder": lambda name: text_dtype,
+        "text_encoder": lambda name: target.text_dtype,
     }
 
     def size(part: str) -> int:
@@ -33,14 +34,12 @@ def weights(checkpoint: Checkpoint, dtype: torch.dtype, text_dtype: torch.dtype)
     return {PARTS[part].words: size(part) for part in PARTS}
 
 
-def memory(
-    checkpoint: Checkpoint, video: tuple[int, int, int], dtype: torch.dtype, text_dtype: torch.dtype
-) -> dict[str, int]:
+def memory(checkpoint: Checkpoint, video: tuple[int, int, int], target: Target) -> dict[str, int]:
     """Bytes that each part takes at work: weights, and the activations of one guidance branch, of which the text
     encoder has next to nothing. video: width, height, frames."""
     width, height, frames = video
     tokens = prod(checkpoint.config.grid(sizes.latent_shape(frames, height, width)))
-    needed = weights(checkpoint, dtype, text_dtype)
-    needed["transformer"] += tokens * checkpoint.config.bytes_per_token(dtype.itemsize)
+    needed = weights(checkpoint, target)
+    needed["transformer"] += tokens * checkpoint.config.bytes_per_token(target.dtype.itemsize)
     needed["VAE"] += width * height * VAE_BYTES_PER_PIXEL
     return needed

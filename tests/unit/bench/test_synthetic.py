@@ -142,7 +142,7 @@ def test_a_short_clip_is_decoded_whole() -> None:
 
 @pytest.mark.parametrize(("key", "parameters"), [("1.3b", 1.42e9), ("14b", 14.3e9)])
 def test_components_have_the_published_number_of_parameters(key: str, parameters: float) -> None:
-    found = needs.weights(true(key), torch.float32, torch.bfloat16)
+    found = needs.weights(true(key), Target(torch.device("cpu"), torch.float32, torch.bfloat16))
     dim, ffn_dim, layers = {"1.3b": (1536, 8960, 30), "14b": (5120, 13824, 40)}[key]
     # By lists that were written down from the original's source.
     expected = {"transformer": golden.transformer(dim, ffn_dim, layers), "text encoder": golden.text_encoder()}

@@ -11,14 +11,16 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from fpsgen.target import Target
 from fpsgen.wan import vae as wan_vae
 from fpsgen.weights import load, models, needs
 
 
 def test_14b_at_720p_by_hand() -> None:
     model = models.absent("14b")
-    alone = needs.weights(model.checkpoint, torch.bfloat16, torch.bfloat16)
-    found = needs.memory(model.checkpoint, (1280, 720, 81), torch.bfloat16, torch.bfloat16)
+    target = Target(torch.device("cpu"), torch.bfloat16, torch.bfloat16)
+    alone = needs.weights(model.checkpoint, target)
+    found = needs.memory(model.checkpoint, (1280, 720, 81), target)
     tokens = 21 * 45 * 80
     assert alone["transformer"] == pytest.approx(2 * 14.3e9, rel=0.02)  # and little in float32
     assert found["transformer"] - alone["transformer"] == tokens * (16 * 5120 + 2 * (4 * 5120 + 2 * 13824))
