@@ -39,9 +39,6 @@ class Table:
     columns: list[Column] = field(default_factory=list)
     rows: list[list[Cell]] = field(default_factory=list)
 
-    def column(self, head: str, *, right: bool = False, spare: int = 0, prose: bool = False) -> None:
-        self.columns.append(Column(head, right, spare, prose))
-
     def row(self, *cells: str | Cell) -> None:
         if len(cells) != len(self.columns):
             raise ValueError(f"a row of {len(cells)} cells in a table of {len(self.columns)} columns")
@@ -52,9 +49,8 @@ class Table:
         cls, title: str, heads: Iterable[str], texts: Sequence[str] = (), rows: Iterable[Iterable[str | Cell]] = ()
     ) -> Table:
         """The first column and those in `texts` hold words, the others numbers."""
-        table = cls(title)
-        for number, head in enumerate(heads):
-            table.column(head, right=number > 0 and head not in texts)
+        columns = [Column(head, right=number > 0 and head not in texts) for number, head in enumerate(heads)]
+        table = cls(title, columns=columns)
         for row in rows:
             table.row(*row)
         return table

@@ -23,13 +23,13 @@ from fpsgen.bench.contenders import VideoContender
 from fpsgen.bench.fidelity import Fidelity, MadeClip
 from fpsgen.bench.lineup import LineUp
 from fpsgen.bench.record import CompareContender, CompareRecord, PhaseTimes, SpeedUp
-from fpsgen.bench.steps import Split, StepSpan
+from fpsgen.bench.steps import Split
 from fpsgen.errors import RenderError, option
 from fpsgen.events import Branches, Denoised, Frames, Notice, Run, Stage, Watch
 from fpsgen.metrics import Pair
 from fpsgen.sampling import Denoiser
 from fpsgen.timing import STAGES, Timings
-from fpsgen.wan.plan import mean_density
+from fpsgen.wan.plan import StepSpan, mean_density
 from fpsgen.weights.load import load_tokenizer, load_transformer
 
 WHOLE = (*STAGES, "total")

@@ -21,22 +21,13 @@ from fpsgen.attention import door
 from fpsgen.bench.fidelity import count_nonfinite
 from fpsgen.request import VideoPlan
 from fpsgen.sampling import Denoiser
-from fpsgen.wan.plan import StepPlan, distinct
+from fpsgen.wan.plan import StepPlan, StepSpan, distinct
 
 SAMPLES = 3
 ENOUGH = 10.0  # seconds, after which a step is measured no further time
 
 # A moment: seconds of a monotonic clock, or an event on a CUDA stream.
 Mark = Any
-
-
-@dataclass(frozen=True)
-class StepSpan:
-    """Steps that compute the same, counted from 0. sigma: noise level before the first, after the last."""
-
-    first: int
-    last: int
-    sigma: tuple[float, float]
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from fpsgen import machine, solvers
 from fpsgen.bench import steps
 from fpsgen.bench.compare import CompareJob, Comparison
 from fpsgen.bench.record import CompareRecord
-from fpsgen.bench.steps import Split, StepSpan
+from fpsgen.bench.steps import Split
 from fpsgen.errors import UsageError, option
 from fpsgen.events import Run, Stage, Watch
 from fpsgen.request import VideoPlan
@@ -26,6 +26,7 @@ from fpsgen.sampling import Denoiser
 from fpsgen.target import Target
 from fpsgen.timing import Timings
 from fpsgen.wan import vae as wan_vae
+from fpsgen.wan.plan import StepSpan
 from fpsgen.wan.tokenizer import TEXT_LENGTH
 from fpsgen.weights import load, needs
 from fpsgen.weights.layout import Checkpoint
@@ -141,7 +142,7 @@ def timing(
     """The times of a warm run, extrapolated; as `Timings` has it, None where nothing was measured."""
     timings = Timings(peak_memory=peak)
     for split, span in zip(splits, cut, strict=True):
-        timings.steps += [split.total] * (span.last - span.first + 1)
+        timings.steps += [split.total] * (span.steps)
     timings.seconds |= {**ends, "denoise": sum(timings.steps)}
     timings.total = sum(timings.seconds.values())
     return {**timings.as_dict(), "load": None, "compile": None, "encode": None}

@@ -14,7 +14,7 @@ from fpsgen.calibrate.budget import Budget
 from fpsgen.calibrate.candidates import Candidates
 from fpsgen.presets import Phase, Preset, cost
 from fpsgen.settings import Settings
-from fpsgen.wan.plan import StepPlan
+from fpsgen.wan.plan import StepPlan, StepSpan
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -54,26 +54,14 @@ EFFORT = {
 }
 
 
-@dataclass(frozen=True)
-class PhaseSpan:
-    """A phase of the schedule: steps first to last of the measured trajectory, and its noise levels, (from, to]."""
-
-    first: int
-    last: int
-    sigma: tuple[float, float]
-
-    @property
-    def steps(self) -> int:
-        return self.last - self.first + 1
-
-
-def spans(settings: Settings, count: int) -> list[PhaseSpan]:
-    """`count` phases of nearly equally many steps, ended halfway between two noise levels, rounded to 4 digits."""
+def spans(settings: Settings, count: int) -> list[StepSpan]:
+    """`count` phases of nearly equally many steps of the measured trajectory, ended halfway between two noise levels,
+    rounded to 4 digits."""
     steps, sigmas = settings.steps, settings.noise_levels
     begins = [round(index * steps / count) for index in range(count)] + [steps]
     ends = [1.0] + [round((sigmas[at - 1] + sigmas[at]) / 2, 4) for at in begins[1:-1]] + [0.0]
     pairs = zip(begins, begins[1:], ends, ends[1:], strict=False)
-    return [PhaseSpan(first, after - 1, (high, low)) for first, after, high, low in pairs]
+    return [StepSpan(first, after - 1, (high, low)) for first, after, high, low in pairs]
 
 
 def defaults(family: str) -> tuple[Effort, tuple[str, ...]]:
@@ -118,7 +106,7 @@ class Job:
         return Candidates(self.tiles, tokens)
 
     @cached_property
-    def phases(self) -> list[PhaseSpan]:
+    def phases(self) -> list[StepSpan]:
         return spans(replace(self.settings, steps=self.effort.steps), self.effort.phases)
 
     @cached_property

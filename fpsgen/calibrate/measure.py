@@ -27,11 +27,11 @@ from fpsgen import metrics
 from fpsgen.attention.qk import QKTransform, prepare
 from fpsgen.calibrate import local
 from fpsgen.calibrate.candidates import Candidates
-from fpsgen.calibrate.job import Effort, PhaseSpan
+from fpsgen.calibrate.job import Effort
 from fpsgen.calibrate.trajectory import Clip, Renderer
 from fpsgen.events import Done
 from fpsgen.sampling import not_finite
-from fpsgen.wan.plan import StepPlan
+from fpsgen.wan.plan import StepPlan, StepSpan
 from fpsgen.wan.transformer import Block, SelfAttention, WanTransformer
 
 _TINY = 1e-300  # where nothing is to be divided by 0
@@ -47,7 +47,7 @@ class Measurement:
 
 
 def measure(
-    renderer: Renderer, clips: list[Clip], candidates: Candidates, phases: list[PhaseSpan], effort: Effort, seed: int
+    renderer: Renderer, clips: list[Clip], candidates: Candidates, phases: list[StepSpan], effort: Effort, seed: int
 ) -> Measurement:
     """All of it, piece by piece through the renderer's journal."""
     found: list[Tensor] = []
@@ -200,7 +200,7 @@ def _phase_errors(
     clip: Clip,
     name: str,
     candidates: Candidates,
-    phases: list[PhaseSpan],
+    phases: list[StepSpan],
     velocities: list[Tensor],
     final: Tensor,
 ) -> Tensor:

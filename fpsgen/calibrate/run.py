@@ -136,11 +136,7 @@ def _measured(job: Job, weights: str, plans: list[StepPlan], taken: Tried, devic
     psnr, psnr_ci95 = metrics.mean_ci95([one.psnr for one in taken.checked])
     return Measured(
         weights=weights,
-        size=job.settings.size,
-        frames=job.settings.frames,
-        steps=job.settings.steps,
-        shift=job.settings.shift,
-        guidance=job.settings.guidance,
+        **{key: getattr(job.settings, key) for key in ("size", "frames", "steps", "shift", "guidance")},
         clips=len(taken.checked),
         density=round(mean_density(plans), 4),
         cost=round(mean_cost(job, plans), 4),
@@ -171,28 +167,23 @@ def _steps(job: Job, phase: int) -> str:
 
 def record(job: Job, measurement: Measurement, tried: list[Tried], preset: Preset, seconds: dict[str, float]) -> dict:
     """What the report shows, as JSON has it."""
-    taken, measured, tiles = tried[-1], preset.measured, job.tiles
+    taken, measured, tiles, config = tried[-1], preset.measured, job.tiles, job.model.config
     assert measured is not None
     densities = torch.tensor(job.candidates.densities)
     precision, window = job.candidates.probe
+    keys = ("weights", "device", "size", "frames", "steps", "shift", "guidance")
     return {
         "model": job.model.full_name,
-        "weights": measured.weights,
-        "device": measured.device,
+        **{name: getattr(measured, name) for name in keys},
         "versions": {"fpsgen": measured.fpsgen, "torch": measured.torch},
-        "size": measured.size,
-        "frames": measured.frames,
         "fps": job.model.defaults.fps,
-        "steps": measured.steps,
-        "shift": measured.shift,
-        "guidance": measured.guidance,
         "solver": job.settings.solver,
         "grid": list(tiles.grid),
         "tile": list(tiles.tile),
         "tiles": list(tiles.counts),
-        "layers": job.model.config.num_layers,
-        "heads": job.model.config.num_heads,
-        "head_dim": job.model.config.head_dim,
+        "layers": config.num_layers,
+        "heads": config.num_heads,
+        "head_dim": config.head_dim,
         "cost_tokens": job.candidates.tokens,
         "budget": str(job.budget),
         "holds": taken.holds,

@@ -8,9 +8,10 @@ from string import ascii_letters, digits
 
 from fpsgen.attention.tiles import Shape3
 from fpsgen.calibrate.candidates import PRECISIONS, Candidates
-from fpsgen.calibrate.job import Job, PhaseSpan
+from fpsgen.calibrate.job import Job
 from fpsgen.calibrate.solve import Schedule
 from fpsgen.presets import DENSE_HEAD, Layers, Phase, Preset
+from fpsgen.wan.plan import StepSpan
 
 _LETTERS = ascii_letters + digits + "_"  # one for each of the 4 x 4 x 4 windows that there are at most, but dense
 
@@ -23,7 +24,7 @@ def to_preset(job: Job, solved: Schedule) -> Preset:
     return preset(solved, job.candidates, job.phases, job.name, job.model.family)
 
 
-def preset(schedule: Schedule, candidates: Candidates, spans: list[PhaseSpan], name: str, family: str) -> Preset:
+def preset(schedule: Schedule, candidates: Candidates, spans: list[StepSpan], name: str, family: str) -> Preset:
     """Phases that do the same become one; in a phase, what most layers do is said once."""
     each = [
         tuple(
@@ -46,7 +47,7 @@ def preset(schedule: Schedule, candidates: Candidates, spans: list[PhaseSpan], n
     return Preset(name=name, phases=tuple(phases), tile=candidates.tiles.tile, model=family, windows=windows)
 
 
-def _phase(layers: tuple[_Layer, ...], span: PhaseSpan, letters: dict[Shape3, str]) -> Phase:
+def _phase(layers: tuple[_Layer, ...], span: StepSpan, letters: dict[Shape3, str]) -> Phase:
     common = Counter(layers).most_common(1)[0][0]
     others: dict[_Layer, list[int]] = {}
     for number, layer in enumerate(layers):

@@ -148,12 +148,9 @@ def run(job: CompareJob, folder: Path, random: bool, out: Output, kept: bool) ->
     for path in compare.places(job.line_up, folder).values():
         if path.exists():
             out.note(f"{printable(path)} exists: the new video will replace it")
-    try:
-        with drawn(out) as watch:
-            record, clips = (synthetic.measure(job, watch), []) if random else compare.measure(job, folder, watch)
-    except KeyboardInterrupt:
-        hint = f"what was rendered is in {folder}" if kept else None
-        raise Stopped("stopped; no record was written", hint) from None
+    stopped = Stopped("stopped; no record was written", f"what was rendered is in {folder}" if kept else None)
+    with drawn(out, stopped=stopped) as watch:
+        record, clips = (synthetic.measure(job, watch), []) if random else compare.measure(job, folder, watch)
     return dataclasses.asdict(record), clips
 
 

@@ -89,11 +89,8 @@ def attention(
         no_report = True
     place = default_name(smoke, device) if output is None else named(output)
     path, report_at = result_places(place, report, no_report, out)
-    try:
-        with drawn(out, log_details=True) as watch:
-            record = run.measure(job, device, path, ["fpsgen", *sys.argv[1:]], watch)
-    except KeyboardInterrupt:
-        raise Stopped("stopped; shapes that were finished are kept", hint=f"they are in {path}") from None
+    with drawn(out, True, Stopped("stopped; shapes that were finished are kept", f"they are in {path}")) as watch:
+        record = run.measure(job, device, path, ["fpsgen", *sys.argv[1:]], watch)
     tell(out, record)
     told = as_json(record)
     deliver(out, keep_record(told, [], path, report_at), told)

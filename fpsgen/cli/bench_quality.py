@@ -99,13 +99,9 @@ def quality(
         exist, them = ("video exists", "it") if there == 1 else ("videos exist", "them")
         out.note(f"{there} {exist} in {printable(videos)} already: the new ones will replace {them}")
     tell_size(out, job)
-    try:
-        with drawn(out, log_details=True) as watch:
-            made, pairs = run(job, watch, clips, fresh, program)
-    except KeyboardInterrupt:
-        how = "without --fresh" if fresh else "again"
-        hint = f"run the same command {how}: it continues from there"
-        raise Stopped("stopped; every finished clip and what was measured of it are kept", hint) from None
+    hint = f"run the same command {'without --fresh' if fresh else 'again'}: it continues from there"
+    with drawn(out, True, Stopped("stopped; every finished clip and what was measured of it are kept", hint)) as watch:
+        made, pairs = run(job, watch, clips, fresh, program)
     record = dataclasses.asdict(made)
     if not json:
         for table in tables(record):

@@ -21,7 +21,7 @@ from fpsgen.printable import printable, readable
 from fpsgen.report.words import counted
 from fpsgen.seeds import check_seed
 from fpsgen.settings import check_settings
-from fpsgen.tables import Table
+from fpsgen.tables import Column, Table
 from fpsgen.wan import sizes
 
 if TYPE_CHECKING:
@@ -96,14 +96,9 @@ def calibrate(
     out.detail(f"model {found.name} from {found.folder}; {target.device}, {target.dtype_name}")
     from fpsgen.calibrate.run import calibrate as run
 
-    try:
-        with drawn(out, log_details=True) as watch:
-            result = run(job, target, watch, fresh)
-    except KeyboardInterrupt:
-        how = "without --fresh" if fresh else "again"
-        raise Stopped(
-            "stopped; what was measured is kept", hint=f"run the same command {how}: it continues from there"
-        ) from None
+    hint = f"run the same command {'without --fresh' if fresh else 'again'}: it continues from there"
+    with drawn(out, True, Stopped("stopped; what was measured is kept", hint)) as watch:
+        result = run(job, target, watch, fresh)
     tell(out, result, job, keep_preset(result, output, page))
 
 
@@ -217,10 +212,8 @@ def tell_estimate(out: Output, job: Job, device: torch.device, dtype: torch.dtyp
         where = f"on {device} of this machine, from two steps that were run: {step:.2g} s each"
     total = sum(part.seconds for part in parts)
     unit, name = (3600, "hours") if total > 3600 else (60, "minutes")
-    table = Table()
-    table.column("part")
-    for spare, column in ((2, "forwards"), (0, name), (1, "bf16 clips")):
-        table.column(column, right=True, spare=spare)
+    numbers = [Column(head, right=True, spare=spare) for spare, head in ((2, "forwards"), (0, name), (1, "bf16 clips"))]
+    table = Table(columns=[Column("part"), *numbers])
     for part in parts:
         table.row(part.name, f"{part.forwards:.0f}", f"{part.seconds / unit:.2f}", f"{part.seconds / clip:.2f}")
     total_forwards = sum(part.forwards for part in parts)
@@ -232,9 +225,7 @@ def tell_estimate(out: Output, job: Job, device: torch.device, dtype: torch.dtyp
     out.line(f"Each further round of verification takes as long as the row says. The cache grows by {size}.")
     told = {
         "model": job.model.name,
-        "size": job.settings.size,
-        "frames": job.settings.frames,
-        "steps": job.settings.steps,
+        **{key: getattr(job.settings, key) for key in ("size", "frames", "steps")},
         "windows": windows,
         "where": where,
         "parts": [dataclasses.asdict(part) for part in parts],

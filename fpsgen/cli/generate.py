@@ -19,7 +19,7 @@ from fpsgen.report.words import counted
 from fpsgen.seeds import check_seed
 from fpsgen.settings import check_settings
 from fpsgen.solvers import Sigmas, SolverName
-from fpsgen.tables import Cell, Table
+from fpsgen.tables import Cell, Column, Table
 from fpsgen.timing import Timings
 from fpsgen.wan import sizes
 
@@ -167,10 +167,7 @@ def preset_remark(plan: VideoPlan, about: dict) -> str:
 
 
 def timing_table(timings: Timings, device: torch.device, preset: tuple[str, str]) -> Table:
-    table = Table(heads=False)
-    table.column("")
-    table.column("", right=True)
-    table.column("", prose=True)
+    table = Table(heads=False, columns=[Column(""), Column("", right=True), Column("", prose=True)])
     table.row("preset", preset[0], Cell(preset[1], "dim"))
     count = len(timings.steps)
     remarks = {"load": "imports included"}

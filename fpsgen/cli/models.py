@@ -15,7 +15,7 @@ from fpsgen.cli.progress import drawn
 from fpsgen.errors import ModelError, Stopped, UsageError
 from fpsgen.events import Stage
 from fpsgen.printable import printable, readable
-from fpsgen.tables import Table
+from fpsgen.tables import Column, Table
 
 Format = Literal["original", "diffusers"]  # as weights.layout has it, which loads more than a help needs
 
@@ -49,12 +49,8 @@ def list_models(json: bool = False) -> None:
     if json:
         out.result("", {"models": entries})
         return
-    table = Table()
-    table.column("model")
-    table.column("format", spare=2)
-    table.column("state", prose=True)
-    table.column("size", right=True)
-    table.column("where", spare=1)
+    state, size = Column("state", prose=True), Column("size", right=True)
+    table = Table(columns=[Column("model"), Column("format", spare=2), state, size, Column("where", spare=1)])
     for entry in entries:
         table.row(entry["name"], entry["format"], *state_and_size(entry), where(entry))
     out.show(table)

@@ -12,15 +12,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from fpsgen.cli import signals
 from fpsgen.cli.output import Output, hush
+from fpsgen.errors import Stopped
 from fpsgen.events import Branches, Done, Event, Frames, Notice, Run, Stage, Step, Work
 
 _AT_ONCE = 0.005  # seconds for one step's work, which no model is quick enough for: it was found, not made
 
 
 @contextmanager
-def drawn(out: Output, log_details: bool = False) -> Iterator[Drawer]:
+def drawn(out: Output, log_details: bool = False, stopped: Stopped | None = None) -> Iterator[Drawer]:
     """Whom to tell events, which are drawn until the block ends. log_details: a log gets stages and details, because
-    the work takes hours."""
+    the work takes hours. stopped: what a signal ends the block with, instead of KeyboardInterrupt."""
     hush()
     columns = (
         TextColumn("{task.description:8}"),
@@ -29,14 +30,20 @@ def drawn(out: Output, log_details: bool = False) -> Iterator[Drawer]:
         TextColumn("{task.fields[rate]}"),
         TimeRemainingColumn(compact=True),
     )
-    with _Stoppable(
+    bar = _Stoppable(
         *columns,
         console=out.console,
         speed_estimate_period=24 * 3600,  # a step may take minutes, and time left wants two of them
         disable=not out.shows_progress,
         transient=True,
-    ) as bar:
-        yield Drawer(bar, out, log_details)
+    )
+    try:
+        with bar:
+            yield Drawer(bar, out, log_details)
+    except KeyboardInterrupt:
+        if stopped is None:
+            raise
+        raise stopped from None
 
 
 class _Stoppable(Progress):

@@ -37,6 +37,19 @@ class StepPlan:
         return fmean(plan.density for plan in self.attention)
 
 
+@dataclass(frozen=True)
+class StepSpan:
+    """Steps that compute alike, counted from 0, and the noise levels between which they are."""
+
+    first: int
+    last: int
+    sigma: tuple[float, float]
+
+    @property
+    def steps(self) -> int:
+        return self.last - self.first + 1
+
+
 def dense(tiles: TileGrid, layers: int) -> StepPlan:
     """Dense attention, not rounded, in all of `layers` layers."""
     return StepPlan((AttentionPlan(tiles),) * layers)

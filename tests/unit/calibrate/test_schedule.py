@@ -12,11 +12,11 @@ from fpsgen.attention.plan import AttentionPlan
 from fpsgen.attention.tiles import Shape3, TileGrid
 from fpsgen.calibrate import schedule
 from fpsgen.calibrate.candidates import PRECISIONS, Candidates
-from fpsgen.calibrate.job import PhaseSpan, spans
+from fpsgen.calibrate.job import spans
 from fpsgen.calibrate.solve import Schedule
 from fpsgen.presets import Preset, file
 from fpsgen.solvers import Solver
-from fpsgen.wan.plan import StepPlan
+from fpsgen.wan.plan import StepPlan, StepSpan
 from tests.tools.calibration import VIDEO
 
 SHIFT = 5.0
@@ -39,7 +39,7 @@ def solved(seed: int, candidates: Candidates, phases: int, layers: int, heads: i
     return Schedule(precision, window, 0.5, 0.1)
 
 
-def check(made: Preset, found: Schedule, candidates: Candidates, phases: list[PhaseSpan], steps: int) -> None:
+def check(made: Preset, found: Schedule, candidates: Candidates, phases: list[StepSpan], steps: int) -> None:
     """Through the file and back, step by step, every head does as it was solved."""
     layers, heads = found.window.shape[1:]
     read = file.parse(file.text(made).encode(), made.name)

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from fpsgen.cli import app
 from fpsgen.cli.tables import Fitted
-from fpsgen.tables import Cell, Table
+from fpsgen.tables import Cell, Column, Table
 
 
 def drawn(table: Table, width: int) -> list[str]:
@@ -21,9 +21,9 @@ def drawn(table: Table, width: int) -> list[str]:
 
 def example() -> Table:
     table = Table()
-    table.column("name")
-    table.column("size", right=True, spare=1)
-    table.column("where", spare=2)
+    table.columns.append(Column("name"))
+    table.columns.append(Column("size", right=True, spare=1))
+    table.columns.append(Column("where", spare=2))
     table.row("a [red] cat", "12 MB", "/a/long/folder")
     table.row("dog", "3 GB", Cell("/b", "dim"))
     return table
@@ -50,18 +50,18 @@ def test_the_columns_that_matter_least_go_first_and_are_named() -> None:
 
 def test_a_narrow_column_stays_where_only_a_broad_one_has_to_go() -> None:
     table = Table()
-    table.column("name")
-    table.column("size", spare=2)
-    table.column("where", spare=1)
+    table.columns.append(Column("name"))
+    table.columns.append(Column("size", spare=2))
+    table.columns.append(Column("where", spare=1))
     table.row("cat", "1 MB", "/a/long/folder")
     assert drawn(table, 19)[:2] == ["name  size", "cat   1 MB"]
 
 
 def test_columns_that_all_matter_go_on_below_with_the_first() -> None:
     table = Table("Seconds")
-    table.column("")
+    table.columns.append(Column(""))
     for name in ("fast", "bf16", "diffusers"):
-        table.column(name, right=True)
+        table.columns.append(Column(name, right=True))
     table.row("total", "1.00", "2.00", "3.00")
     assert drawn(table, 18) == [
         "Seconds",
@@ -72,8 +72,8 @@ def test_columns_that_all_matter_go_on_below_with_the_first() -> None:
 
 def test_prose_is_broken_between_words() -> None:
     table = Table(heads=False)
-    table.column("")
-    table.column("", prose=True)
+    table.columns.append(Column(""))
+    table.columns.append(Column("", prose=True))
     table.row("plan", "as long as it takes to be broken twice, between words")
     lines = drawn(table, 30)
     assert len(lines) == 3
@@ -82,8 +82,8 @@ def test_prose_is_broken_between_words() -> None:
 
 def test_what_belongs_to_a_cell_stands_behind_it() -> None:
     table = Table()
-    table.column("")
-    table.column("seconds", right=True)
+    table.columns.append(Column(""))
+    table.columns.append(Column("seconds", right=True))
     table.row("total", Cell("1.00", notes=("0.90 to 1.10", "few")))
     assert drawn(table, 50)[1].endswith("1.00 (0.90 to 1.10; few)")
     assert table.markdown() == "|  | seconds |\n| --- | ---: |\n| total | 1.00 (0.90 to 1.10; few) |\n"
