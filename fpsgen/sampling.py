@@ -66,12 +66,8 @@ class Denoiser:
         self.transformer, self.settings, self.device = transformer, settings, device
         self.together = both_fit(transformer, settings, device) if together is None else together
         self._contexts = [transformer.embed_text(text) for text in ([torch.cat([*texts])] if self.together else texts)]
-        self._branches = len(texts)
+        self.branches = len(texts)
         self._timesteps = settings.new_solver().timesteps
-
-    @property
-    def branches(self) -> int:
-        return self._branches
 
     def noise(self, seed: int) -> Tensor:
         """Where a trajectory begins: float32 [1, 16, T, h, w], of a seed."""
@@ -84,7 +80,7 @@ class Denoiser:
         timestep = self._timesteps[step]
         found: list[Tensor] = []
         for context in self._contexts:
-            branches = self._branches // len(self._contexts)
+            branches = self.branches // len(self._contexts)
             batch = latents.repeat(branches, 1, 1, 1, 1)
             found += self.transformer(batch, timestep.expand(len(batch)), context, plan).chunk(branches)
         if len(found) == 1:
@@ -122,7 +118,7 @@ def both_fit(transformer: WanTransformer, settings: Settings, device: torch.devi
     return 2 * tokens * per_token < 0.8 * machine.free_bytes(device)
 
 
-def not_finite(dtype: torch.dtype, where: str = "") -> RenderError:
-    """What a watcher raises who wants no video of values that are no numbers."""
+def not_finite(dtype: torch.dtype, where: str = "", who: str = "the model") -> RenderError:
+    """What a watcher raises who wants no video of values that are no numbers. where: in the work; who: gave them."""
     hint = None if dtype == torch.float32 else f"try {option('dtype', 'fp32')}"
-    return RenderError(f"the model gave values that are not finite{where}", hint)
+    return RenderError(f"{who} gave values that are not finite{where}", hint)

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:  # helps and wrong input need none of them, and do not wait for them
     import numpy as np
-    from diffusers import SchedulerMixin
     from torch import Tensor
 
 SolverName = Literal["unipc", "dpm++", "euler"]
@@ -49,7 +48,8 @@ class Solver:
     """One of diffusers' solvers over a flow. UniPC and DPM++ are of order 2, predicting x0, of lower order at the
     end, as Wan2.1 runs them; Euler is of order 1.
 
-    sigmas "original" are Wan2.1's own; "diffusers" is what `WanPipeline` visits with that solver.
+    sigmas "original" are Wan2.1's own; "diffusers" is what `WanPipeline` visits with that solver. scheduler: diffusers'
+    own object, at its first step until `step` is called.
     """
 
     def __init__(self, steps: int, shift: float, solver: SolverName = "unipc", sigmas: Sigmas = "original"):
@@ -58,43 +58,38 @@ class Solver:
         from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 
         if solver == "euler":
-            self._scheduler = FlowMatchEulerDiscreteScheduler(num_train_timesteps=TRAIN_TIMESTEPS, shift=shift)
+            self.scheduler = FlowMatchEulerDiscreteScheduler(num_train_timesteps=TRAIN_TIMESTEPS, shift=shift)
         else:
             kind = UniPCMultistepScheduler if solver == "unipc" else DPMSolverMultistepScheduler
-            self._scheduler = kind(
+            self.scheduler = kind(
                 num_train_timesteps=TRAIN_TIMESTEPS,
                 prediction_type="flow_prediction",
                 use_flow_sigmas=True,
                 flow_shift=shift,
             )
-        self._scheduler.set_timesteps(steps)
+        self.scheduler.set_timesteps(steps)
         if sigmas == "original":
             # Set, not handed over: DPM++ takes no noise levels, and UniPC would shift them once more.
             levels = shifted(original_sigmas(solver, steps), shift)
-            self._scheduler.sigmas = torch.from_numpy(np.append(levels, 0.0)).float()
-            self._scheduler.timesteps = torch.from_numpy(TRAIN_TIMESTEPS * levels).long()
+            self.scheduler.sigmas = torch.from_numpy(np.append(levels, 0.0)).float()
+            self.scheduler.timesteps = torch.from_numpy(TRAIN_TIMESTEPS * levels).long()
         # Else the first step is looked up by its timestep, and cut to integers two steps may share one.
-        self._scheduler.set_begin_index(0)
-
-    @property
-    def scheduler(self) -> SchedulerMixin:
-        """diffusers' own object, at its first step until `step` is called."""
-        return self._scheduler
+        self.scheduler.set_begin_index(0)
 
     @property
     def sigmas(self) -> Tensor:
         """float32 [steps + 1]: the noise level before each step, and 0."""
-        return self._scheduler.sigmas
+        return self.scheduler.sigmas
 
     @property
     def timesteps(self) -> Tensor:
         """[steps]: 1000 sigma, which is what the model is told; cut to integers as int64, but for diffusers' Euler."""
-        return self._scheduler.timesteps
+        return self.scheduler.timesteps
 
     def step(self, velocity: Tensor, latents: Tensor) -> Tensor:
         """Latents at the next noise level, from the velocity at this one; the solver counts its steps itself."""
         # Any timestep, as a float: Euler refuses integers, and none of the three looks at it, counting as they do.
-        return self._scheduler.step(velocity, self.timesteps[0].float(), latents, return_dict=False)[0]
+        return self.scheduler.step(velocity, self.timesteps[0].float(), latents, return_dict=False)[0]
 
 
 def noise(channels: int, shape: tuple[int, int, int], seed: int) -> Tensor:

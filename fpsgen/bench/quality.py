@@ -25,13 +25,13 @@ from fpsgen.bench.fidelity import Fidelity, zero_nonfinite
 from fpsgen.bench.lineup import LineUp
 from fpsgen.bench.perceptual import Lpips
 from fpsgen.bench.record import ClipRecord, QualityContender, QualityRecord
-from fpsgen.errors import RenderError, option
+from fpsgen.errors import RenderError
 from fpsgen.events import Done, Notice, Stage, Watch, Work, finish
 from fpsgen.journal import Journal
 from fpsgen.metrics import Pair
 from fpsgen.pocket import judge
 from fpsgen.pocket.words import ASPECTS
-from fpsgen.sampling import Denoiser, both_fit
+from fpsgen.sampling import Denoiser, both_fit, not_finite
 from fpsgen.seeds import next_seed
 from fpsgen.video import VideoWriter
 from fpsgen.wan import vae as wan_vae
@@ -195,8 +195,7 @@ def render(
                 kept = journal.put(piece("clip", one, take), latents=latents)
             # For the others it is a result.
             if one is job.line_up.reference and not kept["latents"].isfinite().all():
-                hint = None if transformer.dtype == torch.float32 else f"try {option('dtype', 'fp32')}"
-                raise RenderError(f"the reference, {one.name}, gave values that are not finite", hint)
+                raise not_finite(transformer.dtype, who=f"the reference, {one.name},")
 
 
 class Screen:

@@ -73,6 +73,7 @@ def attention(
     options.check_report(report, no_report)
     out.loading()
     device = gpu()
+    from fpsgen import machine
     from fpsgen.bench.attention import run
     from fpsgen.bench.attention.record import as_json
     from fpsgen.bench.attention.shapes import DENSITIES, SMOKE, shape
@@ -87,7 +88,8 @@ def attention(
     if not no_report and find_spec("matplotlib") is None:
         out.note("no report is written: matplotlib, which draws its pictures, is not installed")
         no_report = True
-    place = default_name(smoke, device) if output is None else named(output)
+    default = f"bench-attention-{'smoke' if smoke else machine.slug(machine.device_name(device))}.json"
+    place = default if output is None else named(output)
     path, report_at = result_places(place, report, no_report, out)
     with drawn(out, True, Stopped("stopped; shapes that were finished are kept", f"they are in {path}")) as watch:
         record = run.measure(job, device, path, ["fpsgen", *sys.argv[1:]], watch)
@@ -140,13 +142,6 @@ def named(output: Path) -> Path:
     """The record that was asked for, .json where that has no suffix."""
     output = options.expand(output)
     return output if output.suffix or output.is_dir() else output.with_name(f"{output.name}.json")
-
-
-def default_name(smoke: bool, device: torch.device) -> str:
-    """The name of the record, for this card."""
-    from fpsgen import machine
-
-    return f"bench-attention-{'smoke' if smoke else machine.slug(machine.device_name(device))}.json"
 
 
 def tell(out: Output, record: AttentionRecord) -> None:

@@ -38,16 +38,8 @@ def compile_cubin(
     names = [name.encode() for name in headers]
     bodies = [body.encode() for body in headers.values()]
     program = ctypes.c_void_p()
-    check(
-        nvrtc.nvrtcCreateProgram(
-            ctypes.byref(program),
-            source.encode(),
-            name.encode(),
-            len(names),
-            (text * len(names))(*bodies),
-            (text * len(names))(*names),
-        )
-    )
+    included = len(names), (text * len(names))(*bodies), (text * len(names))(*names)
+    check(nvrtc.nvrtcCreateProgram(ctypes.byref(program), source.encode(), name.encode(), *included))
     try:
         given = [option.encode() for option in options]
         result = nvrtc.nvrtcCompileProgram(program, len(given), (text * len(given))(*given))

@@ -160,14 +160,9 @@ def dtypes(checkpoint: Checkpoint) -> dict[str, list[str]]:
     return {part: sorted({header.dtype for header in headers(getattr(checkpoint, part)).values()}) for part in PARTS}
 
 
-def stays_float32(name: str) -> bool:
-    """Whether a parameter of the transformer keeps float32 whatever dtype is asked for."""
-    return not FLOAT32_PARAMETERS.isdisjoint(name.split("."))
-
-
 def by_name(dtype: torch.dtype) -> Callable[[str], torch.dtype]:
-    """The dtype of each of the transformer's parameters, its matrix products in `dtype`."""
-    return lambda name: torch.float32 if stays_float32(name) else dtype
+    """The dtype of each of the transformer's parameters: `dtype`, but for those that keep float32 whatever it is."""
+    return lambda name: dtype if FLOAT32_PARAMETERS.isdisjoint(name.split(".")) else torch.float32
 
 
 def empty_transformer(checkpoint: Checkpoint) -> WanTransformer:

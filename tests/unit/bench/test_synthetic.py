@@ -38,7 +38,7 @@ from fpsgen.wan.config import WanConfig
 from fpsgen.wan.plan import StepPlan
 from fpsgen.wan.transformer import WanTransformer
 from fpsgen.weights import configs, load, models, needs
-from fpsgen.weights.load import stays_float32
+from fpsgen.weights.load import by_name
 from tests.tools import golden
 
 CPU = torch.device("cpu")
@@ -189,9 +189,7 @@ def test_random_weights_stay_finite_through_forty_blocks_in_bf16() -> None:
     with torch.device("meta"):
         empty = WanTransformer(deep)
 
-    def dtype(name: str) -> torch.dtype:
-        return torch.float32 if stays_float32(name) else torch.bfloat16
-
+    dtype = by_name(torch.bfloat16)
     model = synthetic.randomise(empty, CPU, dtype, seed=3)
     assert all(value.dtype == dtype(name) for name, value in model.named_parameters())
     latents = torch.randn(1, 16, 3, 8, 12, generator=torch.Generator().manual_seed(0))
