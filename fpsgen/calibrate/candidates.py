@@ -54,7 +54,6 @@ class Candidates:
 
     @property
     def least_cost(self) -> float:
-        """The least cost of a choice."""
         return min(self._cost(*each) for row in self._choices for each in row)
 
     @property
@@ -68,7 +67,6 @@ class Candidates:
 
     @cached_property
     def densities(self) -> tuple[float, ...]:
-        """The densities of the windows."""
         return tuple(self.tiles.density(self.tiles.fit(window)) for window in self.windows)
 
     @property

@@ -145,7 +145,6 @@ def named(output: Path) -> Path:
 
 
 def tell(out: Output, record: AttentionRecord) -> None:
-    """The tables of every shape."""
     from fpsgen.bench.attention.report import heading, remarks, tables
 
     if not out.json:

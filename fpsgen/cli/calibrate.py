@@ -169,7 +169,6 @@ def check_output(output: Path) -> str | None:
 
 
 def keep_preset(result: Result, output: Path, page: Path | None) -> Kept:
-    """The preset, and its report."""
     from fpsgen import report
     from fpsgen.presets import file
 
@@ -180,7 +179,6 @@ def keep_preset(result: Result, output: Path, page: Path | None) -> Kept:
 
 
 def tell(out: Output, result: Result, job: Job, kept: Kept) -> None:
-    """What came out."""
     measured = result.preset.measured
     assert measured is not None
     cost = f"{100 * measured.cost:.1f} % of dense bf16 attention's, modelled for an H100"

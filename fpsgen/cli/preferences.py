@@ -63,7 +63,6 @@ def path() -> Path:
 
 
 def variable(key: str) -> str:
-    """The environment variable of a key."""
     return f"FPSGEN_{key.upper()}"
 
 

@@ -91,7 +91,6 @@ def list_presets(json: bool = False) -> None:
 
 
 def entry(preset: Preset, out: Output) -> dict[str, Any]:
-    """A preset's entry in the list."""
     from fpsgen.presets import shipped
 
     size, whole = shipped.size_of(preset), account(*chosen(preset, None, None, out))
@@ -230,7 +229,6 @@ def sums(plans: Sequence[AttentionPlan], model: Model) -> dict[str, float]:
 
 
 def draw(out: Output, report: dict) -> None:
-    """A preset, for people."""
     at = report["at"]
     out.line(f"{report['name']}: {report['about']}" if report["about"] else report["name"])
     out.line(

@@ -85,7 +85,6 @@ def keep(kind: str, output: Path, text: str, draw: Callable[[], list[Path]] | No
 
 
 def keep_record(record: dict[str, Any], clips: Sequence[Pair], output: Path, page: Path | None) -> Kept:
-    """The record of a bench, and its report."""
     from fpsgen import report
 
     hint = "make room there, or choose another -o"

@@ -146,7 +146,6 @@ def name_of(kernel: Kernel) -> str:
 
 
 def options_of(kernel: Kernel) -> tuple[str, ...]:
-    """The compiler's options."""
     defines = (f"-D{name}={value}" for name, value in kernel.defines.items())
     return f"-arch={kernel.architecture}", "-std=c++17", "--ptxas-options=-v", *defines
 

@@ -21,7 +21,6 @@ def names() -> list[str]:
 
 
 def load(name: str) -> Preset:
-    """The shipped preset of that name."""
     return file.parse((assets.folder("presets") / f"{name}.toml").read_bytes(), name)
 
 

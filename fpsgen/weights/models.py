@@ -9,7 +9,7 @@ from typing import Any
 
 from fpsgen import assets
 from fpsgen.attention.tiles import Shape3, TileGrid, default_tile
-from fpsgen.errors import ModelError, UsageError, option
+from fpsgen.errors import ModelError, UsageError, option, reason
 from fpsgen.printable import printable
 from fpsgen.settings import DEFAULTS, Settings, check_settings, defaults_of
 from fpsgen.wan import config, sizes
@@ -102,8 +102,8 @@ def find(name: str) -> Model:
         if path.exists():
             return open_file(path)
     except (OSError, RuntimeError, ValueError) as fault:  # a RuntimeError for the home of somebody unknown
-        message = getattr(fault, "strerror", None) or fault
-        raise ModelError(f"there is no model {printable(name, 100)}: {printable(message)}", _names()) from None
+        told = f"there is no model {printable(name, 100)}: {printable(reason(fault))}"
+        raise ModelError(told, _names()) from None
     if hub.ID.fullmatch(name) and path.suffix not in _WEIGHT_FILES:
         return _downloaded(hub.look(name), name)
     raise ModelError(f"there is no model {printable(name, 100)}", hint=_names())

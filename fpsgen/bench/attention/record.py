@@ -83,8 +83,6 @@ class Case:
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionRecord:
-    """The whole run."""
-
     kind: str = "attention"
     format: int = 1
     date: str
