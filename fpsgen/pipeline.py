@@ -63,6 +63,7 @@ def generate(
             with videos[number].stage("denoise"):  # texts become the keys and values of each layer
                 denoiser = Denoiser(transformer, own, texts[number], target.device)
             latents = yield from denoise(plan, denoiser, videos[number])
+            del denoiser  # which holds the transformer, and memory that the next video's would seem to lack
         yield Denoised(latents)
         ends.append(latents.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0))
     with _all(videos, "load"):

@@ -192,6 +192,7 @@ def render(
                     for moment in denoiser.run(latents, one.steps):
                         latents = moment.latents
                         watch(Done(1))
+                del denoiser  # what it holds would seem taken, too
                 kept = journal.put(piece("clip", one, take), latents=latents)
             # For the others it is a result.
             if one is job.line_up.reference and not kept["latents"].isfinite().all():

@@ -74,6 +74,7 @@ def measure(job: CompareJob, watch: Watch) -> CompareRecord:
         found.note_state()
         one.splits, one.nonfinite = [each.split for each in parts], sum(each.nonfinite for each in parts)
         one.together = denoiser.together if settings.branches > 1 else None
+        del denoiser  # what it holds would seem taken, when the next one is asked what fits
         most = max(peak, machine.peak_bytes(device)) if on_card else None
         one.warm.append(timing(one.splits, found.cut, ends, most))
     return found.record([*NOTES], random=True)

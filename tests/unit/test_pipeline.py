@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -75,6 +76,29 @@ def test_several_videos_share_each_load_and_are_what_each_is_alone(
         (alone,) = [one for one in pipeline.generate([request], model, TARGET) if isinstance(one, Written)]
         assert alone.about | {"timings": None} == event.about | {"timings": None}
         assert frames_of(together) == frames_of(request.output.read_bytes())
+
+
+def test_one_component_is_in_memory_at_a_time(
+    pocket_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of the large ones may need all the memory there is."""
+    loaded: list[weakref.ref[Any]] = []
+    alive: list[tuple[str, int]] = []
+    for name in ("load_text_encoder", "load_transformer", "load_vae"):
+        real = getattr(pipeline, name)
+
+        def load(*args: Any, real: Any = real) -> Any:
+            alive.append((real.__name__, sum(one() is not None for one in loaded)))
+            component = real(*args)
+            loaded.append(weakref.ref(component))
+            return component
+
+        monkeypatch.setattr(pipeline, name, load)
+    model = models.open_folder(pocket_folder, "pocket")
+    requests = [Request("a cat", model.defaults.override(steps=1), seed, tmp_path / f"{seed}.mp4") for seed in (1, 2)]
+    for _ in pipeline.generate(requests, model, TARGET):
+        pass
+    assert alive == [("load_text_encoder", 0), ("load_transformer", 0), ("load_vae", 0)]
 
 
 def frames_of(video: bytes) -> bytes:
