@@ -1,4 +1,4 @@
-"""A video as it was asked for, and what that comes to with a model at hand: resolved once, then passed downward."""
+"""A video as the user asked for it (`Request`), and what follows from it and the model (`VideoPlan`)."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from fpsgen.weights.models import Model
 
 @dataclass(frozen=True)
 class Request:
-    """One video. preset: None for the default, which depends on model and device. scale_to: the file's width and height
-    where they are not those that are rendered. may_replace: whether a file that has the name of `output` is replaced;
-    else the video gets a name with a number."""
+    """One video. preset: None for the default, which depends on model and device. scale_to: the file's width and
+    height, if they are not those that are rendered. may_replace: whether an existing file `output` is replaced;
+    otherwise a number is added to the name."""
 
     prompt: str
     settings: Settings
@@ -38,13 +38,13 @@ class Request:
     may_replace: bool = True
 
     def as_dict(self) -> dict[str, Any]:
-        """What the video depends on, for JSON: all but the preset and the file."""
+        """What the video depends on, for JSON: everything except the preset and the file."""
         told = {"prompt": self.prompt, **asdict(self.settings), "seed": self.seed, "scale_to": self.scale_to}
         return {_IN_FILES.get(name, name): value for name, value in told.items()}
 
     @staticmethod
     def from_dict(told: Mapping[str, Any], output: Path) -> Request:
-        """The request of a video, from the comment that it carries; UsageError where its preset is none."""
+        """The request of a video, from the comment in its file; UsageError if the preset there is not valid."""
         settings = Settings(**{own.name: told[_IN_FILES.get(own.name, own.name)] for own in fields(Settings)})
         preset = file.from_dict(told["preset"])
         scale_to = tuple(told["scale_to"]) if told["scale_to"] else None
@@ -56,8 +56,8 @@ _IN_FILES = {"sigmas": "grid"}  # what files have called it since the first
 
 @dataclass(frozen=True)
 class VideoPlan:
-    """All that is decided before the first step. request: with its preset; sigmas: the noise level before each step;
-    steps: what each computes."""
+    """All that is decided before the first step. request: with its preset filled in; sigmas: the noise level before
+    each step; steps: the plan of each step."""
 
     request: Request
     model: Model

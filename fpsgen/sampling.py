@@ -1,4 +1,4 @@
-"""The one loop from noise to latents, whoever asks for them: a video, a calibration, a bench, the pocket's recipe."""
+"""The one loop from noise to latents, for videos, calibration, benches and the pocket model's recipe."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from fpsgen.wan.transformer import WanTransformer
 
 
 class Velocities(Protocol):
-    """What is known of a trajectory: a run that was stopped goes on from it, and an old one is gone through again."""
+    """Velocities that are already known: a run that was stopped continues with them, and a kept one is replayed."""
 
     def get(self, step: int) -> Tensor | None:
-        """The guided velocity of a step; None where it has to be computed."""
+        """The guided velocity of a step; None if it has to be computed."""
         ...
 
     def put(self, step: int, velocity: Tensor) -> Tensor:
-        """Keep one that was computed; what `get` will give from now on."""
+        """Keep a velocity that was computed. Returns what `get` will give from now on."""
         ...
 
 
 @dataclass(frozen=True)
 class Moment:
-    """A step that is behind us. velocity: the guided one; latents: after it; seconds: it took; finite: whether all
-    latents are numbers."""
+    """The state after a step. velocity: the guided one; latents: after the step; seconds: how long the step took;
+    finite: whether no latent is NaN or infinite."""
 
     step: int
     velocity: Tensor
@@ -42,16 +42,16 @@ class Moment:
     finite: bool
 
 
-# Sees the number of a step that is to be computed, and the latents before it. What it returns is taken for the step's
-# velocity; None lets the step run.
+# Called before a step is computed, with its number and the latents before it. A tensor that it returns is taken as the
+# step's velocity; None lets the step run.
 Look = Callable[[int, Tensor], Tensor | None]
 
 
 class Denoiser:
-    """A transformer with all that a trajectory needs but its noise and what each step computes.
+    """A transformer with all that a trajectory needs, except its noise and the plans of its steps.
 
     texts: [clips, length, text_dim], the prompts' embeddings and, with guidance, the negative prompt's. together:
-    whether both guidance branches run in one batch; None for where they fit in the memory that is free.
+    whether both guidance branches run in one batch; None: if they fit into free memory.
     """
 
     @torch.inference_mode()
@@ -70,7 +70,7 @@ class Denoiser:
         self._timesteps = settings.new_solver().timesteps
 
     def noise(self, seed: int) -> Tensor:
-        """Where a trajectory begins: float32 [1, 16, T, h, w], of a seed."""
+        """The noise that a trajectory begins with, from a seed: float32 [1, 16, T, h, w]."""
         channels = self.transformer.config.in_channels
         return solvers.noise(channels, self.settings.latent_shape, seed).to(self.device)
 
@@ -92,9 +92,9 @@ class Denoiser:
     def run(
         self, noise: Tensor, plans: Sequence[StepPlan], kept: Velocities | None = None, look: Look | None = None
     ) -> Iterator[Moment]:
-        """Every step from noise to latents, as it is done; plans: one for each step.
+        """Yields every step from noise to latents, when it is done. plans: one for each step.
 
-        kept: velocities that are known are taken from it, and the others given to it.
+        kept: velocities that it has are taken from it, and the others are given to it.
         """
         solver, latents = self.settings.new_solver(), noise
         for step, plan in enumerate(plans):
@@ -119,6 +119,6 @@ def both_fit(transformer: WanTransformer, settings: Settings, device: torch.devi
 
 
 def not_finite(dtype: torch.dtype, where: str = "", who: str = "the model") -> RenderError:
-    """What a watcher raises who wants no video of values that are no numbers. where: in the work; who: gave them."""
+    """The error of a watcher that accepts no NaN or infinite values. where: in the run; who: computed them."""
     hint = None if dtype == torch.float32 else f"try {option('dtype', 'fp32')}"
     return RenderError(f"{who} gave values that are not finite{where}", hint)

@@ -21,15 +21,15 @@ from fpsgen.kernels.cache import Built
 
 
 class Backend(Protocol):
-    """What a module here offers to be one."""
+    """The functions that each backend's module has."""
 
     def why_not(self, device: torch.device, plan: AttentionPlan, head_dim: int) -> str | None:
-        """Why it cannot run `plan` on `device`; None where it can."""
+        """Why the backend cannot run `plan` on `device`; None if it can."""
         ...
 
 
 class PreparedBackend(Backend, Protocol):
-    """One that takes q and k as `prepare` makes them. Tensors are [batch, tokens, heads, head_dim]."""
+    """A backend that takes q and k as `prepare` makes them. Tensors are [batch, tokens, heads, head_dim]."""
 
     def attention(self, q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan) -> Tensor: ...
 
@@ -46,7 +46,7 @@ BACKENDS: dict[str, Backend] = {"dense": dense, "hopper": hopper, "flex": flex, 
 
 @dataclass(frozen=True)
 class Choice:
-    """The backend that runs a plan, and for each that was preferred to it, why it could not."""
+    """The backend that runs a plan, and why each backend before it in the order of preference could not."""
 
     name: str
     refused: tuple[tuple[str, str], ...]
