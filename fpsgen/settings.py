@@ -19,8 +19,11 @@ WAN_NEGATIVE = (
 
 @dataclass(frozen=True)
 class Settings:
-    """Of one video, all but its prompt, seed and preset. width, height: rendered, in pixels; negative: the prompt that
-    guidance leads away from; sigmas: whose noise levels the steps are at."""
+    """All that a video depends on but its prompt, seed and preset.
+
+    width, height: rendered, in pixels; negative: the prompt that guidance leads away from; sigmas: the noise levels of
+    the steps, the original's or diffusers'.
+    """
 
     width: int
     height: int

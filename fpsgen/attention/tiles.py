@@ -136,7 +136,7 @@ class TileGrid:
 
     @property
     def lengths(self) -> Lengths3:
-        """Those that a window may have along T, H and W, ascending: odd, or spanning the axis."""
+        """The lengths that a window may have along T, H and W, ascending: odd, or spanning the axis."""
         t, h, w = (tuple(sorted({*range(1, count + 1, 2), count})) for count in self.counts)
         return t, h, w
 
@@ -168,7 +168,7 @@ class TileGrid:
         return prod(self._shares(window))
 
     def _shares(self, window: Shape3 | None) -> Iterator[float]:
-        """Of the pairs along each axis, those inside `window`."""
+        """The share of the pairs along each axis that `window` contains."""
         for edges, begins, length in zip(self.edges, self.begins(window), window or self.counts, strict=True):
             before = list(accumulate(edges, initial=0))
             seen = (before[first + length] - before[first] for first in begins)  # key tokens, by query tile

@@ -131,7 +131,7 @@ class Job:
 
     @property
     def work(self) -> float:
-        """That of all parts."""
+        """The work of all parts."""
         return sum(part.work for part in self.parts)
 
     @property

@@ -161,7 +161,7 @@ def _pairs(taken: Tried, checker: Checker, plans: list[StepPlan], baseline: str)
 
 
 def _steps(job: Job, phase: int) -> str:
-    """Those of the video that a phase has, counted from 1."""
+    """The steps of the video that a phase has, counted from 1."""
     return file.ranges([step for step, own in enumerate(job.phase_of_step, 1) if own == phase])
 
 

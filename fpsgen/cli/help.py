@@ -24,7 +24,7 @@ def text(ctx: Any) -> str:
 
 
 def usage(ctx: Any) -> str:
-    """Its first lines."""
+    """The first lines of a command's help."""
     command = ctx.command
     pieces = ["[OPTIONS]"]
     pieces += [_name(one) if one.required else f"[{_name(one)}]" for one in command.params if _is_argument(one)]

@@ -20,8 +20,8 @@ _AT_ONCE = 0.005  # seconds for one step's work, which no model is quick enough 
 
 @contextmanager
 def drawn(out: Output, log_details: bool = False, stopped: Stopped | None = None) -> Iterator[Drawer]:
-    """Whom to tell events, which are drawn until the block ends. log_details: a log gets stages and details, because
-    the work takes hours. stopped: what a signal ends the block with, instead of KeyboardInterrupt."""
+    """A drawer of events, shown until the block ends. log_details: a log gets stages and details, because the work
+    takes hours. stopped: what a signal ends the block with, instead of KeyboardInterrupt."""
     hush()
     columns = (
         TextColumn("{task.description:8}"),

@@ -50,7 +50,7 @@ def find(name: str) -> Named:
 
 
 def stale(held: dict[str, cache.Held]) -> dict[str, cache.Held]:
-    """Those that no present kernel has: of other sources, or another compiler. NoCompilerError without NVRTC."""
+    """Compiled kernels that no present source and compiler make. NoCompilerError without NVRTC."""
     present = {cache.name_of(named.kernel) for named in KERNELS.values()}
     return {name: own for name, own in held.items() if name not in present}
 

@@ -40,7 +40,7 @@ def facts(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def unbeaten(points: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Those points, by cost, that have less error than all cheaper ones."""
+    """The points, by cost, that have less error than all cheaper ones."""
     kept: list[dict[str, Any]] = []
     for point in sorted(points, key=lambda point: (point["cost"], point["error"])):
         if not kept or point["error"] < kept[-1]["error"]:

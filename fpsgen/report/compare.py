@@ -124,7 +124,7 @@ def span(phase: dict[str, Any]) -> str:
 
 
 def shares(phase: dict[str, Any]) -> dict[str, float]:
-    """Of attention, linear layers and rest in the step that was split; none where none was."""
+    """The shares of attention, linear layers and rest in the step that was split; empty if none was."""
     parts = phase["split"] or {}
     whole = sum(parts.get(part, 0.0) for part in PARTS)
     return {part: parts[part] / whole for part in PARTS} if whole else {}
@@ -136,7 +136,7 @@ def parts_of(phase: dict[str, Any]) -> dict[str, float]:
 
 
 def of_fidelity(record: dict[str, Any]) -> Table:
-    """Of the contenders that were compared with the reference."""
+    """A table of the contenders that were compared with the reference."""
     every = [one for one in record["contenders"] if one["fidelity"]]
     near = [one["fidelity"] for one in every]
     same = Cell("∞", notes=("identical",))

@@ -74,7 +74,7 @@ def _ratios(case: Case, dense: str, line: Line) -> str:
 
 
 def _in_brief(line: Line | None) -> str:
-    """Its median, and what of the roofline that is."""
+    """The median of a line, and its share of the roofline."""
     return f"{_milliseconds(line.median_ms)} ({_percent(line.share)})" if line else ""
 
 
