@@ -31,8 +31,8 @@ _QUALITY = "lanczos+accurate_rnd+full_chroma_int+full_chroma_inp"  # of scaling,
 _TRIAL_LIMIT = 20  # seconds; a trial takes a tenth of one
 
 
-def check_path(path: Path, size: tuple[int, int] | None = None) -> None:
-    """Refuse an output that could not be written, before any work is done for it. size: of the video, if known."""
+def check_path(path: Path) -> None:
+    """Refuse an output that could not be written, before any work is done for it."""
     if path.suffix.lower() not in _FORMATS:
         if path.is_dir():
             files.check_place(path, "video.mp4")
@@ -40,17 +40,15 @@ def check_path(path: Path, size: tuple[int, int] | None = None) -> None:
     ffmpeg.executable()
     files.check_place(path, "video.mp4")
     with files.refused(path, f"choose another place or name with {option('output')}"):
-        check_encoder(path, size)
+        check_encoder(path)
 
 
-def check_encoder(path: Path, size: tuple[int, int] | None = None) -> None:
-    """Refuse to go on where ffmpeg cannot write such a file there: two small frames are tried, of sides as even or odd
-    as those of `size`. OSError where the folder cannot be written."""
-    small = [64 + side % 2 for side in size or (0, 0)]
-    scaled = (small[0], small[1]) if size else None
+def check_encoder(path: Path) -> None:
+    """Refuse to go on where ffmpeg cannot write such a file there: two small frames are tried. OSError where the folder
+    cannot be written."""
     with files.beside(path) as trial:
         try:
-            ffmpeg.run(_arguments(trial, (48, 32), 16, scaled), bytes(2 * 48 * 32 * 3), _TRIAL_LIMIT)
+            ffmpeg.run(_arguments(trial, (48, 32), 16, None), bytes(2 * 48 * 32 * 3), _TRIAL_LIMIT)
             _check_video(trial)
         except FfmpegError as fault:
             hint = f"try another format with {option('output')}, or pip install --force-reinstall imageio-ffmpeg"

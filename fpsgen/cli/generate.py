@@ -85,7 +85,7 @@ def generate(
 
         if no_clobber and output.exists():
             raise UsageError(f"{output} exists, and --no-clobber keeps it", hint="choose another name with -o")
-        check_path(output, size)
+        check_path(output)
         from fpsgen.presets import label, shipped
 
         with preferences.using("preset", preset) as wanted:

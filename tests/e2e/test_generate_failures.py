@@ -117,6 +117,7 @@ def test_interruption_leaves_nothing(run: Runner, monkeypatch: pytest.MonkeyPatc
         (["--guidance", "nan"], "0 to 100", "--guidance 5"),
         (["--guidance", "1e999"], "0 to 100", "--guidance 5"),
         (["--shift", "0"], "0.01 to 100", "--shift 5"),
+        (["--res", "833x481"], "833x481", "--res 832x480"),
         (["--res", "9" * 5000 + "x16"], "is not a size", "480p"),
         (["--model", ""], "the model's name is empty", "leave --model out"),
         (["--model", "x" * 5000], "there is no model", "x"),
@@ -140,6 +141,13 @@ def test_bad_input_is_one_sentence_and_a_fix(run: Runner, args: list[str], says:
     assert says in errors
     assert fix in errors
     assert "Traceback" not in result.output
+
+
+def test_a_size_that_no_encoder_takes_names_one_that_it_takes(tmp_path: Path) -> None:
+    result = invoke("cat", "--model", "pocket", "--res", "833x480", "-o", tmp_path / "v.mp4")
+    assert result.exit_code == 2
+    assert "--res 834x480" in result.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -302,13 +302,7 @@ def test_an_ffmpeg_that_cannot_encode_is_told_before_any_work(
 @pytest.mark.parametrize("suffix", [".mp4", ".webm", ".gif"])
 def test_an_ffmpeg_that_can_is_not_refused(tmp_path: Path, suffix: str) -> None:
     check_path(tmp_path / f"v{suffix}")
-    check_path(tmp_path / f"v{suffix}", (1280, 720))
     assert list(tmp_path.iterdir()) == []
-
-
-def test_sides_that_a_format_cannot_have_are_told_before_any_work(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="ffmpeg cannot be used"):
-        check_path(tmp_path / "v.mp4", (641, 384))
 
 
 @pytest.mark.parametrize(
