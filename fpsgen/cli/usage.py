@@ -33,7 +33,9 @@ def in_words(error: Any) -> tuple[str, str]:
         told, hint = _value(error)
         return f"{_name(error)} {told}", hint or f"{path} --help says what it takes"
     if found := re.match(r"No such command '(.*?)'\.?(?: Did you mean .*\?)?$", error.message, re.DOTALL):
-        near = INSTEAD.get(found[1]) or meant(found[1], getattr(error.ctx.command, "commands", {}))
+        near = INSTEAD.get(found[1], "")
+        if not near.startswith(f"{path} "):  # as `fpsgen models rm` is no help after `fpsgen kernels`
+            near = meant(found[1], getattr(error.ctx.command, "commands", {}))
         if path == "fpsgen" and " " in found[1]:
             near = f"fpsgen generate {json.dumps(printable(found[1], 80), ensure_ascii=False)}"
         return f"{path} has no command {typed(found[1])}", near or every

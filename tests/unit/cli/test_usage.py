@@ -47,6 +47,7 @@ REFUSED = [
     (["generate", "-3"], "fpsgen generate has no option -3", '-- "-3 degrees"'),
     (["a cat surfing"], "fpsgen has no command a cat surfing", 'fpsgen generate "a cat surfing"'),
     (["models", "download", "14b"], "fpsgen models has no command download", "fpsgen models pull"),
+    (["kernels", "remove"], "fpsgen kernels has no command remove", "fpsgen kernels --help"),
     # Empty words, as a shell's unset variable leaves them.
     (["models", ""], "fpsgen models has no command ''", "fpsgen models --help"),
     (["models", "pull", ""], "'' is not a model to fetch", "1.3b, 14b"),
