@@ -297,19 +297,21 @@ def quoted(value: Any) -> str:
 
 
 def as_dict(preset: Preset) -> dict[str, Any]:
-    """The preset as JSON has it; what is seldom used is left out if it is not used."""
+    """The preset as JSON has it, lists for tuples; what is seldom used is left out if it is not used."""
 
     def told(own: Setting) -> dict[str, Any]:
-        said: dict[str, Any] = {"window": own.window, "qk": own.qk, "pv": own.pv, "smooth_k": own.smooth_k}
+        window = own.window and list(own.window)
+        said: dict[str, Any] = {"window": window, "qk": own.qk, "pv": own.pv, "smooth_k": own.smooth_k}
         return said | {key: value for key in ("density", "heads") if (value := getattr(own, key))}
 
     phases = []
     for phase in preset.phases:
         layers = [{"at": ranges(own.at), **told(own)} for own in phase.layers]
-        phases.append({"sigma": phase.sigma, **told(phase), **({"layers": layers} if layers else {})})
+        phases.append({"sigma": list(phase.sigma), **told(phase), **({"layers": layers} if layers else {})})
     measured = preset.measured.as_dict() if preset.measured else None
-    rest = {"windows": dict(preset.windows), "measured": measured}
-    return {"name": preset.name, "tile": preset.tile, "phases": phases, **{k: v for k, v in rest.items() if v}}
+    rest = {"windows": {name: list(window) for name, window in preset.windows.items()}, "measured": measured}
+    tile = preset.tile and list(preset.tile)
+    return {"name": preset.name, "tile": tile, "phases": phases, **{k: v for k, v in rest.items() if v}}
 
 
 def from_dict(told: Mapping[str, Any]) -> Preset:

@@ -23,10 +23,12 @@ OUTPUT = Path("cat.mp4")
 
 
 def read_back(request: Request, model: models.Model) -> Request:
-    """Through the comment, as JSON has it."""
+    """Through the comment, as JSON has it; what `Written` carries says the same."""
     about = resolve(request, model, TARGET).about("0123456789abcdef")
     assert about["weights"] == "0123456789abcdef"
-    return Request.from_dict(json.loads(json.dumps(about)), request.output)
+    again = Request.from_dict(json.loads(json.dumps(about)), request.output)
+    assert Request.from_dict(about, request.output) == again
+    return again
 
 
 @pytest.mark.parametrize("name", ["bf16", *shipped.names()])
