@@ -1,8 +1,8 @@
 """Sparse attention in 8 bits by our own kernels, on Hopper: the prologue, then tile-sparse attention.
 
-Unlike the other backends this one takes q and k as they were projected: norm, RoPE, smoothing and rounding are the
-prologue's. What it computes is, rounding by rounding, `emulator`'s; against the reference's operator q has a scale for
-each token, which costs the kernel nothing, instead of one for each tile.
+Unlike the other backends, this one takes q and k before norm and RoPE: its prologue does both, and smoothing and
+rounding. The result is that of `emulator`, rounding by rounding. It differs from the reference's in one point: q has a
+scale for each token, which costs the kernel nothing, instead of one for each tile.
 """
 
 from __future__ import annotations

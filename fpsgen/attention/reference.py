@@ -28,12 +28,12 @@ _MOST_NUMBERS = 2**26
 
 
 def why_not(device: torch.device, plan: AttentionPlan, head_dim: int) -> str | None:
-    """Nothing stops it."""
+    """None: the reference runs every plan on every device."""
     return None
 
 
 def make_ready(plan: AttentionPlan, device: torch.device) -> None:
-    """HeadGroup the rows of every window."""
+    """Group the query rows of every window by what they see."""
     for window in plan.windows:
         grouped(plan.tiles, window, device)
 
@@ -41,7 +41,7 @@ def make_ready(plan: AttentionPlan, device: torch.device) -> None:
 def attention(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan) -> Tensor:
     """q, k, v and the result [batch, tokens, heads, head_dim], rows in tile order; computed in float32.
 
-    NotImplementedError where gradients are wanted: rounding has none.
+    NotImplementedError if gradients are needed, because rounding has none.
     """
     if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
         raise NotImplementedError("the reference has no gradients: run it under torch.no_grad()")
@@ -83,7 +83,7 @@ def softmax_mean(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan) -> Tensor
 
 
 @dataclass(frozen=True, eq=False)
-class HeadGroup:
+class QueryGroup:
     """Key lists of one shape, computed side by side. keys: int32 [lists, key rows]; queries: rows that have each."""
 
     keys: Tensor
@@ -94,7 +94,7 @@ class HeadGroup:
         return len(self.keys) * self.queries
 
 
-def at_once(heads: int, head_dim: int, group: HeadGroup) -> tuple[int, int]:
+def at_once(heads: int, head_dim: int, group: QueryGroup) -> tuple[int, int]:
     """How many lists, and how many queries of each, so that _MOST_NUMBERS bounds scores, and keys and values."""
     per_row = heads * group.keys.shape[1]
     lists = max(1, _MOST_NUMBERS // (per_row * max(group.queries, 2 * head_dim)))
@@ -102,7 +102,8 @@ def at_once(heads: int, head_dim: int, group: HeadGroup) -> tuple[int, int]:
 
 
 def gathered(x: Tensor, rows: Tensor, window: Shape3 | None) -> Tensor:
-    """[batch, heads, tokens, head_dim] to [batch, heads, lists, key rows, head_dim]; all of them are not copied."""
+    """[batch, heads, tokens, head_dim] to [batch, heads, lists, key rows, head_dim]; without a window
+    nothing is copied."""
     if window is None:
         return x[:, :, None]
     return x.index_select(2, rows.flatten()).unflatten(2, rows.shape)
@@ -112,7 +113,7 @@ def gathered(x: Tensor, rows: Tensor, window: Shape3 | None) -> Tensor:
 @outlives_inference
 def grouped(
     tiles: TileGrid, window: Shape3 | None, device: torch.device
-) -> tuple[Tensor, Tensor, tuple[HeadGroup, ...]]:
+) -> tuple[Tensor, Tensor, tuple[QueryGroup, ...]]:
     """Query rows grouped by the shape of what they see: their order, its inverse, and the groups in that order."""
     lists = key_lists(tiles, window or tiles.counts)
     query_tiles = lists.list_of.argsort(stable=True).split(lists.list_of.bincount().tolist())
@@ -122,7 +123,7 @@ def grouped(
         alike.setdefault((len(queries), len(keys)), []).append((queries, keys))
     order = torch.cat([queries for pairs in alike.values() for queries, _ in pairs])
     groups = (
-        HeadGroup(torch.stack([keys for _, keys in pairs]).to(device, torch.int32), queries)
+        QueryGroup(torch.stack([keys for _, keys in pairs]).to(device, torch.int32), queries)
         for (queries, _), pairs in alike.items()
     )
     return order.to(device), order.argsort().to(device), tuple(groups)

@@ -23,7 +23,7 @@ Lengths3 = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]  # along T, 
 
 
 def outlives_inference(make: Callable[P, T]) -> Callable[P, T]:
-    """For tensors that are kept: what is made in inference mode can never take part in training."""
+    """Makes tensors outside inference mode, to keep them: one made inside could never take part in training."""
 
     @wraps(make)
     def outside(*args: P.args, **kwargs: P.kwargs) -> T:

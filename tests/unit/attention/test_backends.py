@@ -143,7 +143,7 @@ def test_small_tiles_gather_no_more_than_may_be() -> None:
         lists, rows = reference.at_once(heads=2, head_dim=64, group=group)
         assert lists * group.keys.shape[1] * 2 * 64 * 2 <= reference._MOST_NUMBERS
         assert rows == group.queries
-    small = reference.HeadGroup(torch.zeros(10, 2**12, dtype=torch.int32), queries=1)
+    small = reference.QueryGroup(torch.zeros(10, 2**12, dtype=torch.int32), queries=1)
     assert reference.at_once(heads=2, head_dim=128, group=small)[0] == 2**26 // (2 * 2**12 * 256)
 
 
