@@ -67,4 +67,5 @@ def check_frames(frames: int) -> None:
     if frames < 1 or frames % 4 != 1:
         low = max(1, (frames - 1) // 4 * 4 + 1)
         near = "1" if frames < 1 else f"{low} or {low + 4}"
-        raise UsageError(f"{option('frames', frames)}: the count must be 4n + 1", hint=f"try {option('frames', near)}")
+        told = f"{option('frames', frames)}: the number must be 4n + 1 (1, 5, 9, …)"
+        raise UsageError(told, hint=f"try {option('frames', near)}")

@@ -110,7 +110,8 @@ def _recognise(folder: Path) -> Checkpoint:
         return _original(folder)
     for file in sorted(folder.glob("*.gguf")):
         headers.contents(file)  # says what it is
-    hint = f"a Diffusers folder holds {', '.join(PARTS)} and tokenizer; an original one {PARTS['vae'].file} and others"
+    files = f"an original one contains {PARTS['vae'].file} and others"
+    hint = f"a Diffusers folder contains {', '.join(PARTS)} and tokenizer; {files}"
     if inside := next(folder.glob("snapshots/*/"), None):  # a repository in the hub's cache
         hint = f"give the model's own folder: {shlex.quote(str(inside))}"
     raise ModelError(f"{printable(folder)} holds no Wan2.1 checkpoint", hint)

@@ -356,7 +356,7 @@ def test_results_outlive_a_disk_that_is_full(
         (("--seeds", 0), {}, "greater than or equal to 1"),
         ((), {"seed": -1}, "--seed -1: must be 0 to"),
         ((), {"res": "832x480"}, "the pocket model renders only 96x64"),
-        ((), {"frames": 4}, "--frames 4: the count must be 4n + 1"),
+        ((), {"frames": 4}, "--frames 4: the number must be 4n + 1"),
         ((), {"prompts": "none.txt"}, "none.txt has no prompts"),
         ((), {"prompts": "absent.txt"}, "cannot read the prompts in absent.txt: No such file or directory"),
         ((), {"output": "my.txt"}, "-o my.txt: a record is a .json file"),

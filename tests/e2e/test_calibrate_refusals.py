@@ -36,7 +36,7 @@ def test_only_dense_meets_it(calibrator: Calibrator) -> None:
         (("--target-cost", 0.01), "--target-cost 0.01: no schedule costs so little"),
         (("--seed", -1), "--seed -1: must be 0 to"),
         (("--res", "832x480"), "the pocket model renders only 96x64"),
-        (("--frames", 4), "--frames 4: the count must be 4n + 1"),
+        (("--frames", 4), "--frames 4: the number must be 4n + 1"),
         (("--clips", 3, "--checks", 2), "3 prompts to measure on and 2 to verify on are needed; there are 4"),
         (("-o", "my.txt"), "-o my.txt: a preset is a .toml file"),
         (("-o", "."), "-o .: a preset is a .toml file"),
