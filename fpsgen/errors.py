@@ -44,15 +44,20 @@ def reason(fault: Exception) -> str:
 class FpsgenError(Exception):
     """Base of every error that fpsgen explains instead of showing a traceback.
 
-    `str(error)` is plain text. `f"{error}"` keeps its options as `option` made them, and so does `hint`: for another
-    error's sentence, or for `plain`.
+    `str(error)` and `hint` are plain text. `f"{error}"` and `marked_hint` keep their options as `option` made them:
+    for another error's sentence, or for the command line.
     """
 
     exit_code = 1
 
     def __init__(self, message: str, hint: str | None = None):
         super().__init__(message)
-        self.hint = hint
+        self.marked_hint = hint
+
+    @property
+    def hint(self) -> str | None:
+        """What to do about it, as plain text."""
+        return self.marked_hint and plain(self.marked_hint)
 
     def __str__(self) -> str:
         return plain(super().__str__())

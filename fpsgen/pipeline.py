@@ -8,7 +8,7 @@ all the memory there is. Several videos share each load.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from itertools import groupby
 
 import numpy as np
@@ -22,10 +22,10 @@ from fpsgen.pocket import reading
 from fpsgen.presets import file
 from fpsgen.printable import printable
 from fpsgen.request import Request, VideoPlan, resolve
-from fpsgen.sampling import Denoiser
+from fpsgen.sampling import Denoiser, not_finite
 from fpsgen.target import Target
 from fpsgen.timing import Timings
-from fpsgen.video import VideoWriter
+from fpsgen.video import VideoWriter, check_path
 from fpsgen.wan import vae as wan_vae
 from fpsgen.wan.plan import distinct
 from fpsgen.weights.load import load_text_encoder, load_transformer, load_vae
@@ -33,16 +33,25 @@ from fpsgen.weights.models import Model
 
 
 def generate(
-    requests: Sequence[Request], model: Model, target: Target, timings: Sequence[Timings] = ()
+    requests: Sequence[Request],
+    model: Model,
+    target: Target,
+    timings: Sequence[Timings] = (),
+    accept: Callable[[Step], bool] = lambda step: False,
 ) -> Generator[Event, None, None]:
     """Make a video of each request, yielding events on the way; timings: filled in, one for each video. What all videos
     wait for, such as a load, counts in the time of each.
 
-    Raises UsageError when a preset does not fit its video, before anything loads, and RenderError when a result would
-    not be a video of its prompt. Latents that are not finite are the watcher's to refuse (`Step.finite`): who lets the
-    work go on gets a video in which they are 0.
+    Raises UsageError before anything loads when settings or a preset do not fit a video, or when one of several outputs
+    cannot be written, and RenderError when a result would not be a video of its prompt. accept: asked whether to go on
+    after a step whose latents are not finite; they are 0 in the video then.
     """
-    videos = [timings[number] if timings else Timings() for number in range(len(requests))]
+    if not requests:
+        return
+    if len(requests) > 1:
+        for request in requests:
+            check_path(request.output)
+    videos = [*timings, *(Timings() for _ in requests[len(timings) :])]
     yield Stage("load", "text encoder")
     with _all(videos, "load"):
         plans = [resolve(request, model, target) for request in requests]
@@ -62,7 +71,7 @@ def generate(
         with _alone(videos, number):
             with videos[number].stage("denoise"):  # texts become the keys and values of each layer
                 denoiser = Denoiser(transformer, own, texts[number], target.device)
-            latents = yield from denoise(plan, denoiser, videos[number])
+            latents = yield from denoise(plan, denoiser, videos[number], accept)
             del denoiser  # which holds the transformer, and memory that the next video's would seem to lack
         yield Denoised(latents)
         ends.append(latents.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0))
@@ -142,7 +151,9 @@ def encode_prompts(
     return texts
 
 
-def denoise(plan: VideoPlan, denoiser: Denoiser, timings: Timings) -> Generator[Event, None, Tensor]:
+def denoise(
+    plan: VideoPlan, denoiser: Denoiser, timings: Timings, accept: Callable[[Step], bool] = lambda step: False
+) -> Generator[Event, None, Tensor]:
     """From noise to latents [1, 16, T, h, w], the generator's return value."""
     yield Stage("denoise")
     if denoiser.branches > 1:
@@ -159,7 +170,10 @@ def denoise(plan: VideoPlan, denoiser: Denoiser, timings: Timings) -> Generator[
             return latents
         latents = moment.latents
         timings.steps.append(moment.seconds)
-        yield Step(moment.step + 1, len(plan.steps), moment.seconds, moment.finite)
+        step = Step(moment.step + 1, len(plan.steps), moment.seconds, moment.finite)
+        yield step
+        if not step.finite and not accept(step):
+            raise not_finite(plan.target.dtype, f" at step {step.done}")
 
 
 def notices(plan: VideoPlan) -> Iterator[Notice]:
@@ -173,7 +187,11 @@ def notices(plan: VideoPlan) -> Iterator[Notice]:
         steps = f"step {first}" if first == last else f"steps {first} to {last}"
         for attention in dict.fromkeys(step.attention):
             layers = [number for number, each in enumerate(step.attention) if each == attention]
-            where = steps if len(layers) == len(step.attention) else f"{steps}, layers {file.ranges(layers)}"
+            where = (
+                steps
+                if len(layers) == len(step.attention)
+                else f"{steps}, layer{'s' if len(layers) > 1 else ''} {file.ranges(layers)}"
+            )
             choice = plan.backends[attention]
             refused = "".join(f"; not {door.display_name(name)}: {reason}" for name, reason in choice.refused)
             yield Notice(f"{where}: {attention}, by {door.display_name(choice.name)}{refused}", detail=True)

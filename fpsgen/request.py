@@ -15,7 +15,9 @@ from fpsgen.attention import door
 from fpsgen.attention.door import Choice
 from fpsgen.attention.plan import AttentionPlan
 from fpsgen.attention.tiles import TileGrid
+from fpsgen.errors import UsageError
 from fpsgen.presets import BF16, Preset, file, shipped
+from fpsgen.seeds import check_seed
 from fpsgen.settings import Settings
 from fpsgen.target import Target
 from fpsgen.wan import config
@@ -44,11 +46,18 @@ class Request:
 
     @staticmethod
     def from_dict(told: Mapping[str, Any], output: Path) -> Request:
-        """The request of a video, from the comment in its file; UsageError if the preset there is not valid."""
-        settings = Settings(**{own.name: told[_IN_FILES.get(own.name, own.name)] for own in fields(Settings)})
-        preset = file.from_dict(told["preset"])
-        scale_to = tuple(told["scale_to"]) if told["scale_to"] else None
-        return Request(told["prompt"], settings, told["seed"], output, preset, scale_to)
+        """The request of a video, from the comment in its file; UsageError if that is damaged, or no comment of
+        fpsgen's."""
+        try:
+            settings = Settings(**{own.name: told[_IN_FILES.get(own.name, own.name)] for own in fields(Settings)})
+            settings.check()
+            check_seed(told["seed"])
+            scale_to = (int(told["scale_to"][0]), int(told["scale_to"][1])) if told["scale_to"] else None
+            preset = file.from_dict(told["preset"])
+            return Request(str(told["prompt"]), settings, told["seed"], output, preset, scale_to)
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError):
+            told = "the video's comment does not tell how fpsgen made it"
+            raise UsageError(told, hint="take a video that fpsgen made") from None
 
 
 _IN_FILES = {"sigmas": "grid"}  # what files have called it since the first
@@ -107,8 +116,10 @@ def resolve(request: Request, model: Model, target: Target) -> VideoPlan:
     """What `request` comes to: tiles, noise levels and a plan of each step.
 
     Without a preset it is the `quality` grade where a kernel of ours runs it, else BF16. UsageError where the preset
-    is for another model or another video's size.
+    is for another model or another video's size, or settings are none of a video.
     """
+    request.settings.check()
+    check_seed(request.seed)
     if request.preset is not None:
         return _with(request, request.preset, model, target)
     own = request.settings

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, get_args
 
 from fpsgen.errors import UsageError, option
 from fpsgen.solvers import Sigmas, Solver, SolverName, noise_levels
@@ -39,6 +39,19 @@ class Settings:
     def override(self, **given: Any) -> Settings:
         """These, but for every keyword that is not None."""
         return replace(self, **{name: value for name, value in given.items() if value is not None})
+
+    def check(self) -> None:
+        """UsageError where no video can have these settings."""
+        check_settings(self.frames, self.steps, self.guidance, self.shift)
+        sizes.check_model_size(self.width, self.height)
+        for field, value, choices in (
+            ("solver", self.solver, get_args(SolverName)),
+            ("sigmas", self.sigmas, get_args(Sigmas)),
+        ):
+            if value not in choices:
+                raise UsageError(f"{option(field, value)}: there is none of that name", f"use {' or '.join(choices)}")
+        if self.fps < 1:
+            raise UsageError(f"fps {self.fps}: must be at least 1", hint="16 is Wan2.1's")
 
     @property
     def size(self) -> str:

@@ -62,7 +62,7 @@ def why_not_here(device: torch.device) -> str | None:
     try:
         compiler, driver = nvrtc.version(), nvrtc.driver_version()
     except nvrtc.NoCompilerError as missing:
-        return f"{missing}: {missing.hint}"
+        return f"{missing}: {missing.marked_hint}"
     if driver and compiler[0] > driver[0]:
         return f'NVRTC belongs to CUDA {compiler[0]}, the driver runs CUDA {driver[0]}: pip install "fpsgen[cuda12]"'
     return None

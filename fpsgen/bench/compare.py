@@ -183,7 +183,7 @@ def once(entry: Entry, output: Path, watch: Watch) -> dict[str, Any]:
             elif isinstance(event, Frames) and first:
                 pieces.append(event.pixels)
     except RenderError as fault:
-        raise RenderError(f"{entry.name}: {fault}", fault.hint) from None
+        raise RenderError(f"{entry.name}: {fault}", fault.marked_hint) from None
     if first:
         entry.clip = latents, np.concatenate(pieces)
     if entry.contender.plan.target.device.type != "cuda":

@@ -92,4 +92,5 @@ class Checker:
 
 def _name(plans: Sequence[StepPlan], number: int) -> str:
     """The name of a clip's piece in the journal."""
-    return f"check{number}-{hashlib.sha256(repr([plan.attention for plan in plans]).encode()).hexdigest()[:24]}"
+    every = [plan.attention if plan == StepPlan(plan.attention) else plan for plan in plans]  # what older runs kept
+    return f"check{number}-{hashlib.sha256(repr(every).encode()).hexdigest()[:24]}"

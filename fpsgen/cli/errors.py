@@ -29,7 +29,7 @@ def explain(error: BaseException, options: Collection[str] = ()) -> tuple[str, s
     """Sentence, hint and exit code of anything that can end a command; options: those that the command has."""
     if isinstance(error, FpsgenError):
         code = signals.exit_code() if isinstance(error, Stopped) or signals.came() else error.exit_code
-        return in_flags(f"{error}"), error.hint and in_flags(error.hint), code
+        return in_flags(f"{error}"), error.marked_hint and in_flags(error.marked_hint), code
     # Whatever else is raised after a signal is what the signal broke, as half an import.
     if isinstance(error, (KeyboardInterrupt, typer.Abort)) or signals.came():
         return "stopped", None, signals.exit_code()

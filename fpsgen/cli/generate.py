@@ -13,7 +13,7 @@ from fpsgen.cli.output import Output
 from fpsgen.cli.progress import drawn
 from fpsgen.cli.prompts import as_text, check_prompts, read_prompt
 from fpsgen.errors import Stopped, UsageError
-from fpsgen.events import Step, Written
+from fpsgen.events import Written
 from fpsgen.printable import readable
 from fpsgen.report.words import counted
 from fpsgen.seeds import check_seed
@@ -99,7 +99,6 @@ def generate(
         target = chosen.find_target(device, dtype)
         from fpsgen import machine, pipeline
         from fpsgen.request import Request
-        from fpsgen.sampling import not_finite
 
         machine.settle()
         found = named_model or chosen.choose_model(size, target.device, out, timings)
@@ -126,8 +125,6 @@ def generate(
         # Closed here, not whenever it is collected: a failure while drawing must not leave an encoder running.
         with contextlib.closing(pipeline.generate([request], found, target, [timings])) as events, drawn(out) as watch:
             for event in events:
-                if isinstance(event, Step) and not event.finite:
-                    raise not_finite(target.dtype, f" at step {event.done}")
                 watch(event)
         signals.check()
     except KeyboardInterrupt:

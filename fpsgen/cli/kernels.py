@@ -75,7 +75,7 @@ def listed() -> dict:
         report["stale"] = counts(listing.stale(cache.contents()))
     except nvrtc.NoCompilerError as missing:
         unknown = "so fpsgen cannot tell which kernels are compiled; they run only on an NVIDIA GPU"
-        report["notes"].append(f"{missing}, {unknown}: {missing.hint}")
+        report["notes"].append(f"{missing}, {unknown}: {missing.marked_hint}")
     except OSError as fault:
         report["notes"].append(f"{cache.folder()} cannot be read: {fault.strerror or fault}")
     for named in listing.KERNELS.values():
@@ -128,7 +128,7 @@ def clear(stale: bool = False, json: bool = False) -> None:
     except nvrtc.NoCompilerError as missing:
         raise UsageError(
             f"fpsgen cannot tell which kernels are stale: {missing}",
-            hint=f"{missing.hint}, or remove all kernels: fpsgen kernels clear",
+            hint=f"{missing.marked_hint}, or remove all kernels: fpsgen kernels clear",
         ) from None
     for name in chosen:
         try:

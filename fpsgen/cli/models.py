@@ -167,7 +167,7 @@ def check(model: str, json: bool = False, verbose: bool = False) -> None:
     try:
         load.check(checkpoint)
     except ModelError as error:
-        raise ModelError(f"model {printable(model)} cannot be used: {error}", hint=error.hint) from None
+        raise ModelError(f"model {printable(model)} cannot be used: {error}", hint=error.marked_hint) from None
     parameters = sum(each.numel() for each in load.empty_transformer(checkpoint).parameters())
     facts = {
         "model": chosen.name,

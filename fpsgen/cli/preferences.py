@@ -89,7 +89,7 @@ def using(key: str, given: str | None) -> Iterator[str | None]:
         if choice.value is None:
             raise
         told = f"{fault} ({key} = {printable(choice.value)!r} is set by {choice.where})"
-        raise UsageError(told, hint=fault.hint) from None
+        raise UsageError(told, hint=fault.marked_hint) from None
 
 
 def output_folder() -> Path:

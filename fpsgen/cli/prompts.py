@@ -109,7 +109,7 @@ def read_prompts(path: Path) -> tuple[str, ...]:
         try:
             check_prompts(line)
         except UsageError as fault:
-            hint = fault.hint if len(line) > MAX_PROMPT else "write a prompt there, or remove the line"
+            hint = fault.marked_hint if len(line) > MAX_PROMPT else "write a prompt there, or remove the line"
             raise UsageError(f"{name}, line {number}: {fault}", hint) from None
     if len(found) > MAX_PROMPTS:
         raise UsageError(f"{name} has more than {MAX_PROMPTS} prompts", hint=f"keep at most {MAX_PROMPTS} of them")

@@ -146,7 +146,9 @@ class Preset:
         for key, words in _WHERE.items():
             then, here = (words.format(getattr(values, key)) for values in (self.measured, settings))
             others += [then] if then != here else []
-        return others
+        # Calibration knows no others.
+        others += [] if settings.solver == "unipc" else ["the solver unipc"]
+        return others + ([] if settings.sigmas == "original" else ["the original sigmas"])
 
     def surprise(self, weights: str, settings: Settings) -> str | None:
         """What a user should know before trusting it with a video, in one sentence."""

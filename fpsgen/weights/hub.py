@@ -156,7 +156,7 @@ def pull(download: Download) -> Path:
         try:
             layout.refuse_other_models(Path(snapshot_download(repository, allow_patterns=small)))
         except ModelError as error:
-            raise ModelError(f"{repository} cannot be used: {error}", hint=error.hint) from None
+            raise ModelError(f"{repository} cannot be used: {error}", hint=error.marked_hint) from None
         folder = Path(snapshot_download(repository, allow_patterns=NEEDED, force_download=download.force))
     from fpsgen.weights import load  # here, for it imports torch
 

@@ -156,7 +156,7 @@ def open_folder(folder: Path, name: str) -> Model:
         if (folder / "pocket.json").exists():
             pocket, defaults = _read_pocket(folder / "pocket.json")
     except ModelError as error:
-        raise ModelError(f"model {printable(name)} cannot be used: {error}", hint=error.hint) from None
+        raise ModelError(f"model {printable(name)} cannot be used: {error}", hint=error.marked_hint) from None
     return Model(name, folder, checkpoint, defaults, pocket)
 
 
@@ -175,7 +175,9 @@ def open_file(file: Path) -> Model:
         try:
             layout.check_index(folder)
         except ModelError as error:
-            raise ModelError(f"{printable(file)} is a part of {printable(folder)}: {error}", error.hint) from None
+            raise ModelError(
+                f"{printable(file)} is a part of {printable(folder)}: {error}", error.marked_hint
+            ) from None
     try:
         checkpoint = layout.recognise(folder)
     except ModelError:

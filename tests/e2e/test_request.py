@@ -69,3 +69,29 @@ def test_a_preset_is_resolved_once_for_a_video(run: Runner, monkeypatch: pytest.
     monkeypatch.setattr(Preset, "plans", lambda self, *args: calls.append(self.name) or real(self, *args))
     run(steps=2, preset="fast")
     assert calls == ["1.3b-480p-fast"]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [{"width": None}, {"steps": "7"}, {"seed": -1}, {"guidance": float("nan")}, {"solver": "ddim"}, {"preset": 3}],
+)
+def test_a_damaged_comment_is_refused(damage: dict[str, Any]) -> None:
+    model = models.find("pocket")
+    about = json.loads(json.dumps(resolve(Request("", model.defaults, 0, OUTPUT), model, TARGET).about("")))
+    Request.from_dict(about, OUTPUT)
+    with pytest.raises(UsageError):
+        Request.from_dict(about | damage, OUTPUT)
+    with pytest.raises(UsageError):
+        Request.from_dict({}, OUTPUT)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"steps": 0}, {"width": 8}, {"frames": 2}, {"solver": "ddim"}, {"sigmas": "karras"}, {"fps": 0}]
+)
+def test_settings_that_are_none_are_refused_before_anything_loads(wrong: dict[str, Any]) -> None:
+    model = models.find("pocket")
+    with pytest.raises(UsageError) as error:
+        resolve(Request("", replace(model.defaults, **wrong), 0, OUTPUT), model, TARGET)
+    assert next(iter(wrong)) in str(error.value) or "8x96" in str(error.value)
+    with pytest.raises(UsageError):
+        resolve(Request("", model.defaults, 2**64, OUTPUT), model, TARGET)

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 from fpsgen import pipeline
+from fpsgen.errors import RenderError, UsageError
 from fpsgen.events import Event, Notice, Run, Written, finish
 from fpsgen.request import Request
+from fpsgen.sampling import Denoiser
 from fpsgen.target import Target
 from fpsgen.timing import Timings
 from fpsgen.weights import models
@@ -106,3 +108,25 @@ def frames_of(video: bytes) -> bytes:
     start = video.index(b"mdat")
     size = int.from_bytes(video[start - 4 : start], "big")
     return video[start : start - 4 + size]
+
+
+def test_latents_that_are_not_finite_end_a_run_unless_the_watcher_accepts_them(
+    pocket_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = models.open_folder(pocket_folder, "pocket")
+    request = Request("a cat", model.defaults.override(steps=2), 1, tmp_path / "one.mp4")
+    monkeypatch.setattr(Denoiser, "velocity", lambda denoiser, latents, *_: latents * float("nan"))
+    with pytest.raises(RenderError, match="step 1"):
+        list(pipeline.generate([request], model, TARGET))
+    assert not request.output.exists()
+    events = list(pipeline.generate([request], model, TARGET, accept=lambda step: not step.finite))
+    assert isinstance(events[-1], Written)
+
+
+def test_outputs_of_several_videos_are_checked_before_the_work(pocket_folder: Path, tmp_path: Path) -> None:
+    model = models.open_folder(pocket_folder, "pocket")
+    requests = [Request("a cat", model.defaults, 1, tmp_path / name) for name in ("one.mp4", "two.avi")]
+    with pytest.raises(UsageError, match=r"two\.avi"):
+        list(pipeline.generate(requests, model, TARGET))
+    assert not list(tmp_path.iterdir())
+    assert list(pipeline.generate([], model, TARGET)) == []

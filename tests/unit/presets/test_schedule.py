@@ -192,6 +192,8 @@ def test_what_a_user_should_know_is_one_sentence() -> None:
         (own.override(steps=10), "20 steps"),
         (own.override(shift=5.0), "shift 3"),
         (own.override(guidance=1.0), "guidance 4"),
+        (own.override(solver="euler"), "the solver unipc"),
+        (own.override(sigmas="diffusers"), "the original sigmas"),
     ):
         assert preset.differences(weights, here) == [then]
         assert then in (preset.surprise(weights, here) or "")
