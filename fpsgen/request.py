@@ -56,8 +56,8 @@ class Request:
             preset = file.from_dict(told["preset"])
             return Request(str(told["prompt"]), settings, told["seed"], output, preset, scale_to)
         except (KeyError, TypeError, ValueError, AttributeError, IndexError):
-            told = "the video's comment does not tell how fpsgen made it"
-            raise UsageError(told, hint="take a video that fpsgen made") from None
+            fault = "the video's comment does not tell how fpsgen made it"
+            raise UsageError(fault, hint="take a video that fpsgen made") from None
 
 
 _IN_FILES = {"sigmas": "grid"}  # what files have called it since the first

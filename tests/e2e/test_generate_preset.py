@@ -172,8 +172,8 @@ def test_verbose_names_layers(run: Runner, preset: Path) -> None:
     options = ("--res", "96x64", "--frames", 5, "--steps", 2, "--seed", 1, "-o", run.directory / "v.mp4")
     result = invoke("a cat", "--model", run.folder, *options, "--preset", preset, "--verbose")
     assert result.exit_code == 0, result.output
-    assert "steps 1 to 2, layers 0: dense of 2x2x3 tiles" in result.stderr
-    assert "steps 1 to 2, layers 1: window 2x1x1, window 1x1x3 of 2x2x3 tiles" in result.stderr
+    assert "steps 1 to 2, layer 0: dense of 2x2x3 tiles" in result.stderr
+    assert "steps 1 to 2, layer 1: window 2x1x1, window 1x1x3 of 2x2x3 tiles" in result.stderr
 
 
 def test_an_uncalibrated_preset_says_so_once(run: Runner, preset: Path) -> None:
