@@ -34,7 +34,7 @@ def load(device: torch.device) -> tuple[Lpips | None, str | None]:
         package = importlib.import_module("lpips")
         begin = hashlib.sha256(path.read_bytes()).hexdigest()[:8]
     except ModuleNotFoundError as missing:
-        return None, f"LPIPS is left out: {missing.name} is not installed (pip install 'fpsgen[eval]')"
+        return None, f'LPIPS is left out: {missing.name} is not installed (pip install "fpsgen[eval]")'
     except OSError as fault:
         command = f"curl -L --create-dirs -o {shlex.quote(str(path))} {_URL}"
         return None, f"LPIPS is left out: AlexNet's weights cannot be read: {fault.strerror or fault} ({command})"

@@ -230,7 +230,7 @@ def test_lpips_without_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "lpips", None)
     found, why_not = perceptual.load(CPU)
     assert found is None
-    assert "lpips is not installed (pip install 'fpsgen[eval]')" in (why_not or "")
+    assert 'lpips is not installed (pip install "fpsgen[eval]")' in (why_not or "")
 
 
 def test_lpips_without_torchvision(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
