@@ -61,6 +61,7 @@ def generate(
     with _all(videos, "load"):
         transformer = load_transformer(model.checkpoint, target.device, target.dtype)
         weights = transformer.fingerprint()
+        abouts = [plan.about(weights) for plan in plans]
     ends = []
     for number, plan in enumerate(plans):
         own = plan.request.settings
@@ -83,7 +84,7 @@ def generate(
         vae = load_vae(model.checkpoint, target.device)
     for number, plan in enumerate(plans):
         with _alone(videos, number):
-            yield from decode(plan, wan_vae.frames_of(vae, ends[number]), videos[number], weights)
+            yield from decode(plan, wan_vae.frames_of(vae, ends[number]), videos[number], abouts[number])
 
 
 @contextlib.contextmanager
@@ -212,17 +213,16 @@ def make_ready(plan: VideoPlan, timings: Timings) -> Iterator[Notice]:
         yield Notice(note)
 
 
-def decode(plan: VideoPlan, pieces: Iterator[np.ndarray], timings: Timings, weights: str) -> Iterator[Event]:
+def decode(plan: VideoPlan, pieces: Iterator[np.ndarray], timings: Timings, about: dict) -> Iterator[Event]:
     """Pieces of frames to the finished file; each goes to the encoder as soon as it is decoded.
 
-    The file's comment says how it was made, with the timings, which end here. weights: the transformer's fingerprint.
+    about: what the file's comment says of how it was made; the timings, which end here, are added to it.
     """
     yield Stage("decode")
     request, own = plan.request, plan.request.settings
     # File managers that look a third into a video show the last key frame before it: without one of its own the first
     # frame, which is often the pocket model's worst.
     form = ((own.width, own.height), own.fps, request.scale_to, request.may_replace, own.frames // 3)
-    about = plan.about(weights)
     with contextlib.ExitStack() as held:
         with timings.stage("encode"):  # which begins with the encoder's start
             writer = held.enter_context(VideoWriter(request.output, *form))

@@ -162,9 +162,16 @@ def sources(name: str) -> tuple[str, dict[str, str]]:
 
 
 def compile_checked(kernel: Kernel) -> tuple[bytes, dict]:
-    """The cubin and its functions' resources; CompileError where ptxas spilled, or gave up on asynchronous wgmma."""
-    cubin, log = nvrtc.compile_cubin(*sources(kernel.SOURCE), list(options_of(kernel)), f"{kernel.SOURCE}.cu")
-    name = f"{kernel.SOURCE}, for {kernel.architecture}"
+    """The kernel's cubin and its functions' resources, as `checked`."""
+    return checked(kernel.SOURCE, kernel.architecture, *sources(kernel.SOURCE), options_of(kernel))
+
+
+def checked(
+    name: str, architecture: str, source: str, headers: dict[str, str], options: tuple[str, ...]
+) -> tuple[bytes, dict]:
+    """A cubin and its functions' resources; CompileError where ptxas spilled, or gave up on asynchronous wgmma."""
+    cubin, log = nvrtc.compile_cubin(source, headers, list(options), f"{name}.cu")
+    name = f"{name}, for {architecture}"
     if serialised := re.findall(r"\(C75\d\d\)", log):  # 0 spills, and yet several times slower
         raise nvrtc.CompileError(f"{name}: ptxas serialised the tensor cores' work {sorted(set(serialised))}: {log}")
     functions = resources(log)

@@ -181,7 +181,7 @@ def library() -> ctypes.CDLL:
 def compiled() -> tuple[bytes, dict[str, Any]]:
     """The probes' cubin and what each entry takes; CompileError where one spills, or wgmma is serialised."""
     _, headers = kernel_cache.sources("sm90_attention")
-    return kernel_cache.compile_checked("probes", SOURCE.read_text(), headers, OPTIONS)
+    return kernel_cache.checked("probes", "sm_90a", SOURCE.read_text(), headers, OPTIONS)
 
 
 def on_card(probe: Probe, device: torch.device | None = None) -> Words:

@@ -48,7 +48,7 @@ def test_a_place_is_refused_with_what_is_wrong_and_what_helps(
     (tmp_path / "file").write_text("kept")
     with pytest.raises(UsageError, match=says) as told:
         files.check_place(Path(name), "my.toml")
-    assert told.value.hint == hint
+    assert told.value.marked_hint == hint
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
 
 

@@ -117,7 +117,7 @@ def test_an_impossible_budget() -> None:
         search(problem(), Budget("psnr", 99.0), ROUNDS, truth)
     assert str(told.value).startswith("only dense BF16 attention meets min_psnr=99: the mildest schedule")
     assert "dB" in str(told.value)
-    assert told.value.hint == f"use {option('preset', 'bf16')}"
+    assert told.value.marked_hint == f"use {option('preset', 'bf16')}"
     assert truth.asked <= ROUNDS + 1
 
 

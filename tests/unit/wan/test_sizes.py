@@ -34,10 +34,10 @@ def test_sizes_off_the_grid_name_the_nearest() -> None:
     sizes.check_model_size(1280, 720)
     with pytest.raises(UsageError) as caught:
         sizes.check_model_size(1920, 1080)
-    assert caught.value.hint == f"try {option('res', '1920x1088')}"
+    assert caught.value.marked_hint == f"try {option('res', '1920x1088')}"
     with pytest.raises(UsageError) as caught:
         sizes.check_scaled_size(101, 64)
-    assert caught.value.hint == f"try {option('res', '102x64')}"
+    assert caught.value.marked_hint == f"try {option('res', '102x64')}"
 
 
 @pytest.mark.parametrize("frames", [1, 5, 25, 81])
@@ -49,7 +49,7 @@ def test_legal_frames(frames: int) -> None:
 def test_illegal_frames_name_the_nearest(frames: int, near: str) -> None:
     with pytest.raises(UsageError) as caught:
         sizes.check_frames(frames)
-    assert caught.value.hint == f"try {option('frames', near)}"
+    assert caught.value.marked_hint == f"try {option('frames', near)}"
 
 
 @pytest.mark.parametrize("text", ["4112x16", "16x4112", "15x16", "16x15"])
@@ -69,7 +69,7 @@ def test_both_sides_are_multiples_of_16(width: int, height: int) -> None:
 def test_both_sides_of_a_file_are_even(width: int, height: int, near: str) -> None:
     with pytest.raises(UsageError) as caught:
         sizes.check_scaled_size(width, height)
-    assert caught.value.hint == f"try {option('res', near)}"
+    assert caught.value.marked_hint == f"try {option('res', near)}"
 
 
 def test_frames_end_where_positions_do() -> None:
