@@ -2,9 +2,9 @@
 
 import os
 
-# torch's threads wait 10 microseconds for each other and then sleep, instead of spinning for milliseconds: where another
-# program needs the cores too, spinning made a video take 5 to 12 times as long. Without the short wait the pocket's many
-# short barriers cost more on a quiet machine. OpenMP reads this when torch loads; whoever sets it themselves wins.
+# torch's threads wait 10 microseconds for each other and then sleep, instead of spinning for milliseconds: where
+# another program needs the cores too, spinning made a video take 5 to 12 times as long. Without the short wait the
+# pocket's many short barriers cost more on a quiet machine. OpenMP reads this when torch loads; your own values win.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ["OMP_WAIT_POLICY"] = "passive"
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # of 10 ns; GNU's OpenMP, which torch's Linux builds have
