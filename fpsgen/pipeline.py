@@ -22,7 +22,7 @@ from fpsgen.pocket import reading
 from fpsgen.presets import file
 from fpsgen.printable import printable
 from fpsgen.request import Request, VideoPlan, resolve
-from fpsgen.sampling import Denoiser, not_finite
+from fpsgen.sampling import Denoiser, not_finite, zero_nonfinite
 from fpsgen.target import Target
 from fpsgen.timing import Timings
 from fpsgen.video import VideoWriter, check_path
@@ -75,7 +75,7 @@ def generate(
             latents = yield from denoise(plan, denoiser, videos[number], accept)
             del denoiser  # which holds the transformer, and memory that the next video's would seem to lack
         yield Denoised(latents)
-        ends.append(latents.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0))
+        ends.append(zero_nonfinite(latents))
     with _all(videos, "load"):
         del transformer
         machine.release()

@@ -118,6 +118,11 @@ def both_fit(transformer: WanTransformer, settings: Settings, device: torch.devi
     return 2 * tokens * per_token < 0.8 * machine.free_bytes(device)
 
 
+def zero_nonfinite(values: Tensor) -> Tensor:
+    """The same values, with 0 in place of those that are NaN or infinite."""
+    return values.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+
+
 def not_finite(dtype: torch.dtype, where: str = "", who: str = "the model") -> RenderError:
     """The error of a watcher that accepts no NaN or infinite values. where: in the run; who: computed them."""
     hint = None if dtype == torch.float32 else f"try {option('dtype', 'fp32')}"

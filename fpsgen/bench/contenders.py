@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,11 @@ class VideoContender:
     def about(self) -> dict[str, Any]:
         """The fields that a record has for it besides its name; "told" says in a few words what runs."""
         raise NotImplementedError
+
+    @cached_property
+    def identity(self) -> str:
+        """What its clips depend on besides what all contenders share; made once, because it names every step's plan."""
+        return repr((self.name, self.steps, self.about()["backends"]))[1:-1]
 
     def run(self, output: Path, timings: Timings) -> Iterator[Event]:
         """The video, as `pipeline.generate` makes it."""

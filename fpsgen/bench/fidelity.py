@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fpsgen import metrics
 from fpsgen.bench.perceptual import Lpips
+from fpsgen.sampling import zero_nonfinite
 
 # Final latents, and frames, uint8 [frames, height, width, 3].
 MadeClip = tuple[Tensor, np.ndarray]
@@ -56,8 +57,3 @@ def between(ours: MadeClip, reference: MadeClip, lpips: Lpips | None = None) -> 
 def count_nonfinite(values: Tensor) -> int:
     """How many values are NaN or infinite."""
     return int((~values.isfinite()).sum())
-
-
-def zero_nonfinite(values: Tensor) -> Tensor:
-    """The same values, with 0 in place of those that are NaN or infinite."""
-    return values.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)

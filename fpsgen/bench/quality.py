@@ -21,7 +21,7 @@ from fpsgen import assets, machine, metrics, pipeline
 from fpsgen import journal as journals
 from fpsgen.bench import fidelity, perceptual, record, vbench
 from fpsgen.bench.contenders import VideoContender
-from fpsgen.bench.fidelity import Fidelity, zero_nonfinite
+from fpsgen.bench.fidelity import Fidelity
 from fpsgen.bench.lineup import LineUp
 from fpsgen.bench.perceptual import Lpips
 from fpsgen.bench.record import ClipRecord, QualityContender, QualityRecord
@@ -31,7 +31,7 @@ from fpsgen.journal import Journal
 from fpsgen.metrics import Pair
 from fpsgen.pocket import judge
 from fpsgen.pocket.words import ASPECTS
-from fpsgen.sampling import Denoiser, both_fit, not_finite
+from fpsgen.sampling import Denoiser, both_fit, not_finite, zero_nonfinite
 from fpsgen.seeds import next_seed
 from fpsgen.video import VideoWriter
 from fpsgen.wan import vae as wan_vae
@@ -120,7 +120,7 @@ def run(
     weights = transformer.fingerprint()
     for one in line_up.contenders:
         note(one.plan.preset.surprise(weights, line_up.settings))
-    journal = Journal(cache, key(job, transformer))
+    journal = Journal(cache, key(job, transformer, weights))
     if fresh:
         journal.forget()
     watch(Stage("denoise"))
@@ -157,13 +157,13 @@ def encode(job: QualityJob, note: Note) -> dict[str, list[Tensor]]:
     return {prompt: [text, negative][: own.branches] for prompt, text in zip(job.prompts, texts, strict=True)}
 
 
-def key(job: QualityJob, transformer: WanTransformer) -> dict[str, object]:
+def key(job: QualityJob, transformer: WanTransformer, weights: str) -> dict[str, object]:
     """All that the clips of every contender depend on; also whether both guidance branches run in one batch, which a
     clip's last bits depend on, and which itself depends on the memory that is free."""
     plan, own = job.line_up.plan, job.line_up.settings
     torch.cuda.empty_cache()
     return {
-        **journals.surroundings(plan.model, transformer.fingerprint(), plan.target), "version": _VERSION,
+        **journals.surroundings(plan.model, weights, plan.target), "version": _VERSION,
         "settings": asdict(own), "together": both_fit(transformer, own, plan.target.device),
     }  # fmt: skip
 
@@ -171,7 +171,7 @@ def key(job: QualityJob, transformer: WanTransformer) -> dict[str, object]:
 def piece(kind: str, one: VideoContender, *more: object) -> str:
     """A name in the journal, of all that a clip depends on besides the journal's key. The contender's name is in it:
     one that computes what another does is made on its own all the same, or it would be compared with itself."""
-    told = repr((one.name, one.steps, one.about()["backends"], *more))
+    told = f"({one.identity}{''.join(f', {value!r}' for value in more)})"
     return f"{kind}-{hashlib.sha256(told.encode()).hexdigest()[:24]}"
 
 
