@@ -21,7 +21,7 @@
 #endif
 
 constexpr int THREADS = 256, ROW_THREADS = 16, CHANNELS = HEAD_DIM / ROW_THREADS;
-constexpr int ROWS_AT_ONCE = THREADS / ROW_THREADS, TOGETHER = 4;  // rows of a thread whose loads overlap
+constexpr int ROWS_AT_ONCE = THREADS / ROW_THREADS, TOGETHER = 2;  // rows of a thread whose loads overlap
 constexpr int V_BYTES = (HEAD_DIM + V_ONES) * SLOTS;
 constexpr float E4M3_LARGEST = 448.f, LEAST_NORMAL = 1.17549435e-38f, LARGEST_FINITE = 3.402823466e38f;
 constexpr float LOG2_E = 1.4426950408889634f;
@@ -87,9 +87,12 @@ struct alignas(16) Four {
   float x[4];
 };
 DEVICE void load(float (&x)[CHANNELS], const float* from) {
-  const Four* four = reinterpret_cast<const Four*>(from);
 #pragma unroll
-  for (int i = 0; i < CHANNELS; i++) x[i] = four[i / 4].x[i % 4];
+  for (int i = 0; i < CHANNELS; i += 4) {
+    Four four = *reinterpret_cast<const Four*>(from + i);  // copied whole: its numbers one by one would be four loads
+#pragma unroll
+    for (int n = 0; n < 4; n++) x[i + n] = four.x[n];
+  }
 }
 
 // A row of q or k: RMS norm over all heads, whose row factor is known, and RoPE of the interleaved pairs.

@@ -6,6 +6,7 @@ import importlib.util
 import re
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import replace
 from importlib.metadata import files
 from pathlib import Path
@@ -63,6 +64,9 @@ def test_prologue(name: str, smooth_k: bool) -> None:
     built = cache.build(replace(sm90_prologue.VARIANTS[name], SMOOTH_K=smooth_k))
     assert set(built.functions) == set(host.ENTRIES["sm90_prologue"])
     assert all(used.spilled_bytes == 0 for used in built.functions.values())
+    loads = Counter(re.findall(r"\bLDG\S*", disassembled(built.cubin)))
+    wide = sum(count for name, count in loads.items() if ".128" in name)
+    assert loads.total() - wide <= 40 <= wide  # rows of numbers by 16 bytes, and little else: offsets, rows' factors
 
 
 @pytest.mark.parametrize(
