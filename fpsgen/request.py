@@ -65,20 +65,21 @@ _IN_FILES = {"sigmas": "grid"}  # what files have called it since the first
 
 @dataclass(frozen=True)
 class VideoPlan:
-    """All that is decided before the first step. request: with its preset filled in; sigmas: the noise level before
-    each step; steps: the plan of each step."""
+    """All that is decided before the first step. request: with its preset filled in; steps: the plan of each step."""
 
     request: Request
     model: Model
     target: Target
-    tiles: TileGrid
-    sigmas: tuple[float, ...]
     steps: tuple[StepPlan, ...]
 
     @property
     def preset(self) -> Preset:
         assert self.request.preset is not None
         return self.request.preset
+
+    @property
+    def tiles(self) -> TileGrid:
+        return self.steps[0].tiles
 
     @cached_property
     def backends(self) -> dict[AttentionPlan, Choice]:
@@ -132,9 +133,4 @@ def resolve(request: Request, model: Model, target: Target) -> VideoPlan:
 
 
 def _with(request: Request, preset: Preset, model: Model, target: Target) -> VideoPlan:
-    preset.check_family(model.family)
-    own = request.settings
-    tiles = model.tiles(own.latent_shape, preset.tile)
-    sigmas = own.noise_levels
-    steps = preset.schedule(sigmas, tiles, model.config.num_layers, model.config.num_heads)
-    return VideoPlan(replace(request, preset=preset), model, target, tiles, tuple(sigmas), tuple(steps))
+    return VideoPlan(replace(request, preset=preset), model, target, preset.steps(model, request.settings))

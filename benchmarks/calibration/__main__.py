@@ -26,11 +26,11 @@ from fpsgen import files
 from fpsgen.attention.plan import AttentionPlan
 from fpsgen.calibrate import solve
 from fpsgen.calibrate.candidates import PRECISIONS
-from fpsgen.calibrate.job import Job, mean_cost, problem, step_plans
+from fpsgen.calibrate.job import Job, mean_cost, problem
+from fpsgen.calibrate.record import Checked
 from fpsgen.calibrate.run import calibrate
 from fpsgen.calibrate.schedule import to_preset
 from fpsgen.calibrate.solve import Axis
-from fpsgen.calibrate.verify import Checked
 from fpsgen.events import Event, Notice
 from fpsgen.machine import provenance
 from fpsgen.presets import cost, shipped
@@ -102,12 +102,12 @@ def contenders_of(job: Job, level: float, pool: Pool, console: Console) -> dict[
             console.print(event.text)
 
     result = calibrate(job, Target(CPU, torch.float32, torch.bfloat16), watch)
-    found = {"calibrated": step_plans(job, result.preset)}
+    found = {"calibrated": result.preset.steps(job.model, job.settings)}
     task = problem(job, result.measurement.errors)
     for name, axis in WITHOUT.items():
         solved = solve.within_cost(dataclasses.replace(task, tied=frozenset({axis})), level)
         assert solved is not None
-        found[name] = step_plans(job, to_preset(job, solved))
+        found[name] = to_preset(job, solved).steps(job.model, job.settings)
     uniform = uniform_near(job, level)
     specs = [(prompt, job.seed + i) for i, prompt in enumerate(job.prompts[: job.effort.clips])]
     errors = [
@@ -141,7 +141,7 @@ def main() -> None:
     dense = AttentionPlan(base.tiles, qk="int8", pv="fp8")
     config = base.model.config
     every["", "dense, int8"] = [StepPlan((dense,) * config.num_layers)] * base.settings.steps
-    every["", "paper"] = step_plans(base, shipped.load("paper"))
+    every["", "paper"] = shipped.load("paper").steps(base.model, base.settings)
     prompts, _ = prompts_for(FIRST + HELD_OUT, True, True)
     specs = [(prompt, NOISE_SEED + 1000 + i) for i, prompt in enumerate(prompts[FIRST:][: args.clips])]
     checked = pool.run("held-out clips", specs, list(every.values()))

@@ -7,8 +7,9 @@ import torch
 from fpsgen import assets
 from fpsgen.calibrate.budget import Budget
 from fpsgen.calibrate.job import Job, defaults
+from fpsgen.calibrate.record import Checked
 from fpsgen.calibrate.trajectory import Clip, Renderer
-from fpsgen.calibrate.verify import Checked, Checker
+from fpsgen.calibrate.verify import Checker
 from fpsgen.journal import Journal
 from fpsgen.wan.plan import StepPlan
 from fpsgen.weights import models

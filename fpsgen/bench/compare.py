@@ -113,7 +113,7 @@ class Comparison:
         turns = (self.entries[:: 1 if number % 2 == 0 else -1] for number in range(job.passes))
         self.warm = [one for turn in turns for one in turn]
         every = [one.steps for one in line_up.contenders if one.steps]
-        self.cut = steps.spans(every, [*plan.sigmas, 0.0])
+        self.cut = steps.spans(every, [*plan.request.settings.noise_levels, 0.0])
         self.states: list[dict[str, Any] | None] = []
 
     def note_state(self) -> None:

@@ -11,8 +11,8 @@ from fpsgen import metrics
 from fpsgen.errors import UsageError, option, plain
 
 if TYPE_CHECKING:  # a budget that cannot be is refused before torch is loaded
+    from fpsgen.calibrate.record import Checked
     from fpsgen.calibrate.solve import Problem, Schedule
-    from fpsgen.calibrate.verify import Checked
 
 Kind = Literal["psnr", "error", "cost"]
 

@@ -151,12 +151,6 @@ def problem(job: Job, errors: Tensor) -> Problem:
     return Problem(errors, job.candidates.costs, steps / steps.sum())
 
 
-def step_plans(job: Job, preset: Preset) -> list[StepPlan]:
-    """What each layer does at each step of the video."""
-    config = job.model.config
-    return preset.schedule(job.settings.noise_levels, job.tiles, config.num_layers, config.num_heads)
-
-
 def mean_cost(job: Job, plans: Sequence[StepPlan]) -> float:
     """The cost of the video's attention, where dense BF16 attention's is 1."""
     tokens = job.candidates.tokens

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import torch
 
@@ -15,12 +16,13 @@ from fpsgen.calibrate import budget as budgets
 from fpsgen.calibrate import frontier
 from fpsgen.calibrate.budget import Tried
 from fpsgen.calibrate.candidates import PRECISIONS
-from fpsgen.calibrate.job import Job, mean_cost, problem, step_plans
+from fpsgen.calibrate.job import Job, mean_cost, problem
 from fpsgen.calibrate.measure import Measurement, measure
+from fpsgen.calibrate.record import CalibrationRecord, Checked, PhaseSteps
 from fpsgen.calibrate.schedule import to_preset
 from fpsgen.calibrate.solve import Schedule
 from fpsgen.calibrate.trajectory import Clip, Renderer
-from fpsgen.calibrate.verify import Checked, Checker
+from fpsgen.calibrate.verify import Checker
 from fpsgen.events import Notice, Stage, Watch, Work, finish
 from fpsgen.journal import Journal
 from fpsgen.metrics import Pair
@@ -40,7 +42,7 @@ class Result:
     measurement: what it was solved from."""
 
     preset: Preset
-    record: dict
+    record: CalibrationRecord
     pairs: list[Pair]
     measurement: Measurement
 
@@ -68,26 +70,24 @@ def calibrate(job: Job, target: Target, watch: Watch, fresh: bool = False) -> Re
     if fresh:
         journal.forget()
     renderer = Renderer(transformer, job.tiles, job.settings, negative, device, journal, watch)
-    seconds: dict[str, float] = {}
     watch(Stage("measure"))
     begin = time.perf_counter()
     measurement = measure(renderer, clips[: job.effort.clips], job.candidates, job.phases, job.effort, job.seed)
-    seconds["measure"] = time.perf_counter() - begin
     watch(Stage("verify"))
-    begin = time.perf_counter()
+    between = time.perf_counter()
     vae = load_vae(job.model.checkpoint, device)
     checker = Checker(renderer, clips[job.effort.clips :], vae, job.effort.decode)
     verify = _verifier(job, checker, watch)
     tried = budgets.search(problem(job, measurement.errors), job.budget, job.effort.rounds, verify)
     taken = tried[-1]
     found = to_preset(job, taken.schedule)
-    plans = step_plans(job, found)
+    plans = found.steps(job.model, job.settings)
     measured = _measured(job, weights, plans, taken, device)
     found = replace(found, measured=measured, about=f"calibrated for {job.budget}")
     baseline = label(BF16.name, target.dtype_name)
     pairs = _pairs(taken, checker, plans, baseline)
-    seconds["verify"] = time.perf_counter() - begin
-    told = {**record(job, measurement, tried, found, seconds), "backend": backend, "baseline": baseline}
+    seconds = {"measure": round(between - begin, 1), "verify": round(time.perf_counter() - between, 1)}
+    told = record(job, measurement, tried, found, seconds=seconds, backend=backend, baseline=baseline)
     return Result(found, told, pairs, measurement)
 
 
@@ -110,7 +110,7 @@ def _verifier(job: Job, checker: Checker, watch: Watch) -> Callable[[Schedule], 
         rounds += 1
         if rounds > 1:
             watch(Work(job.work + (rounds - 1) * job.round))
-        checked = checker.check(step_plans(job, to_preset(job, solved)))
+        checked = checker.check(to_preset(job, solved).steps(job.model, job.settings))
         watch(Notice(f"round {rounds}: cost {solved.cost:.3f} reaches {job.budget.reached(checked)}", detail=True))
         return checked
 
@@ -131,7 +131,7 @@ def _key(job: Job, weights: str, backend: str, target: Target) -> dict:
     }
 
 
-def _measured(job: Job, weights: str, plans: list[StepPlan], taken: Tried, device: torch.device) -> Measured:
+def _measured(job: Job, weights: str, plans: Sequence[StepPlan], taken: Tried, device: torch.device) -> Measured:
     error, error_ci95 = metrics.mean_ci95([one.error for one in taken.checked])
     psnr, psnr_ci95 = metrics.mean_ci95([one.psnr for one in taken.checked])
     return Measured(
@@ -151,7 +151,7 @@ def _measured(job: Job, weights: str, plans: list[StepPlan], taken: Tried, devic
     )
 
 
-def _pairs(taken: Tried, checker: Checker, plans: list[StepPlan], baseline: str) -> list[Pair]:
+def _pairs(taken: Tried, checker: Checker, plans: Sequence[StepPlan], baseline: str) -> list[Pair]:
     """The frames of the first clips and of the worst."""
     pairs = []
     for number, which in metrics.shown_clips([one.psnr for one in taken.checked], baseline):
@@ -160,44 +160,42 @@ def _pairs(taken: Tried, checker: Checker, plans: list[StepPlan], baseline: str)
     return pairs
 
 
-def _steps(job: Job, phase: int) -> str:
-    """The steps of the video that a phase has, counted from 1."""
-    return file.ranges([step for step, own in enumerate(job.phase_of_step, 1) if own == phase])
+_SHARED = ("weights", "device", "size", "frames", "steps", "shift", "guidance")  # fields of Measured and the record
 
 
-def record(job: Job, measurement: Measurement, tried: list[Tried], preset: Preset, seconds: dict[str, float]) -> dict:
-    """What the report shows, as JSON has it."""
+def record(job: Job, measurement: Measurement, tried: list[Tried], preset: Preset, **where: Any) -> CalibrationRecord:
+    """What the page shows. where: the fields that the run alone knows: backend, baseline, seconds."""
     taken, measured, tiles, config = tried[-1], preset.measured, job.tiles, job.model.config
     assert measured is not None
     densities = torch.tensor(job.candidates.densities)
     precision, window = job.candidates.probe
-    keys = ("weights", "device", "size", "frames", "steps", "shift", "guidance")
-    return {
-        "model": job.model.full_name,
-        **{name: getattr(measured, name) for name in keys},
-        "versions": {"fpsgen": measured.fpsgen, "torch": measured.torch},
-        "fps": job.model.defaults.fps,
-        "solver": job.settings.solver,
-        "grid": list(tiles.grid),
-        "tile": list(tiles.tile),
-        "tiles": list(tiles.counts),
-        "layers": config.num_layers,
-        "heads": config.num_heads,
-        "head_dim": config.head_dim,
-        "cost_tokens": job.candidates.tokens,
-        "budget": str(job.budget),
-        "holds": taken.holds,
-        "phases": [{"steps": _steps(job, i), "sigma": list(own.sigma)} for i, own in enumerate(job.phases)],
-        "error": measurement.probed.tolist(),
-        "probe": "window {}x{}x{}, {}".format(*job.candidates.windows[window], PRECISIONS[precision]),
-        "density": densities[taken.schedule.window].mean(2).tolist(),
-        "precision": [[PRECISIONS[int(p)] for p in layers] for layers in taken.schedule.precision],
-        "cost": measured.cost,
-        "mean_density": measured.density,
-        "frontier": frontier.points(job, measurement, tried),
-        "clips": [asdict(one) for one in taken.checked],
-        "summary": {key: value for key, value in measured.as_dict().items() if key.startswith(("error", "psnr"))},
-        "prompts": list(job.prompts[: job.effort.clips]),
-        "seconds": {key: round(value, 1) for key, value in seconds.items()},
-        "preset": file.text(preset),
-    }
+    steps = [[step for step, own in enumerate(job.phase_of_step, 1) if own == i] for i in range(len(job.phases))]
+    return CalibrationRecord(
+        model=job.model.full_name,
+        **{key: getattr(measured, key) for key in _SHARED},
+        versions={"fpsgen": measured.fpsgen, "torch": measured.torch},
+        fps=job.model.defaults.fps,
+        solver=job.settings.solver,
+        grid=tiles.grid,
+        tile=tiles.tile,
+        tiles=tiles.counts,
+        layers=config.num_layers,
+        heads=config.num_heads,
+        head_dim=config.head_dim,
+        cost_tokens=job.candidates.tokens,
+        budget=str(job.budget),
+        holds=taken.holds,
+        phases=[PhaseSteps(file.ranges(own), span.sigma) for own, span in zip(steps, job.phases, strict=True)],
+        error=measurement.probed.tolist(),
+        probe="window {}x{}x{}, {}".format(*job.candidates.windows[window], PRECISIONS[precision]),
+        density=densities[taken.schedule.window].mean(2).tolist(),
+        precision=[[PRECISIONS[int(p)] for p in layers] for layers in taken.schedule.precision],
+        cost=measured.cost,
+        mean_density=measured.density,
+        frontier=frontier.points(job, measurement, tried),
+        clips=taken.checked,
+        summary={key: value for key, value in measured.as_dict().items() if key.startswith(("error", "psnr"))},
+        prompts=job.prompts[: job.effort.clips],
+        preset=file.text(preset),
+        **where,
+    )

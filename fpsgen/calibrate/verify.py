@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fpsgen import metrics
+from fpsgen.calibrate.record import Checked
 from fpsgen.calibrate.trajectory import Clip, Renderer
 from fpsgen.errors import RenderError
 from fpsgen.events import Done
@@ -20,16 +20,6 @@ from fpsgen.wan.plan import StepPlan
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLWan
-
-
-@dataclass(frozen=True)
-class Checked:
-    """One clip with a schedule. error: 1 - cosine of the final latents; psnr: of the frames, dB."""
-
-    prompt: str
-    seed: int
-    error: float
-    psnr: float
 
 
 class Checker:

@@ -172,7 +172,7 @@ def keep_preset(result: Result, output: Path, page: Path | None) -> Kept:
     from fpsgen import report
     from fpsgen.presets import file
 
-    record = {**result.record, "command": ["fpsgen", *sys.argv[1:]]}
+    record = {**dataclasses.asdict(result.record), "command": ["fpsgen", *sys.argv[1:]]}
     draw = None if page is None else functools.partial(report.write, record, result.pairs, page)
     hint = "run the same command again with another -o: what was measured is kept"
     return keep("preset", output, file.text(result.preset), draw, hint)
@@ -188,13 +188,13 @@ def tell(out: Output, result: Result, job: Job, kept: Kept) -> None:
     out.line(f"error    {measured.error:.2g}{spread}, 1 - cosine of the final latents")
     out.line(f"PSNR     {measured.psnr_told} dB against bf16, worst {measured.psnr_worst:.1f}")
     out.line(f"         {clips} of prompts that calibration did not measure on; the budget was {job.budget}")
-    if result.record["backend"] == "reference":
+    if result.record.backend == "reference":
         out.line(
             "         on this machine plain PyTorch runs the preset and saves no time: the cost is for a Hopper GPU"
         )
     if preset := kept.files["preset"]:
         out.line(f"use it   fpsgen generate PROMPT --preset {shlex.quote(str(preset))}", copied=True)
-    deliver(out, kept, {**result.record, "toml": result.record["preset"]})
+    deliver(out, kept, {**dataclasses.asdict(result.record), "toml": result.record.preset})
 
 
 def tell_estimate(out: Output, job: Job, device: torch.device, dtype: torch.dtype) -> None:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import groupby
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 from pathlib import Path
-from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -22,9 +21,9 @@ from fpsgen.tables import Column, Table
 from fpsgen.wan import sizes
 
 if TYPE_CHECKING:
-    from fpsgen.attention.plan import AttentionPlan
-    from fpsgen.attention.tiles import Shape3
+    from fpsgen.attention.tiles import Shape3, TileGrid
     from fpsgen.presets import Preset
+    from fpsgen.presets.account import Account, LayersAccount, RunAccount
     from fpsgen.weights.models import Model
 
 EXAMPLES = """
@@ -73,49 +72,45 @@ def list_presets(json: bool = False) -> None:
     """List the presets that come with fpsgen."""
     out = Output(json)
     from fpsgen.presets import BF16, shipped
+    from fpsgen.presets.account import account
 
-    entries = [entry(shipped.find(name), out) for name in (BF16.name, *shipped.names())]
+    found = [shipped.find(name) for name in (BF16.name, *shipped.names())]
+    entries = [(preset, shipped.size_of(preset), account(*chosen(preset, None, None, out))) for preset in found]
     if json:
-        out.result("", {"presets": entries})
+        told = []
+        for preset, size, own in entries:
+            numbers = {"density": own.total.density, "cost": own.total.cost, "at": own.video}
+            told.append({**facts(preset), "size": size and times(size), **numbers})
+        out.result("", {"presets": told})
         return
-    numbers = Column("phases", right=True, spare=3), Column("density", right=True, spare=1), Column("cost", right=True)
+    columns = Column("phases", right=True, spare=3), Column("density", right=True, spare=1), Column("cost", right=True)
     words = Column("preset"), Column("model", spare=2), Column("size", spare=1)
-    table = Table(columns=[*words, *numbers, Column("quality")])
-    for each in entries:
-        numbers_of = (str(each["phases"]), f"{each['density']:.2f}", f"{each['cost']:.2f}")
-        table.row(each["name"], each["model"] or "any", each["size"] or "any", *numbers_of, quality(each))
+    table = Table(columns=[*words, *columns, Column("quality")])
+    for preset, size, own in entries:
+        cells = preset.name, preset.model or "any", times(size) if size else "any", str(len(preset.phases))
+        table.row(*cells, f"{own.total.density:.2f}", f"{own.total.cost:.2f}", quality(preset))
     out.show(table)
     out.line(f"density, cost: averages over the model's default steps ({_ANY}'s if a preset is for any model)")
     out.line("cost: that of attention, modelled for an H100; dense bf16 attention has cost 1")
     out.line("--preset quality, balanced or fast takes the preset for the model and size")
 
 
-def entry(preset: Preset, out: Output) -> dict[str, Any]:
-    from fpsgen.presets import shipped
-
-    size, whole = shipped.size_of(preset), account(*chosen(preset, None, None, out))
-    own = {key: whole[key] for key in ("density", "cost", "at")}
-    return {**facts(preset), "size": size and times(size), **own}
-
-
 def facts(preset: Preset) -> dict[str, Any]:
-    """What does not depend on the video."""
+    """What does not depend on the video, for JSON."""
     return {
         "name": preset.name,
         "model": preset.model,
         "about": preset.about,
         "phases": len(preset.phases),
         "exact": preset.is_exact,
-        "measured": preset.measured.as_dict() if preset.measured else None,
+        "measured": preset.measured and preset.measured.as_dict(),
     }
 
 
-def quality(preset: dict) -> str:
-    from fpsgen.presets import Measured
-
-    if measured := preset["measured"]:
-        return f"PSNR {Measured(**measured).psnr_told} dB"
-    return "exact" if preset["exact"] else "not calibrated"
+def quality(preset: Preset) -> str:
+    if preset.measured:
+        return f"PSNR {preset.measured.psnr_told} dB"
+    return "exact" if preset.is_exact else "not calibrated"
 
 
 @app.command(
@@ -135,16 +130,18 @@ def show(
     verbose: bool = False,
 ) -> None:
     """Show what a preset does at each step, and what it saves. No weights are needed."""
+    from fpsgen.presets.account import account
+
     out = Output(json, verbose)
     check_settings(frames, steps, None, shift)
     out.loading()
     given = {"frames": frames, "steps": steps, "shift": shift, "solver": solver, "sigmas": sigmas}
     preset, subject, settings = chosen(name, model, res, out, **given)
-    report = {**facts(preset), **account(preset, subject, settings)}
+    whole = account(preset, subject, settings)
     if json:
-        out.result("", report)
+        out.result("", {**facts(preset), "at": whole.video, "runs": [*map(asdict, whole.runs)], **asdict(whole.total)})
     else:
-        draw(out, report)
+        draw(out, preset, whole)
 
 
 @app.command(epilog="fpsgen presets check mine.toml\nfpsgen presets check mine.toml --model 14b", no_args_is_help=True)
@@ -153,138 +150,88 @@ def check(
 ) -> None:
     """Check a preset's file: say what is wrong and in which line, or that it fits the videos of its model."""
     from fpsgen.presets import file as files
+    from fpsgen.presets.account import account
 
     out = Output(json)
     check_settings(frames, None, None, None)
     out.loading()
     preset = files.read(Path(file), file)
-    fits, at = "--model NAME also checks windows, layers and heads", None
+    fits, video = "--model NAME also checks windows, layers and heads", None
     if preset.model or model is not None or res is not None or frames is not None:
         _, subject, settings = chosen(preset, model, res, out, frames=frames)
         whole = account(preset, subject, settings)
-        at = whole["at"]
-        if larger := larger_than(at["tile"], subject.config.grid(settings.latent_shape)):
+        video = whole.video
+        if larger := larger_than(whole.tiles):
             out.note(larger)
-        size = f"{at['width']}x{at['height']}"
-        fits = f"fits {at['model']} at {size}, {at['frames']} frames: density {whole['density']:.2f}"
+        fits = f"fits {whole.model} at {settings.size}, {settings.frames} frames: density {whole.total.density:.2f}"
     many = counted(len(preset.phases), "phase")
     line = f"{printable(file)} is a preset for {preset.model or 'any model'}, with {many}; {fits}"
-    out.result(line, {**facts(preset), "file": file, "at": at})
+    out.result(line, {**facts(preset), "file": file, "at": video})
 
 
-def larger_than(tile: Shape3, grid: Shape3) -> str | None:
-    """What to know of a tile that the video, a grid of tokens, does not fill."""
-    axes = [axis for axis, size, whole in zip("THW", tile, grid, strict=True) if size > whole]
+def larger_than(tiles: TileGrid) -> str | None:
+    """What to know of a tile that the video does not fill."""
+    axes = [axis for axis, size, whole in zip("THW", tiles.tile, tiles.grid, strict=True) if size > whole]
     if not axes:
         return None
-    larger = f"its tile of {times(tile)} tokens is larger than this video of {times(grid)}, along {' and '.join(axes)}"
+    where = f"this video of {times(tiles.grid)}, along {' and '.join(axes)}"
+    larger = f"its tile of {times(tiles.tile)} tokens is larger than {where}"
     return f"{larger}: there is only one tile along it, and no window saves anything there"
 
 
-def account(preset: Preset, model: Model, settings: Settings) -> dict[str, Any]:
-    """What a preset does in each run of steps of one phase, layers of one attention plan together, and `sums`.
-
-    UsageError if the preset is for another model or another video's size.
-    """
-    from fpsgen.presets import file
-
-    preset.check_family(model.family)
-    tiles, levels = model.tiles(settings.latent_shape, preset.tile), settings.noise_levels
-    heads = model.config.num_heads
-    plans = [step.attention for step in preset.schedule(levels, tiles, model.config.num_layers, heads)]
-    runs: list[dict[str, Any]] = []
-    last = 0
-    for _, group in groupby(levels, key=preset.at):
-        each, first = list(group), last + 1
-        last += len(each)
-        layers = []
-        for plan in dict.fromkeys(plans[first - 1]):
-            own = [number for number, other in enumerate(plans[first - 1]) if other == plan]
-            windows = []
-            for index, window in enumerate(plan.windows):
-                those = [head for head in range(heads) if not plan.heads or plan.heads[head] == index]
-                windows.append({"window": window, "heads": file.ranges(those), "density": tiles.density(window)})
-            precisions = {key: getattr(plan, key) for key in ("qk", "pv", "smooth_k")}
-            head = {"at": file.ranges(own), "layers": len(own), "windows": windows, **precisions}
-            layers.append(head | sums([plan] * len(own) * len(each), model))
-        where = {"steps": [first, last], "sigma": [each[0], each[-1]], "layers": layers}
-        runs.append(where | sums([plan for step in plans[first - 1 : last] for plan in step], model))
-    at: dict[str, Any] = {"model": model.family, "solver": settings.solver, "grid": settings.sigmas}
-    at |= {key: getattr(settings, key) for key in ("width", "height", "frames", "steps", "shift")}
-    at |= {"tokens": tiles.tokens, "tile": tiles.tile, "tiles": tiles.counts}
-    return {"at": at, "runs": runs, **sums([plan for step in plans for plan in step], model)}
-
-
-def sums(plans: Sequence[AttentionPlan], model: Model) -> dict[str, float]:
-    """Mean density and mean cost of all plans; the FLOPs of one guidance branch where they are dense, and the saved."""
-    from fpsgen.attention.plan import AttentionPlan
-    from fpsgen.presets import cost
-
-    tiles, config = plans[0].tiles, model.config
-    tokens = cost.STAND_IN_TOKENS if model.pocket else tiles.tokens
-    density = fmean(plan.density for plan in plans)
-    dense = len(plans) * AttentionPlan(tiles).flops(config.num_heads, config.head_dim)
-    mean_cost = fmean(cost.of_plan(plan, tokens) for plan in plans)
-    return {"density": density, "cost": mean_cost, "dense_flops": dense, "saved_flops": dense * (1 - density)}
-
-
-def draw(out: Output, report: dict) -> None:
-    at = report["at"]
-    out.line(f"{report['name']}: {report['about']}" if report["about"] else report["name"])
-    out.line(
-        "{model} at {width}x{height}, {frames} frames, {tokens} tokens in {} tiles of {}; "
-        "{steps} steps, {solver}, shift {shift:g}".format(*(times(at[key]) for key in ("tiles", "tile")), **at)
-    )
+def draw(out: Output, preset: Preset, whole: Account) -> None:
+    settings, tiles, total = whole.settings, whole.tiles, whole.total
+    out.line(f"{preset.name}: {preset.about}" if preset.about else preset.name)
+    tokens = f"{tiles.tokens} tokens in {times(tiles.counts)} tiles of {times(tiles.tile)}"
+    steps = f"{settings.steps} steps, {settings.solver}, shift {settings.shift:g}"
+    out.line(f"{whole.model} at {settings.size}, {settings.frames} frames, {tokens}; {steps}")
     texts = [Column(head, prose=True) for head in ("layers", "sees", "precision")]
     texts.insert(1, Column("heads", prose=True, spare=0 if out.verbose else 1))
     numbers = Column("density", right=True), Column("FLOPs saved", right=True, spare=3)
     table = Table(columns=[Column("steps"), Column("noise", spare=2), *texts, *numbers])
-    for run in report["runs"]:
-        (first, last), (begin, end) = run["steps"], run["sigma"]
-        head = [span(str(first), str(last)), span(f"{begin:.3f}", f"{end:.3f}")]
+    for run in whole.runs:
+        head = [span(*map(str, run.steps)), span(*(f"{sigma:.3f}" for sigma in run.sigma))]
         for row in rows(run, out.verbose):
             table.row(*head, *row)
             head = ["", ""]
     out.show(table)
-    if not out.verbose and any(hidden(run) for run in report["runs"]):
+    if not out.verbose and any(hidden(run) for run in whole.runs):
         out.line("--verbose shows the window of every layer and head")
-    saved, dense = amount(report["saved_flops"]), amount(report["dense_flops"])
-    saves = f"saves {saved} of the {dense} FLOPs of attention in each guidance branch"
-    out.line(f"density {report['density']:.3f}; {saves}")
-    out.line(f"cost    {100 * report['cost']:.1f} % of dense bf16 attention's, as modelled for an H100")
-    if measured := report["measured"]:
-        where = f"{measured['size']}, {measured['frames']} frames, {measured['steps']} steps, {measured['clips']} clips"
-        out.line(f"quality {quality(report)} against bf16, measured at {where}")
-    else:
-        unknown = "" if report["exact"] else ": nobody has measured how close it is to bf16"
-        out.line(f"quality {quality(report)}{unknown}")
+    saves = f"{amount(total.saved_flops)} of the {amount(total.dense_flops)} FLOPs of attention in each guidance branch"
+    out.line(f"density {total.density:.3f}; saves {saves}")
+    out.line(f"cost    {100 * total.cost:.1f} % of dense bf16 attention's, as modelled for an H100")
+    tail = "" if preset.is_exact else ": nobody has measured how close it is to bf16"
+    if measured := preset.measured:
+        where = f"{measured.size}, {measured.frames} frames, {measured.steps} steps, {measured.clips} clips"
+        tail = f" against bf16, measured at {where}"
+    out.line(f"quality {quality(preset)}{tail}")
 
 
-def hidden(run: dict) -> bool:
+def hidden(run: RunAccount) -> bool:
     """Whether layers or heads that differ stand in one row."""
-    return len(run["layers"]) > _MOST_ROWS or any(len(own["windows"]) > 1 for own in run["layers"])
+    return len(run.layers) > _MOST_ROWS or any(len(own.windows) > 1 for own in run.layers)
 
 
-def rows(run: dict, verbose: bool) -> Iterator[tuple[str, ...]]:
+def rows(run: RunAccount, verbose: bool) -> Iterator[tuple[str, ...]]:
     """A run of steps, from its layers on: a row for each plan and, with `verbose`, for each of the plan's windows."""
-    layers = run["layers"]
+    layers = run.layers
     if len(layers) > _MOST_ROWS and not verbose:
-        every = {own["window"] for plan in layers for own in plan["windows"]}
+        every = {own.window for plan in layers for own in plan.windows}
         kinds = {precision(plan) for plan in layers}
         kind = kinds.pop() if len(kinds) == 1 else f"{len(kinds)} kinds"
         seen = f"{len(layers)} plans, {sight(every)}"
-        yield "all", "all", seen, kind, f"{run['density']:.3f}", amount(run["saved_flops"])
+        yield "all", "all", seen, kind, f"{run.density:.3f}", amount(run.saved_flops)
         return
     for plan in layers:
-        at, saved = "all" if len(layers) == 1 else plan["at"], amount(plan["saved_flops"])
-        if len(plan["windows"]) == 1 or not verbose:
-            seen = sight({own["window"] for own in plan["windows"]})
-            yield at, "all", seen, precision(plan), f"{plan['density']:.3f}", saved
+        at, saved = "all" if len(layers) == 1 else plan.at, amount(plan.saved_flops)
+        if len(plan.windows) == 1 or not verbose:
+            seen = sight({own.window for own in plan.windows})
+            yield at, "all", seen, precision(plan), f"{plan.density:.3f}", saved
             continue
-        for number, own in enumerate(plan["windows"]):
-            first, last = number == 0, number == len(plan["windows"]) - 1
-            tail = precision(plan), f"{own['density']:.3f}", saved if last else ""
-            yield at if first else "", own["heads"], sight({own["window"]}), *tail
+        for number, own in enumerate(plan.windows):
+            first, last = number == 0, number == len(plan.windows) - 1
+            tail = precision(plan), f"{own.density:.3f}", saved if last else ""
+            yield at if first else "", own.heads, sight({own.window}), *tail
 
 
 def sight(windows: set[Shape3 | None]) -> str:
@@ -296,11 +243,11 @@ def sight(windows: set[Shape3 | None]) -> str:
     return " and ".join(parts)
 
 
-def precision(own: dict) -> str:
-    if (own["qk"], own["pv"]) == ("bf16", "bf16"):
+def precision(own: LayersAccount) -> str:
+    if (own.qk, own.pv) == ("bf16", "bf16"):
         return "bf16"
-    rough = ", k not smoothed" if own["qk"] != "bf16" and not own["smooth_k"] else ""
-    return f"qk {own['qk']}, pv {own['pv']}{rough}"
+    rough = ", k not smoothed" if own.qk != "bf16" and not own.smooth_k else ""
+    return f"qk {own.qk}, pv {own.pv}{rough}"
 
 
 def span(first: str, last: str) -> str:

@@ -9,13 +9,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fpsgen.attention.plan import AttentionPlan, PVPrecision, QKPrecision
 from fpsgen.attention.tiles import Shape3, TileGrid
 from fpsgen.errors import UsageError, option
 from fpsgen.settings import Settings
 from fpsgen.wan.plan import StepPlan
+
+if TYPE_CHECKING:
+    from fpsgen.weights.models import Model
 
 DENSE_HEAD = "-"  # in `heads`, where letters stand for windows
 _ROUNDING = 1e-6
@@ -195,6 +198,13 @@ class Preset:
         """What each layer does at each step, given the noise level before it; errors as `plans`."""
         plans = self.plans(tiles, layers, heads)
         return [plans[self.at(sigma)] for sigma in sigmas]
+
+    def steps(self, model: Model, settings: Settings) -> tuple[StepPlan, ...]:
+        """What each step of a model's video computes. UsageError where the preset is for another model or another
+        video's size."""
+        self.check_family(model.family)
+        tiles, config = model.tiles(settings.latent_shape, self.tile), model.config
+        return tuple(self.schedule(settings.noise_levels, tiles, config.num_layers, config.num_heads))
 
     def _fit(self, window: Shape3, tiles: TileGrid, line: int | None) -> Shape3 | None:
         try:

@@ -33,10 +33,10 @@ SIGMAS = [*SETTINGS.noise_levels, 0.0]
 
 def planned(transformer: WanTransformer, preset: Preset) -> VideoPlan:
     """What a video of SETTINGS comes to."""
-    config, sigmas = transformer.config, SETTINGS.noise_levels
-    steps = preset.schedule(sigmas, TILES, config.num_layers, config.num_heads)
+    config = transformer.config
+    steps = preset.schedule(SETTINGS.noise_levels, TILES, config.num_layers, config.num_heads)
     request, model = Request("", SETTINGS, 1, Path(), preset), replace(absent("1.3b"), pocket={"version": 0})
-    return VideoPlan(request, model, Target(CPU, torch.float32, torch.float32), TILES, tuple(sigmas), tuple(steps))
+    return VideoPlan(request, model, Target(CPU, torch.float32, torch.float32), tuple(steps))
 
 
 def text(seed: int) -> Tensor:

@@ -13,8 +13,8 @@ import torch
 from fpsgen.calibrate import budget as budgets
 from fpsgen.calibrate import solve
 from fpsgen.calibrate.budget import Budget, Tried, search
+from fpsgen.calibrate.record import Checked
 from fpsgen.calibrate.solve import Problem, Schedule
-from fpsgen.calibrate.verify import Checked
 from fpsgen.errors import UsageError, option
 
 ROUNDS = 6

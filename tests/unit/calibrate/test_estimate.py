@@ -12,7 +12,7 @@ import torch
 from fpsgen.calibrate import estimate
 from fpsgen.calibrate.budget import Budget
 from fpsgen.calibrate.job import EFFORT as REAL
-from fpsgen.calibrate.job import Job, step_plans
+from fpsgen.calibrate.job import Job
 from fpsgen.calibrate.run import Result, calibrate
 from fpsgen.target import Target
 from fpsgen.wan.transformer import WanTransformer
@@ -70,7 +70,7 @@ def test_as_many_forwards_as_there_are(pocket_folder: Path, monkeypatch: pytest.
     job = small_job(pocket_folder, video, effort, Budget("cost", 0.3))  # one round
     result = run(job)
     # Steps that are dense at the beginning are not rendered again.
-    dense = step_plans(job, result.preset)
+    dense = result.preset.steps(job.model, job.settings)
     same = next(i for i, step in enumerate(dense) if any(plan.is_8bit for plan in step.attention))
     wanted = sum(part.forwards for part in estimate.parts(job))
     assert forwards == wanted - same * effort.checks * (1 if guidance == 1 else 2)

@@ -14,11 +14,10 @@ from fpsgen.attention.plan import AttentionPlan
 from fpsgen.calibrate import frontier
 from fpsgen.calibrate.budget import Budget, Tried
 from fpsgen.calibrate.job import problem
-from fpsgen.calibrate.job import step_plans as plans_of
 from fpsgen.calibrate.measure import Measurement
+from fpsgen.calibrate.record import Checked
 from fpsgen.calibrate.schedule import to_preset
 from fpsgen.calibrate.solve import within_cost
-from fpsgen.calibrate.verify import Checked
 from fpsgen.presets import Phase, Preset, shipped
 from fpsgen.wan.plan import StepPlan
 from tests.tools.calibration import VIDEO, small_job
@@ -36,11 +35,11 @@ def test_estimates_of_any_plans(pocket_folder: Path) -> None:
     of = measurement(len(job.candidates.windows))
     dense = StepPlan((AttentionPlan(job.tiles),) * 2)
     probe = StepPlan((job.candidates.plan(1, [0, 0]),) * 2)
-    assert frontier.estimate(of, job.candidates, [dense] * 8, job) == 0
-    everywhere = frontier.estimate(of, job.candidates, [probe] * 8, job)
+    assert frontier.estimate(of, [dense] * 8, job) == 0
+    everywhere = frontier.estimate(of, [probe] * 8, job)
     assert everywhere == pytest.approx(float(of.errors[..., 1, 0].sum()))
     # In half of the steps of each phase: half of that, wherever they lie in it.
-    alternating = frontier.estimate(of, job.candidates, [dense, probe] * 4, job)
+    alternating = frontier.estimate(of, [dense, probe] * 4, job)
     counts = [job.phase_of_step.count(phase) for phase in (0, 1)]
     shares = [sum(own == phase for own in job.phase_of_step[1::2]) / counts[phase] for phase in (0, 1)]
     assert alternating == pytest.approx(sum(shares[i] * float(of.errors[i, ..., 1, 0].sum()) for i in (0, 1)))
@@ -52,8 +51,8 @@ def test_a_solved_schedule_is_estimated_as_it_was_solved(pocket_folder: Path) ->
     of = measurement(len(job.candidates.windows))
     solved = within_cost(problem(job, of.errors), 0.4)
     assert solved is not None
-    plans = plans_of(job, to_preset(job, solved))
-    assert frontier.estimate(of, job.candidates, plans, job) == pytest.approx(solved.error)
+    plans = to_preset(job, solved).steps(job.model, job.settings)
+    assert frontier.estimate(of, plans, job) == pytest.approx(solved.error)
 
 
 @pytest.mark.parametrize(("tile", "shown"), [((2, 2, 2), True), (None, True), ((1, 2, 2), False)])
@@ -70,8 +69,8 @@ def test_a_shipped_preset_of_other_tiles_is_left_out(
     assert solved is not None
     tried = Tried(solved, [Checked("a cat", 0, 0.01, 30.0)], True)
     points = frontier.points(job, of, [tried])
-    assert any(point["name"] == "theirs" for point in points) is shown
-    assert [point["error"] for point in points if point["chosen"]] == [0.01]
+    assert any(point.name == "theirs" for point in points) is shown
+    assert [point.error for point in points if point.chosen] == [0.01]
 
 
 def test_mean_square_is_exact() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from fpsgen.calibrate import run
 from fpsgen.calibrate.budget import Tried
-from fpsgen.calibrate.verify import Checked
+from fpsgen.calibrate.record import Checked
 
 
 class Frames:

@@ -1,0 +1,112 @@
+"""What a preset does at each step of a video, and what it saves. No weights are needed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from statistics import fmean
+from typing import Any
+
+from fpsgen.attention.plan import AttentionPlan, PVPrecision, QKPrecision
+from fpsgen.attention.tiles import Shape3, TileGrid
+from fpsgen.presets import Preset, cost, file
+from fpsgen.settings import Settings
+from fpsgen.weights.models import Model
+
+
+@dataclass(frozen=True, kw_only=True)
+class Savings:
+    """density, cost: means over layers and steps. FLOPs of attention in one guidance branch: all of them if attention
+    is dense, and those that are saved."""
+
+    density: float
+    cost: float
+    dense_flops: float
+    saved_flops: float
+
+
+@dataclass(frozen=True)
+class WindowHeads:
+    """The heads that have a window, None for dense, as a preset's `at` writes numbers."""
+
+    window: Shape3 | None
+    heads: str
+    density: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayersAccount(Savings):
+    """Layers of one attention plan: which, and how many."""
+
+    at: str
+    layers: int
+    windows: list[WindowHeads]
+    qk: QKPrecision
+    pv: PVPrecision
+    smooth_k: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunAccount(Savings):
+    """The steps of one phase, first and last, counted from 1, and the noise levels before these two."""
+
+    steps: tuple[int, int]
+    sigma: tuple[float, float]
+    layers: list[LayersAccount]
+
+
+@dataclass(frozen=True)
+class Account:
+    """What a preset does in a video of a model, step by step."""
+
+    model: str
+    settings: Settings
+    tiles: TileGrid
+    runs: list[RunAccount]
+    total: Savings
+
+    @property
+    def video(self) -> dict[str, Any]:
+        """What the account is for, as JSON has it."""
+        keys = ("solver", "width", "height", "frames", "steps", "shift")
+        settings = {"grid": self.settings.sigmas, **{key: getattr(self.settings, key) for key in keys}}
+        tiles = {"tokens": self.tiles.tokens, "tile": self.tiles.tile, "tiles": self.tiles.counts}
+        return {"model": self.model, **settings, **tiles}
+
+
+def account(preset: Preset, model: Model, settings: Settings) -> Account:
+    """UsageError if the preset is for another model or another video's size."""
+    steps = [step.attention for step in preset.steps(model, settings)]
+    runs, last = [], 0
+    for _, group in groupby(settings.noise_levels, key=preset.at):
+        sigmas, first = list(group), last
+        last += len(sigmas)
+        layers = [_layers(plan, steps[first], len(sigmas), model) for plan in dict.fromkeys(steps[first])]
+        savings = _savings([plan for step in steps[first:last] for plan in step], model)
+        runs.append(RunAccount(steps=(first + 1, last), sigma=(sigmas[0], sigmas[-1]), layers=layers, **savings))
+    total = Savings(**_savings([plan for step in steps for plan in step], model))
+    return Account(model.family, settings, steps[0][0].tiles, runs, total)
+
+
+def _layers(plan: AttentionPlan, step: Sequence[AttentionPlan], steps: int, model: Model) -> LayersAccount:
+    """The layers of a step that have `plan`, over so many steps."""
+    numbers = [number for number, other in enumerate(step) if other == plan]
+    every, windows = plan.heads or (0,) * model.config.num_heads, []
+    for index, window in enumerate(plan.windows):
+        heads = file.ranges([head for head, own in enumerate(every) if own == index])
+        windows.append(WindowHeads(window, heads, plan.tiles.density(window)))
+    return LayersAccount(
+        at=file.ranges(numbers), layers=len(numbers), windows=windows, qk=plan.qk, pv=plan.pv, smooth_k=plan.smooth_k,
+        **_savings([plan] * len(numbers) * steps, model),
+    )  # fmt: skip
+
+
+def _savings(plans: Sequence[AttentionPlan], model: Model) -> dict[str, Any]:
+    """The fields of `Savings`."""
+    tiles, config = plans[0].tiles, model.config
+    tokens = cost.STAND_IN_TOKENS if model.pocket else tiles.tokens
+    density = fmean(plan.density for plan in plans)
+    dense = len(plans) * AttentionPlan(tiles).flops(config.num_heads, config.head_dim)
+    mean_cost = fmean(cost.of_plan(plan, tokens) for plan in plans)
+    return {"density": density, "cost": mean_cost, "dense_flops": dense, "saved_flops": dense * (1 - density)}
