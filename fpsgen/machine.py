@@ -84,6 +84,13 @@ def peak_bytes(device: torch.device) -> int:
 # ---- devices --------------------------------------------------------------------------------------------------------
 
 
+def best_device() -> torch.device:
+    """The one that commands take if none is named."""
+    import torch
+
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
 def synchronise(device: torch.device) -> None:
     """Wait until the device has done what it was given, so that a clock can be read."""
     if device.type == "cuda":

@@ -41,14 +41,16 @@ def find_device(name: str | None) -> torch.device:
     check_device(name)
     import torch
 
-    device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    from fpsgen import machine
+
+    device = torch.device(name) if name else machine.best_device()
     if device.type == "cpu":
         return device
     if not torch.cuda.is_available():
         why = "this torch was built without CUDA" if torch.version.cuda is None else "torch sees no CUDA GPU"
         raise UsageError(f"--device {name}: {why}", hint="leave --device out, or use --device cpu")
     if device == torch.device("cuda"):  # tensors have a number, and caches are keyed by it
-        return torch.device("cuda", torch.cuda.current_device())
+        return machine.best_device()
     if device.index >= (count := torch.cuda.device_count()):
         raise UsageError(f"--device {name}: the last GPU here is cuda:{count - 1}", hint="try --device cuda:0")
     return device

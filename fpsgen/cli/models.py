@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import typer
 
@@ -16,6 +15,9 @@ from fpsgen.errors import ModelError, Stopped, UsageError
 from fpsgen.events import Stage
 from fpsgen.printable import printable, readable
 from fpsgen.tables import Column, Table
+
+if TYPE_CHECKING:
+    from fpsgen.weights.cached import Cached
 
 Format = Literal["original", "diffusers"]  # as weights.layout has it, which loads more than a help needs
 
@@ -45,49 +47,46 @@ def show(context: typer.Context, json: bool = False) -> None:
 def list_models(json: bool = False) -> None:
     """List the models that fpsgen knows, and which of them are on this disk."""
     out = Output(json)
-    entries = list(listed())
-    if json:
-        out.result("", {"models": entries})
-        return
-    state, size = Column("state", prose=True), Column("size", right=True)
-    table = Table(columns=[Column("model"), Column("format", spare=2), state, size, Column("where", spare=1)])
-    for entry in entries:
-        table.row(entry["name"], entry["format"], *state_and_size(entry), where(entry))
-    out.show(table)
-
-
-def state_and_size(entry: dict) -> tuple[str, str]:
-    """How much of a model is here, and its size on disk or on the way, each where it is known."""
-    from fpsgen.weights import hub
-
-    if entry["bytes"] is not None:
-        return entry["state"], readable(entry["bytes"])
-    if entry["state"] == "not here":
-        return entry["state"], f"about {hub.DOWNLOAD_GB[entry['repository']]} GB"
-    if entry["lacking"]:
-        missing = f"{len(entry['lacking'])} of {entry['files']} files, {readable(entry['absent_bytes'])} missing"
-        return f"incomplete: {missing}", ""
-    return entry["state"], ""
-
-
-def where(entry: dict) -> str:
-    """The folder or the hub id; where neither explains the state, what is wrong."""
-    if entry["why"] and not entry["lacking"]:
-        return entry["why"]
-    return printable(entry["folder"] or entry["repository"]) if entry["repository"] else "comes with fpsgen"
-
-
-def listed() -> Iterator[dict]:
-    """What the list says of each model, the pocket first. bytes: on disk, where it is whole; absent_bytes: to be
-    fetched, where that is known."""
     from fpsgen.weights import hub, models
 
     pocket = models.find(models.POCKET)
     built_in = hub.Cached("", "here", pocket.folder, pocket.checkpoint)
-    for name, form, cached in ((pocket.name, pocket.checkpoint.format, built_in), *hub.known(), *hub.others()):
-        entry = {key: value for key, value in vars(cached).items() if key not in ("checkpoint", "hint")}
-        entry |= {"name": name, "format": form, "bytes": cached.checkpoint.bytes if cached.checkpoint else None}
-        yield entry | {"repository": cached.repository or None, "folder": cached.folder and str(cached.folder)}
+    found = [(pocket.name, pocket.checkpoint.format, built_in), *hub.known(), *hub.others()]
+    if json:
+        out.result("", {"models": [{"name": name, "format": form, **as_dict(cached)} for name, form, cached in found]})
+        return
+    state, size = Column("state", prose=True), Column("size", right=True)
+    table = Table(columns=[Column("model"), Column("format", spare=2), state, size, Column("where", spare=1)])
+    for name, form, cached in found:
+        table.row(name, form, *state_and_size(cached), where(cached))
+    out.show(table)
+
+
+def as_dict(cached: Cached) -> dict[str, Any]:
+    """For JSON."""
+    kept = {key: getattr(cached, key) for key in ("state", "files", "lacking", "absent_bytes", "why", "bytes")}
+    return kept | {"repository": cached.repository or None, "folder": cached.folder and str(cached.folder)}
+
+
+def state_and_size(cached: Cached) -> tuple[str, str]:
+    """How much of a model is here, and its size on disk or on the way, each where it is known."""
+    from fpsgen.weights import hub
+
+    if cached.bytes is not None:
+        return cached.state, readable(cached.bytes)
+    if cached.state == "not here":
+        return cached.state, f"about {hub.DOWNLOAD_GB[cached.repository]} GB"
+    if cached.lacking:
+        absent = readable(cached.absent_bytes or 0)
+        return f"incomplete: {len(cached.lacking)} of {cached.files} files, {absent} missing", ""
+    return cached.state, ""
+
+
+def where(cached: Cached) -> str:
+    """The folder or the hub id; where neither explains the state, what is wrong."""
+    if cached.why and not cached.lacking:
+        return cached.why
+    return printable(cached.folder or cached.repository) if cached.repository else "comes with fpsgen"
 
 
 @app.command(epilog="fpsgen models pull 1.3b --dry-run\nfpsgen models pull 14b")

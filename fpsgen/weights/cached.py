@@ -65,6 +65,11 @@ class Cached:
     why: str | None = None
     hint: str | None = None
 
+    @property
+    def bytes(self) -> int | None:
+        """On disk, of a whole model."""
+        return self.checkpoint.bytes if self.checkpoint else None
+
 
 def place(repository: str) -> Path:
     """The folder of a repository in the cache, there or not."""

@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 from fpsgen import doctor
 from fpsgen.attention import door, hopper
 from fpsgen.cli import app
+from fpsgen.doctor import checks, trials
 from fpsgen.kernels import cache, nvrtc
 from fpsgen.weights import hub
 from tests.kernels import host
@@ -45,8 +46,7 @@ def no_card(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def no_compilation(no_card: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nor a trial of the compiler, which takes seconds."""
-    skipped = {"kernel": doctor.TRIAL_KERNEL, "state": "skipped", "why": "for a test"}
-    monkeypatch.setitem(doctor.CHECKS, "compile", lambda: skipped)
+    monkeypatch.setitem(doctor.CHECKS, "compile", lambda: trials.TrialCompile(state="skipped", why="for a test"))
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def card(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: about)
     monkeypatch.setattr("fpsgen.machine.free_bytes", lambda device: 84_000_000_000)
-    monkeypatch.setattr(doctor, "best_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr("fpsgen.machine.best_device", lambda: torch.device("cpu"))
     monkeypatch.setattr(nvrtc, "driver_version", lambda: (13, 0))
     monkeypatch.setattr(hopper, "why_not_here", lambda device: None)
 
@@ -268,8 +268,8 @@ def test_a_torch_that_cannot_be_imported_is_the_one_finding(monkeypatch: pytest.
 
 
 def test_a_missing_library_names_the_command(no_card: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    _, command = doctor._PARTS["transformers"]
-    monkeypatch.setitem(doctor._PARTS, "transformers", (lambda: None, command))
+    _, command = checks.PARTS["transformers"]
+    monkeypatch.setitem(checks.PARTS, "transformers", (lambda: None, command))
     verdict = report_of(code=1)["verdict"]
     assert verdict["problems"] == ["transformers is not installed"]
     assert verdict["next"] == "pip install transformers"
@@ -280,7 +280,7 @@ def test_on_a_card_the_kernels_are_tried(card: None) -> None:
         report = report_of()
     assert report["launch"]["state"] == "ok"
     assert report["launch"]["errors"].keys() == {"fp8", "int8"}
-    assert all(error <= doctor.LARGEST_ERROR for error in report["launch"]["errors"].values())
+    assert all(error <= trials.LARGEST_ERROR for error in report["launch"]["errors"].values())
     assert report["gpus"]["devices"][0]["capability"] == "9.0"
     assert report["verdict"]["can"] == "NVIDIA H100: Hopper kernels ready."
     assert report["verdict"]["next"] == "fpsgen models pull 1.3b"
@@ -289,7 +289,7 @@ def test_on_a_card_the_kernels_are_tried(card: None) -> None:
 
 
 def test_kernels_that_fail_are_told_beside_a_missing_library(card: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(doctor._PARTS, "diffusers", (lambda: None, doctor._PARTS["diffusers"][1]))
+    monkeypatch.setitem(checks.PARTS, "diffusers", (lambda: None, checks.PARTS["diffusers"][1]))
     monkeypatch.setattr(hopper, "attention", lambda q, k, v, *rest: v)
     missing, failing = report_of(code=1)["verdict"]["problems"]
     assert missing == "diffusers is not installed"
@@ -316,7 +316,7 @@ def test_a_card_that_computes_nonsense_is_a_fault(card: None, monkeypatch: pytes
 
 def test_a_card_without_cupy_is_told_how_to_get_it(card: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hopper, "why_not_here", lambda device: "it needs CuPy")
-    monkeypatch.setitem(doctor._PARTS, "cupy", (lambda: None, 'pip install "fpsgen[cuda13]"'))
+    monkeypatch.setitem(checks.PARTS, "cupy", (lambda: None, 'pip install "fpsgen[cuda13]"'))
     monkeypatch.setattr(torch.version, "cuda", "12.8")
     verdict = report_of()["verdict"]
     assert verdict["can"] == "NVIDIA H100: Wan2.1 runs. The hopper backend would run too, but it needs CuPy."
@@ -325,9 +325,9 @@ def test_a_card_without_cupy_is_told_how_to_get_it(card: None, monkeypatch: pyte
 
 def test_why_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.version, "cuda", None)
-    assert doctor.why_no_gpu(None) == "this torch was built without CUDA"
-    assert doctor.why_no_gpu("13.0") == "this torch was built without CUDA, though there is an NVIDIA driver"
+    assert checks.why_no_gpu(None) == "this torch was built without CUDA"
+    assert checks.why_no_gpu("13.0") == "this torch was built without CUDA, though there is an NVIDIA driver"
     monkeypatch.setattr(torch.version, "cuda", "13.0")
-    assert doctor.why_no_gpu(None) == "there is no NVIDIA driver"
+    assert checks.why_no_gpu(None) == "there is no NVIDIA driver"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert "CUDA_VISIBLE_DEVICES=''" in doctor.why_no_gpu("13.0")
+    assert "CUDA_VISIBLE_DEVICES=''" in checks.why_no_gpu("13.0")

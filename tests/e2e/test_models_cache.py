@@ -16,6 +16,7 @@ import pytest
 from typer.testing import CliRunner
 
 from fpsgen import doctor
+from fpsgen.doctor import checks, trials
 from fpsgen.errors import ModelError
 from fpsgen.weights import hub
 from fpsgen.weights import models as by_name
@@ -258,10 +259,12 @@ def test_a_locked_download_is_named_and_not_offered_again(
 
 def test_doctor_does_not_offer_what_lies_there(snapshot: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Locked(monkeypatch, snapshot)
-    (found,) = doctor.model_cache()["models"]
-    assert (found["state"], found["whole"]) == ("unreadable", False)
-    report: dict = {"gpus": {"devices": [{"name": "a card", "capability": "8.0"}]}, "launch": {}, "versions": {}}
-    assert doctor.ability({**report, "model_cache": {"models": [found]}})[1] == "fpsgen models check 1.3b"
+    models = checks.model_cache()
+    (found,) = models.models
+    assert (found.state, found.whole) == ("unreadable", False)
+    gpus = checks.Gpus([checks.Gpu(0, "a card", "8.0", 0, 0, 1)])
+    _, following = doctor.ability(checks.Versions(), gpus, models, trials.TrialLaunch())
+    assert following == "fpsgen models check 1.3b"
 
 
 def test_looking_at_models_imports_no_torch(snapshot: Path, tmp_path: Path) -> None:
