@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -45,45 +45,54 @@ def bare(context: typer.Context, json: bool = False) -> None:
 @app.command("list", epilog="fpsgen kernels list --json")
 def list_kernels(json: bool = False) -> None:
     """List the kernels, and which of them are compiled."""
-    out = Output(json)
-    report = listed()
-    for note in report["notes"]:
-        out.note(note)
-    if json:
-        out.result("", report)
-        return
-    state = [Column("compiled"), Column("size", right=True, spare=1)] if report["nvrtc"] else []
-    formats = Column("formats", prose=True, spare=3)  # the name has them
-    table = Table(columns=[Column("kernel"), formats, Column("for", spare=2), *state])
-    for entry in report["kernels"]:
-        cells = "yes" if entry["compiled"] else "no", readable(entry["bytes"]) if entry["compiled"] else ""
-        table.row(entry["name"], entry["about"], entry["architecture"], *cells[: len(state)])
-    out.show(table)
-    out.line(f"compiled kernels are kept in {report['folder']}", copied=True)
-    if (stale := report["stale"]) and stale["count"]:
-        from_where = "left over from other sources or compilers"
-        out.line(f"stale: {amount(stale)}, {from_where}; remove: fpsgen kernels clear --stale")
-
-
-def listed() -> dict:
-    """What the list says. compiled and stale are None if that cannot be known, and notes say why."""
     from fpsgen.kernels import cache, listing, nvrtc
 
-    report: dict = {"folder": str(cache.folder()), "nvrtc": None, "kernels": [], "stale": None, "notes": []}
+    out, version, stale, notes = Output(json), None, None, []
     try:
-        report["nvrtc"] = "{}.{}".format(*nvrtc.version())
-        report["stale"] = counts(listing.stale(cache.contents()))
+        version = "{}.{}".format(*nvrtc.version())
+        stale = counts(listing.stale(cache.contents()))
     except nvrtc.NoCompilerError as missing:
         unknown = "so fpsgen cannot tell which kernels are compiled; they run only on an NVIDIA GPU"
-        report["notes"].append(f"{missing}, {unknown}: {missing.marked_hint}")
+        notes.append(f"{missing}, {unknown}: {missing.marked_hint}")
     except OSError as fault:
-        report["notes"].append(f"{cache.folder()} cannot be read: {fault.strerror or fault}")
-    for named in listing.KERNELS.values():
-        built = cache.find(named.kernel) if report["nvrtc"] else None
-        compiled = built is not None if report["nvrtc"] else None
-        state = {"compiled": compiled, "bytes": built and built.size, "path": built and str(built.cubin)}
-        report["kernels"].append(facts(named) | state)
-    return report
+        notes.append(f"{cache.folder()} cannot be read: {fault.strerror or fault}")
+    for note in notes:
+        out.note(note)
+    kernels = [(named, cache.find(named.kernel) if version else None) for named in listing.KERNELS.values()]
+    if json:
+        told = []
+        for named, built in kernels:
+            state = {"bytes": built and built.size, "path": built and str(built.cubin)}
+            told.append({**facts(named), "compiled": built is not None if version else None, **state})
+        where = {"folder": str(cache.folder()), "nvrtc": version}
+        out.result("", {**where, "kernels": told, "stale": stale and asdict(stale), "notes": notes})
+        return
+    columns = [Column("compiled"), Column("size", right=True, spare=1)] if version else []
+    formats = Column("formats", prose=True, spare=3)  # the name has them
+    table = Table(columns=[Column("kernel"), formats, Column("for", spare=2), *columns])
+    for named, built in kernels:
+        cells = ("yes", readable(built.size)) if built else ("no", "")
+        table.row(named.name, named.about, named.kernel.architecture, *cells[: len(columns)])
+    out.show(table)
+    out.line(f"compiled kernels are kept in {cache.folder()}", copied=True)
+    if stale and stale.count:
+        out.line(f"stale: {stale}, left over from other sources or compilers; remove: fpsgen kernels clear --stale")
+
+
+@dataclass(frozen=True)
+class HeldCounts:
+    """How many kernels are held, and their bytes."""
+
+    count: int
+    bytes: int
+
+    def __str__(self) -> str:
+        return f"{counted(self.count, 'compiled kernel')}, {readable(self.bytes)}"
+
+
+def counts(held: dict[str, Held]) -> HeldCounts:
+    """A lock without a kernel is none."""
+    return HeldCounts(sum(bool(own.folders) for own in held.values()), sum(own.size for own in held.values()))
 
 
 @app.command(epilog="fpsgen kernels build\nfpsgen kernels build attention-fp8-fp16 prologue-fp8-fp16")
@@ -91,7 +100,7 @@ def build(names: list[str] | None = None, json: bool = False) -> None:
     """Compile the kernels that are not compiled yet, so that no video has to wait for them."""
     from fpsgen.kernels import cache, listing
 
-    out, entries, notes = Output(json), [], []
+    out, entries, notes, fresh = Output(json), [], [], 0
     wanted = list(dict.fromkeys(listing.find(name) for name in names or listing.KERNELS))
     width = max(len(named.name) for named in wanted) + 2
     for named in wanted:
@@ -105,8 +114,8 @@ def build(names: list[str] | None = None, json: bool = False) -> None:
         how = f"{seconds:.2f} s" if built.fresh else "from the cache"
         registers = ", ".join(str(used.registers) for used in built.functions.values())
         out.line(f"{named.name:{width}}{how:16}{registers} registers")
+        fresh += built.fresh
         entries.append({**report_of(named, built), "fresh": built.fresh, "seconds": round(seconds, 3)})
-    fresh = sum(entry["fresh"] for entry in entries)
     kept = f"kept in {cache.folder()}" if not notes else f"{len(notes)} of {len(entries)} could not be kept"
     out.result(f"{fresh} compiled, {len(entries) - fresh} from the cache; {kept}", {"kernels": entries})
     if notes:  # what was asked for is not there when the next command wants it
@@ -144,9 +153,8 @@ def clear(stale: bool = False, json: bool = False) -> None:
         many = f"{len(faults)} of {len(faults) + len(removed)}"
         raise UsageError(f"{many} kernels cannot be removed from {folder}: {faults[0]}", hint=_FOLDER_HINT)
     gone = counts(removed)
-    line = f"removed {amount(gone)}, from {folder}" if gone["count"] else f"nothing to remove in {folder}"
-    numbers = {"removed": gone["count"], "bytes": gone["bytes"]}
-    out.result(line, {"folder": str(folder), **numbers, "building": building})
+    line = f"removed {gone}, from {folder}" if gone.count else f"nothing to remove in {folder}"
+    out.result(line, {"folder": str(folder), "removed": gone.count, "bytes": gone.bytes, "building": building})
 
 
 @app.command(epilog="fpsgen kernels show attention-fp8-fp16")
@@ -162,57 +170,49 @@ def show(name: str, json: bool = False) -> None:
     built = cache.build(named.kernel)
     if built.note:
         out.note(built.note)
-    report = report_of(named, built)
-    for function, instructions in sass.tensor_core_instructions(cache.content(built.cubin)).items():
-        report["functions"][function]["tensor_core_instructions"] = instructions
-    report["registers_after_launch"] = listing.redistributed(named.kernel)
+    tensor_cores = sass.tensor_core_instructions(cache.content(built.cubin))
+    after = listing.redistributed(named.kernel)
     if json:
-        out.result("", report)
-    else:
-        draw(out, report)
-
-
-def draw(out: Output, report: dict) -> None:
-    out.line(f"{report['name']}: {report['about']}, for {report['architecture']}")
-    numbers = ("registers", "spilled_bytes", "stack_bytes", "shared_bytes", "barriers")
+        functions = {
+            function: {**asdict(used), "tensor_core_instructions": tensor_cores[function]}
+            for function, used in built.functions.items()
+        }
+        out.result("", report_of(named, built) | {"functions": functions, "registers_after_launch": after})
+        return
+    out.line(f"{named.name}: {named.about}, for {named.kernel.architecture}")
+    numbers = [own.name for own in fields(cache.Resources)]
     columns = [Column(name.removesuffix("_bytes"), right=True, spare=spare) for spare, name in enumerate(numbers)]
     table = Table(columns=[Column("function"), *columns, Column("tensor cores", prose=True)])
-    for function, used in report["functions"].items():
-        tensor = ", ".join(f"{many} {kind}" for kind, many in used["tensor_core_instructions"].items())
-        cells = (f"{used[key]} B" if key.endswith("_bytes") else str(used[key]) for key in numbers)
+    for function, used in built.functions.items():
+        tensor = ", ".join(f"{many} {kind}" for kind, many in tensor_cores[function].items())
+        cells = (f"{getattr(used, name)}{' B' if name.endswith('_bytes') else ''}" for name in numbers)
         table.row(function, *cells, tensor or "none")
     out.show(table)
-    if after := report["registers_after_launch"]:
-        given = f"{after['consumer']} to consumers, {after['producer']} to the producer"
-        out.line(f"registers  as launched; setmaxnreg then gives {given}")
-    out.line(f"block      {report['threads']} threads, {report['shared_bytes']} bytes of dynamic shared memory")
-    out.line(f"options    {' '.join(report['options'])}", copied=True)
-    out.line(f"cubin      {report['path'] or 'not kept'} ({readable(report['bytes'])})", copied=True)
+    if after:
+        consumers, producer = after.values()
+        out.line(f"registers  as launched; setmaxnreg then gives {consumers} to consumers, {producer} to the producer")
+    shared = f"{named.kernel.shared_bytes} bytes of dynamic shared memory"
+    out.line(f"block      {named.kernel.THREADS} threads, {shared}")
+    out.line(f"options    {' '.join(built.options)}", copied=True)
+    out.line(f"cubin      {'not kept' if built.note else built.cubin} ({readable(built.size)})", copied=True)
 
 
-def facts(named: Named) -> dict:
+def facts(named: Named) -> dict[str, Any]:
+    """What JSON has of any kernel."""
     return {"name": named.name, "about": named.about, "architecture": named.kernel.architecture}
 
 
-def report_of(named: Named, built: Built) -> dict:
-    """All about a compiled kernel. Sizes are in bytes: shared_bytes is dynamic here, and static in a function."""
+def report_of(named: Named, built: Built) -> dict[str, Any]:
+    """What JSON has of a compiled kernel. Sizes are in bytes: shared_bytes is dynamic here, and static in a function.
+    path: none where the cubin goes with this process."""
     return {
         **facts(named),
         "source": f"{built.name}.cu",
-        "options": list(built.options),
+        "options": built.options,
         "threads": named.kernel.THREADS,
         "shared_bytes": named.kernel.shared_bytes,
         "functions": {function: asdict(used) for function, used in built.functions.items()},
-        "path": None if built.note else str(built.cubin),  # else it goes with this process
+        "path": None if built.note else str(built.cubin),
         "bytes": built.size,
         "note": built.note,
     }
-
-
-def counts(held: dict[str, Held]) -> dict[str, int]:
-    """How many kernels are held, and their bytes; a lock without a kernel is none."""
-    return {"count": sum(bool(own.folders) for own in held.values()), "bytes": sum(own.size for own in held.values())}
-
-
-def amount(held: dict[str, int]) -> str:
-    return f"{counted(held['count'], 'compiled kernel')}, {readable(held['bytes'])}"
