@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
@@ -50,15 +49,8 @@ class Candidates:
         """float64 [precisions, windows]; infinite for what cannot be had."""
         import torch
 
-        return torch.tensor([[self._cost(*each) for each in row] for row in self._choices], dtype=torch.float64)
-
-    @property
-    def least_cost(self) -> float:
-        return min(self._cost(*each) for row in self._choices for each in row)
-
-    @property
-    def _choices(self) -> Iterator[list[tuple[Precision, int]]]:
-        return ([(precision, window) for window in range(len(self.windows))] for precision in PRECISIONS)
+        every = [[self._cost(precision, window) for window in range(len(self.windows))] for precision in PRECISIONS]
+        return torch.tensor(every, dtype=torch.float64)
 
     def _cost(self, precision: Precision, window: int) -> float:
         if precision == "bf16" and self.windows[window] != self.tiles.counts:

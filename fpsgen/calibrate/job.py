@@ -6,21 +6,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from statistics import fmean
-from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
 
 from fpsgen import assets
 from fpsgen.attention.tiles import TileGrid
 from fpsgen.calibrate.budget import Budget
 from fpsgen.calibrate.candidates import Candidates
+from fpsgen.calibrate.solve import Problem
 from fpsgen.presets import Phase, Preset, cost
 from fpsgen.settings import Settings
 from fpsgen.wan.plan import StepPlan, StepSpan
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from fpsgen.calibrate.solve import Problem
-    from fpsgen.weights.models import Model
+from fpsgen.weights.models import Model
 
 _LEAST_STEPS = 2  # in a phase, where the trajectory has that many
 
@@ -142,10 +140,6 @@ class Job:
 
 def problem(job: Job, errors: Tensor) -> Problem:
     """What is to be solved, with nothing tied. errors: a measurement's."""
-    import torch
-
-    from fpsgen.calibrate.solve import Problem
-
     # The video may have more steps than the measured trajectory: its cost is what a budget is about.
     steps = torch.tensor(job.phase_of_step).bincount(minlength=len(job.phases)).double()
     return Problem(errors, job.candidates.costs, steps / steps.sum())

@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 
 import torch
@@ -46,73 +47,126 @@ class Measurement:
     probed: Tensor
 
 
-def measure(
-    renderer: Renderer, clips: list[Clip], candidates: Candidates, phases: list[StepSpan], effort: Effort, seed: int
-) -> Measurement:
-    """All of it, piece by piece through the renderer's journal."""
-    found: list[Tensor] = []
-    changes: list[Tensor] = []
-    ended: list[Tensor] = []
-    taps = {span.first + (span.steps - 1) // 2: index for index, span in enumerate(phases)}
-    for number, clip in enumerate(clips):
-        name = f"measure{number}"
-        velocities, final, errors = _trajectory(renderer, clip, name, candidates, taps, effort, seed + number)
-        found.append(errors)
-        if number < effort.probed:
-            change = _layer_changes(renderer, clip, name, candidates, taps, effort, velocities)
-            changes.append(change / change.sum(1, keepdim=True).clamp(min=_TINY))
-            ended.append(_phase_errors(renderer, clip, name, candidates, phases, velocities, final))
-    if any(own.isnan().any() for own in (*found, *changes, *ended)):
-        raise not_finite(renderer.transformer.dtype)
-    errors, share = (torch.stack(each).mean(0) for each in (found, changes))
-    probed = torch.stack(ended).mean(0)[:, None] * share
-    precision, window = candidates.probe
-    of_probe = errors[..., precision, window].sum(2).clamp(min=_TINY)  # [phases, layers]
-    return Measurement(errors * (probed / of_probe)[:, :, None, None, None], probed)
+@dataclass(frozen=True)
+class Measuring:
+    """What is measured, piece by piece through the renderer's journal; `measure` runs it all."""
+
+    renderer: Renderer
+    candidates: Candidates
+    phases: list[StepSpan]
+    effort: Effort
+
+    @cached_property
+    def taps(self) -> dict[int, int]:
+        """The step of each phase that is looked into, and the phase."""
+        return {span.first + (span.steps - 1) // 2: index for index, span in enumerate(self.phases)}
+
+    def measure(self, clips: list[Clip], seed: int) -> Measurement:
+        found: list[Tensor] = []
+        changes: list[Tensor] = []
+        ended: list[Tensor] = []
+        for number, clip in enumerate(clips):
+            name = f"measure{number}"
+            velocities, final, errors = self._trajectory(clip, name, seed + number)
+            found.append(errors)
+            if number < self.effort.probed:
+                change = self._layer_changes(clip, name, velocities)
+                changes.append(change / change.sum(1, keepdim=True).clamp(min=_TINY))
+                ended.append(self._phase_errors(clip, name, velocities, final))
+        if any(own.isnan().any() for own in (*found, *changes, *ended)):
+            raise not_finite(self.renderer.transformer.dtype)
+        errors, share = (torch.stack(each).mean(0) for each in (found, changes))
+        probed = torch.stack(ended).mean(0)[:, None] * share
+        precision, window = self.candidates.probe
+        of_probe = errors[..., precision, window].sum(2).clamp(min=_TINY)  # [phases, layers]
+        return Measurement(errors * (probed / of_probe)[:, :, None, None, None], probed)
+
+    def _trajectory(self, clip: Clip, name: str, seed: int) -> tuple[list[Tensor], Tensor, Tensor]:
+        """Dense velocities and final latents, and local errors [phases, layers, heads, precisions, windows]."""
+        renderer, found = self.renderer, {}
+
+        def look(step: int, latents: Tensor) -> Tensor | None:
+            if step not in self.taps:
+                return None
+            velocity, errors = self._tapped(clip, latents, step, seed * 1000 + step)
+            renderer.journal.put(f"{name}-local{step}", errors=errors)  # ahead of the step's own piece
+            found[self.taps[step]] = errors
+            renderer.watch(Done(self.effort.look))
+            return velocity
+
+        velocities, final = renderer.render(clip, name, [renderer.dense] * self.effort.steps, look=look)
+        for step, latents in renderer.replay(clip, velocities):
+            if step not in self.taps or self.taps[step] in found:
+                continue
+            if (kept := renderer.journal.get(f"{name}-local{step}")) is not None:
+                found[self.taps[step]] = kept["errors"]
+                renderer.watch(Done(self.effort.look))
+            else:  # a piece was lost, whose step was not
+                look(step, latents)
+        return velocities, final, torch.stack([found[phase] for phase in range(len(self.taps))])
+
+    def _tapped(self, clip: Clip, latents: Tensor, step: int, seed: int) -> tuple[Tensor, Tensor]:
+        """The velocity at one step, and local errors [layers, heads, precisions, windows]."""
+        renderer, rng = self.renderer, torch.Generator().manual_seed(seed % 2**63)
+        layers, count = renderer.transformer.config.num_layers, len(self.candidates.tiles.valid)
+        picked = [torch.randperm(count, generator=rng)[: self.effort.tiles] for _ in range(layers)]
+        sums: list[list[Tensor]] = [[] for _ in range(layers)]
+
+        def see(layer: int, q: Tensor, k: Tensor, v: Tensor, gram: Tensor) -> None:
+            sums[layer].append(local.errors(q, k, v, gram, self.candidates, picked[layer]).cpu())
+
+        with tapping(renderer.transformer, see):
+            velocity = renderer.velocity(renderer.denoiser(clip, self.effort.steps), latents, step, renderer.dense)
+        return velocity, torch.stack([torch.stack(own).mean(0).movedim(2, 0) for own in sums])
+
+    def _layer_changes(self, clip: Clip, name: str, velocities: list[Tensor]) -> Tensor:
+        """float64 [phases, layers]: squared change of the guided velocity by the probe plan in one layer. What was not
+        probed is interpolated between layers, in logarithms."""
+        renderer, config, effort = self.renderer, self.renderer.transformer.config, self.effort
+        layers, probe = config.num_layers, self.candidates.probe_plan(config.num_heads)
+        probed = sorted({round(i * (layers - 1) / max(1, effort.layers - 1)) for i in range(effort.layers)})
+        changes = torch.zeros(len(self.taps), layers, dtype=torch.float64)
+        denoiser = renderer.denoiser(clip, effort.steps)
+        for step, latents in renderer.replay(clip, velocities):
+            for layer in probed if step in self.taps else ():
+                piece = f"{name}-layer{layer}-{step}"
+                if (kept := renderer.journal.get(piece)) is None:
+                    plans = list(renderer.dense.attention)
+                    plans[layer] = probe
+                    velocity = renderer.velocity(denoiser, latents, step, StepPlan(tuple(plans))).cpu()
+                    change = (velocity - velocities[step]).double().square().sum()
+                    kept = renderer.journal.put(piece, change=change.reshape(1))
+                else:
+                    renderer.watch(Done(1))
+                changes[self.taps[step], layer] = kept["change"][0]
+        return _between(changes, probed)
+
+    def _phase_errors(self, clip: Clip, name: str, velocities: list[Tensor], final: Tensor) -> Tensor:
+        """float64 [phases]: error of the final latents with the probe plan in all layers in all steps of the phase."""
+        renderer, config, found = self.renderer, self.renderer.transformer.config, []
+        probe = StepPlan((self.candidates.probe_plan(config.num_heads),) * config.num_layers)
+        for index, span in enumerate(self.phases):
+            steps = [probe if span.first <= step <= span.last else renderer.dense for step in range(len(velocities))]
+            piece = f"{name}-phase{index}"
+            if (kept := renderer.journal.get(piece)) is None:
+                _, ended = renderer.render(clip, piece, steps, velocities[: span.first])
+                error = torch.tensor([metrics.latent_error(ended, final)], dtype=torch.float64)
+                kept = renderer.journal.put(piece, error=error)
+                renderer.journal.drop(f"{piece}-step")
+            else:
+                renderer.watch(Done(len(velocities) - span.first))
+            found.append(kept["error"])
+        return torch.cat(found)
 
 
-def _trajectory(
-    renderer: Renderer, clip: Clip, name: str, candidates: Candidates, taps: dict[int, int], effort: Effort, seed: int
-) -> tuple[list[Tensor], Tensor, Tensor]:
-    """Dense velocities and final latents, and local errors [phases, layers, heads, precisions, windows]."""
-    found: dict[int, Tensor] = {}
-
-    def look(step: int, latents: Tensor) -> Tensor | None:
-        if step not in taps:
-            return None
-        velocity, errors = _tapped(renderer, clip, latents, step, candidates, effort, seed * 1000 + step)
-        renderer.journal.put(f"{name}-local{step}", errors=errors)  # ahead of the step's own piece
-        found[taps[step]] = errors
-        renderer.watch(Done(effort.look))
-        return velocity
-
-    velocities, final = renderer.render(clip, name, [renderer.dense] * effort.steps, look=look)
-    for step, latents in renderer.replay(clip, velocities):
-        if step not in taps or taps[step] in found:
-            continue
-        if (kept := renderer.journal.get(f"{name}-local{step}")) is not None:
-            found[taps[step]] = kept["errors"]
-            renderer.watch(Done(effort.look))
-        else:  # a piece was lost, whose step was not
-            look(step, latents)
-    return velocities, final, torch.stack([found[phase] for phase in range(len(taps))])
-
-
-def _tapped(
-    renderer: Renderer, clip: Clip, latents: Tensor, step: int, candidates: Candidates, effort: Effort, seed: int
-) -> tuple[Tensor, Tensor]:
-    """The velocity at one step, and local errors [layers, heads, precisions, windows]: a pass that is looked into."""
-    rng = torch.Generator().manual_seed(seed % 2**63)
-    layers, count = renderer.transformer.config.num_layers, len(candidates.tiles.valid)
-    picked = [torch.randperm(count, generator=rng)[: effort.tiles] for _ in range(layers)]
-    sums: list[list[Tensor]] = [[] for _ in range(layers)]
-
-    def see(layer: int, q: Tensor, k: Tensor, v: Tensor, gram: Tensor) -> None:
-        sums[layer].append(local.errors(q, k, v, gram, candidates, picked[layer]).cpu())
-
-    with tapping(renderer.transformer, see):
-        velocity = renderer.velocity(renderer.denoiser(clip, effort.steps), latents, step, renderer.dense)
-    return velocity, torch.stack([torch.stack(own).mean(0).movedim(2, 0) for own in sums])
+def _between(values: Tensor, known: list[int]) -> Tensor:
+    """Columns that are not `known` from those beside them, linear in the logarithm."""
+    logs = values.clamp(min=_TINY).log()
+    for left, right in pairwise(known):
+        for column in range(left + 1, right):
+            share = (column - left) / (right - left)
+            logs[:, column] = (1 - share) * logs[:, left] + share * logs[:, right]
+    return logs.exp()
 
 
 @contextmanager
@@ -150,73 +204,3 @@ def _tap(
         see(number, q, k, v, torch.einsum("ohd,o,ohe->hde", weight, gates[0].square(), weight))
 
     return [block.register_forward_pre_hook(enter), own.register_forward_pre_hook(look)]
-
-
-def _layer_changes(
-    renderer: Renderer,
-    clip: Clip,
-    name: str,
-    candidates: Candidates,
-    taps: dict[int, int],
-    effort: Effort,
-    velocities: list[Tensor],
-) -> Tensor:
-    """float64 [phases, layers]: squared change of the guided velocity by the probe plan in one layer. What was not
-    probed is interpolated between layers, in logarithms."""
-    layers = renderer.transformer.config.num_layers
-    probed = sorted({round(i * (layers - 1) / max(1, effort.layers - 1)) for i in range(effort.layers)})
-    changes = torch.zeros(len(taps), layers, dtype=torch.float64)
-    denoiser, probe = (
-        renderer.denoiser(clip, effort.steps),
-        candidates.probe_plan(renderer.transformer.config.num_heads),
-    )
-    for step, latents in renderer.replay(clip, velocities):
-        for layer in probed if step in taps else ():
-            piece = f"{name}-layer{layer}-{step}"
-            if (kept := renderer.journal.get(piece)) is None:
-                plans = list(renderer.dense.attention)
-                plans[layer] = probe
-                velocity = renderer.velocity(denoiser, latents, step, StepPlan(tuple(plans))).cpu()
-                change = (velocity - velocities[step]).double().square().sum()
-                kept = renderer.journal.put(piece, change=change.reshape(1))
-            else:
-                renderer.watch(Done(1))
-            changes[taps[step], layer] = kept["change"][0]
-    return _between(changes, probed)
-
-
-def _between(values: Tensor, known: list[int]) -> Tensor:
-    """Columns that are not `known` from those beside them, linear in the logarithm."""
-    logs = values.clamp(min=_TINY).log()
-    for left, right in pairwise(known):
-        for column in range(left + 1, right):
-            share = (column - left) / (right - left)
-            logs[:, column] = (1 - share) * logs[:, left] + share * logs[:, right]
-    return logs.exp()
-
-
-def _phase_errors(
-    renderer: Renderer,
-    clip: Clip,
-    name: str,
-    candidates: Candidates,
-    phases: list[StepSpan],
-    velocities: list[Tensor],
-    final: Tensor,
-) -> Tensor:
-    """float64 [phases]: error of the final latents with the probe plan in all layers in all steps of the phase."""
-    config = renderer.transformer.config
-    probe = StepPlan((candidates.probe_plan(config.num_heads),) * config.num_layers)
-    found = []
-    for index, span in enumerate(phases):
-        steps = [probe if span.first <= step <= span.last else renderer.dense for step in range(len(velocities))]
-        piece = f"{name}-phase{index}"
-        if (kept := renderer.journal.get(piece)) is None:
-            _, ended = renderer.render(clip, piece, steps, velocities[: span.first])
-            error = torch.tensor([metrics.latent_error(ended, final)], dtype=torch.float64)
-            kept = renderer.journal.put(piece, error=error)
-            renderer.journal.drop(f"{piece}-step")
-        else:
-            renderer.watch(Done(len(velocities) - span.first))
-        found.append(kept["error"])
-    return torch.cat(found)

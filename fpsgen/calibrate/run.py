@@ -17,7 +17,7 @@ from fpsgen.calibrate import frontier
 from fpsgen.calibrate.budget import Tried
 from fpsgen.calibrate.candidates import PRECISIONS
 from fpsgen.calibrate.job import Job, mean_cost, problem
-from fpsgen.calibrate.measure import Measurement, measure
+from fpsgen.calibrate.measure import Measurement, Measuring
 from fpsgen.calibrate.record import CalibrationRecord, Checked, PhaseSteps
 from fpsgen.calibrate.schedule import to_preset
 from fpsgen.calibrate.solve import Schedule
@@ -53,7 +53,7 @@ def calibrate(job: Job, target: Target, watch: Watch, fresh: bool = False) -> Re
 
     Everything measured is kept, and found again by the next run of the same job, whatever its budget, unless `fresh`.
     """
-    budgets.check_possible(job.budget, job.candidates.least_cost)
+    budgets.check_possible(job.budget, float(job.candidates.costs.min()))
     cache = assets.cache("calibration")
     journals.check(cache)
     watch(Work(job.work))
@@ -72,7 +72,9 @@ def calibrate(job: Job, target: Target, watch: Watch, fresh: bool = False) -> Re
     renderer = Renderer(transformer, job.tiles, job.settings, negative, device, journal, watch)
     watch(Stage("measure"))
     begin = time.perf_counter()
-    measurement = measure(renderer, clips[: job.effort.clips], job.candidates, job.phases, job.effort, job.seed)
+    measurement = Measuring(renderer, job.candidates, job.phases, job.effort).measure(
+        clips[: job.effort.clips], job.seed
+    )
     watch(Stage("verify"))
     between = time.perf_counter()
     vae = load_vae(job.model.checkpoint, device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -47,27 +48,26 @@ class Pieces:
         return self._journal.put(f"{self._name}-step{step}", velocity=velocity)["velocity"]
 
 
+@dataclass(eq=False)
 class Renderer:
     """The transformer with all that a clip needs but its prompt. watch: told of the forwards of both guidance branches
     that were done, 1 for a whole step."""
 
-    def __init__(
-        self,
-        transformer: WanTransformer,
-        tiles: TileGrid,
-        settings: Settings,
-        negative: Tensor,
-        device: torch.device,
-        journal: Journal,
-        watch: Watch,
-    ):
-        self.transformer, self.tiles, self.settings, self.device = transformer, tiles, settings, device
-        self.journal, self.watch, self._negative = journal, watch, negative
-        self.dense = plans.dense(tiles, transformer.config.num_layers)
-        self._together = self._fit()
-        self._denoiser: tuple[str, int, Denoiser] | None = None
+    transformer: WanTransformer
+    tiles: TileGrid
+    settings: Settings
+    negative: Tensor
+    device: torch.device
+    journal: Journal
+    watch: Watch
+    _denoiser: tuple[str, int, Denoiser] | None = None
 
-    def _fit(self) -> bool:
+    @cached_property
+    def dense(self) -> StepPlan:
+        return plans.dense(self.tiles, self.transformer.config.num_layers)
+
+    @cached_property
+    def _together(self) -> bool:
         """Whether both guidance branches run in one batch. What a run began with, the next one does, where it can:
         the last bits depend on it."""
         kept = self.journal.get("together")
@@ -82,7 +82,7 @@ class Renderer:
         if self._denoiser is None or self._denoiser[:2] != (clip.prompt, steps):
             self._denoiser = None  # frees the last one first
             settings = replace(self.settings, steps=steps)
-            texts = [clip.text, self._negative][: settings.branches]
+            texts = [clip.text, self.negative][: settings.branches]
             denoiser = Denoiser(self.transformer, settings, texts, self.device, self._together)
             self._denoiser = clip.prompt, steps, denoiser
         return self._denoiser[2]

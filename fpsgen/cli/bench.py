@@ -104,17 +104,15 @@ def bench(
     named = find_model(model) if random_weights is None else models.absent(random_weights.lower())
     target = find_target(device, dtype)
     chosen = named or choose_model(size, target.device, out)
-    width, height, scale_to = fit(chosen, size, out)
+    settings, scale_to = fit(
+        chosen, size, out, frames=frames, steps=steps, guidance=guidance, shift=shift, solver=solver, sigmas=sigmas
+    )
     default = f"bench-{files.safe_name(chosen.name)}-{files.safe_name(preset)}.json"
     places = places or result_places(default, report, no_report, out)
     from fpsgen.bench import lineup, synthetic
     from fpsgen.bench.compare import CompareJob
     from fpsgen.request import Request
 
-    settings = chosen.defaults.override(
-        width=width, height=height, frames=frames, steps=steps, guidance=guidance, shift=shift, solver=solver,
-        sigmas=sigmas,
-    )  # fmt: skip
     request = Request(text.strip(), settings, seed, Path(), scale_to=scale_to)
     line_up = lineup.resolve(preset, names, request, chosen, target)
     job = CompareJob(line_up, pairs, ["fpsgen", *sys.argv[1:]])

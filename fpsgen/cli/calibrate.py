@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from fpsgen.calibrate.budget import Budget
     from fpsgen.calibrate.job import Job
     from fpsgen.calibrate.run import Result
+    from fpsgen.settings import Settings
     from fpsgen.weights.models import Model
 
 EXAMPLES = """
@@ -83,13 +84,13 @@ def calibrate(
     named = chosen.find_model(model, may_be_absent=dry_run)
     target = chosen.find_target(device, dtype)  # which imports torch: so far, whatever cannot be is told at once
     found = named or chosen.choose_model(size, target.device, out)
-    given = {"frames": frames, "steps": steps, "guidance": guidance, "shift": shift}
+    settings = chosen.settings_of(found, size, frames=frames, steps=steps, guidance=guidance, shift=shift)
     if output is None:
         output = files.free(Path(f"{files.safe_name(found.name)}-calibrated.toml"), ".html")
         if not dry_run:
             check_output(output)
             page = report_place(output, report, no_report)
-    job = make_job(found, size, given, budget, own, (clips, checks), seed, output.name)
+    job = make_job(found, settings, budget, own, (clips, checks), seed, output.name)
     if dry_run:
         tell_estimate(out, job, target.device, target.dtype)
         return
@@ -119,8 +120,7 @@ def budget_of(min_psnr: float | None, max_error: float | None, target_cost: floa
 
 def make_job(
     model: Model,
-    size: tuple[int, int] | None,
-    given: dict,
+    settings: Settings,
     budget: Budget,
     prompts: tuple[str, ...] | None,
     counts: tuple[int | None, int | None],
@@ -131,7 +131,6 @@ def make_job(
     from fpsgen.calibrate.budget import check_possible
     from fpsgen.calibrate.job import Job, defaults, phases_of
 
-    settings = chosen.settings_of(model, size, **given)
     effort, ours = defaults(model.family)
     steps = min(effort.steps, settings.steps)
     clips, checks = counts[0] or effort.clips, counts[1] or effort.checks
@@ -145,7 +144,7 @@ def make_job(
         told += f"; there are {len(prompts)}"
         raise UsageError(told, hint="give more with --prompts FILE, or ask for fewer with --clips and --checks")
     job = Job(model, settings, effort, budget, prompts, seed, printable(name))
-    check_possible(budget, job.candidates.least_cost)
+    check_possible(budget, float(job.candidates.costs.min()))
     return job
 
 

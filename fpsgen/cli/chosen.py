@@ -111,17 +111,15 @@ def choose_model(size: Size | None, device: torch.device, out: Output, timings: 
     return model
 
 
-def fit(model: Model, size: Size | None, out: Output) -> tuple[int, int, Size | None]:
-    """Width and height to render, and the size to scale to where the model cannot render what was asked for."""
-    own = (model.defaults.width, model.defaults.height)
-    if size is None or size == own:
-        return *own, None
-    if model.pocket is None:
-        sizes.check_model_size(*size)
-        return *size, None
+def fit(model: Model, size: Size | None, out: Output, **given: Any) -> tuple[Settings, Size | None]:
+    """The model's settings, but for what was given, and the size to scale to where it cannot render `size`."""
+    own = model.defaults
+    if model.pocket is None or size in (None, (own.width, own.height)):
+        return settings_of(model, size, **given), None
+    assert size is not None
     sizes.check_scaled_size(*size)
-    out.note(f"the pocket model renders {own[0]}x{own[1]}; its pixels are scaled to {size[0]}x{size[1]}")
-    return *own, size
+    out.note(f"the pocket model renders {own.size}; its pixels are scaled to {size[0]}x{size[1]}")
+    return own.override(**given), size
 
 
 def settings_of(model: Model, size: Size | None, **given: Any) -> Settings:

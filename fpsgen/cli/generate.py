@@ -102,15 +102,14 @@ def generate(
 
         machine.settle()
         found = named_model or chosen.choose_model(size, target.device, out, timings)
-    width, height, scale_to = chosen.fit(found, size, out)
-    if found.pocket and size is None:
-        scale_to = width * ENLARGED, height * ENLARGED
-    settings = found.defaults.override(
-        width=width, height=height, frames=frames, steps=steps, guidance=guidance, shift=shift, negative=negative,
-        solver=solver, sigmas=sigmas,
+    settings, scale_to = chosen.fit(
+        found, size, out, frames=frames, steps=steps, guidance=guidance, shift=shift, negative=negative, solver=solver,
+        sigmas=sigmas,
     )  # fmt: skip
+    if found.pocket and size is None:
+        scale_to = settings.width * ENLARGED, settings.height * ENLARGED
     if named is None and wanted is not None:
-        named = shipped.of_grade(wanted, found.family, width, height)
+        named = shipped.of_grade(wanted, found.family, settings.width, settings.height)
     if named is not None:
         with preferences.using("preset", preset):
             named.check_family(found.family)

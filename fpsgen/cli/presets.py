@@ -52,9 +52,8 @@ def chosen(
     key = model if model is not None else (preset and preset.model) or _ANY
     subject = models.absent(key.lower()) if key.lower() in FAMILIES else models.find(key)
     wanted = size if size or subject.pocket or preset is None else shipped.size_of(preset)
-    width, height, _ = fit(subject, wanted, out)
-    settings = subject.defaults.override(width=width, height=height, **given)
-    return preset or shipped.of_grade(str(name), subject.family, width, height), subject, settings
+    settings, _ = fit(subject, wanted, out, **given)
+    return preset or shipped.of_grade(str(name), subject.family, settings.width, settings.height), subject, settings
 
 
 @app.callback(invoke_without_command=True)

@@ -318,13 +318,12 @@ def from_dict(told: Mapping[str, Any]) -> Preset:
     """The preset that `as_dict` told of, but for its model and its author's sentence; UsageError where it is none."""
 
     def entry(said: Mapping[str, Any]) -> dict[str, Any]:
+        """A phase or layers of one, as the file has them."""
         found = {key: value for key, value in said.items() if value is not None}
-        return found if {"window", "density", "heads"} & found.keys() else found | {"window": "dense"}
+        found |= {"layers": [*map(entry, found["layers"])]} if "layers" in found else {}
+        return found if set(_CHOICE) & found.keys() else found | {"window": "dense"}
 
-    phases = [entry(phase) for phase in told["phases"]]
-    for phase in phases:
-        if "layers" in phase:
-            phase["layers"] = [entry(own) for own in phase["layers"]]
+    phases = [*map(entry, told["phases"])]
     rest = {key: told[key] for key in ("tile", "windows", "measured") if told.get(key)}
     try:
         return _preset({"format": FORMAT, "phase": phases, **rest}, told["name"], Lines(""))

@@ -16,7 +16,7 @@ from fpsgen.attention.plan import AttentionPlan
 from fpsgen.calibrate import local, trajectory
 from fpsgen.calibrate.candidates import Candidates
 from fpsgen.calibrate.job import spans
-from fpsgen.calibrate.measure import Measurement, measure, tapping
+from fpsgen.calibrate.measure import Measurement, Measuring, tapping
 from fpsgen.calibrate.trajectory import Clip, Renderer
 from fpsgen.errors import RenderError
 from fpsgen.wan.plan import StepPlan
@@ -41,7 +41,7 @@ def forward(transformer: WanTransformer, plans: list[AttentionPlan]) -> Tensor:
 
 
 def taken(renderer: Renderer, effort: object = EFFORT, seed: int = 0) -> Measurement:
-    return measure(renderer, clips(EFFORT.clips), CANDIDATES, PHASES, effort, seed)  # type: ignore[arg-type]
+    return Measuring(renderer, CANDIDATES, PHASES, effort).measure(clips(EFFORT.clips), seed)  # type: ignore[arg-type]
 
 
 def hooks(transformer: WanTransformer) -> int:
@@ -169,7 +169,7 @@ def test_the_table_is_phase_times_layer_times_local(tmp_path: Path, monkeypatch:
     effort = replace(EFFORT, clips=2, probed=2, steps=6, layers=3, tiles=len(TILES.valid))
     renderer = small_renderer(tmp_path, layers=3)
     phases = spans(replace(VIDEO, steps=6), 2)
-    found = measure(renderer, clips(2), CANDIDATES, phases, effort, seed=0)
+    found = Measuring(renderer, CANDIDATES, phases, effort).measure(clips(2), seed=0)
     taps = {1: range(3), 4: range(3, 6)}
     changes, ended, local_ = (
         torch.stack(x) for x in zip(*(clip_by_hand(renderer, clip, taps) for clip in clips(2)), strict=True)
@@ -190,7 +190,7 @@ def test_every_look_is_at_other_tiles(tmp_path: Path, monkeypatch: pytest.Monkey
     picks: list[tuple[int, ...]] = []
     real = local.errors
     monkeypatch.setattr(local, "errors", lambda *args: picks.append(tuple(args[-1].tolist())) or real(*args))
-    measure(small_renderer(tmp_path), clips(2), CANDIDATES, PHASES, replace(EFFORT, clips=2), seed=0)
+    Measuring(small_renderer(tmp_path), CANDIDATES, PHASES, replace(EFFORT, clips=2)).measure(clips(2), seed=0)
     assert len(set(picks)) == len(picks) == 2 * 2 * 2
 
 
