@@ -77,17 +77,17 @@ def list_presets(json: bool = False) -> None:
     entries = [(preset, shipped.size_of(preset), account(*chosen(preset, None, None, out))) for preset in found]
     if json:
         told = []
-        for preset, size, own in entries:
-            numbers = {"density": own.total.density, "cost": own.total.cost, "at": own.video}
+        for preset, size, whole in entries:
+            numbers = {"density": whole.total.density, "cost": whole.total.cost, "at": whole.video}
             told.append({**facts(preset), "size": size and times(size), **numbers})
         out.result("", {"presets": told})
         return
     columns = Column("phases", right=True, spare=3), Column("density", right=True, spare=1), Column("cost", right=True)
     words = Column("preset"), Column("model", spare=2), Column("size", spare=1)
     table = Table(columns=[*words, *columns, Column("quality")])
-    for preset, size, own in entries:
+    for preset, size, whole in entries:
         cells = preset.name, preset.model or "any", times(size) if size else "any", str(len(preset.phases))
-        table.row(*cells, f"{own.total.density:.2f}", f"{own.total.cost:.2f}", quality(preset))
+        table.row(*cells, f"{whole.total.density:.2f}", f"{whole.total.cost:.2f}", quality(preset))
     out.show(table)
     out.line(f"density, cost: averages over the model's default steps ({_ANY}'s if a preset is for any model)")
     out.line("cost: that of attention, modelled for an H100; dense bf16 attention has cost 1")

@@ -60,16 +60,16 @@ def examine(strict: bool = False) -> dict[str, Any]:
 
 
 def verdict(report: dict[str, Any]) -> Verdict:
-    def found(default: T) -> T:
+    def finding(default: T) -> T:
         """What the check of this kind found, the default where it failed."""
-        return next((own for own in report.values() if isinstance(own, type(default))), default)
+        return next((each for each in report.values() if isinstance(each, type(default))), default)
 
-    versions, kernels, models = found(Versions()), found(KernelCache()), found(ModelCache())
-    compiled, launched = found(TrialCompile()), found(TrialLaunch())
+    versions, kernels, models = finding(Versions()), finding(KernelCache()), finding(ModelCache())
+    compiled, launched = finding(TrialCompile()), finding(TrialLaunch())
     problems = [f"{name} is not installed" for name in REQUIRED if name in versions.absent]
     problems += [f"{name} cannot be used: {versions.faults[name]}" for name in REQUIRED if name in versions.faults]
     if not problems:  # else these may follow from it
-        failed = ((name, own.fault) for name, own in report.items() if isinstance(own, Failed))
+        failed = ((name, each.fault) for name, each in report.items() if isinstance(each, Failed))
         problems += [f"the check of {name} failed: {fault}" for name, fault in failed]
         problems += [] if models.pocket else ["the pocket model inside the package is damaged"]
     problems += [f"kernels do not compile: {compiled.why}"] if compiled.state == "failed" else []
@@ -77,7 +77,7 @@ def verdict(report: dict[str, Any]) -> Verdict:
     warnings = []
     if kernels.why_not:
         warnings = [f"{kernels.folder} cannot be used ({kernels.why_not}): every command compiles its kernels again"]
-    can, following = ability(versions, found(Gpus()), models, launched)
+    can, following = ability(versions, finding(Gpus()), models, launched)
     if problems:
         following = f"fpsgen {option('debug')} doctor, and report what it says"
         if compiled.state == "failed":

@@ -234,6 +234,8 @@ def kernel_cache() -> KernelCache:
 
 @dataclass(frozen=True)
 class WorkFolder:
+    """What one kind of work (`of`) keeps."""
+
     of: str
     folder: str
     bytes: int
