@@ -2,7 +2,8 @@
 
     python -m benchmarks.tables
 
-Writes each table between its marks; `tests/unit/benchmarks/test_tables.py` fails if a page and the results disagree.
+Writes each table between its marks, and beside what a card said a page of it; `tests/unit/benchmarks/test_tables.py`
+fails if a page and the results disagree.
 """
 
 from __future__ import annotations
@@ -12,12 +13,15 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from benchmarks.card.page import document
+from benchmarks.card.steps import RECORD
 from benchmarks.record import RESULTS
 from fpsgen.tables import Table
 
 DOCS = RESULTS.parents[1] / "docs"
 PAGES = [DOCS / "calibrate.md", DOCS / "bench.md"]
 _END = "<!-- end of table -->"
+_ATTENTION = "**/attention*.json"  # also in the folder of what a card said
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
@@ -76,7 +80,7 @@ def row_of(record: dict[str, Any], one: dict[str, Any]) -> list[str]:
 def attention() -> str:
     """The kernel with its prologue against the fastest dense attention in BF16, for each shape and density."""
     rows = []
-    for record in read("attention-*.json"):
+    for record in read(_ATTENTION):
         for case in record["cases"]:
             for line in case["lines"]:
                 if line["kind"] == "together" and line.get("speedup"):
@@ -92,7 +96,7 @@ def attention() -> str:
 TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "calibration": ("calibration.json", calibration),
     "bench": ("bench-*.json", bench),
-    "attention": ("attention-*.json", attention),
+    "attention": (_ATTENTION, attention),
 }
 
 
@@ -110,6 +114,8 @@ def rendered(text: str) -> str:
 def main() -> None:
     for page in PAGES:
         page.write_text(rendered(page.read_text(encoding="utf-8")), encoding="utf-8")
+    for record in RESULTS.glob(f"*/{RECORD}"):
+        (record.parent / "README.md").write_text(document(record.parent), encoding="utf-8")
 
 
 if __name__ == "__main__":

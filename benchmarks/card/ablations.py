@@ -1,0 +1,165 @@
+"""How much time each part of the attention kernel takes: the kernel without it, timed. Results are then wrong.
+
+    python -m benchmarks.card.ablations --out ablations.json
+
+At 14B, 720p, density 1/6, without the prologue: ten launches each, after two that warm up. Every edit must apply to
+the source exactly once, and leave the order of arrivals and waits as it is, so that nothing hangs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+from unittest import mock
+
+from fpsgen import files
+from fpsgen.kernels import cache, nvrtc
+from fpsgen.kernels.sm90_attention import VARIANTS, AttentionKernel
+
+LAUNCHES, WARM = 10, 2
+SHAPE, DENSITY = ("14b", "720p"), "1/6"
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """Pairs of text in the source and what takes its place; changes of the kernel's compile-time parameters; the
+    variants that have the part."""
+
+    name: str
+    edits: tuple[tuple[str, str], ...] = ()
+    changes: tuple[tuple[str, Any], ...] = ()
+    variants: tuple[str, ...] = ("fp8-fp16", "int8-int32")
+
+    def source(self, text: str) -> str:
+        """ValueError where an edit does not apply exactly once."""
+        for old, new in self.edits:
+            if text.count(old) != 1:
+                raise ValueError(f"{self.name}: the source has {text.count(old)} times {old!r}")
+            text = text.replace(old, new)
+        return text
+
+    def kernel(self, variant: str) -> AttentionKernel:
+        return replace(VARIANTS[variant], **dict(self.changes))
+
+    def compiled(self, variant: str) -> bytes:
+        """The cubin; CompileError where it spills, or wgmma is serialised."""
+        text, headers = cache.sources(AttentionKernel.SOURCE)
+        kernel = self.kernel(variant)
+        source, options = self.source(text), cache.options_of(kernel)
+        return cache.checked(self.name, kernel.architecture, source, headers, options)[0]
+
+
+_COPIES = "mbarrier_arrive_expect(&sm.{0}_full[kv.at], "
+ABLATIONS = (
+    Ablation("as it is", variants=tuple(VARIANTS)),
+    Ablation("no turns", (
+        ("{ barrier_sync(TURN + group, 2 * GROUP); }", '{ asm volatile("" ::"r"(TURN + group) : "memory"); }'),
+        ("{ barrier_arrive(TURN + 1 - group, 2 * GROUP); }", '{ asm volatile("" ::"r"(group) : "memory"); }'),
+    )),
+    Ablation("3 stages", changes=(("STAGES", 3),)),
+    Ablation("2 stages", changes=(("STAGES", 2),)),
+    Ablation("full tiles: no mask", changes=(("RAGGED", False),), variants=("fp8-fp32",)),
+    Ablation("each buffer is copied once", (
+        ("  Ring<STAGES> kv;\n  for (int item", "  Ring<STAGES> kv;\n  int passed = 0;\n  for (int item"),
+        (_COPIES.format("k"), "if (passed >= STAGES) mbarrier_arrive(&sm.k_full[kv.at]);\n      else "
+         + _COPIES.format("k")),
+        ("      bulk_load(sm.k[kv.at]", "      if (passed < STAGES) bulk_load(sm.k[kv.at]"),
+        ("      bulk_load(&sm.trailer[kv.at]", "      if (passed < STAGES) bulk_load(&sm.trailer[kv.at]"),
+        (_COPIES.format("v"), "if (passed >= STAGES) mbarrier_arrive(&sm.v_full[kv.at]);\n      else "
+         + _COPIES.format("v")),
+        ("      bulk_load(sm.v[kv.at]", "      if (passed++ < STAGES) bulk_load(sm.v[kv.at]"),
+    )),
+    Ablation("no maximum", (("bool rose = reference.raise(scores, factor);", "bool rose = false;"),)),
+    Ablation("no exponentials", (("scores.exponentials(factor, reference.m);", ""),)),
+    Ablation("no softmax", (
+        ("bool rose = reference.raise(scores, factor);", "bool rose = false;"),
+        ("scores.exponentials(factor, reference.m);", ""),
+    )),
+    Ablation("all exponentials by the exponential unit", (("return SYNTHESISE && (j & 2);", "return false;"),)),
+    Ablation("all exponentials synthesised", (("return SYNTHESISE && (j & 2);", "return SYNTHESISE;"),)),
+    Ablation("no Q K in the loop", (
+        ("take_turn(group);\n      wgmma_fence();\n      scores.issue(own_q, sm.k[k.at]);",
+         "take_turn(group);\n      wgmma_fence();"),
+    )),
+    Ablation("no P V in the loop", (  # P stays in use, or its exponentials went, too
+        ("sums.issue(p, sm.v[v.at], (j - 1) % PROMOTE != 0);",
+         "for (int i = 0; i < 16; i++) sums.total[i] += __int_as_float(static_cast<int>(p[i]));"),
+    )),
+    Ablation("no promotion", (("if (j % PROMOTE == 0) sums.promote();", ""),)),
+    Ablation("nothing is stored", (("    if (row < valid)\n", "    if (row < valid - SLOTS)\n"),)),
+)  # fmt: skip
+
+
+def jobs() -> Iterator[tuple[Ablation, str]]:
+    for ablation in ABLATIONS:
+        for variant in ablation.variants:
+            yield ablation, variant
+
+
+def compiled_or_why_not(job: tuple[Ablation, str]) -> bytes | str:
+    ablation, variant = job
+    try:
+        return ablation.compiled(variant)
+    except (nvrtc.CompileError, ValueError) as fault:  # one that the source outgrew, say: the others are measured
+        return str(fault)[:300]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    out, every = parser.parse_args().out, list(jobs())
+    with multiprocessing.get_context("spawn").Pool(min(len(every), os.cpu_count() or 1)) as pool:
+        made = pool.map(compiled_or_why_not, every, chunksize=1)
+    measure = Measure()
+    rows: list[dict[str, Any]] = []
+    for (ablation, variant), cubin in zip(every, made, strict=True):
+        times = measure(ablation, variant, cubin) if isinstance(cubin, bytes) else []
+        fault = None if isinstance(cubin, bytes) else cubin
+        took = median(times) if times else None
+        rows.append({"name": ablation.name, "variant": variant, "fault": fault, "median_ms": took, "samples_ms": times})
+        files.write_json(out, {"shape": SHAPE, "density": DENSITY, "rows": rows})
+        print(f"{variant:12} {ablation.name:42}", fault or f"{took:.3f} ms", flush=True)
+
+
+class Measure:
+    """Milliseconds of the launches of a cubin, by ablation and variant; inputs and operands are made once."""
+
+    def __init__(self) -> None:
+        import torch
+
+        from fpsgen.bench.attention.contenders import Inputs
+        from fpsgen.bench.attention.shapes import shape
+        from fpsgen.bench.stopwatch import Stopwatch
+
+        device = torch.device("cuda", torch.cuda.current_device())
+        self.inputs, self.watch = Inputs(shape(*SHAPE), device), Stopwatch(device)
+        self.operands: dict[str, Any] = {}
+
+    def __call__(self, ablation: Ablation, variant: str, cubin: bytes) -> list[float]:
+        from benchmarks.card.cubins import call, loaded
+        from fpsgen.attention import hopper
+        from fpsgen.bench.attention.shapes import chosen_windows, plan_8bit
+
+        given, tiles = self.inputs, self.inputs.shape.tiles
+        plan = plan_8bit(tiles, chosen_windows(tiles, [DENSITY])[DENSITY], variant)
+        if variant not in self.operands:
+            self.operands[variant] = hopper.prologue(given.q, given.k, given.v, given.transform, plan, variant)
+        entry, kernel = loaded(cubin).get_function("fps_attention"), ablation.kernel(variant)
+
+        def launch(_: object, __: str, blocks: int, parameters: Any, ___: object) -> None:
+            call(entry, blocks, kernel.THREADS, parameters, kernel.shared_bytes)
+
+        with mock.patch.object(hopper, "launch", launch):
+            run = partial(hopper.attention_over, self.operands[variant], plan, variant, 1)
+            return [round(one, 4) for one in self.watch.time([run] * (WARM + LAUNCHES))[WARM:]]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,174 @@
+"""What runs on a card, as far as none is needed: order and limits of the steps, rules of sums, the page."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import tables
+from benchmarks.card import __main__ as card
+from benchmarks.card import rules, steps, sums
+from benchmarks.card.ablations import ABLATIONS
+from benchmarks.card.page import document
+from benchmarks.card.pipes import PIPES
+from benchmarks.card.steps import LOG, RECORD, Step, plan, run_all
+from benchmarks.record import RESULTS
+
+
+def python(name: str, code: str, limit: float = 60.0, tool: str | None = None) -> Step:
+    return Step(name, "", limit, (sys.executable, "-c", code), tool)
+
+
+def recorded(folder: Path) -> list[dict]:
+    return json.loads((folder / RECORD).read_text())["steps"]
+
+
+def test_whatever_a_step_does_the_next_one_runs(tmp_path: Path) -> None:
+    some = [
+        python("works", "print('well')"),
+        python("fails", "import sys; print('badly'); sys.exit(3)"),
+        python("crashes", "import os; print('on', flush=True); os.kill(os.getpid(), 11)"),
+        python("absent", "", tool="a-tool-that-nobody-has"),
+        python("last", "print('end')"),
+    ]
+    run_all(some, tmp_path, 60, {"kind": "card"}, lambda _: None)
+    found = recorded(tmp_path)
+    outcomes = ["done", "failed", "failed", "a-tool-that-nobody-has is not installed", "done"]
+    assert [one["outcome"] for one in found] == outcomes
+    assert [one.get("code") for one in found] == [0, 3, -11, None, 0]
+    assert [one.get("tail", "").strip() for one in found] == ["well", "badly", "on", "", "end"]
+    assert (tmp_path / LOG).read_text().count("====") == 4  # what was said, whole
+
+
+@pytest.mark.parametrize("stubborn", [False, True])
+def test_a_step_that_hangs_is_ended_with_all_that_it_started(tmp_path: Path, stubborn: bool) -> None:
+    left = tmp_path / "left"
+    code = "import signal, subprocess, sys, time; signal.signal(signal.SIGINT, signal.SIG_IGN); " if stubborn else ""
+    grow = f"import time\nwhile True: open({str(left)!r}, 'a').write('.'); time.sleep(0.05)"
+    code += f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {grow!r}]); "
+    code += "print('so far', flush=True); time.sleep(60)"
+    run_all([python("hangs", code, limit=3), python("next", "")], tmp_path, 60, {}, lambda _: None)
+    hung, following = recorded(tmp_path)
+    assert (hung["outcome"], following["outcome"]) == ("out of time", "done")
+    assert "so far" in hung["tail"]
+    grown = left.stat().st_size
+    time.sleep(0.5)
+    assert left.stat().st_size == grown
+
+
+def test_each_step_is_on_disk_before_the_next_one_begins(tmp_path: Path) -> None:
+    look = f"import json; print([one['outcome'] for one in json.load(open({str(tmp_path / RECORD)!r}))['steps']])"
+    run_all([python("one", ""), python("two", look)], tmp_path, 60, {}, lambda _: None)
+    assert recorded(tmp_path)[1]["tail"].strip() == "['done', 'running']"
+
+
+def test_no_step_begins_when_the_seconds_are_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(steps, "LEAST", 1.0)
+    run_all([python("long", "import time; time.sleep(30)"), python("late", "")], tmp_path, 2, {}, lambda _: None)
+    assert [one["outcome"] for one in recorded(tmp_path)] == ["out of time", "no time left"]
+
+
+def test_dry_run_shows_every_step_in_its_order_and_needs_no_card(capsys: pytest.CaptureFixture[str]) -> None:
+    assert card.main(["--dry-run"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[::2]] == [step.name for step in plan(Path())]
+    assert card.main(["--dry-run", "--steps", "sizes,pipes"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[::2]] == ["pipes", "sizes"]
+
+
+def test_a_card_is_looked_for_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for says, expected in ((None, "finds none"), ("exit 9", "finds none"), ("echo NVIDIA T4, 7.5", "T4")):
+        if says:
+            tool = tmp_path / "nvidia-smi"
+            tool.write_text(f"#!/bin/sh\n{says}\n")
+            tool.chmod(0o755)
+        monkeypatch.setenv("PATH", str(tmp_path))
+        assert card.main(["--out", str(tmp_path / "out")]) == 2
+        told = capsys.readouterr()
+        assert expected in told.err
+        assert told.err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_step_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        card.main(["--steps", "sums,nonsense"])
+    assert ended.value.code == 2
+    assert "nonsense" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "step", [step for step in plan(Path()) if "pytest" in step.command], ids=lambda step: step.name
+)
+def test_chosen_tests_exist(step: Step) -> None:
+    found = subprocess.run([*step.command, "--collect-only", "-q"], capture_output=True, text=True)
+    assert found.returncode == 0, found.stdout  # 5 where none is chosen
+
+
+@pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind, own in rules.RULES.items() for name in own])
+def test_results_by_a_rule_are_said_to_obey_it(kind: str, name: str) -> None:
+    """And on these operands no other rule gives all of them, but where two are one without an accumulator."""
+    pairs = [sums.operands(block, kind) for block in range(4)]
+    a, b = (torch.stack(x)[..., :32] for x in zip(*pairs, strict=True))
+    c = sums.accumulators(kind, 1)
+    rule = rules.RULES[kind][name]
+    made = [rule(rules.Addends.of(*(x[i].double() for x in (a, b, c)))) for i in range(4)]
+    shares = rules.equal_shares(kind, a, b, c, torch.stack(made).to(sums.ACCUMULATORS[kind]))
+    assert shares.pop(name) == 1
+    assert max(shares.values()) < 1
+
+
+def test_the_measured_rule_by_hand() -> None:
+    """1.5 · 1.5 has the exponent of 1 · 1: 2^-13 beside it stays, and 2^-14 goes, however it is written."""
+    for small, kept in ((2.0**-13, 2.0**-13), (2.0**-14, 0.0), (1.5 * 2.0**-14, 0.0)):
+        a, b = torch.zeros(1, 32, dtype=torch.float64), torch.zeros(1, 32, dtype=torch.float64)
+        a[0, 0], a[0, 1], b[0, 0] = 1, 2.0**-6, 1
+        b[0, 1] = small * 2**6
+        found = rules.RULES["f32"]["aligned"](rules.Addends.of(a, b, torch.zeros(1, 1, dtype=torch.float64)))
+        assert float(found) == 1 + kept
+
+
+def left_by_a_card(folder: Path) -> None:
+    """Made up, in the form of what the steps write."""
+    ran = [
+        {"name": "versions", "outcome": "done", "took_s": 3.2, "tail": "{}\n"},
+        {"name": "sizes", "outcome": "no time left"},
+    ]
+    folder.mkdir()
+    (folder / RECORD).write_text(json.dumps({"kind": "card", "date": "2030-01-01", "commit": "0" * 40, "steps": ran}))
+    (folder / "sums.json").write_text(json.dumps({"shares": {"f32, zero": dict.fromkeys(rules.RULES["f32"], 0.125)}}))
+    clocks = {what: {pipe.name: 2.5 for pipe in PIPES if what in pipe.entries} for what in ("intervals", "latencies")}
+    (folder / "pipes.json").write_text(json.dumps({"device": "A card", "versions": {}, **clocks}))
+    rows = [{"name": one.name, "variant": "fp8-fp16", "fault": None, "median_ms": 4.0} for one in ABLATIONS[:2]]
+    rows.append({"name": "another", "variant": "fp8-fp16", "fault": "does not compile", "median_ms": None})
+    (folder / "ablations.json").write_text(json.dumps({"shape": ["14b", "720p"], "density": "1/6", "rows": rows}))
+
+
+def test_tables_make_a_page_of_what_a_card_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    monkeypatch.setattr(tables, "PAGES", [])
+    tables.main()
+    assert not list(tmp_path.iterdir())  # without results there is no page
+    left_by_a_card(tmp_path / "card")
+    tables.main()
+    text = (tmp_path / "card" / "README.md").read_text()
+    for part in (
+        "no time left",
+        "12.5000%",
+        "| QGMMA.64x128x32.F16 | 2.5 | 2.5 |",
+        "4.00 ms | 1.000",
+        "does not compile",
+    ):
+        assert part in text
+    for record in RESULTS.glob(f"*/{RECORD}"):
+        assert (record.parent / "README.md").read_text(encoding="utf-8") == document(record.parent)
+    (tmp_path / "card" / "pipes.json").unlink()
+    assert "QGMMA" not in document(tmp_path / "card")
