@@ -23,6 +23,7 @@ from fpsgen import files
 from fpsgen.attention import dense, emulator
 from fpsgen.attention.plan import AttentionPlan
 from fpsgen.attention.qk import QKTransform, prepare
+from fpsgen.attention.sums import EXACT
 from fpsgen.attention.tiles import TileGrid
 from fpsgen.machine import provenance
 from fpsgen.sampling import Denoiser
@@ -45,7 +46,7 @@ CHANGES: dict[str, dict] = {
     "k not smoothed": {"smooth_k": False},
     "q scaled per tile": {"q_scale": "tile"},
     "one level of sums": {"one_level": True},
-    "exact sums": {"accumulator_bits": None},
+    "exact sums": {"sums": EXACT},
 }
 KINDS = {
     "gaussian": "All N(0, 1)",
@@ -117,7 +118,7 @@ def error(data: Data, tiles: TileGrid, rows: Tensor, exact: Tensor, variant: str
         found = dense.attention(*(x.bfloat16() for x in (q[:, rows], k, v)))
     else:
         chosen = emulator.VARIANTS[variant]
-        options = {"accumulator_bits": emulator.HOPPER_BITS} | options
+        options = dict(options)
         plan = AttentionPlan(tiles, qk=chosen.qk, pv="fp8", smooth_k=options.pop("smooth_k", True))
         if options.pop("one_level", False):
             chosen = dataclasses.replace(chosen, promote=None)

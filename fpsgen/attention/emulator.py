@@ -8,14 +8,15 @@ A row of queries goes through its key tiles one by one, with a running softmax (
 - The reference m of the softmax is the running maximum of the scores in log2 units, *rounded up to an integer*, and P
   is 2^(s - m + 8): at most 256, of E4M3's 448. A new reference multiplies all sums by a power of two, exactly.
 - Tensor cores add up 32 channels or keys per instruction. Hopper's FP8 instructions keep 13 bits behind the leading
-  one of the sum and cut off the rest (DeepSeek-V3, arXiv 2412.19437, section 3.3.2), a bias that grows with the number
-  of keys: hence two levels, a sum over `promote` tiles there, and their sum in true float32.
+  one, of summands and of the sum, and cut off the rest (`sums`): a bias that grows with the number of keys. Hence two
+  levels (DeepSeek-V3, arXiv 2412.19437, section 3.3.2): a sum over `promote` tiles there, their sum in true float32.
 - An E4M3 code is a coarse logarithm: code ≈ 8 (log2 p + 7). The synthesised half of the exponentials computes the code
   itself, with two multiply-adds and a rounding; its mantissa is linear where that of the exponential is curved.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import e, log2
 from typing import Literal
@@ -26,17 +27,22 @@ from torch import Tensor
 from fpsgen.attention import quantize
 from fpsgen.attention.plan import AttentionPlan
 from fpsgen.attention.quantize import Format, Quantized
+from fpsgen.attention.sums import HOPPER, Sums, accumulate, accumulate_half, rules
 from fpsgen.attention.tiles import key_lists
 
 _P_LOG2 = 8.0  # P is scaled by 2^8
 _FIRST_REFERENCE = -1e30  # below any score
-HOPPER_BITS = 13  # what Hopper's FP8 sums keep behind the leading one
-_STEP = 32  # operands of an 8-bit wgmma along the summed axis
 
 # A linear mantissa makes 2^x too large by up to 6 %; taking this from x leaves ±3 %, so that the synthesised half of P
 # and the other are right on average.
 _LINEAR = 0.044
 _LARGEST_CODE = 126.0  # E4M3's 448; 127 is NaN
+
+# The largest relative error of a kernel's result to its emulator's, in tests, benches and `doctor`. On a CPU the worst
+# of all tests/kernels is 1e-4: float32 sums in another order, exponentials that differ by an ulp, a code of P beside a
+# tie. A card's prologue and exponentials may differ a little more. The rules that its sums may obey are 1e-3 to 1e-2
+# apart (`sums.rules`).
+TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -73,18 +79,16 @@ def emulate(
     plan: AttentionPlan,
     variant: Variant,
     *,
-    accumulator_bits: int | None = None,
+    sums: Sums = HOPPER,
     rows: Tensor | None = None,
 ) -> Tensor:
     """Attention as `variant` computes it, in bfloat16; q, k, v [batch, tokens, heads, head_dim], rows in tile order.
 
-    accumulator_bits: what FP8 sums keep behind the leading one (13 on Hopper), None for all of float32's.
-    rows: int64, the query rows wanted, by default all. The result is [batch, rows, heads, head_dim].
+    sums: how FP8 products are added. rows: int64, the query rows wanted, by default all. The result is [batch, rows,
+    heads, head_dim].
     """
     if (plan.qk, plan.pv) != (variant.qk, "fp8"):
         raise ValueError(f"the plan wants qk {plan.qk}, pv {plan.pv}; the variant computes {variant.qk}, fp8")
-    if accumulator_bits is not None and not 1 <= accumulator_bits <= 23:
-        raise ValueError(f"float32 has 23 bits behind the leading one, not {accumulator_bits}")
     tiles = plan.tiles
     if variant.scores == "fp16" and variant.largest**2 * q.shape[3] > 65504:
         raise ValueError(f"FP16 scores cannot hold {variant.largest:g}² · {q.shape[3]} channels")
@@ -109,10 +113,26 @@ def emulate(
                     [keys.scale[:, heads, span.start, None] for span in spans],
                     [values.numbers[:, heads, span] for span in spans],
                     variant,
-                    accumulator_bits,
+                    sums,
                 )
         out[:, heads] = own
     return (out * values.scale).transpose(1, 2).bfloat16()
+
+
+def error(found: Tensor, expected: Tensor) -> float:
+    """‖found - expected‖ / ‖expected‖; NaN where anything is."""
+    return float((found.double() - expected.double()).norm() / expected.double().norm())
+
+
+def errors(found: Tensor, variant: Variant, emulated: Callable[[Sums], Tensor]) -> dict[str, float]:
+    """Relative error of a card's result, by the rule that its sums may obey: of the likeliest one, and only where that
+    is above TOLERANCE, of all others. emulated: what the variant computes with such sums."""
+    found_errors: dict[str, float] = {}
+    for name, sums in rules(fp16=variant.scores == "fp16").items():
+        found_errors[name] = error(found, emulated(sums))
+        if len(found_errors) == 1 and found_errors[name] <= TOLERANCE:
+            break
+    return found_errors
 
 
 def operands(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, variant: Variant) -> list[Quantized]:
@@ -133,12 +153,12 @@ def online_softmax(
     key_scales: list[Tensor],
     values: list[Tensor],
     variant: Variant,
-    bits: int | None,
+    sums: Sums,
 ) -> Tensor:
     """Rows of queries over a list of key tiles, values still without their scale.
 
     q, keys, values: numbers of their formats, [batch, heads, rows, head_dim] as the result; scales: [batch, heads,
-    rows, 1] and [batch, heads, 1, 1]; bits: see `emulate`.
+    rows, 1] and [batch, heads, 1, 1].
     """
     rows, dim = q.shape[:3], q.shape[3]
     per_score = q_scale * (dim**-0.5 * log2(e))
@@ -146,14 +166,14 @@ def online_softmax(
     total = torch.zeros(*rows, dim + 1, device=q.device)  # the last column is the denominator
     partial = torch.zeros_like(total)
     for number, (k, k_scale, v) in enumerate(zip(keys, key_scales, values, strict=True), 1):
-        scores = products(q, k, variant, bits)
+        scores = products(q, k, variant, sums)
         factor = per_score * k_scale
         raised = torch.maximum(reference, (scores.amax(-1, keepdim=True) * factor).ceil())
         fade = (reference - raised).exp2()
         total, partial, reference = total * fade, partial * fade, raised
         p, codes = exponentials(scores, factor, reference, variant)
         ones = v.new_ones(*v.shape[:3], 1) if variant.sum_codes else v.new_zeros(*v.shape[:3], 1)
-        partial = accumulate(partial, codes, torch.cat([v, ones], -1), bits)
+        partial = accumulate(partial, codes, torch.cat([v, ones], -1), sums)
         if not variant.sum_codes:
             total[..., -1:] += p.sum(-1, keepdim=True)
         if variant.promote and number % variant.promote == 0:
@@ -162,32 +182,12 @@ def online_softmax(
     return total[..., :-1] / total[..., -1:]
 
 
-def products(q: Tensor, k: Tensor, variant: Variant, bits: int | None) -> Tensor:
-    """q kᵀ as its accumulator holds it: FP32, FP16 rounded after every instruction, or exact integers."""
+def products(q: Tensor, k: Tensor, variant: Variant, sums: Sums) -> Tensor:
+    """q kᵀ as its accumulator holds it: FP32, FP16, or exact integers."""
     if variant.scores == "int32":
         return q @ k.mT  # below 2^24: exact in float32
-    if variant.scores == "fp32":
-        return accumulate(q.new_zeros(()), q, k.mT, bits)
-    scores = q.new_zeros(())
-    for start in range(0, q.shape[-1], _STEP):
-        step = slice(start, start + _STEP)
-        scores = (scores + q[..., step] @ k[..., step].mT).half().float()
-    return scores
-
-
-def accumulate(into: Tensor, a: Tensor, b: Tensor, bits: int | None) -> Tensor:
-    """into + a b, in FP8 instructions of 32 summands, each of which leaves `bits` behind the leading one."""
-    if bits is None:
-        return into + a @ b
-    for start in range(0, a.shape[-1], _STEP):
-        step = slice(start, start + _STEP)
-        into = cut(into + a[..., step] @ b[..., step, :], bits)
-    return into
-
-
-def cut(x: Tensor, bits: int) -> Tensor:
-    """float32 values with all but `bits` bits behind the leading one cut off, towards zero."""
-    return (x.contiguous().view(torch.int32) & -(1 << (23 - bits))).view(torch.float32)
+    add = accumulate if variant.scores == "fp32" else accumulate_half
+    return add(q.new_zeros(()), q, k.mT, sums)
 
 
 def exponentials(scores: Tensor, factor: Tensor, reference: Tensor, variant: Variant) -> tuple[Tensor, Tensor]:

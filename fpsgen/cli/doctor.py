@@ -138,7 +138,8 @@ def launched(found: TrialLaunch) -> Iterator[Row]:
     if found.why:
         yield "kernels", f"{found.state}: {found.why}"
     else:
-        yield from ((name, f"right: relative error {error:.1e}") for name, error in found.errors.items())
+        for name, error in found.errors.items():
+            yield name, f"right: relative error {error:.1e} ({found.sums[name]})"
 
 
 _SECTIONS: dict[str, tuple[str, Callable[[Any], Iterator[Row]]]] = {

@@ -90,7 +90,7 @@ struct Machine {
   Late late = NOTHING;
   u64 lulls = 0;          // moments at which no other thread could move: late wgmmas are executed
   int wait_for_lull = 0;  // threads
-  int accumulator_bits = 0;  // of FP8 sums behind the leading one; 0 for all of float32's
+  int accumulator_bits = 13;  // that FP8 summands and sums keep behind the leading one; 0 for exact sums
   char fault[200] = "";
 };
 

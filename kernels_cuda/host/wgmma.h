@@ -39,57 +39,117 @@ inline u16 to_half(double x) {
   return bits;
 }
 
-// All but `bits` bits behind the leading one are cut off.
-inline float cut(double x) {
-  int bits = machine.accumulator_bits, exponent;
-  if (!bits || x == 0) return static_cast<float>(x);
-  double mantissa = std::frexp(x, &exponent);
-  return static_cast<float>(std::ldexp(std::trunc(std::ldexp(mantissa, bits + 1)), exponent - bits - 1));
-}
+// The numbers of all codes of E4M3.
+struct E4m3 {
+  float number[256];
+  E4m3() {
+    for (int i = 0; i < 256; i++) number[i] = from_e4m3(i);
+  }
+};
+inline const E4m3 e4m3;
 
-// A byte of an operand: where the descriptor begins, plus row and byte along K, swizzled by address as the hardware does.
-inline u8 operand_byte(u64 descriptor, int row, int byte) {
+// 32 bytes of a row of an operand along K, and what they are as numbers.
+struct Row {
+  u8 bytes[32];
+  float numbers[32];
+  short exponents[32];  // of E4M3; that of a subnormal number, and of zero, is the least, -6
+  bool nan;
+  void decode(bool integers) {
+    nan = false;
+    for (int k = 0; k < 32; k++) {
+      numbers[k] = integers ? static_cast<signed char>(bytes[k]) : e4m3.number[bytes[k]];
+      exponents[k] = std::max(bytes[k] >> 3 & 15, 1) - 7;
+      nan |= (bytes[k] & 127) == 127;
+    }
+  }
+};
+
+// Where the descriptor begins, plus row, swizzled by address as the hardware does; 16 bytes stay together.
+inline void read_operand(Row& row, u64 descriptor, int number) {
   u32 start = static_cast<u32>(descriptor & 0x3FFF) << 4, stride = static_cast<u32>(descriptor >> 32 & 0x3FFF) << 4;
   if (descriptor >> 62 != 1) fail("a descriptor without the 128-byte swizzle: only that is modelled");
-  u32 address = start + row / 8 * stride + row % 8 * 128 + byte;
-  address ^= (address >> 7 & 7) << 4;
-  if (address >= machine.shared_bytes) fail("wgmma reads beyond shared memory");
-  return machine.shared[address];
+  for (int chunk = 0; chunk < 2; chunk++) {
+    u32 address = start + number / 8 * stride + number % 8 * 128 + 16 * chunk;
+    address ^= (address >> 7 & 7) << 4;
+    if (address + 16 > machine.shared_bytes) fail("wgmma reads beyond shared memory");
+    memcpy(row.bytes + 16 * chunk, machine.shared + address, 16);
+  }
+}
+
+// 2^exponent, of a float32 that is neither subnormal nor infinite.
+inline float power_of_2(int exponent) {
+  u32 bits = static_cast<u32>(exponent + 127) << 23;
+  float power;
+  memcpy(&power, &bits, 4);
+  return power;
+}
+// Rounded down: log2 |x|. Below float32's normal numbers -127.
+inline int exponent_of(float x) {
+  u32 bits;
+  memcpy(&bits, &x, 4);
+  return static_cast<int>(bits >> 23 & 255) - 127;
+}
+
+// All but `bits` bits behind the leading one are cut off, towards zero.
+inline double cut(double x, int bits) {
+  u64 word;
+  memcpy(&word, &x, 8);
+  word &= ~u64(0) << (52 - bits);
+  memcpy(&x, &word, 8);
+  return x;
+}
+
+// 32 FP8 products and what was there before, as Hopper adds them (fpsgen/attention/sums.py): each is cut towards zero
+// behind accumulator_bits of the largest exponent. A machine with 0 of them adds exactly.
+inline double sum_of_products(const Row& a, const Row& b, float before) {
+  int bits = machine.accumulator_bits, sum = 0;
+  if (a.nan || b.nan || before != before) return NAN;
+  if (!bits) {
+    double exact = before;
+    for (int k = 0; k < 32; k++) exact += static_cast<double>(a.numbers[k]) * b.numbers[k];
+    return exact;
+  }
+  short highest = exponent_of(before);
+  for (int k = 0; k < 32; k++) highest = std::max<short>(highest, a.exponents[k] + b.exponents[k]);
+  float units = power_of_2(bits - highest);
+  for (int k = 0; k < 32; k++) sum += static_cast<int>(a.numbers[k] * b.numbers[k] * units);
+  return (sum + static_cast<int>(before * units)) * static_cast<double>(power_of_2(highest - bits));
 }
 
 // This thread's part of instruction `index` of the oldest group. Threads of a warp have issued the same ones.
 inline void execute(const Fiber& own, size_t index) {
   const Wgmma& w = own.groups.front()[index];
   const Fiber* warp = &machine.fibers[own.thread.x & ~31];
-  static float e4m3[256];
-  if (e4m3[8] == 0)
-    for (int i = 0; i < 256; i++) e4m3[i] = from_e4m3(i);
-  auto number = [&](u8 code) { return w.kind == Wgmma::S32_S8 ? static_cast<float>(static_cast<signed char>(code)) : e4m3[code]; };
   int t = own.thread.x % 128, lane = t % 32, quad = lane % 4;
+  bool integers = w.kind == Wgmma::S32_S8;
+  Row rows[2], column;
   for (int h = 0; h < 2; h++) {
-    int row = 16 * (t / 32) + lane / 4 + 8 * h;
-    float a[32];
-    for (int k = 0; k < 32; k++) {
-      if (w.a_registers[0]) {  // of the thread that holds row and byte
+    if (w.a_registers[0]) {  // of the thread that holds row and byte
+      for (int k = 0; k < 32; k++) {
         const Fiber& holder = warp[lane / 4 * 4 + k % 16 / 4];
-        a[k] = number(*holder.groups.front()[index].a_registers[h + 2 * (k / 16)] >> 8 * (k % 4) & 255);
-      } else {
-        a[k] = number(operand_byte(w.a, row, k));
+        rows[h].bytes[k] = *holder.groups.front()[index].a_registers[h + 2 * (k / 16)] >> 8 * (k % 4) & 255;
       }
+    } else {
+      read_operand(rows[h], w.a, 16 * (t / 32) + lane / 4 + 8 * h);
     }
-    for (int column = 2 * quad; column < w.n; column += column % 2 ? 7 : 1) {
-      double sum = 0;
-      for (int k = 0; k < 32; k++) sum += static_cast<double>(a[k]) * number(operand_byte(w.b, column, k));
-      int j = column / 8, b = column % 2;
-      if (w.kind == Wgmma::S32_S8) {
+    rows[h].decode(integers);
+  }
+  for (int number = 2 * quad; number < w.n; number += number % 2 ? 7 : 1) {
+    read_operand(column, w.b, number);
+    column.decode(integers);
+    for (int h = 0; h < 2; h++) {
+      int j = number / 8, b = number % 2;
+      if (integers) {
         int& d = static_cast<int*>(w.d)[4 * j + 2 * h + b];
-        d = (w.accumulate ? d : 0) + static_cast<int>(sum);
+        if (!w.accumulate) d = 0;
+        for (int k = 0; k < 32; k++) d += static_cast<int>(rows[h].numbers[k] * column.numbers[k]);
       } else if (w.kind == Wgmma::F16_E4M3) {
         u16& d = static_cast<u16*>(w.d)[2 * (2 * j + h) + b];
-        d = to_half((w.accumulate ? from_half(d) : 0.f) + static_cast<float>(sum));
+        d = to_half(sum_of_products(rows[h], column, w.accumulate ? from_half(d) : 0.f));
       } else {
         float& d = static_cast<float*>(w.d)[4 * j + 2 * h + b];
-        d = cut((w.accumulate ? d : 0.0) + sum);
+        double sum = sum_of_products(rows[h], column, w.accumulate ? d : 0.f);
+        d = static_cast<float>(machine.accumulator_bits ? cut(sum, machine.accumulator_bits) : sum);
       }
     }
   }

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from fpsgen import doctor
 from fpsgen.attention import door, hopper
+from fpsgen.attention.emulator import TOLERANCE
 from fpsgen.cli import app
 from fpsgen.doctor import checks, trials
 from fpsgen.kernels import cache, nvrtc
@@ -100,7 +101,7 @@ def test_its_json_is_complete(no_card: None, caches: Path) -> None:
     assert report["compile"]["state"] == "ok"
     assert report["compile"]["registers"] == 168
     assert report["compile"]["seconds"] > 0
-    assert report["launch"] == {"state": "skipped", "why": "there is no CUDA GPU", "errors": {}}
+    assert report["launch"] == {"state": "skipped", "why": "there is no CUDA GPU", "errors": {}, "sums": {}}
     assert report["verdict"]["works"]
     assert list(caches.iterdir()) == []  # nothing stays
 
@@ -276,11 +277,15 @@ def test_a_missing_library_names_the_command(no_card: None, monkeypatch: pytest.
 
 
 def test_on_a_card_the_kernels_are_tried(card: None) -> None:
-    with host.on_this_machine(host.Schedule(seed=2, accumulator_bits=13)):
+    with host.on_this_machine(host.Schedule(seed=2)):
         report = report_of()
     assert report["launch"]["state"] == "ok"
     assert report["launch"]["errors"].keys() == {"fp8", "int8"}
-    assert all(error <= trials.LARGEST_ERROR for error in report["launch"]["errors"].values())
+    assert all(error <= TOLERANCE for error in report["launch"]["errors"].values())
+    assert report["launch"]["sums"] == {
+        "fp8": "accumulator aligned, FP16 sums rounded",
+        "int8": "accumulator aligned",
+    }
     assert report["gpus"]["devices"][0]["capability"] == "9.0"
     assert report["verdict"]["can"] == "NVIDIA H100: Hopper kernels ready."
     assert report["verdict"]["next"] == "fpsgen models pull 1.3b"

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from fpsgen.attention import door, emulator, flex, reference
+from fpsgen.attention.emulator import error
 from fpsgen.attention.plan import AttentionPlan
 from fpsgen.attention.tiles import TileGrid
-from fpsgen.bench.attention.check import error
 
 pytestmark = pytest.mark.gpu
 

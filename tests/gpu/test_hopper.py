@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from fpsgen.attention import door, hopper
-from fpsgen.attention.emulator import VARIANTS
+from fpsgen.attention.emulator import TOLERANCE, VARIANTS
 from fpsgen.attention.plan import AttentionPlan
 from fpsgen.attention.tiles import TileGrid
 from fpsgen.bench.attention.check import Oracles
 from tests.gpu.hopper import another_card, tell
 from tests.kernels import cases, host
-from tests.kernels.cases import RAGGED, TOLERANCE, Given, assert_same_operands, line, moved, plan_for, prepared
+from tests.kernels.cases import RAGGED, Given, assert_same_operands, line, moved, plan_for, prepared
 
 # As a string it is looked at when a test runs, not when tests are collected, which shall not wake the card.
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif("another_card()", reason="for Hopper")]
@@ -32,7 +32,7 @@ def inputs(tiles: TileGrid, heads: int = 2, batch: int = 1, seed: int = 0) -> Gi
 
 
 def emulated_errors(given: Given, plan: AttentionPlan, name: str) -> dict[str, float]:
-    """Of the card's result, against both of the emulator's ways to sum."""
+    """Of the card's result, by the rule that its sums may obey."""
     found = hopper.attention(*given, plan, name)
     oracles = Oracles(*prepared(given), given[2], torch.arange(plan.tiles.tokens))
     return oracles.emulated_errors(found, plan, name)

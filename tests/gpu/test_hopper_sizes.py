@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from fpsgen.attention import dense, hopper, reference
+from fpsgen.attention.emulator import TOLERANCE, error
 from fpsgen.attention.plan import AttentionPlan
 from fpsgen.attention.tiles import Shape3, TileGrid
-from fpsgen.bench.attention.check import Oracles, error, sampled_rows
+from fpsgen.bench.attention.check import Oracles, sampled_rows
 from fpsgen.bench.attention.contenders import Inputs
 from fpsgen.bench.attention.shapes import DENSITIES, chosen_windows, shape
 from tests.gpu.hopper import another_card, tell
-from tests.kernels.cases import TOLERANCE, plan_for
+from tests.kernels.cases import plan_for
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif("another_card()", reason="for Hopper")]
 assert another_card  # the mark's string names it

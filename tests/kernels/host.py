@@ -30,6 +30,7 @@ from fpsgen.attention.door import choose
 from fpsgen.attention.emulator import VARIANTS, emulate, operands
 from fpsgen.attention.plan import AttentionPlan
 from fpsgen.attention.qk import QKTransform, prepare
+from fpsgen.attention.sums import HOPPER
 from fpsgen.attention.tiles import TileGrid
 from fpsgen.kernels.cache import Kernel
 
@@ -70,11 +71,12 @@ def exported(entries: tuple[str, ...]) -> str:
 
 @dataclass(frozen=True)
 class Schedule:
-    """How the machine behaves: the seed of its choices, what happens as late as can be, bits of FP8 sums."""
+    """How the machine behaves: the seed of its choices, what happens as late as can be, the bits that FP8 summands and
+    sums keep (None: exact sums)."""
 
     seed: int = 0
     late: Literal["nothing", "copies", "wgmmas"] = "nothing"
-    accumulator_bits: int | None = None
+    accumulator_bits: int | None = HOPPER.bits
 
 
 def run(library: ctypes.CDLL, entry: str, parameters: np.ndarray, blocks: int, schedule: Schedule) -> None:

@@ -191,10 +191,18 @@ def int8_operands(random: np.random.Generator, rows: int) -> Words:
 
 
 def matrices(words: Words, rows: int, kind: str) -> tuple[np.ndarray, np.ndarray]:
-    """A [patterns, 64, 128] and B [patterns, rows, 128] of a probe's words, as float64."""
-    codes = torch.from_numpy(words.view(np.uint8).reshape(len(words), A_ROWS + rows, K).copy())
-    numbers = codes.view(torch.float8_e4m3fn if kind == "e4m3" else torch.int8).double().numpy()
-    return numbers[:, :A_ROWS], numbers[:, A_ROWS:]
+    """`codes` as float64."""
+    numbers = (
+        torch.from_numpy(x).view(torch.float8_e4m3fn if kind == "e4m3" else torch.int8) for x in codes(words, rows)
+    )
+    a, b = (x.double().numpy() for x in numbers)
+    return a, b
+
+
+def codes(words: Words, rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """A [patterns, 64, 128] and B [patterns, rows, 128] of a probe's words, bytes."""
+    both = words.view(np.uint8).reshape(len(words), A_ROWS + rows, K)
+    return both[:, :A_ROWS].copy(), both[:, A_ROWS:].copy()
 
 
 def fragments(d: np.ndarray, per_word: int) -> np.ndarray:

@@ -30,8 +30,6 @@ OPTIONS = ("-arch=sm_90a", "-std=c++17", "--ptxas-options=-v")
 PARAMETERS = np.dtype([("in", np.uint64), ("out", np.uint64), ("count", np.int32)], align=True)
 GROUP, ROUNDS = 128, 4
 PLAIN = Schedule()
-# What an FP8 product keeps: 13 bits behind the leading one of the largest addend, the rest of each cut off.
-FP8_SUM_BITS = 13
 
 # From expected results, as numbers, and inputs: how far a result may be off.
 Allowed = Callable[[np.ndarray, Words], np.ndarray]
@@ -79,8 +77,8 @@ def error_of_half_exp2(expected: np.ndarray, _: Words) -> np.ndarray:
 
 
 def error_of_fp8_sums(result_bits: int, rows: int, expected: np.ndarray, words: Words) -> np.ndarray:
-    """Each step cuts its 32 products and the sum so far (36 addends, for a sum that is taken in parts) behind the bits
-    that it keeps of the largest, then rounds to an accumulator of `result_bits`. The first patterns need none."""
+    """Each step cuts its 32 products and the sum so far (36 addends, for a sum that is taken in parts) 13 bits behind
+    the leading one of the largest, then rounds to an accumulator of `result_bits`. The first patterns need none."""
     a, b = given.matrices(words, rows, "e4m3")
     error, total = np.zeros((len(a), given.A_ROWS, rows)), np.zeros((len(a), given.A_ROWS, rows))
     for step in range(0, given.K, 32):
@@ -90,7 +88,7 @@ def error_of_fp8_sums(result_bits: int, rows: int, expected: np.ndarray, words: 
             np.maximum(largest, np.abs(a[:, :, k, None] * b[:, None, :, k]), out=largest)
         total += np.einsum("prk,pck->prc", a[:, :, part], b[:, :, part])
         np.maximum(largest, np.abs(total), out=largest)
-        error += 36 * 2.0**-FP8_SUM_BITS * largest + 2.0**-result_bits * np.abs(total)
+        error += 36 * 2.0**-13 * largest + 2.0**-result_bits * np.abs(total)
     error[: given.EXACT] = 0
     return given.fragments(error, 2 if result_bits == 10 else 1).reshape(expected.shape)
 

@@ -206,7 +206,7 @@ def _case(shape: Shape, ours: bool) -> Case:
             window = tiles.window_of(wanted)
             density = tiles.density(window)
             own: dict[str, Any] = {"variant": variant, "wanted": f"{wanted:g}", "window": window}
-            own |= {"error_to_exact": 0.05, "error_to_emulator": {"13 bits": 1e-3}}
+            own |= {"error_to_exact": 0.05, "error_to_emulator": {"accumulator aligned": 1e-3}}
             lines.append(line("kernel", f"{variant}, kernel", 8, density, reached, **own))
             lines.append(line("together", f"{variant}, together", 8, density, 0.82 * reached, **own))
     if not ours:

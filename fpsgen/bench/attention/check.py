@@ -7,19 +7,16 @@ the first to the last.
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from fpsgen.attention import reference
-from fpsgen.attention.emulator import HOPPER_BITS, VARIANTS, emulate
+from fpsgen.attention.emulator import VARIANTS, emulate, errors
 from fpsgen.attention.plan import AttentionPlan
+from fpsgen.attention.sums import Sums
 from fpsgen.attention.tiles import TileGrid
-
-
-def error(out: Tensor, expected: Tensor) -> float:
-    """‖out - expected‖ / ‖expected‖; NaN where anything is."""
-    return float((out.double() - expected.double()).norm() / expected.double().norm())
 
 
 def spread(count: int, many: int, turn: int = 0) -> Tensor:
@@ -49,17 +46,12 @@ class Oracles:
             self._kept[plan,] = reference.attention(*self.given, plan)[:, self.rows.to(self.given[0].device)]
         return self._kept[plan,]
 
-    def emulated(self, plan: AttentionPlan, variant: str, bits: int | None) -> Tensor:
-        """bits: see `emulate`."""
-        key = plan, variant, bits
-        if key not in self._kept:
-            self._kept[key] = emulate(*self.given, plan, VARIANTS[variant], accumulator_bits=bits, rows=self.rows)
-        return self._kept[key]
+    def emulated_errors(self, out: Tensor, plan: AttentionPlan, variant: str) -> dict[str, float]:
+        """See `emulator.errors`."""
+        return errors(out, VARIANTS[variant], partial(self._emulated, plan, variant))
 
-    def emulated_errors(self, out: Tensor, plan: AttentionPlan, variant: str, enough: float = 0.0) -> dict[str, float]:
-        """Error of a kernel's rows, "13 bits": with FP8 sums as they are known of Hopper, and "exact sums"; the second
-        only where the first is above `enough`."""
-        errors = {"13 bits": error(out, self.emulated(plan, variant, HOPPER_BITS))}
-        if not errors["13 bits"] <= enough:  # a NaN, too
-            errors["exact sums"] = error(out, self.emulated(plan, variant, None))
-        return errors
+    def _emulated(self, plan: AttentionPlan, variant: str, sums: Sums) -> Tensor:
+        key = plan, variant, sums
+        if key not in self._kept:
+            self._kept[key] = emulate(*self.given, plan, VARIANTS[variant], sums=sums, rows=self.rows)
+        return self._kept[key]

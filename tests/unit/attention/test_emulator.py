@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from fpsgen.attention import dense, emulator, reference
-from fpsgen.attention.emulator import VARIANTS, Variant, emulate
+from fpsgen.attention.emulator import VARIANTS, Variant, emulate, error
 from fpsgen.attention.plan import AttentionPlan
+from fpsgen.attention.sums import EXACT, HOPPER, Sums
 from fpsgen.attention.tiles import TileGrid
+from tests.tools import fp8_sums
 
 F8, F16, F32 = ml_dtypes.float8_e4m3fn, np.float16, np.float32
 LINE = TileGrid((1, 1, 420), (1, 1, 120))  # tiles of 120, 120, 120 and 60
@@ -23,10 +25,6 @@ LINE = TileGrid((1, 1, 420), (1, 1, 120))  # tiles of 120, 120, 120 and 60
 def random_qkv(tokens: int, heads: int = 2, head_dim: int = 64) -> list[Tensor]:
     generator = torch.Generator().manual_seed(tokens + heads)
     return [torch.randn(1, tokens, heads, head_dim, generator=generator) for _ in range(3)]
-
-
-def error(found: Tensor, expected: Tensor) -> float:
-    return float((found.double() - expected.double()).norm() / expected.double().norm())
 
 
 def plan_for(variant: Variant, tiles: TileGrid = LINE, **options: object) -> AttentionPlan:
@@ -78,7 +76,7 @@ def scalar_kernel(q: np.ndarray, k: np.ndarray, v: np.ndarray, variant: Variant)
 def test_against_a_second_emulator(name: str) -> None:
     q, k, v = random_qkv(LINE.tokens)
     q = 2 * q
-    found = emulate(q, k, v, plan_for(VARIANTS[name]), VARIANTS[name])
+    found = emulate(q, k, v, plan_for(VARIANTS[name]), VARIANTS[name], sums=EXACT)
     for head in range(2):
         expected = scalar_kernel(*(x[0, :, head].numpy() for x in (q, k, v)), VARIANTS[name])
         # bfloat16 results: 2^-9 / √3 = 0.0011 where every other rounding agrees; a code of P that falls on the
@@ -125,57 +123,57 @@ def test_sums_of_13_bits_are_biased_and_promotion_mends_it() -> None:
     v = v + 1
     tiles, variant, rows = TileGrid((1, 1, tokens), (1, 1, 128)), VARIANTS["fp8-fp32"], torch.arange(64)
 
-    def error_of(promote: int | None, bits: int | None) -> float:
+    def error_of(promote: int | None, sums: Sums) -> float:
         chosen = dataclasses.replace(variant, promote=promote)
-        found = emulate(q, k, v, plan_for(chosen, tiles), chosen, accumulator_bits=bits, rows=rows)
+        found = emulate(q, k, v, plan_for(chosen, tiles), chosen, sums=sums, rows=rows)
         return error(found, dense.attention(q[:, rows], k, v))
 
-    exact = error_of(1, None)
-    assert error_of(None, 13) > 1.5 * exact
-    assert error_of(1, 13) < 1.1 * exact
+    exact = error_of(1, EXACT)
+    assert error_of(None, HOPPER) > 1.5 * exact
+    assert error_of(1, HOPPER) < 1.1 * exact
 
 
 @pytest.mark.parametrize(("name", "promote"), [("fp8-fp32", 1), ("fp8-fp16", 4), ("int8-int32", 4)])
 def test_sums_are_promoted_after_so_many_tiles(name: str, promote: int) -> None:
-    """By hand: the tensor cores' sum over `promote` tiles, cut to 13 bits after each 32 keys; then float32."""
+    """By hand: the tensor cores' sum over `promote` tiles, cut after each 32 keys; then float32."""
     variant = VARIANTS[name]
     assert variant.promote == promote
     generator = torch.Generator().manual_seed(3)
     tiles = 11
-    v = [torch.randn(1, 1, 64, 64, generator=generator) + 1 for _ in range(tiles)]
+    v = [e4m3(torch.randn(1, 1, 64, 64, generator=generator) + 1) for _ in range(tiles)]
     # All scores alike, so that P is 2^8 everywhere, or its synthesised code; two steps of 32 keys in a tile.
     q, keys = torch.zeros(1, 1, 1, 64), [torch.zeros(1, 1, 64, 64)] * tiles
     scale = torch.ones(1, 1, 1, 1)
-    found = emulator.online_softmax(q, scale, keys, [scale] * tiles, v, variant, 13)[0, 0, 0]
+    found = emulator.online_softmax(q, scale, keys, [scale] * tiles, v, variant, HOPPER)[0, 0, 0]
     p, codes = emulator.exponentials(torch.zeros(1, 1, 1, 64), scale, torch.zeros(1, 1, 1, 1), variant)
     total, ones = torch.zeros(65), torch.ones(64, 1)
     for first in range(0, tiles, promote):
-        short = torch.zeros(65)
+        short = np.zeros(65)
         for tile in v[first : first + promote]:
             for step in (slice(0, 32), slice(32, 64)):
-                values = torch.cat([tile[0, 0, step], ones[step]], 1)
-                short = emulator.cut(short + codes[0, 0, 0, step] @ values, 13)
-        total = total + short
+                values = as_bytes(torch.cat([tile[0, 0, step], ones[step]], 1).T)
+                summed = fp8_sums.instruction(short, np.tile(as_bytes(codes[0, 0, 0, step]), (65, 1)), values)
+                short = fp8_sums.shortened(summed)
+        total = total + torch.from_numpy(short).float()
     denominator = total[64] if variant.sum_codes else p.sum() * tiles
     torch.testing.assert_close(found, total[:64] / denominator, rtol=1e-6, atol=0)
 
 
-def test_scores_are_sums_of_13_bits_too() -> None:
+def e4m3(x: Tensor) -> Tensor:
+    return x.to(torch.float8_e4m3fn).float()
+
+
+def as_bytes(x: Tensor) -> np.ndarray:
+    return x.to(torch.float8_e4m3fn).view(torch.uint8).numpy()
+
+
+@pytest.mark.parametrize("name", ["fp8-fp32", "fp8-fp16"])
+def test_scores_are_sums_of_8_bit_products(name: str) -> None:
     generator = torch.Generator().manual_seed(4)
-    q, k = torch.randn(1, 1, 3, 128, generator=generator), torch.randn(1, 1, 5, 128, generator=generator)
-    expected = torch.zeros(3, 5)
-    for step in range(0, 128, 32):
-        expected = emulator.cut(expected + q[0, 0, :, step : step + 32] @ k[0, 0, :, step : step + 32].T, 13)
-    assert torch.equal(emulator.products(q, k, VARIANTS["fp8-fp32"], 13)[0, 0], expected)
-    assert not torch.equal(emulator.products(q, k, VARIANTS["fp8-fp32"], None)[0, 0], expected)
-
-
-def test_bits_are_cut_off_towards_zero() -> None:
-    x = torch.randn(1000, generator=torch.Generator().manual_seed(0)) * 100
-    mantissa, exponent = np.frexp(x.numpy().astype(np.float64))
-    expected = np.ldexp(np.trunc(np.ldexp(mantissa, 14)), exponent - 14)  # one leading bit and 13 behind it
-    assert emulator.cut(x, 13).tolist() == expected.tolist()
-    assert emulator.cut(x, 23).tolist() == x.tolist()
+    q, k = (e4m3(4 * torch.randn(1, 1, rows, 128, generator=generator)) for rows in (30, 50))
+    found = emulator.products(q, k, VARIANTS[name], HOPPER)
+    assert np.array_equal(found.numpy(), fp8_sums.product(as_bytes(q), as_bytes(k), half=name == "fp8-fp16"))
+    assert not torch.equal(found, emulator.products(q, k, VARIANTS[name], EXACT))
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -195,8 +193,6 @@ def test_what_a_format_cannot_hold_is_refused() -> None:
     x = torch.ones(1, 420, 1, 256)
     with pytest.raises(ValueError, match="FP16"):
         emulate(x, x, x, plan_for(VARIANTS["fp8-fp16"]), VARIANTS["fp8-fp16"])
-    with pytest.raises(ValueError, match="23 bits"):
-        emulate(x, x, x, plan_for(VARIANTS["fp8-fp32"]), VARIANTS["fp8-fp32"], accumulator_bits=24)
 
 
 def test_a_variant_runs_its_own_precision_only() -> None:

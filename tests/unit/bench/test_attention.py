@@ -10,12 +10,13 @@ import pytest
 import torch
 
 from fpsgen.attention import dense, hopper, quantize, reference
-from fpsgen.attention.emulator import VARIANTS, emulate, exponentials
+from fpsgen.attention.emulator import TOLERANCE, VARIANTS, emulate, error, exponentials
 from fpsgen.attention.plan import AttentionPlan
+from fpsgen.attention.sums import rules
 from fpsgen.attention.tiles import Shape3, TileGrid, key_lists
 from fpsgen.bench import dense_kernels, roofline
 from fpsgen.bench.attention import contenders
-from fpsgen.bench.attention.check import Oracles, error, sampled_rows, spread
+from fpsgen.bench.attention.check import Oracles, sampled_rows, spread
 from fpsgen.bench.attention.contenders import Inputs, Trial
 from fpsgen.bench.attention.record import DENSE, Line
 from fpsgen.bench.attention.shapes import DENSITIES, Shape, chosen_windows, shape
@@ -160,15 +161,31 @@ def test_exact_rows_are_attention_over_the_plan_s_keys() -> None:
     assert error(Oracles(q, k, v, rows).exact(replace(plan, windows=((1, 3, 3),))), sparse) == 0
 
 
-def test_the_emulator_is_asked_again_only_for_a_large_error() -> None:
+def test_other_rules_of_sums_are_tried_only_for_a_large_error() -> None:
     generator = torch.Generator().manual_seed(2)
     q, k, v = (torch.randn(1, RAGGED.tokens, 1, 128, generator=generator) for _ in range(3))
     plan, rows = AttentionPlan(RAGGED, qk="int8", pv="fp8"), torch.arange(20)
     oracles = Oracles(q, k, v, rows)
-    found = emulate(q, k, v, plan, VARIANTS["int8-int32"], rows=rows, accumulator_bits=13)
-    assert oracles.emulated_errors(found, plan, "int8-int32") == {"13 bits": 0.0}
-    assert set(oracles.emulated_errors(found * 1.1, plan, "int8-int32", 1e-2)) == {"13 bits", "exact sums"}
-    assert set(oracles.emulated_errors(found * torch.nan, plan, "int8-int32", 1e-2)) == {"13 bits", "exact sums"}
+    found = emulate(q, k, v, plan, VARIANTS["int8-int32"], rows=rows)
+    assert oracles.emulated_errors(found, plan, "int8-int32") == {"accumulator aligned": 0.0}
+    both = {"accumulator aligned", "accumulator added last"}
+    assert oracles.emulated_errors(found * 1.1, plan, "int8-int32").keys() == both
+    assert oracles.emulated_errors(found * torch.nan, plan, "int8-int32").keys() == both
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_card_that_adds_by_another_rule_is_right(variant: str) -> None:
+    """Though it is not within the tolerance of the likeliest rule."""
+    generator = torch.Generator().manual_seed(3)
+    tiles = TileGrid((1, 1, 480), (1, 1, 120))
+    q, k, v = (torch.randn(1, tiles.tokens, 2, 128, generator=generator) for _ in range(3))
+    plan, rows = AttentionPlan(tiles, qk=VARIANTS[variant].qk, pv="fp8"), torch.arange(40)
+    q, oracles = 2 * q, Oracles(2 * q, k, v, rows)
+    for name, sums in list(rules(VARIANTS[variant].scores == "fp16").items())[1:]:
+        found = emulate(q, k, v, plan, VARIANTS[variant], rows=rows, sums=sums)
+        errors = oracles.emulated_errors(found, plan, variant)
+        assert min(errors, key=errors.__getitem__) == name
+        assert errors[name] == 0
 
 
 def test_a_wrong_result_gets_no_time() -> None:
@@ -182,14 +199,14 @@ def test_a_wrong_result_gets_no_time() -> None:
     for kind, check, field, words in [
         ("kernel", off_by(nan), "fault", "nan"),
         ("sdpa", off_by(0.02), "fault", "0.02"),
-        ("kernel", off_by(0.001, bits=0.02, sums=0.03), "fault", "0.02"),  # near the truth, and not what it should be
+        ("kernel", off_by(0.001, one=0.02, other=0.03), "fault", "0.02"),  # near the truth, and not what it should be
         ("sdpa", refused, "why_not", "RuntimeError: No available kernel"),
         ("kernel", refused, "fault", "RuntimeError: No available kernel"),
     ]:
         found = tried(line(kind, name=kind), check)
         assert words in (getattr(found, field) or "")
         assert (found.trouble, found.samples_ms, found.error_to_exact) == (getattr(found, field), None, None)
-    found = tried(line("kernel"), off_by(0.05, bits=0.02, sums=0.001))  # 8 bits are so far from exact attention
+    found = tried(line("kernel"), off_by(0.05, one=0.02, other=TOLERANCE))  # 8 bits are so far from exact attention
     assert (found.trouble, found.samples_ms, found.error_to_exact) == (None, (), 0.05)
 
 
