@@ -141,7 +141,7 @@ def operands(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, variant: Vari
     each = (
         quantize.per_token(q, variant.qk, variant.largest),
         quantize.per_tile(quantize.smooth(k) if plan.smooth_k else k, variant.qk, plan.tiles, variant.largest),
-        quantize.per_channel(v, "fp8"),
+        quantize.per_channel_by_sample(v, plan.tiles),
     )
     return [Quantized(x.numbers.transpose(1, 2), x.scale.transpose(1, 2)) for x in each]
 

@@ -1,8 +1,9 @@
 """Sparse attention in 8 bits by our own kernels, on Hopper: the prologue, then tile-sparse attention.
 
 Unlike the other backends, this one takes q and k before norm and RoPE: its prologue does both, and smoothing and
-rounding. The result is that of `emulator`, rounding by rounding. It differs from the reference's in one point: q has a
-scale for each token, which costs the kernel nothing, instead of one for each tile.
+rounding. The result is that of `emulator`, rounding by rounding. It differs from the reference's in two points: q has a
+scale for each token, which costs the kernel nothing, instead of one for each tile; and v's scales come from a sample of
+its rows, so that v is read once.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from fpsgen.kernels import sm90_attention as attention_kernels
 from fpsgen.kernels import sm90_prologue as prologue_kernels
 from fpsgen.kernels.launch import launch, packed
 from fpsgen.kernels.sm90_attention import HEAD_DIM, SLOTS, TRAILER_BYTES, AttentionKernel
-from fpsgen.kernels.sm90_prologue import PrologueKernel
+from fpsgen.kernels.sm90_prologue import MOST_HEADS, PrologueKernel
 
 # The variant of the kernel that runs a plan, by the plan's qk; `emulator.VARIANTS` says what each computes.
 FASTEST = {"fp8": "fp8-fp16", "int8": "int8-int32"}
@@ -137,21 +138,18 @@ def prologue(
         "eps": qk_transform.eps,
     }
     between = {
-        "q_rms": room(batch, tokens),
         "k_rms": room(batch, tokens),
-        "k_partial": room(streams, count, dim),
-        "v_partial": room(streams, count, dim),
         "k_mean": room(streams, dim),
+        "v_beyond": room(streams, dim, dtype=torch.int32),
     }
     images = {f"{name}_image": made[name] for name in ("q", "k", "v")}
     counts = {"batch": batch, "heads": heads, "tiles": count, "tokens": tokens}
     parameters = packed(prologue_kernels.PARAMETERS, {**made, **given, **between, **images, **counts})
-    warps = kernel.THREADS // 32
     for function, blocks in (
-        ("fps_row_rms", -(-2 * batch * tokens // warps)),  # a warp for each row of q and of k
-        ("fps_channel_sums", streams * count),
-        ("fps_channel_totals", streams),
-        ("fps_prologue", 3 * streams * count),  # for q, for k, for v
+        ("fps_rows", 2 * batch * count),  # for q, for k
+        ("fps_channels", streams),
+        ("fps_tiles", 2 * streams * count),  # for k, for v
+        ("fps_v_again", streams * count),
     ):
         launch(kernel, function, blocks, parameters, device)
     return made
@@ -169,6 +167,8 @@ def check(q: Tensor, k: Tensor, v: Tensor, qk_transform: QKTransform, plan: Atte
     for name, (x, shape) in wanted.items():
         if tuple(x.shape) != shape or x.device != q.device:
             raise ValueError(f"{name} is {list(x.shape)} on {x.device}; {list(shape)} on {q.device} is wanted")
+    if heads > MOST_HEADS:
+        raise ValueError(f"{heads} heads; the prologue's blocks have room for {MOST_HEADS}")
 
 
 def attention_over(operands: Mapping[str, Tensor], plan: AttentionPlan, variant: str, batch: int) -> Tensor:

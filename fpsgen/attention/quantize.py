@@ -19,6 +19,10 @@ Format = Literal["fp8", "int8"]
 # infinity; INT8 is used symmetrically.
 LARGEST: dict[Format, float] = {"fp8": 448.0, "int8": 127.0}
 
+# What the largest number of a sample becomes in E4M3: a number that is not in the sample may be 16 times as large. To a
+# floating-point format this costs nothing but the last bits of what is less than 1 / 1800 of the sample's largest.
+SAMPLE_LARGEST = 28.0
+
 
 @dataclass(frozen=True, eq=False)
 class Quantized:
@@ -53,13 +57,21 @@ def round_to_(x: Tensor, kind: Format) -> Tensor:
 
 
 def quantize(x: Tensor, amax: Tensor, kind: Format, largest: float | None = None) -> Quantized:
-    """Round `x`, given the largest magnitude under each scale; it becomes `largest`, by default the format's own.
+    """Round `x`, given the largest magnitude under each scale; it becomes `largest`, by default the format's own."""
+    return round_by(x, scale_of(amax, LARGEST[kind] if largest is None else largest), kind)
 
-    Zeros get a scale of 1, and no scale is too small for float32, so that nothing is divided by 0.
-    """
-    limit = LARGEST[kind] if largest is None else largest
-    scale = torch.where(amax > 0, (amax.float() / limit).clamp(min=torch.finfo(torch.float32).tiny), 1.0)
+
+def round_by(x: Tensor, scale: Tensor, kind: Format) -> Quantized:
+    """Round `x`, given the scales."""
     return Quantized(round_to_(x.float() * (1 / scale), kind), scale)
+
+
+def scale_of(amax: Tensor, largest: float) -> Tensor:
+    """The scale by which `amax`, not negative, becomes `largest`.
+
+    1 for zeros, and never too small for float32, so that nothing is divided by 0.
+    """
+    return torch.where(amax > 0, (amax.float() / largest).clamp(min=torch.finfo(torch.float32).tiny), 1.0)
 
 
 def per_token(x: Tensor, kind: Format, largest: float | None = None) -> Quantized:
@@ -76,6 +88,21 @@ def per_tile(x: Tensor, kind: Format, tiles: TileGrid, largest: float | None = N
 def per_channel(x: Tensor, kind: Format, largest: float | None = None) -> Quantized:
     """One scale for each channel of each head over all tokens (FPSAttention, Eq. 5): [batch, 1, heads, head_dim]."""
     return quantize(x, x.abs().amax(1, keepdim=True), kind, largest)
+
+
+def per_channel_by_sample(x: Tensor, tiles: TileGrid) -> Quantized:
+    """E4M3 with one scale for each channel of each head, by a rule that lets a kernel read x once.
+
+    The largest magnitude in the first row of each tile becomes SAMPLE_LARGEST. Where that puts a number beyond E4M3's
+    largest, the channel's scale is that of `per_channel`. A sample of zeros counts as the least normal float32: what
+    else the channel has is then beyond.
+    """
+    magnitudes, limit = x.float().abs(), LARGEST["fp8"]
+    amax, sample = (own.amax(1, keepdim=True) for own in (magnitudes, magnitudes[:, tiles.offsets[:-1].to(x.device)]))
+    sample = sample.clamp(min=torch.finfo(torch.float32).tiny)
+    scale = scale_of(sample, SAMPLE_LARGEST)
+    within = amax * (1 / scale) <= limit
+    return round_by(x, torch.where(within, scale, scale_of(amax, limit)), "fp8")
 
 
 def tile_amax(x: Tensor, tiles: TileGrid) -> Tensor:

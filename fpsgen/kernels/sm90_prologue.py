@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import numpy as np
+
+from fpsgen.kernels.sm90_attention import HEAD_DIM, SLOTS, TRAILER_BYTES
 
 # `Parameters` of the source, which says what each is; pointers, then counts.
 PARAMETERS = np.dtype(
     [
         *((name, np.uint64) for name in ("q", "k", "v", "norm_q", "norm_k", "rope", "offsets")),
-        *((name, np.uint64) for name in ("q_rms", "k_rms", "k_partial", "v_partial", "k_mean", "v_scale")),
+        *((name, np.uint64) for name in ("k_rms", "k_mean", "v_scale", "v_beyond")),
         *((name, np.uint64) for name in ("q_image", "k_image", "v_image", "trailers", "q_scale")),
         *((name, np.uint64) for name in ("q_pooled", "k_pooled")),
         *((name, np.int32) for name in ("batch", "heads", "tiles", "tokens")),
@@ -19,6 +21,8 @@ PARAMETERS = np.dtype(
     ],
     align=True,
 )
+
+MOST_HEADS = 48  # a row of all of them is in the registers of one block
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,7 @@ class PrologueKernel:
     QK_INT8: q and k in INT8, else in E4M3. QK_LARGEST: the number that their scales aim at. V_ONES: rows of ones below
     vᵀ, 8 or 0. SMOOTH_K: take the mean over tokens from k.
 
-    Its entry functions, in this order: `fps_row_rms`, `fps_channel_sums`, `fps_channel_totals`, `fps_prologue`.
+    Its entry functions, in this order: `fps_rows`, `fps_channels`, `fps_tiles`, `fps_v_again`.
     ValueError, with the reason, for a combination that no variant reads.
     """
 
@@ -59,3 +63,31 @@ VARIANTS = {
     "fp8-fp16": PrologueKernel(QK_INT8=False, QK_LARGEST=16, V_ONES=8),
     "int8-int32": PrologueKernel(QK_INT8=True, QK_LARGEST=127, V_ONES=8),
 }
+
+
+class Traffic(NamedTuple):
+    """Bytes that a launch reads from device memory, and writes to it."""
+
+    read: int
+    written: int
+
+
+def traffic(kernel: PrologueKernel, tokens: int, heads: int, tiles: int, batch: int = 1) -> dict[str, Traffic]:
+    """By entry function, each place once: what blocks read that run at the same time comes from the L2 cache.
+
+    Offsets of tiles and weights of norms are too few to count. fps_v_again is counted as it is when v stays within its
+    first scales.
+    """
+    rows, table, factors = 2 * batch * tokens * heads * HEAD_DIM, 4 * tokens * HEAD_DIM, 4 * batch * tokens
+    items, per_channel = batch * heads * tiles, 4 * batch * heads * HEAD_DIM
+    image, means, sample = items * SLOTS * HEAD_DIM, 4 * items * HEAD_DIM, 2 * items * HEAD_DIM
+    smooth = int(kernel.SMOOTH_K)
+    return {
+        "fps_rows": Traffic(2 * rows + table, image + 4 * items * SLOTS + 2 * means + factors),
+        "fps_channels": Traffic(smooth * means + sample, (2 + smooth) * per_channel),
+        "fps_tiles": Traffic(
+            2 * rows + table + factors + (1 + smooth) * per_channel,
+            2 * image + items * (kernel.V_ONES * SLOTS + TRAILER_BYTES),
+        ),
+        "fps_v_again": Traffic(per_channel, 0),
+    }

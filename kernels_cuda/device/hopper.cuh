@@ -77,6 +77,8 @@ DEVICE void warp_sync() { __syncwarp(); }
 // A number that all threads of a warp share, said so that the compiler knows.
 DEVICE int warp_uniform(int x) { return __shfl_sync(0xffffffffu, x, 0); }
 DEVICE bool warp_any(bool x) { return __any_sync(0xffffffffu, x); }
+// In device memory, by any number of blocks, in any order.
+DEVICE void atomic_max(u32* to, u32 x) { atomicMax(to, x); }
 // Registers move from the producer's warpgroup to the consumers'.
 template <int COUNT>
 DEVICE void registers_grow() {

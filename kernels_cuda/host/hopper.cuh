@@ -106,6 +106,7 @@ DEVICE bool warp_any(bool x) {
   host::warp_exchange(x, all);
   return std::any_of(all, all + 32, [](u32 y) { return y; });
 }
+DEVICE void atomic_max(u32* to, u32 x) { *to = std::max(*to, x); }
 template <int COUNT>
 DEVICE void registers_grow() {}
 template <int COUNT>

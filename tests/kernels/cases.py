@@ -56,6 +56,16 @@ def inputs(tiles: TileGrid, heads: int = 2, batch: int = 1, seed: int = 0) -> Gi
     return 3 * q, k + 1, v + 0.3, QKTransform(norm_q, norm_k, 1e-6, torch.stack([angles.cos(), angles.sin()], -1))
 
 
+def with_spikes(given: Given, tiles: TileGrid, size: float) -> Given:
+    """v with numbers far beyond those of each tile's first row, by which its scales begin: in a channel that has two,
+    in another batch entry and head, and in a channel whose first rows are zeros."""
+    q, k, v, transform = given
+    v = v.clone()
+    v[0, 1, 0, 70], v[0, -1, 0, 70], v[-1, 1, -1, 5] = size, size / 2, -size
+    v[0, tiles.offsets[:-1], 0, 9] = 0
+    return q, k, v, transform
+
+
 def moved(given: Given, device: torch.device | str) -> Given:
     q, k, v, transform = given
     there = {name: getattr(transform, name).to(device) for name in ("norm_q", "norm_k", "rope")}

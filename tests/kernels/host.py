@@ -40,7 +40,7 @@ LATE = ("nothing", "copies", "wgmmas")  # `Late` of host/machine.h
 TRAILER = np.dtype([("scale", "f4"), ("valid", "i4"), ("unused", "i4", 2)])
 ENTRIES = {
     "sm90_attention": ("fps_attention",),
-    "sm90_prologue": ("fps_row_rms", "fps_channel_sums", "fps_channel_totals", "fps_prologue"),
+    "sm90_prologue": ("fps_rows", "fps_channels", "fps_tiles", "fps_v_again"),
 }
 
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from fpsgen.attention.emulator import VARIANTS, emulate
@@ -29,6 +30,7 @@ from tests.kernels.cases import (
     plan_for,
     prepared,
     random_qkv,
+    with_spikes,
 )
 from tests.kernels.faults import ATTENTION, FAULTS, PROLOGUE, digest
 from tests.kernels.host import Schedule
@@ -93,14 +95,25 @@ def long_lists(source: str, name: str) -> None:
 def prologue_checks() -> Iterator[tuple[str, Callable[[str], None]]]:
     for name in ("fp8-fp16", "fp8-fp32"):
         yield f"images, {name}", partial(images, name=name)
+    yield "images, 17 heads", partial(images, name="fp8-fp16", tiles=TileGrid((1, 2, 5), (1, 2, 3)), heads=17)
+    yield "images, v beyond", partial(images, name="fp8-fp16", spikes=1000.0)
+    yield "v is no number", not_a_number
 
 
-def images(source: str, name: str) -> None:
-    given = inputs(GRID, batch=2)
-    plan = plan_for(name, GRID)
+def images(source: str, name: str, tiles: TileGrid = GRID, heads: int = 2, spikes: float = 0.0) -> None:
+    given = inputs(tiles, heads, batch=2)
+    if spikes:
+        given = with_spikes(given, tiles, spikes)
+    plan = plan_for(name, tiles)
     found = host.prologue(*given, plan, name, source=source)
     assert_same_operands(found, host.images(*prepared(given), given[2], plan, name), plan)
-    assert_pooled(found, given, GRID)
+    assert_pooled(found, given, tiles)
+
+
+def not_a_number(source: str) -> None:
+    given = with_spikes(inputs(GRID, batch=2), GRID, float("nan"))
+    found = host.prologue(*given, plan_for("fp8-fp16", GRID), "fp8-fp16", source=source)
+    assert np.array_equal(np.isnan(found["v_scale"]), given[2].isnan().any(1).flatten(0, 1)), "v's scales"
 
 
 def first_to_notice(source: str, file: str) -> tuple[str, str] | None:

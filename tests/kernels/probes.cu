@@ -149,6 +149,14 @@ KERNEL(GROUP, 1) probe_warp_any(PARAMETERS Parameters P) {
   }
 }
 
+// All threads go for the same eight words.
+KERNEL(GROUP, 1) probe_atomic_max(PARAMETERS Parameters P) {
+  int thread = threadIdx.x;
+  if (thread < 8) P.out[thread] = 0;
+  __syncthreads();
+  for (int round = 0; round < ROUNDS; round++) atomic_max(P.out + thread % 8, P.in[round * GROUP + thread]);
+}
+
 // 3 * 128 threads start with 168 registers each; two groups then hold 200 words apiece, which would not fit.
 KERNEL(3 * GROUP, 1) probe_registers(PARAMETERS Parameters P) {
   constexpr int HELD = 200;

@@ -141,6 +141,7 @@ THREADS = (
     Probe("warp_sync", given.words(ROUNDS, GROUP), out=(ROUNDS, GROUP)),
     Probe("warp_uniform", given.words(ROUNDS, GROUP), out=(ROUNDS, GROUP)),
     Probe("warp_any", given.conditions, out=(ROUNDS, GROUP)),
+    Probe("atomic_max", given.words(ROUNDS, GROUP), out=(8,)),
     Probe("registers", given.words(1, GROUP + 200 * 2 * GROUP), 3 * GROUP),
     Probe("swizzled_operand", given.offsets, out=(13, 3)),
     # Integers, of which sums are exact in FP16 and FP32 alike; the words of both accumulators follow each other.

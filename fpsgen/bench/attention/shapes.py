@@ -62,8 +62,8 @@ class Shape:
     def prologue(self, variant: str) -> Amounts:
         """Our prologue: q, k, v and RoPE's table in; the images and each tile's mean of q and of k out.
 
-        Its four launches read k three times and q and v twice, because a norm goes over all heads and k's mean over all
-        tokens: that is the prologue's own, and no bound.
+        Its launches read k and RoPE's table twice, because a norm goes over all heads and k's mean over all tokens
+        (`sm90_prologue.traffic`): that is the prologue's own, and no bound.
         """
         means = 2 * self.heads * len(self.tiles.valid) * HEAD_DIM * 4
         return Amounts(0, 0, 3 * self._activations + self._table + self._images(variant) + means)

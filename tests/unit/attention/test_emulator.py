@@ -43,7 +43,8 @@ def scalar_kernel(q: np.ndarray, k: np.ndarray, v: np.ndarray, variant: Variant)
     limit = F32(variant.largest)
     q_scale = np.abs(q).max(1) / limit
     k_scale = [np.abs(k[tile]).max() / limit for tile in tiles]
-    v_scale = np.abs(v).max(0) / F32(448)
+    v_scale = np.abs(v[[tile.start for tile in tiles]]).max(0) / F32(28)
+    v_scale = np.where(np.abs(v / v_scale).max(0) > 448, np.abs(v).max(0) / F32(448), v_scale)
     q8 = encode(q / q_scale[:, None], variant.qk).astype(F32)
     k8 = [encode(k[tile] / scale, variant.qk).astype(F32) for tile, scale in zip(tiles, k_scale, strict=True)]
     v8 = encode(v / v_scale, "fp8").astype(F32)

@@ -90,6 +90,21 @@ def test_scales_are_of_tile_token_and_channel(kind: quantize.Format) -> None:
         assert float(one.numbers.abs().max()) == limit
 
 
+def test_a_channel_s_scale_by_a_sample() -> None:
+    """28 for the largest in the first row of each tile; as `per_channel` where anything is then beyond 448."""
+    tiles = TileGrid((1, 1, 6), (1, 1, 4))
+    x = torch.ones(1, 6, 1, 4)
+    x[0, 4, 0, :2] = 2
+    x[0, 1, 0, :2] = torch.tensor([-32.0, 32.5])  # 16 times the sample's, and more
+    x[0, [0, 4], 0, 2] = 0
+    x[..., 3] = 0
+    found = quantize.per_channel_by_sample(x, tiles)
+    least = torch.finfo(torch.float32).tiny
+    expected = torch.tensor([2 / 28, 32.5 / 448, 1 / 448, least])
+    torch.testing.assert_close(found.scale, expected.view(1, 1, 1, 4), rtol=1e-7, atol=0)
+    assert found.numbers[0, 1, 0].tolist() == [-448, 448, 448, 0]
+
+
 def test_a_smaller_largest_number_is_what_scales_aim_at() -> None:
     found = quantize.per_token(torch.tensor([[[[1.0, -3.0]]]]), "fp8", largest=16.0)
     assert found.numbers.tolist() == [[[[5.5, -16.0]]]]  # 16 / 3 lies between 5 and 5.5

@@ -62,7 +62,7 @@ def entries(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[En
     ("kernel", "function", "threads", "layout"),
     [
         (sm90_attention.VARIANTS["fp8-fp16"], "fps_attention", 384, sm90_attention.PARAMETERS),
-        (sm90_prologue.VARIANTS["fp8-fp16"], "fps_row_rms", 256, sm90_prologue.PARAMETERS),
+        (sm90_prologue.VARIANTS["fp8-fp16"], "fps_rows", 256, sm90_prologue.PARAMETERS),
     ],
 )
 def test_a_launch(entries: list[Entry], kernel: Any, function: str, threads: int, layout: np.dtype) -> None:
