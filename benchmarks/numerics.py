@@ -4,7 +4,8 @@
 
 Relative error, ‖o - exact‖ / ‖exact‖, of dense attention, head_dim 128, against float64: bfloat16 SDPA, and the
 emulator of each variant of the kernel with one thing changed at a time. On synthetic data of several
-lengths and on the q, k and v of the pocket model's own layers. Writes .json and .md.
+lengths and on the q, k and v of the pocket model's own layers. Also how far the rules that a card's FP8 sums may obey
+are apart (`fpsgen/attention/sums.py`). Writes .json and .md.
 """
 
 from __future__ import annotations
@@ -20,10 +21,9 @@ from torch import Tensor
 
 from benchmarks.markdown import page
 from fpsgen import files
-from fpsgen.attention import dense, emulator
+from fpsgen.attention import dense, emulator, sums
 from fpsgen.attention.plan import AttentionPlan
 from fpsgen.attention.qk import QKTransform, prepare
-from fpsgen.attention.sums import EXACT
 from fpsgen.attention.tiles import TileGrid
 from fpsgen.machine import provenance
 from fpsgen.sampling import Denoiser
@@ -32,7 +32,8 @@ from fpsgen.weights import models
 from fpsgen.weights.load import load_text_encoder, load_transformer
 
 LENGTHS = (1024, 4096, 8192, 32768)
-ROWS, HEADS, HEAD_DIM, TILE = 256, 8, 128, 128
+ROWS, HEADS, HEAD_DIM, TILE = 64, 8, 128, 128
+MOST_KEYS_OF_RULES = 4096
 PROMPTS = ("a cat surfing", "a robot moving right in the city")
 STEPS = {"early": 1, "middle": 10, "late": 20}  # of the pocket model's 20
 METHODS = {
@@ -40,13 +41,12 @@ METHODS = {
     "E4M3, FP16 scores, half of P synthesised (C)": "fp8-fp16",
     "INT8 q and k, half of P synthesised (E)": "int8-int32",
 }
-# What is changed of the default: k smoothed, one scale per token of q, 13-bit sums promoted to float32.
+# What is changed of the default: k smoothed, sums by Hopper's rule, promoted to float32.
 CHANGES: dict[str, dict] = {
     "": {},
     "k not smoothed": {"smooth_k": False},
-    "q scaled per tile": {"q_scale": "tile"},
     "one level of sums": {"one_level": True},
-    "exact sums": {"sums": EXACT},
+    "exact sums": {"sums": sums.EXACT},
 }
 KINDS = {
     "gaussian": "All N(0, 1)",
@@ -111,31 +111,39 @@ def methods() -> Iterator[tuple[str, str | None, dict]]:
             yield f"{name}{', ' if change else ''}{change}", variant, options
 
 
-def error(data: Data, tiles: TileGrid, rows: Tensor, exact: Tensor, variant: str | None, options: dict) -> float:
-    """Relative error of one method on one data set."""
+def attended(data: Data, tiles: TileGrid, rows: Tensor, variant: str | None, options: dict) -> Tensor:
+    """What one method computes of one data set."""
     q, k, v = data
     if variant is None:
-        found = dense.attention(*(x.bfloat16() for x in (q[:, rows], k, v)))
-    else:
-        chosen = emulator.VARIANTS[variant]
-        options = dict(options)
-        plan = AttentionPlan(tiles, qk=chosen.qk, pv="fp8", smooth_k=options.pop("smooth_k", True))
-        if options.pop("one_level", False):
-            chosen = dataclasses.replace(chosen, promote=None)
-        found = emulator.emulate(q, k, v, plan, chosen, rows=rows, **options)
-    return float((found.double() - exact).norm() / exact.norm())
+        return dense.attention(*(x.bfloat16() for x in (q[:, rows], k, v)))
+    chosen, options = emulator.VARIANTS[variant], dict(options)
+    plan = AttentionPlan(tiles, qk=chosen.qk, pv="fp8", smooth_k=options.pop("smooth_k", True))
+    if options.pop("one_level", False):
+        chosen = dataclasses.replace(chosen, promote=None)
+    return emulator.emulate(q, k, v, plan, chosen, rows=rows, **options)
 
 
-def measure() -> dict[str, dict[str, float]]:
-    """Error by method and data set; of the pocket model's layers and prompts, the mean."""
-    found: dict[str, dict[str, list[float]]] = {}
+def measure() -> dict[str, dict[str, dict[str, float]]]:
+    """errors: to exact attention, by method and data set; rules: how far what a variant computes is from that by the
+    likeliest rule of FP8 sums, by variant and rule, and data set. Of the pocket model's layers and prompts the mean."""
+    found: dict[str, dict[str, dict[str, list[float]]]] = {"errors": {}, "rules": {}}
+
+    def note(table: str, row: str, column: str, value: float) -> None:
+        found[table].setdefault(row, {}).setdefault(column, []).append(value)
 
     def add(name: str, data: Data, tiles: TileGrid) -> None:
         rows = torch.arange(ROWS if len(tiles.valid) * TILE == tiles.tokens else tiles.tokens)
         exact = dense.attention(*(x.double() for x in (data[0][:, rows], data[1], data[2])))
+        likeliest = {}
         for method, variant, options in methods():
-            value = error(data, tiles, rows, exact, variant, options)
-            found.setdefault(method, {}).setdefault(name, []).append(value)
+            out = attended(data, tiles, rows, variant, options)
+            note("errors", method, name, emulator.error(out, exact))
+            likeliest.setdefault(variant, out)
+        for method, variant in METHODS.items() if tiles.tokens <= MOST_KEYS_OF_RULES else ():
+            rules = sums.rules(fp16=emulator.VARIANTS[variant].scores == "fp16")
+            for rule, chosen in list(rules.items())[1:]:
+                out = attended(data, tiles, rows, variant, {"sums": chosen})
+                note("rules", f"{method}, {rule}", name, emulator.error(out, likeliest[variant]))
 
     for kind in list(KINDS)[:-1]:
         for length in LENGTHS:
@@ -144,23 +152,41 @@ def measure() -> dict[str, dict[str, float]]:
     for data in captured():
         add(*data)
     return {
-        method: {name: round(sum(values) / len(values), 5) for name, values in columns.items()}
-        for method, columns in found.items()
+        table: {
+            row: {name: round(sum(values) / len(values), 5) for name, values in columns.items()}
+            for row, columns in rows.items()
+        }
+        for table, rows in found.items()
     }
 
 
-def tables(results: dict[str, dict[str, float]]) -> str:
-    """One table for each kind of data."""
+def tables(record: dict) -> str:
+    """One table for each kind of data, and one of the rules."""
+    results, rules = record["errors"], record.get("rules")
     columns = list(next(iter(results.values())))
     text = ""
     for kind, title in KINDS.items():
         own = [column for column in columns if column.startswith(kind)]
-        heads = [column.removeprefix(f"{kind}, ") for column in own]
-        text += f"## {title}\n\n| method | {' | '.join(heads)} |\n{'| --- ' * (len(own) + 1)}|\n"
-        for method, values in results.items():
-            text += f"| {method} | {' | '.join(f'{values[column]:.4f}' for column in own)} |\n"
-        text += "\n"
+        text += f"## {title}\n\n" + table(
+            "method", results, {column: column.removeprefix(f"{kind}, ") for column in own}
+        )
+    if rules:
+        text += """## The rules that FP8 sums may obey
+
+How far results are from those by the likeliest rule. Which of these rules Hopper obeys is not known
+(`fpsgen/attention/sums.py`); a kernel is right if it agrees with one of them.
+
+"""
+        text += table("rule", rules, {column: column for column in next(iter(rules.values()))})
     return text.rstrip() + "\n"
+
+
+def table(head: str, rows: dict[str, dict[str, float]], columns: dict[str, str]) -> str:
+    """Markdown, and an empty line. columns: from keys of a row to what stands above them."""
+    text = f"| {head} | {' | '.join(columns.values())} |\n{'| --- ' * (len(columns) + 1)}|\n"
+    for name, values in rows.items():
+        text += f"| {name} | {' | '.join(f'{values[column]:.4f}' for column in columns)} |\n"
+    return text + "\n"
 
 
 def document(record: dict) -> str:
@@ -170,14 +196,16 @@ def document(record: dict) -> str:
         """The tables show the relative error ‖o - exact‖ / ‖exact‖ of dense attention with head_dim 128; exact
         attention is computed in float64. The variants are those of the kernel (`fpsgen/attention/emulator.py`),
         emulated on a CPU. Unless a row says otherwise, k is smoothed, q has one scale for each token, k one for
-        each tile and v one for each channel, and sums of FP8 products keep 13 bits. They are promoted to float32
-        after every tile in variant fp8-fp32 (A), and after every fourth tile in fp8-fp16 (C) and int8-int32 (E).""",
-        f"""Synthetic data have the distribution N(0, 1), except for what a heading says. They have {ROWS} query
-        rows, {HEADS} heads and tiles of {TILE}; the columns are numbers of keys. The pocket model's table uses all
-        420 rows of 3 heads and tiles of 8, and shows means over 6 layers and 2 prompts.""",
+        each tile and v one for each channel, and FP8 products and their sums keep 13 bits, as on Hopper. Sums are
+        promoted to float32 after every tile in variant fp8-fp32 (A), and after every fourth tile in fp8-fp16 (C) and
+        int8-int32 (E).""",
+        f"""Synthetic data have the distribution N(0, 1), except for what a heading says. They have
+        {record.get("rows", 256)} query rows, {HEADS} heads and tiles of {TILE}; the columns are numbers of keys. The
+        pocket model's table uses all 420 rows of 3 heads and tiles of 8, and shows means over 6 layers and 2
+        prompts.""",
         f"`{' '.join(record['command'])}` makes this page.",
     )
-    return head + tables(record["errors"])
+    return head + tables(record)
 
 
 @torch.inference_mode()
@@ -186,10 +214,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/numerics"))
     args = parser.parse_args()
     begin = provenance(["python", "-m", "benchmarks.numerics", *sys.argv[1:]])
-    record = {**begin, "errors": measure()}
+    record = {**begin, "rows": ROWS, **measure()}
     files.write_json(args.out.with_suffix(".json"), record)
     files.write_text(args.out.with_suffix(".md"), document(record))
-    print(tables(record["errors"]), end="")
+    print(tables(record), end="")
 
 
 if __name__ == "__main__":
