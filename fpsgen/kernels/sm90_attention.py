@@ -72,6 +72,11 @@ class AttentionKernel:
         return own | {"SHARED_BYTES": self.shared_bytes}
 
     @property
+    def key_tile_bytes(self) -> int:
+        """What a block copies for one key tile: k, its trailer, v."""
+        return (2 * HEAD_DIM + (8 if self.SUM_CODES else 0)) * SLOTS + TRAILER_BYTES
+
+    @property
     def shared_bytes(self) -> int:
         """The size of `Shared`, which the source asserts: q twice, k and v by stage, rows of the result, barriers."""
         tile = SLOTS * HEAD_DIM

@@ -1,0 +1,109 @@
+"""How long Hopper's instructions take: the table of `pipes.toml`, or what a card was measured to do."""
+
+from __future__ import annotations
+
+import json
+import math
+import tomllib
+from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from fpsgen.errors import UsageError
+from fpsgen.kernels.disassembly import Instruction
+from fpsgen.kernels.registers import is_wgmma, wgmma
+
+TENSOR_CORES = "tensor cores"
+_OTHERS = "others"
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one instruction, in clocks: how long its pipe is taken, and when its result is there."""
+
+    pipe: str
+    interval: float
+    latency: float
+
+
+@dataclass(frozen=True)
+class Pipes:
+    """Costs by instruction; turn, operands and queue as in `pipes.toml`. source: where the numbers are from, in words."""
+
+    table: tuple[dict[str, Any], ...]
+    rest: dict[str, Any]
+    source: str
+    intervals: dict[str, float] = field(default_factory=dict)  # measured, by instruction
+    latencies: dict[str, float] = field(default_factory=dict)
+    slowness: float = 1.0  # of all latencies
+
+    @property
+    def turn(self) -> float:
+        return self.rest["turn"] * self.slowness
+
+    @property
+    def operands(self) -> float:
+        return self.rest["operands"]
+
+    @property
+    def queue(self) -> int:
+        return self.rest["queue"]
+
+    def pessimistic(self) -> Pipes:
+        """Latencies half as long again, and two wgmmas at most that wait for the tensor cores."""
+        return replace(self, slowness=1.5, rest={**self.rest, "queue": 2})
+
+    def cost(self, instruction: Instruction) -> Cost:
+        entry = self._entry(instruction)
+        interval = entry.get("interval", self.rest["interval"])
+        if "interval_per_column" in entry and is_wgmma(instruction):
+            interval = entry["interval_per_column"] * wgmma(instruction).columns
+        interval = _nearest(self.intervals, instruction, interval)
+        latency = _nearest(self.latencies, instruction, entry.get("latency", self.rest["latency"]))
+        return Cost(entry.get("pipe", _OTHERS), interval, latency * self.slowness)
+
+    def _entry(self, instruction: Instruction) -> dict[str, Any]:
+        by_name = {name: entry for entry in self.table for name in entry["names"]}
+        return _nearest(by_name, instruction, {})
+
+
+def _nearest(by_name: dict[str, Any], instruction: Instruction, default: Any) -> Any:
+    """The value under the name that shares the operation and has the most of the instruction's parts."""
+    fitting = [
+        (len(parts), name)
+        for name in by_name
+        if (parts := name.split("."))[0] == instruction.operation and instruction.parts.issuperset(parts)
+    ]
+    return by_name[max(fitting)[1]] if fitting else default
+
+
+@cache
+def shipped() -> Pipes:
+    table = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
+    return Pipes(tuple(table["instructions"]), table["rest"], "ptxas' stall counts, datasheets and assumptions")
+
+
+def measured(path: Path) -> Pipes:
+    """The shipped table with what a card was measured to do, as `python -m benchmarks.card` writes it.
+
+    JSON: device and versions, and intervals and latencies in clocks, by instruction. UsageError where the file is none.
+    """
+    try:
+        told = json.loads(path.read_text(encoding="utf-8"))
+        device, parts = str(told["device"]), [_clocks(told[name]) for name in ("intervals", "latencies")]
+    except OSError as fault:
+        raise UsageError(f"{path} cannot be read: {fault.strerror or fault}") from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        hint = 'it needs "device", and "intervals" and "latencies" with a positive number of clocks for each instruction'
+        raise UsageError(f"{path} is no file of measured pipes", hint) from None
+    count = len(parts[0].keys() | parts[1].keys())
+    source = f"measured on {device} for {count} instructions ({path.name}), for others {shipped().source}"
+    return replace(shipped(), source=source, intervals=parts[0], latencies=parts[1])
+
+
+def _clocks(given: dict[str, Any]) -> dict[str, float]:
+    found = {str(name): float(clocks) for name, clocks in given.items()}
+    if not all(0 < clocks < math.inf for clocks in found.values()):
+        raise ValueError("a number of clocks is positive")
+    return found
