@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -11,7 +12,7 @@ import typer
 from fpsgen.cli.command import App
 from fpsgen.cli.options import alone
 from fpsgen.cli.output import Output
-from fpsgen.errors import UsageError
+from fpsgen.errors import FpsgenError, UsageError, option
 from fpsgen.printable import readable
 from fpsgen.report.words import counted
 from fpsgen.tables import Column, Table
@@ -19,6 +20,7 @@ from fpsgen.tables import Column, Table
 if TYPE_CHECKING:
     from fpsgen.kernels.cache import Built, Held
     from fpsgen.kernels.listing import Named
+    from fpsgen.kernels.pipes import Pipes
 
 EXAMPLES = """
 fpsgen kernels
@@ -158,18 +160,25 @@ def clear(stale: bool = False, json: bool = False) -> None:
 
 
 @app.command(epilog="fpsgen kernels show attention-fp8-fp16")
-def show(name: str, json: bool = False) -> None:
-    """Show what the compiler made of a kernel: registers, memory, tensor-core instructions.
+def show(name: str, pipes: Path | None = None, json: bool = False) -> None:
+    """Show what the compiler made of a kernel, and how fast a model says that it is.
 
-    A kernel that is not compiled yet is compiled first.
+    A kernel that is not compiled yet is compiled first. The model needs nvdisasm, but no GPU.
     """
     from fpsgen.kernels import cache, listing, sass
+    from fpsgen.kernels.pipes import measured, shipped
 
     named, out = listing.find(name), Output(json)
+    table = measured(pipes) if pipes else shipped()
+    if pipes and not named.name.startswith("attention"):
+        raise UsageError(f"{option('pipes', pipes)} is for attention kernels: a prologue waits for memory", hint=None)
     out.loading(f"compiling {named.name}")
     built = cache.build(named.kernel)
     if built.note:
         out.note(built.note)
+    model, no_model = modelled(named, built, table)
+    if no_model:
+        out.note(no_model)
     tensor_cores = sass.tensor_core_instructions(cache.content(built.cubin))
     after = listing.redistributed(named.kernel)
     if json:
@@ -177,7 +186,8 @@ def show(name: str, json: bool = False) -> None:
             function: {**asdict(used), "tensor_core_instructions": tensor_cores[function]}
             for function, used in built.functions.items()
         }
-        out.result("", report_of(named, built) | {"functions": functions, "registers_after_launch": after})
+        more = {"functions": functions, "registers_after_launch": after, "model": model, "no_model": no_model}
+        out.result("", report_of(named, built) | more)
         return
     out.line(f"{named.name}: {named.about}, for {named.kernel.architecture}")
     numbers = [own.name for own in fields(cache.Resources)]
@@ -195,6 +205,46 @@ def show(name: str, json: bool = False) -> None:
     out.line(f"block      {named.kernel.THREADS} threads, {shared}")
     out.line(f"options    {' '.join(built.options)}", copied=True)
     out.line(f"cubin      {'not kept' if built.note else built.cubin} ({readable(built.size)})", copied=True)
+    if model:
+        (draw_speed if "cycles" in model else draw_traffic)(out, model)
+
+
+def modelled(named: Named, built: Built, pipes: Pipes) -> tuple[dict[str, Any] | None, str | None]:
+    """The model of its speed, or why there is none."""
+    from fpsgen.kernels import disassembly, speed
+
+    try:
+        found = speed.described(named.kernel, disassembly.disassembled(built.cubin), pipes)
+    except disassembly.NoDisassemblerError as missing:
+        return None, f"{missing}, so there is no model of the kernel's speed: {missing.marked_hint}"
+    except (FpsgenError, ValueError, OSError) as fault:
+        return None, f"there is no model of the kernel's speed: {fault}"
+    return found | ({"caveat": speed.caveat(), "pipes_from": pipes.source} if "cycles" in found else {}), None
+
+
+def draw_speed(out: Output, model: dict) -> None:
+    taken = ", ".join(f"{pipe} {clocks:.0f}" for pipe, clocks in model["pipes"].items() if clocks >= 1)
+    out.line(f"model      {model['caveat']}")
+    out.line(f"  slots    {model['slots']:.0f} for a pair of 128x128 tiles on a quarter of an SM")
+    out.line(f"  pipes    {taken} clocks; stalls of one warp {model['stalls']:.0f}")
+    out.line(f"  cycles   {model['cycles']:.0f} for such a pair; what binds: {model['binds']}")
+    for clock, by_l2 in model["tflops"].items():
+        given = ", ".join(f"{tflops} with {l2} TB/s from L2" for l2, tflops in by_l2.items())
+        out.line(f"  TFLOP/s  {given}, at {clock} GHz")
+    out.line(f"  from     {model['pipes_from']}")
+
+
+def draw_traffic(out: Output, model: dict) -> None:
+    columns = [Column("memory"), Column(f"at {model['workload']}", right=True), Column("loads", prose=True)]
+    table = Table(columns=[*columns, Column("stores", prose=True)])
+    for function, part in model["functions"].items():
+        counts = [
+            ", ".join(f"{count} of {bits} bits" for bits, count in part["accesses_by_bits"][kind].items())
+            for kind in ("LDG", "STG")
+        ]
+        table.row(function, readable(part["dram_bytes"]), *counts)
+    table.row("all", readable(model["dram_bytes"]), "", "")
+    out.show(table)
 
 
 def facts(named: Named) -> dict[str, Any]:

@@ -31,8 +31,8 @@ class NoDisassemblerError(UsageError):
 class Instruction:
     """name: with suffixes, as MUFU.EX2. guard: the predicate without which it does nothing, as !P0.
 
-    stall: clocks until the warp's next instruction. writes_barrier, reads_barrier: the scoreboard that it holds until its
-    result is there, or until its operands are read. waits: scoreboards that must be free before it.
+    stall: clocks until the warp's next instruction. writes_barrier, reads_barrier: the scoreboard that it holds until
+    its result is there, or until its operands are read. waits: scoreboards that must be free before it.
     """
 
     address: int
@@ -116,7 +116,9 @@ def tool() -> Path:
         found = None
     if place := found or shutil.which("nvdisasm"):
         return Path(place)
-    raise NoDisassemblerError("nvdisasm, which lists a kernel's instructions, is not installed", f"pip install {_WHEEL}")
+    raise NoDisassemblerError(
+        "nvdisasm, which lists a kernel's instructions, is not installed", f"pip install {_WHEEL}"
+    )
 
 
 def disassembled(cubin: Path) -> dict[str, Code]:

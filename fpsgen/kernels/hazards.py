@@ -25,7 +25,7 @@ class _State:
 
 
 def in_flight(code: Code) -> list[str]:
-    """A sentence for each instruction, on any path, that touches registers of a wgmma in flight; empty if all is well."""
+    """A sentence for each instruction, on any path, that touches registers of a wgmma in flight."""
     found: dict[int, str] = {}
     seen: set[tuple[int, _State]] = set()
     todo = [(0, _State())] if code.instructions else []

@@ -1,7 +1,7 @@
 """The main loop of the attention kernel in its listing, and the way of a warp through it.
 
-Everything is recognised by structure. The main loop is the smallest with wgmmas of both kinds: scores, whose A comes from
-shared memory, and P V, whose A is in registers. Whether code behind a branch runs follows from what decides the branch:
+Everything is recognised by structure. The main loop is the smallest with wgmmas of both kinds: scores, whose A comes
+from shared memory, and P V, whose A is in registers. How often code behind a branch runs depends on what decides it:
 
 - an exit from the loop, a wait that is not over yet, a call, and what a vote of the warp lets run (sums are rescaled
   where a maximum rose) are rare: they count nothing;
@@ -24,7 +24,23 @@ from fpsgen.kernels.registers import is_wgmma, read, results_and_sources, wgmma,
 Choice = Literal["fall through", "jump", "promote", "promote by a jump", "leave by a jump", "leave by falling through"]
 
 # What carries a vote's answer, or a wait's, from one predicate to another.
-_CARRIERS = {"PLOP3", "ISETP", "UISETP", "UPLOP3", "SEL", "USEL", "P2R", "R2P", "MOV", "UMOV", "LOP3", "ULOP3", "PRMT", "R2UR"}
+_CARRIERS = {
+    "PLOP3",
+    "ISETP",
+    "UISETP",
+    "UPLOP3",
+    "SEL",
+    "USEL",
+    "P2R",
+    "R2P",
+    "MOV",
+    "UMOV",
+    "LOP3",
+    "ULOP3",
+    "PRMT",
+    "R2UR",
+}
+_LONGEST_PERIOD = 16
 _STEPS_OF_TILE = 4  # wgmmas for 128 channels of scores, and for 128 keys of P V: each takes 32
 
 
@@ -57,7 +73,9 @@ def loops(code: Code) -> list[Loop]:
             if header <= index:
                 found.setdefault(header, {header}).update(_back_to(code, header, index))
     entered = {header: body for header, body in found.items() if header == 0 or 0 not in body}
-    return sorted((Loop(code, header, frozenset(body)) for header, body in entered.items()), key=lambda one: len(one.body))
+    return sorted(
+        (Loop(code, header, frozenset(body)) for header, body in entered.items()), key=lambda one: len(one.body)
+    )
 
 
 def _back_to(code: Code, header: int, latch: int) -> set[int]:
@@ -73,8 +91,8 @@ def _back_to(code: Code, header: int, latch: int) -> set[int]:
 class Way:
     """The way of a consumer's warp: through the main loop, and through all that a query tile takes.
 
-    promote: tiles from one float32 sum to the next. tiles: key tiles of an iteration. UnknownLoopError where the code is
-    not an attention kernel, or has a branch of which nothing says how often it is taken.
+    promote: tiles from one float32 sum to the next. tiles: key tiles of an iteration. UnknownLoopError where the code
+    is not an attention kernel, or has a branch of which nothing says how often it is taken.
     """
 
     def __init__(self, code: Code, promote: int) -> None:
@@ -90,6 +108,11 @@ class Way:
             told = f"{code.name}: an iteration of its main loop has {scores} wgmmas of scores and {products} of P V"
             raise UnknownLoopError(f"{told}, and not {_STEPS_OF_TILE} of each for a tile")
         self.tiles = scores // _STEPS_OF_TILE
+
+    @property
+    def period(self) -> int:
+        """Iterations after which the way is the same again; a sum that is promoted less often than this never is."""
+        return self.promote if self.promote <= _LONGEST_PERIOD else 1
 
     def iteration(self, number: int) -> list[Instruction]:
         """What a warp issues from the main loop's header back to it."""
@@ -124,7 +147,7 @@ class Way:
             leaves = choice == "leave by a jump"
             return after[leaves != stays()]
         if choice.startswith("promote"):
-            promotes = number % self.promote == 0
+            promotes = number % self.promote == self.promote - 1
             return after[promotes == (choice == "promote by a jump")]
         return after[choice == "jump"]
 
@@ -143,7 +166,9 @@ class _Choices:
         self.promotions = {
             index
             for index in way.main.body
-            if (each := self.code.instructions[index]).operation == "FADD" and read(each) & sums and not written(each) <= sums
+            if (each := self.code.instructions[index]).operation == "FADD"
+            and read(each) & sums
+            and not written(each) <= sums
         }
         self.enough = len(sums) // 2
         for _ in range(2):
@@ -196,14 +221,16 @@ class _Choices:
         mark = self.marks.get((each.guard or each.operands[0]).removeprefix("!"))
         calls = [any(self.code.instructions[one].operation == "CALL" for one in arm) for arm in arms]
         adds = [len(arm & self.promotions) >= self.enough for arm in arms]
-        if mark or any(calls):
-            rare = [not arms[1], not arms[0]] if mark and not all(arms) else calls
-            if sum(rare) == 1:
-                return "jump" if rare[0] else "fall through"
-        elif any(adds) and loop is main:
+        if sum(calls) == 1:
+            return "jump" if calls[0] else "fall through"
+        if mark and not all(arms):
+            return "jump" if arms[0] else "fall through"
+        if any(adds) and loop is main:
             return "promote by a jump" if adds[1] else "promote"
-        elif not all(arms):
+        if not all(arms):
             return "fall through" if arms[0] else "jump"
+        if main.header in arms[0] | arms[1]:
+            return "fall through" if main.header in arms[0] else "jump"
         raise UnknownLoopError(f"{self.code.name}: nothing says how often either side of this branch runs: {each}")
 
     def arm(self, start: int, other: int, loop: Loop) -> frozenset[int]:

@@ -5,9 +5,11 @@ CuPy has bindings, but drops a cubin's last byte and chooses the architecture it
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import ctypes.util
 import sys
+from collections.abc import Iterator
 from functools import cache
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
@@ -34,7 +36,7 @@ def compile_cubin(
 
     CompileError where it does not compile, NoCompilerError where there is nothing to compile with.
     """
-    nvrtc, text = library(), ctypes.c_char_p
+    nvrtc, text = chosen(), ctypes.c_char_p
     names = [name.encode() for name in headers]
     bodies = [body.encode() for body in headers.values()]
     program = ctypes.c_void_p()
@@ -53,7 +55,7 @@ def compile_cubin(
 
 def output(program: ctypes.c_void_p, name: str) -> bytes:
     """What NVRTC has under a name: the log or the cubin."""
-    nvrtc, size = library(), ctypes.c_size_t()
+    nvrtc, size = chosen(), ctypes.c_size_t()
     check(nvrtc[f"nvrtcGet{name}Size"](program, ctypes.byref(size)))
     buffer = ctypes.create_string_buffer(size.value)
     check(nvrtc[f"nvrtcGet{name}"](program, buffer))
@@ -64,7 +66,7 @@ def output(program: ctypes.c_void_p, name: str) -> bytes:
 def version() -> tuple[int, int]:
     """Major and minor version of CUDA that NVRTC belongs to."""
     major, minor = ctypes.c_int(), ctypes.c_int()
-    check(library().nvrtcVersion(ctypes.byref(major), ctypes.byref(minor)))
+    check(chosen().nvrtcVersion(ctypes.byref(major), ctypes.byref(minor)))
     return major.value, minor.value
 
 
@@ -85,13 +87,49 @@ def found_library() -> ctypes.CDLL | None:
     in_turn = sorted(_WHEELS, key=lambda major: (major > driver[0], -major))
     folders = [folder for major in in_turn if (folder := wheel_folder(_WHEELS[major]))]
     for folder in folders:
-        # NVRTC 13.0 opens this by its bare name, which the linker finds only if it is loaded already.
-        for builtins in sorted(folder.glob("libnvrtc-builtins.so.*")):
-            ctypes.CDLL(str(builtins), ctypes.RTLD_GLOBAL)
-        for path in sorted(folder.glob("libnvrtc.so.*")):
-            return ctypes.CDLL(str(path))
+        if found := loaded(folder):
+            return found
     name = ctypes.util.find_library("nvrtc")
     return ctypes.CDLL(name) if name else None
+
+
+def loaded(folder: Path) -> ctypes.CDLL | None:
+    """The NVRTC that lies in a folder. OSError where it is there and cannot be loaded."""
+    # NVRTC 13.0 opens this by its bare name, which the linker finds only if it is loaded already.
+    for builtins in sorted(folder.glob("libnvrtc-builtins.so.*")):
+        ctypes.CDLL(str(builtins), ctypes.RTLD_GLOBAL)
+    for path in sorted(folder.glob("libnvrtc.so.*")):
+        return ctypes.CDLL(str(path))
+    return None
+
+
+_beside: list[ctypes.CDLL] = []
+
+
+def chosen() -> ctypes.CDLL:
+    """The NVRTC that compiles now: that of `using`, or else the machine's."""
+    return _beside[-1] if _beside else library()
+
+
+@contextlib.contextmanager
+def using(folder: Path) -> Iterator[None]:
+    """Compile with the NVRTC of another folder meanwhile: what a machine that has it would run.
+
+    NoCompilerError where there is none.
+    """
+    try:
+        found = loaded(folder)
+    except OSError as fault:
+        raise NoCompilerError(f"NVRTC cannot be loaded from {folder}: {fault}") from None
+    if not found:
+        raise NoCompilerError(f"there is no NVRTC in {folder}")
+    _beside.append(found)
+    version.cache_clear()
+    try:
+        yield
+    finally:
+        _beside.pop()
+        version.cache_clear()
 
 
 @cache
@@ -119,6 +157,6 @@ def wheel_folder(wheel: str) -> Path | None:
 def check(result: int) -> None:
     """CompileError for what NVRTC says went wrong outside a kernel."""
     if result:
-        nvrtc = library()
+        nvrtc = chosen()
         nvrtc.nvrtcGetErrorString.restype = ctypes.c_char_p
         raise CompileError(f"NVRTC: {nvrtc.nvrtcGetErrorString(result).decode()}")

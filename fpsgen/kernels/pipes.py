@@ -29,7 +29,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Pipes:
-    """Costs by instruction; turn, operands and queue as in `pipes.toml`. source: where the numbers are from, in words."""
+    """Costs by instruction; turn, operands and queue as in `pipes.toml`. source: where the numbers are from."""
 
     table: tuple[dict[str, Any], ...]
     rest: dict[str, Any]
@@ -40,7 +40,7 @@ class Pipes:
 
     @property
     def turn(self) -> float:
-        return self.rest["turn"] * self.slowness
+        return self.latencies.get("BAR", self.rest["turn"]) * self.slowness
 
     @property
     def operands(self) -> float:
@@ -60,7 +60,11 @@ class Pipes:
         if "interval_per_column" in entry and is_wgmma(instruction):
             interval = entry["interval_per_column"] * wgmma(instruction).columns
         interval = _nearest(self.intervals, instruction, interval)
-        latency = _nearest(self.latencies, instruction, entry.get("latency", self.rest["latency"]))
+        latency = entry.get("latency", self.rest["latency"])
+        if whole := _nearest(
+            self.latencies, instruction, None
+        ):  # measured from the issue, ours from the interval's end
+            latency = max(0, whole - interval)
         return Cost(entry.get("pipe", _OTHERS), interval, latency * self.slowness)
 
     def _entry(self, instruction: Instruction) -> dict[str, Any]:
@@ -69,11 +73,15 @@ class Pipes:
 
 
 def _nearest(by_name: dict[str, Any], instruction: Instruction, default: Any) -> Any:
-    """The value under the name that shares the operation and has the most of the instruction's parts."""
+    """The value under the name that shares the operation and has the most of the instruction's parts.
+
+    To those of a wgmma belongs where its A is: SS, in shared memory, or RS, in registers.
+    """
+    own = instruction.parts | ({"RS" if wgmma(instruction).a else "SS"} if is_wgmma(instruction) else set())
     fitting = [
         (len(parts), name)
         for name in by_name
-        if (parts := name.split("."))[0] == instruction.operation and instruction.parts.issuperset(parts)
+        if (parts := name.split("."))[0] == instruction.operation and own.issuperset(parts)
     ]
     return by_name[max(fitting)[1]] if fitting else default
 
@@ -87,7 +95,8 @@ def shipped() -> Pipes:
 def measured(path: Path) -> Pipes:
     """The shipped table with what a card was measured to do, as `python -m benchmarks.card` writes it.
 
-    JSON: device and versions, and intervals and latencies in clocks, by instruction. UsageError where the file is none.
+    JSON: device and versions, and by instruction, in clocks, intervals, and latencies from the issue to what needs the
+    result; that of BAR is a turn's. UsageError where the file is none.
     """
     try:
         told = json.loads(path.read_text(encoding="utf-8"))
@@ -95,7 +104,9 @@ def measured(path: Path) -> Pipes:
     except OSError as fault:
         raise UsageError(f"{path} cannot be read: {fault.strerror or fault}") from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        hint = 'it needs "device", and "intervals" and "latencies" with a positive number of clocks for each instruction'
+        hint = (
+            'it needs "device", and "intervals" and "latencies" with a positive number of clocks for each instruction'
+        )
         raise UsageError(f"{path} is no file of measured pipes", hint) from None
     count = len(parts[0].keys() | parts[1].keys())
     source = f"measured on {device} for {count} instructions ({path.name}), for others {shipped().source}"

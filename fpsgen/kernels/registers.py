@@ -48,7 +48,9 @@ def wgmma(instruction: Instruction) -> Wgmma:
     registers = columns // (4 if shape[2] == "F16" else 2)
     a = _REGISTER.fullmatch(words[1])
     from_registers = range(int(a[1]), int(a[1]) + 4) if a else range(0)
-    return Wgmma(columns, range(first, first + registers), from_registers, any(word.startswith("gsb") for word in words))
+    return Wgmma(
+        columns, range(first, first + registers), from_registers, any(word.startswith("gsb") for word in words)
+    )
 
 
 def is_wgmma(instruction: Instruction) -> bool:
@@ -98,7 +100,10 @@ def results_and_sources(instruction: Instruction) -> tuple[set[str], set[str]]:
     count = len(list(itertools.islice(itertools.takewhile(_PREDICATE.fullmatch, instruction.operands), most)))
     if not _has_no_result(instruction) and re.fullmatch(r"U?R[\dZ]+", "".join(instruction.operands[count : count + 1])):
         count += 1
-    names = [set(re.findall(r"\bU?[RP]\d+", " ".join(part))) for part in (instruction.operands[:count], instruction.operands[count:])]
+    names = [
+        set(re.findall(r"\bU?[RP]\d+", " ".join(part)))
+        for part in (instruction.operands[:count], instruction.operands[count:])
+    ]
     return names[0], names[1]
 
 

@@ -1,16 +1,16 @@
 """Two warps of one sub-partition of an SM, one of each consumer, replayed by their control codes.
 
-In order, one instruction for each clock. A warp waits for its own stall counts, for scoreboards, for pipes, for its turn
-(a named barrier that the other consumer passes on), for a place in the tensor cores' queue, and for groups of wgmmas;
-wgmmas run one after another, in the order of their issue. Tiles of k and v are always there: what L2 lets through is
-another roof (`speed`).
+In order, one instruction for each clock. A warp waits for its own stall counts, for scoreboards, for pipes, for its
+turn (a named barrier that the other consumer passes on), for a place in the tensor cores' queue, and for groups of
+wgmmas; wgmmas run one after another, in the order of their issue. Tiles of k and v are always there: L2 is another
+roof (`speed`).
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections import Counter, deque
+from collections import defaultdict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -21,7 +21,7 @@ from fpsgen.kernels.pipes import TENSOR_CORES, Cost, Pipes
 from fpsgen.kernels.registers import is_wgmma, wgmma
 
 _STALLS = "its own stalls"
-_PASSES = 24  # iterations of the main loop at least, of which the later half counts
+_PASSES = 48  # iterations of the main loop at least, of which the later half counts
 
 
 @dataclass(frozen=True)
@@ -36,17 +36,17 @@ class Replay:
 
 def replay(way: Way, pipes: Pipes) -> Replay:
     """The main loop in its steady state."""
-    period = way.promote
-    passes = -(-_PASSES // (2 * period)) * 2 * period
+    passes = -(-_PASSES // (2 * way.period)) * 2 * way.period
     machine = _Machine(pipes)
     machine.run([[way.iteration(number) for number in range(passes)] for _ in range(2)])
     half = passes // 2
     cycles = sum(warp.ends[-1] - warp.ends[half - 1] for warp in machine.warps) / 2 / half / way.tiles
     busy = machine.busy / (passes * way.tiles) / cycles
-    waits = Counter[str]()
+    waits: dict[str, float] = defaultdict(float)
     for warp in machine.warps:
-        waits.update(warp.waits)
-    return Replay(cycles, busy, {name: clocks / 2 / passes / way.tiles for name, clocks in waits.most_common()})
+        for name, clocks in warp.waits.items():
+            waits[name] += clocks / 2 / passes / way.tiles
+    return Replay(cycles, busy, dict(sorted(waits.items(), key=lambda one: -one[1])))
 
 
 def query_tile(way: Way, pipes: Pipes, iterations: int = 12, tiles: int = 6) -> float:
@@ -69,7 +69,7 @@ class _Warp:
         self.turns = deque(turns)
         self.next = 0
         self.ends: list[float] = []
-        self.waits = Counter[str]()
+        self.waits: dict[str, float] = defaultdict(float)
 
 
 class _Machine:
@@ -142,7 +142,10 @@ class _Machine:
         elif each.name.startswith("BAR.ARV"):
             other = self.warps[warp is self.warps[0]]
             other.turns.append(when)
-        for board, clocks in ((each.writes_barrier, cost.latency + cost.interval), (each.reads_barrier, self.pipes.operands)):
+        for board, clocks in (
+            (each.writes_barrier, cost.latency + cost.interval),
+            (each.reads_barrier, self.pipes.operands),
+        ):
             if board is not None:
                 warp.scoreboards[board] = max(warp.scoreboards[board], when + clocks)
         warp.ready = when + each.stall

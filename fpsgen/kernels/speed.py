@@ -8,15 +8,17 @@ and what L2 gives, for which there are two values.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from fpsgen.errors import FpsgenError
 from fpsgen.kernels import sm90_prologue, traffic
+from fpsgen.kernels.cache import Kernel
 from fpsgen.kernels.disassembly import Code
 from fpsgen.kernels.loops import Way
-from fpsgen.kernels.pipes import TENSOR_CORES, Pipes
+from fpsgen.kernels.pipes import Pipes
 from fpsgen.kernels.registers import is_wgmma, wgmma
 from fpsgen.kernels.replay import Replay, query_tile, replay
 from fpsgen.kernels.sm90_attention import HEAD_DIM, AttentionKernel
@@ -32,9 +34,9 @@ BF16_TFLOPS = 690  # of the fastest dense attention in 16 bits, published for th
 TILE_TOKENS = 120  # of 128 slots, at Wan's default sizes
 
 UNCERTAINTY = 0.15
-# fp8-fp32 on full tiles, compiled like FlashAttention-3's FP8 kernel (sums of P V in one level), at 1.755 GHz without the
-# roof of L2: TFLOP/s by this model, and as published for that kernel at 32k and 16k tokens.
-CALIBRATION, PUBLISHED = 1040, (892, 1008)
+# fp8-fp32 on full tiles, compiled like FlashAttention-3's FP8 kernel (sums of P V in one level), at 1.755 GHz without
+# the roof of L2: TFLOP/s by this model, and as published for that kernel at 32k and 16k tokens.
+CALIBRATION, PUBLISHED = 1037, (892, 1008)
 
 
 @dataclass(frozen=True)
@@ -49,21 +51,13 @@ class Counts:
 
 
 @dataclass(frozen=True)
-class Speed:
-    """The model of one attention kernel. slow_cycles: with pessimistic latencies. query_tile_cycles: what a query tile
-    takes beside its pairs. l2_bytes: of a pair, for each SM. binds: what the cycles are made of, in words."""
+class Roofs:
+    """cycles: of a pair of tiles, whatever L2 lets through. query_tile_cycles: what a query tile takes beside its
+    pairs. l2_bytes: of a pair, for each SM."""
 
-    counts: Counts
-    replay: Replay
-    slow_cycles: float
+    cycles: float
     query_tile_cycles: float
     l2_bytes: int
-    binds: str
-
-    @property
-    def cycles(self) -> float:
-        """Of a pair of tiles, without what L2 lets through."""
-        return max(self.replay.cycles, self.counts.shared_bytes / SHARED)
 
     def pair_seconds(self, clock: float, l2: float) -> float:
         """Of a pair of tiles on an SM, all SMs working."""
@@ -72,6 +66,16 @@ class Speed:
     def tflops(self, clock: float = CLOCK, l2: float = L2[0], tokens: int = TILE_TOKENS) -> float:
         """TFLOP/s of pairs of tiles alone; only tokens count, of the 128 slots on both sides."""
         return 4 * tokens**2 * HEAD_DIM * SMS / self.pair_seconds(clock, l2) / 1e12
+
+
+@dataclass(frozen=True)
+class Speed(Roofs):
+    """The model of one attention kernel. slow_cycles: with pessimistic latencies. binds: what takes the cycles."""
+
+    slow_cycles: float
+    binds: str
+    counts: Counts
+    replay: Replay
 
 
 @dataclass(frozen=True)
@@ -96,33 +100,31 @@ def speed(code: Code, kernel: AttentionKernel, pipes: Pipes) -> Speed:
 def speed_of(way: Way, l2_bytes: int, pipes: Pipes) -> Speed:
     """l2_bytes: of a key tile."""
     counted, played = counts(way, l2_bytes, pipes), replay(way, pipes)
+    cycles = max(played.cycles, counted.shared_bytes / SHARED)
     slow = replay(way, pipes.pessimistic()).cycles
-    found = Speed(counted, played, slow, query_tile(way, pipes), l2_bytes, "")
-    return Speed(counted, played, slow, found.query_tile_cycles, l2_bytes, binding(found))
+    return Speed(cycles, query_tile(way, pipes), l2_bytes, slow, binding(counted, played, cycles), counted, played)
 
 
 def counts(way: Way, l2_bytes: int, pipes: Pipes) -> Counts:
     """By iterations of one period of promotions."""
-    taken = Counter[str]()
-    slots = stalls = shared = 0.0
-    for each in (each for number in range(way.promote) for each in way.iteration(number)):
+    taken: dict[str, float] = defaultdict(float)
+    slots = stalls = 0
+    shared = 0.0
+    for each in (each for number in range(way.period) for each in way.iteration(number)):
         cost = pipes.cost(each)
         taken[cost.pipe] += cost.interval
         slots, stalls = slots + 1, stalls + each.stall
         shared += wgmma(each).shared_bytes if is_wgmma(each) else 0
-    pairs = way.promote * way.tiles
-    by_pipe = {pipe: 2 * clocks / pairs for pipe, clocks in taken.most_common()}
+    pairs = way.period * way.tiles
+    by_pipe = {pipe: 2 * clocks / pairs for pipe, clocks in sorted(taken.items(), key=lambda one: -one[1])}
     return Counts(2 * slots / pairs, by_pipe, stalls / pairs, 2 * shared / pairs + l2_bytes)
 
 
-def binding(found: Speed) -> str:
+def binding(counted: Counts, played: Replay, cycles: float) -> str:
     """What is busy for nine tenths of the cycles; otherwise the chain of one warp's own work."""
-    busy = {**found.counts.pipes, "issue slots": found.counts.slots, "shared memory": found.counts.shared_bytes / SHARED}
-    busy[TENSOR_CORES] = found.replay.tensor_cores * found.replay.cycles
+    busy = {**counted.pipes, "issue slots": counted.slots, "shared memory": counted.shared_bytes / SHARED}
     name = max(busy, key=lambda one: busy[one])
-    if busy[name] >= 0.9 * found.cycles:
-        return name
-    return f"stalls and latencies of one warp (then {name})"
+    return name if busy[name] >= 0.9 * cycles else f"latency of one warp, then {name}"
 
 
 def prologue_bytes(functions: Mapping[str, Code], kernel: PrologueKernel, work: Workload) -> dict[str, int]:
@@ -147,7 +149,13 @@ class Attention:
 
 
 def attention(
-    found: Speed, prologue: int, density: float, work: Workload = WAN_14B_720P, *, clock: float = CLOCK, l2: float = L2[0]
+    found: Roofs,
+    prologue: int,
+    density: float,
+    work: Workload = WAN_14B_720P,
+    *,
+    clock: float = CLOCK,
+    l2: float = L2[0],
 ) -> Attention:
     """prologue: bytes of its DRAM. density: the share of pairs of tiles that are computed."""
     query_tiles = work.heads * work.tiles
@@ -158,10 +166,48 @@ def attention(
     return Attention(kernel, before, dense / (kernel + before))
 
 
+def described(kernel: Kernel, functions: Mapping[str, Code], pipes: Pipes) -> dict[str, Any]:
+    """All of this of a kernel, as values: of attention `speed`, of a prologue what it moves at 14b 720p.
+
+    FpsgenError where the listing is not one that the model can read.
+    """
+    if isinstance(kernel, PrologueKernel):
+        moved = prologue_bytes(functions, kernel, WAN_14B_720P)
+        widths = {entry: traffic.widths(code) for entry, code in functions.items()}
+        parts = {entry: {"dram_bytes": moved[entry], "accesses_by_bits": widths[entry]} for entry in functions}
+        return {"workload": WAN_14B_720P.name, "functions": parts, "dram_bytes": sum(moved.values())}
+    if not isinstance(kernel, AttentionKernel):
+        raise FpsgenError(f"there is no model of {kernel.SOURCE}")
+    found = speed(functions["fps_attention"], kernel, pipes)
+    return {
+        "slots": found.counts.slots,
+        "pipes": rounded(found.counts.pipes),
+        "stalls": found.counts.stalls,
+        "shared_bytes": found.counts.shared_bytes,
+        "l2_bytes": found.l2_bytes,
+        "cycles": round(found.cycles, 1),
+        "slow_cycles": round(found.slow_cycles, 1),
+        "query_tile_cycles": round(found.query_tile_cycles, 1),
+        "tensor_cores_busy": round(found.replay.tensor_cores, 3),
+        "waits": rounded(found.replay.waits),
+        "binds": found.binds,
+        "tflops": {f"{clock / 1e9:g}": by_l2(found, clock) for clock in (CLOCKS[0], CLOCK, CLOCKS[1])},
+    }
+
+
+def by_l2(found: Speed, clock: float) -> dict[str, int]:
+    """TFLOP/s by TB/s from L2."""
+    return {f"{l2 / 1e12:g}": round(found.tflops(clock, l2)) for l2 in L2}
+
+
+def rounded(clocks: Mapping[str, float]) -> dict[str, float]:
+    return {name: round(number, 1) for name, number in clocks.items()}
+
+
 def caveat() -> str:
     """What stands beside every predicted figure."""
     low, high = PUBLISHED
     return (
-        f"a model, not a measurement, ±{UNCERTAINTY:.0%}: fp8-fp32 compiled like FlashAttention-3's FP8 kernel gives "
-        f"{CALIBRATION} TFLOP/s by it, and {low} to {high} are published for that kernel"
+        f"a model, not a measurement, ±{100 * UNCERTAINTY:.0f} %: fp8-fp32 compiled like FlashAttention-3's FP8 kernel "
+        f"gives {CALIBRATION} TFLOP/s by it, and {low} to {high} are published for that kernel"
     )

@@ -39,8 +39,8 @@ def tensors(code: Code, layout: np.dtype) -> list[str]:
             for more in chosen(code, index, register) if register else (0,):
                 begin = int(place, 16) + more - _FIRST_PARAMETER
                 used |= set(range(begin, begin + bits(each) // 8))
-    pointers = {name: offset for name, (kind, offset) in (layout.fields or {}).items() if kind == np.uint64}
-    return [name for name, offset in pointers.items() if used & set(range(offset, offset + 8))]
+    fields = (layout.fields or {}).items()
+    return [name for name, (kind, begin, *_) in fields if kind == np.uint64 and used & set(range(begin, begin + 8))]
 
 
 def chosen(code: Code, index: int, register: str) -> list[int]:
@@ -56,4 +56,6 @@ def chosen(code: Code, index: int, register: str) -> list[int]:
         guards.add(each.guard)
         if None in guards or any(f"!{guard}" in guards for guard in guards):  # whatever the predicates are
             return found
-    raise FpsgenError(f"{code.name} chooses a parameter in a way that its listing does not say: {code.instructions[index]}")
+    raise FpsgenError(
+        f"{code.name} chooses a parameter in a way that its listing does not say: {code.instructions[index]}"
+    )

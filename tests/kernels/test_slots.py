@@ -1,0 +1,61 @@
+"""No kernel becomes slower by the model, and none has a hazard, a spill or serialised wgmmas, under both compilers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks import slots
+from fpsgen.errors import UsageError
+from fpsgen.kernels import speed
+from fpsgen.kernels.listing import KERNELS
+
+RECORD = json.loads(slots.PLACE.read_text(encoding="utf-8"))
+ROWS = {(one["kernel"], one["compiler"]): one for one in RECORD["rows"]}
+GROWTH = 1.01  # what may grow: a compiler's patch release moves a few instructions
+
+
+@pytest.mark.parametrize("by", slots.COMPILERS)
+@pytest.mark.parametrize("name", KERNELS)
+def test_no_kernel_grows(name: str, by: str) -> None:
+    found, recorded = slots.row(name, by), ROWS[name, by]
+    assert (found["hazards"], found["spilled_bytes"], found["c75"]) == (0, 0, 0)
+    for what in ("slots", "cycles", "dram_bytes"):
+        if what in recorded:
+            assert found[what] <= GROWTH * recorded[what], f"{what} of {name} grew: python -m benchmarks.slots"
+    if "registers" in found and name.startswith("attention"):
+        assert found["registers"]["consumer"] <= 240
+        assert found["registers"]["producer"] <= 24
+
+
+def test_the_record_is_of_all_kernels_and_of_two_compilers() -> None:
+    assert set(ROWS) == {(name, by) for name in KERNELS for by in slots.COMPILERS}
+    assert {one["nvrtc"] for one in RECORD["rows"] if one["compiler"] == slots.OLD} == {slots.OLD}
+    assert {one["nvrtc"] for one in RECORD["rows"] if one["compiler"] == "newest"} != {slots.OLD}
+    assert RECORD["layers"] == slots.layers(RECORD["rows"])
+    assert RECORD["before"]["layers"] == slots.layers(RECORD["before"]["rows"])
+
+
+def test_the_old_compiler_s_code_is_another() -> None:
+    ours, theirs = (slots.row("attention-fp8-fp16", by) for by in slots.COMPILERS)
+    assert theirs["nvrtc"] == slots.OLD
+    assert ours["nvrtc"] != slots.OLD
+    assert ours["slots"] != theirs["slots"]
+
+
+def test_without_the_old_compiler_the_command_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(slots.OLD_FOLDER, str(tmp_path))
+    with pytest.raises(UsageError, match="is not in") as error:
+        slots.compiler(slots.OLD)
+    assert error.value.hint == slots.INSTALL_OLD
+
+
+def test_the_calibration_is_what_the_model_gives() -> None:
+    """The figure that stands beside every predicted one, within the uncertainty that it states of published ones."""
+    found = slots.calibration()
+    assert found == pytest.approx(speed.CALIBRATION, rel=0.01)
+    low, high = speed.PUBLISHED
+    assert low * (1 - speed.UNCERTAINTY) < found < high * (1 + speed.UNCERTAINTY)
+    assert str(speed.CALIBRATION) in speed.caveat()

@@ -1,0 +1,192 @@
+"""The model of speed: what it reads in listings, hand-made ones and our kernels', and what its replay may never say."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from benchmarks import slots
+from fpsgen.errors import FpsgenError, UsageError
+from fpsgen.kernels import disassembly, pipes, sm90_prologue, speed, traffic
+from fpsgen.kernels.disassembly import Code
+from fpsgen.kernels.listing import KERNELS
+from fpsgen.kernels.loops import UnknownLoopError, Way, loops
+from fpsgen.kernels.pipes import Pipes
+from fpsgen.kernels.registers import is_wgmma, wgmma
+from fpsgen.kernels.replay import replay
+
+ATTENTION = {name: named.kernel for name, named in KERNELS.items() if name.startswith("attention")}
+
+
+def way_of(name: str, by: str = "newest") -> Way:
+    return Way(slots.compiled_by(by, name)[0]["fps_attention"], ATTENTION[name].PROMOTE)  # type: ignore[attr-defined]
+
+
+def listing(*lines: str) -> Code:
+    """Of lines such as "@!P0 BRA `(.L_1) | stall 5 writes 2 waits 0 3", and labels."""
+    text, address = [".text.f:"], 0
+    for line in lines:
+        if line.endswith(":"):
+            text.append(line)
+            continue
+        instruction, _, control = line.partition(" | ")
+        words = control.split()
+        numbers = {word: int(words[at + 1]) for at, word in enumerate(words) if word in ("stall", "writes", "reads")}
+        waits = sum(1 << int(one) for one in words[words.index("waits") + 1 :]) if "waits" in words else 0
+        bits = numbers.get("stall", 1) | numbers.get("writes", 7) << 5 | numbers.get("reads", 7) << 8 | waits << 11
+        text.append(f"        /*{address:04x}*/    {instruction} ;   /* 0x0000000000007919 */")
+        text.append(f"                              /* {bits << 41:#018x} */")
+        address += 16
+    return disassembly.parsed("\n".join(text))["f"]
+
+
+def test_control_codes_are_read() -> None:
+    code = listing("MUFU.EX2 R4, R5 | stall 8 writes 2 reads 1 waits 0 3", "@!P0 EXIT")
+    first, second = code.instructions
+    assert (first.name, first.operands, first.guard) == ("MUFU.EX2", ("R4", "R5"), None)
+    assert (first.stall, first.writes_barrier, first.reads_barrier, first.waits) == (8, 2, 1, (0, 3))
+    assert (second.guard, second.stall, second.writes_barrier, second.waits) == ("!P0", 1, None, ())
+    assert second.address == 16
+
+
+def test_branches_are_followed() -> None:
+    code = listing("NOP", ".L_1:", "NOP", "@P0 BRA `(.L_1)", "BRA `(.L_2)", "NOP", ".L_2:", "@P1 EXIT", "EXIT")
+    assert code.successors == [(1,), (2,), (3, 1), (5,), (5,), (6,), ()]
+    assert [(loop.header, loop.body) for loop in loops(code)] == [(1, frozenset({1, 2}))]
+    with pytest.raises(ValueError, match="does not say"):
+        _ = listing("BRX R2 -0x10").successors
+
+
+@pytest.mark.parametrize("by", slots.COMPILERS)
+@pytest.mark.parametrize("name", ATTENTION)
+def test_the_loop_s_way_has_what_the_source_has(name: str, by: str) -> None:
+    way = way_of(name, by)
+    period = [way.iteration(number) for number in range(way.promote)]
+    sums = {one for each in way.main.wgmmas if wgmma(each).a for one in wgmma(each).accumulator}
+    for iteration in period:
+        assert [bool(wgmma(each).a) for each in iteration if is_wgmma(each)] == [False] * 4 + [True] * 4
+        assert len([each for each in iteration if each.name.startswith("BAR.")]) == 2  # its turn, taken and passed on
+        assert len([each for each in iteration if each.name == "WARPGROUP.DEPBAR.LE"]) == 2
+        assert len([each for each in iteration if each.operation == "FMUL"]) < 40  # not the rescaling of 64 sums
+    adds = [len([each for each in iteration if each.operation == "FADD"]) for iteration in period]
+    assert max(adds) - min(adds) in ((0,) if way.promote == 1 else (66,))  # 64 sums, and two of the sums of P
+    assert [count > min(adds) for count in adds].count(True) == (0 if way.promote == 1 else 1)
+    assert len(sums) == (64 if way.promote == 1 else 68)
+    tile = way.of_query_tile(5)
+    assert len([each for each in tile if is_wgmma(each)]) == 4 + 5 * 8 + 4  # the first scores, the loop, the last P V
+    assert len([each for each in tile if each.operation == "STG"]) == 8
+
+
+@pytest.mark.parametrize("name", ATTENTION)
+def test_no_replay_is_faster_than_what_it_is_made_of(name: str) -> None:
+    code = slots.compiled_by("newest", name)[0]["fps_attention"]
+    found = speed.speed(code, ATTENTION[name], pipes.shipped())  # type: ignore[arg-type]
+    assert found.cycles >= found.counts.slots
+    assert found.cycles >= found.counts.stalls
+    assert all(found.cycles >= clocks for clocks in found.counts.pipes.values())
+    assert found.slow_cycles >= 0.99 * found.cycles
+    assert found.query_tile_cycles > 0
+    assert sum(found.replay.waits.values()) == pytest.approx(found.cycles, rel=0.02)  # a warp's clocks are all told
+    assert found.tflops(l2=speed.L2[0]) <= found.tflops(l2=speed.L2[1]) <= found.tflops(speed.CLOCKS[1], 1e99)
+    dense, sparse = (speed.attention(found, 0, density) for density in (1.0, 1 / 6))
+    assert 1 < dense.kernel / sparse.kernel < 6  # ends of query tiles stay
+    assert speed.attention(found, 10**10, 1 / 6).ratio < sparse.ratio
+
+
+def test_a_pair_s_work_is_that_of_its_shapes() -> None:
+    """By hand: 8 wgmmas of 64 x 128 and 8 of 64 x 136, N / 2 clocks each; Q and K, then V, from shared memory."""
+    counted = speed.counts(way_of("attention-fp8-fp16"), 33_808, pipes.shipped())
+    assert counted.pipes["tensor cores"] == 8 * 64 + 8 * 68
+    assert counted.shared_bytes == 8 * 32 * (64 + 128) + 8 * 32 * 136 + 33_808
+    assert ATTENTION["attention-fp8-fp16"].key_tile_bytes == 128 * 128 + 16 + 136 * 128  # type: ignore[attr-defined]
+
+
+def file_of(folder: Path, **told: object) -> Path:
+    path = folder / "pipes.json"
+    whole = {"device": "a card", "versions": {}, "intervals": {}, "latencies": {}}
+    path.write_text(json.dumps(whole | told))
+    return path
+
+
+def test_a_measured_file_replaces_numbers(tmp_path: Path) -> None:
+    given = {"intervals": {"MUFU.EX2": 16, "MUFU": 9, "QGMMA.64x128x32.SS": 70}, "latencies": {"SHFL": 102, "BAR": 40}}
+    found = pipes.measured(file_of(tmp_path, **given))
+    assert "a card" in found.source
+    [exponential, other, shuffle, halves, ss, rs] = listing(
+        "MUFU.EX2.F16 R2, R3", "MUFU.RCP R2, R3", "SHFL.BFLY PT, R2, R3, 0x1, 0x1f", "HFMA2 R2, R2, R3, R4",
+        "QGMMA.64x128x32.F32.E4M3.E4M3 R24, gdesc[UR8], RZ", "QGMMA.64x128x32.F32.E4M3.E4M3 R24, R4, gdesc[UR8], R24",
+    ).instructions  # fmt: skip
+    assert [found.cost(each).interval for each in (exponential, other, halves, ss, rs)] == [16, 9, 2, 70, 64]
+    assert found.cost(shuffle).latency == 100
+    assert found.pessimistic().cost(shuffle).latency == 150
+    assert found.turn == 40
+    way = way_of("attention-fp8-fp32-full")
+    least = 2 * (64 + 2) * 16  # a tile's exponentials and two fades, of two warps
+    assert replay(way, found).cycles >= least > replay(way, pipes.shipped()).cycles
+
+
+@pytest.mark.parametrize(
+    "damage", ["no json", '{"device": "a card"}', "[]", '{"device": "x", "intervals": {"MUFU": -1}, "latencies": {}}']
+)
+def test_a_file_that_is_none_is_refused(tmp_path: Path, damage: str) -> None:
+    (tmp_path / "pipes.json").write_text(damage)
+    with pytest.raises(UsageError):
+        pipes.measured(tmp_path / "pipes.json")
+    with pytest.raises(UsageError):
+        pipes.measured(tmp_path / "missing.json")
+
+
+def test_every_number_of_the_table_has_a_source() -> None:
+    shipped: Pipes = pipes.shipped()
+    for entry in (*shipped.table, shipped.rest):
+        numbers = {name for name, value in entry.items() if isinstance(value, int | float)}
+        assert entry["sources"].keys() == numbers, entry
+        assert set(entry["sources"].values()) <= {"ptxas", "datasheet", "assumption"}
+
+
+def test_other_code_is_refused() -> None:
+    code = slots.compiled_by("newest", "prologue-fp8-fp16")[0]["fps_prologue"]
+    with pytest.raises(UnknownLoopError, match="fps_prologue"):
+        Way(code, 4)
+
+
+def test_a_loop_without_turns_for_one_consumer_is_refused() -> None:
+    """Nobody passes the turn on: the replay must not run for ever, nor leave the barrier out."""
+    way = way_of("attention-fp8-fp16")
+    nothing = listing("NOP").instructions[0]
+    code = way.code
+    kept = [nothing if each.name == "BAR.ARV" else each for each in code.instructions]
+    with pytest.raises(UnknownLoopError, match="turn"):
+        replay(Way(Code(code.name, kept, code.labels), 4), pipes.shipped())
+
+
+def test_tensors_of_an_entry_function() -> None:
+    functions = slots.compiled_by("newest", "prologue-fp8-fp16")[0]
+    used = {name: traffic.tensors(code, sm90_prologue.PARAMETERS) for name, code in functions.items()}
+    assert {"q", "k", "v", "q_image", "k_image", "v_image", "trailers", "q_scale"} <= set(used["fps_prologue"])
+    assert set(used["fps_channel_totals"]) == {"k_partial", "v_partial", "k_mean", "v_scale"}
+
+
+def test_a_parameter_that_is_chosen_at_run_time() -> None:
+    layout = sm90_prologue.PARAMETERS
+    chosen = listing("@P0 MOV R2, 0x8", "@!P0 IMAD.MOV.U32 R2, RZ, RZ, 0x10", "LDC.64 R4, c[0x0][R2+0x210]")
+    assert traffic.tensors(chosen, layout) == ["k", "v"]
+    with pytest.raises(FpsgenError, match="does not say"):
+        traffic.tensors(listing("LDG.E R2, desc[UR4][R6.64]", "LDC.64 R4, c[0x0][R2+0x210]"), layout)
+
+
+def test_bytes_of_the_prologue() -> None:
+    """By hand, of q, k and v in 16 bits and their images in 8: what the prologue itself reads and writes."""
+    kernel = KERNELS["prologue-fp8-fp32"].kernel
+    moved = speed.prologue_bytes(slots.compiled_by("newest", "prologue-fp8-fp32")[0], kernel, speed.WAN_14B_720P)  # type: ignore[arg-type]
+    numbers, slots_ = 75_600 * 40 * 128, 630 * 128 * 40 * 128
+    assert 0 <= moved["fps_prologue"] / (3 * 2 * numbers + 3 * slots_) - 1 < 0.03  # and scales, means, the RoPE table
+    unknown = replace(kernel, SMOOTH_K=True)  # type: ignore[type-var]
+    assert set(unknown.tensor_bytes(1, 40, 630, 75_600)) == {  # type: ignore[attr-defined]
+        name
+        for name, (kind, *_) in sm90_prologue.PARAMETERS.fields.items()
+        if kind == "u8"  # type: ignore[union-attr]
+    }
