@@ -169,14 +169,14 @@ def show(name: str, pipes: Path | None = None, json: bool = False) -> None:
     from fpsgen.kernels.pipes import measured, shipped
 
     named, out = listing.find(name), Output(json)
-    table = measured(pipes) if pipes else shipped()
+    costs = measured(pipes) if pipes else shipped()
     if pipes and not named.name.startswith("attention"):
         raise UsageError(f"{option('pipes', pipes)} is for attention kernels: a prologue waits for memory", hint=None)
     out.loading(f"compiling {named.name}")
     built = cache.build(named.kernel)
     if built.note:
         out.note(built.note)
-    model, no_model = modelled(named, built, table)
+    model, no_model = modelled(named, built, costs)
     if no_model:
         out.note(no_model)
     tensor_cores = sass.tensor_core_instructions(cache.content(built.cubin))

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,9 @@ import pytest
 from typer.testing import CliRunner
 
 from fpsgen.cli import app
-from fpsgen.kernels import cache, nvrtc
+from fpsgen.kernels import cache, disassembly, nvrtc
 from fpsgen.kernels.listing import KERNELS
-from tests.tools.cli import told
+from tests.tools.cli import documented, told
 
 OLD = "sm90_attention-" + "0123456789abcdef" * 2
 
@@ -285,6 +286,58 @@ def test_show_an_attention_kernel(full: Path) -> None:
     assert "240 to consumers, 24 to the producer" in text
     assert "-DSCORES=2" in text
     assert report["path"] in text
+
+
+def test_show_prints_the_model(full: Path) -> None:
+    model = told(kernels("show", "attention-fp8-fp16", "--json"))["model"]
+    text = kernels("show", "attention-fp8-fp16").stdout
+    assert model["binds"] in text
+    assert model["caveat"] in text
+    assert "model" in model["caveat"]
+    assert f"{model['cycles']:.0f} for such a pair" in text
+    assert model.keys() == documented("model of an attention kernel")[0]
+    assert model["cycles"] >= model["slots"] > 0
+    for by_l2 in model["tflops"].values():
+        assert all(f"{tflops} with {l2} TB/s" in text for l2, tflops in by_l2.items())
+    prologue = told(kernels("show", "prologue-fp8-fp16", "--json"))["model"]
+    assert prologue.keys() == documented("model of a prologue")[0] - {"accesses_by_bits"}
+    assert prologue["dram_bytes"] == sum(part["dram_bytes"] for part in prologue["functions"].values())
+    assert prologue["functions"].keys() == told(kernels("show", "prologue-fp8-fp16", "--json"))["functions"].keys()
+    assert "bits" in kernels("show", "prologue-fp8-fp16").stdout
+
+
+def test_show_takes_what_a_card_was_measured_to_do(full: Path, tmp_path: Path) -> None:
+    file = tmp_path / "card.json"
+    file.write_text('{"device": "a slow card", "versions": {}, "intervals": {"MUFU": 80}, "latencies": {}}')
+    shown = kernels("show", "attention-fp8-fp32", "--pipes", file)
+    assert shown.exit_code == 0, shown.output
+    assert "a slow card" in shown.stdout
+    slow = told(kernels("show", "attention-fp8-fp32", "--pipes", file, "--json"))["model"]
+    assert slow["cycles"] > 2 * told(kernels("show", "attention-fp8-fp32", "--json"))["model"]["cycles"]
+    assert "a slow card" in slow["pipes_from"]
+    file.write_text("{}")
+    for name, given in (
+        ("attention-fp8-fp32", file),
+        ("attention-fp8-fp32", tmp_path / "missing"),
+        ("prologue-fp8-fp32", file),
+    ):
+        assert kernels("show", name, "--pipes", given).exit_code == 2
+
+
+def test_show_without_nvdisasm_says_how_to_install_it(full: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(wheel: str) -> None:
+        raise PackageNotFoundError(wheel)
+
+    monkeypatch.setattr(disassembly, "files", missing)
+    monkeypatch.setattr(disassembly.shutil, "which", lambda name: None)
+    result = kernels("show", "attention-fp8-fp16")
+    assert result.exit_code == 0, result.output
+    assert "16 QGMMA" in result.stdout
+    assert result.stderr.count("note:") == 1
+    assert "pip install nvidia-cuda-nvdisasm" in result.stderr
+    report = told(kernels("show", "attention-fp8-fp16", "--json"))
+    assert report["model"] is None
+    assert "nvdisasm" in report["no_model"]
 
 
 def test_show_compiles_what_is_not_compiled(empty: Path) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from benchmarks import numerics, pocket_plans
+from benchmarks import numerics, pocket_plans, slots
 from benchmarks.calibration import page as calibration
 from benchmarks.record import RESULTS
 from fpsgen import assets
@@ -23,6 +23,7 @@ def maker(name: str) -> Callable[[dict], str]:
         "calibration": calibration.document,
         "numerics": numerics.document,
         "pocket-plans": pocket_plans.document,
+        "slots": slots.document,
     }[name]
 
 
