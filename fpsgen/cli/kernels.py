@@ -12,7 +12,7 @@ import typer
 from fpsgen.cli.command import App
 from fpsgen.cli.options import alone
 from fpsgen.cli.output import Output
-from fpsgen.errors import FpsgenError, UsageError, option
+from fpsgen.errors import UsageError, option
 from fpsgen.printable import readable
 from fpsgen.report.words import counted
 from fpsgen.tables import Column, Table
@@ -217,7 +217,7 @@ def modelled(named: Named, built: Built, pipes: Pipes) -> tuple[dict[str, Any] |
         found = speed.described(named.kernel, disassembly.disassembled(built.cubin), pipes)
     except disassembly.NoDisassemblerError as missing:
         return None, f"{missing}, so there is no model of the kernel's speed: {missing.marked_hint}"
-    except (FpsgenError, ValueError, OSError) as fault:
+    except (ValueError, OSError) as fault:
         return None, f"there is no model of the kernel's speed: {fault}"
     return found | ({"caveat": speed.caveat(), "pipes_from": pipes.source} if "cycles" in found else {}), None
 

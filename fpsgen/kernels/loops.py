@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
-from fpsgen.errors import FpsgenError
 from fpsgen.kernels.disassembly import Code, Instruction
 from fpsgen.kernels.registers import is_wgmma, read, results_and_sources, wgmma, written
 
@@ -44,7 +43,7 @@ _LONGEST_PERIOD = 16
 _STEPS_OF_TILE = 4  # wgmmas for 128 channels of scores, and for 128 keys of P V: each takes 32
 
 
-class UnknownLoopError(FpsgenError):
+class UnknownLoopError(ValueError):
     """The listing is not one that the model can read; the message says where it stops."""
 
 

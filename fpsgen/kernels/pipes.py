@@ -102,7 +102,7 @@ def measured(path: Path) -> Pipes:
         told = json.loads(path.read_text(encoding="utf-8"))
         device, parts = str(told["device"]), [_clocks(told[name]) for name in ("intervals", "latencies")]
     except OSError as fault:
-        raise UsageError(f"{path} cannot be read: {fault.strerror or fault}") from None
+        raise UsageError(f"{path} cannot be read: {fault.strerror or fault}", "name a file of measured pipes") from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         hint = (
             'it needs "device", and "intervals" and "latencies" with a positive number of clocks for each instruction'

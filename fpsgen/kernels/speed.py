@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fpsgen.errors import FpsgenError
 from fpsgen.kernels import sm90_prologue, traffic
 from fpsgen.kernels.cache import Kernel
 from fpsgen.kernels.disassembly import Code
@@ -134,13 +133,13 @@ def prologue_bytes(functions: Mapping[str, Code], kernel: PrologueKernel, work: 
     for name, code in functions.items():
         touched = traffic.tensors(code, sm90_prologue.PARAMETERS)
         if unknown := [one for one in touched if one not in sizes]:
-            raise FpsgenError(f"{name} uses {', '.join(unknown)}, of which PrologueKernel.tensor_bytes knows no size")
+            raise ValueError(f"{name} uses {', '.join(unknown)}, of which PrologueKernel.tensor_bytes knows no size")
         found[name] = sum(sizes[one] for one in touched)
     return found
 
 
 @dataclass(frozen=True)
-class Attention:
+class LayerTime:
     """One layer's attention by the model, in seconds. ratio: to dense attention in BF16 at BF16_TFLOPS."""
 
     kernel: float
@@ -156,20 +155,20 @@ def attention(
     *,
     clock: float = CLOCK,
     l2: float = L2[0],
-) -> Attention:
+) -> LayerTime:
     """prologue: bytes of its DRAM. density: the share of pairs of tiles that are computed."""
     query_tiles = work.heads * work.tiles
     pairs = query_tiles * work.tiles * density
     kernel = (pairs * found.pair_seconds(clock, l2) + query_tiles * found.query_tile_cycles / clock) / SMS
     before = prologue / DRAM
     dense = 4 * work.tokens**2 * work.heads * HEAD_DIM / (BF16_TFLOPS * 1e12)
-    return Attention(kernel, before, dense / (kernel + before))
+    return LayerTime(kernel, before, dense / (kernel + before))
 
 
 def described(kernel: Kernel, functions: Mapping[str, Code], pipes: Pipes) -> dict[str, Any]:
     """All of this of a kernel, as values: of attention `speed`, of a prologue what it moves at 14b 720p.
 
-    FpsgenError where the listing is not one that the model can read.
+    ValueError where the listing is not one that the model can read.
     """
     if isinstance(kernel, PrologueKernel):
         moved = prologue_bytes(functions, kernel, WAN_14B_720P)
@@ -177,7 +176,7 @@ def described(kernel: Kernel, functions: Mapping[str, Code], pipes: Pipes) -> di
         parts = {entry: {"dram_bytes": moved[entry], "accesses_by_bits": widths[entry]} for entry in functions}
         return {"workload": WAN_14B_720P.name, "functions": parts, "dram_bytes": sum(moved.values())}
     if not isinstance(kernel, AttentionKernel):
-        raise FpsgenError(f"there is no model of {kernel.SOURCE}")
+        raise ValueError(f"there is no model of {kernel.SOURCE}")
     found = speed(functions["fps_attention"], kernel, pipes)
     return {
         "slots": found.counts.slots,

@@ -7,7 +7,6 @@ from collections import Counter
 
 import numpy as np
 
-from fpsgen.errors import FpsgenError
 from fpsgen.kernels.disassembly import Code, Instruction
 
 _FIRST_PARAMETER = 0x210  # in constant bank 0, on Hopper
@@ -31,7 +30,7 @@ def bits(instruction: Instruction) -> int:
 def tensors(code: Code, layout: np.dtype) -> list[str]:
     """Which pointers of its parameters an entry function uses, in the order of `layout`, the parameters' struct.
 
-    FpsgenError where it chooses a parameter in a way that the listing does not say.
+    ValueError where it chooses a parameter in a way that the listing does not say.
     """
     used = set()
     for index, each in enumerate(code.instructions):
@@ -56,6 +55,6 @@ def chosen(code: Code, index: int, register: str) -> list[int]:
         guards.add(each.guard)
         if None in guards or any(f"!{guard}" in guards for guard in guards):  # whatever the predicates are
             return found
-    raise FpsgenError(
+    raise ValueError(
         f"{code.name} chooses a parameter in a way that its listing does not say: {code.instructions[index]}"
     )
