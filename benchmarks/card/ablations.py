@@ -9,22 +9,29 @@ the source exactly once, and leave the order of arrivals and waits as it is, so 
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from statistics import median
 from typing import Any
 from unittest import mock
 
+import torch
+
+from benchmarks.card import cubins
 from fpsgen import files
+from fpsgen.attention import hopper
+from fpsgen.bench.attention.contenders import Inputs
+from fpsgen.bench.attention.shapes import chosen_windows, plan_8bit, shape
+from fpsgen.bench.stopwatch import Stopwatch
 from fpsgen.kernels import cache, nvrtc
 from fpsgen.kernels.sm90_attention import VARIANTS, AttentionKernel
 
 LAUNCHES, WARM = 10, 2
-SHAPE, DENSITY = ("14b", "720p"), "1/6"
+MODEL, RES, DENSITY = "14b", "720p", "1/6"
 
 
 @dataclass(frozen=True)
@@ -115,46 +122,35 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     out, every = parser.parse_args().out, list(jobs())
-    with multiprocessing.get_context("spawn").Pool(min(len(every), os.cpu_count() or 1)) as pool:
+    with ThreadPool(os.cpu_count()) as pool:  # the compiler does not hold Python's lock
         made = pool.map(compiled_or_why_not, every, chunksize=1)
-    measure = Measure()
+    measure = Measure(Inputs(shape(MODEL, RES), torch.device("cuda", torch.cuda.current_device())))
     rows: list[dict[str, Any]] = []
     for (ablation, variant), cubin in zip(every, made, strict=True):
         times = measure(ablation, variant, cubin) if isinstance(cubin, bytes) else []
         fault = None if isinstance(cubin, bytes) else cubin
         took = median(times) if times else None
         rows.append({"name": ablation.name, "variant": variant, "fault": fault, "median_ms": took, "samples_ms": times})
-        files.write_json(out, {"shape": SHAPE, "density": DENSITY, "rows": rows})
+        files.write_json(out, {"shape": [MODEL, RES], "density": DENSITY, "rows": rows})
         print(f"{variant:12} {ablation.name:42}", fault or f"{took:.3f} ms", flush=True)
 
 
 class Measure:
-    """Milliseconds of the launches of a cubin, by ablation and variant; inputs and operands are made once."""
+    """Milliseconds of a cubin's launches, by ablation and variant; inputs and operands are made once."""
 
-    def __init__(self) -> None:
-        import torch
-
-        from fpsgen.bench.attention.contenders import Inputs
-        from fpsgen.bench.attention.shapes import shape
-        from fpsgen.bench.stopwatch import Stopwatch
-
-        device = torch.device("cuda", torch.cuda.current_device())
-        self.inputs, self.watch = Inputs(shape(*SHAPE), device), Stopwatch(device)
+    def __init__(self, inputs: Inputs) -> None:
+        self.inputs, self.watch = inputs, Stopwatch(inputs.q.device)
         self.operands: dict[str, Any] = {}
 
     def __call__(self, ablation: Ablation, variant: str, cubin: bytes) -> list[float]:
-        from benchmarks.card.cubins import call, loaded
-        from fpsgen.attention import hopper
-        from fpsgen.bench.attention.shapes import chosen_windows, plan_8bit
-
         given, tiles = self.inputs, self.inputs.shape.tiles
         plan = plan_8bit(tiles, chosen_windows(tiles, [DENSITY])[DENSITY], variant)
         if variant not in self.operands:
             self.operands[variant] = hopper.prologue(given.q, given.k, given.v, given.transform, plan, variant)
-        entry, kernel = loaded(cubin).get_function("fps_attention"), ablation.kernel(variant)
+        entry, kernel = cubins.loaded(cubin).get_function("fps_attention"), ablation.kernel(variant)
 
         def launch(_: object, __: str, blocks: int, parameters: Any, ___: object) -> None:
-            call(entry, blocks, kernel.THREADS, parameters, kernel.shared_bytes)
+            cubins.call(entry, blocks, kernel.THREADS, parameters, kernel.shared_bytes)
 
         with mock.patch.object(hopper, "launch", launch):
             run = partial(hopper.attention_over, self.operands[variant], plan, variant, 1)

@@ -118,13 +118,13 @@ def compiled() -> bytes:
     return cubins.compiled(SOURCE, "".join(lines), more_wgmma=more)
 
 
-def measure() -> dict[str, dict[str, float]]:
-    """Clocks on torch's current CUDA device: the least of some launches, the first of which fill caches."""
+def measure(device: str = "cuda") -> dict[str, dict[str, float]]:
+    """Clocks on a device: of each entry the least of some launches, the first of which fills caches."""
     import torch
 
     module = cubins.loaded(compiled())
     found: dict[str, dict[str, float]] = {"intervals": {}, "latencies": {}}
-    clocks, sink = (torch.zeros(many, dtype=torch.int64, device="cuda") for many in (32, 512))
+    clocks, sink = (torch.zeros(many, dtype=torch.int64, device=device) for many in (32, 512))
     parameters = np.array((clocks.data_ptr(), sink.data_ptr(), ROUNDS, 1), PARAMETERS)
     for pipe in PIPES:
         for what, entry in pipe.entries.items():

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import re
 from collections import Counter
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from benchmarks.card import cubins, pipes, sums
-from benchmarks.card.ablations import ABLATIONS, Ablation, jobs
+from benchmarks.card.ablations import ABLATIONS, LAUNCHES, Ablation, Measure, jobs
 from benchmarks.card.rules import equal_shares
+from fpsgen.attention.tiles import TileGrid
+from fpsgen.bench.attention.contenders import Inputs
+from fpsgen.bench.attention.shapes import Shape
 from fpsgen.kernels import cache
-from fpsgen.kernels.sm90_attention import VARIANTS
+from fpsgen.kernels.sm90_attention import PARAMETERS, VARIANTS
 from tests.kernels import host
 from tests.kernels.cases import line, plan_for, random_qkv
 from tests.kernels.test_compile import disassembled
@@ -108,6 +115,42 @@ def test_ablations_of_barriers_do_not_hang(ablation: Ablation) -> None:
     q, k, v = random_qkv(tiles, heads=1)
     plan = plan_for("fp8-fp16", tiles, (window,))
     host.attention(q, k, v, plan, "fp8-fp16", source=source, blocks=2)
+
+
+def test_ablations_are_launched_as_the_kernel_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With their own shared memory, on operands that the prologue made; the CPU machine stands for the card."""
+    launched = []
+    monkeypatch.setattr(cubins, "loaded", lambda cubin: SimpleNamespace(get_function=lambda name: (cubin, name)))
+    monkeypatch.setattr(cubins, "call", lambda *given: launched.append(given))
+    inputs = Inputs(Shape("tiny", "2x5x9", TileGrid((2, 5, 9), (2, 3, 4)), 2), torch.device("cpu"))
+    [fewer] = [one for one in ABLATIONS if one.name == "2 stages"]
+    with host.on_this_machine(blocks=3):
+        times = Measure(inputs)(fewer, "fp8-fp16", b"a cubin")
+    assert len(times) == LAUNCHES
+    for function, blocks, threads, parameters, shared_bytes in launched:
+        assert (function, blocks, threads) == ((b"a cubin", "fps_attention"), 3, 384)
+        assert parameters.dtype == PARAMETERS
+        assert shared_bytes == replace(VARIANTS["fp8-fp16"], STAGES=2).shared_bytes
+
+
+def test_clocks_are_divided_by_what_ran(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A card on which the instructions of an entry take 7 clocks each, one after another in a sub-partition."""
+    by_entry = {entry: (pipe, what) for pipe in pipes.PIPES for what, entry in pipe.entries.items()}
+
+    def call(entry: str, _: int, threads: int, parameters: np.ndarray) -> None:
+        pipe, what = by_entry[entry]
+        warps = threads // 32
+        each = pipes.ROUNDS * pipe.in_loop(what) * (warps // 4 if what == "intervals" and not pipe.tensor else 1)
+        clocks = (ctypes.c_int64 * (2 * warps)).from_address(int(parameters["clocks"]))
+        clocks[:] = [x for warp in range(warps) for x in (100 + warp, 100 + 7 * each - warps + 1 + warp)]
+
+    monkeypatch.setattr(cubins, "loaded", lambda cubin: SimpleNamespace(get_function=str))
+    monkeypatch.setattr(cubins, "call", call)
+    found = pipes.measure("cpu")
+    assert set(found["intervals"].values()) == {7}
+    waits = {clocks for name, clocks in found["latencies"].items() if "GMMA" in name}
+    assert waits == {0}  # nothing beside what the tensor cores take
+    assert {clocks for name, clocks in found["latencies"].items() if "GMMA" not in name} == {7}
 
 
 def test_an_edit_that_does_not_apply_once_is_refused() -> None:

@@ -98,6 +98,21 @@ def test_a_card_is_looked_for_first(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_run_leaves_a_record_of_where_it_ran(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho NVIDIA H100 80GB HBM3, 9.0\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    some = [python("good", ""), python("absent", "", tool="a-tool-that-nobody-has"), python("bad", "import nothing")]
+    for count, code in ((2, 0), (3, 1)):
+        monkeypatch.setattr(card, "plan", lambda _, count=count: tuple(some[:count]))
+        assert card.main(["--out", str(tmp_path / "out")]) == code
+    record = json.loads((tmp_path / "out" / RECORD).read_text())
+    assert record["kind"] == "card"
+    assert record.keys() >= {"date", "commit", "machine", "seconds"}
+    assert "ModuleNotFoundError" in document(tmp_path / "out")
+
+
 def test_a_step_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         card.main(["--steps", "sums,nonsense"])
