@@ -191,12 +191,17 @@ class KeyLists:
     """The distinct lists of key tiles of one window, in CSR form, and which of them each query tile has.
 
     row_ptr: int32 [lists + 1]; cols: int32 [entries], ascending in each list; list_of: int32 [tiles].
-    Clamping gives neighbours at a border one list; there are Π (count - length + 1), all of Π length tiles.
+    Clamping gives neighbours at a border one list; there are Π (count - length + 1), all of Π length tiles. ValueError
+    for a list without tiles: a softmax has no sum there, and the Hopper kernel would wait for a tile that never comes.
     """
 
     row_ptr: Tensor
     cols: Tensor
     list_of: Tensor
+
+    def __post_init__(self) -> None:
+        if (empty := (self.row_ptr.diff() < 1).nonzero()).numel():
+            raise ValueError(f"list {int(empty[0])} of {len(self.row_ptr) - 1} has no key tile: each needs at least 1")
 
     def split(self) -> tuple[Tensor, ...]:
         """The key tiles of each list."""

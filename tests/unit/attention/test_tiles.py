@@ -154,6 +154,15 @@ def test_windows_slide_and_stop_at_the_border(axis: int, count: int, length: int
     assert seen == [list(range(first, first + length)) for first in firsts]
 
 
+def test_a_list_without_key_tiles_is_refused() -> None:
+    """A kernel would wait for its first tile for ever."""
+    row_ptr, cols, list_of = (torch.tensor(x, dtype=torch.int32) for x in ([0, 2, 2, 3], [0, 1, 2], [0, 1, 2]))
+    with pytest.raises(ValueError, match="list 1 of 3"):
+        KeyLists(row_ptr, cols, list_of)
+    with pytest.raises(ValueError, match="at least 1"):
+        key_lists(TileGrid((4, 4, 4), (1, 1, 1)), (1, 0, 1))
+
+
 def test_an_even_window_spans_its_axis_or_is_refused() -> None:
     tiles = TileGrid((7, 6, 10), (2, 2, 2))  # 4 x 3 x 5 tiles
     assert tiles.fit((4, 1, 1)) == (4, 1, 1)
