@@ -6,11 +6,13 @@ A card is a CUDA GPU. torch is imported only where a device is looked at.
 from __future__ import annotations
 
 import gc
+import math
 import os
 import platform
 import re
 import subprocess
 import sys
+from dataclasses import dataclass
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -123,29 +125,50 @@ def slug(name: str) -> str:
     return known[0].lower() if known else re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
-def card(device: torch.device) -> dict[str, Any]:
-    """For a record: the card, its highest clock, its driver and libraries; None for what is not known."""
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """A card, its highest clock, its driver and libraries; None for what is not known. copy_bytes_per_second: measured,
+    by whoever needs it."""
+
+    gpu: str
+    capability: str
+    multiprocessors: int
+    memory_bytes: int | None = None
+    l2_bytes: int
+    driver: str | None
+    power_limit_w: float | None
+    cuda: str | None
+    cudnn: int | None
+    cupy: str | None
+    triton: str | None
+    nvrtc: str | None
+    clock_hz: float
+    clock_source: str
+    copy_bytes_per_second: float = math.nan
+
+
+def card(device: torch.device) -> Card:
     import torch
 
     properties = torch.cuda.get_device_properties(device)
     smi = _query(device, ("driver_version", "clocks.max.sm", "power.limit"))
     megahertz = _number(smi.get("clocks.max.sm"))
-    return {
-        "gpu": properties.name,
-        "capability": f"{properties.major}.{properties.minor}",
-        "multiprocessors": properties.multi_processor_count,
-        "memory_bytes": properties.total_memory,
-        "l2_bytes": properties.L2_cache_size,
-        "driver": smi.get("driver_version"),
-        "power_limit_w": _number(smi.get("power.limit")),
-        "cuda": torch.version.cuda,
-        "cudnn": torch.backends.cudnn.version(),
-        "cupy": installed("cupy-cuda13x", "cupy-cuda12x", "cupy"),
-        "triton": installed("triton"),
-        "nvrtc": _nvrtc_version(),
-        "clock_hz": megahertz * 1e6 if megahertz else _DATASHEET_HZ,
-        "clock_source": "nvidia-smi's clocks.max.sm" if megahertz else "an H100's datasheet",
-    }
+    return Card(
+        gpu=properties.name,
+        capability=f"{properties.major}.{properties.minor}",
+        multiprocessors=properties.multi_processor_count,
+        memory_bytes=properties.total_memory,
+        l2_bytes=properties.L2_cache_size,
+        driver=smi.get("driver_version"),
+        power_limit_w=_number(smi.get("power.limit")),
+        cuda=torch.version.cuda,
+        cudnn=torch.backends.cudnn.version(),
+        cupy=installed("cupy-cuda13x", "cupy-cuda12x", "cupy"),
+        triton=installed("triton"),
+        nvrtc=_nvrtc_version(),
+        clock_hz=megahertz * 1e6 if megahertz else _DATASHEET_HZ,
+        clock_source="nvidia-smi's clocks.max.sm" if megahertz else "an H100's datasheet",
+    )
 
 
 def card_state(device: torch.device) -> dict[str, float | None] | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from fpsgen.presets import BF16, Preset, file, shipped
 from fpsgen.seeds import check_seed
 from fpsgen.settings import Settings
 from fpsgen.target import Target
+from fpsgen.values import from_dict
 from fpsgen.wan import config
 from fpsgen.wan.plan import StepPlan, distinct, mean_density
 from fpsgen.weights.models import Model
@@ -49,7 +50,7 @@ class Request:
         """The request of a video, from the comment in its file; UsageError if that is damaged, or no comment of
         fpsgen's."""
         try:
-            settings = Settings(**{own.name: told[_IN_FILES.get(own.name, own.name)] for own in fields(Settings)})
+            settings = from_dict(Settings, {**told, "sigmas": told[_IN_FILES["sigmas"]]})
             settings.check()
             check_seed(told["seed"])
             scale_to = (int(told["scale_to"][0]), int(told["scale_to"][1])) if told["scale_to"] else None

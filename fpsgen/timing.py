@@ -5,9 +5,29 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 STAGES = ("load", "text", "compile", "denoise", "decode", "encode")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunTimes:
+    """`Timings` as JSON has them: seconds, rounded; None for what was not measured."""
+
+    load: float | None
+    text: float
+    compile: float | None
+    denoise: float
+    decode: float
+    encode: float | None
+    step_mean: float | None
+    steps: list[float]
+    total: float
+    peak_memory_bytes: int | None
+
+    def of(self, stage: str) -> float | None:
+        """The seconds of a stage, or of all together: "total"."""
+        return getattr(self, stage)
 
 
 @dataclass
@@ -42,13 +62,15 @@ class Timings:
     def stop(self) -> None:
         self.total = time.perf_counter() - self._started - self._paused
 
-    def as_dict(self) -> dict:
-        """Rounded to milliseconds, for JSON."""
-        mean = sum(self.steps) / len(self.steps) if self.steps else None
-        return {
+    def rounded(self) -> RunTimes:
+        """To milliseconds, for JSON."""
+        return RunTimes(
             **{name: round(seconds, 3) for name, seconds in self.seconds.items()},
-            "step_mean": None if mean is None else round(mean, 4),
-            "steps": [round(seconds, 4) for seconds in self.steps],
-            "total": round(self.total, 3),
-            "peak_memory_bytes": self.peak_memory,
-        }
+            step_mean=round(sum(self.steps) / len(self.steps), 4) if self.steps else None,
+            steps=[round(seconds, 4) for seconds in self.steps],
+            total=round(self.total, 3),
+            peak_memory_bytes=self.peak_memory,
+        )
+
+    def as_dict(self) -> dict:
+        return asdict(self.rounded())

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fpsgen import __version__, machine, solvers
 from fpsgen.bench.contenders import VideoContender
+from fpsgen.bench.record import ContenderRecord
 from fpsgen.errors import option
 from fpsgen.events import Denoised, Event, Frames, Stage, Step
 from fpsgen.pocket import reading
@@ -41,9 +42,9 @@ class Diffusers(VideoContender):
             return f"diffusers uses guidance only above 1, and this is {option('guidance', guidance)}"
         return None if find_spec("accelerate") else "it needs accelerate: pip install accelerate"
 
-    def about(self) -> dict[str, Any]:
+    def about(self) -> ContenderRecord:
         told = f"WanPipeline of diffusers {version('diffusers')}"
-        return {"told": told, "preset": None, "density": None, "backends": []}
+        return ContenderRecord(name=self.name, label=self.label, told=told, preset=None, density=None, backends=[])
 
     @torch.inference_mode()
     def run(self, output: Path, timings: Timings) -> Iterator[Event]:

@@ -9,26 +9,24 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import numpy as np
 import torch
 
 from fpsgen import files, machine
-from fpsgen.bench import fidelity, perceptual, record, steps
+from fpsgen.bench import fidelity, perceptual, steps
 from fpsgen.bench.contenders import VideoContender
-from fpsgen.bench.fidelity import Fidelity, MadeClip
+from fpsgen.bench.fidelity import MadeClip
 from fpsgen.bench.lineup import LineUp
-from fpsgen.bench.record import CompareContender, CompareRecord, PhaseTimes, SpeedUp
-from fpsgen.bench.steps import Split
+from fpsgen.bench.record import CompareContender, CompareRecord, Fidelity, PhaseTimes, SpeedUp, Split, State
 from fpsgen.errors import RenderError, option
 from fpsgen.events import Branches, Denoised, Frames, Notice, Run, Stage, Watch
 from fpsgen.metrics import Pair
 from fpsgen.sampling import Denoiser
-from fpsgen.timing import STAGES, Timings
+from fpsgen.timing import STAGES, RunTimes, Timings
 from fpsgen.wan.plan import StepSpan, mean_density
 from fpsgen.weights.load import load_tokenizer, load_transformer
 
@@ -49,15 +47,15 @@ class Entry:
     """A contender in a comparison, and what became of it so far.
 
     clip: what the first run made. together: whether both guidance branches ran in one batch, where that was said. cold,
-    warm: the first run and the later ones, as `Timings.as_dict` has them. splits: the parts of a step of each span.
-    nonfinite: of all velocities that were looked at.
+    warm: the first run and the later ones. splits: the parts of a step of each span. nonfinite: of all velocities that
+    were looked at.
     """
 
     contender: VideoContender
     clip: MadeClip = field(init=False)
     together: bool | None = None
-    cold: dict[str, Any] | None = None
-    warm: list[dict[str, Any]] = field(default_factory=list)
+    cold: RunTimes | None = None
+    warm: list[RunTimes] = field(default_factory=list)
     splits: Sequence[Split] = ()
     fidelity: Fidelity | None = None
     nonfinite: int | None = None
@@ -67,15 +65,15 @@ class Entry:
         return self.contender.name
 
     @property
-    def runs(self) -> list[dict[str, Any]]:
+    def runs(self) -> list[RunTimes]:
         """The runs that count: the warm ones, or the cold one where there are no others."""
-        return self.warm or [self.cold or {}]
+        return self.warm or ([self.cold] if self.cold else [])
 
     def record(self, reference: Entry, cut: Sequence[StepSpan]) -> CompareContender:
         compared = self is not reference and bool(self.warm)  # the first cold run pays for all
         splits = self.splits or (None,) * len(cut)
         return CompareContender(
-            **record.who(self.contender), together=self.together, cold=self.cold, warm=self.warm,
+            **vars(self.contender.about()), together=self.together, cold=self.cold, warm=self.warm,
             median={name: self._over_runs(median, name) for name in WHOLE},
             spread={name: [self._over_runs(min, name), self._over_runs(max, name)] for name in WHOLE},
             phases=[self._phase(span, parts) for span, parts in zip(cut, splits, strict=True)],
@@ -85,18 +83,19 @@ class Entry:
 
     def _over_runs(self, what: Callable[[list[float]], float], name: str) -> float | None:
         """The median, least or most of a time; None where it was not measured."""
-        each = [run[name] for run in self.runs]
-        return None if None in each else what(each)
+        each = [seconds for run in self.runs if (seconds := run.of(name)) is not None]
+        return what(each) if each else None
 
     def _phase(self, span: StepSpan, parts: Split | None) -> PhaseTimes:
         steps = slice(span.first, span.last + 1)
         own = self.contender.steps[steps]
         density = mean_density(own) if own else None
-        seconds = median(each for run in self.runs for each in run["steps"][steps])
+        seconds = median(each for run in self.runs for each in run.steps[steps])
         return PhaseTimes(span.first + 1, span.last + 1, span.sigma, density, seconds, parts)
 
     def _speedup(self, reference: Entry, name: str) -> SpeedUp:
-        each = [theirs[name] / ours[name] for ours, theirs in zip(self.warm, reference.warm, strict=True)]
+        runs = zip(reference.warm, self.warm, strict=True)
+        each = [getattr(theirs, name) / getattr(ours, name) for theirs, ours in runs]
         return SpeedUp(median(each), each)
 
 
@@ -106,7 +105,7 @@ class Comparison:
 
     def __init__(self, job: CompareJob):
         line_up, plan = job.line_up, job.line_up.plan
-        self.head = record.head("compare", job.command, line_up)  # before the work: of the code that runs
+        self.head = line_up.facts(job.command)
         self.job, self.plan, self.device = job, plan, plan.target.device
         self.entries = [Entry(one) for one in line_up.contenders]
         self.reference = next(one for one in self.entries if one.contender is line_up.reference)
@@ -114,7 +113,7 @@ class Comparison:
         self.warm = [one for turn in turns for one in turn]
         every = [one.steps for one in line_up.contenders if one.steps]
         self.cut = steps.spans(every, [*plan.request.settings.noise_levels, 0.0])
-        self.states: list[dict[str, Any] | None] = []
+        self.states: list[State | None] = []
 
     def note_state(self) -> None:
         """Note the card's state after a run, while it is warm from the work."""
@@ -123,11 +122,11 @@ class Comparison:
     def record(self, notes: list[str], random: bool = False) -> CompareRecord:
         """random: whether the weights were, and the times are extrapolated."""
         if random:
-            self.head["video"] |= {"prompt": None, "negative": None}
+            self.head["video"] = replace(self.head["video"], prompt=None, negative=None)
         return CompareRecord(
             **self.head, tokens=self.plan.tiles.tokens, random_weights=random, extrapolated=random,
             pairs=self.job.passes, order=[one.name for one in self.warm], notes=notes,
-            tried=[asdict(one) for one in self.job.line_up.tried], states=self.states if any(self.states) else None,
+            tried=list(self.job.line_up.tried), states=self.states if any(self.states) else None,
             contenders=[one.record(self.reference, self.cut) for one in self.entries],
         )  # fmt: skip
 
@@ -165,7 +164,7 @@ def places(line_up: LineUp, folder: Path) -> dict[str, Path]:
     return {name: folder / f"{number}-{files.safe_name(name)[:60]}.mp4" for number, name in enumerate(names, 1)}
 
 
-def once(entry: Entry, output: Path, watch: Watch) -> dict[str, Any]:
+def once(entry: Entry, output: Path, watch: Watch) -> RunTimes:
     """One video, and how long it took. The first that a contender makes is kept, for its fidelity."""
     first, timings, latents, pieces = entry.cold is None, Timings(), torch.empty(0), []
     machine.release()
@@ -188,7 +187,7 @@ def once(entry: Entry, output: Path, watch: Watch) -> dict[str, Any]:
         entry.clip = latents, np.concatenate(pieces)
     if entry.contender.plan.target.device.type != "cuda":
         timings.peak_memory = None  # it would be the process's, of all runs so far
-    return timings.as_dict()
+    return timings.rounded()
 
 
 def compare_clips(found: Comparison) -> list[str]:

@@ -7,11 +7,11 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from fpsgen import pipeline
 from fpsgen.attention import dense, door
 from fpsgen.bench.dense_kernels import DenseKernel
+from fpsgen.bench.record import ContenderRecord
 from fpsgen.events import Event
 from fpsgen.presets import BF16, file, label
 from fpsgen.request import VideoPlan
@@ -36,14 +36,14 @@ class VideoContender:
         """Why it cannot run here; None where it can."""
         raise NotImplementedError
 
-    def about(self) -> dict[str, Any]:
-        """The fields that a record has for it besides its name; "told" says in a few words what runs."""
+    def about(self) -> ContenderRecord:
+        """What a record says of it."""
         raise NotImplementedError
 
     @cached_property
     def identity(self) -> str:
         """What its clips depend on besides what all contenders share; made once, because it names every step's plan."""
-        return repr((self.name, self.steps, self.about()["backends"]))[1:-1]
+        return repr((self.name, self.steps, self.about().backends))[1:-1]
 
     def run(self, output: Path, timings: Timings) -> Iterator[Event]:
         """The video, as `pipeline.generate` makes it."""
@@ -73,18 +73,20 @@ class Ours(VideoContender):
         target, head_dim = self.plan.target, self.plan.model.config.head_dim
         return None if self.kernel is None else self.kernel.refusal(target.device, target.dtype, head_dim)
 
-    def about(self) -> dict[str, Any]:
+    def about(self) -> ContenderRecord:
         preset, density = self.plan.preset, self.plan.density
         backends = {choice.name for choice in self.plan.backends.values()}
         if self.kernel is not None:
             backends = backends - {"dense"} | {self.kernel.name}
         what = "dense attention" if preset.is_exact else f"preset {preset.name}, density {density:.2f}"
-        return {
-            "told": f"{what}, by {', '.join(map(door.display_name, sorted(backends)))}",
-            "preset": None if preset is BF16 else file.as_dict(preset),
-            "density": density,
-            "backends": sorted(backends),
-        }
+        return ContenderRecord(
+            name=self.name,
+            label=self.label,
+            told=f"{what}, by {', '.join(map(door.display_name, sorted(backends)))}",
+            preset=None if preset is BF16 else file.as_dict(preset),
+            density=density,
+            backends=sorted(backends),
+        )
 
     def running(self) -> AbstractContextManager[None]:
         return nullcontext() if self.kernel is None else dense.using(self.kernel.load())

@@ -2,40 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from math import inf
-
 import numpy as np
 from torch import Tensor
 
 from fpsgen import metrics
 from fpsgen.bench.perceptual import Lpips
+from fpsgen.bench.record import Fidelity
 from fpsgen.sampling import zero_nonfinite
 
 # Final latents, and frames, uint8 [frames, height, width, 3].
 MadeClip = tuple[Tensor, np.ndarray]
-
-
-@dataclass(frozen=True)
-class Fidelity:
-    """How near one clip is to another.
-
-    identical: whether all frames are the same; psnr, in dB, is then infinite, which is None here. latent_error: 1 -
-    latent_cosine, with the digits that the latter loses. lpips: mean over frames; None where it could not be measured.
-    nonfinite: how many of our latents are NaN or infinite; they are taken for 0 in latent_cosine and latent_error.
-    """
-
-    identical: bool
-    latent_cosine: float
-    latent_error: float
-    psnr: float | None
-    ssim: float
-    lpips: float | None
-    nonfinite: int
-
-    @property
-    def psnr_or_inf(self) -> float:
-        return inf if self.psnr is None else self.psnr
 
 
 def between(ours: MadeClip, reference: MadeClip, lpips: Lpips | None = None) -> Fidelity:

@@ -6,34 +6,28 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from statistics import median
+from typing import Any
 
 import torch
 
 from fpsgen import machine
+from fpsgen.bench import stopwatch
 from fpsgen.bench.by_diffusers import Diffusers
 from fpsgen.bench.contenders import Ours, VideoContender
 from fpsgen.bench.dense_kernels import KERNELS
 from fpsgen.bench.names import DIFFUSERS
-from fpsgen.bench.stopwatch import Stopwatch
+from fpsgen.bench.record import KernelTrial, VideoRecord
 from fpsgen.errors import RenderError, UsageError, option
 from fpsgen.presets import BF16, shipped
 from fpsgen.request import Request, VideoPlan
 from fpsgen.request import resolve as resolve_video
 from fpsgen.settings import Settings
 from fpsgen.target import Target
+from fpsgen.values import from_dict
 from fpsgen.weights.models import Model
 
 _ROUNDS = 5
 _MOST_FLOPS = 2e11  # of a trial on a CPU, where one of 14B at 720p would take minutes
-
-
-@dataclass(frozen=True)
-class KernelTrial:
-    """One kernel for dense attention at the video's own shape: its time, or why it has none."""
-
-    name: str
-    milliseconds: float | None
-    why_not: str | None
 
 
 @dataclass(frozen=True)
@@ -53,6 +47,19 @@ class LineUp:
     @property
     def settings(self) -> Settings:
         return self.plan.request.settings
+
+    def facts(self, command: list[str]) -> dict[str, Any]:
+        """The fields of `VideoBenchRecord` but its notes. To be called before the work: the commit is that of the
+        running code."""
+        plan, target = self.plan, self.plan.target
+        return {
+            **machine.provenance(command),
+            "card": stopwatch.card(target.device) if target.device.type == "cuda" else None,
+            "model": plan.model.full_name,
+            **target.as_dict(),
+            "video": from_dict(VideoRecord, plan.request.as_dict()),
+            "reference": self.reference.name,
+        }
 
 
 def resolve(preset: str, names: Sequence[str], request: Request, model: Model, target: Target) -> LineUp:
@@ -118,7 +125,7 @@ def try_kernels(plan: VideoPlan) -> list[KernelTrial]:
     if not calls:
         sizes = f"try a smaller {option('res')} or fewer {option('frames')}"
         raise RenderError(f"no dense attention of {tokens} tokens runs here: {refused[0].why_not}", hint=sizes)
-    watch = Stopwatch(device)
+    watch = stopwatch.Stopwatch(device)
     rounds = [watch.time(calls.values()) for _ in range(_ROUNDS)]
     times = {name: median(each) for name, each in zip(calls, zip(*rounds, strict=True), strict=True)}
     return [KernelTrial(name, times[name], None) for name in sorted(times, key=times.__getitem__)] + refused

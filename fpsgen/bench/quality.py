@@ -19,12 +19,11 @@ from torch import Tensor
 
 from fpsgen import assets, machine, metrics, pipeline
 from fpsgen import journal as journals
-from fpsgen.bench import fidelity, perceptual, record, vbench
+from fpsgen.bench import fidelity, perceptual, vbench
 from fpsgen.bench.contenders import VideoContender
-from fpsgen.bench.fidelity import Fidelity
 from fpsgen.bench.lineup import LineUp
 from fpsgen.bench.perceptual import Lpips
-from fpsgen.bench.record import ClipRecord, QualityContender, QualityRecord
+from fpsgen.bench.record import ClipMean, ClipRecord, MeanFidelity, QualityContender, QualityRecord
 from fpsgen.errors import RenderError
 from fpsgen.events import Done, Notice, Stage, Watch, Work, finish
 from fpsgen.journal import Journal
@@ -33,6 +32,7 @@ from fpsgen.pocket import judge
 from fpsgen.pocket.words import ASPECTS
 from fpsgen.sampling import Denoiser, both_fit, not_finite, zero_nonfinite
 from fpsgen.seeds import next_seed
+from fpsgen.values import from_dict
 from fpsgen.video import VideoWriter
 from fpsgen.wan import vae as wan_vae
 from fpsgen.wan.transformer import WanTransformer
@@ -100,7 +100,7 @@ def run(
     measure again what is kept. RenderError where the reference's values are not finite.
     """
     line_up, model, target = job.line_up, job.line_up.plan.model, job.line_up.plan.target
-    head, cache = record.head("quality", job.command, line_up), assets.cache("bench")
+    head, cache = line_up.facts(job.command), assets.cache("bench")
     journals.check(cache)
     watch(Work(len(job.takes) * len(line_up.contenders) * (line_up.settings.steps + job.decoding)))
     watch(Stage("load"))
@@ -142,7 +142,7 @@ def run(
     for told in contenders:
         if told.nonfinite:
             note(f"{told.name}: {told.nonfinite} clips have latents that are not finite, taken for 0")
-    del head["video"]["prompt"], head["video"]["seed"]  # each clip has its own
+    head["video"] = replace(head["video"], prompt=None, seed=None)  # each clip has its own
     made = QualityRecord(
         **head, prompts=job.prompts, seeds=job.seeds, seed=job.seed, contenders=contenders, notes=notes
     )
@@ -238,8 +238,7 @@ class Screen:
             told = json.dumps(self._measure(one, take)).encode()
             kept = self._journal.put(name, told=torch.frombuffer(bytearray(told), dtype=torch.uint8))
         found = json.loads(kept["told"].numpy().tobytes())
-        near = None if found["fidelity"] is None else Fidelity(**found["fidelity"])
-        return ClipRecord(take.prompt, take.seed, near, found["shown"], None if video is None else str(video))
+        return from_dict(ClipRecord, {**asdict(take), **found, "video": None if video is None else str(video)})
 
     def _measure(self, one: VideoContender, take: Take) -> dict[str, Any]:
         near, shown = None, None
@@ -266,28 +265,28 @@ def pairs(job: QualityJob, screen: Screen, clips: Sequence[ClipRecord]) -> list[
 def contender(one: VideoContender, clips: list[ClipRecord], scores: dict[str, float | None] | None) -> QualityContender:
     """One contender; the reference's clips have no fidelity."""
     near = [clip.fidelity for clip in clips if clip.fidelity is not None]
-    means = {measure: summary([getattr(each, measure) for each in near], measure) for measure in MEASURES}
+    means: dict[str, Any] = {name: summary([getattr(each, name) for each in near], MEASURES[name]) for name in MEASURES}
     return QualityContender(
-        **record.who(one), clips=clips, adherence=adherence(clips), vbench=scores, fidelity=means if near else None,
+        **vars(one.about()), clips=clips, adherence=adherence(clips), vbench=scores,
+        fidelity=MeanFidelity(**means) if near else None,
         identical=sum(each.identical for each in near) if near else None,
         nonfinite=sum(each.nonfinite > 0 for each in near) if near else None,
     )  # fmt: skip
 
 
-def summary(values: Sequence[float | None], measure: str) -> dict[str, float] | None:
-    """Mean, half its 95 % interval and the worst, over the clips that have a value; None where no clip has one. The
-    interval is left out where only one clip has a value."""
+def summary(values: Sequence[float | None], worst: Callable[[Sequence[float]], float]) -> ClipMean | None:
+    """None where no clip has a value."""
     known = [value for value in values if value is not None]
     if not known:
         return None
     mean, ci95 = metrics.mean_ci95(known)
-    return {"mean": mean, **({} if ci95 is None else {"ci95": ci95}), "worst": MEASURES[measure](known)}
+    return ClipMean(mean=mean, ci95=ci95, worst=worst(known))
 
 
-def adherence(clips: Sequence[ClipRecord]) -> dict[str, list[int]] | None:
+def adherence(clips: Sequence[ClipRecord]) -> dict[str, tuple[int, ...]] | None:
     """For each aspect, how many clips show what their prompt says, of how many; None where nobody judged."""
     shown = [clip.shown for clip in clips if clip.shown is not None]
     if len(shown) < len(clips):
         return None
     seen = [(one["subject"], one["motion"], one["scene"]) for one in shown]
-    return {aspect: list(told) for aspect, told in judge.score(seen, [clip.prompt for clip in clips]).items()}
+    return dict(judge.score(seen, [clip.prompt for clip in clips]))

@@ -13,9 +13,11 @@ synthesise every other 16 exponentials by multiply-adds (`attention.emulator`) l
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from math import isclose
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+from fpsgen.machine import Card
 
 # One SM in one clock, dense: 4 tensor cores with 1024 multiply-adds each in 8 bits, 512 in 16 (NVIDIA H100 Tensor
 # Core GPU Architecture, the white paper).
@@ -45,11 +47,11 @@ class Bound(NamedTuple):
     by: str
 
 
-def rates(card: Mapping[str, Any], bits: int) -> Amounts:
+def rates(card: Card, bits: int) -> Amounts:
     """What a card does in a second at most, at its highest clock and its measured bandwidth (`stopwatch.card`). bits: 8
     or 16, of the matrix products' operands."""
-    clocks = card["multiprocessors"] * card["clock_hz"]
-    return Amounts(FLOPS[bits] * clocks, EXPONENTIALS * clocks, card["copy_bytes_per_second"])
+    clocks = card.multiprocessors * card.clock_hz
+    return Amounts(FLOPS[bits] * clocks, EXPONENTIALS * clocks, card.copy_bytes_per_second)
 
 
 def bound(stages: Iterable[Sequence[float]], most: Amounts) -> Bound:
@@ -62,6 +64,6 @@ def bound(stages: Iterable[Sequence[float]], most: Amounts) -> Bound:
     return Bound(sum(one.seconds for one in each), max(each).by)
 
 
-def has_datasheet(card: Mapping[str, Any]) -> bool:
+def has_datasheet(card: Card) -> bool:
     """Whether the datasheet's figures are the card's: the other forms of an H100 have fewer SMs."""
-    return card["multiprocessors"] == _DATASHEET_SMS and ("H100" in card["gpu"] or "H200" in card["gpu"])
+    return card.multiprocessors == _DATASHEET_SMS and ("H100" in card.gpu or "H200" in card.gpu)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from fpsgen import machine
 from fpsgen.attention import door
 from fpsgen.bench.fidelity import count_nonfinite
+from fpsgen.bench.record import Split
 from fpsgen.request import VideoPlan
 from fpsgen.sampling import Denoiser
 from fpsgen.wan.plan import StepPlan, StepSpan, distinct
@@ -28,24 +29,6 @@ ENOUGH = 10.0  # seconds, after which a step is measured no further time
 
 # A moment: seconds of a monotonic clock, or an event on a CUDA stream.
 Mark = Any
-
-
-@dataclass(frozen=True)
-class Split:
-    """Seconds of one step, all guidance branches together.
-
-    attention: self-attention but for its projections, that is norms of q and k, RoPE, rounding, the kernel. linear:
-    every nn.Linear, the projections of both attentions and the FFN above all. rest: norms, modulation,
-    cross-attention's product, patchify with its small product, guidance.
-    """
-
-    attention: float
-    linear: float
-    rest: float
-
-    @property
-    def total(self) -> float:
-        return self.attention + self.linear + self.rest
 
 
 @dataclass(frozen=True)

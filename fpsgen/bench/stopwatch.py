@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from itertools import pairwise
 from statistics import median
-from typing import Any
 
 import torch
 
 from fpsgen import machine
+from fpsgen.machine import Card
 
 _COPIED = 2**31  # bytes: many times the L2 cache
 _FLUSHED = 2**28  # bytes: several times the L2 cache, 50 MB on an H100 and 60 on an H200
 _LEAD = 2_000_000  # clocks, about a millisecond
 
 
-def card(device: torch.device) -> dict[str, Any]:
+def card(device: torch.device) -> Card:
     """`machine.card`, with the bandwidth that is measured here."""
-    return machine.card(device) | {"copy_bytes_per_second": copy_bandwidth(device)}
+    return replace(machine.card(device), copy_bytes_per_second=copy_bandwidth(device))
 
 
 def copy_bandwidth(device: torch.device) -> float:

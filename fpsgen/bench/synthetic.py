@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from dataclasses import replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,14 +18,13 @@ from torch import Tensor, nn
 from fpsgen import machine, solvers
 from fpsgen.bench import steps
 from fpsgen.bench.compare import CompareJob, Comparison
-from fpsgen.bench.record import CompareRecord
-from fpsgen.bench.steps import Split
+from fpsgen.bench.record import CompareRecord, Split
 from fpsgen.errors import UsageError, option
 from fpsgen.events import Run, Stage, Watch
 from fpsgen.request import VideoPlan
 from fpsgen.sampling import Denoiser
 from fpsgen.target import Target
-from fpsgen.timing import Timings
+from fpsgen.timing import RunTimes, Timings
 from fpsgen.wan import vae as wan_vae
 from fpsgen.wan.plan import StepSpan
 from fpsgen.wan.tokenizer import TEXT_LENGTH
@@ -137,16 +137,14 @@ def randomise(model: Module, device: torch.device, dtype: Callable[[str], torch.
     return model.eval().requires_grad_(False)
 
 
-def timing(
-    splits: Sequence[Split], cut: Sequence[StepSpan], ends: dict[str, float], peak: int | None
-) -> dict[str, Any]:
-    """The times of a warm run, extrapolated; as `Timings` has it, None where nothing was measured."""
+def timing(splits: Sequence[Split], cut: Sequence[StepSpan], ends: dict[str, float], peak: int | None) -> RunTimes:
+    """The times of a warm run, extrapolated."""
     timings = Timings(peak_memory=peak)
     for split, span in zip(splits, cut, strict=True):
         timings.steps += [split.total] * (span.steps)
     timings.seconds |= {**ends, "denoise": sum(timings.steps)}
     timings.total = sum(timings.seconds.values())
-    return {**timings.as_dict(), "load": None, "compile": None, "encode": None}
+    return replace(timings.rounded(), load=None, compile=None, encode=None)
 
 
 @torch.inference_mode()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 from fpsgen.attention.tiles import Shape3
 
@@ -80,3 +80,10 @@ class CalibrationRecord:
     preset: str
     backend: str
     baseline: str
+    command: tuple[str, ...] = ()
+
+    def as_json(self) -> dict[str, Any]:
+        """All but the command, which the page says alone."""
+        told = asdict(self)
+        del told["command"]
+        return told

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -32,6 +32,7 @@ from fpsgen.wan import sizes
 
 if TYPE_CHECKING:
     from fpsgen.bench.compare import CompareJob
+    from fpsgen.bench.record import CompareRecord
     from fpsgen.metrics import Pair
 
 EXAMPLES = """
@@ -123,17 +124,17 @@ def bench(
             agree(out, synthetic.least_seconds(job), yes)
     with kept_in(videos) as folder:
         record, clips = run(job, folder, random_weights is not None, out, videos is not None)
-    for one in record["contenders"]:
-        out.line(f"{one['name']}: {one['told']}; {record['dtype']} on {record['device']}")
+    for one in record.contenders:
+        out.line(f"{one.name}: {one.told}; {record.dtype} on {record.device}")
     if not json:
         for table in tables(record):
             out.show(table)
         if told := remark(record):
             out.line(told)
-    deliver(out, keep_record(record, clips, *places), record)
+    deliver(out, keep_record(record, clips, *places), record.as_json())
 
 
-def run(job: CompareJob, folder: Path, random: bool, out: Output, kept: bool) -> tuple[dict[str, Any], list[Pair]]:
+def run(job: CompareJob, folder: Path, random: bool, out: Output, kept: bool) -> tuple[CompareRecord, list[Pair]]:
     """The record, and clips for the report. kept: whether the videos stay in `folder`."""
     from fpsgen.bench import compare, lineup, synthetic
     from fpsgen.video import check_encoder
@@ -148,17 +149,15 @@ def run(job: CompareJob, folder: Path, random: bool, out: Output, kept: bool) ->
             out.note(f"{printable(path)} exists: the new video will replace it")
     stopped = Stopped("stopped; no record was written", f"what was rendered is in {folder}" if kept else None)
     with drawn(out, stopped=stopped) as watch:
-        record, clips = (synthetic.measure(job, watch), []) if random else compare.measure(job, folder, watch)
-    return dataclasses.asdict(record), clips
+        return (synthetic.measure(job, watch), []) if random else compare.measure(job, folder, watch)
 
 
-def remark(record: dict[str, Any]) -> str | None:
+def remark(record: CompareRecord) -> str | None:
     """Why a ratio is not called though all its pairs lie on one side of 1: they are few."""
-    for one in record["contenders"]:
-        for speedup in (one["speedup"] or {}).values():
-            each = speedup["each"]
-            if too_close(speedup) and not min(each) <= 1 <= max(each):
-                few = f"with only {counted(len(each), 'pair')} of runs"
+    for one in record.contenders:
+        for speedup in (one.speedup or {}).values():
+            if too_close(speedup) and not min(speedup.each) <= 1 <= max(speedup.each):
+                few = f"with only {counted(len(speedup.each), 'pair')} of runs"
                 chance = f"a speed-up between {1 - SMALL:g} and {1 + SMALL:g} may be chance"
                 return f"too close to call: {few}, {chance}; --pairs {CLEAR} tells more"
     return None

@@ -75,7 +75,6 @@ def attention(
     device = gpu()
     from fpsgen import machine
     from fpsgen.bench.attention import run
-    from fpsgen.bench.attention.record import as_json
     from fpsgen.bench.attention.shapes import DENSITIES, SMOKE, shape
 
     job = run.AttentionJob(
@@ -94,8 +93,7 @@ def attention(
     with drawn(out, True, Stopped("stopped; shapes that were finished are kept", f"they are in {path}")) as watch:
         record = run.measure(job, device, path, ["fpsgen", *sys.argv[1:]], watch)
     tell(out, record)
-    told = as_json(record)
-    deliver(out, keep_record(told, [], path, report_at), told)
+    deliver(out, keep_record(record, [], path, report_at), record.as_json())
     if any(case.failed for case in record.cases):
         out.note("a contender failed, gave a wrong result, or could not be timed")
         raise typer.Exit(1)

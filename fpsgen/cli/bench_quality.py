@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
 import sys
 from pathlib import Path
@@ -93,7 +92,7 @@ def quality(
     line_up = lineup.resolve(preset, names, Request(own[0], settings, seed, Path()), chosen, target)
     job = QualityJob(line_up, own, seeds, seed, ["fpsgen", *sys.argv[1:]])
     for one in job.line_up.contenders:
-        out.detail(f"{one.name}: {one.about()['told']}")
+        out.detail(f"{one.name}: {one.about().told}")
     clips = video_places(job, options.expand(videos)) if videos is not None else None
     if there := sum(path.exists() for paths in (clips or {}).values() for path in paths):
         exist, them = ("video exists", "it") if there == 1 else ("videos exist", "them")
@@ -101,15 +100,14 @@ def quality(
     tell_size(out, job)
     hint = f"run the same command {'without --fresh' if fresh else 'again'}: it continues from there"
     with drawn(out, True, Stopped("stopped; every finished clip and what was measured of it are kept", hint)) as watch:
-        made, pairs = run(job, watch, clips, fresh, program)
-    record = dataclasses.asdict(made)
+        record, pairs = run(job, watch, clips, fresh, program)
     if not json:
         for table in tables(record):
             out.show(table)
     kept = keep_record(record, pairs, *places)
     if vbench and program is None and clips is not None:
         tell_vbench(out, clips)
-    deliver(out, kept, record)
+    deliver(out, kept, record.as_json())
 
 
 def check_vbench(wanted: bool, given: Path | None, videos: Path | None) -> Path | None:

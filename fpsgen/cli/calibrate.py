@@ -171,7 +171,7 @@ def keep_preset(result: Result, output: Path, page: Path | None) -> Kept:
     from fpsgen import report
     from fpsgen.presets import file
 
-    record = {**dataclasses.asdict(result.record), "command": ["fpsgen", *sys.argv[1:]]}
+    record = dataclasses.replace(result.record, command=("fpsgen", *sys.argv[1:]))
     draw = None if page is None else functools.partial(report.write, record, result.pairs, page)
     hint = "run the same command again with another -o: what was measured is kept"
     return keep("preset", output, file.text(result.preset), draw, hint)
@@ -193,7 +193,7 @@ def tell(out: Output, result: Result, job: Job, kept: Kept) -> None:
         )
     if preset := kept.files["preset"]:
         out.line(f"use it   fpsgen generate PROMPT --preset {shlex.quote(str(preset))}", copied=True)
-    deliver(out, kept, {**dataclasses.asdict(result.record), "toml": result.record.preset})
+    deliver(out, kept, {**result.record.as_json(), "toml": result.record.preset})
 
 
 def tell_estimate(out: Output, job: Job, device: torch.device, dtype: torch.dtype) -> None:

@@ -21,6 +21,7 @@ from fpsgen.errors import FpsgenError, Stopped, UsageError
 from fpsgen.printable import printable
 
 if TYPE_CHECKING:
+    from fpsgen.bench.record import BenchRecord
     from fpsgen.metrics import Pair
 
 
@@ -84,14 +85,14 @@ def keep(kind: str, output: Path, text: str, draw: Callable[[], list[Path]] | No
     return kept
 
 
-def keep_record(record: dict[str, Any], clips: Sequence[Pair], output: Path, page: Path | None) -> Kept:
+def keep_record(record: BenchRecord, clips: Sequence[Pair], output: Path, page: Path | None) -> Kept:
     from fpsgen import report
 
     hint = "make room there, or choose another -o"
-    if record["kind"] == "quality":
+    if record.kind == "quality":
         hint += ", and run the same command again: every clip is kept"
     draw = None if page is None else functools.partial(report.write, record, clips, page)
-    return keep("record", output, json.dumps(record, indent=2) + "\n", draw, hint)
+    return keep("record", output, json.dumps(record.as_json(), indent=2) + "\n", draw, hint)
 
 
 def deliver(out: Output, kept: Kept, result: dict[str, Any]) -> None:

@@ -12,13 +12,15 @@ import glob
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fpsgen import files
 from fpsgen.errors import RenderError, UsageError, option
 from fpsgen.printable import printable
 
 if TYPE_CHECKING:
+    from fpsgen.bench.record import BenchRecord
+    from fpsgen.calibrate.record import CalibrationRecord
     from fpsgen.metrics import Pair
 
 _OURS = re.compile(rb'<meta name="generator" content="fpsgen [a-z ]+">')
@@ -26,8 +28,8 @@ _PICTURES = re.compile(r"-(error|density|frontier|stages|phases|steps|psnr|adher
 MOST_PAIRS = 99  # what `check_path` tries a name for
 
 
-def write(record: dict[str, Any], pairs: Sequence[Pair], path: Path) -> list[Path]:
-    """The page of a record, as its JSON has it, at `path` (.html), and its pictures beside it in `<stem>-<name>.png`.
+def write(record: BenchRecord | CalibrationRecord, pairs: Sequence[Pair], path: Path) -> list[Path]:
+    """The page of a record at `path` (.html), and its pictures beside it in `<stem>-<name>.png`.
 
     pairs: clips to be seen beside the reference's. Returns all paths, the page first. Every file is whole or
     absent, and the page comes last. UsageError where `check_path` refuses, RenderError where the disk does, ValueError
@@ -44,23 +46,17 @@ def write(record: dict[str, Any], pairs: Sequence[Pair], path: Path) -> list[Pat
     return [path, *(file for file in contents if file != path)]
 
 
-def _drawn(record: dict[str, Any], pairs: Sequence[Pair]) -> tuple[str, dict[str, bytes]]:
+def _drawn(record: BenchRecord | CalibrationRecord, pairs: Sequence[Pair]) -> tuple[str, dict[str, bytes]]:
     """The page and its pictures by name."""
     # Here and not above, so that to check a path costs no matplotlib.
     from fpsgen.report import attention, calibration, clips, compare, page, pictures, quality
 
-    kinds = {
-        "calibration": (calibration.facts, pictures.calibration.draw),
-        "compare": (compare.facts, pictures.compare.draw),
-        "quality": (quality.facts, pictures.quality.draw),
-        "attention": (attention.facts, pictures.attention.draw),
-    }
-    kind = record.get("kind", "calibration")
-    facts, draw = kinds[kind]
+    modules = {"calibration": calibration, "compare": compare, "quality": quality, "attention": attention}
+    kind = getattr(record, "kind", "calibration")
     with pictures.drawing.styled():
-        drawn = draw(record) | clips.draw(pairs)
-    shown = clips.facts(pairs, record.get("video", record)["fps"]) if pairs else None
-    return page.render(kind, record=record, pictures=drawn, pairs=shown, **facts(record)), drawn
+        drawn = getattr(pictures, kind).draw(record) | clips.draw(pairs)
+    shown = clips.facts(pairs, getattr(record, "fps", 0)) if pairs else None  # of attention alone there are no clips
+    return page.render(kind, record=record, pictures=drawn, pairs=shown, **modules[kind].facts(record)), drawn
 
 
 def check_path(path: Path) -> None:

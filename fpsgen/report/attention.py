@@ -6,27 +6,27 @@ from collections.abc import Sequence
 from typing import Any
 
 from fpsgen.bench import roofline
-from fpsgen.bench.attention.record import DENSE, Case, Line, read_case
+from fpsgen.bench.attention.record import DENSE, AttentionRecord, Case, Line
 from fpsgen.bench.attention.report import heading, remarks, tables
+from fpsgen.machine import Card
 from fpsgen.report import words
 from fpsgen.tables import Table
 
 
-def facts(record: dict[str, Any]) -> dict[str, Any]:
-    """For templates/attention.html.j2. record: of "kind" attention, as its JSON has it."""
-    cases = [read_case(case) for case in record["cases"]]
+def facts(record: AttentionRecord) -> dict[str, Any]:
+    """For templates/attention.html.j2."""
     shown = [
         {
             "heading": heading(case),
             "remarks": remarks(case),
             "points": [(name_of(line), line) for line in points_of(case)],
-            "roofs": roofs_of(record["card"], case.head_dim),
+            "roofs": roofs_of(record.card, case.head_dim),
             "tables": tables(case),
         }
-        for case in cases
+        for case in record.cases
     ]
-    glance, lead = _glance(cases)
-    return {"title": f"Attention on {record['card']['gpu']}", "glance": glance, "lead": lead, "cases": shown}
+    glance, lead = _glance(record.cases)
+    return {"title": f"Attention on {record.card.gpu}", "glance": glance, "lead": lead, "cases": shown}
 
 
 def _glance(cases: Sequence[Case]) -> tuple[Table, dict[str, Any] | None]:
@@ -77,7 +77,7 @@ def name_of(line: Line) -> str:
     return f"{line.variant}, kernel {'alone' if line.kind == 'kernel' else 'with prologue'}"
 
 
-def roofs_of(card: dict[str, Any], head_dim: int) -> dict[str, float]:
+def roofs_of(card: Card, head_dim: int) -> dict[str, float]:
     """What a card can do at most at its boost clock, in 10^12 a second: operations, by what limits them, and bytes of
     "memory"."""
     rates = {bits: roofline.rates(card, bits) for bits in (16, 8)}

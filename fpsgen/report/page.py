@@ -1,7 +1,6 @@
 """Pages: Jinja's templates, filled from a record. A page has no script, loads nothing, and holds its pictures.
 
-Templates look into records as they are read from JSON, so that an older record can be drawn as well. Everything that
-they print is escaped.
+Everything that templates print is escaped.
 """
 
 from __future__ import annotations

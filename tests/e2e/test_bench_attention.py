@@ -50,7 +50,7 @@ def card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def on_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench_attention, "gpu", lambda: torch.device("cpu"))
-    monkeypatch.setattr(machine, "device_name", lambda _: CARD["gpu"])
+    monkeypatch.setattr(machine, "device_name", lambda _: CARD.gpu)
 
 
 def test_a_record_and_a_report(card: Path) -> None:

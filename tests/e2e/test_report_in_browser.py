@@ -11,9 +11,8 @@ from typing import Any
 
 import pytest
 
-from fpsgen import report
 from tests.tools import bench_records, calibration_records
-from tests.tools.reports import NASTY, pair
+from tests.tools.reports import NASTY, pair, write
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 WIDTHS = (1280, 390)  # of a desktop and of a phone
@@ -33,16 +32,16 @@ def nasty() -> dict[str, Any]:
 
 
 MADE: dict[str, Any] = {
-    "calibration": lambda path: report.write(calibration_records.record(), [pair(), pair(NASTY)], path),
-    "compare": lambda path: report.write(
+    "calibration": lambda path: write(calibration_records.record(), [pair(), pair(NASTY)], path),
+    "compare": lambda path: write(
         bench_records.compare("quality", "bf16", "diffusers"), bench_records.pairs("quality", "diffusers"), path
     ),
-    "on a card": lambda path: report.write(bench_records.on_a_card(), [], path),
-    "extrapolated": lambda path: report.write(bench_records.extrapolated(), [], path),
-    "cold": lambda path: report.write(bench_records.cold_only(), [], path),
-    "nasty": lambda path: report.write(nasty(), [pair(NASTY)], path),
-    "attention": lambda path: report.write(bench_records.attention(), [], path),
-    "quality": lambda path: report.write(bench_records.quality(), bench_records.pairs("quality"), path),
+    "on a card": lambda path: write(bench_records.on_a_card(), [], path),
+    "extrapolated": lambda path: write(bench_records.extrapolated(), [], path),
+    "cold": lambda path: write(bench_records.cold_only(), [], path),
+    "nasty": lambda path: write(nasty(), [pair(NASTY)], path),
+    "attention": lambda path: write(bench_records.attention(), [], path),
+    "quality": lambda path: write(bench_records.quality(), bench_records.pairs("quality"), path),
 }
 
 

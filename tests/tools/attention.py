@@ -17,14 +17,13 @@ from fpsgen.bench.attention.contenders import Trial
 from fpsgen.bench.attention.record import AttentionRecord, Case, Kind, Line, derive
 from fpsgen.bench.attention.shapes import Shape, shape
 from fpsgen.events import Done, Event, Notice, Run, Stage, Work
-from fpsgen.machine import provenance
+from fpsgen.machine import Card, provenance
 
-CARD = {
-    "gpu": "NVIDIA H100 made up", "capability": "9.0", "multiprocessors": 132, "memory_bytes": 80 * 2**30,
-    "l2_bytes": 50 * 2**20, "driver": "1.2.3", "power_limit_w": 700.0, "cuda": "13.0", "cudnn": 91000,
-    "cupy": "14.2.0", "triton": "3.6.0", "nvrtc": "13.0", "clock_hz": 1.98e9, "clock_source": "a guess",
-    "copy_bytes_per_second": 3e12,
-}  # fmt: skip
+CARD = Card(
+    gpu="NVIDIA H100 made up", capability="9.0", multiprocessors=132, memory_bytes=80 * 2**30, l2_bytes=50 * 2**20,
+    driver="1.2.3", power_limit_w=700.0, cuda="13.0", cudnn=91000, cupy="14.2.0", triton="3.6.0", nvrtc="13.0",
+    clock_hz=1.98e9, clock_source="a guess", copy_bytes_per_second=3e12,
+)  # fmt: skip
 STATE = {"clocks.sm": 1980.0, "clocks.mem": 2619.0, "power.draw": 120.5, "temperature.gpu": 40.0}
 
 
@@ -56,7 +55,7 @@ def made_up() -> AttentionRecord:
         line("flex", bits=16, **chosen, stages=[stage], fault="it broke"),
     )
     case = Case(**what.facts, lines=lines, before=STATE, after=STATE, rounds=3, cut="no time")
-    facts = provenance(["fpsgen", "bench", "attention"]) | {"card": dict(CARD)}
+    facts = provenance(["fpsgen", "bench", "attention"]) | {"card": CARD}
     return AttentionRecord(**facts, seed=0, repeats=20, seconds=500, cases=(case,))
 
 
@@ -81,7 +80,7 @@ def fake(monkeypatch: pytest.MonkeyPatch, made: Callable[[Shape], list[Trial]] |
         monkeypatch.setattr(run, "Inputs", lambda what, *_: what)
     monkeypatch.setattr(stopwatch, "Stopwatch", Watch)
     monkeypatch.setattr(machine, "card_state", lambda _: None)
-    monkeypatch.setattr(stopwatch, "card", lambda _: dict(CARD))
+    monkeypatch.setattr(stopwatch, "card", lambda _: CARD)
 
 
 class Silent:

@@ -8,20 +8,22 @@ from itertools import pairwise
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from fpsgen.machine import Card
 from fpsgen.metrics import Pair
 from fpsgen.timing import STAGES
 from tests.tools.reports import clip
 
 if TYPE_CHECKING:
-    from fpsgen.bench.attention.record import Case, State
+    from fpsgen.bench.attention.record import Case
     from fpsgen.bench.attention.shapes import Shape
+    from fpsgen.bench.record import State
 
 WHOLE = (*STAGES, "total")
 MACHINE = {
     "cpu": "Made-up CPU @ 2.10GHz", "cores": 2, "memory_bytes": 16_000_000_000, "python": "3.11.2", "torch": "2.13.0",
     "diffusers": "0.40.0", "transformers": "5.13.0", "fpsgen": "0.2.0",
 }  # fmt: skip
-CARD = {
+CARD: dict[str, Any] = {
     "gpu": "NVIDIA H100 made up", "capability": "9.0", "multiprocessors": 132, "memory_bytes": 85_000_000_000,
     "l2_bytes": 52_428_800, "driver": "580.1", "power_limit_w": 700.0, "cuda": "13.0", "cudnn": 91_002,
     "cupy": "14.2.0", "triton": "3.6.0", "nvrtc": "13.0", "clock_hz": 1.98e9, "clock_source": "a guess",
@@ -167,14 +169,14 @@ def extrapolated() -> dict[str, Any]:
 
 def attention(cases: int = 2, ours: bool = True) -> dict[str, Any]:
     """`fpsgen bench attention` on a made-up card; without `ours` on one that our kernels are not for."""
-    from fpsgen.bench.attention.record import AttentionRecord, as_json
+    from fpsgen.bench.attention.record import AttentionRecord
     from fpsgen.bench.attention.shapes import shape
 
-    facts = provenance("fpsgen bench attention --model 1.3b 14b") | {"card": dict(CARD)}
+    facts = provenance("fpsgen bench attention --model 1.3b 14b") | {"card": Card(**CARD)}
     shapes = [shape("1.3b", "480p"), shape("14b", "720p")][-cases:]
     made = tuple(_case(one, ours) for one in shapes)
-    record = as_json(AttentionRecord(**facts, seed=0, repeats=20, seconds=500, cases=made))
-    return json.loads(json.dumps(record))
+    record = AttentionRecord(**facts, seed=0, repeats=20, seconds=500, cases=made)
+    return json.loads(json.dumps(record.as_json()))
 
 
 def _case(shape: Shape, ours: bool) -> Case:
@@ -213,7 +215,7 @@ def _case(shape: Shape, ours: bool) -> Case:
         why = "it is for Hopper"
         lines.append(Line(kind="prologue", name="fp8-fp16", variant="fp8-fp16", bits=8, stages=[], why_not=why))
     at: State = {"clocks.sm": 1980.0, "clocks.mem": 2619.0, "power.draw": 120.5, "temperature.gpu": 40.0}
-    return Case(**shape.facts, lines=derive(lines, CARD), before=at, after=at, rounds=5)
+    return Case(**shape.facts, lines=derive(lines, Card(**CARD)), before=at, after=at, rounds=5)
 
 
 def quality(*names: str, prompts: int = 12, seeds: int = 2, judged: bool = True) -> dict[str, Any]:

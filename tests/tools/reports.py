@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import imageio_ffmpeg
 import numpy as np
 
+from fpsgen import report
+from fpsgen.bench.attention.record import AttentionRecord
+from fpsgen.bench.record import BenchRecord, CompareRecord, QualityRecord
+from fpsgen.calibrate.record import CalibrationRecord
 from fpsgen.metrics import Pair
+from fpsgen.values import from_dict
 
 NASTY = '<script>alert("1")</script> & [brackets] {braces} $x^2$ \\frac \u202eleft\u202c <img src=http://x/> ' * 4
 VOID = {"meta", "img", "br", "link"}
@@ -20,6 +27,17 @@ def clip(count: int = 25, height: int = 96, width: int = 160, noise: int = 0) ->
     t, y, x = np.meshgrid(np.arange(count), np.arange(height), np.arange(width), indexing="ij")
     channels = (x * 255 // width + 4 * t, y * 255 // height, 128 + 100 * np.sin((x + y + 6 * t) / 17))
     return (np.stack(channels, -1).astype(int) + noise * ((x // 8 + y // 8) % 2)[..., None]).clip(0, 255).astype("u1")
+
+
+def read(record: dict[str, Any]) -> BenchRecord | CalibrationRecord:
+    """The value that wrote a record, from its JSON."""
+    kinds = {"compare": CompareRecord, "quality": QualityRecord, "attention": AttentionRecord}
+    return from_dict(kinds.get(record.get("kind", ""), CalibrationRecord), record)
+
+
+def write(record: dict[str, Any], pairs: Sequence[Pair], path: Path) -> list[Path]:
+    """`report.write`, of a record as its JSON has it."""
+    return report.write(read(record), pairs, path)
 
 
 def pair(prompt: str = "a cat moving left", psnr: float | None = 33.3, **shape: int) -> Pair:

@@ -15,9 +15,10 @@ import pytest
 ROOT = Path(__file__).parents[2]
 # Rooms, which are folders and single modules of fpsgen/, from the ground up: each imports only those before it.
 ROOMS = [
-    "printable", "timing", "errors", "seeds", "assets", "files", "tables", "metrics", "ffmpeg", "video", "kernels",
-    "machine", "target", "attention", "wan", "solvers", "settings", "weights", "journal", "pocket", "presets",
-    "request", "events", "sampling", "pipeline", "doctor", "calibrate", "bench", "report", "cli", "__main__",
+    "printable", "timing", "errors", "seeds", "assets", "files", "tables", "values", "metrics", "ffmpeg", "video",
+    "kernels", "machine", "target", "attention", "wan", "solvers", "settings", "weights", "journal", "pocket",
+    "presets", "request", "events", "sampling", "pipeline", "doctor", "calibrate", "bench", "report", "cli",
+    "__main__",
 ]  # fmt: skip
 # Modules of fpsgen/cli that are commands, or groups of them; `root` alone knows them all.
 COMMANDS = {

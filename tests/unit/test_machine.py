@@ -126,9 +126,9 @@ def test_a_card_has_the_highest_clock_that_is_known(
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: types.SimpleNamespace(**about, L2_cache_size=50))
     monkeypatch.setattr(machine, "_printed", lambda command: smi or "")
     found = machine.card(torch.device("cuda", 0))
-    assert (found["gpu"], found["capability"], found["multiprocessors"]) == ("NVIDIA H100", "9.0", 132)
-    assert (found["clock_hz"], found["driver"]) == (clock, driver)
-    assert ("nvidia-smi" in found["clock_source"]) == (smi is not None)
+    assert (found.gpu, found.capability, found.multiprocessors) == ("NVIDIA H100", "9.0", 132)
+    assert (found.clock_hz, found.driver) == (clock, driver)
+    assert ("nvidia-smi" in found.clock_source) == (smi is not None)
 
 
 def test_no_state_without_nvidia_smi(monkeypatch: pytest.MonkeyPatch) -> None:

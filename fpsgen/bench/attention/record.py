@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from statistics import median
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from fpsgen.bench import roofline
+from fpsgen.bench.record import BenchRecord, State
+from fpsgen.machine import Card
 
 Kind = Literal["sdpa", "package", "prepare", "flex", "prologue", "kernel", "together"]
 DENSE = ("sdpa", "package")
 LEAST_ROUNDS = 3  # of samples
-State = dict[str, float | None]  # of a card, see `machine.card_state`
-_NULLS = {"commit", "cut", "before", "after", "window"}  # keys that are there for None, too; no window: all tiles
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,32 +82,23 @@ class Case:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AttentionRecord:
+class AttentionRecord(BenchRecord):
     kind: str = "attention"
-    format: int = 1
-    date: str
-    commit: str | None
-    command: list[str]
-    machine: dict[str, Any]
-    card: dict[str, Any]
+    card: Card
     seed: int
     repeats: int
     seconds: float
     cases: tuple[Case, ...] = ()
     cut: str | None = None
+    BRIEF: ClassVar[frozenset[str]] = frozenset(
+        own.name
+        for value in (Line, Case)
+        for own in fields(value)
+        if own.default is None and own.name not in ("before", "after", "cut", "window")  # no window: all tiles
+    )
 
 
-def read_case(given: Mapping[str, Any]) -> Case:
-    """A case from a record's JSON."""
-    return Case(**{**given, "lines": tuple(Line(**line) for line in given["lines"])})
-
-
-def as_json(record: AttentionRecord) -> dict[str, Any]:
-    """The record as its JSON has it: without what is None, but for `_NULLS`."""
-    return asdict(record, dict_factory=lambda items: {k: v for k, v in items if v is not None or k in _NULLS})
-
-
-def derive(lines: Sequence[Line], card: Mapping[str, Any]) -> tuple[Line, ...]:
+def derive(lines: Sequence[Line], card: Card) -> tuple[Line, ...]:
     """The lines, and on each that was timed what follows from its samples, from the other lines' and from the card."""
     dense = {line.name: median(line.samples_ms) for line in lines if line.kind in DENSE and line.samples_ms}
     prepare = next((median(line.samples_ms) for line in lines if line.kind == "prepare" and line.samples_ms), None)

@@ -20,7 +20,7 @@ from fpsgen import files, machine
 from fpsgen.attention.emulator import VARIANTS
 from fpsgen.bench import stopwatch
 from fpsgen.bench.attention.contenders import MOST_WORDS, Inputs, contenders, tried
-from fpsgen.bench.attention.record import LEAST_ROUNDS, AttentionRecord, Case, Line, as_json, derive
+from fpsgen.bench.attention.record import LEAST_ROUNDS, AttentionRecord, Case, Line, derive
 from fpsgen.bench.attention.shapes import DENSITIES, Shape, chosen_windows
 from fpsgen.errors import FpsgenError, option, reason
 from fpsgen.events import Done, Notice, Run, Stage, Watch, Work
@@ -48,8 +48,8 @@ def measure(job: AttentionJob, device: torch.device, path: Path, command: list[s
     """
     end = time.monotonic() + job.seconds
     watch(Notice("looking at the GPU", detail=True))
-    facts = machine.provenance(command) | {"card": stopwatch.card(device)}
-    record = AttentionRecord(**facts, seed=SEED, repeats=job.repeats, seconds=job.seconds)
+    facts = {**machine.provenance(command), "card": stopwatch.card(device), "seed": SEED}
+    record = AttentionRecord(**facts, repeats=job.repeats, seconds=job.seconds)
     measurer = Measurer(job, device, path, watch, record, end)
     if fault := measurer.save():  # no news for later
         raise FpsgenError(fault, hint=f"choose another {option('output')}")
@@ -99,7 +99,7 @@ class Measurer:
     def save(self) -> str | None:
         """Write the record; what to say where the disk refuses it."""
         try:
-            files.write_json(self.path, as_json(self.record))
+            files.write_json(self.path, self.record.as_json())
         except OSError as fault:
             return f"{self.path} cannot be written: {reason(fault)}"
         return None

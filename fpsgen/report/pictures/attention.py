@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from fpsgen.bench.attention.record import Line, read_case
+from fpsgen.bench.attention.record import AttentionRecord, Line
 from fpsgen.report.attention import name_of, points_of, roofs_of
 from fpsgen.report.pictures.drawing import SOFT, canvas, png, written
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 _MARKS = "osD^vP*X"  # for those who see no colours
 
 
-def draw(record: dict[str, Any]) -> dict[str, bytes]:
+def draw(record: AttentionRecord) -> dict[str, bytes]:
     """Pictures by name: roof-1, roof-2 … of the shapes in which anything was timed."""
-    cases = enumerate(map(read_case, record["cases"]), 1)
-    drawn = ((number, points_of(case), roofs_of(record["card"], case.head_dim)) for number, case in cases)
+    cases = enumerate(record.cases, 1)
+    drawn = ((number, points_of(case), roofs_of(record.card, case.head_dim)) for number, case in cases)
     return {f"roof-{number}": _roofline(points, roofs) for number, points, roofs in drawn if points}
 
 

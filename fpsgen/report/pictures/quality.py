@@ -3,39 +3,38 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 from matplotlib.ticker import PercentFormatter
 
+from fpsgen.bench.record import QualityRecord
 from fpsgen.report import words
-from fpsgen.report.contenders import others, reference
 from fpsgen.report.pictures.drawing import GREY, INK, SOFT, canvas, legend, png, written
-from fpsgen.report.quality import adherence_of, values_of
+from fpsgen.report.quality import Hits, adherence_of, values_of
 
 
-def draw(record: dict[str, Any]) -> dict[str, bytes]:
+def draw(record: QualityRecord) -> dict[str, bytes]:
     """Pictures by name: psnr, and adherence where it was judged."""
     drawn = {"psnr": _psnr(record)}
     return drawn | {"adherence": _adherence(judged)} if (judged := adherence_of(record)) else drawn
 
 
-def _psnr(record: dict[str, Any]) -> bytes:
+def _psnr(record: QualityRecord) -> bytes:
     """A row for each contender: a dot for each clip, infinite ones in a band at the right; mean and its interval."""
-    contenders = others(record)
+    contenders = record.others
     figure = canvas(1.0 + 0.9 * len(contenders))
     axes = figure.subplots()
     finite = [value for one in contenders for value in values_of(one) if math.isfinite(value)] or [30.0]
     margin = max(0.5, 0.06 * (max(finite) - min(finite)))
     end = max(finite) + margin
     for row, one in enumerate(contenders):
-        values, mean = values_of(one), one["fidelity"]["psnr"]
+        values, mean = values_of(one), one.fidelity and one.fidelity.psnr
         # Beside each other by the golden ratio: evenly, and without chance.
         beside = [row - 0.18 + 0.4 * (number * 0.618 % 1 - 0.5) for number in range(len(values))]
         shown = [value if math.isfinite(value) else end + margin for value in values]
         axes.scatter(shown, beside, 22, f"C{row}", edgecolors="white", linewidths=0.5, alpha=0.85)
         if mean:
-            axes.errorbar(mean["mean"], row + 0.28, xerr=mean.get("ci95"), fmt="D", color=INK, markersize=5, capsize=3,
+            axes.errorbar(mean.mean, row + 0.28, xerr=mean.ci95, fmt="D", color=INK, markersize=5, capsize=3,
                           label="mean, 95 % interval")  # fmt: skip
         if same := sum(map(math.isinf, values)):
             axes.annotate(words.counted(same, "clip"), (end + margin, row + 0.28), ha="center", va="center", fontsize=8)
@@ -44,14 +43,14 @@ def _psnr(record: dict[str, Any]) -> bytes:
         end += 2 * margin
     axes.set_xlim(min(finite) - margin, end)
     axes.set_ylim(len(contenders) - 0.5, -0.5)
-    axes.set_yticks(range(len(contenders)), [written(one["label"]) for one in contenders])
-    axes.set_xlabel(f"PSNR against {written(reference(record)['label'])}, dB")
+    axes.set_yticks(range(len(contenders)), [written(one.label) for one in contenders])
+    axes.set_xlabel(f"PSNR against {written(record.base.label)}, dB")
     axes.grid(True, axis="x")
     legend(figure, 2)
     return png(figure)
 
 
-def _adherence(judged: list[tuple[str, dict[str, list[int]]]]) -> bytes:
+def _adherence(judged: list[tuple[str, Hits]]) -> bytes:
     """Bars for each aspect, one for each contender: the share of clips that show it, and its 95 % interval."""
     aspects = list(judged[0][1])
     pitch = len(judged) + 1

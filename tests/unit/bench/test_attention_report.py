@@ -19,9 +19,10 @@ from fpsgen.attention.tiles import TileGrid
 from fpsgen.bench import roofline
 from fpsgen.bench.attention import report, run
 from fpsgen.bench.attention.contenders import Trial
-from fpsgen.bench.attention.record import as_json, read_case
+from fpsgen.bench.attention.record import AttentionRecord
 from fpsgen.bench.attention.run import rounds
 from fpsgen.bench.attention.shapes import Shape
+from fpsgen.values import from_dict
 from tests.tools.attention import CARD, Silent, derived, fake, line, made_up
 
 CPU = torch.device("cpu")
@@ -67,19 +68,19 @@ def test_what_follows_from_the_samples() -> None:
     assert together.speedup == {"sdpa-cudnn": {"alone": 20.0, "prepared": 21.0}}
     assert flex.median_ms is None
     assert roofline.has_datasheet(CARD)
-    assert not roofline.has_datasheet({**CARD, "multiprocessors": 114})  # a PCIe card
+    assert not roofline.has_datasheet(replace(CARD, multiprocessors=114))  # a PCIe card
 
 
 def test_json_has_what_there_is_and_can_be_read_again() -> None:
     record = derived(made_up())
-    told = json.loads(json.dumps(as_json(record)))
+    told = json.loads(json.dumps(record.as_json()))
     assert next(iter(told)) == "kind"  # by which a later bench knows that it may replace the file
     assert told["cases"][0]["lines"][0]["window"] is None  # all tiles
     assert told["cut"] is None
     assert not {"speedup", "fault", "variant"} & set(told["cases"][0]["lines"][0])
-    again = read_case(told["cases"][0])
-    assert json.loads(json.dumps(as_json(replace(record, cases=(again,))))) == told
-    assert report.tables(again) == report.tables(record.cases[0])
+    again = from_dict(AttentionRecord, told)
+    assert json.loads(json.dumps(again.as_json())) == told
+    assert report.tables(again.cases[0]) == report.tables(record.cases[0])
 
 
 def test_the_tables() -> None:
@@ -213,7 +214,7 @@ def test_every_key_of_the_record_is_documented() -> None:
     own = [part for part in parts if part.startswith(("All of them", "`fpsgen bench attention`: the record"))]
     named = set(re.findall(r"`([^`]+)`", "".join(own)))
     assert len(own) == 2
-    every = keys(as_json(derived(made_up()))) | {"doing", "fault"}  # which only a record has that was cut short
+    every = keys(derived(made_up()).as_json()) | {"doing", "fault"}  # which only a record has that was cut short
     assert every <= named, every - named
 
 

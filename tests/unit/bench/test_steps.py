@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fpsgen.bench import steps
-from fpsgen.bench.steps import Split
+from fpsgen.bench.record import Split
 from fpsgen.presets import BF16, Phase, Preset
 from fpsgen.request import Request, VideoPlan
 from fpsgen.sampling import Denoiser

@@ -22,7 +22,8 @@ from fpsgen.bench.compare import CompareJob
 from fpsgen.bench.contenders import Ours
 from fpsgen.bench.dense_kernels import KERNELS
 from fpsgen.bench.lineup import LineUp
-from fpsgen.bench.steps import ENOUGH, Split
+from fpsgen.bench.record import Split
+from fpsgen.bench.steps import ENOUGH
 from fpsgen.cli import app
 from fpsgen.cli.bench import agree
 from fpsgen.cli.output import Output, in_flags

@@ -13,6 +13,7 @@ from fpsgen.cli.tables import Fitted
 from fpsgen.report import words
 from fpsgen.report.compare import of_steps, of_time
 from tests.tools import bench_records
+from tests.tools.reports import read
 
 
 @pytest.mark.parametrize(
@@ -29,7 +30,7 @@ def test_a_speed_up_that_may_be_none_is_not_claimed(ratios: tuple[float, ...], t
     record = bench_records.compare(passes=len(ratios))
     record["contenders"][0]["speedup"]["total"] = {"median": float(np.median(ratios)), "each": list(ratios)}
     file = io.StringIO()
-    Console(file=file, width=200).print(Fitted(of_time(record)))
+    Console(file=file, width=200).print(Fitted(of_time(read(record))))
     row = next(line for line in file.getvalue().splitlines() if line.startswith("speed-up "))
     assert told in row
     assert ("too close" in row) == ("too close" in told)
@@ -37,7 +38,7 @@ def test_a_speed_up_that_may_be_none_is_not_claimed(ratios: tuple[float, ...], t
 
 def test_every_phase_of_every_contender_has_its_seconds_of_a_step_and_its_density() -> None:
     record = bench_records.compare("quality", "bf16")
-    table = of_steps(record)
+    table = of_steps(read(record))
     heads = [column.head for column in table.columns]
     rows = [dict(zip(heads, row, strict=True)) for row in table.rows]
     phases = [(one["label"], phase) for one in record["contenders"] for phase in one["phases"]]
@@ -56,7 +57,7 @@ def test_few_pairs_on_one_side_of_1_are_said_to_be_too_few(ratios: tuple[float, 
     record = bench_records.compare("quality", "bf16", passes=len(ratios))
     for name in ("total", "denoise"):
         record["contenders"][0]["speedup"][name] = {"median": float(np.median(ratios)), "each": list(ratios)}
-    found = remark(record)
+    found = remark(read(record))
     assert (found is None) == (told is None)
     assert (told or "") in (found or "")
     assert found is None or "--pairs 5 tells more" in found

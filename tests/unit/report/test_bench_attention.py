@@ -10,26 +10,31 @@ from typing import Any
 import pytest
 from matplotlib.figure import Figure
 
-from fpsgen import report
-from fpsgen.bench.attention.record import read_case
+from fpsgen.bench.attention.record import Case
+from fpsgen.machine import Card
 from fpsgen.report import pictures, words
 from fpsgen.report.attention import best, name_of, points_of, roofs_of
+from fpsgen.values import from_dict
 from tests.tools import bench_records
-from tests.tools.reports import NASTY, Page, png
+from tests.tools.reports import NASTY, Page, png, read, write
 
 
 def made(tmp_path: Path, given: dict[str, Any]) -> Page:
-    paths = report.write(json.loads(json.dumps(given)), [], tmp_path / "r.html")  # as it was written
+    paths = write(json.loads(json.dumps(given)), [], tmp_path / "r.html")  # as it was written
     page = Page(paths[0].read_text(encoding="utf-8"))
     assert [png(image) for image in page.images] == [file.read_bytes() for file in paths[1:]]
     assert not re.search(r"\bnan\b|\binf\b|None", page.words)
     return page
 
 
+def case_of(told: dict[str, Any]) -> Case:
+    return from_dict(Case, told)
+
+
 def test_the_answer_comes_first(tmp_path: Path) -> None:
     told = " ".join(made(tmp_path, bench_records.attention()).words.split())
     line = bench_records.attention()["cases"][-1]
-    [low, *_, high] = sorted(one.speedup["SDPA cuDNN"]["alone"] for one in best(read_case(line)))
+    [low, *_, high] = sorted(one.speedup["SDPA cuDNN"]["alone"] for one in best(case_of(line)))
     for fact in (
         "14b",
         "720p",
@@ -44,7 +49,7 @@ def test_the_answer_comes_first(tmp_path: Path) -> None:
 
 def test_the_headline_takes_the_fastest_of_both_sides() -> None:
     [case] = bench_records.attention(cases=1)["cases"]
-    lines = best(read_case(case))
+    lines = best(case_of(case))
     assert [line.variant for line in lines] == ["fp8-fp16"] * 4
     assert [round(line.density, 1) for line in lines] == [1.0, 0.5, 0.3, 0.1]
 
@@ -54,7 +59,7 @@ def test_every_shape_has_its_roofline_and_its_numbers(tmp_path: Path) -> None:
     page = made(tmp_path, given)
     assert len(page.images) == 2
     for case, image in zip(given["cases"], page.images, strict=True):
-        for point in points_of(read_case(case)):
+        for point in points_of(case_of(case)):
             assert f"{name_of(point)} at density {point.density:.2g}: {point.tflops:.0f} TFLOP/s" in image["alt"]
 
 
@@ -62,18 +67,19 @@ def test_the_legend_has_whole_names(monkeypatch: pytest.MonkeyPatch) -> None:
     figures: list[Figure] = []
     monkeypatch.setattr(pictures.attention, "png", lambda figure: figures.append(figure) or b"")
     given = bench_records.attention(cases=1)
-    pictures.attention.draw(given)
+    pictures.attention.draw(read(given))
     [names] = ([text.get_text() for text in figure.legends[0].get_texts()] for figure in figures)
-    assert names == list(dict.fromkeys(map(name_of, points_of(read_case(given["cases"][0])))))
+    assert names == list(dict.fromkeys(map(name_of, points_of(case_of(given["cases"][0])))))
 
 
 def test_roofs_are_the_cards() -> None:
     """132 SMs at 1.98 GHz; in 8 bits an exponential takes as long as its 512 operations of heads of 128 channels."""
-    roofs = roofs_of(bench_records.CARD, 128)
+    card = Card(**bench_records.CARD)
+    roofs = roofs_of(card, 128)
     assert roofs["8 bits"] == pytest.approx(8192 * 132 * 1.98e-3)
     assert roofs["16 bits"] == roofs["8 bits"] / 2
     assert roofs["exponential unit"] == pytest.approx(roofs["8 bits"])
-    assert roofs_of(bench_records.CARD, 64)["exponential unit"] == pytest.approx(roofs["8 bits"] / 2)
+    assert roofs_of(card, 64)["exponential unit"] == pytest.approx(roofs["8 bits"] / 2)
     assert roofs["memory"] == pytest.approx(3.02)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import json
 import math
 import re
 from pathlib import Path
@@ -14,19 +15,19 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from fpsgen import report
+from benchmarks.record import RESULTS
 from fpsgen.metrics import Pair
 from fpsgen.report import pictures, words
 from fpsgen.report.compare import PARTS
 from fpsgen.timing import STAGES
 from tests.tools import bench_records
 from tests.tools.bench_records import WHOLE
-from tests.tools.reports import NASTY, Page, clip, pair, png
+from tests.tools.reports import NASTY, Page, clip, pair, png, read, write
 
 
 def made(tmp_path: Path, given: dict[str, Any], pairs: list[Pair] | None = None) -> Page:
     path = tmp_path / "report.html"
-    paths = report.write(given, pairs or [], path)
+    paths = write(given, pairs or [], path)
     assert paths[0] == path
     assert sorted(paths) == sorted(tmp_path.iterdir())
     page = Page(path.read_text(encoding="utf-8"))
@@ -131,7 +132,7 @@ def test_the_legends_name_every_colour(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also those that only one panel has: a compilation in the cold runs, a step of which no parts are known."""
     figures: list[Figure] = []
     monkeypatch.setattr(pictures.compare, "png", lambda figure: figures.append(figure) or b"")
-    pictures.compare.draw(bench_records.compare("quality", "bf16", "diffusers"))
+    pictures.compare.draw(read(bench_records.compare("quality", "bf16", "diffusers")))
     bars, steps = ([text.get_text() for text in figure.legends[0].get_texts()] for figure in figures)
     assert sorted(bars) == sorted(STAGES)
     assert steps == [*PARTS.values(), "not split"]
@@ -229,6 +230,14 @@ def test_same_record_same_bytes(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
     given = bench_records.on_a_card()
     kept = copy.deepcopy(given)
-    one, two = (report.write(given, bench_records.pairs("sage"), tmp_path / name / "r.html") for name in ("1", "2"))
+    one, two = (write(given, bench_records.pairs("sage"), tmp_path / name / "r.html") for name in ("1", "2"))
     assert [path.read_bytes() for path in one] == [path.read_bytes() for path in two]
     assert given == kept
+
+
+def test_a_record_of_an_earlier_version_has_its_page(tmp_path: Path) -> None:
+    """The published one: contenders had no labels then."""
+    given = json.loads((RESULTS / "bench-pocket-cpu.json").read_text(encoding="utf-8"))
+    told = said(made(tmp_path, given))
+    assert "quality, diffusers against bf16" in told
+    assert words.decibels(given["contenders"][0]["fidelity"]["psnr"]) in told

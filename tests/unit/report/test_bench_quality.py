@@ -10,16 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fpsgen import report
 from fpsgen.metrics import Pair
 from fpsgen.report import words
 from fpsgen.report.pictures.quality import wilson
 from tests.tools import bench_records
-from tests.tools.reports import NASTY, Page, png
+from tests.tools.reports import NASTY, Page, png, write
 
 
 def made(tmp_path: Path, given: dict[str, Any], pairs: list[Pair] | None = None) -> Page:
-    paths = report.write(json.loads(json.dumps(given)), pairs or [], tmp_path / "r.html")
+    paths = write(json.loads(json.dumps(given)), pairs or [], tmp_path / "r.html")
     page = Page(paths[0].read_text(encoding="utf-8"))
     assert [png(image) for image in page.images] == [file.read_bytes() for file in paths[1:]]
     assert not re.search(r"\bnan\b|\binf\b|None", page.words)

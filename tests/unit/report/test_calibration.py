@@ -17,7 +17,6 @@ import pytest
 import torch
 from PIL import Image
 
-from fpsgen import report
 from fpsgen.attention import door, hopper
 from fpsgen.attention.plan import AttentionPlan
 from fpsgen.attention.tiles import TileGrid
@@ -26,14 +25,14 @@ from fpsgen.presets import cost
 from fpsgen.report import words
 from fpsgen.report.pictures import drawing
 from tests.tools.calibration_records import EDGES, edge, record
-from tests.tools.reports import NASTY, Page, clip, pair, png
+from tests.tools.reports import NASTY, Page, clip, pair, png, write
 
 TIMES = words.TIMES
 
 
 def made(tmp_path: Path, given: dict[str, Any], frames: list[Pair]) -> tuple[Page, list[Path]]:
     path = tmp_path / "report.html"
-    paths = report.write(given, frames, path)
+    paths = write(given, frames, path)
     assert paths[0] == path
     assert sorted(paths) == sorted(tmp_path.iterdir())
     return Page(path.read_text(encoding="utf-8")), paths
@@ -181,9 +180,9 @@ def test_same_input_same_bytes(tmp_path: Path) -> None:
         folder.mkdir()
     kept = copy.deepcopy(record())
     given = record()
-    one = report.write(given, frames, first / "r.html")
+    one = write(given, frames, first / "r.html")
     with matplotlib.rc_context({"font.size": 30, "axes.facecolor": "red", "savefig.bbox": "tight"}):
-        two = report.write(given, frames, second / "r.html")
+        two = write(given, frames, second / "r.html")
         assert matplotlib.rcParams["font.size"] == 30
     assert [path.read_bytes() for path in one] == [path.read_bytes() for path in two]
     assert given == kept
@@ -219,5 +218,5 @@ def test_identical_clips_leave_the_difference_black(tmp_path: Path) -> None:
 
 def test_clips_that_are_no_pair_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="shapes"):
-        report.write(record(), [Pair("x", None, clip(), clip(count=9))], tmp_path / "r.html")
+        write(record(), [Pair("x", None, clip(), clip(count=9))], tmp_path / "r.html")
     assert list(tmp_path.iterdir()) == []

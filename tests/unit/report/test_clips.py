@@ -11,17 +11,17 @@ import numpy as np
 import pytest
 
 from benchmarks import levels
-from fpsgen import assets, report
+from fpsgen import assets
 from fpsgen.metrics import Pair, mean_square, psnr
 from fpsgen.report.pictures import drawing
 from tests.tools import bench_records
-from tests.tools.reports import Page, clip, frames_of, pair
+from tests.tools.reports import Page, clip, frames_of, pair, write
 
 
 def shown(*pairs: Pair) -> Page:
     """A page with these clips; of its pictures those of clips alone."""
     with tempfile.TemporaryDirectory() as folder:
-        [path, *_] = report.write(bench_records.cold_only(), pairs, Path(folder) / "r.html")
+        [path, *_] = write(bench_records.cold_only(), pairs, Path(folder) / "r.html")
         page = Page(path.read_text(encoding="utf-8"))
     page.images = [image for image in page.images if image["alt"].startswith("Frames")]
     return page

@@ -14,6 +14,7 @@ from fpsgen import report
 from fpsgen.errors import RenderError, UsageError
 from tests.tools import bench_records
 from tests.tools.calibration_records import record
+from tests.tools.reports import write
 
 
 @pytest.mark.parametrize("name", ["r.htm", "r", "absent/r.html", "file/r.html", "folder.html", "x" * 245 + ".html"])
@@ -61,7 +62,7 @@ def test_a_failing_write_leaves_nothing_half_written(
 
     monkeypatch.setattr(Path, broken, fails)
     with pytest.raises(RenderError, match="No space left"):
-        report.write(record(), [], path)
+        write(record(), [], path)
     assert path.read_text() == last
     left = sorted(file.name for file in tmp_path.iterdir())
     assert left == (["r.html"] if broken == "write_bytes" else ["r-density.png", "r-error.png", "r.html"])
@@ -79,18 +80,18 @@ def test_a_page_that_is_no_report_is_kept(tmp_path: Path) -> None:
 
 def test_a_report_is_replaced(tmp_path: Path) -> None:
     path = tmp_path / "r.html"
-    report.write(record(), [], path)
+    write(record(), [], path)
     before = path.read_bytes()
-    report.write(record() | {"model": "another"}, [], path)
+    write(record() | {"model": "another"}, [], path)
     assert path.read_bytes() != before
 
 
 def test_a_report_of_one_command_replaces_one_of_another(tmp_path: Path) -> None:
     path = tmp_path / "r.html"
     for kind in (bench_records.compare, bench_records.attention, bench_records.quality):
-        report.write(kind(), [], path)
+        write(kind(), [], path)
         report.check_path(path)
-    report.write(record(), [], path)
+    write(record(), [], path)
     assert b'content="fpsgen calibrate"' in path.read_bytes()[:1000]
 
 
