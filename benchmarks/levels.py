@@ -42,7 +42,7 @@ def render(prompt: str, seed: int) -> tuple[dict[str, Any], list[np.ndarray]]:
         job = quality.QualityJob(line_up, (prompt,), 1, seed, command)
         record, [pair] = quality.run(job, lambda event: None)
         clips = [*(clips or [pair.exact]), pair.ours]
-        presets.append({"preset": grade, "psnr": round(record.contenders[0].fidelity["psnr"]["mean"], 1)})
+        presets.append({"preset": grade, "psnr": round(record.contenders[0].fidelity.psnr.mean, 1)})
     pocket = json.loads((assets.folder("pocket") / "pocket.json").read_text(encoding="utf-8"))
     told = {**provenance(command), "pocket": {"version": pocket["version"], "sha256": pocket["sha256"]}}
     return {**told, "prompt": prompt, "seed": seed, "baseline": pair.names[0], "presets": presets}, clips

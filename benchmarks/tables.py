@@ -16,7 +16,10 @@ from typing import Any
 from benchmarks.card.page import document
 from benchmarks.card.steps import RECORD
 from benchmarks.record import RESULTS
+from fpsgen.bench.attention.record import AttentionRecord
+from fpsgen.bench.record import CompareContender, CompareRecord
 from fpsgen.tables import Table
+from fpsgen.values import from_dict
 
 DOCS = RESULTS.parents[1] / "docs"
 PAGES = [DOCS / "calibrate.md", DOCS / "bench.md"]
@@ -53,42 +56,37 @@ def ratio(row: dict[str, Any]) -> str:
 
 def bench() -> str:
     """End to end: median ratios, and how near the frames are."""
-    rows = [
-        row_of(record, one)
-        for record in read("bench-*.json")
-        for one in record["contenders"]
-        if one["name"] != record["reference"]
-    ]
+    records = [from_dict(CompareRecord, told) for told in read("bench-*.json")]
+    rows = [row_of(record, one) for record in records for one in record.others]
     head = ["model, size, device", "contender", "reference", "speed-up", "denoising alone", "PSNR", "SSIM"]
     return table(head, rows)
 
 
-def row_of(record: dict[str, Any], one: dict[str, Any]) -> list[str]:
-    video, mark = record["video"], ", extrapolated" if record["extrapolated"] else ""
-    device = record["card"]["gpu"] if record["card"] else record["machine"]["cpu"]
-    near = one["fidelity"]
+def row_of(record: CompareRecord, one: CompareContender) -> list[str]:
+    video, mark = record.video, ", extrapolated" if record.extrapolated else ""
+    device = record.card.gpu if record.card else record.machine["cpu"]
+    near, speedup = one.fidelity, one.speedup or {}
     return [
-        f"{record['model']}, {video['width']}x{video['height']}, {device}{mark}",
-        one["name"],
-        record["reference"],
-        *(f"{one['speedup'][part]['median']:.2f}" for part in ("total", "denoise")),
-        "" if near is None else "∞" if near["identical"] else f"{near['psnr']:.1f} dB",
-        "" if near is None else f"{near['ssim']:.3f}",
+        f"{record.model}, {video.width}x{video.height}, {device}{mark}",
+        one.name,
+        record.reference,
+        *(f"{speedup[part].median:.2f}" for part in ("total", "denoise")),
+        "" if near is None else "∞" if near.identical else f"{near.psnr:.1f} dB",
+        "" if near is None else f"{near.ssim:.3f}",
     ]
 
 
 def attention() -> str:
     """The kernel with its prologue against the fastest dense attention in BF16, for each shape and density."""
     rows = []
-    for record in read(_ATTENTION):
-        for case in record["cases"]:
-            for line in case["lines"]:
-                if line["kind"] == "together" and line.get("speedup"):
-                    name, least = min(line["speedup"].items(), key=lambda one: one[1]["alone"])
+    for record in (from_dict(AttentionRecord, told) for told in read(_ATTENTION)):
+        for case in record.cases:
+            for line in case.lines:
+                if line.kind == "together" and line.speedup:
+                    name, ratios = min(line.speedup.items(), key=lambda one: one[1]["alone"] or 0.0)
                     rows.append([
-                        f"{case['model']} {case['res']}, {record['card']['gpu']}", line["variant"],
-                        f"{line['density']:.3f}", f"{line['median_ms']:.2f} ms", f"{line['tflops']:.0f}",
-                        f"{least['alone']:.2f} ({name})",
+                        f"{case.model} {case.res}, {record.card.gpu}", str(line.variant), f"{line.density:.3f}",
+                        f"{line.median_ms:.2f} ms", f"{line.tflops:.0f}", f"{ratios['alone']:.2f} ({name})",
                     ])  # fmt: skip
     return table(["shape, card", "variant", "density", "with prologue", "TFLOP/s", "speed-up over BF16"], rows)
 

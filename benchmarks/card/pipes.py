@@ -150,7 +150,7 @@ def main() -> None:
     import torch
 
     device = torch.device("cuda", torch.cuda.current_device())
-    record = {"device": torch.cuda.get_device_name(), "versions": machine.card(device), **measure()}
+    record = {"device": torch.cuda.get_device_name(), "versions": asdict(machine.card(device)), **measure()}
     files.write_json(args.out, record)
     print(json.dumps(record, indent=2))
 

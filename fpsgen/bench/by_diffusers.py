@@ -25,12 +25,17 @@ from fpsgen.request import VideoPlan
 from fpsgen.timing import Timings
 from fpsgen.video import VideoWriter
 from fpsgen.wan import vae as wan_vae
+from fpsgen.wan.plan import StepPlan
 from fpsgen.weights.load import load_tokenizer
 
 
 @dataclass(frozen=True)
 class Diffusers(VideoContender):
     """All components are loaded at once and stay, as `from_pretrained` has it."""
+
+    @property
+    def steps(self) -> tuple[StepPlan, ...]:
+        return ()
 
     def refusal(self) -> str | None:
         model, guidance = self.plan.model, self.plan.request.settings.guidance

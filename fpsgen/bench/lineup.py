@@ -13,7 +13,7 @@ import torch
 from fpsgen import machine
 from fpsgen.bench import stopwatch
 from fpsgen.bench.by_diffusers import Diffusers
-from fpsgen.bench.contenders import Ours, VideoContender
+from fpsgen.bench.contenders import VideoContender
 from fpsgen.bench.dense_kernels import KERNELS
 from fpsgen.bench.names import DIFFUSERS
 from fpsgen.bench.record import KernelTrial, VideoRecord
@@ -76,7 +76,7 @@ def resolve(preset: str, names: Sequence[str], request: Request, model: Model, t
         else:
             own = BF16 if name == DIFFUSERS or name in KERNELS else shipped.find(name)
         plan = resolve_video(replace(request, preset=own), model, target)
-        return Diffusers(shown, plan) if name == DIFFUSERS else Ours(shown, plan, KERNELS.get(name))
+        return Diffusers(shown, plan) if name == DIFFUSERS else VideoContender(shown, plan, KERNELS.get(name))
 
     # Two may be called bf16: the first is what `generate` runs.
     first = contender(preset, f"generate's {preset}" if preset in names else preset)
@@ -92,7 +92,7 @@ def with_fastest(line_up: LineUp) -> LineUp:
     if line_up.reference.name != BF16.name:
         return line_up
     tried = try_kernels(line_up.plan)
-    fast = Ours(BF16.name, line_up.reference.plan, KERNELS[tried[0].name])
+    fast = VideoContender(BF16.name, line_up.reference.plan, KERNELS[tried[0].name])
     contenders = tuple(fast if one is line_up.reference else one for one in line_up.contenders)
     return LineUp(contenders, fast, tuple(tried))
 

@@ -143,7 +143,7 @@ def named(output: Path) -> Path:
 
 
 def tell(out: Output, record: AttentionRecord) -> None:
-    from fpsgen.bench.attention.report import heading, remarks, tables
+    from fpsgen.report.attention import heading, remarks, tables
 
     if not out.json:
         for case in record.cases:

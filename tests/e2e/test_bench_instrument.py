@@ -11,7 +11,7 @@ import pytest
 
 from fpsgen import assets, pipeline
 from fpsgen.attention import reference
-from fpsgen.bench.contenders import Ours
+from fpsgen.bench.contenders import VideoContender
 from fpsgen.pipeline import Event
 from fpsgen.sampling import Denoiser
 from fpsgen.timing import STAGES
@@ -70,7 +70,7 @@ def test_a_sleep_appears_in_its_phase_and_no_other(bench: Bench, monkeypatch: py
     """Of two contenders that do the same one sleeps; they run in turn, so that a slow minute slows both."""
     slept, slow = 0.0, False
     owner, name = OWNERS[phase]
-    real, run = getattr(owner, name), Ours.run
+    real, run = getattr(owner, name), VideoContender.run
 
     def sleeping(*given: object, **named: object) -> object:
         nonlocal slept
@@ -80,7 +80,7 @@ def test_a_sleep_appears_in_its_phase_and_no_other(bench: Bench, monkeypatch: py
             slept += time.perf_counter() - begin
         return real(*given, **named)
 
-    def watched(self: Ours, *given: Any) -> Iterator[Event]:
+    def watched(self: VideoContender, *given: Any) -> Iterator[Event]:
         nonlocal slow
         slow = self.name == "sdpa"
         try:
@@ -89,7 +89,7 @@ def test_a_sleep_appears_in_its_phase_and_no_other(bench: Bench, monkeypatch: py
             slow = False
 
     monkeypatch.setattr(owner, name, sleeping)
-    monkeypatch.setattr(Ours, "run", watched)
+    monkeypatch.setattr(VideoContender, "run", watched)
     passes = 14
     record = bench(preset=bench.preset(EXACT), compare="sdpa", pairs=passes, frames=5, steps=2)
     plain, slowed = (told["median"] for told in record["contenders"])

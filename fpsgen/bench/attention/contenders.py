@@ -85,12 +85,8 @@ def contenders(inputs: Inputs, windows: dict[str, Shape3 | None], variants: Iter
     for kernel in KERNELS.values():
         if not kernel.rounds and (kernel.backend or kernel.package):  # torch's choice is one of its backends
             why_not = kernel.too_large(1, shape.heads, shape.tiles.tokens)
-            about: dict[str, Any] = {
-                "kind": "sdpa" if kernel.backend else "package",
-                "name": kernel.name,
-                "why_not": why_not,
-            }
-            yield trial(inputs, plan, partial(dense_by, kernel, q, k, inputs.v), **about)
+            kind, call = "sdpa" if kernel.backend else "package", partial(dense_by, kernel, q, k, inputs.v)
+            yield trial(inputs, plan, call, kind=kind, name=kernel.name, why_not=why_not)
     # Before attention in 16 bits: eager PyTorch, what `attend` runs.
     line = Line(kind="prepare", name="norm and RoPE, eager", bits=16, stages=(shape.prepare(),))
     yield Trial(line, partial(inputs.prepare, torch.bfloat16))

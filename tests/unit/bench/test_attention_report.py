@@ -17,11 +17,12 @@ import torch
 from fpsgen import machine
 from fpsgen.attention.tiles import TileGrid
 from fpsgen.bench import roofline
-from fpsgen.bench.attention import report, run
+from fpsgen.bench.attention import run
 from fpsgen.bench.attention.contenders import Trial
 from fpsgen.bench.attention.record import AttentionRecord
 from fpsgen.bench.attention.run import rounds
 from fpsgen.bench.attention.shapes import Shape
+from fpsgen.report import attention as report
 from fpsgen.values import from_dict
 from tests.tools.attention import CARD, Silent, derived, fake, line, made_up
 

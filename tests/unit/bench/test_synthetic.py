@@ -19,7 +19,7 @@ from fpsgen import machine
 from fpsgen.attention.tiles import TileGrid
 from fpsgen.bench import lineup, steps, synthetic
 from fpsgen.bench.compare import CompareJob
-from fpsgen.bench.contenders import Ours
+from fpsgen.bench.contenders import VideoContender
 from fpsgen.bench.dense_kernels import KERNELS
 from fpsgen.bench.lineup import LineUp
 from fpsgen.bench.record import Split
@@ -62,8 +62,8 @@ def job(frames: int = 9, guidance: float = 3.0, dtype: torch.dtype = torch.float
     request = Request("a cat", Settings(96, 64, frames, 8, 6, guidance, 3.0, ""), 1, Path())
     model, target = models.absent("14b"), Target(CPU, dtype, torch.bfloat16)
     two, bf16 = (resolve(replace(request, preset=preset), model, target) for preset in (TWO, BF16))
-    dense = Ours("bf16", bf16, KERNELS["sdpa"])
-    return CompareJob(LineUp((Ours("two", two), dense), dense), 1, ["fpsgen", "bench"])
+    dense = VideoContender("bf16", bf16, KERNELS["sdpa"])
+    return CompareJob(LineUp((VideoContender("two", two), dense), dense), 1, ["fpsgen", "bench"])
 
 
 def measure(given: CompareJob) -> dict[str, Any]:
