@@ -17,18 +17,10 @@ from fpsgen.tables import Table
 
 def facts(record: AttentionRecord) -> dict[str, Any]:
     """For templates/attention.html.j2."""
-    shown = [
-        {
-            "heading": heading(case),
-            "remarks": remarks(case),
-            "points": [(name_of(line), line) for line in points_of(case)],
-            "roofs": roofs_of(record.card, case.head_dim),
-            "tables": tables(case),
-        }
-        for case in record.cases
-    ]
     glance, lead = _glance(record.cases)
-    return {"title": f"Attention on {record.card.gpu}", "glance": glance, "lead": lead, "cases": shown}
+    said = {"heading": heading, "remarks": remarks, "tables": tables}
+    drawn = {"name_of": name_of, "points_of": points_of, "roofs_of": roofs_of}
+    return {"title": f"Attention on {record.card.gpu}", "glance": glance, "lead": lead, **said, **drawn}
 
 
 def _glance(cases: Sequence[Case]) -> tuple[Table, dict[str, Any] | None]:

@@ -23,7 +23,7 @@ from fpsgen.bench.attention.shapes import DENSITIES, Shape, chosen_windows, shap
 from fpsgen.bench.roofline import Amounts
 from fpsgen.presets import file
 from fpsgen.wan.config import FAMILIES
-from tests.tools.attention import line
+from tests.tools.attention import CARD, line
 
 RAGGED = TileGrid((5, 6, 7), (2, 2, 3))
 CPU = torch.device("cpu")
@@ -69,7 +69,7 @@ def test_operations_are_those_of_the_pairs(window: Shape3 | None) -> None:
 
 
 def test_roofline_of_14b_at_720p_by_hand() -> None:
-    card = {"multiprocessors": 132, "clock_hz": 1.83e9, "copy_bytes_per_second": 3e12}
+    card = replace(CARD, multiprocessors=132, clock_hz=1.83e9, copy_bytes_per_second=3e12)
     most, what = roofline.rates(card, 8), shape("14b", "720p")
     assert most.flops == pytest.approx(roofline.DATASHEET[8], rel=1e-3)
     assert most.exponentials == pytest.approx(3.9e12, rel=1e-2)  # as FlashAttention-3 counts them, arXiv 2407.08608
