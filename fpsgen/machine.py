@@ -6,7 +6,6 @@ A card is a CUDA GPU. torch is imported only where a device is looked at.
 from __future__ import annotations
 
 import gc
-import math
 import os
 import platform
 import re
@@ -127,8 +126,7 @@ def slug(name: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """A card, its highest clock, its driver and libraries; None for what is not known. copy_bytes_per_second: measured,
-    by whoever needs it."""
+    """A card, its highest clock, its driver and libraries; None for what is not known."""
 
     gpu: str
     capability: str
@@ -144,7 +142,6 @@ class Card:
     nvrtc: str | None
     clock_hz: float
     clock_source: str
-    copy_bytes_per_second: float = math.nan
 
 
 def card(device: torch.device) -> Card:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+from dataclasses import asdict
 
 import torch
 
@@ -19,5 +20,9 @@ _FIELDS = (
 if __name__ == "__main__":
     device = torch.device("cuda", torch.cuda.current_device())
     smi = subprocess.run(["nvidia-smi", f"--query-gpu={_FIELDS}", "--format=csv"], capture_output=True, text=True)
-    found = {"card": asdict(machine.card(device)), "tools": {name: shutil.which(name) for name in _TOOLS}, "smi": smi.stdout}
+    found = {
+        "card": asdict(machine.card(device)),
+        "tools": {name: shutil.which(name) for name in _TOOLS},
+        "smi": smi.stdout,
+    }
     print(json.dumps(found, indent=2))

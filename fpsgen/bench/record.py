@@ -17,6 +17,13 @@ Contender = TypeVar("Contender", bound="ContenderRecord")
 
 
 @dataclass(frozen=True, kw_only=True)
+class MeasuredCard(Card):
+    """A card, and what a large copy reads and writes in a second, which is measured here."""
+
+    copy_bytes_per_second: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class BenchRecord:
     """The fields that all benches have in common. BRIEF: fields that JSON does not have where they are None."""
 
@@ -26,7 +33,7 @@ class BenchRecord:
     commit: str | None
     command: list[str]
     machine: dict[str, Any]
-    card: Card | None
+    card: MeasuredCard | None
     BRIEF: ClassVar[frozenset[str]] = frozenset()
 
     def as_json(self) -> dict[str, Any]:

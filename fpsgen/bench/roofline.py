@@ -17,7 +17,7 @@ from collections.abc import Iterable, Sequence
 from math import isclose
 from typing import NamedTuple
 
-from fpsgen.machine import Card
+from fpsgen.bench.record import MeasuredCard
 
 # One SM in one clock, dense: 4 tensor cores with 1024 multiply-adds each in 8 bits, 512 in 16 (NVIDIA H100 Tensor
 # Core GPU Architecture, the white paper).
@@ -47,7 +47,7 @@ class Bound(NamedTuple):
     by: str
 
 
-def rates(card: Card, bits: int) -> Amounts:
+def rates(card: MeasuredCard, bits: int) -> Amounts:
     """What a card does in a second at most, at its highest clock and its measured bandwidth (`stopwatch.card`). bits: 8
     or 16, of the matrix products' operands."""
     clocks = card.multiprocessors * card.clock_hz
@@ -64,6 +64,6 @@ def bound(stages: Iterable[Sequence[float]], most: Amounts) -> Bound:
     return Bound(sum(one.seconds for one in each), max(each).by)
 
 
-def has_datasheet(card: Card) -> bool:
+def has_datasheet(card: MeasuredCard) -> bool:
     """Whether the datasheet's figures are the card's: the other forms of an H100 have fewer SMs."""
     return card.multiprocessors == _DATASHEET_SMS and ("H100" in card.gpu or "H200" in card.gpu)

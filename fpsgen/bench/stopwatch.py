@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from itertools import pairwise
 from statistics import median
 
 import torch
 
 from fpsgen import machine
-from fpsgen.machine import Card
+from fpsgen.bench.record import MeasuredCard
 
 _COPIED = 2**31  # bytes: many times the L2 cache
 _FLUSHED = 2**28  # bytes: several times the L2 cache, 50 MB on an H100 and 60 on an H200
 _LEAD = 2_000_000  # clocks, about a millisecond
 
 
-def card(device: torch.device) -> Card:
+def card(device: torch.device) -> MeasuredCard:
     """`machine.card`, with the bandwidth that is measured here."""
-    return replace(machine.card(device), copy_bytes_per_second=copy_bandwidth(device))
+    return MeasuredCard(**vars(machine.card(device)), copy_bytes_per_second=copy_bandwidth(device))
 
 
 def copy_bandwidth(device: torch.device) -> float:

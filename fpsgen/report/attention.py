@@ -10,7 +10,7 @@ from typing import Any
 
 from fpsgen.bench import roofline
 from fpsgen.bench.attention.record import DENSE, AttentionRecord, Case, Line
-from fpsgen.machine import Card
+from fpsgen.bench.record import MeasuredCard
 from fpsgen.report import words
 from fpsgen.tables import Table
 
@@ -70,7 +70,7 @@ def name_of(line: Line) -> str:
     return f"{line.variant}, kernel {'alone' if line.kind == 'kernel' else 'with prologue'}"
 
 
-def roofs_of(card: Card, head_dim: int) -> dict[str, float]:
+def roofs_of(card: MeasuredCard, head_dim: int) -> dict[str, float]:
     """What a card can do at most at its boost clock, in 10^12 a second: operations, by what limits them, and bytes of
     "memory"."""
     rates = {bits: roofline.rates(card, bits) for bits in (16, 8)}

@@ -16,10 +16,11 @@ from fpsgen.bench.attention import run
 from fpsgen.bench.attention.contenders import Trial
 from fpsgen.bench.attention.record import AttentionRecord, Case, Kind, Line, derive
 from fpsgen.bench.attention.shapes import Shape, shape
+from fpsgen.bench.record import MeasuredCard
 from fpsgen.events import Done, Event, Notice, Run, Stage, Work
-from fpsgen.machine import Card, provenance
+from fpsgen.machine import provenance
 
-CARD = Card(
+CARD = MeasuredCard(
     gpu="NVIDIA H100 made up", capability="9.0", multiprocessors=132, memory_bytes=80 * 2**30, l2_bytes=50 * 2**20,
     driver="1.2.3", power_limit_w=700.0, cuda="13.0", cudnn=91000, cupy="14.2.0", triton="3.6.0", nvrtc="13.0",
     clock_hz=1.98e9, clock_source="a guess", copy_bytes_per_second=3e12,

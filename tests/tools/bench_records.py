@@ -8,7 +8,7 @@ from itertools import pairwise
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from fpsgen.machine import Card
+from fpsgen.bench.record import MeasuredCard
 from fpsgen.metrics import Pair
 from fpsgen.timing import STAGES
 from tests.tools.reports import clip
@@ -172,7 +172,7 @@ def attention(cases: int = 2, ours: bool = True) -> dict[str, Any]:
     from fpsgen.bench.attention.record import AttentionRecord
     from fpsgen.bench.attention.shapes import shape
 
-    facts = provenance("fpsgen bench attention --model 1.3b 14b") | {"card": Card(**CARD)}
+    facts = provenance("fpsgen bench attention --model 1.3b 14b") | {"card": MeasuredCard(**CARD)}
     shapes = [shape("1.3b", "480p"), shape("14b", "720p")][-cases:]
     made = tuple(_case(one, ours) for one in shapes)
     record = AttentionRecord(**facts, seed=0, repeats=20, seconds=500, cases=made)
@@ -215,7 +215,7 @@ def _case(shape: Shape, ours: bool) -> Case:
         why = "it is for Hopper"
         lines.append(Line(kind="prologue", name="fp8-fp16", variant="fp8-fp16", bits=8, stages=[], why_not=why))
     at: State = {"clocks.sm": 1980.0, "clocks.mem": 2619.0, "power.draw": 120.5, "temperature.gpu": 40.0}
-    return Case(**shape.facts, lines=derive(lines, Card(**CARD)), before=at, after=at, rounds=5)
+    return Case(**shape.facts, lines=derive(lines, MeasuredCard(**CARD)), before=at, after=at, rounds=5)
 
 
 def quality(*names: str, prompts: int = 12, seeds: int = 2, judged: bool = True) -> dict[str, Any]:

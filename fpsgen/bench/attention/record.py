@@ -8,8 +8,7 @@ from statistics import median
 from typing import Any, ClassVar, Literal
 
 from fpsgen.bench import roofline
-from fpsgen.bench.record import BenchRecord, State
-from fpsgen.machine import Card
+from fpsgen.bench.record import BenchRecord, MeasuredCard, State
 
 Kind = Literal["sdpa", "package", "prepare", "flex", "prologue", "kernel", "together"]
 DENSE = ("sdpa", "package")
@@ -84,7 +83,7 @@ class Case:
 @dataclass(frozen=True, kw_only=True)
 class AttentionRecord(BenchRecord):
     kind: str = "attention"
-    card: Card
+    card: MeasuredCard
     seed: int
     repeats: int
     seconds: float
@@ -98,7 +97,7 @@ class AttentionRecord(BenchRecord):
     )
 
 
-def derive(lines: Sequence[Line], card: Card) -> tuple[Line, ...]:
+def derive(lines: Sequence[Line], card: MeasuredCard) -> tuple[Line, ...]:
     """The lines, and on each that was timed what follows from its samples, from the other lines' and from the card."""
     dense = {line.name: median(line.samples_ms) for line in lines if line.kind in DENSE and line.samples_ms}
     prepare = next((median(line.samples_ms) for line in lines if line.kind == "prepare" and line.samples_ms), None)

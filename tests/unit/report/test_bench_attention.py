@@ -11,7 +11,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from fpsgen.bench.attention.record import Case
-from fpsgen.machine import Card
+from fpsgen.bench.record import MeasuredCard
 from fpsgen.report import pictures, words
 from fpsgen.report.attention import best, name_of, points_of, roofs_of
 from fpsgen.values import from_dict
@@ -74,7 +74,7 @@ def test_the_legend_has_whole_names(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_roofs_are_the_cards() -> None:
     """132 SMs at 1.98 GHz; in 8 bits an exponential takes as long as its 512 operations of heads of 128 channels."""
-    card = Card(**bench_records.CARD)
+    card = MeasuredCard(**bench_records.CARD)
     roofs = roofs_of(card, 128)
     assert roofs["8 bits"] == pytest.approx(8192 * 132 * 1.98e-3)
     assert roofs["16 bits"] == roofs["8 bits"] / 2
