@@ -82,9 +82,9 @@ def _times(record: CompareRecord, which: str) -> dict[str, list[str | Cell]]:
         if name != "compile" or any(times[name] for _, times in every):
             style = "bold" if name == "total" else ""
             mark = _GUESS if record.extrapolated and name in EXTRAPOLATED else ""
-            spreads = [one.spread[name] if which == "median" else [] for one, _ in every]
             rows[name] = [
-                _seconds(times[name], spread, mark, style) for (_, times), spread in zip(every, spreads, strict=True)
+                _seconds(times[name], one.spread[name] if which == "median" else None, mark, style)
+                for one, times in every
             ]
     return rows
 
