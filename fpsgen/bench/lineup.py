@@ -52,14 +52,9 @@ class LineUp:
         """The fields of `VideoBenchRecord` but its notes. To be called before the work: the commit is that of the
         running code."""
         plan, target = self.plan, self.plan.target
-        return {
-            **machine.provenance(command),
-            "card": stopwatch.card(target.device) if target.device.type == "cuda" else None,
-            "model": plan.model.full_name,
-            **target.as_dict(),
-            "video": from_dict(VideoRecord, plan.request.as_dict()),
-            "reference": self.reference.name,
-        }
+        card = stopwatch.card(target.device) if target.device.type == "cuda" else None
+        about = {**machine.provenance(command), "card": card, "model": plan.model.full_name, **target.as_dict()}
+        return about | {"video": from_dict(VideoRecord, plan.request.as_dict()), "reference": self.reference.name}
 
 
 def resolve(preset: str, names: Sequence[str], request: Request, model: Model, target: Target) -> LineUp:

@@ -29,9 +29,6 @@ def facts(record: CompareRecord) -> dict[str, Any]:
     runs = [f"{one.label}, cold" for one in record.contenders if one.cold] + [f"{label}, warm" for label in order]
     return {
         "title": f"{compared(record)}: {record.model}",
-        "first": first,
-        "base": record.base,
-        "runs": len(first.warm),
         "close": first.speedup is not None and too_close(first.speedup["total"]),
         "any_close": any(too_close(ratio) for one in record.others for ratio in (one.speedup or {}).values()),
         "mark": _GUESS if record.extrapolated else "",

@@ -22,10 +22,7 @@ def facts(record: QualityRecord) -> dict[str, Any]:
     count = len(contenders[0].clips)
     return {
         "title": f"{compared(record)} on {words.counted(count, 'clip')}: {record.model}",
-        "first": contenders[0],
-        "base": record.base,
         "count": count,
-        "others": contenders,
         "asked": words.asked(len(record.prompts), record.seeds),
         "last_seed": next_seed(record.seed, len(record.prompts) * record.seeds - 1),
         "shares": [_share(aspects) for _, aspects in judged],
