@@ -73,9 +73,12 @@ struct Words {
 LOADS(1)
 LOADS(8)
 
-// All of a block's 128 threads meet.
-KERNEL(128, 1) barrier_1(PARAMETERS Parameters P) {
-  chains<1>(P, 0, [](u32&, u32, u32) { barrier_sync(1, 128); });
+// Two warpgroups take turns, as the kernel's consumers do: each passes its turn on, then waits for the next one.
+KERNEL(256, 1) barrier_1(PARAMETERS Parameters P) {
+  int group = warp_uniform(threadIdx.x / 128);
+  if (group == 1) barrier_arrive(1, 256);
+  chains<1>(P, 0, [=](u32&, u32, u32) { barrier_sync(1 + group, 256), barrier_arrive(2 - group, 256); });
+  if (group == 0) barrier_sync(1, 256);
 }
 
 // wgmma by one warpgroup: MMAS in a group, and a group behind it, for the interval; one that is waited for, for latency.
@@ -104,11 +107,12 @@ DEVICE void tensor(const Parameters& P, const Tiles& sm, ISSUE issue) {
   for (int i = 1; i < REGISTERS; i++) all += d[i];
   keep(P, begin, end, static_cast<u32>(all));
 }
-#define TENSOR(NAME, COUNT, NUMBER, REGISTERS, ...)                                                        \
-  KERNEL(128, 1) NAME##_##COUNT(PARAMETERS Parameters P) {                                                 \
-    SHARED(Tiles, sm);                                                                                     \
-    u32 r[4] = {threadIdx.x, threadIdx.x + 1, threadIdx.x + 2, threadIdx.x + 3};                                                                                      \
-    tensor<COUNT, NUMBER, REGISTERS>(P, sm, [=](NUMBER (&d)[REGISTERS], u64 a, u64 b) { NAME(d, __VA_ARGS__, b, true); }); \
+#define TENSOR(NAME, COUNT, NUMBER, REGISTERS, ...)                                                              \
+  KERNEL(128, 1) NAME##_##COUNT(PARAMETERS Parameters P) {                                                       \
+    SHARED(Tiles, sm);                                                                                           \
+    u32 r[4] = {P.seed, P.seed + 1, P.seed + 2, P.seed + 3};                                                     \
+    asm volatile("" : "+r"(r[0]), "+r"(r[1]), "+r"(r[2]), "+r"(r[3]));                                           \
+    tensor<COUNT, NUMBER, REGISTERS>(P, sm, [=](NUMBER(&d)[REGISTERS], u64 a, u64 b) { NAME(d, __VA_ARGS__, b, true); }); \
   }
 #define SS(NAME, NUMBER, REGISTERS) TENSOR(NAME, 1, NUMBER, REGISTERS, a) TENSOR(NAME, 16, NUMBER, REGISTERS, a)
 #define RS(NAME, NUMBER, REGISTERS) \

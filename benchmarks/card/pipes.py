@@ -3,8 +3,8 @@
     python -m benchmarks.card.pipes --out pipes.json
 
 intervals: clocks from one instruction to the next in one of an SM's sub-partitions, by four warps with eight chains
-each. latencies: clocks from an instruction to one that needs its result, by one warp. Of a wgmma the first is what the
-tensor cores take, the second how much later a warp that waits for it goes on; RS: A is in registers.
+each; of a wgmma, what the tensor cores take. latencies: clocks from an instruction to one that needs its result, by one
+warp; of a wgmma, to the end of the wait for it; of BAR, from one warpgroup's arrival to the other's way on.
 """
 
 from __future__ import annotations
@@ -55,12 +55,13 @@ class Pipe:
     def warps(self, what: str) -> int:
         """That run an entry."""
         if self.tensor or self.entry == "barrier":
-            return 4
+            return 4 if self.tensor else 8
         return 16 if what == "intervals" else 1
 
     def clocks(self, what: str, all_clocks: int) -> float:
-        """For each instruction of a sub-partition, of which each has a quarter of the warps."""
-        return round(all_clocks / (ROUNDS * self.in_loop(what) * max(1, self.warps(what) // 4)), 3)
+        """For each instruction; those of four warps keep one pipe where its interval is measured."""
+        sharing = 4 if what == "intervals" and not self.tensor else 1
+        return round(all_clocks / (ROUNDS * self.in_loop(what) * sharing), 3)
 
 
 def wgmma_script() -> Any:
@@ -95,10 +96,10 @@ PIPES = (
     Pipe("SHFL", "shuffle"),
     Pipe("FRND", "ceiling"),
     Pipe("LDS", "load"),
-    Pipe("BAR", "barrier"),
+    Pipe("BAR", "barrier", 2),
     *(
         Pipe(f"{'IGMMA' if kind == 's8' else 'QGMMA'}.64x{n}x32.{(kind if kind == 's8' else sums).upper()}"
-             + (".RS" if a == "rs" else ""), f"wgmma_n{n}_{sums}_{kind}_{a}")
+             f".{a.upper()}", f"wgmma_n{n}_{sums}_{kind}_{a}")
         for n, sums, kind, a in TENSORS
     ),
 )  # fmt: skip
@@ -133,8 +134,6 @@ def measure(device: str = "cuda") -> dict[str, dict[str, float]]:
                 cubins.call(module.get_function(entry), 1, 32 * pipe.warps(what), parameters)
                 took.append(spent(clocks.cpu().numpy().reshape(16, 2)[: pipe.warps(what)]))
             found[what][pipe.name] = pipe.clocks(what, min(took))
-        if pipe.tensor:
-            found["latencies"][pipe.name] -= found["intervals"][pipe.name]
     return found
 
 

@@ -168,7 +168,7 @@ def test_tables_make_a_page_of_what_a_card_left(tmp_path: Path, monkeypatch: pyt
     for part in (
         "no time left",
         "12.5000%",
-        "| QGMMA.64x128x32.F16 | 2.5 | 2.5 |",
+        "| QGMMA.64x128x32.F16.SS | 2.5 | 2.5 |",
         "4.00 ms | 1.000",
         "does not compile",
     ):
