@@ -255,11 +255,12 @@ DEVICE void take_rows(const Parameters& P, const Place& tile, Shared& sm) {
     for (int n = 0; n < TOGETHER; n++)
       if (OF_K && threadIdx.x == 0 && first + n < tile.valid) P.k_rms[tile.batch_row + first + n] = factor[n];
   }
+  float share = 1.f / tile.valid;
 #pragma unroll
   for (int round = 0; round < ROUNDS; round++) {
     if (!heads.own(round)) continue;
 #pragma unroll
-    for (int i = 0; i < CHANNELS; i++) sums[round][i] /= tile.valid;
+    for (int i = 0; i < CHANNELS; i++) sums[round][i] *= share;
     store((OF_K ? P.k_pooled : P.q_pooled) + tile.item_of(P, heads.at(round)) * HEAD_DIM + tile.channel, sums[round]);
   }
 }

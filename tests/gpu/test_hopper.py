@@ -83,6 +83,16 @@ def test_prologue_makes_the_emulator_s_operands(name: str, grid: str, smooth_k: 
     assert_same_operands(found, host.images(*prepared(there), there[2], plan, name), plan)
 
 
+@pytest.mark.parametrize("name", VARIANTS)
+def test_v_beyond_the_scale_of_its_sample(name: str) -> None:
+    """Many threads then go for the same words, and the last launch is more than a glance."""
+    tiles = GRIDS["of 120"]
+    there = cases.with_spikes(cases.inputs(tiles, heads=3, batch=2), tiles, 1000.0)
+    plan = plan_for(name, tiles)
+    found = {key: x.cpu().numpy() for key, x in hopper.prologue(*moved(there, "cuda"), plan, name).items()}
+    assert_same_operands(found, host.images(*prepared(there), there[2], plan, name), plan)
+
+
 @pytest.mark.skipif(not shutil.which("g++"), reason="the CPU machine is compiled by g++")
 @pytest.mark.parametrize("name", VARIANTS)
 def test_prologue_is_the_cpu_machine_s(name: str) -> None:

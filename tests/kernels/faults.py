@@ -122,7 +122,7 @@ def of_prologue() -> Iterator[Fault]:
         ("k's norm is q's", "load(norm, P.norm_k", "load(norm, P.norm_q"),
         ("k is pooled by q's norm", "(OF_K ? P.norm_k : P.norm_q)", "P.norm_q"),
         ("empty slots are pooled", "if (first + n >= tile.valid) continue;", ""),
-        ("pooled tiles are sums", "sums[round][i] /= tile.valid;", "sums[round][i] /= 1;"),
+        ("pooled tiles are sums", "sums[round][i] *= share;", ""),
         ("q's scale of half a row", "lanes = ROW_THREADS / 2", "lanes = ROW_THREADS / 4"),
         ("q's image of another head", "quantize_q(P, tile.item_of(P, heads.at(round))",
          "quantize_q(P, tile.item_of(P, heads.at(round) ^ 1)"),
