@@ -22,6 +22,7 @@ from fpsgen import files
 ROOT = Path(__file__).parents[2]
 RECORD, LOG = "steps.json", "card.log"  # of the output folder
 _TAIL = 2000  # letters of a step's output in the record
+_PATH = f"{os.environ.get('PATH', os.defpath)}{os.pathsep}/usr/local/cuda/bin"  # where CUDA puts its tools
 _GRACE = 3.0  # seconds in which a step that is interrupted may say how far it came
 LEAST = 5.0  # seconds: with less, no step is begun
 
@@ -40,51 +41,42 @@ class Step:
 def plan(folder: Path) -> tuple[Step, ...]:
     """All steps, in their order; they write into `folder`."""
 
-    def own(module: str, *options: str) -> tuple[str, ...]:
-        return sys.executable, "-m", f"benchmarks.card.{module}", *options
+    def python(module: str, words: str, *more: str) -> tuple[str, ...]:
+        return sys.executable, "-m", module, *words.split(), *more
 
-    def tests(file: str, chosen: str = "") -> tuple[str, ...]:
-        some = ("-k", chosen) if chosen else ()
-        return sys.executable, "-m", "pytest", "-v", "-m", "gpu", "-p", "no:cacheprovider", f"tests/gpu/{file}", *some
+    def own(module: str, *words: str) -> tuple[str, ...]:
+        return python(f"benchmarks.card.{module}", "", *words)
 
-    bench = ("--model", "14b", "--res", "720p", "--density", "1,1/6,1/10", "--variant", "fp8-fp16,int8-int32")
-    # Of our kernels alone; with memory that is torch's own, an access beyond a tensor's end would stay unnoticed.
-    sanitizer = ("env", "PYTORCH_NO_CUDA_MEMORY_CACHING=1", "compute-sanitizer", "--kernel-name", "kns=fps_",
-                 "--report-api-errors", "no", "--error-exitcode", "9", "--tool")  # fmt: skip
-    # Counters of one launch of each kernel of both variants; the clock stays as it is.
-    counters = (
-        "ncu",
-        "--set",
-        "full",
-        "--clock-control",
-        "none",
-        "-k",
-        "regex:fps_",
-        "-c",
-        "10",
-        "--csv",
-        "--page",
-        "raw",
-    )
+    def tests(file: str, *chosen: str) -> tuple[str, ...]:
+        return python("pytest", "-v -m gpu -p no:cacheprovider", f"tests/gpu/{file}", *chosen)
+
+    def out(file: str) -> str:
+        return str(folder / file)
+
+    bench = "bench attention --model 14b --res 720p --density 1,1/6,1/10 --variant fp8-fp16,int8-int32 --repeats 7"
+    # Of one launch of each kernel of both variants; the clock stays as it is.
+    ncu = "ncu --set full --clock-control none -k regex:fps_ -c 10 --csv --page raw --log-file"
+    # Of our kernels alone; within memory that torch keeps for later, an access beyond a tensor's end is no fault.
+    sanitizer = "env PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --kernel-name kns=fps_ --report-api-errors no"
+    check = (*sanitizer.split(), "--error-exitcode", "9", "--tool")
     return (
         Step("versions", "card, driver, libraries and tools", 20, own("versions")),
-        Step("sums", "which rule FP8 sums obey, FP32 and FP16", 45, own("sums", "--out", str(folder))),
-        Step("pipes", "clocks of instructions, for the model", 30, own("pipes", "--out", str(folder / "pipes.json"))),
+        Step("sums", "which rule FP8 sums obey, in FP32 and in FP16", 45, own("sums", "--out", str(folder))),
+        Step("pipes", "clocks of instructions, for the model", 30, own("pipes", "--out", out("pipes.json"))),
         Step("wrappers", "whether the host twin is right", 60, tests("test_wrappers.py")),
         Step("kernels", "whether the kernels are right", 90,
-             tests("test_hopper.py", "dense or list_lengths or windows")),
+             tests("test_hopper.py", "-k", "dense or list_lengths or windows")),
         Step("attention", "how fast they are, beside BF16", 105,
-             (sys.executable, "-m", "fpsgen", "bench", "attention", *bench, "--repeats", "7", "--seconds", "90",
-              "--no-report", "-o", str(folder / "attention.json"))),
+             python("fpsgen", f"{bench} --seconds 90 --no-report -o", out("attention.json"))),
         Step("counters", "what binds them: stalls, pipes, bytes from L2", 80,
-             (*counters, "--log-file", str(folder / "ncu.csv"), *own("once")), "ncu"),
-        Step("ablations", "what each part costs", 90, own("ablations", "--out", str(folder / "ablations.json"))),
-        Step("memcheck", "whether memory is left alone", 40, (*sanitizer, "memcheck", *own("once", "--tiny")),
+             (*ncu.split(), out("ncu.csv"), *own("once")), "ncu"),
+        Step("ablations", "what each part costs", 90, own("ablations", "--out", out("ablations.json"))),
+        Step("memcheck", "whether they leave other memory alone", 40, (*check, "memcheck", *own("once", "--tiny")),
              "compute-sanitizer"),
-        Step("racecheck", "whether threads race", 40, (*sanitizer, "racecheck", *own("once", "--tiny")),
+        Step("racecheck", "whether their threads race", 40, (*check, "racecheck", *own("once", "--tiny")),
              "compute-sanitizer"),
         Step("sizes", "whether they are right at true sizes", 600,
-             tests("test_hopper_sizes.py", "14b and 720p and (1/6 or 1/10)")),
+             tests("test_hopper_sizes.py", "-k", "14b and 720p and (1/6 or 1/10)")),
     )  # fmt: skip
 
 
@@ -106,7 +98,7 @@ def run_all(
         tell(f"{step.name}: {step.says}; {limit:.0f} s at most")
         if left < LEAST:
             done[-1] = begun | {"outcome": "no time left"}
-        elif step.tool and not shutil.which(step.tool):
+        elif step.tool and not shutil.which(step.tool, path=_PATH):
             done[-1] = begun | {"outcome": f"{step.tool} is not installed"}
         else:
             done[-1] = begun | run(step, folder / LOG, limit)
@@ -117,7 +109,7 @@ def run_all(
 
 def run(step: Step, log: Path, limit: float) -> dict[str, Any]:
     """One step: its outcome, its exit code, how long it took, and the end of what it said, all of which is in `log`."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    environment = os.environ | {"PATH": _PATH, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
     begin = time.monotonic()
     with log.open("ab") as out:
         out.write(f"\n==== {step.name}\n".encode())
