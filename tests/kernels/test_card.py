@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import json
+import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -143,6 +144,22 @@ def test_ablations_are_launched_as_the_kernel_is(monkeypatch: pytest.MonkeyPatch
         assert (function, blocks, threads) == ((b"a cubin", "fps_attention"), 3, 384)
         assert parameters.dtype == PARAMETERS
         assert shared_bytes == replace(VARIANTS["fp8-fp16"], STAGES=2).shared_bytes
+
+
+def test_a_cubin_is_there_when_cupy_looks_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which is at the first look for a function; and it takes another file at the same path for the first one."""
+
+    class RawModule:
+        def __init__(self, path: str) -> None:
+            self.path = path
+
+        def get_function(self, name: str) -> bytes:
+            return Path(self.path).read_bytes()
+
+    monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(RawModule=RawModule))
+    one, other = (cubins.loaded(content) for content in (b"one", b"other"))
+    assert (one.get_function("f"), other.get_function("f")) == (b"one", b"other")
+    assert one.path != other.path
 
 
 def test_clocks_are_divided_by_what_ran(monkeypatch: pytest.MonkeyPatch) -> None:
