@@ -422,12 +422,16 @@ KERNEL(THREADS, 2) fps_tiles(PARAMETERS Parameters P) {
   if (blockIdx.x % 2 == 1) quantize_v<false>(P, at, sm);
 }
 
-// One block for each tile of each head, which ends at once where v was within what its scales can hold.
+// A few blocks for each head, which end at once where v was within what its scales can hold.
 KERNEL(THREADS) fps_v_again(PARAMETERS Parameters P) {
   SHARED(Shared, sm);
-  Place at = tile_of(P, blockIdx.x);
+  int streams = P.batch * P.heads, stream = blockIdx.x % streams;
   bool beyond = false;
   for (int channel = threadIdx.x % 32; channel < HEAD_DIM; channel += 32)
-    beyond |= P.v_beyond[at.stream * HEAD_DIM + channel] != 0;
-  if (warp_any(beyond)) quantize_v<true>(P, at, sm);
+    beyond |= P.v_beyond[stream * HEAD_DIM + channel] != 0;
+  if (!warp_any(beyond)) return;
+  for (int tile = blockIdx.x / streams; tile < P.tiles; tile += gridDim.x / streams) {
+    quantize_v<true>(P, Place(P, stream, tile), sm);
+    __syncthreads();  // all have read
+  }
 }

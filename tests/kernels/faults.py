@@ -152,6 +152,8 @@ def of_prologue() -> Iterator[Fault]:
          "beyond[i] = __float_as_int(largest[i]);"),
         ("v again, by the scale that was too small", "if (!beyond) return", "return"),
         ("v again, with a scale that attention never sees", "if (at.tile == 0) P.v_scale[which] = scale;", ""),
+        ("v again, a tile before all have read the last", "__syncthreads();  // all have read", ""),
+        ("v again, the first tiles of a head alone", "tile += gridDim.x / streams", "tile += P.tiles"),
         ("v again, where the first channels are beyond", "channel < HEAD_DIM; channel += 32",
          "channel < 32; channel += 32"),
         ("no log2 e in the scale", "scale * (LOG2_E / sqrtf(HEAD_DIM))", "scale * (1.f / sqrtf(HEAD_DIM))"),

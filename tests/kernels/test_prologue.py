@@ -56,9 +56,10 @@ def test_more_heads_are_refused() -> None:
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_v_beyond_the_scale_of_its_sample(name: str) -> None:
-    """The result is as if the sample had been all of v: not cut off."""
-    given = with_spikes(inputs(RAGGED, batch=2), RAGGED, 1000.0)
-    plan = plan_for(name, RAGGED)
+    """The result is as if the sample had been all of v: not cut off. More tiles than a head has blocks then."""
+    tiles = TileGrid((1, 5, 9), (1, 3, 2))
+    given = with_spikes(inputs(tiles, batch=2), tiles, 1000.0)
+    plan = plan_for(name, tiles)
     found = host.prologue(*given, plan, name)
     assert_same_operands(found, host.images(*prepared(given), given[2], plan, name), plan, every_v=True)
     scales, v = found["v_scale"].reshape(2, 2, 128), given[2].float().abs().amax(1).numpy()
