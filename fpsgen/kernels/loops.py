@@ -6,7 +6,8 @@ from shared memory, and P V, whose A is in registers. How often code behind a br
 - an exit from the loop, a wait that is not over yet, a call, and what a vote of the warp lets run (sums are rescaled
   where a maximum rose) are rare: they count nothing;
 - code that adds the accumulators of P V to the sums in float32 runs once in PROMOTE tiles;
-- other code that a branch can skip counts as if it always ran: of the variants, this is the mask of ragged tiles.
+- the mask of empty slots, which selects scores one by one, runs where a tile has fewer tokens than scores have columns;
+- other code that a branch can skip counts as if it always ran.
 """
 
 from __future__ import annotations
@@ -23,23 +24,10 @@ from fpsgen.kernels.registers import is_wgmma, read, results_and_sources, wgmma,
 Choice = Literal["fall through", "jump", "promote", "promote by a jump", "leave by a jump", "leave by falling through"]
 
 # What carries a vote's answer, or a wait's, from one predicate to another.
-_CARRIERS = {
-    "PLOP3",
-    "ISETP",
-    "UISETP",
-    "UPLOP3",
-    "SEL",
-    "USEL",
-    "P2R",
-    "R2P",
-    "MOV",
-    "UMOV",
-    "LOP3",
-    "ULOP3",
-    "PRMT",
-    "R2UR",
-}
+_CARRIERS = set("PLOP3 ISETP UISETP UPLOP3 SEL USEL P2R R2P MOV UMOV LOP3 ULOP3 PRMT R2UR".split())
 _LONGEST_PERIOD = 16
+_LEAST_MASK = 16  # selections
+TILE_TOKENS = 120  # of 128 slots, at Wan's default sizes
 _STEPS_OF_TILE = 4  # wgmmas for 128 channels of scores, and for 128 keys of P V: each takes 32
 
 
@@ -90,15 +78,16 @@ def _back_to(code: Code, header: int, latch: int) -> set[int]:
 class Way:
     """The way of a consumer's warp: through the main loop, and through all that a query tile takes.
 
-    promote: tiles from one float32 sum to the next. tiles: key tiles of an iteration. UnknownLoopError where the code
-    is not an attention kernel, or has a branch of which nothing says how often it is taken.
+    promote: tiles from one float32 sum to the next. tokens: of each tile, 120 at Wan's default sizes. tiles: key tiles
+    of an iteration. UnknownLoopError where the code is not an attention kernel, or has a branch of which nothing says
+    how often it is taken.
     """
 
-    def __init__(self, code: Code, promote: int) -> None:
+    def __init__(self, code: Code, promote: int, tokens: int = TILE_TOKENS) -> None:
         mains = [loop for loop in loops(code) if loop.is_main]
         if len(mains) < 2:
             raise UnknownLoopError(f"{code.name} has no loop over query tiles with one over key tiles in it")
-        self.code, self.promote = code, promote
+        self.code, self.promote, self.tokens = code, promote, tokens
         self.main, self.item = mains[0], next(loop for loop in mains[1:] if mains[0].body < loop.body)
         self.choices = _Choices(self).found
         kinds = [bool(wgmma(each).a) for each in self.iteration(0) if is_wgmma(each)]
@@ -151,6 +140,11 @@ class Way:
         return after[choice == "jump"]
 
 
+def carries(each: Instruction) -> bool:
+    """Whether an answer may go from a source of it to a result."""
+    return each.operation in _CARRIERS or each.name.startswith("IMAD.MOV")
+
+
 class _Choices:
     """What a warp does at each branch of a way; the branches on it, in the order in which it comes to them.
 
@@ -170,6 +164,7 @@ class _Choices:
             and not written(each) <= sums
         }
         self.enough = len(sums) // 2
+        self.columns = max(wgmma(each).columns for each in way.main.wgmmas if not wgmma(each).a)
         for _ in range(2):
             self.lap(way.item)
 
@@ -199,12 +194,18 @@ class _Choices:
             mark = "wait"
         else:
             carried = {self.marks[one] for one in sources if one in self.marks}
-            mark = max(carried) if carried and each.operation in _CARRIERS else ""
+            mark = max(carried) if carried and carries(each) else ""
         for one in results:
             if mark:
                 self.marks[one] = mark
             elif each.guard is None:
                 self.marks.pop(one, None)
+
+    def flag(self, each: Instruction, mark: str) -> None:
+        """A constant that rare code leaves behind is tested later: it says that the rare code ran."""
+        results, sources = results_and_sources(each)
+        if carries(each) and not sources:
+            self.marks |= dict.fromkeys(results, mark)
 
     def choice(self, index: int, falls: int, jumps: int) -> Choice:
         each, main, item = self.code.instructions[index], self.way.main, self.way.item
@@ -223,14 +224,20 @@ class _Choices:
         if sum(calls) == 1:
             return "jump" if calls[0] else "fall through"
         if mark and not all(arms):
+            for one in arms[0] | arms[1]:
+                self.flag(self.code.instructions[one], mark)
             return "jump" if arms[0] else "fall through"
         if any(adds) and loop is main:
             return "promote by a jump" if adds[1] else "promote"
         if not all(arms):
-            return "fall through" if arms[0] else "jump"
+            runs = not self.is_mask(arms[0] | arms[1]) or self.columns > self.way.tokens
+            return "fall through" if bool(arms[0]) is runs else "jump"
         if main.header in arms[0] | arms[1]:
             return "fall through" if main.header in arms[0] else "jump"
         raise UnknownLoopError(f"{self.code.name}: nothing says how often either side of this branch runs: {each}")
+
+    def is_mask(self, arm: frozenset[int]) -> bool:
+        return sum(self.code.instructions[one].operation in ("FSEL", "SEL") for one in arm) >= _LEAST_MASK
 
     def arm(self, start: int, other: int, loop: Loop) -> frozenset[int]:
         """What runs only on one side of a branch, before the sides meet again or the loop begins anew."""

@@ -52,25 +52,6 @@ class PrologueKernel:
         if bool(self.V_ONES) == (self.QK_LARGEST == 448) or self.V_ONES not in (0, 8):
             raise ValueError(f"{self}: V_ONES is 8 where the tensor cores sum P, and 0 with FP32 scores (448)")
 
-    def tensor_bytes(self, batch: int, heads: int, tiles: int, tokens: int) -> dict[str, int]:
-        """The size of each tensor that a parameter points to, by the parameter's name."""
-        streams, rows, norms = batch * heads, batch * tokens, 4 * heads * HEAD_DIM
-        vectors, of_tiles = 4 * streams * HEAD_DIM, 4 * streams * tiles * HEAD_DIM
-        image = streams * tiles * SLOTS * HEAD_DIM
-        return {
-            **dict.fromkeys(("q", "k", "v"), 2 * rows * heads * HEAD_DIM),
-            **dict.fromkeys(("norm_q", "norm_k"), norms),
-            **dict.fromkeys(("q_rms", "k_rms"), 4 * rows),
-            **dict.fromkeys(("k_mean", "v_scale"), vectors),
-            **dict.fromkeys(("k_partial", "v_partial", "q_pooled", "k_pooled"), of_tiles),
-            **dict.fromkeys(("q_image", "k_image"), image),
-            "v_image": image // HEAD_DIM * (HEAD_DIM + self.V_ONES),
-            "rope": 4 * tokens * HEAD_DIM,
-            "offsets": 4 * (tiles + 1),
-            "trailers": streams * tiles * TRAILER_BYTES,
-            "q_scale": 4 * streams * tiles * SLOTS,
-        }
-
     @property
     def defines(self) -> dict[str, int]:
         return {name: int(value) for name, value in asdict(self).items()}

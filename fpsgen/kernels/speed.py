@@ -16,7 +16,7 @@ from typing import Any
 from fpsgen.kernels import sm90_prologue, traffic
 from fpsgen.kernels.cache import Kernel
 from fpsgen.kernels.disassembly import Code
-from fpsgen.kernels.loops import Way
+from fpsgen.kernels.loops import TILE_TOKENS, Way
 from fpsgen.kernels.pipes import Pipes
 from fpsgen.kernels.registers import is_wgmma, wgmma
 from fpsgen.kernels.replay import Replay, query_tile, replay
@@ -30,7 +30,6 @@ L2 = (5.6e12, 7.0e12)  # bytes/s to all SMs: measured on a PCIe card, and hoped 
 SHARED = 128  # bytes of shared memory for each clock and SM
 DRAM = 4.3e12  # bytes/s: nine tenths of the H200's 4.8
 BF16_TFLOPS = 690  # of the fastest dense attention in 16 bits, published for the H100
-TILE_TOKENS = 120  # of 128 slots, at Wan's default sizes
 
 UNCERTAINTY = 0.15
 # fp8-fp32 on full tiles, compiled like FlashAttention-3's FP8 kernel (sums of P V in one level), at 1.755 GHz without
@@ -126,16 +125,10 @@ def binding(counted: Counts, played: Replay, cycles: float) -> str:
     return name if busy[name] >= 0.9 * cycles else f"latency of one warp, then {name}"
 
 
-def prologue_bytes(functions: Mapping[str, Code], kernel: PrologueKernel, work: Workload) -> dict[str, int]:
-    """What each entry function moves through DRAM: all that it reads or writes, once."""
-    sizes = kernel.tensor_bytes(1, work.heads, work.tiles, work.tokens)
-    found = {}
-    for name, code in functions.items():
-        touched = traffic.tensors(code, sm90_prologue.PARAMETERS)
-        if unknown := [one for one in touched if one not in sizes]:
-            raise ValueError(f"{name} uses {', '.join(unknown)}, of which PrologueKernel.tensor_bytes knows no size")
-        found[name] = sum(sizes[one] for one in touched)
-    return found
+def prologue_bytes(kernel: PrologueKernel, work: Workload) -> dict[str, int]:
+    """What each entry function reads from the GPU's memory and writes to it."""
+    moved = sm90_prologue.traffic(kernel, work.tokens, work.heads, work.tiles)
+    return {entry: own.read + own.written for entry, own in moved.items()}
 
 
 @dataclass(frozen=True)
@@ -171,7 +164,7 @@ def described(kernel: Kernel, functions: Mapping[str, Code], pipes: Pipes) -> di
     ValueError where the listing is not one that the model can read.
     """
     if isinstance(kernel, PrologueKernel):
-        moved = prologue_bytes(functions, kernel, WAN_14B_720P)
+        moved = prologue_bytes(kernel, WAN_14B_720P)
         widths = {entry: traffic.widths(code) for entry, code in functions.items()}
         parts = {entry: {"dram_bytes": moved[entry], "accesses_by_bits": widths[entry]} for entry in functions}
         return {"workload": WAN_14B_720P.name, "functions": parts, "dram_bytes": sum(moved.values())}

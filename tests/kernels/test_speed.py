@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from benchmarks import slots
 from fpsgen.errors import UsageError
-from fpsgen.kernels import disassembly, pipes, sm90_prologue, speed, traffic
+from fpsgen.kernels import disassembly, pipes, speed, traffic
 from fpsgen.kernels.disassembly import Code
 from fpsgen.kernels.listing import KERNELS
 from fpsgen.kernels.loops import UnknownLoopError, Way, loops
@@ -163,30 +162,20 @@ def test_a_loop_without_turns_for_one_consumer_is_refused() -> None:
         replay(Way(Code(code.name, kept, code.labels), 4), pipes.shipped())
 
 
-def test_tensors_of_an_entry_function() -> None:
-    functions = slots.compiled_by("newest", "prologue-fp8-fp16")[0]
-    used = {name: traffic.tensors(code, sm90_prologue.PARAMETERS) for name, code in functions.items()}
-    assert {"q", "k", "v", "q_image", "k_image", "v_image", "trailers", "q_scale"} <= set(used["fps_prologue"])
-    assert set(used["fps_channel_totals"]) == {"k_partial", "v_partial", "k_mean", "v_scale"}
+@pytest.mark.parametrize("by", slots.COMPILERS)
+def test_the_prologue_s_accesses_are_wide(by: str) -> None:
+    """A row for each entry function; most loads of q, k, v and RoPE's table are of 16 bytes."""
+    kernel = KERNELS["prologue-fp8-fp16"].kernel
+    functions = slots.compiled_by(by, "prologue-fp8-fp16")[0]
+    model = speed.described(kernel, functions, pipes.shipped())
+    assert model["functions"].keys() == functions.keys()
+    assert model["dram_bytes"] == sum(part["dram_bytes"] for part in model["functions"].values())
+    heaviest = max(model["functions"].values(), key=lambda part: part["dram_bytes"])
+    loads = heaviest["accesses_by_bits"]["LDG"]
+    assert loads[128] > sum(loads.values()) / 2
 
 
-def test_a_parameter_that_is_chosen_at_run_time() -> None:
-    layout = sm90_prologue.PARAMETERS
-    chosen = listing("@P0 MOV R2, 0x8", "@!P0 IMAD.MOV.U32 R2, RZ, RZ, 0x10", "LDC.64 R4, c[0x0][R2+0x210]")
-    assert traffic.tensors(chosen, layout) == ["k", "v"]
-    with pytest.raises(ValueError, match="does not say"):
-        traffic.tensors(listing("LDG.E R2, desc[UR4][R6.64]", "LDC.64 R4, c[0x0][R2+0x210]"), layout)
-
-
-def test_bytes_of_the_prologue() -> None:
-    """By hand, of q, k and v in 16 bits and their images in 8: what the prologue itself reads and writes."""
-    kernel = KERNELS["prologue-fp8-fp32"].kernel
-    moved = speed.prologue_bytes(slots.compiled_by("newest", "prologue-fp8-fp32")[0], kernel, speed.WAN_14B_720P)  # type: ignore[arg-type]
-    numbers, slots_ = 75_600 * 40 * 128, 630 * 128 * 40 * 128
-    assert 0 <= moved["fps_prologue"] / (3 * 2 * numbers + 3 * slots_) - 1 < 0.03  # and scales, means, the RoPE table
-    unknown = replace(kernel, SMOOTH_K=True)  # type: ignore[type-var]
-    assert set(unknown.tensor_bytes(1, 40, 630, 75_600)) == {  # type: ignore[attr-defined]
-        name
-        for name, (kind, *_) in sm90_prologue.PARAMETERS.fields.items()
-        if kind == "u8"  # type: ignore[union-attr]
-    }
+def test_widths_of_accesses() -> None:
+    code = listing("LDG.E.128 R4, desc[UR4][R2.64]", "LDG.E R8, desc[UR4][R2.64]", "LDG.E.U16 R9, desc[UR4][R2.64]",
+                   "LDG.E.U16 R9, desc[UR4][R2.64]", "STG.E.64 desc[UR4][R2.64], R4", "LDS.64 R4, [R2]")  # fmt: skip
+    assert traffic.widths(code) == {"LDG": {16: 2, 32: 1, 128: 1}, "STG": {64: 1}}
