@@ -24,7 +24,9 @@ from fpsgen.kernels.registers import is_wgmma, read, results_and_sources, wgmma,
 Choice = Literal["fall through", "jump", "promote", "promote by a jump", "leave by a jump", "leave by falling through"]
 
 # What carries a vote's answer, or a wait's, from one predicate to another.
-_CARRIERS = set("PLOP3 ISETP UISETP UPLOP3 SEL USEL P2R R2P MOV UMOV LOP3 ULOP3 PRMT R2UR".split())
+_CARRIERS = {
+    "PLOP3", "ISETP", "UISETP", "UPLOP3", "SEL", "USEL", "P2R", "R2P", "MOV", "UMOV", "LOP3", "ULOP3", "PRMT", "R2UR",
+}  # fmt: skip
 _LONGEST_PERIOD = 16
 _LEAST_MASK = 16  # selections
 TILE_TOKENS = 120  # of 128 slots, at Wan's default sizes
@@ -237,7 +239,8 @@ class _Choices:
         raise UnknownLoopError(f"{self.code.name}: nothing says how often either side of this branch runs: {each}")
 
     def is_mask(self, arm: frozenset[int]) -> bool:
-        return sum(self.code.instructions[one].operation in ("FSEL", "SEL") for one in arm) >= _LEAST_MASK
+        selects = [self.code.instructions[one].operation in ("FSEL", "SEL") for one in arm]
+        return selects.count(True) >= _LEAST_MASK and self.way.main.header not in arm
 
     def arm(self, start: int, other: int, loop: Loop) -> frozenset[int]:
         """What runs only on one side of a branch, before the sides meet again or the loop begins anew."""
