@@ -5,7 +5,7 @@
 
 Every kernel under two NVRTCs: the installed one, and 13.0, which many GPU machines have. Writes slots.json and slots.md
 in benchmarks/results/. A test compiles all kernels anew and fails where one has become slower by more than 1 %. The
-rows of the first run stay as `before`; --before replaces them by the new ones.
+rows of the first record stay in it as `before`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from fpsgen.kernels import cache, disassembly, hazards, listing, nvrtc, pipes, s
 from fpsgen.kernels.cache import Kernel
 from fpsgen.kernels.disassembly import Code
 from fpsgen.kernels.loops import Way
-from fpsgen.kernels.sm90_attention import VARIANTS
+from fpsgen.kernels.sm90_attention import SLOTS, VARIANTS
 from fpsgen.machine import provenance
 from fpsgen.tables import Table
 
@@ -39,6 +39,7 @@ INSTALL_OLD = f"pip install --no-deps --target build/nvrtc-{OLD} nvidia-cuda-nvr
 COMPILERS = ("newest", OLD)
 PLACE = RESULTS / "slots.json"
 DENSITIES = {"1": 1.0, "1/6": 1 / 6, "1/10": 1 / 10}
+_KEPT = ("commit", "calibration_tflops", "rows", "layers")  # of the first record
 _NEVER = 2**20  # tiles: sums that are never promoted, for the calibration
 
 
@@ -128,10 +129,10 @@ def layer(one: dict[str, Any], prologue: int, density: str, l2: float) -> dict[s
 
 def calibration() -> float:
     """TFLOP/s of fp8-fp32 on full tiles of 128 tokens without promotions, at the highest clock, without L2's roof."""
-    kernel = listing.KERNELS["attention-fp8-fp32-full"].kernel
-    functions, _ = compiled(kernel, {"PROMOTE": _NEVER})
-    way = Way(functions["fps_attention"], _NEVER)
-    return speed.speed_of(way, VARIANTS["fp8-fp32"].key_tile_bytes, pipes.shipped()).tflops(speed.CLOCKS[1], 1e99, 128)
+    kernel = VARIANTS["fp8-fp32"]
+    functions, _ = compiled(kernel, {"PROMOTE": _NEVER, "RAGGED": 0})
+    way = Way(functions["fps_attention"], _NEVER, SLOTS)
+    return speed.speed_of(way, kernel.key_tile_bytes, pipes.shipped()).tflops(speed.CLOCKS[1], 1e99, SLOTS)
 
 
 def measure() -> dict[str, Any]:
@@ -229,13 +230,10 @@ def prologue_table(rows: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--before", action="store_true", help="keep these rows as those before a change")
-    given = parser.parse_args()
+    argparse.ArgumentParser(description=__doc__).parse_args()
     record = measure()
     old = json.loads(PLACE.read_text(encoding="utf-8")) if PLACE.exists() else {}
-    kept = {name: record[name] for name in ("commit", "calibration_tflops", "rows", "layers")}
-    record["before"] = kept if given.before or "before" not in old else old["before"]
+    record["before"] = old["before"] if old else {name: record[name] for name in _KEPT}
     PLACE.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     PLACE.with_suffix(".md").write_text(document(record), encoding="utf-8")
 
