@@ -109,7 +109,8 @@ def run_all(
 
 def run(step: Step, log: Path, limit: float) -> dict[str, Any]:
     """One step: its outcome, its exit code, how long it took, and the end of what it said, all of which is in `log`."""
-    environment = os.environ | {"PATH": _PATH, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    places = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = os.environ | {"PATH": _PATH, "PYTHONPATH": places, "PYTHONUNBUFFERED": "1"}
     begin = time.monotonic()
     with log.open("ab") as out:
         out.write(f"\n==== {step.name}\n".encode())

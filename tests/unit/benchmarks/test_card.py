@@ -62,6 +62,13 @@ def test_a_step_that_hangs_is_ended_with_all_that_it_started(tmp_path: Path, stu
     assert left.stat().st_size == grown
 
 
+def test_a_step_runs_this_tree_and_finds_what_its_caller_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "carried.py").write_text("where = 'beside'")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    run_all([python("look", "import carried, fpsgen; print(carried.where, fpsgen.__file__)")], tmp_path, 60, {}, print)
+    assert recorded(tmp_path)[0]["tail"].split() == ["beside", str(Path(steps.ROOT, "fpsgen", "__init__.py"))]
+
+
 def test_each_step_is_on_disk_before_the_next_one_begins(tmp_path: Path) -> None:
     look = f"import json; print([one['outcome'] for one in json.load(open({str(tmp_path / RECORD)!r}))['steps']])"
     run_all([python("one", ""), python("two", look)], tmp_path, 60, {}, lambda _: None)
