@@ -39,28 +39,31 @@ inline u16 to_half(double x) {
   return bits;
 }
 
-// The numbers of all codes of E4M3.
-struct E4m3 {
-  float number[256];
-  E4m3() {
-    for (int i = 0; i < 256; i++) number[i] = from_e4m3(i);
+// What all codes of a format are. The exponent of E4M3's subnormal numbers, and of zero, is the least, -6.
+struct Codes {
+  float numbers[256];
+  short exponents[256];
+  explicit Codes(bool integers) {
+    for (int i = 0; i < 256; i++) {
+      numbers[i] = integers ? static_cast<signed char>(i) : from_e4m3(i);
+      exponents[i] = std::max(i >> 3 & 15, 1) - 7;
+    }
   }
 };
-inline const E4m3 e4m3;
+inline const Codes e4m3(false), int8(true);
 
 // 32 bytes of a row of an operand along K, and what they are as numbers.
 struct Row {
   u8 bytes[32];
   float numbers[32];
-  short exponents[32];  // of E4M3; that of a subnormal number, and of zero, is the least, -6
-  bool nan;
-  void decode(bool integers) {
-    nan = false;
-    for (int k = 0; k < 32; k++) {
-      numbers[k] = integers ? static_cast<signed char>(bytes[k]) : e4m3.number[bytes[k]];
-      exponents[k] = std::max(bytes[k] >> 3 & 15, 1) - 7;
-      nan |= (bytes[k] & 127) == 127;
-    }
+  short exponents[32];
+  void decode(const Codes& codes) {
+    for (int k = 0; k < 32; k++) numbers[k] = codes.numbers[bytes[k]], exponents[k] = codes.exponents[bytes[k]];
+  }
+  bool has_nan() const {  // of E4M3
+    u8 found = 0;
+    for (int k = 0; k < 32; k++) found |= (bytes[k] & 127) == 127;
+    return found;
   }
 };
 
@@ -103,7 +106,7 @@ inline double cut(double x, int bits) {
 // behind accumulator_bits of the largest exponent. A machine with 0 of them adds exactly.
 inline double sum_of_products(const Row& a, const Row& b, float before) {
   int bits = machine.accumulator_bits, sum = 0;
-  if (a.nan || b.nan || before != before) return NAN;
+  if (a.has_nan() || b.has_nan() || before != before) return NAN;
   if (!bits) {
     double exact = before;
     for (int k = 0; k < 32; k++) exact += static_cast<double>(a.numbers[k]) * b.numbers[k];
@@ -122,6 +125,7 @@ inline void execute(const Fiber& own, size_t index) {
   const Fiber* warp = &machine.fibers[own.thread.x & ~31];
   int t = own.thread.x % 128, lane = t % 32, quad = lane % 4;
   bool integers = w.kind == Wgmma::S32_S8;
+  const Codes& codes = integers ? int8 : e4m3;
   Row rows[2], column;
   for (int h = 0; h < 2; h++) {
     if (w.a_registers[0]) {  // of the thread that holds row and byte
@@ -132,11 +136,11 @@ inline void execute(const Fiber& own, size_t index) {
     } else {
       read_operand(rows[h], w.a, 16 * (t / 32) + lane / 4 + 8 * h);
     }
-    rows[h].decode(integers);
+    rows[h].decode(codes);
   }
   for (int number = 2 * quad; number < w.n; number += number % 2 ? 7 : 1) {
     read_operand(column, w.b, number);
-    column.decode(integers);
+    column.decode(codes);
     for (int h = 0; h < 2; h++) {
       int j = number / 8, b = number % 2;
       if (integers) {
