@@ -228,6 +228,8 @@ def draw_speed(out: Output, model: dict) -> None:
     out.line(f"  slots    {model['slots']:.0f} for a pair of 128x128 tiles on a quarter of an SM")
     out.line(f"  pipes    {taken} clocks; stalls of one warp {model['stalls']:.0f}")
     out.line(f"  cycles   {model['cycles']:.0f} for such a pair; what binds: {model['binds']}")
+    least = ", ".join(f"{name} {clocks:.0f}" for name, clocks in model["roofs"].items())
+    out.line(f"  memory   {least} clocks at least, at {model['clock_ghz']:g} GHz")
     for clock, by_l2 in model["tflops"].items():
         given = ", ".join(f"{tflops} with {l2} TB/s from L2" for l2, tflops in by_l2.items())
         out.line(f"  TFLOP/s  {given}, at {clock} GHz")

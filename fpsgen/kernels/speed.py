@@ -177,6 +177,8 @@ def described(kernel: Kernel, functions: Mapping[str, Code], pipes: Pipes) -> di
         "stalls": found.counts.stalls,
         "shared_bytes": found.counts.shared_bytes,
         "l2_bytes": found.l2_bytes,
+        "clock_ghz": CLOCK / 1e9,
+        "roofs": rounded(roofs(found)),
         "cycles": round(found.cycles, 1),
         "slow_cycles": round(found.slow_cycles, 1),
         "query_tile_cycles": round(found.query_tile_cycles, 1),
@@ -185,6 +187,12 @@ def described(kernel: Kernel, functions: Mapping[str, Code], pipes: Pipes) -> di
         "binds": found.binds,
         "tflops": {f"{clock / 1e9:g}": by_l2(found, clock) for clock in (CLOCKS[0], CLOCK, CLOCKS[1])},
     }
+
+
+def roofs(found: Speed) -> dict[str, float]:
+    """Clocks of CLOCK that a pair needs at least, for its bytes of shared memory and of L2."""
+    from_l2 = {f"L2 at {l2 / 1e12:g} TB/s": found.l2_bytes * SMS / l2 * CLOCK for l2 in L2}
+    return {"shared memory": found.counts.shared_bytes / SHARED, **from_l2}
 
 
 def by_l2(found: Speed, clock: float) -> dict[str, int]:

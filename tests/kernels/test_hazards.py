@@ -10,9 +10,10 @@ import pytest
 from benchmarks import slots
 from fpsgen.kernels import cache, hazards, nvrtc, sm90_attention
 from fpsgen.kernels.disassembly import Code, Instruction
+from fpsgen.kernels.listing import KERNELS
 from fpsgen.kernels.registers import is_wgmma, read, wgmma, written
 
-ATTENTION = ["attention-fp8-fp32", "attention-fp8-fp32-full", "attention-fp8-fp16", "attention-int8-int32"]
+ATTENTION = [name for name in KERNELS if name.startswith("attention")]
 NOTHING = Instruction(0, None, "NOP", (), 1, None, None, ())
 
 
