@@ -19,6 +19,7 @@ from benchmarks.card.page import document
 from benchmarks.card.pipes import PIPES
 from benchmarks.card.steps import LOG, RECORD, Step, plan, run_all
 from benchmarks.record import RESULTS
+from tests.tools import bench_records
 
 
 def python(name: str, code: str, limit: float = 60.0, tool: str | None = None) -> Step:
@@ -161,6 +162,7 @@ def left_by_a_card(folder: Path) -> None:
     (folder / "pipes.json").write_text(json.dumps({"device": "A card", "versions": {}, **clocks}))
     rows = [{"name": one.name, "variant": "fp8-fp16", "fault": None, "median_ms": 4.0} for one in ABLATIONS[:2]]
     rows.append({"name": "another", "variant": "fp8-fp16", "fault": "does not compile", "median_ms": None})
+    (folder / "attention.json").write_text(json.dumps(bench_records.attention()))
     (folder / "ablations.json").write_text(json.dumps({"shape": ["14b", "720p"], "density": "1/6", "rows": rows}))
 
 
@@ -182,5 +184,6 @@ def test_tables_make_a_page_of_what_a_card_left(tmp_path: Path, monkeypatch: pyt
         assert part in text
     for record in RESULTS.glob(f"*/{RECORD}"):
         assert (record.parent / "README.md").read_text(encoding="utf-8") == document(record.parent)
+    assert bench_records.attention()["card"]["gpu"] in tables.attention()
     (tmp_path / "card" / "pipes.json").unlink()
     assert "QGMMA" not in document(tmp_path / "card")
