@@ -18,7 +18,7 @@ def document(folder: Path) -> str:
     about = (
         f"`python -m benchmarks.card` left the files beside this page on {record['date']}, commit {record['commit']}."
     )
-    return page("What a card said", about) + "\n" + "\n\n".join(sections(folder, record)) + "\n"
+    return page("What a card said", about) + "\n\n".join(sections(folder, record)) + "\n"
 
 
 def read(path: Path) -> dict[str, Any]:
