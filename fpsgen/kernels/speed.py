@@ -148,12 +148,13 @@ def attention(
     *,
     clock: float = CLOCK,
     l2: float = L2[0],
+    dram: float = DRAM,
 ) -> LayerTime:
-    """prologue: bytes of its DRAM. density: the share of pairs of tiles that are computed."""
+    """prologue: bytes of its DRAM, moved at `dram` bytes/s. density: the share of pairs of tiles that are computed."""
     query_tiles = work.heads * work.tiles
     pairs = query_tiles * work.tiles * density
     kernel = (pairs * found.pair_seconds(clock, l2) + query_tiles * found.query_tile_cycles / clock) / SMS
-    before = prologue / DRAM
+    before = prologue / dram
     dense = 4 * work.tokens**2 * work.heads * HEAD_DIM / (BF16_TFLOPS * 1e12)
     return LayerTime(kernel, before, dense / (kernel + before))
 

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks import slots
 from fpsgen.errors import UsageError
-from fpsgen.kernels import speed
+from fpsgen.kernels import nvrtc, speed
 from fpsgen.kernels.listing import KERNELS
 
 RECORD = json.loads(slots.PLACE.read_text(encoding="utf-8"))
@@ -50,6 +50,18 @@ def test_without_the_old_compiler_the_command_is_named(tmp_path: Path, monkeypat
     with pytest.raises(UsageError, match="is not in") as error:
         slots.compiler(slots.OLD)
     assert error.value.hint == slots.INSTALL_OLD
+
+
+def test_a_folder_without_a_compiler_is_refused_and_the_usual_one_stays(tmp_path: Path) -> None:
+    before = nvrtc.version()
+    with pytest.raises(nvrtc.NoCompilerError), nvrtc.using(tmp_path):
+        pass
+    (tmp_path / "libnvrtc.so.13").write_text("no library")
+    with pytest.raises(nvrtc.NoCompilerError), nvrtc.using(tmp_path):
+        pass
+    with slots.compiler(slots.OLD):
+        assert "{}.{}".format(*nvrtc.version()) == slots.OLD
+    assert nvrtc.version() == before
 
 
 def test_the_calibration_is_what_the_model_gives() -> None:

@@ -148,6 +148,7 @@ def test_no_replay_is_faster_than_what_it_is_made_of(name: str) -> None:
     dense, sparse = (speed.attention(found, 0, density) for density in (1.0, 1 / 6))
     assert 1 < dense.kernel / sparse.kernel < 6  # ends of query tiles stay
     assert speed.attention(found, 10**10, 1 / 6).ratio < sparse.ratio
+    assert speed.attention(found, 10**10, 1 / 6, dram=1e12).prologue == pytest.approx(0.01)
 
 
 def test_a_pair_s_work_is_that_of_its_shapes() -> None:
