@@ -232,7 +232,7 @@ def draw_speed(out: Output, model: dict) -> None:
     out.line(f"  memory   {least} clocks at least, at {model['clock_ghz']:g} GHz")
     for clock, by_l2 in model["tflops"].items():
         given = ", ".join(f"{tflops} with {l2} TB/s from L2" for l2, tflops in by_l2.items())
-        out.line(f"  TFLOP/s  {given}, at {clock} GHz")
+        out.line(f"  TFLOP/s  {given}, at {clock} GHz, tiles of 120 tokens")
     out.line(f"  from     {model['pipes_from']}")
 
 
