@@ -162,7 +162,7 @@ def measure() -> dict[str, dict[str, dict[str, float]]]:
 
 def tables(record: dict) -> str:
     """One table for each kind of data, and one of the rules."""
-    results, rules = record["errors"], record.get("rules")
+    results, rules = record["errors"], record["rules"]
     columns = list(next(iter(results.values())))
     text = ""
     for kind, title in KINDS.items():
@@ -170,14 +170,13 @@ def tables(record: dict) -> str:
         text += f"## {title}\n\n" + table(
             "method", results, {column: column.removeprefix(f"{kind}, ") for column in own}
         )
-    if rules:
-        text += """## The rules that FP8 sums may obey
+    text += """## The rules that FP8 sums may obey
 
 How far results are from those by the likeliest rule. Which of these rules Hopper obeys is not known
 (`fpsgen/attention/sums.py`); a kernel is right if it agrees with one of them.
 
 """
-        text += table("rule", rules, {column: column for column in next(iter(rules.values()))})
+    text += table("rule", rules, {column: column for column in next(iter(rules.values()))})
     return text.rstrip() + "\n"
 
 
@@ -200,7 +199,7 @@ def document(record: dict) -> str:
         promoted to float32 after every tile in variant fp8-fp32 (A), and after every fourth tile in fp8-fp16 (C) and
         int8-int32 (E).""",
         f"""Synthetic data have the distribution N(0, 1), except for what a heading says. They have
-        {record.get("rows", 256)} query rows, {HEADS} heads and tiles of {TILE}; the columns are numbers of keys. The
+        {record["rows"]} query rows, {HEADS} heads and tiles of {TILE}; the columns are numbers of keys. The
         pocket model's table uses all 420 rows of 3 heads and tiles of 8, and shows means over 6 layers and 2
         prompts.""",
         f"`{' '.join(record['command'])}` makes this page.",
