@@ -14,7 +14,8 @@
 //   consumer g0            | softmax of S1, P1     |       | softmax of S2, P2     |
 //   consumer g1                            | softmax of S1, P1     |       | softmax of S2 …
 //
-// The first S and the last P V of a query tile are outside turns.
+// The last P V of a query tile has its turn together with the first S of the next one, so that tensor cores have work
+// while a consumer writes its rows. Only the very first S is outside turns.
 //
 // The rounding of every step is that of fpsgen/attention/emulator.py, which explains it.
 #include <hopper.cuh>
@@ -29,28 +30,26 @@
 #ifndef SCORES  // what holds q k^T: FP32 or FP16 for E4M3 operands, INT32 for INT8 ones
 #define SCORES FP32
 #endif
-#ifndef SYNTHESISE  // compute every other 16 exponentials as E4M3 codes, without the exponential unit
-#define SYNTHESISE 0
-#endif
-#ifndef SUM_CODES  // sum P after its rounding, by the tensor cores: v^T has 8 more rows, of ones
-#define SUM_CODES 0
-#endif
 #ifndef PROMOTE  // key tiles whose P V are summed in the tensor cores' own, short format
 #define PROMOTE 1
 #endif
-#ifndef RAGGED  // whether a tile may have fewer tokens than slots; with SUM_CODES that makes no difference
-#define RAGGED 1
+#ifndef KEYS  // columns of scores: 128, or 120 where no tile has more tokens
+#define KEYS 128
 #endif
 #ifndef STAGES  // key tiles in flight
 #define STAGES 4
 #endif
 
+// With FP32 scores every exponential is computed, and P is summed before its rounding. With the shorter ones P is computed
+// as E4M3 codes, without the exponential unit, and the codes are summed by the tensor cores: v^T has 8 more rows, of ones.
+constexpr bool SUM_CODES = SCORES != FP32;
 constexpr int V_ROWS = SUM_CODES ? HEAD_DIM + 8 : HEAD_DIM;  // 8 is the least by which a wgmma can grow
 constexpr int V_BYTES = V_ROWS * SLOTS;
 constexpr int OUT_PITCH = 2 * HEAD_DIM + 16;  // bytes of a staged output row: 16 more, so that 8 rows hit all banks
 constexpr int CONSUMERS = 2, GROUP = 128, THREADS = (CONSUMERS + 1) * GROUP;
 constexpr int CONSUMER_WARPS = CONSUMERS * GROUP / 32;  // each arrives once at a barrier of free buffers
 constexpr int GROUP_ROWS = SLOTS / CONSUMERS;
+constexpr int K_BYTES = KEYS * HEAD_DIM;  // rows of k's image that are read
 constexpr int K_STEPS = HEAD_DIM / 32;  // a wgmma takes 32 bytes along K
 
 // All pointers are to device memory. "stream" is batch entry * heads + head.
@@ -67,11 +66,20 @@ struct Parameters {
   int streams, heads, tiles, tokens;
 };
 
+// What consumers know of a query tile: the producer looks it up, while they are still at the one before.
+struct Work {
+  int stream, first, valid;  // first row in its batch entry, and rows
+  int count;                 // key tiles
+};
+
 struct Shared {  // the swizzle counts from multiples of 1024
   alignas(1024) u8 q[2][TILE_BYTES];
   alignas(1024) u8 k[STAGES][TILE_BYTES];
   alignas(1024) u8 v[STAGES][(V_BYTES + 1023) / 1024 * 1024];
   u8 out[SLOTS * OUT_PITCH];
+  alignas(16) float q_scale[2][SLOTS];
+  alignas(16) float v_scale[2][HEAD_DIM];
+  Work work[2];
   Trailer trailer[STAGES];
   u64 q_full[2], q_empty[2];
   u64 k_full[STAGES], k_empty[STAGES], v_full[STAGES], v_empty[STAGES];
@@ -107,16 +115,20 @@ DEVICE void produce(const Parameters& P, Shared& sm) {
   Ring<STAGES> kv;
   for (int item = blockIdx.x; item < P.streams * P.tiles; item += gridDim.x) {
     int stream = item / P.tiles, tile = item % P.tiles;
-    mbarrier_wait(&sm.q_empty[q.at], q.parity ^ 1);
-    mbarrier_arrive_expect(&sm.q_full[q.at], TILE_BYTES);
-    bulk_load(sm.q[q.at], P.q + (u64)item * TILE_BYTES, TILE_BYTES, &sm.q_full[q.at]);
-    q.next();
     List list(P, stream % P.heads, tile);
+    int first = P.offsets[tile], valid = P.offsets[tile + 1] - first;
+    mbarrier_wait(&sm.q_empty[q.at], q.parity ^ 1);
+    sm.work[q.at] = {stream, first, valid, list.count};  // visible by the arrival that follows
+    mbarrier_arrive_expect(&sm.q_full[q.at], TILE_BYTES + 4 * (SLOTS + HEAD_DIM));
+    bulk_load(sm.q[q.at], P.q + (u64)item * TILE_BYTES, TILE_BYTES, &sm.q_full[q.at]);
+    bulk_load(sm.q_scale[q.at], P.q_scale + (u64)item * SLOTS, 4 * SLOTS, &sm.q_full[q.at]);
+    bulk_load(sm.v_scale[q.at], P.v_scale + stream * HEAD_DIM, 4 * HEAD_DIM, &sm.q_full[q.at]);
+    q.next();
     for (int j = 0; j < list.count; j++, kv.next()) {
       u64 key = (u64)stream * P.tiles + list[j];
       mbarrier_wait(&sm.k_empty[kv.at], kv.parity ^ 1);
-      mbarrier_arrive_expect(&sm.k_full[kv.at], TILE_BYTES + sizeof(Trailer));
-      bulk_load(sm.k[kv.at], P.k + key * TILE_BYTES, TILE_BYTES, &sm.k_full[kv.at]);
+      mbarrier_arrive_expect(&sm.k_full[kv.at], K_BYTES + sizeof(Trailer));
+      bulk_load(sm.k[kv.at], P.k + key * TILE_BYTES, K_BYTES, &sm.k_full[kv.at]);
       bulk_load(&sm.trailer[kv.at], P.trailers + key, sizeof(Trailer), &sm.k_full[kv.at]);
       mbarrier_wait(&sm.v_empty[kv.at], kv.parity ^ 1);
       mbarrier_arrive_expect(&sm.v_full[kv.at], V_BYTES);
@@ -129,130 +141,116 @@ DEVICE void produce(const Parameters& P, Shared& sm) {
 //
 // A thread holds two rows, h = 0 and h = 1 (8 further down), and of each the keys 8 j + 2 quad + {0, 1}, where
 // quad = thread % 4: the accumulator layout of wgmma (wgmma.cuh). Everything below is in log2 units: a score s of the
-// tensor cores stands for s * factor[h], and P = 2^(s * factor[h] - m[h] + 8), m[h] an integer.
+// tensor cores stands for s * factor[h], and P = 2^(s * factor[h] - m[h] + 7), m[h] an integer.
 
-constexpr float P_LOG2 = 8.f;    // P is at most 2^8; E4M3 ends at 448
+constexpr float P_LOG2 = 7.f;      // P is 2^7 at the reference
+constexpr float HEADROOM = 1.75f;  // how far above the reference scores may lie: E4M3 ends at 448 = 2^8.8
 constexpr float FIRST_M = -1e30f;  // below any score
-// A synthesised E4M3 code is 126 y, y = (8 / 126) (log2 P + 7 - LINEAR) cut to [0, 1]; 126 is the code of 448.
-constexpr float CODES = 126.f, PER_CODE = 8.f / CODES, LINEAR = 0.044f;
-DEVICE float code_offset(float m) { return (P_LOG2 + 7.f - m - LINEAR) * PER_CODE; }
-// Keys 16 to 31 of every 32 are synthesised: whole registers, and whole bytes of a packed one.
-DEVICE constexpr bool synthesised(int j) { return SYNTHESISE && (j & 2); }
-
-// negative(): whether any exponential is, which cannot be; consume() says what the question is for.
+// A synthesised E4M3 code is 126 y, y = (8 / 126) (log2 P + 7) cut to [0, 1]; 126 is the code of 448. Its mantissa is
+// linear, up to 6 % too large, which the sum of P is, too.
+constexpr float CODES = 126.f, PER_CODE = 8.f / CODES;
+DEVICE float code_offset(float m) { return (P_LOG2 + 7.f - m) * PER_CODE; }
 
 struct ScoresFp32 {
-  float s[64];  // s[4 j + 2 h + b]
+  static constexpr int COUNT = KEYS / 2;
+  float s[COUNT];  // s[4 j + 2 h + b]
 
   DEVICE void issue(const u8* q, const u8* k) {
     u64 a = swizzled_operand(q), b = swizzled_operand(k);
 #pragma unroll
-    for (int i = 0; i < K_STEPS; i++) wgmma_n128_f32_e4m3_ss(s, a + 2 * i, b + 2 * i, i > 0);
+    for (int i = 0; i < K_STEPS; i++) {
+#if KEYS == 120
+      wgmma_n120_f32_e4m3_ss(s, a + 2 * i, b + 2 * i, i > 0);
+#else
+      wgmma_n128_f32_e4m3_ss(s, a + 2 * i, b + 2 * i, i > 0);
+#endif
+    }
   }
   // Empty slots must not be in the sum of P.
   DEVICE void mask(int valid, int quad) {
 #pragma unroll
-    for (int i = 0; i < 64; i++)
+    for (int i = 0; i < COUNT; i++)
       if (8 * (i / 4) + 2 * quad + (i & 1) >= valid) s[i] = -1e30f;
   }
   DEVICE void maxima(float (&top)[2]) const {
     top[0] = s[0], top[1] = s[2];
 #pragma unroll
-    for (int i = 0; i < 64; i++) top[i >> 1 & 1] = fmaxf(top[i >> 1 & 1], s[i]);
+    for (int i = 0; i < COUNT; i++) top[i >> 1 & 1] = fmaxf(top[i >> 1 & 1], s[i]);
   }
-  DEVICE void exponentials(const float (&factor)[2], const float (&m)[2]) {
+  static constexpr int CODES_AT = 0x5410;
+  DEVICE void exponentials(u32 (&pairs)[32], float (&sum)[2], const float (&factor)[2], const float (&m)[2]) const {
     float bias[2] = {P_LOG2 - m[0], P_LOG2 - m[1]};
 #pragma unroll
-    for (int i = 0; i < 64; i++) s[i] = exp2_approx(fmaf(s[i], factor[i >> 1 & 1], bias[i >> 1 & 1]));
+    for (int i = 0; i < COUNT; i += 2) {
+      int h = i >> 1 & 1;
+      float low = exp2_approx(fmaf(s[i], factor[h], bias[h])), high = exp2_approx(fmaf(s[i + 1], factor[h], bias[h]));
+      sum[h] += low, sum[h] += high;
+      pairs[i / 2] = pack_e4m3_pair(low, high);
+    }
   }
-  DEVICE void add_to(float (&sum)[2]) const {
-#pragma unroll
-    for (int i = 0; i < 64; i++) sum[i >> 1 & 1] += s[i];
-  }
-  DEVICE u32 packed(int i) const {
-    int a = 8 * (i / 2) + 2 * (i & 1);
-    return pack_e4m3(s[a], s[a + 1], s[a + 4], s[a + 5]);
-  }
-  DEVICE bool negative(const float (&sum)[2]) const { return sum[0] + sum[1] < 0; }
 };
 
 struct ScoresInt32 {
-  int s[64];  // as above; after exponentials the bits of floats, whole codes where synthesised
+  static constexpr int COUNT = 64;
+  static_assert(SCORES != INT32 || KEYS == 128, "there is no INT8 wgmma of 120 columns");
+  int s[COUNT];  // as above; after exponentials their lowest bytes are the codes
 
   DEVICE void issue(const u8* q, const u8* k) {
     u64 a = swizzled_operand(q), b = swizzled_operand(k);
 #pragma unroll
     for (int i = 0; i < K_STEPS; i++) wgmma_n128_s32_s8_ss(s, a + 2 * i, b + 2 * i, i > 0);
   }
-  DEVICE void mask(int, int) {}
   DEVICE void maxima(float (&top)[2]) const {
     int most[2] = {s[0], s[2]};
 #pragma unroll
-    for (int i = 0; i < 64; i++) most[i >> 1 & 1] = max(most[i >> 1 & 1], s[i]);
+    for (int i = 0; i < COUNT; i++) most[i >> 1 & 1] = max(most[i >> 1 & 1], s[i]);
     top[0] = (float)most[0], top[1] = (float)most[1];
   }
-  DEVICE void exponentials(const float (&factor)[2], const float (&m)[2]) {
-    float bias[2] = {P_LOG2 - m[0], P_LOG2 - m[1]};
+  static constexpr int CODES_AT = 0x5410;
+  DEVICE void exponentials(u32 (&pairs)[32], float (&)[2], const float (&factor)[2], const float (&m)[2]) const {
     float slope[2] = {factor[0] * PER_CODE, factor[1] * PER_CODE}, offset[2] = {code_offset(m[0]), code_offset(m[1])};
 #pragma unroll
-    for (int i = 0; i < 64; i++) {
+    for (int i = 0; i < COUNT; i += 2) {
       int h = i >> 1 & 1;
-      float x = (float)s[i];
       // 1.5 * 2^23 leaves no bit for a fraction: the sum is rounded to a whole code, which is its lowest byte.
-      s[i] = __float_as_int(synthesised(i / 4) ? fmaf(fma_saturate(x, slope[h], offset[h]), CODES, 12582912.f)
-                                               : exp2_approx(fmaf(x, factor[h], bias[h])));
+      float low = fmaf(fma_saturate((float)s[i], slope[h], offset[h]), CODES, 12582912.f);
+      float high = fmaf(fma_saturate((float)s[i + 1], slope[h], offset[h]), CODES, 12582912.f);
+      pairs[i / 2] = __byte_perm(__float_as_int(low), __float_as_int(high), 0x0040);
     }
-  }
-  DEVICE void add_to(float (&)[2]) const {}
-  DEVICE u32 packed(int i) const {
-    int a = 8 * (i / 2) + 2 * (i & 1);
-    if (synthesised(2 * (i / 2)))
-      return __byte_perm(__byte_perm(s[a], s[a + 1], 0x0040), __byte_perm(s[a + 4], s[a + 5], 0x0040), 0x5410);
-    return pack_e4m3(__int_as_float(s[a]), __int_as_float(s[a + 1]), __int_as_float(s[a + 4]), __int_as_float(s[a + 5]));
-  }
-  DEVICE bool negative(const float (&)[2]) const {
-    int signs = 0;
-#pragma unroll
-    for (int i = 0; i < 64; i++)
-      if (!synthesised(i / 4)) signs |= s[i];
-    return signs < 0;
   }
 };
 
 struct ScoresFp16 {
-  u32 s[32];  // pairs: s[2 j + h]; half the registers, and two numbers per instruction
+  static constexpr int COUNT = KEYS / 4;
+  u32 s[COUNT];  // pairs: s[2 j + h]; half the registers, and two numbers per instruction
 
   DEVICE void issue(const u8* q, const u8* k) {
     u64 a = swizzled_operand(q), b = swizzled_operand(k);
 #pragma unroll
-    for (int i = 0; i < K_STEPS; i++) wgmma_n128_f16_e4m3_ss(s, a + 2 * i, b + 2 * i, i > 0);
+    for (int i = 0; i < K_STEPS; i++) {
+#if KEYS == 120
+      wgmma_n120_f16_e4m3_ss(s, a + 2 * i, b + 2 * i, i > 0);
+#else
+      wgmma_n128_f16_e4m3_ss(s, a + 2 * i, b + 2 * i, i > 0);
+#endif
+    }
   }
-  DEVICE void mask(int, int) {}
   DEVICE void maxima(float (&top)[2]) const {
     u32 most[2] = {s[0], s[1]};
 #pragma unroll
-    for (int i = 2; i < 32; i++) most[i & 1] = half2_max(most[i & 1], s[i]);
+    for (int i = 2; i < COUNT; i++) most[i & 1] = half2_max(most[i & 1], s[i]);
     top[0] = fmaxf(half2_low(most[0]), half2_high(most[0]));
     top[1] = fmaxf(half2_low(most[1]), half2_high(most[1]));
   }
-  DEVICE void exponentials(const float (&factor)[2], const float (&m)[2]) {
-    u32 scale[2] = {half2(factor[0]), half2(factor[1])}, bias[2] = {half2(P_LOG2 - m[0]), half2(P_LOG2 - m[1])};
+  static constexpr int CODES_AT = 0x6420;
+  DEVICE void exponentials(u32 (&pairs)[32], float (&)[2], const float (&factor)[2], const float (&m)[2]) const {
     u32 slope[2] = {half2(factor[0] * PER_CODE), half2(factor[1] * PER_CODE)};
     u32 offset[2] = {half2(code_offset(m[0])), half2(code_offset(m[1]))};
     u32 codes = half2(CODES), whole = half2(1024.f);  // from 1024 on FP16 has no fractions: the code is the lowest byte
 #pragma unroll
-    for (int i = 0; i < 32; i++) {
-      int h = i & 1;
-      s[i] = synthesised(i / 2) ? half2_fma(half2_fma_saturate(s[i], slope[h], offset[h]), codes, whole)
-                                : half2_exp2(half2_fma(s[i], scale[h], bias[h]));
-    }
+    for (int i = 0; i < COUNT; i++)
+      pairs[i] = half2_fma(half2_fma_saturate(s[i], slope[i & 1], offset[i & 1]), codes, whole);
   }
-  DEVICE void add_to(float (&)[2]) const {}
-  DEVICE u32 packed(int i) const {
-    int a = 4 * (i / 2) + (i & 1);
-    return synthesised(2 * (i / 2)) ? __byte_perm(s[a], s[a + 2], 0x6420) : pack_e4m3_half2(s[a], s[a + 2]);
-  }
-  DEVICE bool negative(const float (&)[2]) const { return false; }
 };
 
 template <int KIND> struct ScoresOf { using Type = ScoresFp32; };
@@ -262,12 +260,12 @@ using Scores = ScoresOf<SCORES>::Type;
 
 // P as the A operand of P V: each thread's own numbers, because v^T's tokens are in the order of token_at (tile.cuh).
 // Register i = 4 step + r is of the step's 32 keys; r & 1 is h, r / 2 the half of them. Its four bytes are two
-// neighbours of each of two groups of 8 columns, which token_at has made neighbours in v.
-DEVICE void pack(u32 (&p)[16], const Scores& scores) {
+// neighbours of each of two groups of 8 columns, which token_at has made neighbours in v. pairs[2 j + h] are the codes
+// of columns 8 j + 2 quad + {0, 1}.
+DEVICE void pack(u32 (&p)[16], const u32 (&pairs)[32]) {
 #pragma unroll
-  for (int i = 0; i < 16; i++) p[i] = scores.packed(i);
+  for (int i = 0; i < 16; i++) p[i] = __byte_perm(pairs[4 * (i / 2) + (i & 1)], pairs[4 * (i / 2) + (i & 1) + 2], Scores::CODES_AT);
 }
-
 // ---- sums of P V ---------------------------------------------------------------------------------------------------
 
 // Two levels, because FP8 wgmmas keep 13 bits of a sum: `short_sum` inside the tensor cores over PROMOTE tiles, `total`
@@ -284,7 +282,7 @@ struct Sums {
     u64 b = swizzled_operand(v);
 #pragma unroll
     for (int i = 0; i < SLOTS / 32; i++) {
-#if SUM_CODES
+#if SCORES != FP32
       wgmma_n136_f32_e4m3_rs(short_sum, p[4 * i], p[4 * i + 1], p[4 * i + 2], p[4 * i + 3], b + 2 * i, accumulate || i > 0);
 #else
       wgmma_n128_f32_e4m3_rs(short_sum, p[4 * i], p[4 * i + 1], p[4 * i + 2], p[4 * i + 3], b + 2 * i, accumulate || i > 0);
@@ -307,26 +305,28 @@ struct Sums {
 
 // ---- the consumers -------------------------------------------------------------------------------------------------
 
-// The running maximum of the scores, rounded up to an integer: rescaling is then exact, and rare.
+// What exponentials are relative to, for each row: an integer, so that sums are rescaled exactly. It rises, to the next
+// integer above a score, when one exceeds it by more than HEADROOM.
 struct Reference {
   float m[2] = {FIRST_M, FIRST_M};
-  float fade[2];  // what the last raise multiplies earlier sums by
+  float fade[2] = {1, 1};  // what the last raise multiplies earlier sums by
 
-  // Whether either row's reference rose.
+  // Whether a row of this warp's has risen. Most key tiles raise none, and then nothing is exchanged between threads.
   DEVICE bool raise(const Scores& scores, const float (&factor)[2]) {
     float top[2];
     scores.maxima(top);
-    bool rose = false;
+    top[0] *= factor[0], top[1] *= factor[1];
+    bool within = top[0] <= m[0] + HEADROOM & top[1] <= m[1] + HEADROOM;  // NaN is not
+    if (!warp_any(!within)) return false;
 #pragma unroll
     for (int h = 0; h < 2; h++) {
-      top[h] = fmaxf(top[h], shuffle_xor(top[h], 1));  // the four threads of a row
-      top[h] = fmaxf(top[h], shuffle_xor(top[h], 2));
-      float raised = fmaxf(m[h], ceilf(top[h] * factor[h]));
-      rose |= raised > m[h];
+      top[h] = max_or_nan(top[h], shuffle_xor(top[h], 1));  // the four threads of a row
+      top[h] = max_or_nan(top[h], shuffle_xor(top[h], 2));
+      float raised = top[h] <= m[h] + HEADROOM ? m[h] : ceilf(top[h]);
       fade[h] = exp2_approx(m[h] - raised);
       m[h] = raised;
     }
-    return rose;
+    return true;
   }
 };
 
@@ -354,108 +354,114 @@ struct alignas(8) Pair {
 
 // Rows of one query tile to memory. Each warp turns its own 16 rows round in shared memory, so that 16 threads write the
 // 256 bytes of a row side by side, and no other warp is waited for.
-DEVICE void store(const Parameters& P, Shared& sm, const Sums& sums, const float (&denominator)[2], int group, int stream,
-                  int tile) {
+DEVICE void store(const Parameters& P, Shared& sm, const Sums& sums, const float (&denominator)[2], int group,
+                  const Work& work, const float* v_scale) {
   const Place at(group);
-  const Pair* v_scale = reinterpret_cast<const Pair*>(P.v_scale + stream * HEAD_DIM);
+  const Pair* scale = reinterpret_cast<const Pair*>(v_scale);
   const float inverse[2] = {1.f / denominator[0], 1.f / denominator[1]};
 #pragma unroll
   for (int i = 0; i < HEAD_DIM / 2; i += 2) {
     int h = i >> 1 & 1, pair = 4 * (i / 4) + at.quad;
-    float low = (sums.total[i] + sums.short_sum[i]) * inverse[h] * v_scale[pair].low;
-    float high = (sums.total[i + 1] + sums.short_sum[i + 1]) * inverse[h] * v_scale[pair].high;
+    float low = (sums.total[i] + sums.short_sum[i]) * inverse[h] * scale[pair].low;
+    float high = (sums.total[i + 1] + sums.short_sum[i + 1]) * inverse[h] * scale[pair].high;
     *reinterpret_cast<u32*>(sm.out + (at.row + 8 * h) * OUT_PITCH + 4 * pair) = pack_bf16(low, high);
   }
   warp_sync();
-  int first = P.offsets[tile], valid = P.offsets[tile + 1] - first;
-  int half = at.thread % 32 / 16, chunk = at.thread % 16 * 16, own = GROUP_ROWS * group + at.thread / 32 * 16 + half;
-  u64 token = static_cast<u64>(stream / P.heads) * P.tokens + first;
-  u8* out = reinterpret_cast<u8*>(P.out);
+  const int first = at.row - at.thread % 32 / 4 + at.thread % 32 / 16, chunk = at.thread % 16 * 16;
+  const u64 row_bytes = static_cast<u64>(P.heads) * (2 * HEAD_DIM);
+  u8* to = reinterpret_cast<u8*>(P.out) + (static_cast<u64>(work.stream / P.heads) * P.tokens + work.first + first) * row_bytes +
+           work.stream % P.heads * (2 * HEAD_DIM) + chunk;
 #pragma unroll
-  for (int row = own; row < own + 16; row += 2)
-    if (row < valid)
-      *reinterpret_cast<Bytes16*>(out + ((token + row) * P.heads + stream % P.heads) * (2 * HEAD_DIM) + chunk) =
-          *reinterpret_cast<const Bytes16*>(sm.out + row * OUT_PITCH + chunk);
+  for (int i = 0; i < 8; i++, to += 2 * row_bytes)
+    if (first + 2 * i < work.valid)
+      *reinterpret_cast<Bytes16*>(to) = *reinterpret_cast<const Bytes16*>(sm.out + (first + 2 * i) * OUT_PITCH + chunk);
   warp_sync();  // before these rows are written again
 }
 
 DEVICE void consume(const Parameters& P, Shared& sm, int group) {
   const Place at(group);
+  const int items = P.streams * P.tiles;
   Ring<2> q;
   Ring<STAGES> k, v;
   Scores scores;
   Sums sums;
   u32 p[16];
 
+  auto issue_scores = [&]() { scores.issue(sm.q[q.at] + GROUP_ROWS * group * HEAD_DIM, sm.k[k.at]); };
   if (group == 1) pass_turn(group);  // the first turn is group 0's
-  for (int item = blockIdx.x; item < P.streams * P.tiles; item += gridDim.x) {
-    int stream = item / P.tiles, tile = item % P.tiles, count = List(P, stream % P.heads, tile).count;
-    const float per_score[2] = {P.q_scale[(u64)item * SLOTS + at.row],
-                                P.q_scale[(u64)item * SLOTS + at.row + 8]};
-    const u8* own_q = sm.q[q.at] + GROUP_ROWS * group * HEAD_DIM;
+  if (blockIdx.x < items) {
+    mbarrier_wait(&sm.q_full[q.at], q.parity);
+    mbarrier_wait(&sm.k_full[k.at], k.parity);
+    wgmma_fence();
+    issue_scores();
+    wgmma_commit();
+    wgmma_wait<0>();
+  }
+  for (int item = blockIdx.x; item < items; item += gridDim.x) {
+    const int count = sm.work[q.at].count;
+    const float per_score[2] = {sm.q_scale[q.at][at.row], sm.q_scale[q.at][at.row + 8]};
     Reference reference;
+    u32 pairs[32] = {};  // those beyond KEYS stay zero
     float sum[2] = {0, 0};
     sums.clear();
 
-    // From scores of tile j, which are complete, to exponentials; k's buffer is free afterwards.
-    auto softmax = [&]() {
-      const Trailer& trailer = sm.trailer[k.at];
-      const float factor[2] = {per_score[0] * trailer.scale, per_score[1] * trailer.scale};
-#if RAGGED && !SUM_CODES
-      if (trailer.valid < SLOTS) scores.mask(trailer.valid, at.quad);
+    // From scores of a tile, which are complete, to exponentials; k's buffer is free afterwards.
+    auto softmax = [&](float k_scale) {
+      const float factor[2] = {per_score[0] * k_scale, per_score[1] * k_scale};
+#if SCORES == FP32
+      if (sm.trailer[k.at].valid < KEYS) scores.mask(sm.trailer[k.at].valid, at.quad);
 #endif
       bool rose = reference.raise(scores, factor);
       mbarrier_arrive_warp(&sm.k_empty[k.at]);
       k.next();
-      scores.exponentials(factor, reference.m);
+      if (rose) sum[0] *= reference.fade[0], sum[1] *= reference.fade[1];
+      scores.exponentials(pairs, sum, factor, reference.m);
       return rose;
     };
 
-    mbarrier_wait(&sm.q_full[q.at], q.parity);
-    mbarrier_wait(&sm.k_full[k.at], k.parity);
-    wgmma_fence();
-    scores.issue(own_q, sm.k[k.at]);
-    wgmma_commit();
-    wgmma_wait<0>();
-    softmax();
-    scores.add_to(sum);
-    pack(p, scores);
+    softmax(sm.trailer[k.at].scale);
+    pack(p, pairs);
     for (int j = 1; j < count; j++) {
       mbarrier_wait(&sm.k_full[k.at], k.parity);
       mbarrier_wait(&sm.v_full[v.at], v.parity);
+      const float k_scale = sm.trailer[k.at].scale;  // no load is moved up over the wait for the scores
       take_turn(group);
       wgmma_fence();
-      scores.issue(own_q, sm.k[k.at]);
+      issue_scores();
       wgmma_commit();
       sums.issue(p, sm.v[v.at], (j - 1) % PROMOTE != 0);
       wgmma_commit();
       pass_turn(group);
       wgmma_wait<1>();  // the scores; P V is still under way
-      bool rose = softmax();
-      sum[0] *= reference.fade[0], sum[1] *= reference.fade[1];
-      scores.add_to(sum);
-      // ptxas moves the wait for P V up, over all that no branch holds back. This branch needs the exponentials, so
-      // they are computed while the tensor cores work, as written.
-      bool rescale = warp_any(rose | scores.negative(sum));
-      if (rescale) sums.scale_total(reference.fade);
+      bool rose = softmax(k_scale);
+      if (rose) sums.scale_total(reference.fade);
       wgmma_wait<0>();
       mbarrier_arrive_warp(&sm.v_empty[v.at]);
       v.next();
-      if (rescale) sums.scale_short(reference.fade);
+      if (rose) sums.scale_short(reference.fade);
       if (j % PROMOTE == 0) sums.promote();
-      pack(p, scores);  // not before P V has read the last one: ptxas would serialise (C7513)
+      pack(p, pairs);  // not before P V has read the last one: ptxas would serialise (C7513)
     }
-    mbarrier_arrive_warp(&sm.q_empty[q.at]);
+
+    // The last P V, and with it the next query tile's first scores.
+    const Ring<2> before = q;
     q.next();
+    if (item + gridDim.x < items) {
+      mbarrier_wait(&sm.q_full[q.at], q.parity);
+      mbarrier_wait(&sm.k_full[k.at], k.parity);
+    }
     mbarrier_wait(&sm.v_full[v.at], v.parity);
+    take_turn(group);
     wgmma_fence();
+    issue_scores();  // of stale tiles if there is no next one; nobody reads them
     sums.issue(p, sm.v[v.at], (count - 1) % PROMOTE != 0);
     wgmma_commit();
+    pass_turn(group);
     wgmma_wait<0>();
     mbarrier_arrive_warp(&sm.v_empty[v.at]);
     v.next();
 
-#if SUM_CODES
+#if SCORES != FP32
     const float denominator[2] = {sums.total[64] + sums.short_sum[64], sums.total[66] + sums.short_sum[66]};
 #else
     float denominator[2];
@@ -465,7 +471,8 @@ DEVICE void consume(const Parameters& P, Shared& sm, int group) {
       denominator[h] += shuffle_xor(denominator[h], 2);
     }
 #endif
-    store(P, sm, sums, denominator, group, stream, tile);
+    store(P, sm, sums, denominator, group, sm.work[before.at], sm.v_scale[before.at]);
+    mbarrier_arrive_warp(&sm.q_empty[before.at]);
   }
   if (group == 0) take_turn(group);  // the last hand-over
 }

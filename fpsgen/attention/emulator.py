@@ -5,13 +5,15 @@ be held to a few parts in a thousand: quantised operands that differ by one code
 
 A row of queries goes through its key tiles one by one, with a running softmax (FlashAttention, arXiv 2205.14135):
 
-- The reference m of the softmax is the running maximum of the scores in log2 units, *rounded up to an integer*, and P
-  is 2^(s - m + 8): at most 256, of E4M3's 448. A new reference multiplies all sums by a power of two, exactly.
+- The reference m of the softmax follows the running maximum of the scores in log2 units, and P is 2^(s - m + 7). E4M3
+  ends at 448 = 2^8.8: a score may lie above m by 1.75. Beyond that m rises, to the next integer above the row's
+  maximum, which multiplies all sums by a power of two, exactly. Most key tiles raise no reference.
 - Tensor cores add up 32 channels or keys per instruction. Hopper's FP8 instructions keep 13 bits behind the leading
   one, of summands and of the sum, and cut off the rest (`sums`): a bias that grows with the number of keys. Hence two
   levels (DeepSeek-V3, arXiv 2412.19437, section 3.3.2): a sum over `promote` tiles there, their sum in true float32.
-- An E4M3 code is a coarse logarithm: code ≈ 8 (log2 p + 7). The synthesised half of the exponentials computes the code
-  itself, with two multiply-adds and a rounding; its mantissa is linear where that of the exponential is curved.
+- An E4M3 code is a coarse logarithm: code ≈ 8 (log2 p + 7). A synthesised exponential is the code itself, from two
+  multiply-adds and a rounding; its mantissa is linear where that of the exponential is curved, so that P is up to 6 %
+  too large, as is the sum that it is divided by.
 """
 
 from __future__ import annotations
@@ -30,12 +32,9 @@ from fpsgen.attention.quantize import Format, Quantized
 from fpsgen.attention.sums import HOPPER, Sums, accumulate, accumulate_half, rules
 from fpsgen.attention.tiles import key_lists
 
-_P_LOG2 = 8.0  # P is scaled by 2^8
+_P_LOG2 = 7.0  # P is scaled by 2^7
+_HEADROOM = 1.75  # of scores above the reference
 _FIRST_REFERENCE = -1e30  # below any score
-
-# A linear mantissa makes 2^x too large by up to 6 %; taking this from x leaves ±3 %, so that the synthesised half of P
-# and the other are right on average.
-_LINEAR = 0.044
 _LARGEST_CODE = 126.0  # E4M3's 448; 127 is NaN
 
 # The largest relative error of a kernel's result to its emulator's, in tests, benches and `doctor`. On a CPU the worst
@@ -50,7 +49,7 @@ class Variant:
     """The kernel's compile-time choices that change its numbers.
 
     qk: format of q and k; largest: the number that their scales aim at; scores: what holds q kᵀ; synthesise: whether
-    every other 16 keys get synthesised exponentials; sum_codes: whether the denominator sums P after its rounding, on
+    exponentials are synthesised; sum_codes: whether the denominator sums P after its rounding, on
     the tensor cores, or before; promote: key tiles from one promotion to the next, None for none (one level).
     """
 
@@ -168,7 +167,8 @@ def online_softmax(
     for number, (k, k_scale, v) in enumerate(zip(keys, key_scales, values, strict=True), 1):
         scores = products(q, k, variant, sums)
         factor = per_score * k_scale
-        raised = torch.maximum(reference, (scores.amax(-1, keepdim=True) * factor).ceil())
+        top = scores.amax(-1, keepdim=True) * factor
+        raised = torch.where(top <= reference + _HEADROOM, reference, top.ceil())  # NaN raises it, to NaN
         fade = (reference - raised).exp2()
         total, partial, reference = total * fade, partial * fade, raised
         p, codes = exponentials(scores, factor, reference, variant)
@@ -193,13 +193,12 @@ def products(q: Tensor, k: Tensor, variant: Variant, sums: Sums) -> Tensor:
 def exponentials(scores: Tensor, factor: Tensor, reference: Tensor, variant: Variant) -> tuple[Tensor, Tensor]:
     """P before and after its rounding to E4M3. Arithmetic is FP16 where the scores are, else FP32."""
     held = (lambda x: x.half().float()) if variant.scores == "fp16" else (lambda x: x)
-    p = held(held(scores * held(factor) + held(_P_LOG2 - reference)).exp2())
-    codes = quantize.round_to_(p.clone(), "fp8")
-    if variant.synthesise:
-        # y, in [0, 1], is the code over the largest; saturating arithmetic is free, a conversion is not.
-        slope = held(factor * (8 / _LARGEST_CODE))
-        offset = held((_P_LOG2 + 7 - reference - _LINEAR) * (8 / _LARGEST_CODE))
-        y = held((scores * slope + offset).clamp(0, 1))
-        code = (y * _LARGEST_CODE).round().to(torch.uint8).view(torch.float8_e4m3fn).float()
-        codes = torch.where(torch.arange(scores.shape[-1], device=p.device) // 16 % 2 == 1, code, codes)
-    return p, codes
+    if not variant.synthesise:
+        p = held(held(scores * held(factor) + held(_P_LOG2 - reference)).exp2())
+        return p, quantize.round_to_(p.clone(), "fp8")
+    # y, in [0, 1], is the code over the largest; saturating arithmetic is free, a conversion is not.
+    slope = held(factor * (8 / _LARGEST_CODE))
+    offset = held((_P_LOG2 + 7 - reference) * (8 / _LARGEST_CODE))
+    y = held((scores * slope + offset).clamp(0, 1).nan_to_num(0))
+    code = (y * _LARGEST_CODE).round().to(torch.uint8).view(torch.float8_e4m3fn).float()
+    return code, code

@@ -72,8 +72,8 @@ def why_not_here(device: torch.device) -> str | None:
 def kernels(plan: AttentionPlan, variant: str) -> tuple[PrologueKernel, AttentionKernel]:
     """What runs `plan`, in this order."""
     before, kernel = prologue_kernels.VARIANTS[variant], attention_kernels.VARIANTS[variant]
-    if not kernel.SUM_CODES:  # which makes empty slots free
-        kernel = replace(kernel, RAGGED=bool((plan.tiles.valid < SLOTS).any()))
+    if kernel.SCORES != "INT32" and int(plan.tiles.valid.max()) <= 120:
+        kernel = replace(kernel, KEYS=120)
     return replace(before, SMOOTH_K=plan.smooth_k), kernel
 
 

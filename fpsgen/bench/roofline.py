@@ -8,7 +8,7 @@ else a softmax takes, its maxima, sums and conversions, is under no roof.
 
 With heads of 128 channels a pair takes 512 operations, 1/16 of an SM's clock in 8 bits, and one exponential, 1/16 of a
 clock, too: a kernel in 8 bits that has the unit compute every exponential is bound by both alike. Variants that
-synthesise every other 16 exponentials by multiply-adds (`attention.emulator`) leave half of them to the unit.
+synthesise exponentials by multiply-adds (`attention.emulator`) leave none of them to the unit.
 """
 
 from __future__ import annotations

@@ -25,8 +25,8 @@ def _all() -> Iterator[Named]:
     for variant, kernel in sm90_attention.VARIANTS.items():
         name, about = f"attention-{variant}", _formats(variant)
         yield Named(name, about, kernel)
-        if not kernel.SUM_CODES:  # which makes empty slots free
-            yield Named(f"{name}-full", f"{about}, full tiles only", replace(kernel, RAGGED=False))
+        if kernel.SCORES != "INT32":
+            yield Named(f"{name}-120", f"{about}, tiles of at most 120 tokens", replace(kernel, KEYS=120))
     for variant, before in sm90_prologue.VARIANTS.items():
         name, about = f"prologue-{variant}", _formats(variant)
         yield Named(name, f"{about}, k smoothed", before)

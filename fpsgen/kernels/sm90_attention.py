@@ -11,6 +11,7 @@ _SCORES = {"FP32": 0, "FP16": 1, "INT32": 2}
 
 # Of `kernels_cuda/tile.cuh`: tokens that a tile has room for, channels of a head, bytes beside a tile of k.
 SLOTS, HEAD_DIM, TRAILER_BYTES = 128, 128, 16
+WORK_BYTES = 16  # `Work` of the source
 
 # `Parameters` of the source, which says what each is; pointers, then counts.
 PARAMETERS = np.dtype(
@@ -27,9 +28,10 @@ PARAMETERS = np.dtype(
 class AttentionKernel:
     """One variant of the kernel; `fpsgen.attention.emulator.VARIANTS` says what each computes.
 
-    SCORES: what holds q kᵀ. SYNTHESISE: half of the exponentials without the exponential unit. SUM_CODES: P is summed
-    by the tensor cores. PROMOTE: key tiles from one float32 sum to the next. RAGGED: tiles may have fewer than 128
-    tokens; without that only FP32 saves a mask. STAGES: key tiles in flight; four fill shared memory.
+    SCORES: what holds q kᵀ. With FP32 every exponential is computed, and P is summed before its rounding; with the
+    others P's codes are computed without the exponential unit, and the tensor cores sum them. KEYS: columns of scores,
+    128, or 120 where no tile has more tokens, as at Wan's own sizes. PROMOTE: key tiles from one float32 sum to the
+    next. STAGES: key tiles in flight; four fill shared memory.
 
     Its entry function is `fps_attention`, for any number of blocks: they share the work, and one fills an SM.
 
@@ -41,27 +43,18 @@ class AttentionKernel:
     THREADS: ClassVar[int] = 384
 
     SCORES: Literal["FP32", "FP16", "INT32"]
-    SYNTHESISE: bool
-    SUM_CODES: bool
     PROMOTE: int
-    RAGGED: bool = True
+    KEYS: int = 128
     STAGES: int = 4
 
     def __post_init__(self) -> None:
         short = self.SCORES != "FP32"
-        promote = 4 if short else 1
         for wrong, reason in (
             (self.SCORES not in _SCORES, "scores are FP32, FP16 or INT32"),
             (not 2 <= self.STAGES <= 4, "2 STAGES are needed to overlap, and 5 do not fit in shared memory"),
-            (not short and self.SYNTHESISE, "with FP32 scores no registers are left for SYNTHESISE"),
-            (not short and self.SUM_CODES, "with FP32 scores no registers are left for the four columns of SUM_CODES"),
-            (short and not self.SYNTHESISE, "the exponential unit binds, and nothing is gained over FP32 scores"),
-            (short and not self.SUM_CODES, "SYNTHESISE knows P by its codes alone, and needs SUM_CODES"),
-            (
-                short and not self.RAGGED,
-                "empty slots cost nothing with SUM_CODES: full tiles need no kernel of their own",
-            ),
-            (promote != self.PROMOTE, f"the emulator and the error table have PROMOTE = {promote}"),
+            (self.KEYS not in (120, 128), "tiles have KEYS = 128 slots, of which 120 may be all that is used"),
+            (self.SCORES == "INT32" and self.KEYS != 128, "INT8 tensor cores do not multiply 120 columns"),
+            (self.PROMOTE != (4 if short else 1), "the emulator and the error table have another PROMOTE"),
         ):
             if wrong:
                 raise ValueError(f"{self}: {reason}")
@@ -80,17 +73,18 @@ class AttentionKernel:
     def shared_bytes(self) -> int:
         """The size of `Shared`, which the source asserts: q twice, k and v by stage, rows of the result, barriers."""
         tile = SLOTS * HEAD_DIM
-        v = tile + (1024 if self.SUM_CODES else 0)
+        v = tile + (0 if self.SCORES == "FP32" else 1024)
         out = SLOTS * (2 * HEAD_DIM + 16)
-        whole = 2 * tile + self.STAGES * (tile + v + TRAILER_BYTES + 4 * 8) + out + 4 * 8
+        q = tile + 4 * (SLOTS + HEAD_DIM) + WORK_BYTES + 2 * 8
+        whole = 2 * q + self.STAGES * (tile + v + TRAILER_BYTES + 4 * 8) + out
         return -(-whole // 1024) * 1024
 
 
 # By the format of q and k, then that of the scores; `fpsgen.attention.emulator.VARIANTS` has the same names.
 VARIANTS = {
-    "fp8-fp32": AttentionKernel("FP32", SYNTHESISE=False, SUM_CODES=False, PROMOTE=1),
-    "fp8-fp16": AttentionKernel("FP16", SYNTHESISE=True, SUM_CODES=True, PROMOTE=4),
-    "int8-int32": AttentionKernel("INT32", SYNTHESISE=True, SUM_CODES=True, PROMOTE=4),
+    "fp8-fp32": AttentionKernel("FP32", PROMOTE=1),
+    "fp8-fp16": AttentionKernel("FP16", PROMOTE=4),
+    "int8-int32": AttentionKernel("INT32", PROMOTE=4),
 }
 # The names of older versions, which users may still type and older records have.
 FORMER_NAMES = {"a": "fp8-fp32", "c": "fp8-fp16", "e": "int8-int32"}

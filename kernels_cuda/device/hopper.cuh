@@ -134,6 +134,12 @@ DEVICE u32 pack_e4m3(float a, float b, float c, float d) {
       : "f"(a), "f"(b), "f"(c), "f"(d));
   return r;
 }
+// Two floats to the lower two bytes.
+DEVICE u32 pack_e4m3_pair(float a, float b) {
+  u32 r;
+  asm("{\n.reg .b16 both;\ncvt.rn.satfinite.e4m3x2.f32 both, %2, %1;\ncvt.u32.u16 %0, both;\n}\n" : "=r"(r) : "f"(a), "f"(b));
+  return r;
+}
 DEVICE u32 pack_bf16(float low, float high) {
   u32 r;
   asm("cvt.rn.bf16x2.f32 %0, %2, %1;" : "=r"(r) : "f"(low), "f"(high));
@@ -169,20 +175,6 @@ DEVICE u32 half2_fma(u32 a, u32 b, u32 c) {
 DEVICE u32 half2_fma_saturate(u32 a, u32 b, u32 c) {
   u32 r;
   asm("fma.rn.sat.f16x2 %0, %1, %2, %3;" : "=r"(r) : "r"(a), "r"(b), "r"(c));
-  return r;
-}
-DEVICE u32 half2_exp2(u32 x) {
-  u32 r;
-  asm("ex2.approx.f16x2 %0, %1;" : "=r"(r) : "r"(x));
-  return r;
-}
-// Two pairs of FP16 to four E4M3 bytes.
-DEVICE u32 pack_e4m3_half2(u32 low, u32 high) {
-  u32 r;
-  asm("{\n.reg .b16 x, y;\ncvt.rn.satfinite.e4m3x2.f16x2 x, %1;\ncvt.rn.satfinite.e4m3x2.f16x2 y, %2;\n"
-      "mov.b32 %0, {x, y};\n}\n"
-      : "=r"(r)
-      : "r"(low), "r"(high));
   return r;
 }
 

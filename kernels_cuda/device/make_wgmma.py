@@ -66,6 +66,8 @@ class Wgmma:
 
 
 WGMMAS = (
+    Wgmma(120, "f32", "e4m3", "ss"),
+    Wgmma(120, "f16", "e4m3", "ss"),
     Wgmma(128, "f32", "e4m3", "ss"),
     Wgmma(128, "f16", "e4m3", "ss"),
     Wgmma(128, "s32", "s8", "ss"),

@@ -136,6 +136,8 @@ DEVICE u64 swizzled_operand(const void* p) {
   DEVICE void NAME(TYPE (&d)[COUNT], const u32& a0, const u32& a1, const u32& a2, const u32& a3, u64 b, bool accumulate) { \
     host::machine.current->open.push_back({KIND, N, d, {&a0, &a1, &a2, &a3}, 0, b, accumulate});                      \
   }
+WGMMA_SS(wgmma_n120_f32_e4m3_ss, host::Wgmma::F32_E4M3, 120, float, 60)
+WGMMA_SS(wgmma_n120_f16_e4m3_ss, host::Wgmma::F16_E4M3, 120, u32, 30)
 WGMMA_SS(wgmma_n128_f32_e4m3_ss, host::Wgmma::F32_E4M3, 128, float, 64)
 WGMMA_SS(wgmma_n128_f16_e4m3_ss, host::Wgmma::F16_E4M3, 128, u32, 32)
 WGMMA_SS(wgmma_n128_s32_s8_ss, host::Wgmma::S32_S8, 128, int, 64)
@@ -165,6 +167,7 @@ DEVICE float fma_saturate(float a, float b, float c) {
 DEVICE u32 pack_e4m3(float a, float b, float c, float d) {
   return host::to_e4m3(a) | host::to_e4m3(b) << 8 | host::to_e4m3(c) << 16 | static_cast<u32>(host::to_e4m3(d)) << 24;
 }
+DEVICE u32 pack_e4m3_pair(float a, float b) { return pack_e4m3(a, b, 0, 0); }
 DEVICE u32 to_bf16(float x) {
   u32 bits = __float_as_int(x);
   return x != x ? 0x7fff : (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
@@ -195,8 +198,4 @@ DEVICE u32 half2_fma(u32 a, u32 b, u32 c) {
 DEVICE u32 half2_fma_saturate(u32 a, u32 b, u32 c) {
   return half2_of(saturate(half_fma(half2_low(a), half2_low(b), half2_low(c))),
                   saturate(half_fma(half2_high(a), half2_high(b), half2_high(c))));
-}
-DEVICE u32 half2_exp2(u32 x) { return half2_of(exp2f(half2_low(x)), exp2f(half2_high(x))); }
-DEVICE u32 pack_e4m3_half2(u32 low, u32 high) {
-  return pack_e4m3(half2_low(low), half2_high(low), half2_low(high), half2_high(high));
 }

@@ -19,6 +19,7 @@ GRIDS = {
     "ragged": RAGGED,
     "of 120": TileGrid((3, 10, 16), (3, 5, 8)),
     "full": TileGrid((2, 8, 24), (2, 8, 8)),
+    "ragged, of 128": TileGrid((2, 9, 17), (2, 8, 8)),
 }
 
 Given = tuple[Tensor, Tensor, Tensor, QKTransform]

@@ -228,10 +228,10 @@ DEVICE const u8* operands(const Parameters& P, Shared& sm, int b_rows) {
 // Four steps along K. The first must ignore what is in D, which only a run tells it: the compiler would else clear D.
 DEVICE bool accumulates(const Parameters& P, int step) { return step > 0 || P.count == 0; }
 
-#define PROBE_SS(WGMMA, NUMBER, COUNT)                                                                     \
+#define PROBE_SS(WGMMA, NUMBER, COUNT, B_ROWS)                                                                     \
   KERNEL(GROUP, 1) probe_##WGMMA(PARAMETERS Parameters P) {                                                \
     SHARED(Shared, sm);                                                                                    \
-    operands(P, sm, 128);                                                                                  \
+    operands(P, sm, B_ROWS);                                                                               \
     u64 a = swizzled_operand(sm.a), b = swizzled_operand(sm.b);                                            \
     NUMBER d[COUNT];                                                                                       \
     fill(d, P.out);                                                                                        \
@@ -241,9 +241,11 @@ DEVICE bool accumulates(const Parameters& P, int step) { return step > 0 || P.co
     wgmma_wait<0>();                                                                                       \
     hand_over(P.out, d);                                                                                   \
   }
-PROBE_SS(wgmma_n128_f32_e4m3_ss, float, 64)
-PROBE_SS(wgmma_n128_f16_e4m3_ss, u32, 32)
-PROBE_SS(wgmma_n128_s32_s8_ss, int, 64)
+PROBE_SS(wgmma_n120_f32_e4m3_ss, float, 60, 120)
+PROBE_SS(wgmma_n120_f16_e4m3_ss, u32, 30, 120)
+PROBE_SS(wgmma_n128_f32_e4m3_ss, float, 64, 128)
+PROBE_SS(wgmma_n128_f16_e4m3_ss, u32, 32, 128)
+PROBE_SS(wgmma_n128_s32_s8_ss, int, 64, 128)
 
 // A in registers, as wgmma.cuh has it: r[4 step + i].
 DEVICE void load_a(u32 (&r)[4 * K_STEPS], const u8* rows) {
@@ -313,6 +315,7 @@ PROBE(exp2_approx, exp2_approx(x.number(0)))
 PROBE(max_or_nan, max_or_nan(x.number(0), x.number(1)))
 PROBE(fma_saturate, fma_saturate(x.number(0), x.number(1), x.number(2)))
 PROBE(pack_e4m3, pack_e4m3(x.number(0), x.number(1), x.number(2), x.number(3)))
+PROBE(pack_e4m3_pair, pack_e4m3_pair(x.number(0), x.number(1)))
 PROBE(pack_bf16, pack_bf16(x.number(0), x.number(1)))
 PROBE(half2, half2(x.number(0)))
 PROBE(half2_low, half2_low(x.word(0)))
@@ -320,5 +323,3 @@ PROBE(half2_high, half2_high(x.word(0)))
 PROBE(half2_max, half2_max(x.word(0), x.word(1)))
 PROBE(half2_fma, half2_fma(x.word(0), x.word(1), x.word(2)))
 PROBE(half2_fma_saturate, half2_fma_saturate(x.word(0), x.word(1), x.word(2)))
-PROBE(half2_exp2, half2_exp2(x.word(0)))
-PROBE(pack_e4m3_half2, pack_e4m3_half2(x.word(0), x.word(1)))

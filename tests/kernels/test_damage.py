@@ -12,7 +12,7 @@ from fpsgen.attention.tiles import TileGrid
 from tests.kernels import host
 
 TILES = TileGrid((1, 6, 6), (1, 3, 6))  # two tiles of 18 tokens
-TOKEN = 20  # the second of the second tile; in v's and P's order it falls to a synthesised half
+TOKEN = 20  # the second of the second tile
 HEADS = 2
 
 

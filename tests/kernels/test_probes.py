@@ -115,11 +115,6 @@ def half2_fma_saturate(words: Words) -> Words:
     return words_of(*to_half(saturated(fused(*halves(words)))).T)
 
 
-def half2_exp2(words: Words) -> Words:
-    with np.errstate(over="ignore", invalid="ignore"):
-        return words_of(*to_half(np.exp2(halves(words)[0].astype(np.float64))).T)
-
-
 def exp2_approx(words: Words) -> Words:
     with np.errstate(over="ignore", invalid="ignore"):
         return flushed(np.exp2(flushed(floats(words)[0]).astype(np.float64)).astype(np.float32)).view(np.uint32)
@@ -176,6 +171,8 @@ ORACLES: dict[str, Callable[[Words], Words]] = {
     "registers": registers,
     "swizzled_operand": swizzled_operand,
     "wgmma_groups": wgmma_groups,
+    "wgmma_n120_f32_e4m3_ss": products("f32", 120),
+    "wgmma_n120_f16_e4m3_ss": products("f16", 120),
     "wgmma_n128_f32_e4m3_ss": products("f32"),
     "wgmma_n128_f16_e4m3_ss": products("f16"),
     "wgmma_n128_s32_s8_ss": products("s32"),
@@ -185,6 +182,7 @@ ORACLES: dict[str, Callable[[Words], Words]] = {
     "max_or_nan": max_or_nan,
     "fma_saturate": fma_saturate,
     "pack_e4m3": lambda words: words_of(*to_e4m3(floats(words))),
+    "pack_e4m3_pair": lambda words: words_of(*to_e4m3(np.pad(floats(words)[:2], ((0, 2), (0, 0))))),
     "pack_bf16": pack_bf16,
     "half2": lambda words: words_of(*[to_half(floats(words)[0])] * 2),
     "half2_low": lambda words: halves(words)[0, :, 0].astype(np.float32).view(np.uint32),
@@ -192,8 +190,6 @@ ORACLES: dict[str, Callable[[Words], Words]] = {
     "half2_max": half2_max,
     "half2_fma": half2_fma,
     "half2_fma_saturate": half2_fma_saturate,
-    "half2_exp2": half2_exp2,
-    "pack_e4m3_half2": lambda words: words_of(*to_e4m3(np.moveaxis(halves(words), -1, 1).reshape(4, -1))),
 }
 
 
@@ -263,6 +259,7 @@ INSTRUCTIONS: dict[str, list[str]] = {
     "max_or_nan": [r"FMNMX\.NAN"],
     "fma_saturate": [r"FFMA\.FTZ\.SAT"],
     "pack_e4m3": [r"F2FP\.SATFINITE\.E4M3\.F32"],
+    "pack_e4m3_pair": [r"F2FP\.SATFINITE\.E4M3\.F32"],
     "pack_bf16": [r"F2FP\.BF16\.F32\.PACK_AB"],
     "half2": [r"F2FP\.F16\.F32\.PACK_AB"],
     "half2_low": [r"HADD2\.F32"],
@@ -270,10 +267,10 @@ INSTRUCTIONS: dict[str, list[str]] = {
     "half2_max": ["HMNMX2 "],
     "half2_fma": [r"HFMA2(\.MMA)? "],
     "half2_fma_saturate": [r"HFMA2(\.MMA)?\.SAT"],
-    "half2_exp2": [r"MUFU\.EX2\.F16"],
-    "pack_e4m3_half2": [r"F2FP\.SATFINITE\.E4M3\.F16"],
 }
 PRODUCTS = {
+    "wgmma_n120_f32_e4m3_ss": (r"QGMMA\.64x120x32\.F32\.E4M3\.E4M3 R\d+, gdesc",),
+    "wgmma_n120_f16_e4m3_ss": (r"QGMMA\.64x120x32\.F16\.E4M3\.E4M3 R\d+, gdesc",),
     "wgmma_n128_f32_e4m3_ss": (r"QGMMA\.64x128x32\.F32\.E4M3\.E4M3 R\d+, gdesc",),
     "wgmma_n128_f16_e4m3_ss": (r"QGMMA\.64x128x32\.F16\.E4M3\.E4M3 R\d+, gdesc",),
     "wgmma_n128_s32_s8_ss": (r"IGMMA\.64x128x32\.S8\.S8 R\d+, gdesc",),

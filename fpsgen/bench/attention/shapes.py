@@ -44,15 +44,14 @@ class Shape:
         """The work of attention itself: in 16 bits q, k, v in and the result out; or that of a variant of our kernel,
         images in and the result out.
 
-        A pair of tokens has one exponential for each head, or half of one where the variant synthesises the others. (In
-        a tile of 120 keys 64 are left to the unit, not 60; the tensor cores need half as long again even then.) Each
-        tile of k and v is in some list, so that sparsity saves no bytes; the lists are too short to count.
+        A pair of tokens has one exponential for each head, or none where the variant synthesises them. Each tile of k
+        and v is in some list, so that sparsity saves no bytes; the lists are too short to count.
         """
         flops = plan.flops(self.heads, HEAD_DIM)
         pairs = flops / (4 * HEAD_DIM)
         if variant is None:
             return Amounts(flops, pairs, 4 * self._activations)
-        exponentials = pairs / 2 if VARIANTS[variant].synthesise else pairs
+        exponentials = 0 if VARIANTS[variant].synthesise else pairs
         return Amounts(flops, exponentials, self._images(variant) + self._activations)
 
     def prepare(self) -> Amounts:
