@@ -54,7 +54,7 @@ class AttentionKernel:
             (not 2 <= self.STAGES <= 4, "2 STAGES are needed to overlap, and 5 do not fit in shared memory"),
             (self.KEYS not in (120, 128), "tiles have KEYS = 128 slots, of which 120 may be all that is used"),
             (self.SCORES == "INT32" and self.KEYS != 128, "INT8 tensor cores do not multiply 120 columns"),
-            (self.PROMOTE != (4 if short else 1), "the emulator and the error table have another PROMOTE"),
+            ((4 if short else 1) != self.PROMOTE, "the emulator and the error table have another PROMOTE"),
         ):
             if wrong:
                 raise ValueError(f"{self}: {reason}")

@@ -37,6 +37,9 @@ class Fault:
 
 def of_attention() -> Iterator[Fault]:
     wait_k, wait_v = "mbarrier_wait(&sm.k_full[k.at], k.parity);", "mbarrier_wait(&sm.v_full[v.at], v.parity);"
+    wait_free_q = "mbarrier_wait(&sm.q_empty[q.at], q.parity ^ 1);"
+    work = "sm.work[q.at] = {stream, first, valid, list.count};"
+    columns = "{\n#if KEYS == 120\n      wgmma_n120_f16"
     for name, old, new, *number in (
         ("no wait for q", "mbarrier_wait(&sm.q_full[q.at], q.parity);", ""),
         ("no wait for the first k", wait_k, ""),
@@ -47,7 +50,7 @@ def of_attention() -> Iterator[Fault]:
         ("no wait for the last v", wait_v, "", 1),
         ("producer takes a full k buffer", "mbarrier_wait(&sm.k_empty[kv.at], kv.parity ^ 1);", ""),
         ("producer takes a full v buffer", "mbarrier_wait(&sm.v_empty[kv.at], kv.parity ^ 1);", ""),
-        ("producer takes a full q buffer", "mbarrier_wait(&sm.q_empty[q.at], q.parity ^ 1);", ""),
+        ("producer takes a full q buffer", wait_free_q, ""),
         ("wrong parity for k", wait_k, wait_k.replace("k.parity", "k.parity ^ 1"), 1),
         ("wrong parity for a free v", "kv.parity ^ 1);", "kv.parity);", 1),
         ("k is never released", "mbarrier_arrive_warp(&sm.k_empty[k.at]);", ""),
@@ -57,12 +60,9 @@ def of_attention() -> Iterator[Fault]:
          "mbarrier_arrive_warp(&sm.q_empty[before.at]);\n    store(P, sm, sums, denominator"),
         ("q is never released", "    mbarrier_arrive_warp(&sm.q_empty[before.at]);\n", ""),
         ("the next query tile's work is written too early",
-         "    mbarrier_wait(&sm.q_empty[q.at], q.parity ^ 1);\n    sm.work[q.at] = {stream, first, valid, list.count};",
-         "    sm.work[q.at] = {stream, first, valid, list.count};\n    mbarrier_wait(&sm.q_empty[q.at], q.parity ^ 1);"),
-        ("scales of the next query tile", "store(P, sm, sums, denominator, group, sm.work[before.at], sm.v_scale[before.at]);",
-         "store(P, sm, sums, denominator, group, sm.work[before.at], sm.v_scale[q.at]);"),
-        ("rows of the next query tile", "store(P, sm, sums, denominator, group, sm.work[before.at]",
-         "store(P, sm, sums, denominator, group, sm.work[q.at]"),
+         f"    {wait_free_q}\n    {work}", f"    {work}\n    {wait_free_q}"),
+        ("scales of the next query tile", "sm.v_scale[before.at]", "sm.v_scale[q.at]"),
+        ("rows of the next query tile", "group, sm.work[before.at]", "group, sm.work[q.at]"),
         ("a key of 120 too many rows back", "wgmma_n120_f16_e4m3_ss(s, a + 2 * i, b + 2 * i, i > 0);",
          "wgmma_n120_f16_e4m3_ss(s, a + 2 * i, b + 2 * i + 64, i > 0);"),
         ("the wrong group begins", "if (group == 1) pass_turn(group);", "if (group == 0) pass_turn(group);"),
@@ -77,9 +77,10 @@ def of_attention() -> Iterator[Fault]:
         ("second group reads the first one's q", "sm.q[q.at] + GROUP_ROWS * group * HEAD_DIM,", "sm.q[q.at],"),
         ("scale of the next tile", "P.trailers + key",
          "P.trailers + (u64)stream * P.tiles + list[j + 1 < list.count ? j + 1 : 0]"),
-        ("a step along K left out", "i < K_STEPS; i++) {\n#if KEYS == 120\n      wgmma_n120_f16", "i < K_STEPS - 1; i++) {\n#if KEYS == 120\n      wgmma_n120_f16"),
+        ("a step along K left out", f"i < K_STEPS; i++) {columns}", f"i < K_STEPS - 1; i++) {columns}"),
         ("stale reference", "      m[h] = raised;\n", ""),
-        ("the reference never rises again", "if (!warp_any(!within)) return false;", "if (!warp_any(m[0] == FIRST_M)) return false;"),
+        ("the reference never rises again", "if (!warp_any(!within)) return false;",
+         "if (!warp_any(m[0] == FIRST_M)) return false;"),
         ("the reference rises with any score", "float raised = top[h] <= m[h] + HEADROOM ? m[h] : ceilf(top[h]);",
          "float raised = max(m[h], ceilf(top[h]));"),
         ("a reference that is no integer", "m[h] : ceilf(top[h]);", "m[h] : top[h];"),

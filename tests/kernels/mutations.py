@@ -59,6 +59,7 @@ def attention_checks() -> Iterator[tuple[str, Callable[[str], None]]]:
                     partial(ragged, name=name, schedule=schedule, windows=windows, blocks=1),
                 )
         yield f"{name}, scores far below zero", partial(ragged, name=name, schedule=Schedule(3), offset=2.0)
+        yield f"{name}, NaN in a tile of k", partial(damaged, name=name)
 
 
 def ragged(
@@ -81,6 +82,13 @@ def full(source: str, name: str) -> None:
     plan = plan_for(name, FULL)
     found = host.attention(q, k, v, plan, name, source=source, schedule=Schedule(3))
     assert_near(found, emulate(q, k, v, plan, VARIANTS[name]))
+
+
+def damaged(source: str, name: str) -> None:
+    q, k, v = random_qkv(GRID)
+    k[:, 9] = torch.nan  # in the third tile, so that a query tile has references by then
+    found = host.attention(q, k, v, plan_for(name, GRID, smooth_k=False), name, source=source)
+    assert not found.isfinite().any(), "damage looks like a video"
 
 
 def long_lists(source: str, name: str) -> None:

@@ -37,7 +37,7 @@ def test_attention_on_the_tensor_cores(name: str, keys: int) -> None:
     built = cache.build(replace(sm90_attention.VARIANTS[name], KEYS=keys))
     assert built.functions["fps_attention"].spilled_bytes == 0  # and no C75 line, or it would have been refused
     code = disassembled(built.cubin)
-    # Four steps each: the first Q K, in the loop Q K and P V, at a query tile's end the next one's Q K and the last P V.
+    # Four steps each: the first Q K; in the loop Q K and P V; at a query tile's end the last P V and the next Q K.
     scores = "IGMMA" if name == "int8-int32" else "QGMMA"
     counts = Counter(re.findall(r"\b([QI]GMMA)\.64x(\d+)x", code))
     columns = "128" if name == "fp8-fp32" else "136"
