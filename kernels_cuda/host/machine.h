@@ -182,7 +182,7 @@ void run_block(const Kernel& kernel, int threads) {
     }
     bool stuck = m.progress == before;
     if (m.late == COPIES && stuck && !m.copies.empty()) {
-      land(m.copies.size() - 1);  // the newest first
+      land(m.random() % 2 ? m.copies.size() - 1 : 0);  // the newest or the oldest: either may overtake
     } else if (m.late != COPIES) {
       for (size_t i = 0; i < m.copies.size();) m.late == WGMMAS || m.random() % 3 == 0 ? land(i) : void(i++);
     }

@@ -14,6 +14,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
@@ -85,9 +86,15 @@ def full(source: str, name: str) -> None:
 
 
 def damaged(source: str, name: str) -> None:
+    """The prologue marks a tile of k that has a NaN by its scale."""
     q, k, v = random_qkv(GRID)
-    k[:, 9] = torch.nan  # in the third tile, so that a query tile has references by then
-    found = host.attention(q, k, v, plan_for(name, GRID, smooth_k=False), name, source=source)
+    plan = plan_for(name, GRID)
+    made = host.images(q, k, v, plan, name)
+    host.trailers(made["trailers"])["scale"][:, 2] = (
+        np.nan
+    )  # not of the first tile: a query tile has a reference by then
+    with mock.patch.object(host, "images", return_value=made):
+        found = host.attention(q, k, v, plan, name, source=source)
     assert not found.isfinite().any(), "damage looks like a video"
 
 
