@@ -106,7 +106,7 @@ def layers(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     found = []
     for (name, by), one in by_name.items():
         if name.startswith("attention"):
-            variant = name.removeprefix("attention-").removesuffix("-full")
+            variant = next(one for one in VARIANTS if name.startswith(f"attention-{one}"))
             prologue = by_name[f"prologue-{variant}", by]["dram_bytes"]
             found += [layer(one, prologue, text, l2) for text in DENSITIES for l2 in speed.L2]
     return found
@@ -130,7 +130,7 @@ def layer(one: dict[str, Any], prologue: int, density: str, l2: float) -> dict[s
 def calibration() -> float:
     """TFLOP/s of fp8-fp32 on full tiles of 128 tokens without promotions, at the highest clock, without L2's roof."""
     kernel = VARIANTS["fp8-fp32"]
-    functions, _ = compiled(kernel, {"PROMOTE": _NEVER, "RAGGED": 0})
+    functions, _ = compiled(kernel, {"PROMOTE": _NEVER})
     way = Way(functions["fps_attention"], _NEVER, SLOTS)
     return speed.speed_of(way, kernel.key_tile_bytes, pipes.shipped()).tflops(speed.CLOCKS[1], 1e99, SLOTS)
 

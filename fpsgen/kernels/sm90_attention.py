@@ -67,7 +67,7 @@ class AttentionKernel:
     @property
     def key_tile_bytes(self) -> int:
         """What a block copies for one key tile: k, its trailer, v."""
-        return (2 * HEAD_DIM + (8 if self.SUM_CODES else 0)) * SLOTS + TRAILER_BYTES
+        return self.KEYS * HEAD_DIM + TRAILER_BYTES + (HEAD_DIM + (0 if self.SCORES == "FP32" else 8)) * SLOTS
 
     @property
     def shared_bytes(self) -> int:

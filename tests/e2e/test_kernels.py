@@ -332,7 +332,7 @@ def test_show_without_nvdisasm_says_how_to_install_it(full: Path, monkeypatch: p
     monkeypatch.setattr(disassembly.shutil, "which", lambda name: None)
     result = kernels("show", "attention-fp8-fp16")
     assert result.exit_code == 0, result.output
-    assert "16 QGMMA" in result.stdout
+    assert "20 QGMMA" in result.stdout
     assert result.stderr.count("note:") == 1
     assert "pip install nvidia-cuda-nvdisasm" in result.stderr
     report = told(kernels("show", "attention-fp8-fp16", "--json"))
