@@ -24,8 +24,9 @@ import torch
 from benchmarks.card import cubins
 from fpsgen import files
 from fpsgen.attention import hopper
+from fpsgen.attention.plan import AttentionPlan
 from fpsgen.bench.attention.contenders import Inputs
-from fpsgen.bench.attention.shapes import chosen_windows, plan_8bit, shape
+from fpsgen.bench.attention.shapes import Shape, chosen_windows, plan_8bit, shape
 from fpsgen.bench.stopwatch import Stopwatch
 from fpsgen.kernels import cache, nvrtc
 from fpsgen.kernels.sm90_attention import VARIANTS, AttentionKernel
@@ -53,7 +54,8 @@ class Ablation:
         return text
 
     def kernel(self, variant: str) -> AttentionKernel:
-        return replace(VARIANTS[variant], **dict(self.changes))
+        _, kernel = hopper.kernels(plan(shape(MODEL, RES), variant), variant)
+        return replace(kernel, **dict(self.changes))
 
     def compiled(self, variant: str) -> bytes:
         """The cubin; CompileError where it spills, or wgmma is serialised."""
@@ -63,6 +65,11 @@ class Ablation:
         return cache.checked(self.name, kernel.architecture, source, headers, options)[0]
 
 
+_NO_MAXIMUM = ("bool rose = reference.raise(scores, factor);", "bool rose = false;")
+_NO_EXPONENTIALS = (  # scores stay in use, or Q K went, too
+    "scores.exponentials(pairs, sum, factor, reference.m);",
+    "for (int i = 0; i < 30; i++) pairs[i] = static_cast<u32>(scores.s[i]);",
+)
 _COPIES = "mbarrier_arrive_expect(&sm.{0}_full[kv.at], "
 ABLATIONS = (
     Ablation("as it is", variants=tuple(VARIANTS)),
@@ -72,7 +79,7 @@ ABLATIONS = (
     )),
     Ablation("3 stages", changes=(("STAGES", 3),)),
     Ablation("2 stages", changes=(("STAGES", 2),)),
-    Ablation("full tiles: no mask", changes=(("RAGGED", False),), variants=("fp8-fp32",)),
+    Ablation("128 columns of scores", changes=(("KEYS", 128),), variants=("fp8-fp32", "fp8-fp16")),
     Ablation("each buffer is copied once", (
         ("  Ring<STAGES> kv;\n  for (int item", "  Ring<STAGES> kv;\n  int passed = 0;\n  for (int item"),
         (_COPIES.format("k"), "if (passed >= STAGES) mbarrier_arrive(&sm.k_full[kv.at]);\n      else "
@@ -83,25 +90,21 @@ ABLATIONS = (
          + _COPIES.format("v")),
         ("      bulk_load(sm.v[kv.at]", "      if (passed++ < STAGES) bulk_load(sm.v[kv.at]"),
     )),
-    Ablation("no maximum", (("bool rose = reference.raise(scores, factor);", "bool rose = false;"),)),
-    Ablation("no exponentials", (("scores.exponentials(factor, reference.m);", ""),)),
-    Ablation("no softmax", (
-        ("bool rose = reference.raise(scores, factor);", "bool rose = false;"),
-        ("scores.exponentials(factor, reference.m);", ""),
-    )),
-    Ablation("all exponentials by the exponential unit", (("return SYNTHESISE && (j & 2);", "return false;"),)),
-    Ablation("all exponentials synthesised", (("return SYNTHESISE && (j & 2);", "return SYNTHESISE;"),)),
-    Ablation("no Q K in the loop", (
-        ("take_turn(group);\n      wgmma_fence();\n      scores.issue(own_q, sm.k[k.at]);",
-         "take_turn(group);\n      wgmma_fence();"),
-    )),
+    Ablation("no maximum", (_NO_MAXIMUM,)),
+    Ablation("no exponentials", (_NO_EXPONENTIALS,)),
+    Ablation("no softmax", (_NO_MAXIMUM, _NO_EXPONENTIALS)),
+    Ablation("a quarter of Q K", (("constexpr int K_STEPS = HEAD_DIM / 32;", "constexpr int K_STEPS = 1;"),)),
     Ablation("no P V in the loop", (  # P stays in use, or its exponentials went, too
         ("sums.issue(p, sm.v[v.at], (j - 1) % PROMOTE != 0);",
          "for (int i = 0; i < 16; i++) sums.total[i] += __int_as_float(static_cast<int>(p[i]));"),
     )),
     Ablation("no promotion", (("if (j % PROMOTE == 0) sums.promote();", ""),)),
-    Ablation("nothing is stored", (("    if (row < valid)\n", "    if (row < valid - SLOTS)\n"),)),
+    Ablation("nothing is stored", (("< work.valid)", "< work.valid - SLOTS)"),)),
 )  # fmt: skip
+
+
+def plan(given: Shape, variant: str) -> AttentionPlan:
+    return plan_8bit(given.tiles, chosen_windows(given.tiles, [DENSITY])[DENSITY], variant)
 
 
 def jobs() -> Iterator[tuple[Ablation, str]]:
@@ -143,17 +146,16 @@ class Measure:
         self.operands: dict[str, Any] = {}
 
     def __call__(self, ablation: Ablation, variant: str, cubin: bytes) -> list[float]:
-        given, tiles = self.inputs, self.inputs.shape.tiles
-        plan = plan_8bit(tiles, chosen_windows(tiles, [DENSITY])[DENSITY], variant)
+        given, chosen = self.inputs, plan(self.inputs.shape, variant)
         if variant not in self.operands:
-            self.operands[variant] = hopper.prologue(given.q, given.k, given.v, given.transform, plan, variant)
+            self.operands[variant] = hopper.prologue(given.q, given.k, given.v, given.transform, chosen, variant)
         entry, kernel = cubins.loaded(cubin).get_function("fps_attention"), ablation.kernel(variant)
 
         def launch(_: object, __: str, blocks: int, parameters: Any, ___: object) -> None:
             cubins.call(entry, blocks, kernel.THREADS, parameters, kernel.shared_bytes)
 
         with mock.patch.object(hopper, "launch", launch):
-            run = partial(hopper.attention_over, self.operands[variant], plan, variant, 1)
+            run = partial(hopper.attention_over, self.operands[variant], chosen, variant, 1)
             return [round(one, 4) for one in self.watch.time([run] * (WARM + LAUNCHES))[WARM:]]
 
 
