@@ -95,8 +95,9 @@ ABLATIONS = (
     Ablation("no softmax", (_NO_MAXIMUM, _NO_EXPONENTIALS)),
     Ablation("a quarter of Q K", (("constexpr int K_STEPS = HEAD_DIM / 32;", "constexpr int K_STEPS = 1;"),)),
     Ablation("no P V in the loop", (  # P stays in use, or its exponentials went, too
-        ("sums.issue(p, sm.v[v.at], (j - 1) % PROMOTE != 0);",
+        ("sums.issue(p, sm.v[v.at], (j - 1) % PROMOTE != 0);\n      wgmma_commit();",
          "for (int i = 0; i < 16; i++) sums.total[i] += __int_as_float(static_cast<int>(p[i]));"),
+        ("wgmma_wait<1>();", "wgmma_wait<0>();"),
     )),
     Ablation("no promotion", (("if (j % PROMOTE == 0) sums.promote();", ""),)),
     Ablation("nothing is stored", (("< work.valid)", "< work.valid - SLOTS)"),)),
