@@ -168,7 +168,8 @@ def document(record: dict[str, Any]) -> str:
 def tables(record: dict[str, Any]) -> str:
     text = attention_table(record["rows"])
     text += "\n## One layer at 14b 720p, with its prologue\n\nIn ms, and as a ratio to dense attention in BF16 at "
-    text += f"{speed.BF16_TFLOPS} TFLOP/s, by the model; the prologue by its bytes at {speed.DRAM / 1e12:g} TB/s.\n\n"
+    text += f"{speed.BF16_TFLOPS} TFLOP/s, by the model; the prologue by its bytes at {speed.DRAM / 1e12:g} TB/s,\n"
+    text += "without the time of its instructions (kernels_cuda/NOTES.md).\n\n"
     text += layer_table(record["layers"])
     text += (
         "\n## The prologue\n\nBytes of DRAM at 14b 720p, and accesses to global memory by bits for each thread; NVRTC "

@@ -84,7 +84,7 @@ def trial_launch() -> TrialLaunch:
 
 
 def tiny_plans() -> dict[str, AttentionPlan]:
-    """One for each kernel that plans reach, with tiles of all sizes, a window and a dense head."""
+    """One for each variant that plans reach, with tiles of 4 to 24 tokens, a window and a dense head."""
     tiles = TileGrid.cut((2, 5, 9), (2, 3, 4))
     windows, heads = (tiles.fit((1, 1, 3)), None), (0, 1)
     kernels: tuple[QKPrecision, ...] = ("fp8", "int8")

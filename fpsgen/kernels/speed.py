@@ -3,7 +3,7 @@
 One sub-partition of an SM has a quarter of each consumer's warps: for a pair of 128 x 128 tiles, two warps issue one
 iteration of the main loop each. `replay` gives the clocks that this takes; what L2 and shared memory let through are
 roofs beside it. What the model does not know: bank conflicts of registers, the instruction cache, the clock under load,
-and what L2 gives, for which there are two values.
+what L2 gives, for which there are two values, and a prologue's instructions: it counts the bytes of that.
 """
 
 from __future__ import annotations

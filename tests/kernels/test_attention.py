@@ -68,7 +68,7 @@ def test_list_lengths(name: str, schedule: str) -> None:
 
 @pytest.mark.parametrize("length", [3, 6])
 def test_list_lengths_with_one_row_for_the_second_consumer(length: int) -> None:
-    """Tiles of 65 tokens: nearly half of the keys are masked, which only A does."""
+    """Tiles of 65 tokens: nearly half of the keys are masked, which only fp8-fp32 does."""
     compare_lists("fp8-fp32", "random", length, tokens=65)
 
 
