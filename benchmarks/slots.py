@@ -44,13 +44,17 @@ _NEVER = 2**20  # tiles: sums that are never promoted, for the calibration
 
 
 def compiler(name: str) -> contextlib.AbstractContextManager[None]:
-    """UsageError, with the command that installs it, where the old one is not there."""
+    """UsageError, with the command that installs it, where the old one is not there, or another one is."""
     if name == "newest":
         return contextlib.nullcontext()
     within = Path(os.environ.get(OLD_FOLDER) or Path(__file__).parents[1] / f"build/nvrtc-{OLD}")
     found = next(within.rglob("libnvrtc.so.*"), None)
     if not found:
         raise UsageError(f"NVRTC {OLD} is not in {within}", INSTALL_OLD)
+    with nvrtc.using(found.parent):
+        version = "{}.{}".format(*nvrtc.version())
+    if version != OLD:
+        raise UsageError(f"NVRTC {OLD} is not in {within}, but {version}", INSTALL_OLD)
     return nvrtc.using(found.parent)
 
 
@@ -231,8 +235,14 @@ def prologue_table(rows: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    argparse.ArgumentParser(description=__doc__).parse_args()
-    record = measure()
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks.slots", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.parse_args()
+    try:
+        record = measure()
+    except UsageError as missing:
+        parser.error(f"{missing}: {missing.hint}")
     old = json.loads(PLACE.read_text(encoding="utf-8")) if PLACE.exists() else {}
     record["before"] = old["before"] if old else {name: record[name] for name in _KEPT}
     PLACE.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

@@ -9,12 +9,15 @@ the steps' own files. `python -m benchmarks.tables` makes a page of them. Nothin
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
+import signal
 import subprocess
 import sys
+from math import inf
 from pathlib import Path
 
-from benchmarks.card.steps import Step, plan, run_all
+from benchmarks.card.steps import LEAST, Step, plan, run_all
 from benchmarks.record import RESULTS
 
 
@@ -44,12 +47,19 @@ def chosen(names: str | None, steps: tuple[Step, ...]) -> tuple[Step, ...]:
     return tuple(step for step in steps if step.name in wanted)
 
 
+def seconds(text: str) -> float:
+    """ValueError for less than a step needs, and for what is no number."""
+    if not LEAST <= (number := float(text)) < inf:
+        raise ValueError
+    return number
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         "python -m benchmarks.card", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--seconds", type=float, default=480, help="after which no step is begun, and the last one ends"
+        "--seconds", type=seconds, default=480, help="after which no step is begun, and the last one ends"
     )
     parser.add_argument("--out", type=Path, default=RESULTS / "card", help="the folder that is written to")
     parser.add_argument("--steps", help="some of them, separated by commas")
@@ -60,6 +70,9 @@ def main(arguments: list[str] | None = None) -> int:
         steps = chosen(args.steps, plan(folder))
     except ValueError as fault:
         parser.error(str(fault))
+    nearest = next(place for place in (folder, *folder.parents) if place.exists())
+    if not (nearest.is_dir() and os.access(nearest, os.W_OK)):
+        parser.error(f"argument --out: {nearest} is not a folder that can be written to")
     if args.dry_run:
         print("\n".join(map(told, steps)))
         return 0
@@ -77,4 +90,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+            # As Ctrl-C: the step, which is in a group of its own, ends with this program.
+            signal.signal(number, lambda came, _: sys.exit(128 + came))
     sys.exit(main())

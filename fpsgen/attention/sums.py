@@ -84,11 +84,19 @@ def accumulate_half(c: Tensor, a: Tensor, b: Tensor, sums: Sums) -> Tensor:
             c = (c + part @ other).half().float()
             continue
         exact = aligned(c, part, other, sums)
-        rounded = exact.half()
+        rounded = nearest_half(exact)
         if sums.fp16 == "cut":  # the number before, where rounding went away from zero
             rounded = (rounded.view(torch.int16) - (rounded.abs() > exact.abs()).short()).view(torch.half)
         c = rounded.float()
     return c
+
+
+def nearest_half(x: Tensor) -> Tensor:
+    """float64 values in FP16. `half` goes by way of float32, and would round twice: here what float32 has no place for
+    only makes its last bit 1, and so no tie."""
+    bits = x.view(torch.int64)
+    rest = (1 << 29) - 1
+    return (bits & ~rest | (bits & rest).ne(0).long() << 29).view(torch.float64).half()
 
 
 def aligned(c: Tensor, a: Tensor, b: Tensor, sums: Sums) -> Tensor:

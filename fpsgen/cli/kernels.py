@@ -214,10 +214,13 @@ def modelled(named: Named, built: Built, pipes: Pipes) -> tuple[dict[str, Any] |
     from fpsgen.kernels import disassembly, speed
 
     try:
-        found = speed.described(named.kernel, disassembly.disassembled(built.cubin), pipes)
+        listed = disassembly.disassembled(built.cubin)
+        if listed.keys() != built.functions.keys():
+            raise ValueError(f"nvdisasm lists {', '.join(listed) or 'no function'} of {', '.join(built.functions)}")
+        found = speed.described(named.kernel, listed, pipes)
     except disassembly.NoDisassemblerError as missing:
         return None, f"{missing}, so there is no model of the kernel's speed: {missing.marked_hint}"
-    except (ValueError, OSError) as fault:
+    except ValueError as fault:
         return None, f"there is no model of the kernel's speed: {fault}"
     return found | ({"caveat": speed.caveat(), "pipes_from": pipes.source} if "cycles" in found else {}), None
 

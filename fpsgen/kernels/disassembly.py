@@ -14,7 +14,7 @@ from functools import cached_property
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 
-from fpsgen.errors import UsageError
+from fpsgen.errors import UsageError, reason
 
 _WHEEL = "nvidia-cuda-nvdisasm"
 _FIRST = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(?:@(\S+)\s+)?(\S+)\s*(.*?)\s*;\s+/\* 0x[0-9a-f]{16} \*/")
@@ -122,8 +122,12 @@ def tool() -> Path:
 
 
 def disassembled(cubin: Path) -> dict[str, Code]:
-    """By entry function; NoDisassemblerError without nvdisasm, ValueError where it refuses the file."""
-    made = subprocess.run([tool(), "-c", "-hex", cubin], capture_output=True, text=True)
+    """By entry function; NoDisassemblerError without nvdisasm, ValueError where that fails."""
+    program = tool()
+    try:
+        made = subprocess.run([program, "-c", "-hex", cubin], capture_output=True, text=True, errors="replace")
+    except OSError as fault:
+        raise ValueError(f"{program} cannot be run: {reason(fault)}") from None
     if made.returncode:
         raise ValueError(f"nvdisasm cannot read {cubin}: {made.stderr.strip()}")
     return parsed(made.stdout)

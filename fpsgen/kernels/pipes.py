@@ -10,12 +10,15 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from fpsgen import files
 from fpsgen.errors import UsageError
 from fpsgen.kernels.disassembly import Instruction
 from fpsgen.kernels.registers import is_wgmma, wgmma
+from fpsgen.printable import printable
 
 TENSOR_CORES = "tensor cores"
 _OTHERS = "others"
+_MOST_BYTES = 2**16  # of a file of measured pipes: every name in it is compared with every instruction
 
 
 @dataclass(frozen=True)
@@ -99,22 +102,29 @@ def measured(path: Path) -> Pipes:
     result; that of BAR is a turn's. UsageError where the file is none.
     """
     try:
-        told = json.loads(path.read_text(encoding="utf-8"))
-        device, parts = str(told["device"]), [_clocks(told[name]) for name in ("intervals", "latencies")]
+        with files.open_regular(path) as file:
+            data = file.read(_MOST_BYTES + 1)
+        if len(data) > _MOST_BYTES:
+            raise ValueError("no card has so many instructions")
+        told = json.loads(data)
+        device, parts = told["device"], [_clocks(told[name]) for name in ("intervals", "latencies")]
+        if not isinstance(device, str):
+            raise TypeError("a device is text")
     except OSError as fault:
         raise UsageError(f"{path} cannot be read: {fault.strerror or fault}", "name a file of measured pipes") from None
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError):
         hint = (
             'it needs "device", and "intervals" and "latencies" with a positive number of clocks for each instruction'
         )
         raise UsageError(f"{path} is no file of measured pipes", hint) from None
     count = len(parts[0].keys() | parts[1].keys())
-    source = f"measured on {device} for {count} instructions ({path.name}), for others {shipped().source}"
+    source = (
+        f"measured on {printable(device, 100)} for {count} instructions ({path.name}), for others {shipped().source}"
+    )
     return replace(shipped(), source=source, intervals=parts[0], latencies=parts[1])
 
 
 def _clocks(given: dict[str, Any]) -> dict[str, float]:
-    found = {str(name): float(clocks) for name, clocks in given.items()}
-    if not all(0 < clocks < math.inf for clocks in found.values()):
+    if not all(type(clocks) in (int, float) and 0 < clocks < math.inf for clocks in given.values()):
         raise ValueError("a number of clocks is positive")
-    return found
+    return {name: float(clocks) for name, clocks in given.items()}

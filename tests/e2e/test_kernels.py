@@ -340,6 +340,25 @@ def test_show_without_nvdisasm_says_how_to_install_it(full: Path, monkeypatch: p
     assert "nvdisasm" in report["no_model"]
 
 
+@pytest.mark.parametrize("name", ["attention-fp8-fp16", "prologue-fp8-fp16"])
+@pytest.mark.parametrize(
+    "says",
+    ["#!/bin/sh", "#!/bin/sh\necho .text.other:", "#!/bin/sh\nprintf '\\377'", "#!/bin/sh\nexit 9", "no program", None],
+    ids=["nothing", "another", "no text", "fails", "no program", "not there"],
+)
+def test_show_with_an_nvdisasm_that_lists_nothing_of_it(
+    full: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, says: str | None
+) -> None:
+    tool = tmp_path / "nvdisasm"
+    if says is not None:
+        tool.write_text(f"{says}\n")
+        tool.chmod(0o755)
+    monkeypatch.setattr(disassembly, "tool", lambda: tool)
+    report = told(kernels("show", name, "--json"))
+    assert report["model"] is None
+    assert "nvdisasm" in report["no_model"]
+
+
 def test_show_compiles_what_is_not_compiled(empty: Path) -> None:
     text = kernels("show", "prologue-fp8-fp16").stdout
     assert [line.split()[0] for line in text.splitlines()[2:6]] == [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -45,11 +46,24 @@ def test_the_old_compiler_s_code_is_another() -> None:
     assert ours["slots"] != theirs["slots"]
 
 
-def test_without_the_old_compiler_the_command_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_old_compiler_the_command_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv(slots.OLD_FOLDER, str(tmp_path))
     with pytest.raises(UsageError, match="is not in") as error:
         slots.compiler(slots.OLD)
     assert error.value.hint == slots.INSTALL_OLD
+    monkeypatch.setattr(sys, "argv", ["slots"])
+    with pytest.raises(SystemExit) as ended:
+        slots.main()
+    assert ended.value.code == 2
+    assert slots.INSTALL_OLD in capsys.readouterr().err
+
+
+def test_another_compiler_is_not_taken_for_the_old_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(slots.OLD_FOLDER, str(nvrtc.wheel_folder("nvidia-cuda-nvrtc")))
+    with pytest.raises(UsageError, match=", but "):
+        slots.compiler(slots.OLD)
 
 
 def test_a_folder_without_a_compiler_is_refused_and_the_usual_one_stays(tmp_path: Path) -> None:

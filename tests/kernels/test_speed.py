@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -184,15 +185,28 @@ def test_a_measured_file_replaces_numbers(tmp_path: Path) -> None:
     assert replay(way, slow).cycles >= least > replay(way, pipes.shipped()).cycles
 
 
+def with_clocks(clocks: str) -> str:
+    return f'{{"device": "x", "intervals": {{"MUFU": {clocks}}}, "latencies": {{}}}}'
+
+
+@pytest.mark.parametrize("clocks", ["-1", "0", "NaN", "1e999", "1" + 400 * "0", "true", '"8"', "[8]", "null"])
+def test_a_number_of_clocks_is_positive_and_finite(tmp_path: Path, clocks: str) -> None:
+    path = tmp_path / "pipes.json"
+    path.write_text(with_clocks(clocks))
+    with pytest.raises(UsageError):
+        pipes.measured(path)
+
+
 @pytest.mark.parametrize(
-    "damage", ["no json", '{"device": "a card"}', "[]", '{"device": "x", "intervals": {"MUFU": -1}, "latencies": {}}']
+    "damage", ["no json", '{"device": "a card"}', "[]", '{"device": 3, "intervals": {}, "latencies": {}}', 60_000 * "["]
 )
 def test_a_file_that_is_none_is_refused(tmp_path: Path, damage: str) -> None:
     (tmp_path / "pipes.json").write_text(damage)
-    with pytest.raises(UsageError):
-        pipes.measured(tmp_path / "pipes.json")
-    with pytest.raises(UsageError):
-        pipes.measured(tmp_path / "missing.json")
+    os.mkfifo(tmp_path / "pipe")  # which nobody writes to
+    (tmp_path / "huge.json").write_text(with_clocks("8" + 2**17 * " "))
+    for name in ("pipes.json", "missing.json", "pipe", "huge.json", "."):
+        with pytest.raises(UsageError):
+            pipes.measured(tmp_path / name)
 
 
 def test_every_number_of_the_table_has_a_source() -> None:

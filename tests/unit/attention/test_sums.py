@@ -125,6 +125,14 @@ def test_what_is_not_known_makes_a_difference() -> None:
     assert half((1, 1), (2**-5, 2**-6), (2**-9, 2**-6)) == [1, 1, up]  # the last makes more than half, unless it is cut
 
 
+def test_float16_sums_are_rounded_once() -> None:
+    """2^-24 beside a tie makes it more than a tie; by way of float32, it would be lost first."""
+    added_last, a, b = Sums(accumulator="added last"), torch.tensor([[1, 2.0**-5]]), torch.tensor([[1], [2.0**-6]])
+    for sign in (1, -1):
+        found = sums.accumulate_half(torch.full((1, 1), sign * 2.0**-24), sign * a, b, added_last)
+        assert float(found) == sign * (1 + 2.0**-10)
+
+
 def test_nan_stays() -> None:
     for pairs, c in (([(float("nan"), 1)], 0.0), ([(1, float("nan"))], 1.0), ([(1, 1)], float("nan"))):
         assert np.isnan(one_sum(pairs, c)), (pairs, c)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -126,6 +128,48 @@ def test_a_step_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
         card.main(["--steps", "sums,nonsense"])
     assert ended.value.code == 2
     assert "nonsense" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("seconds", ["nan", "inf", "-5", "0", "1", "x"])
+def test_seconds_in_which_nothing_could_run(seconds: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        card.main(["--dry-run", f"--seconds={seconds}"])
+    assert ended.value.code == 2
+    assert "--seconds" in capsys.readouterr().err
+
+
+def test_a_folder_that_is_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    for place in ("file", "file/below"):
+        with pytest.raises(SystemExit) as ended:
+            card.main(["--dry-run", "--out", str(tmp_path / place)])
+        assert ended.value.code == 2
+        assert "file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_whoever_ends_a_run_ends_its_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """A step has a group of its own: on a card it would go on, without a limit."""
+    left = tmp_path / "left"
+    for name, says in (
+        ("nvidia-smi", "echo NVIDIA H100 80GB HBM3, 9.0"),
+        ("ncu", f"while sleep 0.05; do echo >> {shlex.quote(str(left))}; done"),
+    ):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{says}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    command = [sys.executable, "-m", "benchmarks.card", "--steps", "counters", "--out", str(tmp_path)]
+    run = subprocess.Popen(command, cwd=steps.ROOT, stderr=subprocess.PIPE)
+    while not left.exists():
+        assert run.poll() is None
+        time.sleep(0.05)
+    run.send_signal(number)
+    run.communicate(timeout=60)
+    assert run.returncode
+    grown = left.stat().st_size
+    time.sleep(0.5)
+    assert left.stat().st_size == grown
+    assert [one["outcome"] for one in recorded(tmp_path)] == ["running"]
 
 
 @pytest.mark.parametrize(
