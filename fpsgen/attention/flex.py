@@ -26,6 +26,8 @@ def why_not(device: torch.device, plan: AttentionPlan, head_dim: int) -> str | N
     """Why this backend cannot run `plan` on `device`."""
     if device.type != "cuda":
         return "it is for CUDA GPUs"
+    if not plan.has_windows_only:
+        return "it runs windows only, and the plan chooses key tiles by their content or summarises the rest"
     if plan.is_8bit:
         return "it does not round to 8 bits"
     padded = tile_slots(plan.tiles) * len(plan.tiles.valid)

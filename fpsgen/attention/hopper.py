@@ -32,6 +32,8 @@ FASTEST = {"fp8": "fp8-fp16", "int8": "int8-int32"}
 
 def why_not(device: torch.device, plan: AttentionPlan, head_dim: int) -> str | None:
     """Why this backend cannot run `plan` on `device`."""
+    if not plan.has_windows_only:
+        return "it runs windows only, and the plan chooses key tiles by their content or summarises the rest"
     if plan.qk not in FASTEST or plan.pv != "fp8":
         return "it rounds q, k, v and P to 8 bits, and the plan does not"
     if head_dim != HEAD_DIM:

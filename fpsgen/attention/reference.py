@@ -9,6 +9,12 @@ precisions of section 3.1):
 
 The denominator sums the rounded P, so that an output stays a weighted mean of values. Where the plan says smooth_k, k
 loses its mean over tokens before it is rounded, which changes no P but by rounding.
+
+A plan may choose other tiles W(u): the `top` share, by the content of q and k (`select`). And it may have a summary of
+the rest: each tile outside of W(u) is one more column of S, that of the mean of its n keys, with log n added; and one
+more row of v, the mean of its values. This is what n equal keys and values come to. Σ P takes these columns in. Means
+are taken before any rounding, those of k after it loses its own mean over tokens, if it does. Mean keys are rounded
+like k, with one scale for 128 of them; mean values have v's scales.
 """
 
 from __future__ import annotations
@@ -19,8 +25,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from fpsgen.attention import quantize
-from fpsgen.attention.plan import AttentionPlan
+from fpsgen.attention import quantize, select
+from fpsgen.attention.plan import AttentionPlan, KeyTiles
 from fpsgen.attention.tiles import Shape3, TileGrid, key_lists, outlives_inference
 
 # Numbers of one kind that may be in memory at once; 256 MB of float32.
@@ -34,8 +40,9 @@ def why_not(device: torch.device, plan: AttentionPlan, head_dim: int) -> str | N
 
 def make_ready(plan: AttentionPlan, device: torch.device) -> None:
     """Group the query rows of every window by what they see."""
-    for window in plan.windows:
-        grouped(plan.tiles, window, device)
+    for own in plan.key_tiles:
+        if own.is_window:
+            grouped(plan.tiles, own.window, device)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan) -> Tensor:
@@ -47,19 +54,80 @@ def attention(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan) -> Tensor:
         raise NotImplementedError("the reference has no gradients: run it under torch.no_grad()")
     rows_first = [x.transpose(1, 2) for x in rounded(q, k, v, plan)]  # [batch, heads, tokens, head_dim]
     out = torch.empty(rows_first[2].shape, device=v.device)
-    for index, window in enumerate(plan.windows):
+    for index, seen in enumerate(plan.key_tiles):
         heads = plan.heads_of(index)
         queries, keys, values = (x[:, heads] for x in rows_first)
-        order, inverse, groups = grouped(plan.tiles, window, q.device)
-        means = []
-        for rows, group in zip(queries.index_select(2, order).split([g.rows for g in groups], 2), groups, strict=True):
-            lists, many = at_once(len(q) * queries.shape[1], q.shape[3], group)
-            parts = rows.unflatten(2, (-1, group.queries)).split(lists, 2)
-            for part, seen in zip(parts, group.keys.split(lists), strict=True):
-                k_seen, v_seen = (gathered(x, seen, window) for x in (keys, values))
-                means += [softmax_mean(some, k_seen, v_seen, plan).flatten(2, 3) for some in part.split(many, 3)]
-        out[:, heads] = torch.cat(means, 2).index_select(2, inverse)
+        if seen.is_window:
+            out[:, heads] = over_window(queries, keys, values, seen.window, plan)
+            continue
+        lists = key_tiles(q[:, :, heads], k[:, :, heads], seen, plan.tiles)
+        rest = summary(k[:, :, heads], v[:, :, heads], plan) if seen.rest == "summary" else None
+        out[:, heads] = over_lists(queries, keys, values, lists, rest, plan)
     return out.transpose(1, 2).to(v.dtype)
+
+
+def over_window(q: Tensor, k: Tensor, v: Tensor, window: Shape3 | None, plan: AttentionPlan) -> Tensor:
+    """Attention over a window, [batch, heads, tokens, head_dim]; without one, over all tiles."""
+    order, inverse, groups = grouped(plan.tiles, window, q.device)
+    means = []
+    for rows, group in zip(q.index_select(2, order).split([g.rows for g in groups], 2), groups, strict=True):
+        lists, many = at_once(len(q) * q.shape[1], q.shape[3], group)
+        parts = rows.unflatten(2, (-1, group.queries)).split(lists, 2)
+        for part, seen in zip(parts, group.keys.split(lists), strict=True):
+            k_seen, v_seen = (gathered(x, seen, window) for x in (k, v))
+            means += [softmax_mean(some, k_seen, v_seen, plan).flatten(2, 3) for some in part.split(many, 3)]
+    return torch.cat(means, 2).index_select(2, inverse)
+
+
+def over_lists(
+    q: Tensor, k: Tensor, v: Tensor, lists: Tensor, rest: tuple[Tensor, Tensor] | None, plan: AttentionPlan
+) -> Tensor:
+    """Attention over any list of key tiles for each query tile, [batch, heads, tokens, head_dim].
+
+    lists: int64 [batch, heads, tiles, key tiles]. rest: the mean key and value of every tile, [batch, heads, tiles,
+    head_dim]; None drops what is not in the lists. Each tile is padded to the longest with copies of its last row,
+    whose scores become minus infinity.
+    """
+    rows, padding = padded_rows(plan.tiles, q.device)
+    slots, (batch, heads, dim) = rows.shape[1], (len(q), q.shape[1], q.shape[3])
+    per_tile = batch * heads * (lists.shape[3] * slots + (len(rows) if rest else 0))
+    some = max(1, _MOST_NUMBERS // (per_tile * max(slots, 2 * dim)))
+    out = []
+    for seen, queries in zip(lists.split(some, 2), rows.split(some), strict=True):
+        index = rows[seen].flatten(2)[..., None].expand(-1, -1, -1, dim)
+        k_seen, v_seen = (x.gather(2, index).unflatten(2, (seen.shape[2], -1)) for x in (k, v))
+        added = padding[seen].flatten(3)
+        if rest:
+            k_mean, v_mean = (x[:, :, None].expand(-1, -1, seen.shape[2], -1, -1) for x in rest)
+            counts = plan.tiles.valid.to(q.device).float().log().expand(*seen.shape[:3], -1)
+            added = torch.cat([added, counts.scatter(3, seen, -torch.inf)], 3)
+            k_seen, v_seen = torch.cat([k_seen, k_mean], 3), torch.cat([v_seen, v_mean], 3)
+        part = q[:, :, queries.flatten()].unflatten(2, queries.shape)
+        out.append(softmax_mean(part, k_seen, v_seen, plan, added[:, :, :, None]))
+    return torch.cat(out, 2).flatten(2, 3)[:, :, (padding == 0).flatten()]
+
+
+def key_tiles(q: Tensor, k: Tensor, seen: KeyTiles, tiles: TileGrid) -> Tensor:
+    """int64 [batch, heads, tiles, key tiles], ascending: what each query tile sees, from [batch, tokens, heads,
+    head_dim], not rounded."""
+    if seen.top is not None:
+        return select.best(select.means(q, tiles), select.means(k, tiles), seen.count(tiles))
+    lists = key_lists(tiles, seen.window or tiles.counts)
+    static = torch.stack(lists.split())[lists.list_of].to(q.device, torch.int64)  # a window's are all of one length
+    return static.expand(len(q), q.shape[2], -1, -1)
+
+
+def summary(k: Tensor, v: Tensor, plan: AttentionPlan) -> tuple[Tensor, Tensor]:
+    """The mean key and value of every tile, rounded to the plan's formats: float32 [batch, heads, tiles, head_dim]."""
+    k, v = k.float(), v.float()
+    k = quantize.smooth(k) if plan.smooth_k and plan.qk != "bf16" else k
+    k_mean, v_mean = select.means(k, plan.tiles), select.means(v, plan.tiles)
+    if plan.qk != "bf16":
+        runs = TileGrid((1, 1, k_mean.shape[1]), (1, 1, select.SUMMARY_KEYS))
+        k_mean = quantize.per_tile(k_mean, plan.qk, runs).dequantize()
+    if plan.pv != "bf16":
+        v_mean = quantize.round_by(v_mean, quantize.per_channel(v, plan.pv).scale, plan.pv).dequantize()
+    return k_mean.transpose(1, 2), v_mean.transpose(1, 2)
 
 
 def rounded(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan) -> tuple[Tensor, Tensor, Tensor]:
@@ -73,9 +141,11 @@ def rounded(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan) -> tuple[Tenso
     return q, k, v
 
 
-def softmax_mean(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan) -> Tensor:
-    """softmax(q kᵀ / √head_dim) v over [batch, heads, lists, rows, head_dim], P in the plan's format."""
+def softmax_mean(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, added: Tensor | None = None) -> Tensor:
+    """softmax(q kᵀ / √head_dim + added) v over [batch, heads, lists, rows, head_dim], P in the plan's format."""
     scores = (q * q.shape[-1] ** -0.5) @ k.mT
+    if added is not None:
+        scores += added
     p = scores.sub_(scores.amax(-1, keepdim=True)).exp_()
     if plan.pv != "bf16":
         p = quantize.round_to_(p.mul_(quantize.LARGEST[plan.pv]), plan.pv)  # 1 / 448 cancels in the quotient
@@ -134,3 +204,13 @@ def rows_of(tiles: TileGrid, which: Tensor) -> Tensor:
     lengths = tiles.valid[which]
     before = lengths.cumsum(0) - lengths
     return torch.arange(int(lengths.sum())) + (tiles.offsets[which] - before).repeat_interleave(lengths)
+
+
+@lru_cache(maxsize=16)
+@outlives_inference
+def padded_rows(tiles: TileGrid, device: torch.device) -> tuple[Tensor, Tensor]:
+    """int64 [tiles, slots]: the rows of each tile, its last one again up to the number of the longest tile's; and
+    float32 of the same shape, minus infinity where it is there again, else 0."""
+    slot, last = torch.arange(int(tiles.valid.max())), tiles.valid[:, None] - 1
+    again = torch.where(slot > last, -torch.inf, 0.0)
+    return (tiles.offsets[:-1, None] + slot.minimum(last)).to(device), again.to(device)

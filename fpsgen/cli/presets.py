@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from fpsgen.attention.plan import KeyTiles
 from fpsgen.cli import options
 from fpsgen.cli.chosen import fit
 from fpsgen.cli.command import App
@@ -21,9 +22,9 @@ from fpsgen.tables import Column, Table
 from fpsgen.wan import sizes
 
 if TYPE_CHECKING:
-    from fpsgen.attention.tiles import Shape3, TileGrid
+    from fpsgen.attention.tiles import TileGrid
     from fpsgen.presets import Preset
-    from fpsgen.presets.account import Account, LayersAccount, RunAccount
+    from fpsgen.presets.account import Account, LayersAccount, RunAccount, SeenHeads
     from fpsgen.weights.models import Model
 
 EXAMPLES = """
@@ -162,7 +163,9 @@ def check(
         video = whole.video
         if larger := larger_than(whole.tiles):
             out.note(larger)
-        fits = f"fits {whole.model} at {settings.size}, {settings.frames} frames: density {whole.total.density:.2f}"
+        every = sight(seen(own) for run in whole.runs for layers in run.layers for own in layers.windows)
+        where = f"fits {whole.model} at {settings.size}, {settings.frames} frames"
+        fits = f"{where}: sees {every}, density {whole.total.density:.2f}"
     many = counted(len(preset.phases), "phase")
     line = f"{printable(file)} is a preset for {preset.model or 'any model'}, with {many}; {fits}"
     out.result(line, {**facts(preset), "file": file, "at": video})
@@ -215,31 +218,33 @@ def rows(run: RunAccount, verbose: bool) -> Iterator[tuple[str, ...]]:
     """A run of steps, from its layers on: a row for each plan and, with `verbose`, for each of the plan's windows."""
     layers = run.layers
     if len(layers) > _MOST_ROWS and not verbose:
-        every = {own.window for plan in layers for own in plan.windows}
+        every = {seen(own) for plan in layers for own in plan.windows}
         kinds = {precision(plan) for plan in layers}
         kind = kinds.pop() if len(kinds) == 1 else f"{len(kinds)} kinds"
-        seen = f"{len(layers)} plans, {sight(every)}"
-        yield "all", "all", seen, kind, f"{run.density:.3f}", amount(run.saved_flops)
+        yield "all", "all", f"{len(layers)} plans, {sight(every)}", kind, f"{run.density:.3f}", amount(run.saved_flops)
         return
     for plan in layers:
         at, saved = "all" if len(layers) == 1 else plan.at, amount(plan.saved_flops)
         if len(plan.windows) == 1 or not verbose:
-            seen = sight({own.window for own in plan.windows})
-            yield at, "all", seen, precision(plan), f"{plan.density:.3f}", saved
+            yield at, "all", sight(map(seen, plan.windows)), precision(plan), f"{plan.density:.3f}", saved
             continue
         for number, own in enumerate(plan.windows):
             first, last = number == 0, number == len(plan.windows) - 1
             tail = precision(plan), f"{own.density:.3f}", saved if last else ""
-            yield at if first else "", own.heads, sight({own.window}), *tail
+            yield at if first else "", own.heads, str(seen(own)), *tail
 
 
-def sight(windows: set[Shape3 | None]) -> str:
-    """What is seen of all tiles: one window, or how many."""
-    sparse = sorted(window for window in windows if window is not None)
-    parts = ["dense"] if None in windows else []
-    if sparse:
-        parts.append(f"window {times(sparse[0])}" if len(sparse) == 1 else f"{len(sparse)} windows")
-    return " and ".join(parts)
+def seen(own: SeenHeads) -> KeyTiles:
+    return KeyTiles(own.window, own.top, own.rest)
+
+
+def sight(every: Iterable[KeyTiles]) -> str:
+    """What is seen of all tiles: the window or the share where there is one, or how many."""
+    kinds: dict[str, list[KeyTiles]] = {}
+    for own in sorted(set(every), key=str):
+        kind = "shares" if own.top is not None else "windows" if own.window else "dense"
+        kinds.setdefault(kind, []).append(own)
+    return " and ".join(str(alike[0]) if len(alike) == 1 else f"{len(alike)} {kind}" for kind, alike in kinds.items())
 
 
 def precision(own: LayersAccount) -> str:

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from fpsgen.attention.plan import AttentionPlan, PVPrecision, QKPrecision
+from fpsgen.attention.plan import AttentionPlan, KeyTiles, PVPrecision, QKPrecision, Rest, Seen, fit
 from fpsgen.attention.tiles import Shape3, TileGrid
 from fpsgen.errors import UsageError, option
 from fpsgen.settings import Settings
@@ -20,7 +20,7 @@ from fpsgen.wan.plan import StepPlan
 if TYPE_CHECKING:
     from fpsgen.weights.models import Model
 
-DENSE_HEAD = "-"  # in `heads`, where letters stand for windows
+DENSE_HEAD = "-"  # in `heads`, where letters stand for key tiles
 _ROUNDING = 1e-6
 # What a measured quality holds for, besides the weights: fields of Measured and of Settings, in words.
 _WHERE = {"size": "{}", "frames": "{} frames", "steps": "{} steps", "shift": "shift {:g}", "guidance": "guidance {:g}"}
@@ -28,14 +28,18 @@ _WHERE = {"size": "{}", "frames": "{} frames", "steps": "{} steps", "shift": "sh
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What attention does in some layers at some noise levels: dense, unless one of window, density and heads is given.
+    """What attention does in some layers at some noise levels: dense, unless one of window, density, top and heads is
+    given.
 
-    window: in tiles. density: the window that comes nearest to it, see `TileGrid.window_of`. heads: for each head a
-    letter of the preset's windows, or `DENSE_HEAD`. line: of the file, where the window stands.
+    window: in tiles. density: the window that comes nearest to it, see `TileGrid.window_of`. top, rest: as `KeyTiles`
+    has them; rest is "drop" beside heads. heads: for each head a letter of the preset's windows, or `DENSE_HEAD`. line:
+    of the file, where one of them stands.
     """
 
     window: Shape3 | None = None
     density: float | None = None
+    top: float | None = None
+    rest: Rest = "drop"
     heads: str = ""
     qk: QKPrecision = "bf16"
     pv: PVPrecision = "bf16"
@@ -110,8 +114,8 @@ def label(name: str, dtype: str) -> str:
 class Preset:
     """Phases from sigma 1 down to 0, without a gap.
 
-    model: the family it is for, None for any. tile: None for the model's own. windows: by letter. about: a sentence of
-    its author's. lines: of the file, by key.
+    model: the family it is for, None for any. tile: None for the model's own. windows: what heads see, by letter.
+    about: a sentence of its author's. lines: of the file, by key.
     """
 
     name: str
@@ -119,7 +123,7 @@ class Preset:
     tile: Shape3 | None = None
     model: str | None = None
     about: str = ""
-    windows: Mapping[str, Shape3] = field(default_factory=dict)
+    windows: Mapping[str, Shape3 | KeyTiles] = field(default_factory=dict)
     measured: Measured | None = None
     lines: Mapping[str, int] = field(default_factory=dict, compare=False, repr=False)
 
@@ -131,7 +135,7 @@ class Preset:
     def is_exact(self) -> bool:
         """Whether it is dense and unrounded everywhere."""
         return all(
-            (own.window, own.density, own.heads, own.qk, own.pv) == (None, None, "", "bf16", "bf16")
+            (own.window, own.density, own.top, own.heads, own.qk, own.pv) == (None, None, None, "", "bf16", "bf16")
             for phase in self.phases
             for own in (phase, *phase.layers)
         )
@@ -178,8 +182,8 @@ class Preset:
         UsageError, with the line, where a window, a layer or a head does not fit, used or not.
         """
         made: dict[Setting, AttentionPlan] = {}
-        for letter, window in self.windows.items():
-            self._fit(window, tiles, self.lines.get(f"windows.{letter}"))
+        for letter, seen in self.windows.items():
+            self._fit(seen, tiles, self.lines.get(f"windows.{letter}"))
         for phase in self.phases:
             for own in (phase, *phase.layers):
                 if own not in made:
@@ -206,9 +210,9 @@ class Preset:
         tiles, config = model.tiles(settings.latent_shape, self.tile), model.config
         return tuple(self.schedule(settings.noise_levels, tiles, config.num_layers, config.num_heads))
 
-    def _fit(self, window: Shape3, tiles: TileGrid, line: int | None) -> Shape3 | None:
+    def _fit(self, seen: Seen, tiles: TileGrid, line: int | None) -> Seen:
         try:
-            return tiles.fit(window)
+            return fit(seen, tiles)
         except ValueError as fault:
             counts = " x ".join(map(str, tiles.counts))
             hint = f"this video has {counts} tiles; use odd lengths, or all of them"
@@ -218,16 +222,14 @@ class Preset:
         if own.heads and len(own.heads) != heads:
             told = f"heads has {len(own.heads)} letters, and this model {heads} heads"
             raise self.fault(told, own.line, hint=f"one letter of [windows] for each head, {DENSE_HEAD} for dense")
-        each: list[Shape3 | None]
         if own.heads:
-            each = [None if c == DENSE_HEAD else self._fit(self.windows[c], tiles, own.line) for c in own.heads]
-        elif own.density is not None:
-            each = [tiles.window_of(own.density)]
+            each = [self._fit(None if c == DENSE_HEAD else self.windows[c], tiles, own.line) for c in own.heads]
         else:
-            each = [own.window and self._fit(own.window, tiles, own.line)]
-        windows = tuple(dict.fromkeys(each))
-        index = tuple(map(windows.index, each)) if len(windows) > 1 else ()
-        return AttentionPlan(tiles, windows, index, own.qk, own.pv, own.smooth_k)
+            window = own.window if own.density is None else tiles.window_of(own.density)
+            each = [self._fit(KeyTiles(window, own.top, own.rest), tiles, own.line)]
+        seen = tuple(dict.fromkeys(each))
+        index = tuple(map(seen.index, each)) if len(seen) > 1 else ()
+        return AttentionPlan(tiles, seen, index, own.qk, own.pv, own.smooth_k)
 
 
 # Dense, as exact as the tensors are: what everything is measured against.

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import groupby
 from statistics import fmean
 from typing import Any
 
-from fpsgen.attention.plan import AttentionPlan, PVPrecision, QKPrecision
-from fpsgen.attention.tiles import Shape3, TileGrid
+from fpsgen.attention.plan import AttentionPlan, KeyTiles, PVPrecision, QKPrecision
+from fpsgen.attention.tiles import TileGrid
 from fpsgen.presets import Preset, cost, file
 from fpsgen.settings import Settings
 from fpsgen.weights.models import Model
@@ -26,11 +26,10 @@ class Savings:
     saved_flops: float
 
 
-@dataclass(frozen=True)
-class WindowHeads:
-    """The heads that have a window, None for dense, as a preset's `at` writes numbers."""
+@dataclass(frozen=True, kw_only=True)
+class SeenHeads(KeyTiles):
+    """The heads that see the same key tiles, as a preset's `at` writes numbers."""
 
-    window: Shape3 | None
     heads: str
     density: float
 
@@ -41,7 +40,7 @@ class LayersAccount(Savings):
 
     at: str
     layers: int
-    windows: list[WindowHeads]
+    windows: list[SeenHeads]
     qk: QKPrecision
     pv: PVPrecision
     smooth_k: bool
@@ -93,9 +92,9 @@ def _layers(plan: AttentionPlan, step: Sequence[AttentionPlan], steps: int, mode
     """The layers of a step that have `plan`, over so many steps."""
     numbers = [number for number, other in enumerate(step) if other == plan]
     every, windows = plan.heads or (0,) * model.config.num_heads, []
-    for index, window in enumerate(plan.windows):
+    for index, seen in enumerate(plan.key_tiles):
         heads = file.ranges([head for head, own in enumerate(every) if own == index])
-        windows.append(WindowHeads(window, heads, plan.tiles.density(window)))
+        windows.append(SeenHeads(**asdict(seen), heads=heads, density=plan.density_of(seen)))
     return LayersAccount(
         at=file.ranges(numbers), layers=len(numbers), windows=windows, qk=plan.qk, pv=plan.pv, smooth_k=plan.smooth_k,
         **_savings([plan] * len(numbers) * steps, model),

@@ -5,7 +5,9 @@ The unit is dense BF16 attention over the same tokens, by the fastest kernel for
 
 from __future__ import annotations
 
-from fpsgen.attention.plan import AttentionPlan
+from math import prod
+
+from fpsgen.attention.plan import AttentionPlan, KeyTiles
 
 # Speeds of attention by the format of q and k; P and v are E4M3 beside both 8-bit ones. Published figures for this
 # card, head_dim 128, 32k tokens, until a card has given ours: FlashAttention-3 in 16 bits and in FP8, SageAttention2's
@@ -21,8 +23,16 @@ RATES = {name: TFLOPS["bf16"] / rate for name, rate in TFLOPS.items()}
 # number of tokens:
 _PROLOGUE_TOKENS = 9 * 470e12 / (4 * 3.0e12)
 
-# The pocket model stands in for the models that schedules are for: its 420 tokens count as Wan2.1's at 720p.
+# Choosing `top` tiles: a score for each pair of tiles, 2 operations for each channel, beside attention's 4 for each
+# pair of tokens. By ordinary instructions, not by tensor cores, and then it sorts: a tenth of an H100's 60 TFLOPS in
+# FP32 is assumed, until a card has given its own. Times the square of (tiles / tokens): 0.3 % of dense BF16 attention
+# for tiles of 120 tokens.
+_SELECT = (2 / 6e12) / (4 / 470e12)
+
+# The pocket model stands in for the models that schedules are for: its 420 tokens count as Wan2.1's at 720p, its tiles
+# as Wan2.1's of 120 tokens.
 STAND_IN_TOKENS = 75_600
+_STAND_IN_TILE = 120
 
 
 def of_pairs(density: float, qk: str, tokens: int) -> float:
@@ -31,5 +41,17 @@ def of_pairs(density: float, qk: str, tokens: int) -> float:
 
 
 def of_plan(plan: AttentionPlan, tokens: int) -> float:
-    """Cost of one layer at one step. tokens: how many the video has, or the one that it stands for."""
-    return of_pairs(plan.density, plan.qk if plan.qk != "bf16" else ("fp8" if plan.is_8bit else "bf16"), tokens)
+    """Cost of one layer at one step. tokens: how many the video has, or the one that it stands for.
+
+    A summary is one more key for every tile: the kernel computes those of the listed tiles, too, and leaves them out by
+    what it adds to their scores. The means themselves are made by the prologue, from what it reads anyway.
+    """
+    qk = plan.qk if plan.qk != "bf16" else "fp8" if plan.is_8bit else "bf16"
+    own_tokens = plan.tiles.tokens == tokens
+    tile_share = (prod(plan.tiles.counts) if own_tokens else tokens / _STAND_IN_TILE) / tokens
+
+    def pairs(own: KeyTiles) -> float:
+        return plan.listed(own) + (tile_share if own.rest == "summary" else 0.0)
+
+    chosen = plan.mean(lambda own: own.top is not None)
+    return of_pairs(plan.mean(pairs), qk, tokens) + chosen * _SELECT * tile_share**2

@@ -5,123 +5,37 @@ from __future__ import annotations
 import re
 import reprlib
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from fpsgen import files
-from fpsgen.attention.plan import PVPrecision, QKPrecision
+from fpsgen.attention.plan import KeyTiles, Seen, as_key_tiles
 from fpsgen.attention.tiles import Shape3
 from fpsgen.errors import UsageError
 from fpsgen.presets import DENSE_HEAD, Layers, Measured, Phase, Preset, Setting
+from fpsgen.presets.grammar import (
+    CHOICE,
+    FORMAT,
+    HEAD,
+    INTERVALS,
+    KEYS,
+    MEASURED,
+    SETTING,
+    Key,
+    is_letter,
+    is_shape,
+    numbers,
+)
 from fpsgen.presets.lines import Lines, Names, too_many_dots
 from fpsgen.printable import meant, printable
-from fpsgen.wan import sizes
 
-FORMAT = 1
-FAMILIES = ("1.3b", "14b", "pocket")
 _MOST_BYTES = 2**18
 _MOST_DOTS = 20  # in a key: tomllib needs memory by the square of a key's dots
 _MOST_PHASES = 100
-_MOST_LAYERS = 1000
-_ROUNDING = 1e-6
 _ALL_KEYS = "all keys are in docs/presets.md"
 _WHOLE_FILE = "give a preset's .toml file"
-_INTERVALS = ("error_ci95", "psnr_ci95")  # which one clip does not have
-
-
-def _is_line(value: Any, most: int = 500) -> bool:
-    return isinstance(value, str) and len(value) <= most and value.isprintable()
-
-
-def _is_number(value: Any, least: float, most: float) -> bool:
-    return type(value) in (int, float) and least <= value <= most  # hence no nan
-
-
-def _is_density(value: Any) -> bool:
-    return _is_number(value, 0, 1) and value > 0
-
-
-def _is_sigma(value: Any) -> bool:
-    levels = isinstance(value, list) and len(value) == 2 and all(_is_number(level, 0, 1) for level in value)
-    return levels and value[1] <= value[0] - 2 * _ROUNDING
-
-
-def _is_shape(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 3 and all(type(n) is int and 0 < n < 2**15 for n in value)
-
-
-def _is_window(value: Any) -> bool:
-    return value == "dense" or _is_shape(value)
-
-
-def _is_table(value: Any) -> bool:
-    return isinstance(value, dict)
-
-
-def _are_tables(value: Any) -> bool:
-    return isinstance(value, list) and all(map(_is_table, value))
-
-
-def _is_size(value: Any) -> bool:
-    try:
-        sizes.check_model_size(*sizes.parse_resolution(value if re.match(r"\d+x", value) else ""))
-    except (UsageError, TypeError):
-        return False
-    return True
-
-
-def _numbers(value: Any) -> tuple[int, ...]:
-    """Layers by "0-1,39", ascending; none if that is not what it says, or a layer is named twice."""
-    found: set[int] = set()
-    for part in value.split(",") if isinstance(value, str) else ("",):
-        match = re.fullmatch(r"\s*(\d{1,4})(?:\s*-\s*(\d{1,4}))?\s*", part, re.ASCII)
-        layers = range(int(match[1]), int(match[2] or match[1]) + 1) if match else range(0)
-        if not layers or layers[-1] >= _MOST_LAYERS or not found.isdisjoint(layers):
-            return ()
-        found.update(layers)
-    return tuple(sorted(found))
-
-
-# The grammar: for each key its values, as all there are or as a test, and what to write instead of another one.
-_Key = tuple[tuple[str, ...] | Callable[[Any], object], str]
-_KEYS: dict[str, _Key] = {
-    "format": (lambda value: type(value) is int and value == FORMAT, f"write format = {FORMAT} in the first line"),
-    "model": (FAMILIES, f"write one of {', '.join(FAMILIES)}, or leave the line out: then it is for any model"),
-    "about": (_is_line, "write one line of at most 500 characters"),
-    "tile": (_is_shape, "write tile = [3, 5, 8], tokens along T, H and W, or leave it out for the model's own"),
-    "windows": (_is_table, "write a = [3, 5, 5] under [windows], tiles along T, H and W, and use a in heads"),
-    "phase": (_are_tables, "write [[phase]] in double brackets, and below it sigma = [1.0, 0.0]"),
-    "sigma": (_is_sigma, "let phases follow one another from 1.0, all noise, to 0.0: [1.0, 0.9], then [0.9, 0.0]"),
-    "layers": (
-        _are_tables,
-        'write [[phase.layers]] in double brackets, and below it at = "0-1" and what these layers do',
-    ),
-    "at": (_numbers, f'name layers from 0 to {_MOST_LAYERS - 1}, each once: at = "0-1,39"'),
-    "window": (_is_window, 'write window = [3, 5, 5], tiles along T, H and W, or "dense"'),
-    "density": (_is_density, "write the share of token pairs, above 0 and at most 1: density = 0.25"),
-    "heads": (
-        lambda value: isinstance(value, str) and value,
-        f"write a letter of [windows] for each head, {DENSE_HEAD} for a dense one",
-    ),
-    "qk": (get_args(QKPrecision), f"write one of {', '.join(get_args(QKPrecision))}"),
-    "pv": (get_args(PVPrecision), f"write one of {', '.join(get_args(PVPrecision))}"),
-    "smooth_k": (lambda value: isinstance(value, bool), "write true or false, or leave it out"),
-    "linear": (("bf16",), "leave it out: linear layers run in bf16, other precisions are not built yet"),
-    "measured": (_is_table, "leave [measured] out: fpsgen calibrate writes it"),
-}
-_CHOICE = ("window", "density", "heads")  # a setting has one of them
-_SETTING = (*_CHOICE, "qk", "pv", "smooth_k")
-_HEAD = ("format", "model", "about", "tile", "windows", "phase", "measured")
-_KINDS: dict[str, Callable[[Any], bool]] = {
-    "str": lambda value: _is_line(value, 200),
-    "int": lambda value: type(value) is int and abs(value) < 1e9,
-    "float": lambda value: _is_number(value, -1e9, 1e9),
-}
-_MEASURED = {own.name: (_KINDS[str(own.type).removesuffix(" | None")], "") for own in fields(Measured)}
-_MEASURED["size"] = (_is_size, "")
 
 
 class _Fault(ValueError):
@@ -135,7 +49,7 @@ class _Fault(ValueError):
     def hint(self) -> str:
         names = [part for part in self.path if isinstance(part, str)]
         inside = names[:1] in (["measured"], ["windows"])  # whose fix is for whatever is wrong in them
-        return _KEYS.get(names[0 if inside else -1] if names else "", (str, _ALL_KEYS))[1]
+        return KEYS.get(names[0 if inside else -1] if names else "", (str, _ALL_KEYS))[1]
 
 
 # ---- reading --------------------------------------------------------------------------------------------------------
@@ -179,7 +93,7 @@ def parse(data: bytes, name: str) -> Preset:
         raise UsageError(f"preset {name}{where}: {fault}", hint=fault.hint) from None
 
 
-def _value(key: _Key, value: Any, *path: str | int) -> Any:
+def _value(key: Key, value: Any, *path: str | int) -> Any:
     """The value of the key at a path, a list as a tuple; _Fault if it is missing, or none of the key's."""
     if value is None:  # which no TOML says
         raise _Fault(f"{path[-1]} is missing", *path)
@@ -191,7 +105,7 @@ def _value(key: _Key, value: Any, *path: str | int) -> Any:
 
 
 def _values(
-    table: dict[str, Any], keys: Mapping[str, _Key], required: Sequence[str], *path: str | int
+    table: dict[str, Any], keys: Mapping[str, Key], required: Sequence[str], *path: str | int
 ) -> dict[str, Any]:
     """All that a table says; _Fault for the first key that is unknown, is missing, or has a wrong value."""
     for key in table:
@@ -201,18 +115,18 @@ def _values(
     return {key: _value(keys[key], table.get(key), *path, key) for key in dict.fromkeys((*table, *required))}
 
 
-def _keys(*names: str) -> dict[str, _Key]:
-    return {name: _KEYS[name] for name in names}
+def _keys(*names: str) -> dict[str, Key]:
+    return {name: KEYS[name] for name in names}
 
 
 def _preset(table: dict[str, Any], name: str, lines: Lines) -> Preset:
-    _value(_KEYS["format"], table.get("format"), "format")  # another format may have other keys
-    said = _values(table, _keys(*_HEAD), ["phase"])
+    _value(KEYS["format"], table.get("format"), "format")  # another format may have other keys
+    said = _values(table, _keys(*HEAD), ["phase"])
     windows = {}
     for letter, value in said.get("windows", {}).items():
         if not re.fullmatch("[a-zA-Z0-9_]", letter):
             raise _Fault(f"the window {quoted(letter)} must be called by one letter, digit or _", "windows", letter)
-        windows[letter] = _value((_is_shape, ""), value, "windows", letter)
+        windows[letter] = _letter(_value((is_letter, ""), value, "windows", letter), "windows", letter)
     if not 0 < len(said["phase"]) <= _MOST_PHASES:
         raise _Fault(f"it has {len(said['phase'])} phases; 1 to {_MOST_PHASES} are read", "phase")
     phases: list[Phase] = []
@@ -235,9 +149,25 @@ def _preset(table: dict[str, Any], name: str, lines: Lines) -> Preset:
     )
 
 
-def _phase(entry: dict[str, Any], path: Names, begin: float, windows: Mapping[str, Shape3], lines: Lines) -> Phase:
+def _letter(value: Any, *path: str) -> Shape3 | KeyTiles:
+    """What a letter of [windows] stands for: three lengths, or a table of window or top, and rest."""
+    if isinstance(value, tuple):
+        return value
+    said = _values(value, {**_keys("top", "rest"), "window": (is_shape, "")}, [], *path)
+    if ("window" in said) == ("top" in said):
+        told = (
+            "window and top both say what is seen; give one of them" if said.get("top") else "it has no window or top"
+        )
+        raise _Fault(told, *path)
+    if "window" in said and said.get("rest", "drop") == "drop":
+        return said["window"]
+    top = float(said["top"]) if "top" in said else None
+    return KeyTiles(said.get("window"), top, said.get("rest", "drop"))
+
+
+def _phase(entry: dict[str, Any], path: Names, begin: float, windows: Mapping[str, Seen], lines: Lines) -> Phase:
     """One [[phase]], which must start at sigma `begin`."""
-    said = _values(entry, _keys("sigma", *_SETTING, "linear", "layers"), ["sigma"], *path)
+    said = _values(entry, _keys("sigma", *SETTING, "linear", "layers"), ["sigma"], *path)
     sigma = (float(said["sigma"][0]), float(said["sigma"][1]))
     if sigma[0] != begin:
         how = "overlaps what is before it" if sigma[0] > begin else "leaves a gap"
@@ -248,8 +178,8 @@ def _phase(entry: dict[str, Any], path: Names, begin: float, windows: Mapping[st
     taken: dict[int, int | None] = {}  # the line that names a layer
     for index, each in enumerate(said.get("layers", ())):
         here = (*path, "layers", index)
-        told = _values(each, _keys("at", *_SETTING, "linear"), ["at"], *here)
-        at, at_line = _numbers(told["at"]), lines.of(*here, "at")
+        told = _values(each, _keys("at", *SETTING, "linear"), ["at"], *here)
+        at, at_line = numbers(told["at"]), lines.of(*here, "at")
         for number in at:
             if number in taken:
                 raise _Fault(f"layer {number} has its own setting already, in line {taken[number]}", *here, "at")
@@ -261,27 +191,31 @@ def _phase(entry: dict[str, Any], path: Names, begin: float, windows: Mapping[st
 
 
 def _setting(
-    said: dict[str, Any], path: Names, inherited: dict[str, Any], windows: Mapping[str, Shape3], lines: Lines
+    said: dict[str, Any], path: Names, inherited: dict[str, Any], windows: Mapping[str, Seen], lines: Lines
 ) -> dict[str, Any]:
     """The arguments of a Setting, what the table does not say from `inherited`."""
-    given = [key for key in said if key in _CHOICE]
+    given = [key for key in said if key in CHOICE]
     if len(given) > 1:
         raise _Fault(f"{given[0]} and {given[1]} both say what is seen; give one of them", *path, given[1])
     for letter in said.get("heads", ""):
         if letter != DENSE_HEAD and letter not in windows:
             known = ", ".join((*sorted(windows), f"{DENSE_HEAD} for dense"))
             raise _Fault(f"heads names a window {quoted(letter)}; there are {known}", *path, "heads")
-    own = inherited | ({"window": None, "density": None, "heads": ""} if given else {})
-    own |= {key: said[key] for key in _SETTING if said.get(key, "dense") != "dense"}
-    if "density" in said:
-        own["density"] = float(said["density"])
+    own = inherited | ({"window": None, "density": None, "top": None, "heads": ""} if given else {})
+    own |= {key: said[key] for key in SETTING if said.get(key, "dense") != "dense"}
+    own |= {key: float(said[key]) for key in ("density", "top") if key in said}
+    if all(own.get(key) is None for key in ("window", "density", "top")):  # dense, or each head has a letter
+        if "rest" in said:
+            where = "each letter of [windows] has its own rest" if own.get("heads") else "nothing is skipped here"
+            raise _Fault(f"rest says what becomes of skipped tiles, and {where}", *path, "rest")
+        own["rest"] = "drop"
     return own | {"line": lines.of(*path, *given[:1])}
 
 
 def _measured(table: dict[str, Any]) -> Measured:
-    said = _values(table, _MEASURED, [key for key in _MEASURED if key not in _INTERVALS], "measured")
+    said = _values(table, MEASURED, [key for key in MEASURED if key not in INTERVALS], "measured")
     if said["clips"] == 1:  # older files say an interval of 0.0 there, but one clip has none
-        said = {key: value for key, value in said.items() if key not in _INTERVALS}
+        said = {key: value for key, value in said.items() if key not in INTERVALS}
     return Measured(**said)
 
 
@@ -302,14 +236,15 @@ def as_dict(preset: Preset) -> dict[str, Any]:
     def told(own: Setting) -> dict[str, Any]:
         window = own.window and list(own.window)
         said: dict[str, Any] = {"window": window, "qk": own.qk, "pv": own.pv, "smooth_k": own.smooth_k}
-        return said | {key: value for key in ("density", "heads") if (value := getattr(own, key))}
+        said |= {key: value for key in ("density", "top", "heads") if (value := getattr(own, key))}
+        return said | ({"rest": own.rest} if own.rest != "drop" else {})
 
     phases = []
     for phase in preset.phases:
         layers = [{"at": ranges(own.at), **told(own)} for own in phase.layers]
         phases.append({"sigma": list(phase.sigma), **told(phase), **({"layers": layers} if layers else {})})
     measured = preset.measured.as_dict() if preset.measured else None
-    rest = {"windows": {name: list(window) for name, window in preset.windows.items()}, "measured": measured}
+    rest = {"windows": {name: _letter_said(seen) for name, seen in preset.windows.items()}, "measured": measured}
     tile = preset.tile and list(preset.tile)
     return {"name": preset.name, "tile": tile, "phases": phases, **{k: v for k, v in rest.items() if v}}
 
@@ -321,7 +256,9 @@ def from_dict(told: Mapping[str, Any]) -> Preset:
         """A phase or layers of one, as the file has them."""
         found = {key: value for key, value in said.items() if value is not None}
         found |= {"layers": [*map(entry, found["layers"])]} if "layers" in found else {}
-        return found if set(_CHOICE) & found.keys() else found | {"window": "dense"}
+        if {"window", "density", "top"} & found.keys():
+            return {"rest": "drop", **found}  # and not the rest of the phase
+        return found if set(CHOICE) & found.keys() else found | {"window": "dense"}
 
     phases = [*map(entry, told["phases"])]
     rest = {key: told[key] for key in ("tile", "windows", "measured") if told.get(key)}
@@ -338,7 +275,7 @@ def text(preset: Preset) -> str:
         ("", {"format": FORMAT, **{key: value for key, value in head.items() if value}})
     ]
     if preset.windows:
-        tables.append(("[windows]", dict(preset.windows)))
+        tables.append(("[windows]", {letter: _letter_said(seen) for letter, seen in preset.windows.items()}))
     for phase in preset.phases:
         tables.append(("[[phase]]", {"sigma": phase.sigma, **_said(phase, Setting())}))
         for own in phase.layers:  # `parse` wants that they say something, even if it is what the phase says
@@ -352,21 +289,33 @@ def text(preset: Preset) -> str:
 def _said(own: Setting, inherited: Setting) -> dict[str, Any]:
     """What a setting says, except for what is inherited."""
     said: dict[str, Any] = {}
-    if any(getattr(own, key) != getattr(inherited, key) for key in _CHOICE):
+    if any(getattr(own, key) != getattr(inherited, key) for key in CHOICE):
         if own.heads:
             said["heads"] = own.heads
-        elif own.density is not None:
-            said["density"] = own.density
+        elif own.density is not None or own.top is not None:
+            said |= {"top": own.top} if own.density is None else {"density": own.density}
         else:
             said["window"] = own.window or "dense"
-    rest = ("qk", "pv", "smooth_k")
+    skips = (own.window, own.density, own.top) != (None, None, None)
+    rest = (*(("rest",) if skips else ()), "qk", "pv", "smooth_k")
     return said | {key: getattr(own, key) for key in rest if getattr(own, key) != getattr(inherited, key)}
+
+
+def _letter_said(seen: Shape3 | KeyTiles) -> Any:
+    """What a letter of [windows] is set to."""
+    own = as_key_tiles(seen)
+    if own.is_window:
+        return list(own.window or ())
+    what = {"window": list(own.window)} if own.window else {"top": own.top}
+    return what | ({"rest": own.rest} if own.rest != "drop" else {})
 
 
 def _toml(value: Any) -> str:
     """A value as TOML has it; printable text needs only two escapes."""
     if isinstance(value, str):
         return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{key} = {_toml(own)}" for key, own in value.items()) + " }"
     return str(value).lower() if isinstance(value, bool) else repr(list(value) if isinstance(value, tuple) else value)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,15 +10,15 @@ import torch
 
 from fpsgen import pipeline
 from fpsgen.attention import reference
-from fpsgen.attention.plan import AttentionPlan
-from fpsgen.presets import Phase, Preset
+from fpsgen.attention.plan import AttentionPlan, KeyTiles
+from fpsgen.presets import Phase, Preset, file
 from fpsgen.request import Request, resolve
 from fpsgen.target import Target
 from fpsgen.weights import models
 from fpsgen.weights.load import load_transformer
 from fpsgen.weights.models import find
 from tests.tools.cli import Runner, invoke
-from tests.tools.videos import metadata
+from tests.tools.videos import metadata, read
 
 # 96x64 and 5 frames are 2 x 4 x 6 tokens: with this tile 2 x 2 x 3 tiles.
 HALVES = """
@@ -255,3 +256,47 @@ def test_plain_pytorch_on_a_gpu_is_said_without_being_asked() -> None:
         notices = list(pipeline.notices(plan))
         assert any("plain PyTorch" in notice.text and not notice.detail for notice in notices) is told
         assert [notice.text.split(":")[0] for notice in notices if notice.detail] == ["step 1", "step 2"]
+
+
+CONTENT = """
+format = 1
+tile = [1, 2, 2]
+
+[windows]
+a = { top = 0.25 }
+b = { window = [2, 1, 1], rest = "summary" }
+
+[[phase]]
+sigma = [1.0, 0.0]
+top = 0.3
+rest = "summary"
+qk = "int8"
+pv = "fp8"
+
+[[phase.layers]]
+at = "1"
+heads = "ab"
+"""
+
+
+def test_key_tiles_are_chosen_by_content(run: Runner, preset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[AttentionPlan] = []
+    real = reference.attention
+    monkeypatch.setattr(reference, "attention", lambda q, k, v, plan: ran.append(plan) or real(q, k, v, plan))
+    preset.write_text(CONTENT)
+    report = run(preset=preset)
+    top, mixed = (KeyTiles(top=0.3, rest="summary"),), (KeyTiles(top=0.25), KeyTiles((2, 1, 1), rest="summary"))
+    assert {(plan.seen, plan.heads, plan.qk) for plan in ran} == {(top, (), "int8"), (mixed, (0, 1), "int8")}
+    # 48 tokens in 12 tiles: 4 of them and 8 summaries; 3; 2 and 10 summaries.
+    expected = ((4 / 12 + 8 / 48) + (3 / 12 + 2 / 12 + 10 / 48) / 2) / 2
+    assert report["attention"]["density"] == pytest.approx(expected, abs=1e-6)
+    told = metadata(report["output"])["preset"]
+    assert told["windows"] == {"a": {"top": 0.25}, "b": {"window": [2, 1, 1], "rest": "summary"}}
+    assert file.from_dict(told) == replace(file.read(preset, str(preset)), name=told["name"])
+    ran.clear()
+    assert (run.frames(preset=preset) == read(report["output"])[1]).all()
+
+
+def test_the_share_of_all_tiles_is_the_dense_video(run: Runner, preset: Path) -> None:
+    preset.write_text("format = 1\ntile = [1, 2, 2]\n[[phase]]\nsigma = [1.0, 0.0]\ntop = 1.0\nrest = 'summary'\n")
+    assert (run.frames() == run.frames(preset=preset)).all()

@@ -181,6 +181,25 @@ def test_heads_are_summed_up_but_for_programs(small: Path) -> None:
     ]  # fmt: skip
 
 
+def test_tiles_by_content_are_shown_in_words(small: Path) -> None:
+    content = SMALL.replace("window = [3, 3, 3]", 'top = 0.25\nrest = "summary"')
+    small.write_text(content)
+    rows = presets("show", small).stdout.splitlines()[4:6]
+    assert [cells(row)[-4] for row in rows] == ["dense", "top 25 % with summary"]
+    (own,) = told(presets("show", small, "--json"))["runs"][1]["layers"][1]["windows"]
+    # 15 of 60 tiles, and 45 summaries beside 420 tokens.
+    assert own == {
+        "window": None, "top": 0.25, "rest": "summary", "heads": "0-2", "density": pytest.approx(0.25 + 45 / 420),
+    }  # fmt: skip
+    assert "sees dense and top 25 % with summary" in presets("check", small).stdout
+    small.write_text(content.replace('"dense"', "[3, 3, 5]"))
+    assert "top 25 % with summary and window 3x3x5 with summary" in presets("check", small).stdout
+    small.write_text(MANY.replace("[3, 3, 3]", "{ top = 0.1 }").replace("[1, 3, 5]", "{ top = 0.5 }"))
+    assert "dense and 2 shares" in presets("show", small).stdout
+    small.write_text(content.replace("0.25", "25"))
+    assert "small.toml, line 10: top = 25 is not valid" in refused("check", small)
+
+
 @pytest.mark.parametrize(
     ("args", "name", "at"),
     [
@@ -247,9 +266,8 @@ def test_what_cannot_be_shown(args: tuple, says: str) -> None:
 def test_a_file_that_is_a_preset(small: Path) -> None:
     result = presets("check", small)
     assert result.exit_code == 0, result.output
-    assert result.stdout.splitlines() == [
-        f"{small} is a preset for pocket, with 2 phases; fits pocket at 160x96, 25 frames: density 0.74"
-    ]
+    fits = "fits pocket at 160x96, 25 frames: sees dense and window 3x3x3, density 0.74"
+    assert result.stdout.splitlines() == [f"{small} is a preset for pocket, with 2 phases; {fits}"]
     report = told(presets("check", small, "--json"), "presets check")
     assert (report["file"], report["phases"], report["at"]["tiles"]) == (str(small), 2, [4, 3, 5])
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import random
 from itertools import pairwise
-from typing import Any
+from typing import Any, get_args
 
+from fpsgen.attention.plan import KeyTiles, Rest
 from fpsgen.presets import DENSE_HEAD, Layers, Measured, Phase, Preset
 
 MEASURED = """\
@@ -32,12 +33,22 @@ torch = "2.9"
 LAYERS, HEADS = 12, 6
 
 
+def key_tiles(rng: random.Random) -> Any:
+    """A letter of [windows]."""
+    window = tuple(rng.choice((1, 3, 5, 99)) for _ in range(3))
+    share, rest = rng.choice((0.25, 1 / 3, 1.0, 1e-9)), rng.choice(get_args(Rest))
+    return rng.choice((window, window, KeyTiles(window, rest="summary"), KeyTiles(top=share, rest=rest)))
+
+
 def setting(rng: random.Random, windows: dict[str, Any]) -> dict[str, Any]:
     kinds: dict[str, Any] = {
         "dense": {},
         "window": {"window": tuple(rng.choice((1, 3, 5, 99)) for _ in range(3))},
         "density": {"density": rng.choice((0.1, 1 / 3, 1.0, 1e-9, rng.random()))},
+        "top": {"top": rng.choice((0.1, 1 / 3, 1.0, 1e-9, rng.random()))},
     }
+    for own in list(kinds.values())[1:]:
+        own["rest"] = rng.choice(get_args(Rest))
     if windows:
         kinds["heads"] = {"heads": "".join(rng.choice((*windows, DENSE_HEAD)) for _ in range(HEADS))}
     precision = {"qk": rng.choice(("bf16", "fp8", "int8")), "pv": rng.choice(("bf16", "fp8"))}
@@ -48,7 +59,7 @@ def random_preset(seed: int) -> Preset:
     """Any preset that a file can hold, for `LAYERS` layers of `HEADS` heads."""
     rng = random.Random(seed)
     letters = rng.sample("abcdXYZ", rng.randrange(4))
-    windows = {letter: tuple(rng.choice((1, 3, 5, 99)) for _ in range(3)) for letter in letters}
+    windows = {letter: key_tiles(rng) for letter in letters}
     levels = sorted({1.0, 0.0, *(round(rng.random(), rng.choice((1, 3, 15))) for _ in range(rng.randrange(5)))})
     levels = [level for i, level in enumerate(levels) if i == 0 or level - levels[i - 1] > 1e-5]
     levels = [*levels[:-1], 1.0] if len(levels) > 1 else [0.0, 1.0]

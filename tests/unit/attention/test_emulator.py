@@ -186,7 +186,7 @@ def test_scores_far_below_zero(name: str) -> None:
     k[:, 32:] += 40
     v = torch.randn(1, 64, 1, 64, generator=torch.Generator().manual_seed(2))
     q = torch.full((1, 64, 1, 64), 8.0)
-    plan = plan_for(VARIANTS[name], tiles, windows=((1, 1, 1),))
+    plan = plan_for(VARIANTS[name], tiles, seen=((1, 1, 1),))
     assert bool(emulate(q, k, v, plan, VARIANTS[name]).isfinite().all())
 
 

@@ -123,7 +123,7 @@ def test_what_a_schedule_compiles(hopper_card: pytest.MonkeyPatch, tmp_path: Pat
     listed: list[AttentionPlan] = []  # there is no device to bring lists to
     hopper_card.setattr(hopper, "device_lists", lambda plan, heads, device: listed.append(plan))
     hopper_card.setattr(hopper, "device_offsets", lambda tiles, device: None)
-    dense, other = AttentionPlan(TILES), replace(EIGHT_BIT, windows=(None,))
+    dense, other = AttentionPlan(TILES), replace(EIGHT_BIT, seen=(None,))
     built = door.make_ready(CUDA, [dense, EIGHT_BIT, other, EIGHT_BIT], 2, 128)
     assert [(kernel.name, kernel.fresh) for kernel in built] == [("sm90_prologue", True), ("sm90_attention", True)]
     assert listed == [EIGHT_BIT, other]

@@ -28,11 +28,11 @@ def test_density_is_the_mean_over_heads() -> None:
 
 def test_plans_that_mean_nothing_are_refused() -> None:
     for arguments, told in (
-        ({"windows": ((2, 3, 5),)}, "even"),
-        ({"windows": ((7, 9, 10),)}, "spans"),
-        ({"windows": (None, (1, 1, 1))}, "exactly"),
-        ({"windows": (None,), "heads": (0, 1)}, "exactly"),
-        ({"windows": (None, None), "heads": (0, 1)}, "distinct"),
+        ({"seen": ((2, 3, 5),)}, "even"),
+        ({"seen": ((7, 9, 10),)}, "spans"),
+        ({"seen": (None, (1, 1, 1))}, "exactly"),
+        ({"seen": (None,), "heads": (0, 1)}, "exactly"),
+        ({"seen": (None, None), "heads": (0, 1)}, "distinct"),
         ({"qk": "fp4"}, "precision"),
         ({"pv": "int8"}, "precision"),
     ):

@@ -158,7 +158,7 @@ def test_exact_rows_are_attention_over_the_plan_s_keys() -> None:
     expected = dense.attention(q, k, v)[:, rows]
     assert error(Oracles(q, k, v, rows).exact(plan), expected) < 1e-6  # float32, sums in another order
     sparse = reference.attention(q, k, v, AttentionPlan(RAGGED, ((1, 3, 3),)))[:, rows]
-    assert error(Oracles(q, k, v, rows).exact(replace(plan, windows=((1, 3, 3),))), sparse) == 0
+    assert error(Oracles(q, k, v, rows).exact(replace(plan, seen=((1, 3, 3),))), sparse) == 0
 
 
 def test_other_rules_of_sums_are_tried_only_for_a_large_error() -> None:

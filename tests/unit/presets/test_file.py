@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from fpsgen.attention.plan import KeyTiles
 from fpsgen.attention.tiles import TileGrid
 from fpsgen.errors import UsageError
 from fpsgen.presets import BF16, Layers, Measured, Phase, file, shipped
@@ -71,6 +72,33 @@ def test_a_file_is_read_as_it_is_written(tmp_path: Path) -> None:
         ),
     )  # fmt: skip
     assert preset.phases == (Phase(sigma=(1.0, 0.9)), middle, Phase(sigma=(0.5, 0.0), density=0.25))
+
+
+def test_tiles_by_content_and_their_rest() -> None:
+    """Layers keep their phase's rest, unless nothing is skipped in them or each head has its own."""
+    preset = parse(
+        ONE + "top = 0.25\nrest = 'summary'\n"
+        "[[phase.layers]]\nat = '0'\ntop = 1\n"
+        "[[phase.layers]]\nat = '1'\nwindow = 'dense'\n"
+        "[[phase.layers]]\nat = '2'\nrest = 'drop'\n"
+        "[[phase.layers]]\nat = '3'\nheads = 'abc-'\n"
+        "[[phase.layers]]\nat = '4'\nwindow = [1, 1, 3]\n"
+        "[windows]\na = { top = 0.5 }\nb = { window = [1, 3, 3], rest = 'summary' }\nc = { window = [1, 3, 1] }\n"
+    )
+    assert preset.windows == {"a": KeyTiles(top=0.5), "b": KeyTiles((1, 3, 3), rest="summary"), "c": (1, 3, 1)}
+    assert preset.phases == (
+        Phase(
+            sigma=(1.0, 0.0), top=0.25, rest="summary",
+            layers=(
+                Layers(at=(0,), top=1.0, rest="summary"),
+                Layers(at=(1,)),
+                Layers(at=(2,), top=0.25),
+                Layers(at=(3,), heads="abc-"),
+                Layers(at=(4,), window=(1, 1, 3), rest="summary"),
+            ),
+        ),
+    )  # fmt: skip
+    assert not preset.is_exact
 
 
 def test_what_was_measured_is_read() -> None:
@@ -167,7 +195,7 @@ WRONG: list[tuple[str, int | None, str]] = [
     (ONE.replace("[1.0, 0.0]", "[1.0, 0.5]"), 3, "the last phase ends at sigma 0.5"),
     # Settings
     (ONE + "windows = [1, 1, 1]\n", 4, "there is no key 'windows'; did you mean window?"),
-    (ONE + "zzz = 1\n", 4, "known are sigma, window, density, heads, qk, pv, smooth_k"),
+    (ONE + "zzz = 1\n", 4, "known are sigma, window, density, top, heads, rest, qk, pv, smooth_k"),
     (ONE + "window = [1, 1.0, 3]\n", 4, "window = [1, 1.0, 3]"),
     (ONE + "window = [1, true, 3]\n", 4, "window = [1, True, 3]"),
     (ONE + "window = 3\n", 4, "window = 3"),
@@ -185,7 +213,23 @@ WRONG: list[tuple[str, int | None, str]] = [
     (ONE + "pv = [1]\n", 4, "pv = [1]"),
     (ONE + "smooth_k = 1\n", 4, "smooth_k = 1"),
     (ONE + "linear = 'fp8'\n", 4, "linear = 'fp8'"),
+    (ONE + "top = 0\n", 4, "top = 0 "),
+    (ONE + "top = 1.5\n", 4, "top = 1.5"),
+    (ONE + "top = '25 %'\n", 4, "top = "),
+    (ONE + "topp = 0.5\n", 4, "did you mean top?"),
+    (ONE + "top = 0.5\nwindow = [1, 1, 1]\n", 5, "top and window both say what is seen"),
+    (ONE + "top = 0.5\nrest = 'summery'\n", 5, "did you mean summary?"),
+    (ONE + "rest = 'summary'\n", 4, "nothing is skipped here"),
+    (ONE + "window = 'dense'\nrest = 'drop'\n", 5, "nothing is skipped here"),
+    (ONE + "rest = 'summary'\nheads = 'a'\n[windows]\na = [1, 1, 1]\n", 4, "each letter of [windows]"),
+    (ONE + "top = 0.5\n[[phase.layers]]\nat = '0'\nwindow = 'dense'\nrest = 'summary'\n", 8, "nothing is skipped"),
     # Heads and their windows
+    (ONE + "heads = 'a'\n[windows]\na = {}\n", 6, "no window or top"),
+    (ONE + "heads = 'a'\n[windows]\na = { top = 2 }\n", 6, "top = 2 "),
+    (ONE + "heads = 'a'\n[windows]\na = { rest = 'summary' }\n", 6, "no window or top"),
+    (ONE + "heads = 'a'\n[windows]\na = { density = 0.5 }\n", 6, "there is no key 'density'"),
+    (ONE + "heads = 'a'\n[windows]\na = { top = 0.5, window = [1, 1, 1] }\n", 6, "window and top both"),
+    (ONE + "heads = 'a'\n[windows]\na = { window = 'dense' }\n", 6, "window = 'dense'"),
     (ONE + "heads = 3\n", 4, "heads = 3"),
     (ONE + "heads = ''\n", 4, "heads = ''"),
     (ONE + "heads = 'x'\n", 4, "heads names a window 'x'; there are - for dense"),

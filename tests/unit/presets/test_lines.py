@@ -48,7 +48,7 @@ def test_a_value_that_is_made_wrong_is_told_with_its_line(seed: int) -> None:
     text = laid_out(file.text(random_preset(seed)), rng)
     lines = text.split("\n")
     assert file.parse(text.encode(), "random") == random_preset(seed)  # layout changes nothing
-    keys = "qk|pv|smooth_k|heads|density|at|model|about"
+    keys = "qk|pv|smooth_k|heads|density|top|rest|at|model|about"
     places = [i for i, line in enumerate(lines) if re.match(rf"\s*[\"']?({keys})[\"']?\s*=", line)]
     ends = rng.choice(("\n", "\r\n"))
     for place in places:

@@ -20,7 +20,7 @@ def test_a_preset_survives_its_file(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_lines_point_at_what_is_seen(seed: int) -> None:
-    """Where a setting has its own window, density or heads, at that line; else at its table, or its phase's."""
+    """Where a setting has its own window, density, top or heads, at that line; else at its table, or its phase's."""
     text = file.text(random_preset(seed))
     lines = text.split("\n")
     preset = file.parse(text.encode(), "random")
@@ -28,7 +28,7 @@ def test_lines_point_at_what_is_seen(seed: int) -> None:
         for own in (phase, *phase.layers):
             assert own.line
             there = lines[own.line - 1]
-            assert re.match(r"(window|density|heads) = |\[\[phase(\.layers)?\]\]", there)
+            assert re.match(r"(window|density|top|heads) = |\[\[phase(\.layers)?\]\]", there)
             if own.density is not None and there.startswith("density"):
                 assert float(there.split(" = ")[1]) == own.density
             if own.heads and there.startswith("heads"):
@@ -49,8 +49,16 @@ def test_as_dict_is_json_and_says_what_is_used() -> None:
         for phase, own in zip(told["phases"], preset.phases, strict=True):
             assert phase.get("density") == own.density
             assert phase.get("heads", "") == own.heads
+            assert (phase.get("top"), phase.get("rest", "drop")) == (own.top, own.rest)
             assert len(phase.get("layers", [])) == len(own.layers)
         assert ("measured" in told) == (preset.measured is not None)
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_a_preset_survives_a_video_s_comment(seed: int) -> None:
+    preset = random_preset(seed)
+    told = json.loads(json.dumps(file.as_dict(preset)))
+    assert file.from_dict(told) == replace(preset, model=None, about="")
 
 
 def test_ranges() -> None:

@@ -1,0 +1,33 @@
+"""Which key tiles a tile of queries sees, chosen by their content: those whose mean key fits its mean query best.
+
+A tile's mean stands for its tokens, so choosing among all tiles costs one score for each pair of tiles, where attention
+costs one for each pair of tokens. Every entry of a batch, and every head, chooses for itself.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fpsgen.attention.tiles import TileGrid
+
+# Mean keys of a summary that share one scale: those of one more tile of keys, as the Hopper kernel reads them.
+SUMMARY_KEYS = 128
+
+
+def means(x: Tensor, tiles: TileGrid) -> Tensor:
+    """The mean of each tile's tokens: [batch, tokens, heads, head_dim] to float32 [batch, tiles, heads, head_dim]."""
+    lengths = tiles.valid.to(x.device)
+    return torch.segment_reduce(x.float().transpose(0, 1).contiguous(), "mean", lengths=lengths).transpose(0, 1)
+
+
+def best(q_mean: Tensor, k_mean: Tensor, count: int) -> Tensor:
+    """int64 [batch, heads, query tiles, count], ascending: the key tiles with the largest mean(q)·mean(k), of equal
+    ones those of lower number.
+
+    q_mean, k_mean: float32 [batch, tiles, heads, head_dim]. Products are summed in float64 and then rounded to float32:
+    tiles that are alike score alike, in whatever order a library adds.
+    """
+    q_mean, k_mean = (x.double().transpose(1, 2) for x in (q_mean, k_mean))
+    scores = (q_mean @ k_mean.mT).float()
+    return scores.argsort(dim=-1, descending=True, stable=True)[..., :count].sort(dim=-1).values
