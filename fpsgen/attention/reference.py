@@ -85,26 +85,21 @@ def over_lists(
     """Attention over any list of key tiles for each query tile, [batch, heads, tokens, head_dim].
 
     lists: int64 [batch, heads, tiles, key tiles]. rest: the mean key and value of every tile, [batch, heads, tiles,
-    head_dim]; None drops what is not in the lists. Each tile is padded to the longest with copies of its last row,
-    whose scores become minus infinity.
+    head_dim]; None drops what is not in the lists. All scores are computed: to collect the keys of each list takes
+    longer, unless they are very few.
     """
-    rows, padding = padded_rows(plan.tiles, q.device)
-    slots, (batch, heads, dim) = rows.shape[1], (len(q), q.shape[1], q.shape[3])
-    per_tile = batch * heads * (lists.shape[3] * slots + (len(rows) if rest else 0))
-    some = max(1, _MOST_NUMBERS // (per_tile * max(slots, 2 * dim)))
-    out = []
-    for seen, queries in zip(lists.split(some, 2), rows.split(some), strict=True):
-        index = rows[seen].flatten(2)[..., None].expand(-1, -1, -1, dim)
-        k_seen, v_seen = (x.gather(2, index).unflatten(2, (seen.shape[2], -1)) for x in (k, v))
-        added = padding[seen].flatten(3)
-        if rest:
-            k_mean, v_mean = (x[:, :, None].expand(-1, -1, seen.shape[2], -1, -1) for x in rest)
-            counts = plan.tiles.valid.to(q.device).float().log().expand(*seen.shape[:3], -1)
-            added = torch.cat([added, counts.scatter(3, seen, -torch.inf)], 3)
-            k_seen, v_seen = torch.cat([k_seen, k_mean], 3), torch.cat([v_seen, v_mean], 3)
-        part = q[:, :, queries.flatten()].unflatten(2, queries.shape)
-        out.append(softmax_mean(part, k_seen, v_seen, plan, added[:, :, :, None]))
-    return torch.cat(out, 2).flatten(2, 3)[:, :, (padding == 0).flatten()]
+    valid = plan.tiles.valid.to(q.device)
+    tile_of = torch.arange(len(valid), device=q.device).repeat_interleave(valid)
+    skipped = torch.full((*lists.shape[:3], len(valid)), -torch.inf, device=q.device).scatter_(3, lists, 0.0)
+    counts = valid.float().log().expand_as(skipped).scatter(3, lists, -torch.inf)
+    if rest:
+        k, v = torch.cat([k, rest[0]], 2), torch.cat([v, rest[1]], 2)
+    some, means = max(1, _MOST_NUMBERS // (q.shape[0] * q.shape[1] * k.shape[2])), []
+    for part, tile in zip(q.split(some, 2), tile_of.split(some), strict=True):
+        added = skipped[:, :, tile][..., tile_of]
+        added = torch.cat([added, counts[:, :, tile]], 3) if rest else added
+        means.append(softmax_mean(part, k, v, plan, added))
+    return torch.cat(means, 2)
 
 
 def key_tiles(q: Tensor, k: Tensor, seen: KeyTiles, tiles: TileGrid) -> Tensor:
@@ -142,7 +137,7 @@ def rounded(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan) -> tuple[Tenso
 
 
 def softmax_mean(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, added: Tensor | None = None) -> Tensor:
-    """softmax(q kᵀ / √head_dim + added) v over [batch, heads, lists, rows, head_dim], P in the plan's format."""
+    """softmax(q kᵀ / √head_dim + added) v over [batch, heads, …, rows, head_dim], P in the plan's format."""
     scores = (q * q.shape[-1] ** -0.5) @ k.mT
     if added is not None:
         scores += added
@@ -204,13 +199,3 @@ def rows_of(tiles: TileGrid, which: Tensor) -> Tensor:
     lengths = tiles.valid[which]
     before = lengths.cumsum(0) - lengths
     return torch.arange(int(lengths.sum())) + (tiles.offsets[which] - before).repeat_interleave(lengths)
-
-
-@lru_cache(maxsize=16)
-@outlives_inference
-def padded_rows(tiles: TileGrid, device: torch.device) -> tuple[Tensor, Tensor]:
-    """int64 [tiles, slots]: the rows of each tile, its last one again up to the number of the longest tile's; and
-    float32 of the same shape, minus infinity where it is there again, else 0."""
-    slot, last = torch.arange(int(tiles.valid.max())), tiles.valid[:, None] - 1
-    again = torch.where(slot > last, -torch.inf, 0.0)
-    return (tiles.offsets[:-1, None] + slot.minimum(last)).to(device), again.to(device)
