@@ -41,6 +41,10 @@ def test_calibration_s_rows_are_those_of_its_clips() -> None:
     assert json.loads(json.dumps(calibration.rows_of(record))) == record["rows"]
 
 
+def test_numerics_are_of_today_s_variants() -> None:
+    assert list(record_of("numerics")["errors"]) == [name for name, *_ in numerics.methods()]
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_results_are_told(name: str) -> None:
     """On a page of their own, or by the README."""
