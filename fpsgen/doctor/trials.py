@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 TRIAL_KERNEL = "attention-fp8-fp16"
 Outcome = Literal["ok", "skipped", "failed"]
+# With these inputs no code is so near a tie that another order of sums decides: of so few tokens, one code of q is 3e-3
+# of the result, and a card that is right would be called wrong. With seed 1, a few ulps of q and k are enough.
+_SEED = 2
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,7 @@ def relative_errors(device: torch.device, plan: AttentionPlan) -> dict[str, floa
     from fpsgen.attention import emulator, hopper
     from fpsgen.attention.qk import QKTransform, prepare
 
-    generator, heads, tokens = torch.Generator().manual_seed(1), len(plan.heads), plan.tiles.tokens
+    generator, heads, tokens = torch.Generator().manual_seed(_SEED), len(plan.heads), plan.tiles.tokens
     q, k, v = torch.randn(3, 1, tokens, heads, HEAD_DIM, generator=generator).bfloat16()
     norms = torch.rand(2, heads * HEAD_DIM, generator=generator) + 0.5
     angles = torch.rand(tokens, HEAD_DIM // 2, generator=generator) * 6
