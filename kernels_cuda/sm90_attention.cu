@@ -6,7 +6,7 @@
 //
 // A persistent block of three warpgroups per SM walks over (head, query tile). One thread of the third, the producer,
 // streams tiles into rings of shared memory. The first two, the consumers, own 64 query rows each and take turns
-// (ping-pong): while one has the tensor cores, the other has the exponential unit. In its turn j a consumer issues
+// (ping-pong): while one has the tensor cores, the other computes exponentials. In its turn j a consumer issues
 // S_j = Q K_j^T and O += P_{j-1} V_{j-1}; its softmax of S_j begins when S_j is there, beside P V and the other's turn:
 //
 //   time           |               |               |               |               |
@@ -40,8 +40,8 @@
 #define STAGES 4
 #endif
 
-// With FP32 scores every exponential is computed, and P is summed before its rounding. With the shorter ones P is computed
-// as E4M3 codes, without the exponential unit, and the codes are summed by the tensor cores: v^T has 8 more rows, of ones.
+// With FP32 scores every exponential is computed, and P is summed before its rounding. With the others P is computed as
+// E4M3 codes, without the exponential unit, and tensor cores sum the codes: v^T has 8 more rows, of ones.
 constexpr bool SUM_CODES = SCORES != FP32;
 constexpr int V_ROWS = SUM_CODES ? HEAD_DIM + 8 : HEAD_DIM;  // 8 is the least by which a wgmma can grow
 constexpr int V_BYTES = V_ROWS * SLOTS;
@@ -177,6 +177,7 @@ struct ScoresFp32 {
 #pragma unroll
     for (int i = 0; i < COUNT; i++) top[i >> 1 & 1] = fmaxf(top[i >> 1 & 1], s[i]);
   }
+  // Where two pairs have their codes, as __byte_perm takes them.
   static constexpr int CODES_AT = 0x5410;
   DEVICE void exponentials(u32 (&pairs)[32], float (&sum)[2], const float (&factor)[2], const float (&m)[2]) const {
     float bias[2] = {P_LOG2 - m[0], P_LOG2 - m[1]};
@@ -264,7 +265,10 @@ using Scores = ScoresOf<SCORES>::Type;
 // of columns 8 j + 2 quad + {0, 1}.
 DEVICE void pack(u32 (&p)[16], const u32 (&pairs)[32]) {
 #pragma unroll
-  for (int i = 0; i < 16; i++) p[i] = __byte_perm(pairs[4 * (i / 2) + (i & 1)], pairs[4 * (i / 2) + (i & 1) + 2], Scores::CODES_AT);
+  for (int i = 0; i < 16; i++) {
+    int a = 4 * (i / 2) + (i & 1);
+    p[i] = __byte_perm(pairs[a], pairs[a + 2], Scores::CODES_AT);
+  }
 }
 // ---- sums of P V ---------------------------------------------------------------------------------------------------
 
@@ -369,8 +373,8 @@ DEVICE void store(const Parameters& P, Shared& sm, const Sums& sums, const float
   warp_sync();
   const int first = at.row - at.thread % 32 / 4 + at.thread % 32 / 16, chunk = at.thread % 16 * 16;
   const u64 row_bytes = static_cast<u64>(P.heads) * (2 * HEAD_DIM);
-  u8* to = reinterpret_cast<u8*>(P.out) + (static_cast<u64>(work.stream / P.heads) * P.tokens + work.first + first) * row_bytes +
-           work.stream % P.heads * (2 * HEAD_DIM) + chunk;
+  const u64 row = static_cast<u64>(work.stream / P.heads) * P.tokens + work.first + first;
+  u8* to = reinterpret_cast<u8*>(P.out) + row * row_bytes + work.stream % P.heads * (2 * HEAD_DIM) + chunk;
 #pragma unroll
   for (int i = 0; i < 8; i++, to += 2 * row_bytes)
     if (first + 2 * i < work.valid)

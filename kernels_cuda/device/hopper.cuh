@@ -137,7 +137,9 @@ DEVICE u32 pack_e4m3(float a, float b, float c, float d) {
 // Two floats to the lower two bytes.
 DEVICE u32 pack_e4m3_pair(float a, float b) {
   u32 r;
-  asm("{\n.reg .b16 both;\ncvt.rn.satfinite.e4m3x2.f32 both, %2, %1;\ncvt.u32.u16 %0, both;\n}\n" : "=r"(r) : "f"(a), "f"(b));
+  asm("{\n.reg .b16 both;\ncvt.rn.satfinite.e4m3x2.f32 both, %2, %1;\ncvt.u32.u16 %0, both;\n}\n"
+      : "=r"(r)
+      : "f"(a), "f"(b));
   return r;
 }
 DEVICE u32 pack_bf16(float low, float high) {
