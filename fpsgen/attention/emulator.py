@@ -49,8 +49,8 @@ class Variant:
     """The kernel's compile-time choices that change its numbers.
 
     qk: format of q and k; largest: the number that their scales aim at; scores: what holds q kᵀ; synthesise: whether
-    exponentials are synthesised; sum_codes: whether the denominator sums P after its rounding, on
-    the tensor cores, or before; promote: key tiles from one promotion to the next, None for none (one level).
+    exponentials are synthesised; sum_codes: whether the denominator sums P after its rounding, on the tensor cores, or
+    before; promote: key tiles from one promotion to the next, None for none (one level).
     """
 
     qk: Format

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from fpsgen.attention.plan import AttentionPlan
+from fpsgen.attention.plan import WINDOWS_ONLY, AttentionPlan
 from fpsgen.attention.tiles import Shape3, TileGrid, key_lists, outlives_inference
 
 _BLOCK = 128
@@ -27,7 +27,7 @@ def why_not(device: torch.device, plan: AttentionPlan, head_dim: int) -> str | N
     if device.type != "cuda":
         return "it is for CUDA GPUs"
     if not plan.has_windows_only:
-        return "it runs windows only, and the plan chooses key tiles by their content or summarises the rest"
+        return WINDOWS_ONLY
     if plan.is_8bit:
         return "it does not round to 8 bits"
     padded = tile_slots(plan.tiles) * len(plan.tiles.valid)

@@ -16,7 +16,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from fpsgen.attention.plan import AttentionPlan
+from fpsgen.attention.plan import WINDOWS_ONLY, AttentionPlan
 from fpsgen.attention.qk import QKTransform
 from fpsgen.attention.tiles import TileGrid, key_lists, outlives_inference
 from fpsgen.kernels import cache, nvrtc
@@ -33,7 +33,7 @@ FASTEST = {"fp8": "fp8-fp16", "int8": "int8-int32"}
 def why_not(device: torch.device, plan: AttentionPlan, head_dim: int) -> str | None:
     """Why this backend cannot run `plan` on `device`."""
     if not plan.has_windows_only:
-        return "it runs windows only, and the plan chooses key tiles by their content or summarises the rest"
+        return WINDOWS_ONLY
     if plan.qk not in FASTEST or plan.pv != "fp8":
         return "it rounds q, k, v and P to 8 bits, and the plan does not"
     if head_dim != HEAD_DIM:
