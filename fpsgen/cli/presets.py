@@ -139,7 +139,9 @@ def show(
     preset, subject, settings = chosen(name, model, res, out, **given)
     whole = account(preset, subject, settings)
     if json:
-        out.result("", {**facts(preset), "at": whole.video, "runs": [*map(asdict, whole.runs)], **asdict(whole.total)})
+        runs, dense_steps = [*map(asdict, whole.runs)], asdict(whole.dense_steps)
+        told = {"at": whole.video, "runs": runs, **asdict(whole.total), "dense_steps": dense_steps}
+        out.result("", {**facts(preset), **told})
     else:
         draw(out, preset, whole)
 
@@ -202,6 +204,10 @@ def draw(out: Output, preset: Preset, whole: Account) -> None:
     saves = f"{amount(total.saved_flops)} of the {amount(total.dense_flops)} FLOPs of attention in each guidance branch"
     out.line(f"density {total.density:.3f}; saves {saves}")
     out.line(f"cost    {100 * total.cost:.1f} % of dense bf16 attention's, as modelled for an H100")
+    if not preset.is_exact:
+        dense = whole.dense_steps
+        fewer = f"{dense.attention:.1f} of {settings.steps} steps with dense attention (qk {dense.qk}, pv {dense.pv})"
+        out.line(f"steps   {fewer} cost the same; {dense.video:.1f} steps if linear layers count, too")
     tail = "" if preset.is_exact else ": nobody has measured how close it is to bf16"
     if measured := preset.measured:
         where = f"{measured.size}, {measured.frames} frames, {measured.steps} steps, {measured.clips} clips"

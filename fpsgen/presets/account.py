@@ -10,8 +10,10 @@ from typing import Any
 
 from fpsgen.attention.plan import AttentionPlan, KeyTiles, PVPrecision, QKPrecision
 from fpsgen.attention.tiles import TileGrid
-from fpsgen.presets import Preset, cost, file
+from fpsgen.presets import Preset, cost, file, rival
 from fpsgen.settings import Settings
+from fpsgen.wan.config import WAN_14B
+from fpsgen.wan.plan import StepPlan
 from fpsgen.weights.models import Model
 
 
@@ -55,6 +57,17 @@ class RunAccount(Savings):
     layers: list[LayersAccount]
 
 
+@dataclass(frozen=True, kw_only=True)
+class DenseSteps:
+    """How many steps of dense attention, in the precision of the preset's rival, cost as much as the preset with all
+    its steps. attention: of attention alone; video: with linear layers."""
+
+    qk: QKPrecision
+    pv: PVPrecision
+    attention: float
+    video: float
+
+
 @dataclass(frozen=True)
 class Account:
     """What a preset does in a video of a model, step by step."""
@@ -64,6 +77,7 @@ class Account:
     tiles: TileGrid
     runs: list[RunAccount]
     total: Savings
+    dense_steps: DenseSteps
 
     @property
     def video(self) -> dict[str, Any]:
@@ -76,7 +90,8 @@ class Account:
 
 def account(preset: Preset, model: Model, settings: Settings) -> Account:
     """UsageError if the preset is for another model or another video's size."""
-    steps = [step.attention for step in preset.steps(model, settings)]
+    plans = preset.steps(model, settings)
+    steps = [step.attention for step in plans]
     runs, last = [], 0
     for _, group in groupby(settings.noise_levels, key=preset.at):
         sigmas, first = list(group), last
@@ -85,7 +100,22 @@ def account(preset: Preset, model: Model, settings: Settings) -> Account:
         savings = _savings([plan for step in steps[first:last] for plan in step], model)
         runs.append(RunAccount(steps=(first + 1, last), sigma=(sigmas[0], sigmas[-1]), layers=layers, **savings))
     total = Savings(**_savings([plan for step in steps for plan in step], model))
-    return Account(model.family, settings, steps[0][0].tiles, runs, total)
+    return Account(model.family, settings, plans[0].tiles, runs, total, _dense_steps(total.cost, plans, model))
+
+
+def _dense_steps(own: float, plans: Sequence[StepPlan], model: Model) -> DenseSteps:
+    """own: the cost of attention, a mean over all steps."""
+    like = rival.of(plans).at(1.0)
+    tokens = _tokens(plans[0].tiles, model)
+    once = cost.of_plan(AttentionPlan(plans[0].tiles, qk=like.qk, pv=like.pv), tokens)
+    linear = cost.of_linear(WAN_14B if model.pocket else model.config, tokens)
+    video = cost.of_video(own, linear) / cost.of_video(once, linear)
+    return DenseSteps(qk=like.qk, pv=like.pv, attention=len(plans) * own / once, video=len(plans) * video)
+
+
+def _tokens(tiles: TileGrid, model: Model) -> int:
+    """How many tokens the cost of a video counts."""
+    return cost.STAND_IN_TOKENS if model.pocket else tiles.tokens
 
 
 def _layers(plan: AttentionPlan, step: Sequence[AttentionPlan], steps: int, model: Model) -> LayersAccount:
@@ -104,8 +134,7 @@ def _layers(plan: AttentionPlan, step: Sequence[AttentionPlan], steps: int, mode
 def _savings(plans: Sequence[AttentionPlan], model: Model) -> dict[str, Any]:
     """The fields of `Savings`."""
     tiles, config = plans[0].tiles, model.config
-    tokens = cost.STAND_IN_TOKENS if model.pocket else tiles.tokens
     density = fmean(plan.density for plan in plans)
     dense = len(plans) * AttentionPlan(tiles).flops(config.num_heads, config.head_dim)
-    mean_cost = fmean(cost.of_plan(plan, tokens) for plan in plans)
+    mean_cost = fmean(cost.of_plan(plan, _tokens(tiles, model)) for plan in plans)
     return {"density": density, "cost": mean_cost, "dense_flops": dense, "saved_flops": dense * (1 - density)}

@@ -8,6 +8,7 @@ from __future__ import annotations
 from math import prod
 
 from fpsgen.attention.plan import AttentionPlan, KeyTiles
+from fpsgen.wan.config import WanConfig
 
 # Speeds of attention by the format of q and k; P and v are E4M3 beside both 8-bit ones. Published figures for this
 # card, head_dim 128, 32k tokens, until a card has given ours: FlashAttention-3 in 16 bits and in FP8, SageAttention2's
@@ -28,6 +29,10 @@ _PROLOGUE_TOKENS = 9 * 470e12 / (4 * 3.0e12)
 # FP32 is assumed, until a card has given its own. Times the square of (tiles / tokens): 0.3 % of dense BF16 attention
 # for tiles of 120 tokens.
 _SELECT = (2 / 6e12) / (4 / 470e12)
+
+# Linear layers: 2 operations for each weight and token, in 16 bits, at 80 % of an H100's 989 TFLOPS. FlashAttention-3's
+# paper (arXiv 2407.08608) says that optimised matrix products reach 80 to 90 % on this card.
+_LINEAR_TFLOPS = 0.8 * 989
 
 # The pocket model stands in for the models that schedules are for: its 420 tokens count as Wan2.1's at 720p, its tiles
 # as Wan2.1's of 120 tokens.
@@ -55,3 +60,15 @@ def of_plan(plan: AttentionPlan, tokens: int) -> float:
 
     chosen = plan.mean(lambda own: own.top is not None)
     return of_pairs(plan.mean(pairs), qk, tokens) + chosen * _SELECT * tile_share**2
+
+
+def of_linear(config: WanConfig, tokens: int) -> float:
+    """Cost of one layer's linear layers at one step: 0.23 for Wan2.1 14B at 720p."""
+    operations, attention = 2 * config.weights_per_token / config.num_layers, 4 * config.dim * tokens
+    return operations / attention * TFLOPS["bf16"] / _LINEAR_TFLOPS
+
+
+def of_video(attention: float, linear: float) -> float:
+    """Cost of attention and linear layers together, whose own costs are given. The unit is that of both where attention
+    is dense and in BF16. Text, VAE and what else is in a step are not counted."""
+    return (attention + linear) / (1 + linear)

@@ -146,6 +146,43 @@ def test_show_for_programs(small: Path) -> None:
     assert report["cost"] == pytest.approx(kept, abs=2e-3)
 
 
+def test_the_number_of_dense_steps_that_cost_the_same(small: Path) -> None:
+    report = told(presets("show", small, "--json"))
+    # By hand: what a dense step in INT8 costs, and linear layers as in Wan2.1 14B at 720p: 6 x 5120² + 2 x 5120 x 13824
+    # weights for each token, beside 2 x 5120 x 75600 of attention, at 0.8 x 989 and 470 TFLOPS.
+    once, linear = 470 / 882 + 9 * 470 / 12 / 75600, (6 * 5120 + 2 * 13824) / (2 * 75600) * 470 / (0.8 * 989)
+    assert report["dense_steps"] == {
+        "qk": "int8", "pv": "fp8", "attention": pytest.approx(20 * report["cost"] / once),
+        "video": pytest.approx(20 * (report["cost"] + linear) / (once + linear)),
+    }  # fmt: skip
+    (line,) = (line for line in presets("show", small).stdout.splitlines() if line.startswith("steps   "))
+    shown = [f"{report['dense_steps'][key]:.1f}" for key in ("attention", "video")]
+    assert [word for word in line.split() if word.count(".") == 1] == shown
+    assert told(presets("show", small, "--steps", 40, "--json"))["dense_steps"]["attention"] > 30  # of 40
+
+
+def test_dense_steps_have_the_precision_of_the_preset(small: Path) -> None:
+    """bf16 is as expensive as itself. A preset that rounds nothing is compared with steps that round nothing."""
+    exact = told(presets("show", "bf16", "--model", "pocket", "--json"))["dense_steps"]
+    assert exact == {"qk": "bf16", "pv": "bf16", "attention": pytest.approx(20), "video": pytest.approx(20)}
+    assert "steps   " not in presets("show", "bf16").stdout
+    small.write_text(SMALL.replace('qk = "int8"\npv = "fp8"\n', ""))
+    report = told(presets("show", small, "--json"))
+    assert report["dense_steps"]["qk"] == "bf16"
+    assert report["dense_steps"]["attention"] == pytest.approx(20 * report["density"])
+    small.write_text(SMALL.replace("int8", "fp8"))
+    assert told(presets("show", small, "--json"))["dense_steps"]["qk"] == "int8"
+
+
+def test_linear_layers_are_those_of_the_model(small: Path) -> None:
+    """By hand, for Wan2.1 1.3B at 480p: 32,760 tokens, and 6 x 1536² + 2 x 1536 x 8960 weights for each."""
+    small.write_text('format = 1\nmodel = "1.3b"\n[[phase]]\nsigma = [1.0, 0.0]\ndensity = 0.5\n')
+    report = told(presets("show", small, "--res", "480p", "--json"))
+    dense, linear = report["dense_steps"], (6 * 1536 + 2 * 8960) / (2 * 32_760) * 470 / (0.8 * 989)
+    assert dense["attention"] == pytest.approx(50 * report["cost"])
+    assert dense["video"] == pytest.approx(50 * (report["cost"] + linear) / (1 + linear))
+
+
 def test_settings_move_the_steps(small: Path) -> None:
     report = told(presets("show", small, "--steps", 10, "--shift", 1, "--solver", "euler", "--json"))
     assert [run["steps"] for run in report["runs"]] == [[1, 1], [2, 10]]  # 0.999, 0.899, …
@@ -161,10 +198,10 @@ def test_many_plans_fit_a_screen_and_verbose_tells_all(small: Path) -> None:
     small.write_text(MANY + "".join(f'[[phase.layers]]\nat = "{i}"\nwindow = {own}\n' for i, own in enumerate(shapes)))
     (run,) = told(presets("show", small, "--json"))["runs"]
     assert [group["at"] for group in run["layers"]] == ["0", "1", "2", "3", "4", "5"]
-    row, more = presets("show", small).stdout.splitlines()[3:-3]
+    row, more = presets("show", small).stdout.splitlines()[3:-4]
     assert more == "--verbose shows the window of every layer and head"
     assert cells(row)[2:6] == ["all", "all", "6 plans, dense and 6 windows", "qk fp8, pv fp8, k not smoothed"]
-    every = [cells(line) for line in presets("show", small, "-v").stdout.splitlines()[3:-3]]
+    every = [cells(line) for line in presets("show", small, "-v").stdout.splitlines()[3:-4]]
     assert [line[-4] for line in every[:5]] == [f"window {own[1:-1].replace(', ', 'x')}" for own in shapes]
     assert every[5][:3] == ["5", "0", "window 3x3x3"]
     assert every[6][:2] == ["1", "window 1x3x5"]
@@ -173,7 +210,7 @@ def test_many_plans_fit_a_screen_and_verbose_tells_all(small: Path) -> None:
 
 def test_heads_are_summed_up_but_for_programs(small: Path) -> None:
     small.write_text(MANY)
-    row, _ = presets("show", small).stdout.splitlines()[3:-3]
+    row, _ = presets("show", small).stdout.splitlines()[3:-4]
     assert cells(row)[2:5] == ["all", "all", "dense and 2 windows"]
     (group,) = told(presets("show", small, "--json"))["runs"][0]["layers"]
     assert [(own["window"], own["heads"]) for own in group["windows"]] == [
