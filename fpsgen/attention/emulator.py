@@ -14,23 +14,27 @@ A row of queries goes through its key tiles one by one, with a running softmax (
 - An E4M3 code is a coarse logarithm: code ≈ 8 (log2 p + 7). A synthesised exponential is the code itself, from two
   multiply-adds and a rounding; its mantissa is linear where that of the exponential is curved, so that P is up to 6 %
   too large, as is the sum that it is divided by.
+- A summary is further key tiles, after those of the list: the rows of each are 128 mean keys, with one scale. To each
+  score is added the log2 of how many tokens that mean stands for; minus infinity where its tile is in the list. These
+  scores are finished in FP32, whatever holds the products.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from math import e, log2
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import pairwise, product
+from math import e, inf, log2
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from fpsgen.attention import quantize
-from fpsgen.attention.plan import AttentionPlan
+from fpsgen.attention import quantize, select
+from fpsgen.attention.plan import AttentionPlan, KeyTiles
 from fpsgen.attention.quantize import Format, Quantized
 from fpsgen.attention.sums import HOPPER, Sums, accumulate, accumulate_half, rules
-from fpsgen.attention.tiles import key_lists
+from fpsgen.attention.tiles import TileGrid, key_lists
 
 _P_LOG2 = 7.0  # P is scaled by 2^7
 _HEADROOM = 1.75  # of scores above the reference
@@ -80,42 +84,81 @@ def emulate(
     *,
     sums: Sums = HOPPER,
     rows: Tensor | None = None,
+    chosen: Mapping[int, Tensor] | None = None,
 ) -> Tensor:
     """Attention as `variant` computes it, in bfloat16; q, k, v [batch, tokens, heads, head_dim], rows in tile order.
 
     sums: how FP8 products are added. rows: int64, the query rows wanted, by default all. The result is [batch, rows,
-    heads, head_dim].
+    heads, head_dim]. chosen: the key tiles of each `top` share, by its index in `plan.seen`, int64 [batch, its heads,
+    tiles, key tiles]; by default those of `select`, from which a kernel's own may differ where two fit equally well.
     """
     if (plan.qk, plan.pv) != (variant.qk, "fp8"):
         raise ValueError(f"the plan wants qk {plan.qk}, pv {plan.pv}; the variant computes {variant.qk}, fp8")
-    tiles = plan.tiles
     if variant.scores == "fp16" and variant.largest**2 * q.shape[3] > 65504:
         raise ValueError(f"FP16 scores cannot hold {variant.largest:g}² · {q.shape[3]} channels")
+    tiles = plan.tiles
     rows = torch.arange(tiles.tokens) if rows is None else rows.cpu()
     tile_of_row = torch.arange(len(tiles.valid)).repeat_interleave(tiles.valid)[rows]
+    spans, logs = row_spans(tiles), tiles.valid.float().log2()
     queries, keys, values = operands(q, k, v, plan, variant)
+    means = summary(k, v, values.scale, plan, variant)
+    k8, k_scale, v8 = (
+        torch.cat(both, 2) for both in zip((keys.numbers, keys.scale, values.numbers), means, strict=True)
+    )
     out = torch.empty(len(q), q.shape[2], len(rows), q.shape[3], device=q.device)
-    for index, window in enumerate(plan.windows):
+    for index, seen in enumerate(plan.key_tiles):
         heads = plan.heads_of(index)
-        lists = key_lists(tiles, window or tiles.counts)
-        list_of_row = lists.list_of[tile_of_row]
-        own = torch.empty_like(out[:, heads])
-        for number, key_tiles in enumerate(lists.split()):
-            here = (list_of_row == number).nonzero()[:, 0]
-            if len(here):
-                spans = [slice(int(tiles.offsets[tile]), int(tiles.offsets[tile + 1])) for tile in key_tiles]
-                picked = rows[here].to(q.device)
-                own[:, :, here.to(q.device)] = online_softmax(
-                    queries.numbers[:, heads][:, :, picked],
-                    queries.scale[:, heads][:, :, picked],
-                    [keys.numbers[:, heads, span] for span in spans],
-                    [keys.scale[:, heads, span.start, None] for span in spans],
-                    [values.numbers[:, heads, span] for span in spans],
-                    variant,
-                    sums,
-                )
-        out[:, heads] = own
+        own = [x[:, heads] for x in (queries.numbers, queries.scale, k8, k_scale, v8, out)]
+        given = (chosen or {}).get(index)
+        for some, query_tiles, listed in shared_lists(q[:, :, heads], k[:, :, heads], seen, tiles, given):
+            here = torch.isin(tile_of_row, query_tiles).nonzero()[:, 0]
+            if not len(here):
+                continue
+            picked, key_rows = rows[here].to(q.device), [spans[tile] for tile in listed.tolist()]
+            addends: list[Tensor | None] = [None] * len(listed)
+            if seen.rest == "summary":
+                key_rows += spans[len(logs) :]
+                addends += logs.index_fill(0, listed, -inf).to(q.device).split(select.SUMMARY_KEYS)
+            of_q, of_q_scale, of_k, of_k_scale, of_v, found = (x[some] for x in own)
+            found[:, :, here.to(q.device)] = online_softmax(
+                of_q[:, :, picked],
+                of_q_scale[:, :, picked],
+                [of_k[:, :, span] for span in key_rows],
+                [of_k_scale[:, :, span.start, None] for span in key_rows],
+                [of_v[:, :, span] for span in key_rows],
+                addends,
+                variant,
+                sums,
+            )
+        out[:, heads] = own[-1]
     return (out * values.scale).transpose(1, 2).bfloat16()
+
+
+def row_spans(tiles: TileGrid) -> list[slice]:
+    """The rows of each key tile, then those of each summary tile, which stand behind all tokens."""
+    end = tiles.tokens + len(tiles.valid)
+    summaries = range(tiles.tokens, end, select.SUMMARY_KEYS)
+    return [slice(*ends) for ends in pairwise([*tiles.offsets[:-1].tolist(), *summaries, end])]
+
+
+def shared_lists(
+    q: Tensor, k: Tensor, seen: KeyTiles, tiles: TileGrid, chosen: Tensor | None
+) -> Iterator[tuple[tuple[slice, slice], Tensor, Tensor]]:
+    """Every list of key tiles: the batch entries and heads, and the query tiles, that share it, and the list, int64.
+
+    q, k: not rounded, as `emulate` has them, of the heads that see `seen`. chosen: as there.
+    """
+    if seen.top is None:
+        lists = key_lists(tiles, seen.window or tiles.counts)
+        for number, listed in enumerate(lists.split()):
+            yield (slice(None), slice(None)), (lists.list_of == number).nonzero()[:, 0], listed.long()
+        return
+    if chosen is None:
+        chosen = select.best(select.means(q, tiles), select.means(k, tiles), seen.count(tiles))
+    chosen = chosen.cpu()
+    for entry, head, tile in product(*map(range, chosen.shape[:3])):
+        some = slice(entry, entry + 1), slice(head, head + 1)
+        yield some, torch.tensor([tile]), chosen[entry, head, tile]
 
 
 def error(found: Tensor, expected: Tensor) -> float:
@@ -145,33 +188,48 @@ def operands(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, variant: Vari
     return [Quantized(x.numbers.transpose(1, 2), x.scale.transpose(1, 2)) for x in each]
 
 
+def summary(k: Tensor, v: Tensor, v_scale: Tensor, plan: AttentionPlan, variant: Variant) -> tuple[Tensor, ...]:
+    """Numbers and scales of each tile's mean key, and numbers of its mean value: [batch, heads, tiles, …].
+
+    v_scale: of the mean values, too; [batch, heads, 1, head_dim], as `operands` gives it.
+    """
+    k, v = k.float(), v.float()
+    k_mean, v_mean = (select.means(x, plan.tiles) for x in (quantize.smooth(k) if plan.smooth_k else k, v))
+    runs = TileGrid((1, 1, k_mean.shape[1]), (1, 1, select.SUMMARY_KEYS))
+    keys = quantize.per_tile(k_mean, variant.qk, runs, variant.largest)
+    values = quantize.round_by(v_mean.transpose(1, 2), v_scale, "fp8")
+    return keys.numbers.transpose(1, 2), keys.scale.transpose(1, 2), values.numbers
+
+
 def online_softmax(
     q: Tensor,
     q_scale: Tensor,
     keys: list[Tensor],
     key_scales: list[Tensor],
     values: list[Tensor],
+    addends: list[Tensor | None],
     variant: Variant,
     sums: Sums,
 ) -> Tensor:
     """Rows of queries over a list of key tiles, values still without their scale.
 
     q, keys, values: numbers of their formats, [batch, heads, rows, head_dim] as the result; scales: [batch, heads,
-    rows, 1] and [batch, heads, 1, 1].
+    rows, 1] and [batch, heads, 1, 1]; addends: of a summary's tiles, [rows of the tile], else None.
     """
     rows, dim = q.shape[:3], q.shape[3]
     per_score = q_scale * (dim**-0.5 * log2(e))
     reference = torch.full((*rows, 1), _FIRST_REFERENCE, device=q.device)
     total = torch.zeros(*rows, dim + 1, device=q.device)  # the last column is the denominator
     partial = torch.zeros_like(total)
-    for number, (k, k_scale, v) in enumerate(zip(keys, key_scales, values, strict=True), 1):
-        scores = products(q, k, variant, sums)
-        factor = per_score * k_scale
+    for number, (k, k_scale, v, added) in enumerate(zip(keys, key_scales, values, addends, strict=True), 1):
+        scores, factor, own = products(q, k, variant, sums), per_score * k_scale, variant
+        if added is not None:
+            scores, factor, own = scores * factor + added, torch.ones_like(factor), replace(variant, scores="fp32")
         top = scores.amax(-1, keepdim=True) * factor
         raised = torch.where(top <= reference + _HEADROOM, reference, top.ceil())  # NaN raises it, to NaN
         fade = (reference - raised).exp2()
         total, partial, reference = total * fade, partial * fade, raised
-        p, codes = exponentials(scores, factor, reference, variant)
+        p, codes = exponentials(scores, factor, reference, own)
         ones = v.new_ones(*v.shape[:3], 1) if variant.sum_codes else v.new_zeros(*v.shape[:3], 1)
         partial = accumulate(partial, codes, torch.cat([v, ones], -1), sums)
         if not variant.sum_codes:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fpsgen.attention import dense, emulator, reference
 from fpsgen.attention.emulator import VARIANTS, Variant, emulate, error
-from fpsgen.attention.plan import AttentionPlan
+from fpsgen.attention.plan import AttentionPlan, KeyTiles, Seen
 from fpsgen.attention.sums import EXACT, HOPPER, Sums
 from fpsgen.attention.tiles import TileGrid
 from tests.tools import fp8_sums
@@ -35,8 +35,11 @@ def encode(x: np.ndarray, qk: str) -> np.ndarray:
     return np.rint(x).astype(np.int8) if qk == "int8" else np.clip(x, -448, 448).astype(F8)
 
 
-def scalar_kernel(q: np.ndarray, k: np.ndarray, v: np.ndarray, variant: Variant) -> np.ndarray:
-    """One head, dense, exact sums of products, promoted or not: [tokens, head_dim]."""
+def scalar_kernel(
+    q: np.ndarray, k: np.ndarray, v: np.ndarray, variant: Variant, lists: list[list[int]] | None = None
+) -> np.ndarray:
+    """One head, exact sums of products, promoted or not: [tokens, head_dim]. lists: the key tiles of each query tile,
+    with a summary of the rest; without them attention is dense."""
     tokens, dim = q.shape
     tiles = [slice(i, min(i + 120, tokens)) for i in range(0, tokens, 120)]
     k = k - k.mean(0, dtype=F32)
@@ -48,15 +51,27 @@ def scalar_kernel(q: np.ndarray, k: np.ndarray, v: np.ndarray, variant: Variant)
     q8 = encode(q / q_scale[:, None], variant.qk).astype(F32)
     k8 = [encode(k[tile] / scale, variant.qk).astype(F32) for tile, scale in zip(tiles, k_scale, strict=True)]
     v8 = encode(v / v_scale, "fp8").astype(F32)
-    real = F16 if variant.scores == "fp16" else F32
+    means, v_means = (np.stack([x[tile].mean(0, dtype=F32) for tile in tiles]) for x in (k, v))
+    mean_scale = np.abs(means).max() / limit
+    means8, v_means8 = encode(means / mean_scale, variant.qk).astype(F32), encode(v_means / v_scale, "fp8").astype(F32)
+    logs = np.log2([tile.stop - tile.start for tile in tiles]).astype(F32)
     out = np.zeros((tokens, dim))
     for row in range(tokens):
+        listed = lists[row // 120] if lists else range(len(tiles))
+        seen = [(k8[tile], k_scale[tile], v8[tiles[tile]], None) for tile in listed]
+        if lists:
+            seen.append(
+                (means8, mean_scale, v_means8, np.where(np.isin(range(len(tiles)), listed), F32(-np.inf), logs))
+            )
         m, o, l = F32(-1000), np.zeros(dim), 0.0  # noqa: E741
-        for tile, keys, scale in zip(tiles, k8, k_scale, strict=True):
+        for keys, scale, values, added in seen:
+            real = F16 if variant.scores == "fp16" else F32
             s = np.zeros(len(keys), real)
             for step in range(0, dim, 32):
                 s = (s.astype(F32) + keys[:, step : step + 32] @ q8[row, step : step + 32]).astype(real)
             factor = F32(q_scale[row] * F32(math.log2(math.e) / math.sqrt(dim))) * scale
+            if added is not None:
+                s, factor, real = s.astype(F32) * factor + added, F32(1), F32
             top = F32(s.max()) * factor
             new = np.ceil(top) if top > m + F32(1.75) else m
             o, l, m = o * 2.0 ** float(m - new), l * 2.0 ** float(m - new), new  # noqa: E741
@@ -67,19 +82,24 @@ def scalar_kernel(q: np.ndarray, k: np.ndarray, v: np.ndarray, variant: Variant)
                 slope, offset = F32(real(factor * F32(8 / 126))), F32(real(F32(14 - m) * F32(8 / 126)))
                 y = np.clip(s.astype(F32) * slope + offset, 0, 1).astype(real).astype(F32)
                 code = np.rint(y * 126).astype(np.uint8).view(F8).astype(F32)
-            o = o + code.astype(float) @ v8[tile].astype(float)
+            o = o + code.astype(float) @ values.astype(float)
             l = l + float((code if variant.sum_codes else p).astype(float).sum())  # noqa: E741
         out[row] = o / l * v_scale
     return out
 
 
+@pytest.mark.parametrize(
+    ("seen", "lists"),
+    [((None,), None), ((KeyTiles((1, 1, 1), rest="summary"),), [[0], [1], [2], [3]])],
+    ids=["dense", "window and summary"],
+)
 @pytest.mark.parametrize("name", VARIANTS)
-def test_against_a_second_emulator(name: str) -> None:
+def test_against_a_second_emulator(name: str, seen: tuple[Seen, ...], lists: list[list[int]] | None) -> None:
     q, k, v = random_qkv(LINE.tokens)
     q = 2 * q
-    found = emulate(q, k, v, plan_for(VARIANTS[name]), VARIANTS[name], sums=EXACT)
+    found = emulate(q, k, v, plan_for(VARIANTS[name], seen=seen), VARIANTS[name], sums=EXACT)
     for head in range(2):
-        expected = scalar_kernel(*(x[0, :, head].numpy() for x in (q, k, v)), VARIANTS[name])
+        expected = scalar_kernel(*(x[0, :, head].numpy() for x in (q, k, v)), VARIANTS[name], lists)
         # bfloat16 results: 2^-9 / √3 = 0.0011 where every other rounding agrees; a code of P that falls on the
         # other side of a tie costs 3 % of one weight.
         assert error(found[0, :, head].float(), torch.from_numpy(expected)) < 2.5e-3
@@ -145,7 +165,7 @@ def test_sums_are_promoted_after_so_many_tiles(name: str, promote: int) -> None:
     # All scores alike, so that P is 2^7 everywhere, or its synthesised code; two steps of 32 keys in a tile.
     q, keys = torch.zeros(1, 1, 1, 64), [torch.zeros(1, 1, 64, 64)] * tiles
     scale = torch.ones(1, 1, 1, 1)
-    found = emulator.online_softmax(q, scale, keys, [scale] * tiles, v, variant, HOPPER)[0, 0, 0]
+    found = emulator.online_softmax(q, scale, keys, [scale] * tiles, v, [None] * tiles, variant, HOPPER)[0, 0, 0]
     p, codes = emulator.exponentials(torch.zeros(1, 1, 1, 64), scale, torch.zeros(1, 1, 1, 1), variant)
     total, ones = torch.zeros(65), torch.ones(64, 1)
     for first in range(0, tiles, promote):
