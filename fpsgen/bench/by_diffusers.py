@@ -38,7 +38,7 @@ class Diffusers(VideoContender):
         return ()
 
     def refusal(self) -> str | None:
-        model, guidance = self.plan.model, self.plan.request.settings.guidance
+        model, guidance = self.plan.model, self.settings.guidance
         if not model.checkpoint.transformer:
             return "it reads a checkpoint, and there is none"
         if model.checkpoint.format != "diffusers" or not (model.folder / "model_index.json").is_file():
@@ -49,12 +49,15 @@ class Diffusers(VideoContender):
 
     def about(self) -> ContenderRecord:
         told = f"WanPipeline of diffusers {version('diffusers')}"
-        return ContenderRecord(name=self.name, label=self.label, told=told, preset=None, density=None, backends=[])
+        return ContenderRecord(
+            name=self.name, label=self.label, told=told, steps=self.settings.steps, preset=None, density=None,
+            backends=[],
+        )  # fmt: skip
 
     @torch.inference_mode()
     def run(self, output: Path, timings: Timings) -> Iterator[Event]:
         """The file's comment says that diffusers made it."""
-        plan, own, device = self.plan, self.plan.request.settings, self.plan.target.device
+        plan, own, device = self.plan, self.settings, self.plan.target.device
         machine.reset_peak(device)
         yield Stage("load")
         with timings.stage("load"):

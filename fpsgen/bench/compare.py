@@ -100,8 +100,8 @@ class Entry:
 
 
 class Comparison:
-    """Entries of all contenders while they are measured. warm: the order of the warm runs, there and back; cut: the
-    steps as the plans of all contenders divide them."""
+    """Entries of all contenders while they are measured. warm: the order of the warm runs, there and back; cuts: the
+    steps, as the plans of all contenders with these settings divide them."""
 
     def __init__(self, job: CompareJob):
         line_up, plan = job.line_up, job.line_up.plan
@@ -111,8 +111,11 @@ class Comparison:
         self.reference = next(one for one in self.entries if one.contender is line_up.reference)
         turns = (self.entries[:: 1 if number % 2 == 0 else -1] for number in range(job.passes))
         self.warm = [one for turn in turns for one in turn]
-        every = [one.steps for one in line_up.contenders if one.steps]
-        self.cut = steps.spans(every, [*plan.request.settings.noise_levels, 0.0])
+        ours = [one for one in line_up.contenders if one.steps]
+        self.cuts = {
+            own: steps.spans([one.steps for one in ours if one.settings == own], [*own.noise_levels, 0.0])
+            for own in dict.fromkeys(one.settings for one in ours)
+        }
         self.states: list[State | None] = []
 
     def note_state(self) -> None:
@@ -127,7 +130,7 @@ class Comparison:
             **self.head, tokens=self.plan.tiles.tokens, random_weights=random, extrapolated=random,
             pairs=self.job.passes, order=[one.name for one in self.warm], notes=notes,
             tried=list(self.job.line_up.tried), states=self.states if any(self.states) else None,
-            contenders=[one.record(self.reference, self.cut) for one in self.entries],
+            contenders=[one.record(self.reference, self.cuts[one.contender.settings]) for one in self.entries],
         )  # fmt: skip
 
 
@@ -213,16 +216,18 @@ def pair(entry: Entry, reference: Entry) -> Pair:
 def split_steps(found: Comparison) -> None:
     """Measure the parts of a step of each span, for fpsgen's contenders."""
     machine.release()  # what the last run has left would seem taken, and the branches not to fit in one batch
-    checkpoint, target, settings = found.plan.model.checkpoint, found.plan.target, found.job.line_up.settings
+    checkpoint, target, branches = found.plan.model.checkpoint, found.plan.target, found.job.line_up.settings.branches
     transformer = load_transformer(checkpoint, target.device, target.dtype)
     # Time does not depend on what a text says.
     shape = (1, load_tokenizer(checkpoint).length, transformer.config.text_dim)
     text = torch.zeros(shape, device=target.device, dtype=target.text_dtype)
-    denoiser = Denoiser(transformer, settings, [text] * settings.branches, target.device)
+    denoisers = {own: Denoiser(transformer, own, [text] * branches, target.device) for own in found.cuts}
     for one in found.entries:
         if one.contender.steps:
+            own = one.contender.settings
             with one.contender.running():
-                one.splits = [parts.split for parts in steps.by_span(one.contender.plan, denoiser, found.cut)]
+                found_parts = steps.by_span(one.contender.plan, denoisers[own], found.cuts[own])
+            one.splits = [parts.split for parts in found_parts]
 
 
 @contextmanager

@@ -13,8 +13,9 @@ from fpsgen.attention import dense, door
 from fpsgen.bench.dense_kernels import DenseKernel
 from fpsgen.bench.record import ContenderRecord
 from fpsgen.events import Event
-from fpsgen.presets import BF16, file, label
+from fpsgen.presets import BF16, DENSE_INT8, file, label
 from fpsgen.request import VideoPlan
+from fpsgen.settings import Settings
 from fpsgen.timing import Timings
 from fpsgen.wan.plan import StepPlan
 
@@ -22,7 +23,8 @@ from fpsgen.wan.plan import StepPlan
 @dataclass(frozen=True)
 class VideoContender:
     """fpsgen; `by_diffusers` has another program. name: as the user gave it. plan: the video, and how fpsgen makes it;
-    the other program shares its request, model and target. kernel: what computes dense attention; None for what
+    the other program shares its request, model and target. All contenders have the same settings, but some have fewer
+    steps. kernel: what computes dense attention; None for what
     `generate` runs."""
 
     name: str
@@ -33,6 +35,10 @@ class VideoContender:
     def label(self) -> str:
         """The name in tables and pages."""
         return label(self.name, self.plan.target.dtype_name)
+
+    @property
+    def settings(self) -> Settings:
+        return self.plan.request.settings
 
     @property
     def steps(self) -> tuple[StepPlan, ...]:
@@ -55,9 +61,12 @@ class VideoContender:
         backends = {choice.name for choice in self.plan.backends.values()}
         if self.kernel is not None:
             backends = backends - {"dense"} | {self.kernel.name}
-        what = "dense attention" if preset.is_exact else f"preset {preset.name}, density {density:.2f}"
+        what = preset.about if preset is DENSE_INT8 else f"preset {preset.name}, density {density:.2f}"
+        what = "dense attention" if preset.is_exact else what
+        steps = self.settings.steps
         return ContenderRecord(
-            name=self.name, label=self.label, told=f"{what}, by {', '.join(map(door.display_name, sorted(backends)))}",
+            name=self.name, label=self.label, steps=steps,
+            told=f"{steps} step{'s' * (steps > 1)}, {what}, by {', '.join(map(door.display_name, sorted(backends)))}",
             preset=None if preset is BF16 else file.as_dict(preset), density=density, backends=sorted(backends),
         )  # fmt: skip
 

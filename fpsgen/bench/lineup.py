@@ -15,10 +15,10 @@ from fpsgen.bench import stopwatch
 from fpsgen.bench.by_diffusers import Diffusers
 from fpsgen.bench.contenders import VideoContender
 from fpsgen.bench.dense_kernels import KERNELS
-from fpsgen.bench.names import DIFFUSERS
+from fpsgen.bench.names import DIFFUSERS, STEPS, fewer_steps
 from fpsgen.bench.record import KernelTrial, VideoRecord
 from fpsgen.errors import RenderError, UsageError, option
-from fpsgen.presets import BF16, shipped
+from fpsgen.presets import BF16, rival, shipped
 from fpsgen.request import Request, VideoPlan
 from fpsgen.request import resolve as resolve_video
 from fpsgen.settings import Settings
@@ -46,7 +46,7 @@ class LineUp:
 
     @property
     def settings(self) -> Settings:
-        return self.plan.request.settings
+        return self.contenders[0].settings
 
     def facts(self, command: list[str]) -> dict[str, Any]:
         """The fields of `VideoBenchRecord` but its notes. To be called before the work: the commit is that of the
@@ -58,10 +58,10 @@ class LineUp:
 
 
 def resolve(preset: str, names: Sequence[str], request: Request, model: Model, target: Target) -> LineUp:
-    """The contenders called `preset` and `names`, which `names.check` has passed; bf16 is torch's own choice.
+    """The contenders called `preset` and `names`, which `names.check` gave; bf16 is torch's own choice.
 
-    The reference is bf16 if it is among `names`, else the first of them. UsageError where a contender cannot run here,
-    or a preset does not fit the video.
+    The reference is bf16 if it is among `names`, else the first of them that has all steps. UsageError where a
+    contender cannot run here, is to have more steps than the video, or a preset does not fit the video.
     """
 
     def contender(name: str, shown: str) -> VideoContender:
@@ -73,23 +73,39 @@ def resolve(preset: str, names: Sequence[str], request: Request, model: Model, t
         plan = resolve_video(replace(request, preset=own), model, target)
         return Diffusers(shown, plan) if name == DIFFUSERS else VideoContender(shown, plan, KERNELS.get(name))
 
+    def with_fewer_steps(name: str, steps: int) -> VideoContender:
+        if steps > request.settings.steps:
+            told = f"{option('compare', name)} has more steps than the video, which has {request.settings.steps}"
+            hint = f"write {STEPS}{request.settings.steps} or fewer, or give the video more {option('steps')}"
+            raise UsageError(told, hint)
+        settings = replace(request.settings, steps=steps)
+        own = replace(request, settings=settings, preset=rival.of(first.steps))
+        return VideoContender(name, resolve_video(own, model, target))
+
     # Two may be called bf16: the first is what `generate` runs.
     first = contender(preset, f"generate's {preset}" if preset in names else preset)
-    others = [contender(name, name) for name in names]
+    fewer = {name: steps for name in names if (steps := fewer_steps(name))}
+    others = [with_fewer_steps(name, fewer[name]) if name in fewer else contender(name, name) for name in names]
     for one in (first, *others):
         if reason := one.refusal():
             raise UsageError(f"{one.name} cannot run here: {reason}", hint=f"leave it out of {option('compare')}")
-    return LineUp((first, *others), next((one for one in others if one.name == BF16.name), others[0]))
+    whole = [one for one in others if one.name not in fewer]
+    return LineUp((first, *others), next((one for one in whole if one.name == BF16.name), whole[0]))
 
 
 def with_fastest(line_up: LineUp) -> LineUp:
-    """The same, with the fastest kernel for dense attention behind bf16, if bf16 is the reference."""
+    """The same, with the fastest kernel for dense attention behind bf16, if bf16 is the reference; behind bf16 with
+    fewer steps, too."""
     if line_up.reference.name != BF16.name:
         return line_up
     tried = try_kernels(line_up.plan)
     fast = VideoContender(BF16.name, line_up.reference.plan, KERNELS[tried[0].name])
-    contenders = tuple(fast if one is line_up.reference else one for one in line_up.contenders)
-    return LineUp(contenders, fast, tuple(tried))
+
+    def faster(one: VideoContender) -> VideoContender:
+        exact = one.name.startswith(STEPS) and one.plan.preset is BF16
+        return fast if one is line_up.reference else replace(one, kernel=fast.kernel) if exact else one
+
+    return LineUp(tuple(map(faster, line_up.contenders)), fast, tuple(tried))
 
 
 @torch.inference_mode()

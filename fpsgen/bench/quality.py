@@ -102,7 +102,7 @@ def run(
     line_up, model, target = job.line_up, job.line_up.plan.model, job.line_up.plan.target
     head, cache = line_up.facts(job.command), assets.cache("bench")
     journals.check(cache)
-    watch(Work(len(job.takes) * len(line_up.contenders) * (line_up.settings.steps + job.decoding)))
+    watch(Work(len(job.takes) * sum(one.settings.steps + job.decoding for one in line_up.contenders)))
     watch(Stage("load"))
     notes: list[str] = []
 
@@ -119,7 +119,7 @@ def run(
     transformer = load_transformer(model.checkpoint, target.device, target.dtype)
     weights = transformer.fingerprint()
     for one in line_up.contenders:
-        note(one.plan.preset.surprise(weights, line_up.settings))
+        note(one.plan.preset.surprise(weights, one.settings))
     journal = Journal(cache, key(job, transformer, weights))
     if fresh:
         journal.forget()
@@ -179,14 +179,14 @@ def render(
     job: QualityJob, transformer: WanTransformer, texts: dict[str, list[Tensor]], journal: Journal, watch: Watch
 ) -> None:
     """The final latents of every clip by every contender, into the journal."""
-    own, device = job.line_up.settings, job.line_up.plan.target.device
+    device = job.line_up.plan.target.device
     for take in job.takes:
         for one in job.line_up.contenders:
             if (kept := journal.get(piece("clip", one, take))) is not None:
-                watch(Done(own.steps))
+                watch(Done(one.settings.steps))
             else:
                 torch.cuda.empty_cache()  # else what the last clip left seems taken, when it is asked what fits
-                denoiser = Denoiser(transformer, own, texts[take.prompt], device)
+                denoiser = Denoiser(transformer, one.settings, texts[take.prompt], device)
                 latents = denoiser.noise(take.seed)
                 with one.running():
                     for moment in denoiser.run(latents, one.steps):
@@ -228,7 +228,7 @@ class Screen:
     def clip(self, one: VideoContender, take: Take, video: Path | None) -> ClipRecord:
         """What is measured of a clip, which is written to `video`."""
         if video is not None:
-            plan, own = replace(one.plan, request=replace(one.plan.request, **asdict(take))), one.plan.request.settings
+            plan, own = replace(one.plan, request=replace(one.plan.request, **asdict(take))), one.settings
             with VideoWriter(video, (own.width, own.height), own.fps) as writer:
                 writer.write(self.frames(one, take))
                 writer.finish(plan.about(self._weights))

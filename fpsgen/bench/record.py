@@ -114,11 +114,13 @@ class QualityRecord(VideoBenchRecord["QualityContender"]):
 
 @dataclass(frozen=True, kw_only=True)
 class ContenderRecord:
-    """The fields that both have for a contender. told: what runs, in a few words."""
+    """The fields that both have for a contender. told: what runs, in a few words. steps: the number of
+    denoising steps."""
 
     name: str
     label: str = ""
     told: str
+    steps: int | None = None
     preset: dict[str, Any] | None
     density: float | None
     backends: list[str]

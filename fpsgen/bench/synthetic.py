@@ -51,7 +51,7 @@ Module = TypeVar("Module", bound=nn.Module)
 def measure(job: CompareJob, watch: Watch) -> CompareRecord:
     """The record, as `compare.measure` has it, but for fidelity. job: of one pass at least, its model from
     `models.absent`, whose weights fit (`check_memory`), its contenders all fpsgen's own."""
-    found, settings = Comparison(job), job.line_up.settings
+    found = Comparison(job)
     plan, device, on_card = found.plan, found.device, found.device.type == "cuda"
     machine.reset_peak(device)
     watch(Stage("text"))
@@ -68,15 +68,16 @@ def measure(job: CompareJob, watch: Watch) -> CompareRecord:
         watch(Stage("denoise"))
         machine.release()
         machine.reset_peak(device)
+        settings = one.contender.settings
         with one.contender.running():
             denoiser = Denoiser(transformer, settings, texts, device)
-            parts = steps.by_span(one.contender.plan, denoiser, found.cut)
+            parts = steps.by_span(one.contender.plan, denoiser, found.cuts[settings])
         found.note_state()
         one.splits, one.nonfinite = [each.split for each in parts], sum(each.nonfinite for each in parts)
         one.together = denoiser.together if settings.branches > 1 else None
         del denoiser  # what it holds would seem taken, when the next one is asked what fits
         most = max(peak, machine.peak_bytes(device)) if on_card else None
-        one.warm.append(timing(one.splits, found.cut, ends, most))
+        one.warm.append(timing(one.splits, found.cuts[settings], ends, most))
     return found.record([*NOTES], random=True)
 
 

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 EXAMPLES = """
 fpsgen bench --compare bf16
 fpsgen bench --preset fast --compare bf16,diffusers
+fpsgen bench --compare steps:13
 fpsgen bench --random-weights 14b --res 720p
 fpsgen bench attention --model 14b
 fpsgen bench quality --prompts mine.txt
@@ -99,7 +100,7 @@ def bench(
     from fpsgen.bench import names as known
     from fpsgen.weights import models
 
-    known.check(preset, names)  # it imports no torch: so far, whatever cannot be is told at once
+    names = known.check(preset, names)  # it imports no torch: so far, whatever cannot be is told at once
     places = None if output is None else result_places(output, report, no_report, out)
     out.loading()
     named = find_model(model) if random_weights is None else models.absent(random_weights.lower())

@@ -77,7 +77,7 @@ def quality(
     program = check_vbench(vbench, vbench_bin, videos)
     from fpsgen.bench import names as known
 
-    known.check(preset, names, clips=True)  # it imports no torch: so far, whatever cannot be is told at once
+    names = known.check(preset, names, clips=True)  # it imports no torch: so far, whatever cannot be is told at once
     places = result_places(output or "bench-quality.json", report, no_report, out)
     out.loading()
     named = find_model(model)
@@ -152,7 +152,8 @@ def tell_size(out: Output, job: QualityJob) -> None:
     """How much will be rendered; of the pocket model that is minutes."""
     count = len(job.takes) * len(job.line_up.contenders)
     told = f"{asked(len(job.prompts), job.seeds)}, {len(job.line_up.contenders)} contenders: "
-    told += f"{count} clips of {counted(job.line_up.settings.steps, 'step')}"
+    steps = sorted({one.settings.steps for one in job.line_up.contenders})
+    told += f"{count} clips of {counted(steps[-1], 'step')}" + (f", some of {steps[0]}" if steps[1:] else "")
     if job.line_up.plan.model.pocket is None:
         out.note(told)
     else:

@@ -41,9 +41,16 @@ def _kernel_names() -> Iterable[str]:
     return KERNELS
 
 
+def _contender_names() -> Iterable[str]:
+    from fpsgen.bench.names import DIFFUSERS, KERNELS, STEPS
+
+    return (*KEYS["preset"].names(), *KERNELS, DIFFUSERS, STEPS)
+
+
 models = offered(KEYS["model"].names, ".safetensors")
 wan_models = offered(lambda: FAMILIES)
 presets = offered(KEYS["preset"].names, ".toml")
+contenders = offered(_contender_names, ".toml")
 sizes = offered(lambda: NAMED)
 devices = offered(lambda: ("cpu", "cuda"))
 kernels = offered(_kernel_names)

@@ -159,7 +159,7 @@ class Preset:
 
     def surprise(self, weights: str, settings: Settings) -> str | None:
         """What a user should know before trusting it with a video, in one sentence."""
-        if self.is_exact:
+        if self.is_exact or self is DENSE_INT8:  # nobody calibrates it, and only benches run it
             return None
         if self.measured is None:
             return f"preset {self.name} is not calibrated: nobody has measured how close its videos are to bf16's"
@@ -234,3 +234,9 @@ class Preset:
 
 # Dense, as exact as the tensors are: what everything is measured against.
 BF16 = Preset(name="bf16", phases=(Phase(sigma=(1.0, 0.0)),), about="dense attention, not rounded")
+# Dense, and as fast as dense attention is in 8 bits: what presets are compared with, with fewer steps (`rival`).
+DENSE_INT8 = Preset(
+    name="dense-int8",
+    phases=(Phase(sigma=(1.0, 0.0), qk="int8", pv="fp8"),),
+    about="dense attention, q and k in INT8, P and v in FP8",
+)

@@ -4,18 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fpsgen.presets import BF16, Phase, Preset
+from fpsgen.presets import BF16, DENSE_INT8, Preset
 from fpsgen.wan.plan import StepPlan, distinct
-
-INT8 = Preset(
-    name="dense-int8",
-    phases=(Phase(sigma=(1.0, 0.0), qk="int8", pv="fp8"),),
-    about="dense attention, q and k in INT8, P and v in FP8",
-)
 
 
 def of(steps: Sequence[StepPlan]) -> Preset:
     """Dense attention in the precision of a preset whose steps these are: INT8 if the preset rounds anything to 8 bits,
     else BF16. FP8 costs the same as INT8 and is less exact (benchmarks/results/numerics.md), so that a preset in FP8
     meets INT8, too."""
-    return INT8 if any(plan.is_8bit for plan in distinct(steps)) else BF16
+    return DENSE_INT8 if any(plan.is_8bit for plan in distinct(steps)) else BF16

@@ -129,6 +129,8 @@ def test_an_option_that_other_tools_have_is_told_with_what_to_use(name: str) -> 
     [
         ("generate --model ", "14b"),
         ("generate --preset pocket", "pocket-quality"),
+        ("bench --compare st", "steps:"),
+        ("bench quality --compare sdpa-f", "sdpa-flash"),
         ("generate --solver ", "dpm++"),
         ("generate --device ", "cuda"),
         ("generate --res ", "720p"),

@@ -66,6 +66,20 @@ def job(frames: int = 9, guidance: float = 3.0, dtype: torch.dtype = torch.float
     return CompareJob(LineUp((VideoContender("two", two), dense), dense), 1, ["fpsgen", "bench"])
 
 
+@pytest.mark.usefixtures("tiny")
+def test_a_contender_with_fewer_steps_is_extrapolated_to_its_own() -> None:
+    request = Request("a cat", Settings(96, 64, 9, 8, 6, 3.0, 3.0, ""), 1, Path(), TWO)
+    line_up = lineup.resolve(
+        "bf16", ["bf16", "steps:4"], request, models.absent("14b"), Target(CPU, *[torch.float32] * 2)
+    )
+    found = measure(CompareJob(line_up, 1, []))
+    (whole,), (fewer,) = (found["contenders"][number]["phases"] for number in (1, 2))
+    assert (whole["first"], whole["last"], fewer["first"], fewer["last"]) == (1, 6, 1, 4)
+    (run,) = found["contenders"][2]["warm"]
+    assert len(run["steps"]) == 4
+    assert run["denoise"] == pytest.approx(4 * fewer["step"], abs=2e-3)  # rounded to a millisecond
+
+
 def measure(given: CompareJob) -> dict[str, Any]:
     """The record, as its file has it."""
     return json.loads(json.dumps(asdict(synthetic.measure(given, lambda _: None))))
