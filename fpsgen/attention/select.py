@@ -21,13 +21,17 @@ def means(x: Tensor, tiles: TileGrid) -> Tensor:
     return torch.segment_reduce(x.float().transpose(0, 1).contiguous(), "mean", lengths=lengths).transpose(0, 1)
 
 
-def best(q_mean: Tensor, k_mean: Tensor, count: int) -> Tensor:
-    """int64 [batch, heads, query tiles, count], ascending: the key tiles with the largest mean(q)·mean(k), of equal
-    ones those of lower number.
+def ranked(q_mean: Tensor, k_mean: Tensor) -> Tensor:
+    """int64 [batch, heads, query tiles, tiles]: all key tiles by mean(q)·mean(k), the largest first, of equal ones
+    those of lower number.
 
     q_mean, k_mean: float32 [batch, tiles, heads, head_dim]. Products are summed in float64 and then rounded to float32:
     tiles that are alike score alike, in whatever order a library adds.
     """
     q_mean, k_mean = (x.double().transpose(1, 2) for x in (q_mean, k_mean))
-    scores = (q_mean @ k_mean.mT).float()
-    return scores.argsort(dim=-1, descending=True, stable=True)[..., :count].sort(dim=-1).values
+    return (q_mean @ k_mean.mT).float().argsort(dim=-1, descending=True, stable=True)
+
+
+def best(q_mean: Tensor, k_mean: Tensor, count: int) -> Tensor:
+    """int64 [batch, heads, query tiles, count], ascending: the first `count` of `ranked`."""
+    return ranked(q_mean, k_mean)[..., :count].sort(dim=-1).values

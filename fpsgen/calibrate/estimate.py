@@ -83,11 +83,13 @@ def forward_flops(job: Job) -> tuple[float, float]:
 
 
 def looking(job: Job) -> float:
-    """Seconds for comparing the candidates: attention of the sampled tiles, in each precision, in float32."""
+    """Seconds for comparing the candidates: in each precision attention of the sampled tiles, in float32, and for each
+    candidate the sums over tiles and over means, in float64, at half the rate."""
     config, tiles, own = job.model.config, job.tiles, job.effort
     rows = min(own.tiles, len(tiles.valid)) * int(tiles.valid.max())
     branches = job.settings.branches
-    once = 4.0 * config.dim * config.num_layers * rows * tiles.tokens * len(PRECISIONS)
+    products = 4.0 * tiles.tokens + 2 * 2 * 2 * len(job.candidates.choices) * len(tiles.valid)
+    once = products * config.dim * config.num_layers * rows * len(PRECISIONS)
     return own.clips * len(job.phases) * branches * once / _H100_FLOAT32
 
 

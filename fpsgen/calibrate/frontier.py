@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from fpsgen import metrics
-from fpsgen.attention.plan import AttentionPlan
+from fpsgen.attention.plan import AttentionPlan, KeyTiles
 from fpsgen.calibrate import solve
 from fpsgen.calibrate.budget import Tried
 from fpsgen.calibrate.candidates import PRECISIONS, Candidates
@@ -44,11 +44,11 @@ def points(job: Job, measurement: Measurement, tried: list[Tried]) -> list[Front
             found.append(FrontierPoint("calibrated", "", solved.cost, min(solved.error * scale, 1.0)))
     candidates = job.candidates
     for p, precision in enumerate(PRECISIONS):
-        for w, window in enumerate(candidates.windows):
-            if candidates.costs[p, w].isfinite() and precision != "bf16":
-                name = f"{'x'.join(map(str, window))} {precision}"
-                error = float(measurement.errors[..., p, w].sum()) * scale
-                found.append(FrontierPoint("uniform", name, float(candidates.costs[p, w]), min(error, 1.0)))
+        for c, own in enumerate(candidates.choices):
+            if candidates.costs[p, c].isfinite() and precision != "bf16":
+                error = float(measurement.errors[..., p, c].sum()) * scale
+                point = FrontierPoint("uniform", f"{own}, {precision}", float(candidates.costs[p, c]), min(error, 1.0))
+                found.append(point)
     for preset in map(shipped.load, shipped.names()):
         sizes = (None, (job.settings.width, job.settings.height))
         if shipped.size_of(preset) not in sizes or preset.tile not in (None, job.tiles.tile):
@@ -63,7 +63,8 @@ def points(job: Job, measurement: Measurement, tried: list[Tried]) -> list[Front
 
 
 def estimate(measurement: Measurement, plans: Sequence[StepPlan], job: Job) -> float:
-    """The estimated error of any plans of each step; of windows that are no candidates, the nearest in density."""
+    """The estimated error of any plans of each step; of what is no candidate, the nearest one in density, of its kind
+    where there is one."""
     total = 0.0
     for phase in sorted(set(job.phase_of_step)):
         own = [step for step, at in zip(plans, job.phase_of_step, strict=True) if at == phase]
@@ -75,15 +76,21 @@ def estimate(measurement: Measurement, plans: Sequence[StepPlan], job: Job) -> f
 
 
 def _of_plan(errors: torch.Tensor, candidates: Candidates, plan: AttentionPlan) -> float:
-    """errors: [heads, precisions, windows] of one layer in one phase."""
-    p, densities = PRECISIONS.index(plan.qk), torch.tensor(candidates.densities)
-    total = 0.0
-    for head in range(len(errors)):
-        window = plan.windows[plan.heads[head] if plan.heads else 0]
-        full = window or candidates.tiles.counts
-        if full in candidates.windows:
-            w = candidates.windows.index(full)
-        else:
-            w = int((densities - candidates.tiles.density(window)).abs().argmin())
-        total += float(errors[head, p, w])
-    return total
+    """errors: [heads, precisions, choices] of one layer in one phase."""
+    p, nearest = PRECISIONS.index(plan.qk), [_nearest(candidates, plan, own) for own in plan.key_tiles]
+    of_heads = plan.heads or (0,) * len(errors)
+    return sum(float(errors[head, p, nearest[own]]) for head, own in enumerate(of_heads))
+
+
+def _nearest(candidates: Candidates, plan: AttentionPlan, own: KeyTiles) -> int:
+    """The candidate that comes nearest to what some heads of a plan see."""
+    wanted = plan.density_of(own)
+
+    def far(choice: int) -> tuple[bool, float]:
+        one = candidates.choices[choice]
+        alike = (one.top is None, one.rest) == (own.top is None, own.rest)
+        return not alike, abs(candidates.densities[choice] - wanted)
+
+    if own in candidates.choices:
+        return candidates.choices.index(own)
+    return min(range(len(candidates.choices)), key=far)

@@ -1,26 +1,30 @@
 """What every candidate does to one layer's attention, on its real q, k and v, for some tiles of queries.
 
-All windows are evaluated at once: as windows around a tile are nested along each axis, the tiles of keys fall into
-cells (as many along an axis as there are lengths), a window is a box of cells, and its softmax is the sum over the box
-of what each cell has of numerator and denominator. So the cost is one dense attention of the sampled rows for each
-precision, however many windows there are.
+All candidates are evaluated at once. Softmax is a quotient of sums over keys: each tile of keys has its share of the
+numerator and of the denominator, for each row of queries, and so has its mean, which stands for it in a summary. What a
+candidate computes is the sum over the tiles that it sees, and over the means of the others. So the cost is one dense
+attention of the sampled rows for each precision, however many candidates there are.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from math import log
+
 import torch
 from torch import Tensor
 
-from fpsgen.attention import quantize, reference
-from fpsgen.attention.plan import AttentionPlan
-from fpsgen.attention.tiles import TileGrid
+from fpsgen.attention import quantize, reference, select
+from fpsgen.attention.plan import AttentionPlan, KeyTiles
+from fpsgen.attention.tiles import TileGrid, key_lists
 from fpsgen.calibrate.candidates import PRECISIONS, Candidates
 
-_MOST_NUMBERS = 2**27  # float32 numbers of rounded operands at once: q, k and v of some heads
+_MOST_NUMBERS = 2**27  # float32 numbers at once: q, k and v of some heads, or the sums of some rows
+_LN2 = log(2)
 
 
 def errors(q: Tensor, k: Tensor, v: Tensor, gram: Tensor, candidates: Candidates, picked: Tensor) -> Tensor:
-    """float64 [precisions, windows, heads]: the mean square, over the picked rows, of what each candidate adds to them.
+    """float64 [precisions, choices, heads]: the mean square, over the picked rows, of what each candidate adds to them.
 
     q, k, v: [batch, tokens, heads, head_dim] as attention gets them, rows in tile order. gram: float32 [heads,
     head_dim, head_dim], by which a head's output is weighed: W Wᵀ of what it is multiplied with on its way to the
@@ -36,68 +40,98 @@ def errors(q: Tensor, k: Tensor, v: Tensor, gram: Tensor, candidates: Candidates
 
 
 def _errors(q: Tensor, k: Tensor, v: Tensor, gram: Tensor, candidates: Candidates, picked: Tensor) -> Tensor:
-    tiles = candidates.tiles
-    total = torch.zeros(len(PRECISIONS), len(candidates.windows), q.shape[2], dtype=torch.float64, device=q.device)
-    exact: dict[int, Tensor] = {}
+    tiles, device, (batch, tokens, heads, dim) = candidates.tiles, q.device, q.shape
+    rows, valid = (x.to(device) for x in padded(tiles))
+    picked = picked.to(device)
+    summed = torch.tensor([own.rest == "summary" for own in candidates.choices], device=device)[:, None]
+    total = torch.zeros(len(PRECISIONS), len(candidates.choices), heads, dtype=torch.float64, device=device)
+    exact: list[Tensor] = []
+    many = max(1, _MOST_NUMBERS // (batch * heads * rows.shape[1] * (tokens + 2 * len(rows) * dim)))
     for index, precision in enumerate(PRECISIONS):
         plan = AttentionPlan(tiles, qk=precision, pv="bf16" if precision == "bf16" else "fp8")
-        rounded = [x.transpose(1, 2) for x in reference.rounded(q, k, v, plan)]  # [batch, heads, tokens, head_dim]
-        for tile in picked.tolist():
-            rows = slice(int(tiles.offsets[tile]), int(tiles.offsets[tile + 1]))
-            outputs = _windows(rounded[0][:, :, rows], rounded[1], rounded[2], plan, candidates, tile)
+        tile_sums = _sums_over(q, k, v, plan)
+        for number, some in enumerate(picked.split(many)):
+            weights = seen(q, k, candidates, some).double()
+            own, rest = tile_sums(some)  # [batch, heads, picked, tiles, rows · (head_dim + 1)]
+            whole = weights @ own
+            whole += ((1 - weights) * summed) @ rest
+            numbers = whole.unflatten(4, (-1, dim + 1))
+            outputs = numbers[..., :-1] / numbers[..., -1:]  # [batch, heads, picked, choices, rows, head_dim]
             if index == 0:
-                exact[tile] = outputs[-1].clone()  # not a view, which would keep all windows
-            apart = (outputs - exact[tile]).float()  # [windows, batch, heads, rows, head_dim]
-            weighed = torch.einsum("wbhrd,hde->wbhre", apart, gram)
-            total[index] += (weighed * apart).sum((1, 3, 4), dtype=torch.float64)
-    return total / (len(q) * int(tiles.valid[picked].sum()))
+                exact.append(outputs[:, :, :, -1:].clone())  # not a view, which would keep all choices
+            apart = (outputs - exact[number]).float() * valid[some][:, None, :, None]
+            total[index] += (
+                (torch.einsum("bhpcrd,hde->bhpcre", apart, gram) * apart).sum((0, 2, 4, 5), dtype=torch.float64).mT
+            )
+    return total / (batch * int(tiles.valid[picked.cpu()].sum()))
 
 
-def _windows(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, candidates: Candidates, tile: int) -> Tensor:
-    """float64 [windows, batch, heads, rows, head_dim]: attention of one tile's queries under every window."""
-    order, sizes = cells(candidates, tile)
-    order = order.to(q.device)
-    # P is rounded against the largest of its cell, not of its window: they differ for what is below 2^-17 of that.
-    largest, sums = [], []
-    scores = (q * q.shape[-1] ** -0.5) @ k.index_select(2, order).mT
-    for part, values in zip(scores.split(sizes, 3), v.index_select(2, order).split(sizes, 2), strict=True):
-        if part.shape[3] == 0:
-            largest.append(scores.new_full((*scores.shape[:3], 1), -torch.inf))
-            sums.append(scores.new_zeros(*scores.shape[:3], v.shape[3] + 1))
-            continue
-        most = part.amax(3, keepdim=True)
-        p = (part - most).exp_()
-        if plan.pv != "bf16":
-            p = quantize.round_to_(p.mul_(quantize.LARGEST[plan.pv]), plan.pv).div_(quantize.LARGEST[plan.pv])
-        largest.append(most)
-        sums.append(torch.cat([p @ values, p.sum(3, keepdim=True)], 3))
-    # float64: a window may lie e^-80 below the largest score of all. Further down than e^-700, where float64 ends, all
-    # cells count alike: what such a window does is wrong by far, and must not be taken for no number, or for nothing.
-    tops = torch.stack(largest).double()
-    scaled = torch.stack(sums).double() * (tops - tops.amax(0)).clamp_(min=-700.0).exp_()
-    boxes = scaled.unflatten(0, [len(lengths) for lengths in candidates.lengths])
-    boxes = boxes.cumsum(0).cumsum(1).cumsum(2).flatten(0, 2)
-    return boxes[..., :-1] / boxes[..., -1:]
+def padded(tiles: TileGrid) -> tuple[Tensor, Tensor]:
+    """[tiles, slots], a slot for each token of the largest tile: int64 rows, and whether they hold a token. An empty
+    slot repeats the tile's first row."""
+    slot = torch.arange(int(tiles.valid.max()))
+    held = slot < tiles.valid[:, None]
+    return tiles.offsets[:-1, None] + slot * held, held
 
 
-def cells(candidates: Candidates, tile: int) -> tuple[Tensor, list[int]]:
-    """The rows of keys sorted by cell around a tile of queries, and how many each cell has, cells in raster order."""
-    tiles = candidates.tiles
-    at = torch.unravel_index(torch.tensor(tile), tiles.counts)
-    along = []
-    for axis, lengths in enumerate(candidates.lengths):
-        cell = torch.full((tiles.counts[axis],), len(lengths) - 1)
-        for number, length in reversed(list(enumerate(lengths))):
-            begin = _begins(tiles, axis, length)[int(at[axis])]
-            cell[begin : begin + length] = number
-        along.append(cell)
-    _, high, wide = (len(lengths) for lengths in candidates.lengths)
-    of_tile = ((along[0][:, None, None] * high + along[1][:, None]) * wide + along[2]).flatten()
-    of_row = of_tile.repeat_interleave(tiles.valid)
-    return of_row.argsort(stable=True), of_row.bincount(minlength=len(candidates.windows)).tolist()
+def seen(q: Tensor, k: Tensor, candidates: Candidates, picked: Tensor) -> Tensor:
+    """bool [batch, heads, picked, choices, tiles]: whether the tiles of queries see each tile of keys."""
+    tiles, counts = candidates.tiles, {own.top: own.count(candidates.tiles) for own in candidates.choices if own.top}
+    q_mean, k_mean = (select.means(x, tiles) for x in (q, k))
+    rank = select.ranked(q_mean[:, picked], k_mean).argsort(-1)  # [batch, heads, picked, tiles]
+
+    def of(own: KeyTiles) -> Tensor:
+        if own.top:
+            return rank < counts[own.top]
+        lists = key_lists(tiles, own.window or tiles.counts)
+        cols = torch.stack(lists.split())[lists.list_of[picked.cpu()]].to(q.device, torch.int64)
+        return torch.zeros(rank.shape[2:], dtype=torch.bool, device=q.device).scatter_(1, cols, True).expand_as(rank)
+
+    return torch.stack([of(own) for own in candidates.choices], 3)
 
 
-def _begins(tiles: TileGrid, axis: int, length: int) -> tuple[int, ...]:
-    window = list(tiles.counts)
-    window[axis] = length
-    return tiles.begins((window[0], window[1], window[2]))[axis]
+def _sums_over(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    """For some tiles of queries: numerator and denominator of each tile of keys, and of its mean; float64 [batch,
+    heads, picked, tiles, rows · (head_dim + 1)], all of a row relative to the largest of its scores."""
+    tiles, rows, valid = plan.tiles, *(x.to(q.device) for x in padded(plan.tiles))
+    q, k, v, k_mean, v_mean = (
+        *(x.transpose(1, 2) for x in reference.rounded(q, k, v, plan)),
+        *reference.summary(k, v, plan),
+    )
+    k = k[:, :, rows.flatten()]  # [batch, heads, tiles · slots, head_dim]
+    v = torch.nn.functional.pad(v[:, :, rows], (0, 1), value=1.0) * valid[..., None]
+    v_mean = torch.nn.functional.pad(v_mean, (0, 1), value=1.0)
+    counts = tiles.valid.to(q.device).float().log()
+
+    def sums(picked: Tensor) -> tuple[Tensor, Tensor]:
+        queries = q[:, :, rows[picked].flatten()] * q.shape[3] ** -0.5
+        scores = (queries @ k.mT).unflatten(3, valid.shape).masked_fill_(~valid, -torch.inf)
+        of_means = (queries @ k_mean.mT + counts)[..., None]
+        largest = scores.amax((3, 4), keepdim=True)
+        (p, powers), (p_mean, mean_powers) = (_exponentials(x, largest, plan) for x in (scores, of_means))
+        own, rest = (p.transpose(2, 3) @ v).transpose(2, 3), p_mean * v_mean[:, :, None]
+        return _by_tile(own, powers, len(picked)), _by_tile(rest, mean_powers, len(picked))
+
+    return sums
+
+
+def _exponentials(scores: Tensor, largest: Tensor, plan: AttentionPlan) -> tuple[Tensor, Tensor]:
+    """P of [batch, heads, rows, tiles, slots], by tile times the power of two that brings its largest to 1/2 to 1, and
+    these powers, [batch, heads, rows, tiles, 1]. By powers of two below the row's largest score, P has the codes that
+    it has there; but for those below 2^-17 of it, which E4M3 does not have."""
+    most = scores.amax(4, keepdim=True)
+    powers = ((largest - most) / _LN2).floor_()
+    p = (scores - (largest - powers * _LN2)).exp_()
+    if plan.pv != "bf16":
+        p = quantize.round_to_(p.mul_(quantize.LARGEST[plan.pv]), plan.pv).div_(quantize.LARGEST[plan.pv])
+    return p, powers
+
+
+def _by_tile(x: Tensor, powers: Tensor, picked: int) -> Tensor:
+    """x · 2^-powers, [batch, heads, picked · slots, tiles, n] to [batch, heads, picked, tiles, slots · n].
+
+    float64: a window may lie e^-80 below the largest score of all. Further down than e^-700, where float64 ends, all
+    tiles count alike: what such a window does is wrong by far, and must not be taken for no number, or for nothing.
+    """
+    scaled = x.double() * powers.clamp(max=1000.0).double().neg().exp2()
+    return scaled.unflatten(2, (picked, -1)).transpose(3, 4).flatten(4)

@@ -40,7 +40,7 @@ _TINY = 1e-300  # where nothing is to be divided by 0
 
 @dataclass(frozen=True, eq=False)
 class Measurement:
-    """errors: float64 [phases, layers, heads, precisions, windows], what each choice alone, in all steps of its phase,
+    """errors: float64 [phases, layers, heads, precisions, choices], what each choice alone, in all steps of its phase,
     is estimated to do to the final latents (1 - cosine); probed: [phases, layers], the same of the probe plan."""
 
     errors: Tensor
@@ -77,12 +77,12 @@ class Measuring:
             raise not_finite(self.renderer.transformer.dtype)
         errors, share = (torch.stack(each).mean(0) for each in (found, changes))
         probed = torch.stack(ended).mean(0)[:, None] * share
-        precision, window = self.candidates.probe
-        of_probe = errors[..., precision, window].sum(2).clamp(min=_TINY)  # [phases, layers]
+        precision, probe = self.candidates.probe
+        of_probe = errors[..., precision, probe].sum(2).clamp(min=_TINY)  # [phases, layers]
         return Measurement(errors * (probed / of_probe)[:, :, None, None, None], probed)
 
     def _trajectory(self, clip: Clip, name: str, seed: int) -> tuple[list[Tensor], Tensor, Tensor]:
-        """Dense velocities and final latents, and local errors [phases, layers, heads, precisions, windows]."""
+        """Dense velocities and final latents, and local errors [phases, layers, heads, precisions, choices]."""
         renderer, found = self.renderer, {}
 
         def look(step: int, latents: Tensor) -> Tensor | None:
@@ -106,7 +106,7 @@ class Measuring:
         return velocities, final, torch.stack([found[phase] for phase in range(len(self.taps))])
 
     def _tapped(self, clip: Clip, latents: Tensor, step: int, seed: int) -> tuple[Tensor, Tensor]:
-        """The velocity at one step, and local errors [layers, heads, precisions, windows]."""
+        """The velocity at one step, and local errors [layers, heads, precisions, choices]."""
         renderer, rng = self.renderer, torch.Generator().manual_seed(seed % 2**63)
         layers, count = renderer.transformer.config.num_layers, len(self.candidates.tiles.valid)
         picked = [torch.randperm(count, generator=rng)[: self.effort.tiles] for _ in range(layers)]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from fpsgen.attention.plan import KeyTiles
 from fpsgen.attention.tiles import Shape3
 
 
@@ -42,8 +43,9 @@ class PhaseSteps:
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrationRecord:
-    """error: of the final latents by the probe, [phases, layers]; density, precision: what was chosen, alike. summary:
-    means over the clips, with their intervals where there are some. preset: the text of its file."""
+    """error: of the final latents by the probe, [phases, layers]; density, precision: what was chosen, alike; sees: the
+    key tiles of each head, [phases, layers, heads], empty in older records. summary: means over the clips,
+    with their intervals where there are some. preset: the text of its file."""
 
     model: str
     weights: str
@@ -81,6 +83,7 @@ class CalibrationRecord:
     backend: str
     baseline: str
     command: tuple[str, ...] = ()
+    sees: list[list[list[KeyTiles]]] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
         """All but the command, which the page says alone."""

@@ -33,7 +33,7 @@ from fpsgen.wan.plan import StepPlan, mean_density
 from fpsgen.weights.load import load_transformer, load_vae
 
 # Raised where the table of errors changes its meaning, so that older measurements are not taken for new ones.
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,8 @@ def record(job: Job, measurement: Measurement, tried: list[Tried], preset: Prese
     taken, measured, tiles, config = tried[-1], preset.measured, job.tiles, job.model.config
     assert measured is not None
     densities = torch.tensor(job.candidates.densities)
-    precision, window = job.candidates.probe
+    choices = job.candidates.choices
+    precision, probe = job.candidates.probe
     steps = [[step for step, own in enumerate(job.phase_of_step, 1) if own == i] for i in range(len(job.phases))]
     return CalibrationRecord(
         model=job.model.full_name,
@@ -189,9 +190,10 @@ def record(job: Job, measurement: Measurement, tried: list[Tried], preset: Prese
         holds=taken.holds,
         phases=[PhaseSteps(file.ranges(own), span.sigma) for own, span in zip(steps, job.phases, strict=True)],
         error=measurement.probed.tolist(),
-        probe="window {}x{}x{}, {}".format(*job.candidates.windows[window], PRECISIONS[precision]),
-        density=densities[taken.schedule.window].mean(2).tolist(),
+        probe=f"{choices[probe]}, {PRECISIONS[precision]}",
+        density=densities[taken.schedule.choice].mean(2).tolist(),
         precision=[[PRECISIONS[int(p)] for p in layers] for layers in taken.schedule.precision],
+        sees=[[[choices[c] for c in heads] for heads in layers] for layers in taken.schedule.choice.tolist()],
         cost=measured.cost,
         mean_density=measured.density,
         frontier=frontier.points(job, measurement, tried),

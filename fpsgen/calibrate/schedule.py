@@ -6,17 +6,18 @@ from collections import Counter
 from dataclasses import replace
 from string import ascii_letters, digits
 
-from fpsgen.attention.tiles import Shape3
+from fpsgen.attention.plan import KeyTiles, fit
 from fpsgen.calibrate.candidates import PRECISIONS, Candidates
 from fpsgen.calibrate.job import Job
 from fpsgen.calibrate.solve import Schedule
 from fpsgen.presets import DENSE_HEAD, Layers, Phase, Preset
 from fpsgen.wan.plan import StepSpan
 
-_LETTERS = ascii_letters + digits + "_"  # one for each of the 4 x 4 x 4 windows that there are at most, but dense
+# One for each choice that there may be, but dense: 63 windows and 16 shares, with and without summary.
+_LETTERS = ascii_letters + digits + "_" + "".join(filter(str.isalpha, map(chr, range(0xC0, 0x180))))
 
-# What a layer of a phase does: precision of q and k, window of each head (None for dense).
-_Layer = tuple[str, tuple[Shape3 | None, ...]]
+# What a layer of a phase does: precision of q and k, what each head sees (None for all tiles).
+_Layer = tuple[str, tuple[KeyTiles | None, ...]]
 
 
 def to_preset(job: Job, solved: Schedule) -> Preset:
@@ -26,15 +27,16 @@ def to_preset(job: Job, solved: Schedule) -> Preset:
 
 def preset(schedule: Schedule, candidates: Candidates, spans: list[StepSpan], name: str, family: str) -> Preset:
     """Phases that do the same become one; in a phase, what most layers do is said once."""
+    choices = [None if fit(own, candidates.tiles) is None else _portable(own) for own in candidates.choices]
     each = [
         tuple(
-            (PRECISIONS[int(p)], tuple(candidates.tiles.fit(candidates.windows[w]) for w in windows))
-            for p, windows in zip(of_layers, heads, strict=True)
+            (PRECISIONS[int(p)], tuple(choices[c] for c in of_heads))
+            for p, of_heads in zip(of_layers, heads, strict=True)
         )
-        for of_layers, heads in zip(schedule.precision, schedule.window.tolist(), strict=True)
+        for of_layers, heads in zip(schedule.precision, schedule.choice.tolist(), strict=True)
     ]
-    mixed = Counter(w for layers in each for _, heads in layers if len(set(heads)) > 1 for w in heads if w)
-    letters = dict(zip(sorted(mixed), _LETTERS, strict=False))
+    mixed = {own for layers in each for _, heads in layers if len(set(heads)) > 1 for own in heads if own}
+    letters = dict(zip(sorted(mixed, key=choices.index), _LETTERS, strict=False))
     phases: list[Phase] = []
     last = None
     for layers, span in zip(each, spans, strict=True):
@@ -43,11 +45,11 @@ def preset(schedule: Schedule, candidates: Candidates, spans: list[StepSpan], na
         else:
             phases.append(_phase(layers, span, letters))
         last = layers
-    windows = {letter: _portable(window) for window, letter in letters.items()}
+    windows = {letter: own.window if own.is_window and own.window else own for own, letter in letters.items()}
     return Preset(name=name, phases=tuple(phases), tile=candidates.tiles.tile, model=family, windows=windows)
 
 
-def _phase(layers: tuple[_Layer, ...], span: StepSpan, letters: dict[Shape3, str]) -> Phase:
+def _phase(layers: tuple[_Layer, ...], span: StepSpan, letters: dict[KeyTiles, str]) -> Phase:
     common = Counter(layers).most_common(1)[0][0]
     others: dict[_Layer, list[int]] = {}
     for number, layer in enumerate(layers):
@@ -57,15 +59,19 @@ def _phase(layers: tuple[_Layer, ...], span: StepSpan, letters: dict[Shape3, str
     return Phase(sigma=span.sigma, layers=own, **_setting(common, letters))
 
 
-def _setting(layer: _Layer, letters: dict[Shape3, str]) -> dict:
-    qk, windows = layer
+def _setting(layer: _Layer, letters: dict[KeyTiles, str]) -> dict:
+    qk, seen = layer
     said: dict = {"qk": qk, "pv": "bf16" if qk == "bf16" else "fp8"}
-    if len(set(windows)) > 1:
-        return said | {"heads": "".join(letters[window] if window else DENSE_HEAD for window in windows)}
-    return said | {"window": windows[0] and _portable(windows[0])}
+    if len(set(seen)) > 1:
+        return said | {"heads": "".join(letters[own] if own else DENSE_HEAD for own in seen)}
+    own = seen[0] or KeyTiles()
+    return said | {"window": own.window, "top": own.top, "rest": own.rest}
 
 
-def _portable(window: Shape3) -> Shape3:
-    """With odd lengths alone: an even one spans its axis here, and would fit no longer axis of another video."""
-    t, h, w = (length | 1 for length in window)
-    return t, h, w
+def _portable(own: KeyTiles) -> KeyTiles:
+    """A window with odd lengths alone: an even one spans its axis here, and would fit no longer axis of another
+    video."""
+    if own.window is None:
+        return own
+    t, h, w = (length | 1 for length in own.window)
+    return replace(own, window=(t, h, w))

@@ -1,8 +1,9 @@
 """The cheapest schedule within a budget, from the table of what each choice costs and does.
 
-A layer of a phase has one precision, and each of its heads a window. For a price of error, what minimises cost + price
-times error is found one head at a time, as both are sums; the price is then found by bisection. This reaches the lower
-convex hull of what is possible; what of a budget is left over goes to the single changes that gain most for it.
+A layer of a phase has one precision, and each of its heads a choice of key tiles. For a price of error, what minimises
+cost + price times error is found one head at a time, as both are sums; the price is then found by bisection. This
+reaches the lower convex hull of what is possible; what of a budget is left over goes to the single changes that gain
+most for it.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ _ROUNDING = 1e-12  # of a sum of costs
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """errors: float64 [phases, layers, heads, precisions, windows], 1 - cosine; costs: float64 [precisions, windows],
+    """errors: float64 [phases, layers, heads, precisions, choices], 1 - cosine; costs: float64 [precisions, choices],
     infinite where there is no such choice; weights: float64 [phases], the share of steps that each has. tied: axes
     along which all must choose alike."""
 
@@ -47,16 +48,16 @@ class Problem:
 
 @dataclass(frozen=True, eq=False)
 class Schedule:
-    """precision: int64 [phases, layers]; window: int64 [phases, layers, heads], by number; cost, error: estimates."""
+    """precision: int64 [phases, layers]; choice: int64 [phases, layers, heads], by number; cost, error: estimates."""
 
     precision: Tensor
-    window: Tensor
+    choice: Tensor
     cost: float
     error: float
 
     def same(self, other: Schedule) -> bool:
         """Whether the choices are."""
-        return torch.equal(self.precision, other.precision) and torch.equal(self.window, other.window)
+        return torch.equal(self.precision, other.precision) and torch.equal(self.choice, other.choice)
 
 
 def within_error(problem: Problem, error: float) -> Schedule:
@@ -90,38 +91,38 @@ def _search(problem: Problem, fits: Callable[[Schedule], bool], dear_fits: bool)
 def _chosen(problem: Problem, errors: Tensor, costs: Tensor, price: float) -> Schedule:
     """What minimises cost + price · error; of equals the first, so that nothing depends on chance."""
     value = torch.where(costs.isfinite(), costs + price * errors.nan_to_num(posinf=0.0), torch.inf)
-    best, window = value.min(4)  # [phases, layers, heads, precisions]
+    best, choice = value.min(4)  # [phases, layers, heads, precisions]
     precision = best.sum(2).argmin(2)  # [phases, layers]
-    window = window.gather(3, precision[:, :, None, None].expand(*window.shape[:3], 1))[..., 0]
-    return _schedule(problem, precision, window)
+    choice = choice.gather(3, precision[:, :, None, None].expand(*choice.shape[:3], 1))[..., 0]
+    return _schedule(problem, precision, choice)
 
 
-def _schedule(problem: Problem, precision: Tensor, window: Tensor) -> Schedule:
+def _schedule(problem: Problem, precision: Tensor, choice: Tensor) -> Schedule:
     """With tied axes repeated, and what it costs and does."""
     phases, layers, heads = problem.errors.shape[:3]
     precision = precision.expand(phases, layers).contiguous()
-    window = window.expand(phases, layers, heads).contiguous()
-    each = precision[:, :, None].expand(window.shape)
-    costs = problem.costs[each, window]
-    at = [torch.arange(size).view([-1 if i == axis else 1 for i in range(3)]) for axis, size in enumerate(window.shape)]
-    errors = problem.errors[(*at, each, window)]
-    return Schedule(precision, window, float((costs.mean((1, 2)) * problem.weights).sum()), float(errors.sum()))
+    choice = choice.expand(phases, layers, heads).contiguous()
+    each = precision[:, :, None].expand(choice.shape)
+    costs = problem.costs[each, choice]
+    at = [torch.arange(size).view([-1 if i == axis else 1 for i in range(3)]) for axis, size in enumerate(choice.shape)]
+    errors = problem.errors[(*at, each, choice)]
+    return Schedule(precision, choice, float((costs.mean((1, 2)) * problem.weights).sum()), float(errors.sum()))
 
 
 def _spend(problem: Problem, found: Schedule, cost: float) -> Schedule:
-    """Use what is left of `cost` for windows that err less, the best exchange first; precisions stay."""
+    """Use what is left of `cost` for choices that err less, the best exchange first; precisions stay."""
     errors, costs = problem.tables()
     shape = errors.shape[:3]
-    precision, window = found.precision[: shape[0], : shape[1]], found.window[: shape[0], : shape[1], : shape[2]]
+    precision, choice = found.precision[: shape[0], : shape[1]], found.choice[: shape[0], : shape[1], : shape[2]]
     pick = precision[:, :, None, None, None].expand(*shape, 1, errors.shape[4])
     own_errors, own_costs = errors.gather(3, pick)[..., 0, :], costs.gather(3, pick)[..., 0, :]
-    window, left = window.clone(), cost - found.cost
+    choice, left = choice.clone(), cost - found.cost
     while True:
-        more = own_costs - own_costs.gather(3, window[..., None])
-        less = own_errors.gather(3, window[..., None]) - own_errors
+        more = own_costs - own_costs.gather(3, choice[..., None])
+        less = own_errors.gather(3, choice[..., None]) - own_errors
         gain = torch.where((more <= left) & (less > 0), less / more.clamp(min=1e-12), -1.0)
         best = int(gain.argmax())
         if gain.flatten()[best] <= 0:
-            return _schedule(problem, precision, window)
+            return _schedule(problem, precision, choice)
         left -= float(more.flatten()[best])
-        window.view(-1)[best // gain.shape[3]] = best % gain.shape[3]
+        choice.view(-1)[best // gain.shape[3]] = best % gain.shape[3]

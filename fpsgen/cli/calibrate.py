@@ -217,13 +217,13 @@ def tell_estimate(out: Output, job: Job, device: torch.device, dtype: torch.dtyp
     table.row("total", f"{total_forwards:.0f}", f"{total / unit:.2f}", f"{total / clip:.2f}")
     if not out.json:
         out.show(table)
-    windows, size = len(job.candidates.windows), readable(estimate.disk_bytes(job))
-    out.line(f"The estimate is for {windows} windows in 2 precisions, and bf16, {where}.")
+    choices, size = len(job.candidates.choices), readable(estimate.disk_bytes(job))
+    out.line(f"The estimate is for {choices} choices of key tiles in 2 precisions, and bf16, {where}.")
     out.line(f"Each further round of verification takes as long as the row says. The cache grows by {size}.")
     told = {
         "model": job.model.name,
         **{key: getattr(job.settings, key) for key in ("size", "frames", "steps")},
-        "windows": windows,
+        "choices": choices,
         "where": where,
         "parts": [dataclasses.asdict(part) for part in parts],
         "seconds": total,

@@ -124,7 +124,7 @@ def _preset(table: dict[str, Any], name: str, lines: Lines) -> Preset:
     said = _values(table, _keys(*HEAD), ["phase"])
     windows = {}
     for letter, value in said.get("windows", {}).items():
-        if not re.fullmatch("[a-zA-Z0-9_]", letter):
+        if not re.fullmatch(r"\w", letter):  # of any alphabet: calibration may need more than 63
             raise _Fault(f"the window {quoted(letter)} must be called by one letter, digit or _", "windows", letter)
         windows[letter] = _letter(_value((is_letter, ""), value, "windows", letter), "windows", letter)
     if not 0 < len(said["phase"]) <= _MOST_PHASES:
@@ -275,7 +275,8 @@ def text(preset: Preset) -> str:
         ("", {"format": FORMAT, **{key: value for key, value in head.items() if value}})
     ]
     if preset.windows:
-        tables.append(("[windows]", {letter: _letter_said(seen) for letter, seen in preset.windows.items()}))
+        letters = {x if x.isascii() else _toml(x): _letter_said(seen) for x, seen in preset.windows.items()}
+        tables.append(("[windows]", letters))
     for phase in preset.phases:
         tables.append(("[[phase]]", {"sigma": phase.sigma, **_said(phase, Setting())}))
         for own in phase.layers:  # `parse` wants that they say something, even if it is what the phase says

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from math import prod
+from statistics import fmean
 from typing import Any
 
 from fpsgen.calibrate.record import CalibrationRecord, Checked, FrontierPoint
@@ -35,9 +36,24 @@ def facts(record: CalibrationRecord) -> dict[str, Any]:
         "kernel_heads": HEAD_DIM,
         "unseen": not {clip.prompt for clip in record.clips} & set(record.prompts),
         "worst": worst,
+        "seen": _seen(record),
         "schedules": _schedules(record.frontier),
         "clips": _clips(record.clips),
     }
+
+
+def _seen(record: CalibrationRecord) -> Table:
+    """What heads see in each phase: the share of the heads that have each kind of key tiles, and what that comes to."""
+    heads = ["Steps", "All tiles", "A window", "The best tiles", "Their share, mean", "Summary of the rest"]
+    table = Table.of_numbers("", heads)
+    for phase, layers in zip(record.phases, record.sees, strict=False):
+        every = [own for layer in layers for own in layer]
+        tops = [own.top for own in every if own.top is not None]
+        windows, summed = sum(own.window is not None for own in every), sum(own.rest == "summary" for own in every)
+        counts = (len(every) - windows - len(tops), windows, len(tops), summed)
+        dense, window, top, rest = (f"{100 * count / len(every):.0f} %" for count in counts)
+        table.row(phase.steps, dense, window, top, f"{100 * fmean(tops):.0f} %" if tops else "", rest)
+    return table
 
 
 def unbeaten(points: Iterable[FrontierPoint]) -> list[FrontierPoint]:

@@ -34,6 +34,7 @@ def record(phases: int = 4, layers: int = 6, points: int = 14, clips: int = 6) -
         ],
         "error": error, "probe": "window 3x3x3, int8", "density": density,
         "precision": [["bf16" if d == 1 else chance.choice(["int8", "fp8"]) for d in row] for row in density],
+        "sees": [[[sees(d, n) for n in range(3)] for d in row] for row in density],
         "cost": 0.31, "mean_density": 0.52,
         "frontier": frontier(points),
         "clips": [
@@ -46,6 +47,18 @@ def record(phases: int = 4, layers: int = 6, points: int = 14, clips: int = 6) -
         "preset": 'format = 1\nmodel = "pocket"\n\n[[phase]]\nsigma = [1.0, 0.9]\n',
         "command": ["fpsgen", "calibrate", "a b", "--min-psnr", "30"],
     }  # fmt: skip
+
+
+def sees(density: float, head: int) -> dict[str, Any]:
+    """Key tiles of a head in a layer of some density."""
+    if density == 1:
+        return {"window": None, "top": None, "rest": "drop"}
+    kinds = [
+        {"window": [3, 3, 3], "top": None, "rest": "drop"},
+        {"window": [3, 3, 3], "top": None, "rest": "summary"},
+        {"window": None, "top": density, "rest": "summary"},
+    ]
+    return kinds[head]
 
 
 def frontier(points: int) -> list[dict[str, Any]]:

@@ -39,7 +39,7 @@ class Truth:
         """dB."""
         if self.level is not None:
             return self.level
-        rng = random.Random(repr((schedule.precision.tolist(), schedule.window.tolist())))
+        rng = random.Random(repr((schedule.precision.tolist(), schedule.choice.tolist())))
         db = 10 - 10 * math.log10(max(self.factor * schedule.error, 1e-12)) + self.noise * rng.uniform(-1, 1)
         return min(db, self.worst)
 

@@ -42,8 +42,9 @@ def test_14b_at_720p_by_hand() -> None:
     assert estimate.forward_flops(job)[0] == once
     assert estimate.clip_seconds(job) == pytest.approx(1837.9, rel=0.01)
     assert parts["dense trajectories"].seconds == pytest.approx(0.4 * estimate.clip_seconds(job))
-    # Scores and values of 6 tiles of 120 queries, three precisions, two branches, in 2 clips and 4 phases.
-    looked = 2 * 4 * 2 * 3 * 40 * 4 * 5120 * (6 * 120) * tokens
+    # Scores and values of 6 tiles of 120 queries, three precisions, two branches, in 2 clips and 4 phases; for each of
+    # 159 candidates two sums over 630 tiles, in float64.
+    looked = 2 * 4 * 2 * 3 * 40 * 5120 * (6 * 120) * (4 * tokens + 8 * 159 * 630)
     assert parts["candidates"].seconds == pytest.approx(looked / 20e12)
     # A round at half of attention's cost: attention is 4.68 of 6.66 10^15 operations.
     saved = 40 * 4 * 5120 * tokens**2 / 2 / once

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fpsgen import metrics
-from fpsgen.attention.plan import AttentionPlan
+from fpsgen.attention.plan import AttentionPlan, KeyTiles
 from fpsgen.calibrate import frontier
 from fpsgen.calibrate.budget import Budget, Tried
 from fpsgen.calibrate.job import problem
@@ -23,16 +23,16 @@ from fpsgen.wan.plan import StepPlan
 from tests.tools.calibration import VIDEO, small_job
 
 
-def measurement(windows: int) -> Measurement:
+def measurement(choices: int) -> Measurement:
     """Of two phases, layers and heads."""
-    errors = torch.rand(2, 2, 2, 3, windows, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    errors = torch.rand(2, 2, 2, 3, choices, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     errors[..., 0, -1] = 0
     return Measurement(errors, errors.sum((2, 3, 4)))
 
 
 def test_estimates_of_any_plans(pocket_folder: Path) -> None:
     job = small_job(pocket_folder, replace(VIDEO, steps=8))
-    of = measurement(len(job.candidates.windows))
+    of = measurement(len(job.candidates.choices))
     dense = StepPlan((AttentionPlan(job.tiles),) * 2)
     probe = StepPlan((job.candidates.plan(1, [0, 0]),) * 2)
     assert frontier.estimate(of, [dense] * 8, job) == 0
@@ -46,9 +46,27 @@ def test_estimates_of_any_plans(pocket_folder: Path) -> None:
     assert 0 < alternating < everywhere
 
 
+@pytest.mark.parametrize(
+    ("seen", "nearest"),
+    [
+        (KeyTiles(top=0.3, rest="summary"), KeyTiles(top=0.32, rest="summary")),
+        (KeyTiles(top=0.3), KeyTiles(top=0.32)),
+        (KeyTiles(top=0.001), KeyTiles(top=0.02)),
+    ],
+)
+def test_of_what_is_no_candidate_the_nearest_of_its_kind(
+    pocket_folder: Path, seen: KeyTiles, nearest: KeyTiles
+) -> None:
+    job = small_job(pocket_folder, replace(VIDEO, steps=8, width=480, height=320))
+    of = measurement(len(job.candidates.choices))
+    plan = StepPlan((AttentionPlan(job.tiles, (seen,), qk="int8", pv="fp8"),) * 2)
+    found = float(of.errors[..., 1, job.candidates.choices.index(nearest)].sum())
+    assert frontier.estimate(of, [plan] * 8, job) == pytest.approx(found)
+
+
 def test_a_solved_schedule_is_estimated_as_it_was_solved(pocket_folder: Path) -> None:
     job = small_job(pocket_folder)
-    of = measurement(len(job.candidates.windows))
+    of = measurement(len(job.candidates.choices))
     solved = within_cost(problem(job, of.errors), 0.4)
     assert solved is not None
     plans = to_preset(job, solved).steps(job.model, job.settings)
@@ -61,7 +79,7 @@ def test_a_shipped_preset_of_other_tiles_is_left_out(
 ) -> None:
     """Its windows may fit these tiles by chance, and would mean something else."""
     job = small_job(pocket_folder, budget=Budget("cost", 0.4))
-    of = measurement(len(job.candidates.windows))
+    of = measurement(len(job.candidates.choices))
     phases = (Phase(sigma=(1.0, 0.0), window=(1, 1, 1), qk="int8", pv="fp8"),)
     monkeypatch.setattr(shipped, "names", lambda: ["theirs"])
     monkeypatch.setattr(shipped, "load", lambda name: Preset(name=name, phases=phases, tile=tile))

@@ -52,7 +52,7 @@ def test_defaults_suffice_for_themselves(family: str) -> None:
 def test_a_budget_of_cost_counts_the_steps_of_the_video(pocket_folder: Path, steps: int) -> None:
     """Which may be more than the measured trajectory's: then the phases have other shares of them."""
     job = small_job(pocket_folder, settings=replace(VIDEO, steps=steps, shift=8.0))
-    errors = torch.zeros(2, 2, 2, 3, len(job.candidates.windows), dtype=torch.float64)
+    errors = torch.zeros(2, 2, 2, 3, len(job.candidates.choices), dtype=torch.float64)
     weights = problem(job, errors).weights
     end = job.phases[0].sigma[1]
     first = sum(sigma > end for sigma in job.settings.noise_levels)

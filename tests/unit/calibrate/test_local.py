@@ -1,4 +1,4 @@
-"""What a candidate does to one layer's attention: all windows at once, against the reference one by one."""
+"""What a candidate does to one layer's attention: all candidates at once, against the reference one by one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fpsgen.attention import reference
-from fpsgen.attention.plan import AttentionPlan
+from fpsgen.attention.plan import AttentionPlan, KeyTiles
 from fpsgen.attention.tiles import Shape3, TileGrid
 from fpsgen.calibrate import local
 from fpsgen.calibrate.candidates import PRECISIONS, Candidates
@@ -33,36 +33,47 @@ def inputs(tiles: TileGrid, seed: int, batch: int = 2) -> tuple[Tensor, Tensor, 
 
 
 def expected(q: Tensor, k: Tensor, v: Tensor, gram: Tensor, candidates: Candidates, picked: Tensor) -> Tensor:
-    """The same, window by window through the reference."""
+    """The same, candidate by candidate through the reference."""
     tiles = candidates.tiles
     rows = reference.rows_of(tiles, picked)
     exact = reference.attention(q, k, v, AttentionPlan(tiles))
-    found = torch.empty(len(PRECISIONS), len(candidates.windows), HEADS, dtype=torch.float64)
+    found = torch.empty(len(PRECISIONS), len(candidates.choices), HEADS, dtype=torch.float64)
     for p in range(len(PRECISIONS)):
-        for w in range(len(candidates.windows)):
-            apart = (reference.attention(q, k, v, candidates.plan(p, [w] * HEADS)) - exact)[:, rows]
-            found[p, w] = torch.einsum("brhd,hde,brhe->h", apart, gram, apart) / (len(q) * len(rows))
+        for c in range(len(candidates.choices)):
+            apart = (reference.attention(q, k, v, candidates.plan(p, [c] * HEADS)) - exact)[:, rows]
+            found[p, c] = torch.einsum("brhd,hde,brhe->h", apart, gram, apart) / (len(q) * len(rows))
     return found
 
 
 @pytest.mark.parametrize(("grid", "tile"), GEOMETRIES)
-def test_every_window_and_precision(grid: Shape3, tile: Shape3) -> None:
+def test_every_candidate(grid: Shape3, tile: Shape3) -> None:
     tiles = TileGrid(grid, tile)
     candidates = Candidates(tiles, 75_600)
     q, k, v, gram = inputs(tiles, seed=1)
     picked = torch.randperm(len(tiles.valid), generator=torch.Generator().manual_seed(2))[:4]
     ours, theirs = (of(q, k, v, gram, candidates, picked) for of in (local.errors, expected))
-    assert ours.shape == (3, len(candidates.windows), HEADS)
+    assert ours.shape == (3, len(candidates.choices), HEADS)
     # Not rounded: float32 sums in another order. The dense one is 0 exactly: what all others are compared with.
-    torch.testing.assert_close(ours[0], theirs[0], rtol=1e-4, atol=1e-9)
+    torch.testing.assert_close(ours[0], theirs[0], rtol=1e-5, atol=1e-9)
     assert (ours[0, -1] == 0).all()
-    # In 8 bits P is rounded against the largest score of its cell here, and of its window there: other numbers of the
-    # same format. Of 16 random channels and few rows the mean squares come that near to each other.
-    assert ((ours[1:] - theirs[1:]).abs() <= 0.25 * theirs[1:] + 1e-9).all()
-    if len(candidates.windows) > 1:
-        assert (ours[1:, 0] > ours[1:, -1]).all(), "the smallest window errs more than the dense one"
-    else:  # one cell is the whole window: P is rounded alike
-        torch.testing.assert_close(ours[1:], theirs[1:], rtol=1e-3, atol=1e-9)
+    # In 8 bits a few exponentials beside a tie round the other way, by sums in another order: 0.8 % at most was seen.
+    torch.testing.assert_close(ours[1:], theirs[1:], rtol=0.03, atol=1e-9)
+
+
+@pytest.mark.parametrize(("grid", "tile"), GEOMETRIES)
+def test_what_a_candidate_sees(grid: Shape3, tile: Shape3) -> None:
+    """Windows by their definition, shares as the reference chooses them, each entry of a batch and each head for
+    itself."""
+    tiles = TileGrid(grid, tile)
+    candidates = Candidates(tiles, 75_600)
+    q, k, _, _ = inputs(tiles, seed=5)
+    every = torch.arange(len(tiles.valid))
+    seen = local.seen(q, k, candidates, every)
+    assert seen.shape == (len(q), HEADS, len(every), len(candidates.choices), len(every))
+    for choice, own in enumerate(candidates.choices):
+        lists = reference.key_tiles(q, k, own, tiles)
+        wanted = torch.zeros(len(q), HEADS, len(every), len(every), dtype=torch.bool).scatter_(3, lists, True)
+        assert seen[:, :, :, choice].equal(wanted)
 
 
 def test_precisions_differ() -> None:
@@ -100,45 +111,6 @@ def test_scores_far_apart(far: float) -> None:
     picked = torch.tensor([0])
     found = local.errors(q, k, v, gram, candidates, picked)
     assert found.isfinite().all()
-    smallest = candidates.windows.index((1, 1, 1))
+    smallest = candidates.choices.index(KeyTiles((1, 1, 1)))
     # Dense attention sees the last token alone, the smallest window the first alone.
     torch.testing.assert_close(found[0, smallest, 0], (v[0, 0] - v[0, 6]).double().square().sum(), rtol=1e-5, atol=0)
-
-
-@pytest.mark.parametrize(("grid", "tile"), GEOMETRIES)
-def test_cells_partition_the_keys_and_windows_are_boxes(grid: Shape3, tile: Shape3) -> None:
-    tiles = TileGrid(grid, tile)
-    candidates = Candidates(tiles, 75_600)
-    shape = [len(lengths) for lengths in candidates.lengths]
-    for number in range(len(tiles.valid)):  # at borders, too
-        order, sizes = local.cells(candidates, number)
-        assert order.sort().values.equal(torch.arange(tiles.tokens))
-        assert len(sizes) == len(candidates.windows)
-        parts = order.split(sizes)
-        for at, window in enumerate(candidates.windows):
-            box = torch.unravel_index(torch.tensor(at), shape)
-            inside = [
-                parts[cell]
-                for cell in range(len(sizes))
-                if all(
-                    own <= most for own, most in zip(torch.unravel_index(torch.tensor(cell), shape), box, strict=True)
-                )
-            ]
-            assert set(torch.cat(inside).tolist()) == seen_by(tiles, number, window)
-
-
-def seen_by(tiles: TileGrid, number: int, window: Shape3) -> set[int]:
-    """Rows of the keys that a tile's queries see, from the definition: so many tiles along each axis, around the tile,
-    moved inwards at borders."""
-    at = [int(x) for x in torch.unravel_index(torch.tensor(number), tiles.counts)]
-    along = []
-    for own, length, count in zip(at, window, tiles.counts, strict=True):
-        first = min(max(own - length // 2, 0), count - length)
-        along.append(range(first, first + length))
-    rows: set[int] = set()
-    for t in along[0]:
-        for h in along[1]:
-            for w in along[2]:
-                key = (t * tiles.counts[1] + h) * tiles.counts[2] + w
-                rows |= set(range(int(tiles.offsets[key]), int(tiles.offsets[key + 1])))
-    return rows

@@ -82,7 +82,7 @@ def test_a_local_error_is_the_change_of_the_residual_stream(layer: int, head: in
     """Of one head with another window: what self-attention adds to the stream, times the gate, row by row. The other
     head's output does not change, so that there are no cross terms."""
     transformer = small_transformer()
-    window = CANDIDATES.windows[0]
+    window = CANDIDATES.choices[0].window
     dense = [AttentionPlan(TILES)] * 2
     plans = list(dense)
     plans[layer] = AttentionPlan(TILES, (window, None), (0, 1) if head == 0 else (1, 0))
@@ -106,12 +106,12 @@ def test_a_local_error_is_the_change_of_the_residual_stream(layer: int, head: in
 def test_estimates_of_the_probe_add_up_to_what_it_did(tmp_path: Path) -> None:
     renderer = small_renderer(tmp_path)
     found = taken(renderer)
-    assert found.errors.shape == (2, 2, 2, 3, len(CANDIDATES.windows))
+    assert found.errors.shape == (2, 2, 2, 3, len(CANDIDATES.choices))
     assert found.errors.isfinite().all()
     assert (found.errors[..., 0, -1] == 0).all(), "dense BF16 errs nothing"
-    precision, window = CANDIDATES.probe
+    precision, choice = CANDIDATES.probe
     (clip,) = clips(1)
-    probe = StepPlan((CANDIDATES.plan(precision, [window] * 2),) * 2)
+    probe = StepPlan((CANDIDATES.plan(precision, [choice] * 2),) * 2)
     _, exact = renderer.render(clip, "again", [renderer.dense] * 4)
     for phase, span in enumerate(PHASES):
         steps = [probe if span.first <= step <= span.last else renderer.dense for step in range(4)]
@@ -119,15 +119,15 @@ def test_estimates_of_the_probe_add_up_to_what_it_did(tmp_path: Path) -> None:
         error = metrics.latent_error(ours, exact)
         assert error > 0
         assert float(found.probed[phase].sum()) == pytest.approx(error, rel=1e-9)
-        assert float(found.errors[phase, :, :, precision, window].sum()) == pytest.approx(error, rel=1e-9)
+        assert float(found.errors[phase, :, :, precision, choice].sum()) == pytest.approx(error, rel=1e-9)
 
 
 def clip_by_hand(renderer: Renderer, clip: Clip, taps: dict[int, range]) -> tuple[Tensor, Tensor, Tensor]:
-    """Changes [phases, layers], phase errors [phases] and local errors [phases, layers, precisions, windows, heads] of
+    """Changes [phases, layers], phase errors [phases] and local errors [phases, layers, precisions, choices, heads] of
     one clip, straight from what the module says they are. taps: step that is looked into -> steps of its phase."""
     transformer, layers = renderer.transformer, renderer.transformer.config.num_layers
-    precision, window = CANDIDATES.probe
-    probe = AttentionPlan(TILES, (TILES.fit(CANDIDATES.windows[window]),), (), "int8", "fp8")
+    precision, choice = CANDIDATES.probe
+    probe = AttentionPlan(TILES, (CANDIDATES.choices[choice],), (), "int8", "fp8")
     dense = AttentionPlan(TILES)
     denoiser = renderer.denoiser(clip, 6)
     assert precision == 1
@@ -178,9 +178,9 @@ def test_the_table_is_phase_times_layer_times_local(tmp_path: Path, monkeypatch:
     assert (share.amax(1) > 1.2 * share.amin(1)).all()  # squared or not is seen in the shares
     probed = ended.mean(0)[:, None] * share
     torch.testing.assert_close(found.probed, probed, rtol=1e-3, atol=0)
-    added = local_.mean(0).permute(0, 1, 4, 2, 3)  # heads before precisions and windows
-    precision, window = CANDIDATES.probe
-    of_probe = added[..., precision, window].sum(2)
+    added = local_.mean(0).permute(0, 1, 4, 2, 3)  # heads before precisions and choices
+    precision, choice = CANDIDATES.probe
+    of_probe = added[..., precision, choice].sum(2)
     expected = added * (probed / of_probe)[:, :, None, None, None]
     torch.testing.assert_close(found.errors, expected, rtol=1e-3, atol=0)
 

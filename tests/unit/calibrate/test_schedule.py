@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fpsgen.attention.plan import AttentionPlan
+from fpsgen.attention.plan import AttentionPlan, KeyTiles
 from fpsgen.attention.tiles import Shape3, TileGrid
 from fpsgen.calibrate import schedule
 from fpsgen.calibrate.candidates import PRECISIONS, Candidates
@@ -25,7 +25,7 @@ SHIFT = 5.0
 def solved(seed: int, candidates: Candidates, phases: int, layers: int, heads: int) -> Schedule:
     """Choices at random: some layers mixed, some alike, some dense, some phases as the one before."""
     rng = random.Random(seed)
-    count = len(candidates.windows)
+    count = len(candidates.choices)
     precision, window = torch.zeros(phases, layers, dtype=torch.int64), torch.zeros(phases, layers, heads).long()
     for phase in range(phases):
         if phase and rng.random() < 0.4:
@@ -41,7 +41,7 @@ def solved(seed: int, candidates: Candidates, phases: int, layers: int, heads: i
 
 def check(made: Preset, found: Schedule, candidates: Candidates, phases: list[StepSpan], steps: int) -> None:
     """Through the file and back, step by step, every head does as it was solved."""
-    layers, heads = found.window.shape[1:]
+    layers, heads = found.choice.shape[1:]
     read = file.parse(file.text(made).encode(), made.name)
     assert read == made
     sigmas = Solver(steps, SHIFT).sigmas[:-1].tolist()
@@ -54,7 +54,7 @@ def check(made: Preset, found: Schedule, candidates: Candidates, phases: list[St
                     plans[step].attention[layer],
                     candidates,
                     int(found.precision[phase, layer]),
-                    found.window[phase, layer],
+                    found.choice[phase, layer],
                 )
 
 
@@ -63,8 +63,7 @@ def check_layer(plan: AttentionPlan, candidates: Candidates, precision: int, win
     assert plan.pv == ("bf16" if plan.qk == "bf16" else "fp8")
     assert plan.smooth_k
     for head, number in enumerate(windows.tolist()):
-        own = plan.windows[plan.heads[head] if plan.heads else 0]
-        assert (own or candidates.tiles.counts) == candidates.windows[number]
+        assert plan.key_tiles[plan.heads[head] if plan.heads else 0] == candidates.choices[number]
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -90,15 +89,16 @@ def test_single_layers_heads_and_tiles(grid: Shape3, layers: int, heads: int) ->
         check(schedule.preset(found, candidates, phases, "made.toml", "1.3b"), found, candidates, phases, 6)
 
 
-def test_more_windows_than_letters_of_the_alphabet() -> None:
-    """64 there are at most; one is dense, and the letters, digits and _ suffice for the others."""
+def test_more_choices_than_letters_of_the_alphabet() -> None:
+    """63 windows and 16 shares, each with and without a summary: letters of other alphabets have to help."""
     candidates = Candidates(TileGrid((20, 20, 20), (2, 2, 2)), 75_600)
-    assert len(candidates.windows) == 64
+    count = len(candidates.choices)
+    assert count == 2 * (63 + 16) + 1
     phases = spans(replace(VIDEO, steps=4, shift=SHIFT), 2)
-    window = torch.randperm(64, generator=torch.Generator().manual_seed(0)).repeat(2, 1).view(2, 2, 32)
-    found = Schedule(torch.full((2, 2), 1), window, 0.5, 0.1)
+    choice = torch.arange(160).clamp(max=count - 1).repeat(2, 1).view(2, 2, 80)
+    found = Schedule(torch.full((2, 2), 1), choice, 0.5, 0.1)
     made = schedule.preset(found, candidates, phases, "made.toml", "14b")
-    assert len(made.windows) == 63
+    assert len(made.windows) == count - 1
     check(made, found, candidates, phases, 4)
 
 
@@ -106,8 +106,8 @@ def test_phases_that_do_the_same_become_one() -> None:
     candidates = Candidates(TileGrid((7, 6, 10), (2, 2, 2)), 75_600)
     phases = spans(replace(VIDEO, steps=8, shift=SHIFT), 4)
     found = solved(1, candidates, phases=4, layers=3, heads=2)
-    found.precision[1:3], found.window[1:3] = found.precision[0], found.window[0]
-    found.precision[3], found.window[3] = 1, 0
+    found.precision[1:3], found.choice[1:3] = found.precision[0], found.choice[0]
+    found.precision[3], found.choice[3] = 1, 0
     made = schedule.preset(found, candidates, phases, "made.toml", "pocket")
     assert [phase.sigma for phase in made.phases] == [(1.0, phases[2].sigma[1]), phases[3].sigma]
     check(made, found, candidates, phases, 8)
@@ -116,12 +116,12 @@ def test_phases_that_do_the_same_become_one() -> None:
 def test_what_most_layers_do_is_said_once() -> None:
     candidates = Candidates(TileGrid((7, 6, 10), (2, 2, 2)), 75_600)
     precision, window = torch.ones(1, 6, dtype=torch.int64), torch.zeros(1, 6, 2, dtype=torch.int64)
-    window[0, 4] = len(candidates.windows) - 1
+    window[0, 4] = len(candidates.choices) - 1
     phases = spans(replace(VIDEO, steps=2, shift=SHIFT), 1)
     found = Schedule(precision, window, 0.5, 0.1)
     made = schedule.preset(found, candidates, phases, "made.toml", "pocket")
     (phase,) = made.phases
-    assert phase.window == candidates.windows[0]
+    assert phase.window == candidates.choices[0].window
     assert [own.at for own in phase.layers] == [(4,)]
     check(made, found, candidates, phases, 2)
 
@@ -130,7 +130,7 @@ def test_a_window_that_spans_its_axis_spans_a_longer_one_as_far_as_odd_lengths_g
     """4 tiles along T are all there are here: as such they may be even, and would fit no video of more frames."""
     short, longer = TileGrid((7, 6, 10), (2, 2, 2)), TileGrid((15, 6, 10), (2, 2, 2))
     candidates = Candidates(short, 75_600)
-    one, other = candidates.windows.index((4, 1, 1)), candidates.windows.index((4, 1, 3))
+    one, other = (candidates.choices.index(KeyTiles(window)) for window in ((4, 1, 1), (4, 1, 3)))
     found = Schedule(torch.ones(1, 2, dtype=torch.int64), torch.tensor([[[one, one], [one, other]]]), 0.5, 0.1)
     phases = spans(replace(VIDEO, steps=2, shift=SHIFT), 1)
     made = schedule.preset(found, candidates, phases, "made.toml", "pocket")

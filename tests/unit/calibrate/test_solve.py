@@ -12,7 +12,7 @@ import torch
 from fpsgen.calibrate import solve
 from fpsgen.calibrate.solve import Problem, Schedule
 
-# Three windows; BF16 is dense alone.
+# Three choices; BF16 is dense alone.
 COSTS = torch.tensor([[math.inf, math.inf, 1.0], [0.10, 0.30, 0.55], [0.09, 0.29, 0.53]], dtype=torch.float64)
 HULL = 1e-9  # relative, of sums in another order
 
@@ -30,17 +30,17 @@ def every(problem: Problem) -> list[tuple[float, float]]:
     """Cost and error of all schedules."""
     phases, layers, heads = problem.errors.shape[:3]
     of_layer = [
-        (p, windows)
+        (p, choices)
         for p in range(3)
-        for windows in itertools.product(range(3), repeat=heads)
-        if all(math.isfinite(COSTS[p, w]) for w in windows)
+        for choices in itertools.product(range(3), repeat=heads)
+        if all(math.isfinite(COSTS[p, w]) for w in choices)
     ]
     found = []
     for choice in itertools.product(of_layer, repeat=phases * layers):
         cost = error = 0.0
-        for place, (p, windows) in enumerate(choice):
+        for place, (p, choices) in enumerate(choice):
             phase, layer = divmod(place, layers)
-            for head, w in enumerate(windows):
+            for head, w in enumerate(choices):
                 cost += float(problem.weights[phase]) * float(COSTS[p, w]) / (layers * heads)
                 error += float(problem.errors[phase, layer, head, p, w])
         found.append((cost, error))
@@ -49,10 +49,10 @@ def every(problem: Problem) -> list[tuple[float, float]]:
 
 def recounted(problem: Problem, schedule: Schedule) -> tuple[float, float]:
     """Cost and error of a schedule, choice by choice."""
-    phases, layers, heads = schedule.window.shape
+    phases, layers, heads = schedule.choice.shape
     cost = error = 0.0
     for phase, layer, head in itertools.product(range(phases), range(layers), range(heads)):
-        p, w = int(schedule.precision[phase, layer]), int(schedule.window[phase, layer, head])
+        p, w = int(schedule.precision[phase, layer]), int(schedule.choice[phase, layer, head])
         cost += float(problem.weights[phase]) * float(problem.costs[p, w]) / (layers * heads)
         error += float(problem.errors[phase, layer, head, p, w])
     return cost, error
@@ -111,15 +111,15 @@ def test_a_budget_may_be_spent_to_its_end(seed: int) -> None:
 
 def test_what_is_left_goes_to_the_exchanges_that_gain_most_for_it() -> None:
     """Four heads of one layer, by hand. The price at which anything moves lets the first head go dense, which is too
-    dear, so that the hull gives the smallest windows: cost 0.1, error 103. Of the 0.08 that are left, the second
-    head's exchange for the third window gains most, 0.5, but takes 0.075; those of the third and the fourth head for
-    the second window gain 0.4 for 0.025 each."""
+    dear, so that the hull gives the cheapest choices: cost 0.1, error 103. Of the 0.08 that are left, the second
+    head's exchange for the third choice gains most, 0.5, but takes 0.075; those of the third and the fourth head for
+    the second choice gain 0.4 for 0.025 each."""
     costs = torch.tensor([[0.1, 0.2, 0.4, 1.0]], dtype=torch.float64)
     of_head = [[100.0, 100.0, 100.0, 0.0], [1.0, 1.0, 0.5, 0.0], [1.0, 0.6, 0.6, 0.0], [1.0, 0.6, 0.6, 0.0]]
     errors = torch.tensor(of_head, dtype=torch.float64)[None, None, :, None]
     found = solve.within_cost(Problem(errors, costs, torch.ones(1, dtype=torch.float64)), 0.18)
     assert found is not None
-    assert found.window.tolist() == [[[0, 0, 1, 1]]]
+    assert found.choice.tolist() == [[[0, 0, 1, 1]]]
     assert found.cost == pytest.approx(0.15)
     assert found.error == pytest.approx(102.2)
 
@@ -128,7 +128,7 @@ def test_schedules_are_the_same_where_every_choice_is() -> None:
     one = Schedule(torch.ones(1, 2, dtype=torch.int64), torch.zeros(1, 2, 2, dtype=torch.int64), 0.5, 0.1)
     assert one.same(replace(one, cost=0.6, error=0.2))
     assert not one.same(replace(one, precision=torch.tensor([[1, 2]])))
-    assert not one.same(replace(one, window=torch.tensor([[[0, 0], [0, 1]]])))
+    assert not one.same(replace(one, choice=torch.tensor([[[0, 0], [0, 1]]])))
 
 
 def test_no_choice_of_infinite_cost_is_made() -> None:
@@ -148,7 +148,7 @@ def test_bf16_everywhere_where_nothing_else_is_good_enough() -> None:
     found = solve.within_error(problem, 0.01)
     assert (found.cost, found.error) == (1.0, 0.0)
     assert (found.precision == 0).all()
-    assert (found.window == 2).all()
+    assert (found.choice == 2).all()
 
 
 def test_no_schedule_costs_less_than_the_cheapest_choice() -> None:
@@ -157,7 +157,7 @@ def test_no_schedule_costs_less_than_the_cheapest_choice() -> None:
     exact = solve.within_cost(problem, 0.09)
     assert exact is not None
     assert exact.cost == pytest.approx(0.09)
-    assert (exact.window == 0).all()
+    assert (exact.choice == 0).all()
 
 
 def test_a_least_cost_is_kept_however_large_the_errors() -> None:
@@ -205,7 +205,7 @@ def test_tied_axes_choose_alike(tied: str) -> None:
     assert found is not None
     assert best is not None
     axis = ["phase", "layer", "head"].index(tied)
-    assert (found.window == found.window.narrow(axis, 0, 1)).all()
+    assert (found.choice == found.choice.narrow(axis, 0, 1)).all()
     if tied != "head":
         assert (found.precision == found.precision.narrow(axis, 0, 1)).all()
     assert found.cost <= 0.4 + 1e-12
