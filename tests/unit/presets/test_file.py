@@ -235,7 +235,7 @@ WRONG: list[tuple[str, int | None, str]] = [
     (ONE + "heads = 'x'\n", 4, "heads names a window 'x'; there are - for dense"),
     ("windows = 3\n" + ONE, 1, "windows = 3"),
     (ONE + "[windows]\nab = [1, 1, 1]\n", 5, "the window 'ab' must be called by one letter"),
-    (ONE + '[windows]\n"ä" = [1, 1, 1]\n', 5, "must be called by one letter"),
+    (ONE + '[windows]\n"+" = [1, 1, 1]\n', 5, "must be called by one letter"),
     (ONE + '[windows]\n"" = [1, 1, 1]\n', 5, "must be called by one letter"),
     (ONE + "[windows]\na = [1, 1]\n", 5, "a = [1, 1]"),
     (ONE + "heads = '-b'\n[windows]\nb = [1, 1, 1]\na = [1, 1, 1]\n", 7, "no heads use the window a"),
