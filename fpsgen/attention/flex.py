@@ -2,6 +2,10 @@
 
 FlexAttention skips whole blocks of the score matrix, of a multiple of 128 rows each. Tiles have 120 tokens where they
 cover Wan's sizes exactly: here each is padded to whole blocks, whose spare keys a mask hides.
+
+Lists of key tiles are tensors, so that tiles chosen by content need no new kernel at each step: each head of each batch
+entry has its own. To autograd they are constants. A summary of the rest is a second, small attention over the means of
+all tiles. Both are parts of one softmax, and their log-sum-exps say how much of it each of them is.
 """
 
 from __future__ import annotations
@@ -9,12 +13,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache, lru_cache
 from importlib.util import find_spec
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from fpsgen.attention.plan import WINDOWS_ONLY, AttentionPlan
+from fpsgen.attention import reference, select
+from fpsgen.attention.plan import AttentionPlan, KeyTiles
 from fpsgen.attention.tiles import Shape3, TileGrid, key_lists, outlives_inference
 
 _BLOCK = 128
@@ -26,8 +33,6 @@ def why_not(device: torch.device, plan: AttentionPlan, head_dim: int) -> str | N
     """Why this backend cannot run `plan` on `device`."""
     if device.type != "cuda":
         return "it is for CUDA GPUs"
-    if not plan.has_windows_only:
-        return WINDOWS_ONLY
     if plan.is_8bit:
         return "it does not round to 8 bits"
     padded = tile_slots(plan.tiles) * len(plan.tiles.valid)
@@ -39,8 +44,9 @@ def why_not(device: torch.device, plan: AttentionPlan, head_dim: int) -> str | N
 def make_ready(plan: AttentionPlan, device: torch.device) -> None:
     """Lay out the rows, and the blocks of every window."""
     padded_rows(plan.tiles, device)
-    for window in plan.windows:
-        block_mask(plan.tiles, window, device)
+    for own in plan.key_tiles:
+        if own.top is None:
+            block_mask(plan.tiles, own.window, device)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan) -> Tensor:
@@ -49,18 +55,56 @@ def attention(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan) -> Tensor:
     rows = padded_rows(plan.tiles, q.device)
     padded = [pad(x, rows, slots * len(plan.tiles.valid)) for x in (q, k, v)]  # [batch, heads, slots, head_dim]
     out = torch.empty_like(q)
-    for index, window in enumerate(plan.windows):
+    for index, own in enumerate(plan.key_tiles):
         heads = plan.heads_of(index)
         q_own, k_own, v_own = (x[:, heads] for x in padded)
-        seen = by_blocks(q_own, k_own, v_own, block_mask(plan.tiles, window, q.device))
+        if own.is_window:
+            seen = by_blocks(q_own, k_own, v_own, block_mask(plan.tiles, own.window, q.device))
+        else:
+            seen = by_lists((q_own, k_own, v_own), (q[:, :, heads], k[:, :, heads], v[:, :, heads]), own, plan)
         out[:, :, heads] = seen.index_select(2, rows).transpose(1, 2)
     return out
 
 
-def by_blocks(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask | None = None) -> Tensor:
-    """FlexAttention itself, over [batch, heads, rows, head_dim]; every row sees all where there is no mask."""
+def by_lists(
+    padded: tuple[Tensor, Tensor, Tensor], given: tuple[Tensor, Tensor, Tensor], own: KeyTiles, plan: AttentionPlan
+) -> Tensor:
+    """Attention of heads that see `own`, key tiles by content or a window with a summary of the rest.
+
+    padded, and the result: [batch, heads, rows, head_dim], a tile in each `tile_slots` rows; given: the same q, k and v
+    without padding, [batch, tokens, heads, head_dim].
+    """
+    q, k, v = given
+    with torch.no_grad():
+        lists = reference.key_tiles(q, k, own, plan.tiles)
+    wanted = block_mask(plan.tiles, own.window, q.device) if own.top is None else blocks_of(lists, plan.tiles)
+    if own.rest == "drop":
+        return by_blocks(*padded, wanted)
+    seen, seen_sums = by_blocks(
+        *padded, wanted, return_lse=True
+    )  # deprecated, but what it is called in every torch yet
+    spare = -len(plan.tiles.valid) % _BLOCK  # mean keys in whole blocks, too
+    means = (F.pad(x.to(q.dtype), (0, 0, 0, spare)) for x in reference.summary(k, v, plan))
+    added = F.pad(select.addends(lists, plan.tiles), (0, spare), value=-torch.inf)
+    rest, rest_sums = by_blocks(padded[0], *means, score_mod=adding(added, tile_slots(plan.tiles)), return_lse=True)
+    share = torch.sigmoid(rest_sums - seen_sums)  # of the rest, in the softmax over both
+    return torch.lerp(seen, rest, share[..., None].to(q.dtype))
+
+
+def adding(addends: Tensor, slots: int) -> Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]:
+    """A `score_mod` that adds addends [batch, heads, query tiles, keys]; slots: rows of a query tile."""
+
+    def add(score: Tensor, batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return score + addends[batch, head, query // slots, key]
+
+    return add
+
+
+def by_blocks(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask | None = None, **more: Any) -> Any:
+    """FlexAttention itself, over [batch, heads, rows, head_dim]; every row sees all where there is no mask. more: what
+    else `flex_attention` takes."""
     with torch._dynamo.config.patch(recompile_limit=_MOST_SHAPES):
-        return _compiled()(q, k, v, block_mask=mask)
+        return _compiled()(q, k, v, block_mask=mask, **more)
 
 
 @cache
@@ -92,14 +136,19 @@ def pad(x: Tensor, rows: Tensor, length: int) -> Tensor:
 @lru_cache(maxsize=128)
 @outlives_inference
 def block_mask(tiles: TileGrid, window: Shape3 | None, device: torch.device) -> BlockMask:
-    """The window's key lists as FlexAttention wants them: for each query block, all key blocks, wanted ones first."""
-    count = len(tiles.valid)
+    """The blocks of a window, for every head and batch entry."""
     lists = key_lists(tiles, window or tiles.counts)
     cols = lists.cols.view(len(lists.row_ptr) - 1, -1)[lists.list_of]  # lists of one window are all of one length
-    wanted = torch.zeros(count, count, dtype=torch.bool).scatter_(1, cols.long(), True)
-    order = wanted.argsort(dim=1, descending=True, stable=True)
-    lengths, order = (x[None, None].to(device, torch.int32) for x in (wanted.sum(1), order))
-    return BlockMask.from_kv_blocks(lengths, order, BLOCK_SIZE=tile_slots(tiles), mask_mod=is_token(tiles, device))
+    return blocks_of(cols[None, None].to(device), tiles)
+
+
+def blocks_of(lists: Tensor, tiles: TileGrid) -> BlockMask:
+    """Lists of key tiles, [batch, heads, tiles, key tiles], as FlexAttention wants them: for each query block how many
+    key blocks, and as many numbers as there are blocks, of which it reads the first."""
+    lengths = torch.full(lists.shape[:3], lists.shape[3], dtype=torch.int32, device=lists.device)
+    numbers = F.pad(lists.int(), (0, len(tiles.valid) - lists.shape[3]))
+    mask = is_token(tiles, lists.device)
+    return BlockMask.from_kv_blocks(lengths, numbers, BLOCK_SIZE=tile_slots(tiles), mask_mod=mask)
 
 
 @lru_cache(maxsize=16)  # one function for all windows, so that none of them compiles anew

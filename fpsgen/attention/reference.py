@@ -91,7 +91,7 @@ def over_lists(
     valid = plan.tiles.valid.to(q.device)
     tile_of = torch.arange(len(valid), device=q.device).repeat_interleave(valid)
     skipped = torch.full((*lists.shape[:3], len(valid)), -torch.inf, device=q.device).scatter_(3, lists, 0.0)
-    counts = valid.float().log().expand_as(skipped).scatter(3, lists, -torch.inf)
+    counts = select.addends(lists, plan.tiles)
     if rest:
         k, v = torch.cat([k, rest[0]], 2), torch.cat([v, rest[1]], 2)
     some, means = max(1, _MOST_NUMBERS // (q.shape[0] * q.shape[1] * k.shape[2])), []

@@ -21,6 +21,13 @@ def means(x: Tensor, tiles: TileGrid) -> Tensor:
     return torch.segment_reduce(x.float().transpose(0, 1).contiguous(), "mean", lengths=lengths).transpose(0, 1)
 
 
+def addends(lists: Tensor, tiles: TileGrid) -> Tensor:
+    """What a summary adds to the score of each tile's mean key: the logarithm of its number of tokens, minus infinity
+    where the tile is in the list. float32 [batch, heads, query tiles, key tiles]; lists as `best` gives them."""
+    counts = tiles.valid.to(lists.device).float().log()
+    return counts.expand(*lists.shape[:3], -1).scatter(3, lists, -torch.inf)
+
+
 def ranked(q_mean: Tensor, k_mean: Tensor) -> Tensor:
     """int64 [batch, heads, query tiles, tiles]: all key tiles by mean(q)·mean(k), the largest first, of equal ones
     those of lower number.

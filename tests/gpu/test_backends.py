@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
 
 from fpsgen.attention import door, emulator, flex, reference
 from fpsgen.attention.emulator import error
-from fpsgen.attention.plan import AttentionPlan
+from fpsgen.attention.plan import AttentionPlan, KeyTiles
 from fpsgen.attention.tiles import TileGrid
 
 pytestmark = pytest.mark.gpu
@@ -15,6 +16,7 @@ pytestmark = pytest.mark.gpu
 RAGGED = TileGrid((5, 6, 7), (2, 2, 3))
 CUT = TileGrid((9, 14, 16), (3, 5, 8))  # tiles of 120 tokens, and of 96 at an edge
 SD = TileGrid((21, 30, 52), (3, 10, 4))  # 832x480, 81 frames
+TOP, SUMMARY = KeyTiles(top=0.3), KeyTiles(top=0.3, rest="summary")
 
 
 def random_qkv(tiles: TileGrid, heads: int, head_dim: int, dtype: torch.dtype) -> list[torch.Tensor]:
@@ -31,6 +33,9 @@ def random_qkv(tiles: TileGrid, heads: int, head_dim: int, dtype: torch.dtype) -
         AttentionPlan(CUT, ((1, 3, 1), None, (3, 1, 1)), (2, 0, 1)),
         AttentionPlan(SD, ((7, 3, 5),)),
         AttentionPlan(SD, ((3, 1, 3),)),
+        AttentionPlan(CUT, (TOP, SUMMARY, KeyTiles((1, 3, 1), rest="summary")), (2, 0, 1)),
+        AttentionPlan(SD, (TOP,)),
+        AttentionPlan(SD, (SUMMARY,)),  # 273 tiles: three blocks of mean keys
     ],
     ids=str,
 )
@@ -38,7 +43,8 @@ def test_flex_runs_sparse_plans(plan: AttentionPlan, dtype: torch.dtype) -> None
     q, k, v = random_qkv(plan.tiles, 3, 128, dtype)
     choice = door.choose(q.device, plan, 128)
     assert choice.name == "flex", choice
-    # bfloat16 rounds P and the result: 2^-9 each; FlexAttention may use TF32 for float32, with 2^-11.
+    # bfloat16 rounds P, the result and, with a summary, mean keys and values: 2^-9 each; FlexAttention may use TF32 for
+    # float32, with 2^-11.
     assert error(flex.attention(q, k, v, plan), reference.attention(q, k, v, plan)) < 1e-2
 
 
@@ -80,3 +86,28 @@ def test_gradients_pass_through_flex() -> None:
     own.square().sum().backward()
     for mine, x in zip(found, (q, k, v), strict=True):
         assert error(mine, x.grad) < 1e-2
+
+
+@pytest.mark.parametrize("seen", [TOP, SUMMARY, KeyTiles((1, 3, 1), rest="summary")], ids=str)
+def test_gradients_pass_through_flex_and_lists_are_constants(seen: KeyTiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = AttentionPlan(CUT, (seen,))
+    q, k, v = (x.requires_grad_() for x in random_qkv(CUT, 2, 64, torch.float32))
+    flex.attention(q, k, v, plan).square().sum().backward()
+    found = [x.grad.clone() for x in (q, k, v)]
+    lists = reference.key_tiles(q, k, seen, CUT)
+    rest = reference.summary(k, v, plan) if seen.rest == "summary" else None
+    for x in (q, k, v):
+        x.grad = None
+    # The reference changes scores in place, which autograd does not allow.
+    monkeypatch.setattr(reference, "softmax_mean", lambda q, k, v, plan, added: (q @ k.mT / 8 + added).softmax(-1) @ v)
+    reference.over_lists(*(x.transpose(1, 2) for x in (q, k, v)), lists, rest, plan).square().sum().backward()
+    for mine, x in zip(found, (q, k, v), strict=True):
+        assert error(mine, x.grad) < 1e-2
+
+
+def test_flex_compiles_nothing_when_lists_change() -> None:
+    plan = AttentionPlan(CUT, (SUMMARY,))
+    flex.attention(*random_qkv(CUT, 2, 64, torch.bfloat16), plan)
+    counters.clear()
+    flex.attention(*(x.roll(1, 1) for x in random_qkv(CUT, 2, 64, torch.bfloat16)), plan)
+    assert not counters["stats"]["unique_graphs"]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fpsgen.attention import dense, door, flex, quantize, reference
-from fpsgen.attention.plan import AttentionPlan
+from fpsgen.attention.plan import AttentionPlan, KeyTiles
 from fpsgen.attention.tiles import Shape3, TileGrid, default_tile, key_lists
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -174,6 +174,7 @@ def test_not_a_number_comes_through() -> None:
         AttentionPlan(RAGGED, PER_HEAD, (2, 0, 1)),
         AttentionPlan(WHOLE, ((1, 1, 1),)),
         AttentionPlan(TileGrid((6, 6, 16), (6, 6, 8)), ((1, 1, 1),)),  # 288 tokens, more than one block of 128
+        AttentionPlan(RAGGED, (KeyTiles(top=0.3), None, (1, 3, 3)), (0, 1, 2)),
     ],
     ids=str,
 )
