@@ -84,9 +84,10 @@ def by_lists(
         *padded, wanted, return_lse=True
     )  # deprecated, but what it is called in every torch yet
     spare = -len(plan.tiles.valid) % _BLOCK  # mean keys in whole blocks, too
-    means = (F.pad(x.to(q.dtype), (0, 0, 0, spare)) for x in reference.summary(k, v, plan))
+    k_mean, v_mean = (F.pad(x.to(q.dtype), (0, 0, 0, spare)) for x in reference.summary(k, v, plan))
     added = F.pad(select.addends(lists, plan.tiles), (0, spare), value=-torch.inf)
-    rest, rest_sums = by_blocks(padded[0], *means, score_mod=adding(added, tile_slots(plan.tiles)), return_lse=True)
+    add = adding(added, tile_slots(plan.tiles))
+    rest, rest_sums = by_blocks(padded[0], k_mean, v_mean, score_mod=add, return_lse=True)
     share = torch.sigmoid(rest_sums - seen_sums)  # of the rest, in the softmax over both
     return torch.lerp(seen, rest, share[..., None].to(q.dtype))
 
