@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+from dataclasses import replace
+
 import torch
 
-from fpsgen import assets
+from fpsgen import assets, metrics
 from fpsgen.calibrate.budget import Budget
 from fpsgen.calibrate.job import Job, defaults
 from fpsgen.calibrate.record import Checked
@@ -18,13 +21,15 @@ from fpsgen.weights.load import load_text_encoder, load_transformer, load_vae
 CPU = torch.device("cpu")
 
 Spec = tuple[str, int]  # prompt, seed
+Plans = tuple[StepPlan, ...]  # of each step
 
 
-def job_for(level: float) -> Job:
-    """What `fpsgen calibrate --model pocket --target-cost LEVEL` runs."""
+def job_for(level: float, steps: int | None = None) -> Job:
+    """What `fpsgen calibrate --model pocket --target-cost LEVEL` runs, for a video of so many steps."""
     model = models.find("pocket")
     effort, prompts = defaults(model.family)
-    return Job(model, model.defaults, effort, Budget("cost", level), prompts, 0, "calibrated")
+    settings = replace(model.defaults, steps=steps or model.defaults.steps)
+    return Job(model, settings, effort, Budget("cost", level), prompts, 0, "calibrated")
 
 
 class Worker:
@@ -41,14 +46,36 @@ class Worker:
         cls.negative = cls.encoder.encode(cls.job.settings.negative).text
 
     @classmethod
-    @torch.inference_mode()
-    def run(cls, spec: Spec, contenders: list[list[StepPlan]]) -> list[Checked]:
-        """One clip with each contender's plans by step."""
+    def _clip(cls, spec: Spec) -> tuple[Clip, Renderer]:
         prompt, seed = spec
-        clip = Clip(prompt, seed, cls.encoder.encode(prompt).text)
         key = {"benchmark": spec, "weights": cls.transformer.fingerprint(), "torch": torch.__version__}
         journal = Journal(assets.cache("calibration-benchmark"), key)
         tiles, settings = cls.job.tiles, cls.job.settings
         renderer = Renderer(cls.transformer, tiles, settings, cls.negative, CPU, journal, lambda event: None)
+        return Clip(prompt, seed, cls.encoder.encode(prompt).text), renderer
+
+    @classmethod
+    @torch.inference_mode()
+    def check(cls, spec: Spec, contenders: list[Plans]) -> list[Checked]:
+        """Error and PSNR of one clip with each contender."""
+        clip, renderer = cls._clip(spec)
         checker = Checker(renderer, [clip], cls.vae, 0)
         return [checker.check(plans)[0] for plans in contenders]
+
+    @classmethod
+    @torch.inference_mode()
+    def errors(cls, spec: Spec, contenders: list[Plans]) -> list[float]:
+        """The error of one clip's latents with each contender."""
+        clip, renderer = cls._clip(spec)
+        dense = [renderer.dense] * cls.job.settings.steps
+        _, exact = renderer.render(clip, "dense", dense)
+        found = []
+        for plans in contenders:
+            name = f"error-{hashlib.sha256(repr(plans).encode()).hexdigest()[:24]}"
+            if (kept := renderer.journal.get(name)) is None:
+                _, ours = renderer.render(clip, name, plans)
+                error = torch.tensor([metrics.latent_error(ours, exact)], dtype=torch.float64)
+                kept = renderer.journal.put(name, error=error)
+                renderer.journal.drop(f"{name}-step")
+            found.append(float(kept["error"][0]))
+        return found
