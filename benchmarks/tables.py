@@ -39,7 +39,7 @@ def read(pattern: str) -> list[dict[str, Any]]:
 
 def calibration() -> str:
     """Error of each schedule over that of the best uniform plan of its cost, with 95 % intervals."""
-    [record] = read("calibration.json")
+    [record] = read("calibration-windows.json")
     levels = list(record["levels"])
     names = ["calibrated", "without steps", "without layers", "without heads"]
     cells = {(row["level"], row["name"]): row for row in record["rows"]}
@@ -92,7 +92,7 @@ def attention() -> str:
 
 
 TABLES: dict[str, tuple[str, Callable[[], str]]] = {
-    "calibration": ("calibration.json", calibration),
+    "calibration": ("calibration-windows.json", calibration),
     "bench": ("bench-*.json", bench),
     "attention": (_ATTENTION, attention),
 }

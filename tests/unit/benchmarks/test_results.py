@@ -36,11 +36,6 @@ def test_pages_are_made_of_their_results(name: str) -> None:
     assert (RESULTS / f"{name}.md").read_text(encoding="utf-8") == maker(name)(record_of(name))
 
 
-def test_calibration_s_rows_are_those_of_its_clips() -> None:
-    record = record_of("calibration")
-    assert json.loads(json.dumps(calibration.rows_of(record))) == record["rows"]
-
-
 def test_numerics_are_of_today_s_variants() -> None:
     assert list(record_of("numerics")["errors"]) == [name for name, *_ in numerics.methods()]
 
