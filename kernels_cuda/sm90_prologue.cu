@@ -1,5 +1,5 @@
 // From projected q, k and v to what sm90_attention.cu reads: RMS norm over all heads, RoPE, k smoothing, 8 bits, tile
-// images. Memory is what this takes, so q and v are read once, and k twice. Four launches:
+// images. Memory is what this takes, so q and v are read once, and k twice. Four launches, or five:
 //
 //   fps_rows      whole rows of q and k, since a norm goes over all heads. q is finished here: its scales are by token.
 //                 k is not, since its scales are by tile and its mean over all tokens: it leaves each row's factor, and
@@ -7,6 +7,7 @@
 //   fps_channels  the mean of k, from its tiles' means; a scale for each channel of v, from the first row of each tile.
 //   fps_tiles     tiles of k and v. Notes where v goes beyond what its scale can hold.
 //   fps_v_again   tiles of v once more where it did. As a rule there are none.
+//   fps_summary   tiles of mean keys and mean values, one for 128 tiles; where the plan has a summary.
 //
 // A thread has 8 channels of a row: 16 bytes of bfloat16. 16 neighbouring threads share a row of one head.
 #include <hopper.cuh>
@@ -23,6 +24,9 @@
 #endif
 #ifndef V_ONES  // rows of ones below v^T, which make the tensor cores sum P: 8 or 0
 #define V_ONES 0
+#endif
+#ifndef SUMMARY  // leave each tile's mean of v, and make tiles of the means of k and v
+#define SUMMARY 0
 #endif
 
 constexpr int THREADS = 256, ROW_THREADS = 16, CHANNELS = HEAD_DIM / ROW_THREADS;
@@ -50,6 +54,9 @@ struct Parameters {
   Trailer* trailers;              // [stream][tile]
   float* q_scale;                 // [stream][tile][128]: times log2(e) / sqrt(head_dim)
   float *q_pooled, *k_pooled;     // [stream][tile][channel]: mean over the tile's tokens
+  float* v_means;                 // as q_pooled; this and the rest where there is a SUMMARY
+  u8 *summary_k, *summary_v;      // [stream][summary tile], images whose tokens are 128 tiles; those of k smoothed
+  Trailer* summary_trailers;      // [stream][summary tile]
   int batch, heads, tiles, tokens;
   float eps;
 };
@@ -322,10 +329,27 @@ KERNEL(THREADS) fps_channels(PARAMETERS Parameters P) {
 
 // ---- tiles ----------------------------------------------------------------------------------------------------------
 
-// k: one scale for the tile, whose rows wait in registers until it is known. Empty slots repeat the last token.
+// k: one scale for the tile, whose rows wait in registers until it is known.
+constexpr int ROWS = SLOTS / AT_ONCE;
+DEVICE void write_k(u8* image, Trailer* trailer, const float (&x)[ROWS][CHANNELS], int valid, Shared& sm) {
+  int row = threadIdx.x / ROW_THREADS, channel = threadIdx.x % ROW_THREADS * CHANNELS;
+  float largest = 0;
+#pragma unroll
+  for (int n = 0; n < ROWS; n++) largest = max_or_nan(largest, largest_of(x[n]));
+#pragma unroll
+  for (int lanes = 16; lanes; lanes /= 2) largest = max_or_nan(largest, shuffle_xor(largest, lanes));
+  if (threadIdx.x % 32 == 0) sm.largest[threadIdx.x / 32] = largest;
+  __syncthreads();
+  for (int warp = 0; warp < THREADS / 32; warp++) largest = max_or_nan(largest, sm.largest[warp]);
+  float scale = scale_for(largest, QK_LARGEST), inverse = 1.f / scale;
+#pragma unroll
+  for (int n = 0; n < ROWS; n++) write_codes(image, row + n * AT_ONCE, channel, x[n], inverse);
+  if (threadIdx.x == 0) *trailer = {scale, valid, {0, 0}};
+}
+
+// Empty slots repeat the last token.
 DEVICE void quantize_k(const Parameters& P, const Place& at, Shared& sm) {
-  constexpr int ROWS = SLOTS / AT_ONCE;
-  float norm[CHANNELS], mean[CHANNELS] = {}, x[ROWS][CHANNELS], largest = 0;
+  float norm[CHANNELS], mean[CHANNELS] = {}, x[ROWS][CHANNELS];
   load(norm, P.norm_k + at.head * HEAD_DIM + at.channel);
   if (SMOOTH_K) load(mean, P.k_mean + at.stream * HEAD_DIM + at.channel);
 #pragma unroll
@@ -336,22 +360,22 @@ DEVICE void quantize_k(const Parameters& P, const Place& at, Shared& sm) {
     norm_and_rotate(x[n], bytes_at(P.k + at.element(P, row)), P.k_rms[at.batch_row + row], norm, turn);
 #pragma unroll
     for (int i = 0; i < CHANNELS; i++) x[n][i] -= mean[i];
-    largest = max_or_nan(largest, largest_of(x[n]));
   }
-#pragma unroll
-  for (int lanes = 16; lanes; lanes /= 2) largest = max_or_nan(largest, shuffle_xor(largest, lanes));
-  if (threadIdx.x % 32 == 0) sm.largest[threadIdx.x / 32] = largest;
-  __syncthreads();
-  for (int warp = 0; warp < THREADS / 32; warp++) largest = max_or_nan(largest, sm.largest[warp]);
-  float scale = scale_for(largest, QK_LARGEST), inverse = 1.f / scale;
-#pragma unroll
-  for (int n = 0; n < ROWS; n++)
-    write_codes(P.k_image + at.item * TILE_BYTES, at.row + n * AT_ONCE, at.channel, x[n], inverse);
-  if (threadIdx.x == 0) P.trailers[at.item] = {scale, at.valid, {0, 0}};
+  write_k(P.k_image + at.item * TILE_BYTES, P.trailers + at.item, x, at.valid, sm);
 }
 
 DEVICE void write_row(u8* image, int row, int position, u32 codes) {
   *reinterpret_cast<u32*>(image + swizzled(row, position)) = codes;
+}
+
+// Of a tile of v whose tokens are `valid`: what makes the tensor cores sum P.
+DEVICE void write_ones(u8* image, int position, int valid) {
+  u32 ones = 0;
+#pragma unroll
+  for (int i = 0; i < 4; i++)
+    if (token_at(position + i) < valid) ones |= E4M3_ONE << 8 * i;
+  for (int row = HEAD_DIM + threadIdx.x / 32; row < HEAD_DIM + V_ONES; row += THREADS / 32)
+    write_row(image, row, position, ones);
 }
 
 // Where a token's pair of channels lies in sm.v. The 32 threads of a warp read one pair of tokens 2 a + 16 b, a < 4 and
@@ -373,7 +397,8 @@ DEVICE float scale_of_v(const Parameters& P, const Place& at, int channel) {
 // v, transposed by way of shared memory: a warp writes two channels' 128 tokens, 4 of each per thread.
 template <bool AGAIN>
 DEVICE void quantize_v(const Parameters& P, const Place& at, Shared& sm) {
-  float largest[CHANNELS] = {};
+  constexpr bool MEANS = SUMMARY && !AGAIN;
+  float largest[CHANNELS] = {}, sum[CHANNELS] = {};
 #pragma unroll 4
   for (int row = at.row; row < SLOTS; row += AT_ONCE) {
     Bytes16 raw = {};
@@ -383,7 +408,14 @@ DEVICE void quantize_v(const Parameters& P, const Place& at, Shared& sm) {
     float x[CHANNELS];
     unpack(x, raw);
 #pragma unroll
-    for (int i = 0; i < CHANNELS; i++) largest[i] = max_or_nan(largest[i], fabsf(x[i]));
+    for (int i = 0; i < CHANNELS; i++) {
+      largest[i] = max_or_nan(largest[i], fabsf(x[i]));
+      if (MEANS) sum[i] += x[i];
+    }
+  }
+  if (MEANS) {
+    float all = over_rows<false>(sum, sm);
+    if (threadIdx.x < HEAD_DIM) P.v_means[at.item * HEAD_DIM + threadIdx.x] = all / at.valid;
   }
   if (threadIdx.x < HEAD_DIM) sm.v_inverse[threadIdx.x] = 1.f / scale_of_v<AGAIN>(P, at, threadIdx.x);
   __syncthreads();
@@ -406,12 +438,7 @@ DEVICE void quantize_v(const Parameters& P, const Place& at, Shared& sm) {
     write_row(image, channel, position, pack_e4m3(even[0], even[1], even[2], even[3]));
     write_row(image, channel + 1, position, pack_e4m3(odd[0], odd[1], odd[2], odd[3]));
   }
-  u32 ones = 0;
-#pragma unroll
-  for (int i = 0; i < 4; i++)
-    if (token_at(position + i) < at.valid) ones |= E4M3_ONE << 8 * i;
-  for (int row = HEAD_DIM + threadIdx.x / 32; row < HEAD_DIM + V_ONES; row += THREADS / 32)
-    write_row(image, row, position, ones);
+  write_ones(image, position, at.valid);
 }
 
 // A block for k and one for v of each tile of each head: together they would need more registers.
@@ -435,3 +462,58 @@ KERNEL(THREADS) fps_v_again(PARAMETERS Parameters P) {
     __syncthreads();  // all have read
   }
 }
+
+// ---- summary --------------------------------------------------------------------------------------------------------
+
+#if SUMMARY
+// 128 tiles of a head, whose means are the tokens of one tile more.
+struct Summary {
+  int stream, first, valid;
+  u64 item;      // among [stream][summary tile]
+  u64 mean;      // of the first tile, in [stream][tile][channel]
+  DEVICE Summary(const Parameters& P, int index) {
+    int many = (P.tiles + SLOTS - 1) / SLOTS;
+    stream = index / many, first = index % many * SLOTS, valid = min(P.tiles - first, SLOTS), item = index;
+    mean = (static_cast<u64>(stream) * P.tiles + first) * HEAD_DIM;
+  }
+};
+
+// As quantize_k.
+DEVICE void summarise_k(const Parameters& P, const Summary& at, Shared& sm) {
+  int channel = threadIdx.x % ROW_THREADS * CHANNELS;
+  float mean[CHANNELS] = {}, x[ROWS][CHANNELS];
+  if (SMOOTH_K) load(mean, P.k_mean + at.stream * HEAD_DIM + channel);
+#pragma unroll
+  for (int n = 0; n < ROWS; n++) {
+    int tile = min(static_cast<int>(threadIdx.x) / ROW_THREADS + n * AT_ONCE, at.valid - 1);
+    load(x[n], P.k_pooled + at.mean + tile * HEAD_DIM + channel);
+#pragma unroll
+    for (int i = 0; i < CHANNELS; i++) x[n][i] -= mean[i];
+  }
+  write_k(P.summary_k + at.item * TILE_BYTES, P.summary_trailers + at.item, x, at.valid, sm);
+}
+
+// A warp reads four means of each thread, here and there: what all heads have of them is little.
+DEVICE void summarise_v(const Parameters& P, const Summary& at) {
+  u8* image = P.summary_v + at.item * V_BYTES;
+  int position = threadIdx.x % 32 * 4;
+  for (int channel = threadIdx.x / 32; channel < HEAD_DIM; channel += THREADS / 32) {
+    float inverse = 1.f / P.v_scale[at.stream * HEAD_DIM + channel], x[4];
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      int tile = token_at(position + i);
+      x[i] = tile < at.valid ? P.v_means[at.mean + tile * HEAD_DIM + channel] * inverse : 0.f;
+    }
+    write_row(image, channel, position, pack_e4m3(x[0], x[1], x[2], x[3]));
+  }
+  write_ones(image, position, at.valid);
+}
+
+// A block for k and one for v of each summary tile of each head. v's scales are final by now.
+KERNEL(THREADS, 2) fps_summary(PARAMETERS Parameters P) {
+  SHARED(Shared, sm);
+  Summary at(P, blockIdx.x / 2);
+  if (blockIdx.x % 2 == 0) summarise_k(P, at, sm);
+  if (blockIdx.x % 2 == 1) summarise_v(P, at);
+}
+#endif

@@ -1,4 +1,5 @@
-"""Sparse attention in 8 bits by our own kernels, on Hopper: the prologue, then tile-sparse attention.
+"""Sparse attention in 8 bits by our own kernels, on Hopper: the prologue, the choice of key tiles where they are chosen
+by their content, then tile-sparse attention.
 
 Unlike the other backends, this one takes q and k before norm and RoPE: its prologue does both, and smoothing and
 rounding. The result is that of `emulator`, rounding by rounding. It differs from the reference's in two points: q has a
@@ -12,19 +13,24 @@ import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
+from itertools import accumulate, chain
+from math import ceil
 
 import torch
 from torch import Tensor
 
-from fpsgen.attention.plan import WINDOWS_ONLY, AttentionPlan
+from fpsgen.attention.plan import WINDOWS_ONLY, AttentionPlan, KeyTiles
 from fpsgen.attention.qk import QKTransform
+from fpsgen.attention.select import SUMMARY_KEYS
 from fpsgen.attention.tiles import TileGrid, key_lists, outlives_inference
 from fpsgen.kernels import cache, nvrtc
 from fpsgen.kernels import sm90_attention as attention_kernels
 from fpsgen.kernels import sm90_prologue as prologue_kernels
+from fpsgen.kernels import sm90_select as select_kernels
 from fpsgen.kernels.launch import launch, packed
 from fpsgen.kernels.sm90_attention import HEAD_DIM, SLOTS, TRAILER_BYTES, AttentionKernel
 from fpsgen.kernels.sm90_prologue import MOST_HEADS, PrologueKernel
+from fpsgen.kernels.sm90_select import MOST_TILES, SelectKernel
 
 # The variant of the kernel that runs a plan, by the plan's qk; `emulator.VARIANTS` says what each computes.
 FASTEST = {"fp8": "fp8-fp16", "int8": "int8-int32"}
@@ -32,6 +38,8 @@ FASTEST = {"fp8": "fp8-fp16", "int8": "int8-int32"}
 
 def why_not(device: torch.device, plan: AttentionPlan, head_dim: int) -> str | None:
     """Why this backend cannot run `plan` on `device`."""
+    if (count := len(plan.tiles.valid)) > MOST_TILES and not plan.has_windows_only:
+        return f"it chooses among {MOST_TILES} tiles at most, not {count}"
     if not plan.has_windows_only:
         return WINDOWS_ONLY
     if plan.qk not in FASTEST or plan.pv != "fp8":
@@ -76,7 +84,12 @@ def kernels(plan: AttentionPlan, variant: str) -> tuple[PrologueKernel, Attentio
     before, kernel = prologue_kernels.VARIANTS[variant], attention_kernels.VARIANTS[variant]
     if kernel.SCORES != "INT32" and int(plan.tiles.valid.max()) <= 120:
         kernel = replace(kernel, KEYS=120)
-    return replace(before, SMOOTH_K=plan.smooth_k), kernel
+    return replace(before, SMOOTH_K=plan.smooth_k, SUMMARY=plan.has_summary), kernel
+
+
+def selection(plan: AttentionPlan) -> SelectKernel | None:
+    """What chooses tiles by their content, and makes a summary's addends; None where windows are all there is."""
+    return None if plan.has_windows_only else select_kernels.fitting(len(plan.tiles.valid))
 
 
 def make_ready(plans: Sequence[AttentionPlan], heads: int, device: torch.device) -> list[cache.Built]:
@@ -84,8 +97,8 @@ def make_ready(plans: Sequence[AttentionPlan], heads: int, device: torch.device)
     for plan in plans:
         device_offsets(plan.tiles, device)
         device_lists(plan, heads, device)
-    wanted = dict.fromkeys(kernel for plan in plans for kernel in kernels(plan, FASTEST[plan.qk]))
-    return [cache.build(kernel) for kernel in wanted]
+    launched = ((*kernels(plan, FASTEST[plan.qk]), selection(plan)) for plan in plans)
+    return [cache.build(kernel) for kernel in dict.fromkeys(chain.from_iterable(launched)) if kernel]
 
 
 def attention(
@@ -110,12 +123,14 @@ def prologue(
     """What `attention_over` reads, and q_pooled and k_pooled: each tile's mean, float32 [streams, tiles, head_dim].
 
     A stream is one head of one batch entry. q, k, v: tile images, uint8 [streams, tiles, rows, 128]; trailers: of k's;
-    q_scale [streams, tiles, 128] and v_scale [streams, head_dim]: float32.
+    q_scale [streams, tiles, 128] and v_scale [streams, head_dim]: float32. Where the plan has a summary, also tiles of
+    128 mean keys and values: summary_k, summary_v and summary_trailers, as k, v and trailers, [streams, summaries, …].
     """
     check(q, k, v, qk_transform, plan)
     (batch, tokens, heads, dim), count, device = q.shape, len(plan.tiles.valid), q.device
     streams = batch * heads
     kernel, _ = kernels(plan, variant)
+    summaries = ceil(count / SUMMARY_KEYS) if kernel.SUMMARY else 0
 
     def room(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=device)
@@ -130,6 +145,9 @@ def prologue(
         "v_scale": room(streams, dim),
         "q_pooled": room(streams, count, dim),
         "k_pooled": room(streams, count, dim),
+        "summary_k": room(streams, summaries, SLOTS, dim, dtype=torch.uint8),
+        "summary_v": room(streams, summaries, dim + kernel.V_ONES, SLOTS, dtype=torch.uint8),
+        "summary_trailers": room(streams, summaries, TRAILER_BYTES, dtype=torch.uint8),
     }
     given: dict[str, Tensor | float] = {
         **{name: x.bfloat16().contiguous() for name, x in (("q", q), ("k", k), ("v", v))},
@@ -143,6 +161,7 @@ def prologue(
         "k_rms": room(batch, tokens),
         "k_mean": room(streams, dim),
         "v_beyond": room(streams, dim, dtype=torch.int32),
+        "v_means": room(streams, count if kernel.SUMMARY else 0, dim),
     }
     images = {f"{name}_image": made[name] for name in ("q", "k", "v")}
     counts = {"batch": batch, "heads": heads, "tiles": count, "tokens": tokens}
@@ -152,8 +171,10 @@ def prologue(
         ("fps_channels", streams),
         ("fps_tiles", 2 * streams * count),  # for k, for v
         ("fps_v_again", streams * min(count, 8)),  # few, since there is hardly ever anything to do
+        ("fps_summary", 2 * streams * summaries),  # for k, for v
     ):
-        launch(kernel, function, blocks, parameters, device)
+        if blocks:
+            launch(kernel, function, blocks, parameters, device)
     return made
 
 
@@ -173,6 +194,29 @@ def check(q: Tensor, k: Tensor, v: Tensor, qk_transform: QKTransform, plan: Atte
         raise ValueError(f"{heads} heads; the prologue's blocks have room for {MOST_HEADS}")
 
 
+def choose(operands: Mapping[str, Tensor], plan: AttentionPlan, batch: int) -> dict[str, Tensor]:
+    """Key tiles by their content, and a summary's addends, from q_pooled and k_pooled of `prologue`.
+
+    chosen: int32, the lists of each query tile of each stream that chooses, ascending. chosen_of: int32 [streams],
+    where those of a stream begin; -1 where it has a window, or all tiles. addends: float32 [streams, tiles, summaries ·
+    128], log2 of the tokens of each key tile, or minus infinity where the query tile sees it; none without a summary.
+    """
+    streams, count, _ = operands["q_pooled"].shape
+    device, heads = operands["q_pooled"].device, streams // batch
+    summaries = ceil(count / SUMMARY_KEYS) if plan.has_summary else 0
+    made = {
+        "chosen": torch.empty(batch * count * sum(chosen_lengths(plan, heads)), dtype=torch.int32, device=device),
+        "chosen_of": device_chosen_of(plan, heads, batch, device),
+        "addends": torch.empty(streams, count, summaries * SUMMARY_KEYS, device=device),
+    }
+    if kernel := selection(plan):
+        given = {**operands, **device_lists(plan, heads, device), "log_valid": device_logs(plan.tiles, device)}
+        counts = {"streams": streams, "heads": heads, "tiles": count}
+        parameters = packed(select_kernels.PARAMETERS, {**given, **made, **counts})
+        launch(kernel, "fps_select", streams * ceil(count / kernel.QUERIES), parameters, device)
+    return made
+
+
 def attention_over(operands: Mapping[str, Tensor], plan: AttentionPlan, variant: str, batch: int) -> Tensor:
     """Attention over what the prologue made; bfloat16 [batch, tokens, heads, head_dim]."""
     streams, count, _, dim = operands["q"].shape
@@ -190,20 +234,49 @@ def attention_over(operands: Mapping[str, Tensor], plan: AttentionPlan, variant:
 @lru_cache(maxsize=1024)  # a plan for each layer of each phase
 @outlives_inference
 def device_lists(plan: AttentionPlan, heads: int, device: torch.device) -> dict[str, Tensor]:
-    """The key lists of all windows in one CSR structure (row_ptr, cols), and list_of [heads, tiles], -1 where dense."""
+    """The key lists of all windows in one CSR structure (row_ptr, cols), and list_of [heads, tiles], -1 where there is
+    no window. counts [heads]: how many key tiles each list of a head has; summaries [heads]: its summary tiles, or 0.
+    """
     lengths, cols = [torch.zeros(1, dtype=torch.int32)], [torch.zeros(0, dtype=torch.int32)]
     list_of = torch.full((heads, len(plan.tiles.valid)), -1, dtype=torch.int32)
     lists = 0
-    for index, window in enumerate(plan.windows):
-        if window is None:
+    for index, seen in enumerate(plan.key_tiles):
+        if seen.window is None:
             continue
-        own = key_lists(plan.tiles, window)
+        own = key_lists(plan.tiles, seen.window)
         list_of[plan.heads_of(index)] = own.list_of + lists
         lengths.append(own.row_ptr.diff())
         cols.append(own.cols)
         lists += len(own.row_ptr) - 1
-    row_ptr = torch.cat(lengths).cumsum(0).int()
-    return {name: x.to(device) for name, x in (("row_ptr", row_ptr), ("cols", torch.cat(cols)), ("list_of", list_of))}
+    tiles, by_head = plan.tiles, seen_by_head(plan, heads)
+    summaries = [ceil(len(tiles.valid) / SUMMARY_KEYS) if seen.rest == "summary" else 0 for seen in by_head]
+    made = {
+        "row_ptr": torch.cat(lengths).cumsum(0).int(),
+        "cols": torch.cat(cols),
+        "list_of": list_of,
+        "counts": torch.tensor([seen.count(tiles) for seen in by_head], dtype=torch.int32),
+        "summaries": torch.tensor(summaries, dtype=torch.int32),
+    }
+    return {name: x.to(device) for name, x in made.items()}
+
+
+@lru_cache(maxsize=1024)
+@outlives_inference
+def device_chosen_of(plan: AttentionPlan, heads: int, batch: int, device: torch.device) -> Tensor:
+    """int32 [streams]: where the lists of each stream begin in all that are chosen, -1 where it has none."""
+    lengths = chosen_lengths(plan, heads) * batch
+    begins = accumulate((len(plan.tiles.valid) * length for length in lengths), initial=0)
+    pairs = zip(begins, lengths, strict=False)
+    return torch.tensor([begin if length else -1 for begin, length in pairs], dtype=torch.int32).to(device)
+
+
+def chosen_lengths(plan: AttentionPlan, heads: int) -> list[int]:
+    """By head, how many tiles each of its lists chooses by content; 0 where it has a window, or all tiles."""
+    return [seen.count(plan.tiles) if seen.top is not None else 0 for seen in seen_by_head(plan, heads)]
+
+
+def seen_by_head(plan: AttentionPlan, heads: int) -> list[KeyTiles]:
+    return [plan.key_tiles[index] for index in plan.heads or (0,) * heads]
 
 
 @lru_cache(maxsize=64)
@@ -211,6 +284,13 @@ def device_lists(plan: AttentionPlan, heads: int, device: torch.device) -> dict[
 def device_offsets(tiles: TileGrid, device: torch.device) -> Tensor:
     """int32 [tiles + 1]: the first row of each tile."""
     return tiles.offsets.int().to(device)
+
+
+@lru_cache(maxsize=64)
+@outlives_inference
+def device_logs(tiles: TileGrid, device: torch.device) -> Tensor:
+    """float32 [tiles]: log2 of each tile's tokens."""
+    return tiles.valid.float().log2().to(device)
 
 
 @functools.cache

@@ -110,6 +110,11 @@ class AttentionPlan:
         return all(own.is_window for own in self.key_tiles)
 
     @property
+    def has_summary(self) -> bool:
+        """Whether any head has a summary of the tiles that it does not see."""
+        return any(own.rest == "summary" for own in self.key_tiles)
+
+    @property
     def windows(self) -> tuple[Shape3 | None, ...]:
         """`seen`, for what runs windows only. ValueError where there is anything else."""
         if not self.has_windows_only:

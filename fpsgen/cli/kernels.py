@@ -250,6 +250,9 @@ def draw_traffic(out: Output, model: dict) -> None:
         table.row(function, readable(part["dram_bytes"]), *counts)
     table.row("all", readable(model["dram_bytes"]), "", "")
     out.show(table)
+    if "milliseconds" in model:
+        taken = ", ".join(f"{name} {clocks / 1e3:.0f}" for name, clocks in model["clocks"].items() if clocks >= 1e3)
+        out.line(f"model      at least {model['milliseconds']:.2f} ms; thousands of clocks: {taken}")
 
 
 def facts(named: Named) -> dict[str, Any]:

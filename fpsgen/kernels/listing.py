@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from fpsgen.errors import UsageError
-from fpsgen.kernels import cache, sm90_attention, sm90_prologue
+from fpsgen.kernels import cache, sm90_attention, sm90_prologue, sm90_select
 from fpsgen.kernels.cache import Kernel
 from fpsgen.printable import meant, typed
 
@@ -29,8 +29,12 @@ def _all() -> Iterator[Named]:
             yield Named(f"{name}-120", f"{about}, tiles of at most 120 tokens", replace(kernel, KEYS=120))
     for variant, before in sm90_prologue.VARIANTS.items():
         name, about = f"prologue-{variant}", _formats(variant)
-        yield Named(name, f"{about}, k smoothed", before)
-        yield Named(f"{name}-unsmoothed", f"{about}, k not smoothed", replace(before, SMOOTH_K=False))
+        for smooth, words, smoothed in (("", "k smoothed", True), ("-unsmoothed", "k not smoothed", False)):
+            plain = replace(before, SMOOTH_K=smoothed)
+            yield Named(f"{name}{smooth}", f"{about}, {words}", plain)
+            yield Named(f"{name}{smooth}-summary", f"{about}, {words}, with a summary", replace(plain, SUMMARY=True))
+    for room, chooser in sm90_select.VARIANTS.items():
+        yield Named(f"select-{room}", f"key tiles by their content, of {room} at most", chooser)
 
 
 def _formats(variant: str) -> str:

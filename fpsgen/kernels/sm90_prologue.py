@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from math import ceil
 from typing import ClassVar, NamedTuple
 
 import numpy as np
@@ -15,7 +16,8 @@ PARAMETERS = np.dtype(
         *((name, np.uint64) for name in ("q", "k", "v", "norm_q", "norm_k", "rope", "offsets")),
         *((name, np.uint64) for name in ("k_rms", "k_mean", "v_scale", "v_beyond")),
         *((name, np.uint64) for name in ("q_image", "k_image", "v_image", "trailers", "q_scale")),
-        *((name, np.uint64) for name in ("q_pooled", "k_pooled")),
+        *((name, np.uint64) for name in ("q_pooled", "k_pooled", "v_means")),
+        *((name, np.uint64) for name in ("summary_k", "summary_v", "summary_trailers")),
         *((name, np.int32) for name in ("batch", "heads", "tiles", "tokens")),
         ("eps", np.float32),
     ],
@@ -30,9 +32,10 @@ class PrologueKernel:
     """The prologue for one variant of the attention kernel, whose operands' format its parameters follow.
 
     QK_INT8: q and k in INT8, else in E4M3. QK_LARGEST: the number that their scales aim at. V_ONES: rows of ones below
-    vᵀ, 8 or 0. SMOOTH_K: take the mean over tokens from k.
+    vᵀ, 8 or 0. SMOOTH_K: take the mean over tokens from k. SUMMARY: make tiles of each tile's mean of k and of v.
 
-    Its entry functions, in this order: `fps_rows`, `fps_channels`, `fps_tiles`, `fps_v_again`.
+    Its entry functions, in this order: `fps_rows`, `fps_channels`, `fps_tiles`, `fps_v_again`; `fps_summary` with a
+    SUMMARY.
     ValueError, with the reason, for a combination that no variant reads.
     """
 
@@ -45,6 +48,7 @@ class PrologueKernel:
     QK_LARGEST: int
     V_ONES: int
     SMOOTH_K: bool = True
+    SUMMARY: bool = False
 
     def __post_init__(self) -> None:
         if self.QK_LARGEST not in ((127,) if self.QK_INT8 else (16, 448)):
@@ -81,13 +85,18 @@ def traffic(kernel: PrologueKernel, tokens: int, heads: int, tiles: int, batch: 
     rows, table, factors = 2 * batch * tokens * heads * HEAD_DIM, 4 * tokens * HEAD_DIM, 4 * batch * tokens
     items, per_channel = batch * heads * tiles, 4 * batch * heads * HEAD_DIM
     image, means, sample = items * SLOTS * HEAD_DIM, 4 * items * HEAD_DIM, 2 * items * HEAD_DIM
-    smooth = int(kernel.SMOOTH_K)
-    return {
+    smooth, tail = int(kernel.SMOOTH_K), kernel.V_ONES * SLOTS + TRAILER_BYTES
+    moved = {
         "fps_rows": Traffic(2 * rows + table, image + 4 * items * SLOTS + 2 * means + factors),
         "fps_channels": Traffic(smooth * means + sample, (2 + smooth) * per_channel),
         "fps_tiles": Traffic(
             2 * rows + table + factors + (1 + smooth) * per_channel,
-            2 * image + items * (kernel.V_ONES * SLOTS + TRAILER_BYTES),
+            2 * image + items * tail + kernel.SUMMARY * means,
         ),
         "fps_v_again": Traffic(per_channel, 0),
     }
+    if kernel.SUMMARY:
+        summaries = batch * heads * ceil(tiles / SLOTS)
+        read = 2 * means + (1 + smooth) * per_channel
+        moved["fps_summary"] = Traffic(read, summaries * (2 * SLOTS * HEAD_DIM + tail))
+    return moved

@@ -11,17 +11,19 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import ceil
 from typing import Any
 
-from fpsgen.kernels import sm90_prologue, traffic
+from fpsgen.kernels import sm90_prologue, sm90_select, traffic
 from fpsgen.kernels.cache import Kernel
 from fpsgen.kernels.disassembly import Code
-from fpsgen.kernels.loops import TILE_TOKENS, Way
+from fpsgen.kernels.loops import TILE_TOKENS, Loop, UnknownLoopError, Way, loops
 from fpsgen.kernels.pipes import Pipes
 from fpsgen.kernels.registers import is_wgmma, wgmma
 from fpsgen.kernels.replay import Replay, query_tile, replay
-from fpsgen.kernels.sm90_attention import HEAD_DIM, AttentionKernel
+from fpsgen.kernels.sm90_attention import HEAD_DIM, SLOTS, AttentionKernel
 from fpsgen.kernels.sm90_prologue import PrologueKernel
+from fpsgen.kernels.sm90_select import SelectKernel
 
 SMS = 132
 CLOCK = 1.65e9  # Hz; what cards run at under such load is between CLOCKS
@@ -132,6 +134,71 @@ def prologue_bytes(kernel: PrologueKernel, work: Workload) -> dict[str, int]:
 
 
 @dataclass(frozen=True)
+class Selection:
+    """What choosing tiles takes for one layer, every head choosing `density` of them and having a summary.
+
+    flops: of the scores. dram_bytes, l2_bytes: read and written. slots, pipes, shared_clocks: clocks of CLOCK that the
+    SMs need at least, to issue its instructions, by pipe, and for what its warps read of shared memory.
+    """
+
+    flops: int
+    dram_bytes: int
+    l2_bytes: int
+    slots: float
+    pipes: dict[str, float]
+    shared_clocks: float
+
+    @property
+    def seconds(self) -> float:
+        """Of the busiest part, as if all others were hidden behind it."""
+        clocks = max(self.slots, self.shared_clocks, *self.pipes.values())
+        return max(clocks / CLOCK, self.dram_bytes / DRAM, self.l2_bytes / L2[0])
+
+
+def selection(
+    code: Code, kernel: SelectKernel, pipes: Pipes, work: Workload = WAN_14B_720P, density: float = 1 / 6
+) -> Selection:
+    """UnknownLoopError where the listing has not the two pairs of loops that `fps_select` has.
+
+    The threshold of a list is searched through all 32 bits, and what the compiler keeps for warps that are not together
+    counts as if it ran, too: at most so many slots. A block has a warp on each sub-partition.
+    """
+    (dot, piece), (bit, query) = nested(code, "FFMA", "LDS"), nested(code, "REDUX")
+    tiles, each = work.tiles, kernel.QUERIES * 32 // kernel.THREADS
+    summaries, steps = ceil(tiles / SLOTS), 2 * ceil(tiles / kernel.KEYS)
+    quads = HEAD_DIM // 8  # of the half of the channels that is there at once; one is so many products of a lane:
+    at_once = sum(code.instructions[one].operation == "FFMA" for one in dot.body) / (4 * each * kernel.KEYS // 32)
+    of_loops = (query, each), (piece, steps), (dot, steps * quads / at_once), (bit, 32 * each)  # the outer ones first
+    times = {one: float(many) for loop, many in of_loops for one in loop.body}
+    warps = work.heads * ceil(tiles / kernel.QUERIES) / SMS  # of a sub-partition
+    taken: dict[str, float] = defaultdict(float)
+    for one, many in times.items():
+        cost = pipes.cost(code.instructions[one])
+        taken[cost.pipe] += warps * many * cost.interval
+    wavefronts = kernel.KEYS // 8 + each  # a quad of each key tile, 16 bytes; one of each query tile, for all lanes
+    moved = sm90_select.traffic(work.heads, tiles, ceil(density * tiles), summaries)
+    own = work.heads * ceil(tiles / kernel.QUERIES) * (tiles + kernel.QUERIES) * 4 * HEAD_DIM
+    return Selection(
+        2 * work.heads * tiles**2 * HEAD_DIM,
+        sum(moved),
+        own + moved.written,
+        warps * sum(times.values()),
+        dict(sorted(taken.items(), key=lambda one: -one[1])),
+        4 * warps * steps * quads * wavefronts,
+    )
+
+
+def nested(code: Code, *operations: str) -> tuple[Loop, Loop]:
+    """The smallest loop that has all of some instructions, and the smallest one around it."""
+    found = loops(code)
+    for inner in found:
+        has_all = {code.instructions[one].operation for one in inner.body}.issuperset(operations)
+        if has_all and (around := [loop for loop in found if inner.body < loop.body]):
+            return inner, around[0]
+    raise UnknownLoopError(f"{code.name} has no loop with {' and '.join(operations)} in another one")
+
+
+@dataclass(frozen=True)
 class LayerTime:
     """One layer's attention by the model, in seconds. ratio: to dense attention in BF16 at BF16_TFLOPS."""
 
@@ -169,6 +236,20 @@ def described(kernel: Kernel, functions: Mapping[str, Code], pipes: Pipes) -> di
         widths = {entry: traffic.widths(code) for entry, code in functions.items()}
         parts = {entry: {"dram_bytes": moved[entry], "accesses_by_bits": widths[entry]} for entry in functions}
         return {"workload": WAN_14B_720P.name, "functions": parts, "dram_bytes": sum(moved.values())}
+    if isinstance(kernel, SelectKernel):
+        chosen = selection(functions["fps_select"], kernel, pipes)
+        accesses = traffic.widths(functions["fps_select"])
+        return {
+            "workload": WAN_14B_720P.name,
+            "functions": {"fps_select": {"dram_bytes": chosen.dram_bytes, "accesses_by_bits": accesses}},
+            "dram_bytes": chosen.dram_bytes,
+            "l2_bytes": chosen.l2_bytes,
+            "flops": chosen.flops,
+            "clocks": rounded(
+                {"issue slots": chosen.slots, "shared memory reads": chosen.shared_clocks, **chosen.pipes}
+            ),
+            "milliseconds": round(1e3 * chosen.seconds, 3),
+        }
     if not isinstance(kernel, AttentionKernel):
         raise ValueError(f"there is no model of {kernel.SOURCE}")
     found = speed(functions["fps_attention"], kernel, pipes)

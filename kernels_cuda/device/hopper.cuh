@@ -77,6 +77,9 @@ DEVICE void warp_sync() { __syncwarp(); }
 // A number that all threads of a warp share, said so that the compiler knows.
 DEVICE int warp_uniform(int x) { return __shfl_sync(0xffffffffu, x, 0); }
 DEVICE bool warp_any(bool x) { return __any_sync(0xffffffffu, x); }
+// A bit for each thread of the warp.
+DEVICE u32 warp_ballot(bool x) { return __ballot_sync(0xffffffffu, x); }
+DEVICE int warp_sum(int x) { return __reduce_add_sync(0xffffffffu, x); }
 // In device memory, by any number of blocks, in any order.
 DEVICE void atomic_max(u32* to, u32 x) { atomicMax(to, x); }
 // Registers move from the producer's warpgroup to the consumers'.

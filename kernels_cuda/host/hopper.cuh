@@ -106,6 +106,19 @@ DEVICE bool warp_any(bool x) {
   host::warp_exchange(x, all);
   return std::any_of(all, all + 32, [](u32 y) { return y; });
 }
+DEVICE u32 warp_ballot(bool x) {
+  u32 all[32], bits = 0;
+  host::warp_exchange(x, all);
+  for (int lane = 0; lane < 32; lane++) bits |= all[lane] << lane;
+  return bits;
+}
+DEVICE int warp_sum(int x) {
+  u32 all[32], sum = 0;
+  host::warp_exchange(x, all);
+  for (u32 each : all) sum += each;
+  return static_cast<int>(sum);
+}
+DEVICE int __popc(u32 x) { return __builtin_popcount(x); }
 DEVICE void atomic_max(u32* to, u32 x) { *to = std::max(*to, x); }
 template <int COUNT>
 DEVICE void registers_grow() {}

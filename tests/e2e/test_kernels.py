@@ -304,6 +304,9 @@ def test_show_prints_the_model(full: Path) -> None:
     assert prologue["dram_bytes"] == sum(part["dram_bytes"] for part in prologue["functions"].values())
     assert prologue["functions"].keys() == told(kernels("show", "prologue-fp8-fp16", "--json"))["functions"].keys()
     assert "bits" in kernels("show", "prologue-fp8-fp16").stdout
+    choice = told(kernels("show", "select-640", "--json"))["model"]
+    assert choice.keys() == prologue.keys() | documented("model of a choice of tiles")[0]
+    assert f"{choice['milliseconds']:.2f} ms" in kernels("show", "select-640").stdout
 
 
 def test_show_takes_what_a_card_was_measured_to_do(full: Path, tmp_path: Path) -> None:

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from fpsgen.attention.emulator import TOLERANCE, VARIANTS, error
-from fpsgen.attention.plan import AttentionPlan
+from fpsgen.attention.plan import AttentionPlan, Seen
 from fpsgen.attention.qk import QKTransform, prepare
-from fpsgen.attention.tiles import Shape3, TileGrid
+from fpsgen.attention.tiles import Shape3, TileGrid, key_lists
 from tests.kernels import host
 
 RAGGED = TileGrid((2, 5, 9), (2, 3, 4))  # 1 x 2 x 3 tiles of 4 to 24 tokens
@@ -25,7 +25,7 @@ GRIDS = {
 Given = tuple[Tensor, Tensor, Tensor, QKTransform]
 
 
-def plan_for(name: str, tiles: TileGrid, windows: tuple[Shape3 | None, ...] = (None,), **more: object) -> AttentionPlan:
+def plan_for(name: str, tiles: TileGrid, windows: tuple[Seen, ...] = (None,), **more: object) -> AttentionPlan:
     """What a variant of the kernel runs."""
     return AttentionPlan(tiles, windows, qk=VARIANTS[name].qk, pv="fp8", **more)  # type: ignore[arg-type]
 
@@ -98,7 +98,8 @@ def assert_same_operands(
 ) -> None:
     """What a prologue made, but for sums in another order, and values beside a tie, which may go either way: few codes,
     by one. every_v: v, which is only rounded, is the same byte for byte."""
-    for key, kind in (("q", plan.qk), ("k", plan.qk), ("v", "fp8")):
+    of_summary = [("summary_k", plan.qk), ("summary_v", "fp8")] if plan.has_summary else []
+    for key, kind in (("q", plan.qk), ("k", plan.qk), ("v", "fp8"), *of_summary):
         apart = np.abs(levels(found[key], kind) - levels(expected[key], kind))
         assert (apart > 0).mean() < 1e-3, f"image of {key}"
         assert apart.max() <= 1, f"image of {key}"
@@ -112,6 +113,56 @@ def assert_same_operands(
     ):
         assert np.allclose(own, other, rtol=2e-6, atol=0), key  # float32 has 6e-8; sums over channels, and a root
     assert np.array_equal(ours["valid"], theirs["valid"]), "tokens in a tile"
+    if plan.has_summary:
+        ours, theirs = (host.trailers(x["summary_trailers"]) for x in (found, expected))
+        assert np.allclose(ours["scale"], theirs["scale"], rtol=2e-5, atol=0), "scales of mean keys"  # sums of tokens
+        assert np.array_equal(ours["valid"], theirs["valid"]), "mean keys in a tile"
+
+
+def pooled_integers(tiles: TileGrid, streams: int, seed: int = 0) -> dict[str, Tensor]:
+    """Means of q and k, small integers: every score is exact, and many tie."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = streams, len(tiles.valid), 128
+    q, k = (torch.randint(-1, 2, shape, generator=generator).float() for _ in range(2))
+    return {"q_pooled": q, "k_pooled": k * (torch.rand(shape, generator=generator) < 0.1)}
+
+
+def scores_of(pooled: dict[str, Tensor]) -> Tensor:
+    """[streams, query tiles, key tiles], exact for `pooled_integers`."""
+    return pooled["q_pooled"].double() @ pooled["k_pooled"].double().mT
+
+
+def assert_chosen(found: dict[str, Tensor], scores: Tensor, plan: AttentionPlan, batch: int) -> None:
+    """By sorting. And the addends: what nobody asked for is not written, and NaN on the CPU machine."""
+    tiles, count = plan.tiles, len(plan.tiles.valid)
+    heads, end = len(scores) // batch, 0
+    for stream, begin in enumerate(found["chosen_of"].tolist()):
+        seen = plan.key_tiles[(plan.heads or (0,) * heads)[stream % heads]]
+        if seen.top is not None:
+            wanted = seen.count(tiles)
+            assert begin == end, "where the lists of a stream begin"
+            end += count * wanted
+            lists = found["chosen"][begin:end].view(count, wanted)
+            rows = [sorted((-score, tile) for tile, score in enumerate(row)) for row in scores[stream].tolist()]
+            expected = torch.tensor([sorted(tile for _, tile in row[:wanted]) for row in rows], dtype=torch.int32)
+            assert torch.equal(lists, expected), f"lists of stream {stream}"
+        else:
+            assert begin == -1, "a stream that chooses nothing"
+            of_window = key_lists(tiles, seen.window or tiles.counts)
+            lists = torch.stack(of_window.split())[of_window.list_of]
+        if plan.has_summary:
+            assert_addends(found["addends"][stream], lists.long(), tiles, seen.rest == "summary")
+    assert end == len(found["chosen"]), "the size of all lists"
+
+
+def assert_addends(found: Tensor, lists: Tensor, tiles: TileGrid, wanted: bool) -> None:
+    expected = torch.full((len(tiles.valid), -(-len(tiles.valid) // 128) * 128), -torch.inf)
+    expected[:, : len(tiles.valid)] = tiles.valid.float().log2()
+    expected.scatter_(1, lists, -torch.inf)
+    if wanted:
+        assert torch.equal(found, expected), "addends"
+    else:
+        assert bool(found.isnan().all()), "addends of a head without a summary"
 
 
 def assert_pooled(found: dict[str, np.ndarray], given: Given, tiles: TileGrid) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from tests.kernels import host
 
-ATTENTION, PROLOGUE, TILE = "sm90_attention.cu", "sm90_prologue.cu", "tile.cuh"
+ATTENTION, PROLOGUE, SELECT, TILE = "sm90_attention.cu", "sm90_prologue.cu", "sm90_select.cu", "tile.cuh"
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ def of_prologue() -> Iterator[Fault]:
          "min(first + n, tile.valid)) + heads"),
         ("empty slots of k repeat the next tile's token", "at.row + n * AT_ONCE, at.valid - 1)",
          "at.row + n * AT_ONCE, at.valid)"),
-        ("ones below tokens that are not there", "if (token_at(position + i) < at.valid) ones", "ones"),
+        ("ones below tokens that are not there", "if (token_at(position + i) < valid) ones", "ones"),
         ("a token of v too many", "if (row < at.valid) raw", "if (row <= at.valid) raw"),
         ("v's sample is of the last tiles", "max_or_nan(all, sm.warps[w][threadIdx.x])", "sm.warps[w][threadIdx.x]"),
         ("v's sample is another row", "at.element(P, 0)", "at.element(P, at.valid - 1)"),
@@ -176,6 +176,22 @@ def of_prologue() -> Iterator[Fault]:
         ("v again, the first tiles of a head alone", "tile += gridDim.x / streams", "tile += P.tiles"),
         ("v again, where the first channels are beyond", "channel < HEAD_DIM; channel += 32",
          "channel < 32; channel += 32"),
+        ("v's tile means are sums", "all / at.valid", "all"),
+        ("empty slots of v count in its mean", "all / at.valid", "all / SLOTS"),
+        ("v's mean of one row", "if (MEANS) sum[i] += x[i];", "if (MEANS) sum[i] = x[i];"),
+        ("mean keys are not smoothed", "x[n][i] -= mean[i];\n  }\n  write_k(P.summary",
+         "x[n][i] -= 0;\n  }\n  write_k(P.summary"),
+        ("mean keys of the first tiles again", "first = index % many * SLOTS", "first = 0"),
+        ("mean keys of the next head", "mean = (static_cast<u64>(stream) * P.tiles + first)",
+         "mean = (static_cast<u64>(index) * P.tiles + first)"),
+        ("the last mean key is left out", "n * AT_ONCE, at.valid - 1);\n    load(x[n]",
+         "n * AT_ONCE, max(at.valid - 2, 0));\n    load(x[n]"),
+        ("mean values in their own order", "int tile = token_at(position + i);", "int tile = position + i;"),
+        ("a mean value too many", "tile < at.valid ? P.v_means", "tile <= at.valid ? P.v_means"),
+        ("mean values without v's scale", "channel] * inverse : 0.f", "channel] : 0.f"),
+        ("mean values by the first channel's scale", "1.f / P.v_scale[at.stream * HEAD_DIM + channel], x",
+         "1.f / P.v_scale[at.stream * HEAD_DIM], x"),
+        ("no ones below mean values", "write_ones(image, position, at.valid)", "write_ones(image, position, 0)", 1),
         ("no log2 e in the scale", "scale * (LOG2_E / sqrtf(HEAD_DIM))", "scale * (1.f / sqrtf(HEAD_DIM))"),
     ):  # fmt: skip
         yield Fault(name, PROLOGUE, old, new, *number)
@@ -186,7 +202,49 @@ def of_prologue() -> Iterator[Fault]:
         yield Fault(name, TILE, old, new)
 
 
-FAULTS = {fault.name: fault for fault in (*of_attention(), *of_prologue())}
+def of_select() -> Iterator[Fault]:
+    taken = "own[n] > least || (own[n] == least && __popc(ties & lower) < equal)"
+    for name, old, new, *number in (
+        ("half of the channels is scored twice", "channel = step % 2 * PART + threadIdx.x", "channel = threadIdx.x"),
+        ("q's first channels for both halves", "sm.q[own + i] + step % 2 * PART + channel", "sm.q[own + i] + channel"),
+        ("mean keys are read before they are there", "next.store(sm);\n    __syncthreads();", "next.store(sm);"),
+        ("mean keys are overwritten before all have read", "__syncthreads();  // all have read", ""),
+        ("the next head's mean keys", "static_cast<u64>(stream) * P.tiles + tile) * HEAD_DIM + channel",
+         "static_cast<u64>(stream + 1 < P.streams ? stream + 1 : 0) * P.tiles + tile) * HEAD_DIM + channel"),
+        ("scores go on from the last piece", "        sum[i][m] = 0;\n", ""),
+        ("scores of another lane's tiles", "KEYS + 32 * m + lane] = ordered", "KEYS + OF_LANE * lane + m] = ordered"),
+        ("the largest score below zero is the first", "bits >> 31 ? ~bits : bits | 1u << 31", "bits"),
+        ("scores below zero the wrong way round", "bits >> 31 ? ~bits :", "bits >> 31 ? bits & ~(1u << 31) :"),
+        ("zeros differ by their sign", "score + 0.f", "score"),
+        ("NaN is the last choice", "return 0xffffffff;", "return 1;"),
+        ("tiles that are not there can be chosen", "32 * n + lane < P.tiles ? scores[32 * n + lane] : 0",
+         "scores[32 * n + lane]"),
+        ("the last bit of a threshold is left out", "bit; bit /= 2", "bit > 1; bit /= 2"),
+        ("the search stops one tile too late", "if (many == wanted) break;", "if (many == wanted + 1) break;"),
+        ("a tile too many", "if (many >= wanted) least", "if (many > wanted) least"),
+        ("all that tie are taken", taken, "own[n] >= least"),
+        ("of equal tiles those of higher number", "__popc(ties & lower) < equal",
+         "__popc(ties & ~lower) - 1 < equal"),
+        ("ties of earlier tiles are not counted", "equal -= __popc(ties);", ""),
+        ("a list in no order", "list[before + __popc(all & lower)]", "list[before + __popc(all & ~lower) - 1]"),
+        ("lists of each head as long as the first one's", "count = P.counts[head]", "count = P.counts[0]"),
+        ("lists of each query tile at the first one's place", "static_cast<u64>(tile) * count", "0"),
+        ("the last query tiles choose nothing", "if (tile >= P.tiles) return;",
+         "if (first + QUERIES > P.tiles) return;"),
+        ("a tile in the list is summarised, too",
+         "for (int i = lane; i < count; i += 32) row[list[i]] = __int_as_float(NEVER);", ""),
+        ("the list is read before other lanes wrote theirs", "warp_sync();  // also", "//"),
+        ("a window's list is that of the first query tile", "P.list_of[head * P.tiles + tile]",
+         "P.list_of[head * P.tiles]"),
+        ("empty slots of a summary count", "tile < P.tiles ? P.log_valid[tile] : __int_as_float(NEVER)",
+         "P.log_valid[min(tile, P.tiles - 1)]"),
+        ("every tile counts as the first", "P.log_valid[tile]", "P.log_valid[0]"),
+        ("windows have no addends", "if (begin < 0 && slots == 0) return;", "if (begin < 0) return;"),
+    ):  # fmt: skip
+        yield Fault(name, SELECT, old, new, *number)
+
+
+FAULTS = {fault.name: fault for fault in (*of_attention(), *of_prologue(), *of_select())}
 
 
 def digest() -> str:

@@ -27,7 +27,7 @@ from torch import Tensor
 from fpsgen import assets
 from fpsgen.attention import hopper
 from fpsgen.attention.door import choose
-from fpsgen.attention.emulator import VARIANTS, emulate, operands
+from fpsgen.attention.emulator import VARIANTS, Variant, emulate, operands, summary
 from fpsgen.attention.plan import AttentionPlan
 from fpsgen.attention.qk import QKTransform, prepare
 from fpsgen.attention.sums import HOPPER
@@ -40,7 +40,8 @@ LATE = ("nothing", "copies", "wgmmas")  # `Late` of host/machine.h
 TRAILER = np.dtype([("scale", "f4"), ("valid", "i4"), ("unused", "i4", 2)])
 ENTRIES = {
     "sm90_attention": ("fps_attention",),
-    "sm90_prologue": ("fps_rows", "fps_channels", "fps_tiles", "fps_v_again"),
+    "sm90_prologue": ("fps_rows", "fps_channels", "fps_tiles", "fps_v_again", "fps_summary"),
+    "sm90_select": ("fps_select",),
 }
 
 
@@ -62,6 +63,11 @@ def build(source: str, main: str, options: Mapping[str, int]) -> ctypes.CDLL:
     if not path.exists():
         subprocess.run(["g++", *flags, "-x", "c++", "-", "-o", path], input=text, text=True, check=True)
     return ctypes.CDLL(str(path))
+
+
+def entries(kernel: Kernel) -> tuple[str, ...]:
+    """Its entry functions: a prologue without a SUMMARY makes none."""
+    return tuple(name for name in ENTRIES[kernel.SOURCE] if name != "fps_summary" or kernel.defines["SUMMARY"])
 
 
 def exported(entries: tuple[str, ...]) -> str:
@@ -100,7 +106,7 @@ def on_this_machine(
 
     def launch(kernel: Kernel, entry: str, count: int, parameters: np.ndarray, _: torch.device) -> None:
         text = (edited or {}).get(kernel.SOURCE) or (SOURCES / f"{kernel.SOURCE}.cu").read_text()
-        library = build(text, exported(ENTRIES[kernel.SOURCE]), kernel.defines)
+        library = build(text, exported(entries(kernel)), kernel.defines)
         threads = ctypes.c_int.in_dll(library, f"threads_of_{entry}").value
         assert threads == kernel.THREADS, f"{entry} has {threads} threads, and is launched with {kernel.THREADS}"
         run(library, entry, parameters, count, schedule)
@@ -150,6 +156,19 @@ def prologue(
     return {name: x.numpy() for name, x in made.items()}
 
 
+def chosen(
+    pooled: Mapping[str, Tensor],
+    plan: AttentionPlan,
+    batch: int,
+    *,
+    source: str | None = None,
+    schedule: Schedule = Schedule(),
+) -> dict[str, Tensor]:
+    """What sm90_select.cu makes of q_pooled and k_pooled."""
+    with on_this_machine(schedule, edited={"sm90_select": source} if source else None):
+        return hopper.choose(pooled, plan, batch)
+
+
 def emulated(q: Tensor, k: Tensor, v: Tensor, transform: QKTransform, plan: AttentionPlan) -> Tensor:
     """As `hopper.attention`, by the emulator."""
     v_dtype = v.dtype
@@ -197,25 +216,36 @@ def images(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, variant: str) -
     """What the prologue hands over, made from the emulator's operands."""
     tiles, kind = plan.tiles, VARIANTS[variant]
     queries, keys, values = operands(q, k, v, plan, kind)
-    count = len(tiles.valid)
-    image = {
-        "q": swizzled(codes(slots(queries.numbers, tiles, repeat=True), kind.qk)),
-        "k": swizzled(codes(slots(keys.numbers, tiles, repeat=True), kind.qk)),
-    }
-    transposed = np.swapaxes(codes(slots(values.numbers, tiles), "fp8"), -1, -2)[..., token_at()]
-    if kind.sum_codes:
-        ones = (np.arange(SLOTS) < tiles.valid.numpy()[:, None]).astype(np.float32)[:, None, token_at()]
-        ones = np.broadcast_to(codes(ones, "fp8"), (len(transposed), count, 8, SLOTS))
-        transposed = np.concatenate([transposed, ones], -2)
-    of_k = np.zeros((len(transposed), count, 1), TRAILER)
-    of_k["scale"][..., 0] = keys.scale.flatten(0, 1)[:, tiles.offsets[:-1], 0].numpy()
-    of_k["valid"][..., 0] = tiles.valid.numpy()
     per_score = queries.scale * (q.shape[3] ** -0.5 * np.log2(np.e))
     made = {
-        **image,
-        "v": swizzled(transposed),
-        "trailers": of_k.view(np.uint8),
+        "q": swizzled(codes(slots(queries.numbers, tiles, repeat=True), kind.qk)),
+        **dict(zip(("k", "trailers"), images_of_k(keys.numbers, keys.scale, tiles, kind), strict=True)),
+        "v": image_of_v(values.numbers, tiles, kind),
         "q_scale": slots(per_score[..., 0], tiles, repeat=True),
         "v_scale": values.scale.flatten(0, 2).numpy(),
     }
+    if plan.has_summary:  # rows are tiles, and 128 of them a tile
+        runs = TileGrid((1, 1, len(tiles.valid)), (1, 1, SLOTS))
+        numbers, scale, means = summary(k, v, values.scale, plan, kind)
+        made |= dict(zip(("summary_k", "summary_trailers"), images_of_k(numbers, scale, runs, kind), strict=True))
+        made["summary_v"] = image_of_v(means, runs, kind)
     return {name: np.ascontiguousarray(x) for name, x in made.items()}
+
+
+def images_of_k(numbers: Tensor, scale: Tensor, tiles: TileGrid, kind: Variant) -> tuple[np.ndarray, np.ndarray]:
+    """Tiles of keys, and their trailers."""
+    image = swizzled(codes(slots(numbers, tiles, repeat=True), kind.qk))
+    own = np.zeros((*image.shape[:2], 1), TRAILER)
+    own["scale"][..., 0] = scale.flatten(0, 1)[:, tiles.offsets[:-1], 0].numpy()
+    own["valid"][..., 0] = tiles.valid.numpy()
+    return image, own.view(np.uint8)
+
+
+def image_of_v(numbers: Tensor, tiles: TileGrid, kind: Variant) -> np.ndarray:
+    """Tiles of values, with rows of ones below tokens where the variant has them."""
+    transposed = np.swapaxes(codes(slots(numbers, tiles), "fp8"), -1, -2)[..., token_at()]
+    if kind.sum_codes:
+        ones = (np.arange(SLOTS) < tiles.valid.numpy()[:, None]).astype(np.float32)[:, None, token_at()]
+        ones = np.broadcast_to(codes(ones, "fp8"), (*transposed.shape[:2], 8, SLOTS))
+        transposed = np.concatenate([transposed, ones], -2)
+    return swizzled(transposed)

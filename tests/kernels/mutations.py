@@ -20,26 +20,32 @@ import numpy as np
 import torch
 
 from fpsgen.attention.emulator import VARIANTS, emulate
+from fpsgen.attention.plan import KeyTiles
 from fpsgen.attention.tiles import TileGrid
 from tests.kernels import host
 from tests.kernels.cases import (
+    assert_chosen,
     assert_near,
     assert_pooled,
     assert_same_operands,
     inputs,
     line,
     plan_for,
+    pooled_integers,
     prepared,
     random_qkv,
+    scores_of,
     with_spikes,
 )
-from tests.kernels.faults import ATTENTION, FAULTS, PROLOGUE, digest
+from tests.kernels.faults import ATTENTION, FAULTS, PROLOGUE, SELECT, TILE, digest
 from tests.kernels.host import Schedule
 
 _LONGEST = 600.0  # seconds that all checks of one fault may take
 
 GRID = TileGrid((1, 5, 9), (1, 3, 2))  # 2 x 5 tiles of 2 to 6 tokens
 FULL = TileGrid((1, 8, 48), (1, 8, 16))  # 3 tiles of 128
+LONG = TileGrid((1, 1, 129), (1, 1, 1))
+SUMMARY = KeyTiles(top=0.3, rest="summary")
 WINDOWS = {"dense and window": (None, (1, 1, 3)), "lists of one": (None, (1, 1, 1)), "lists of six": ((1, 2, 3), None)}
 
 
@@ -113,13 +119,18 @@ def prologue_checks() -> Iterator[tuple[str, Callable[[str], None]]]:
     yield "images, 17 heads", partial(images, name="fp8-fp16", tiles=TileGrid((1, 2, 5), (1, 2, 3)), heads=17)
     yield "images, v beyond", partial(images, name="fp8-fp16", spikes=1000.0)
     yield "v is no number", not_a_number
+    for name in ("fp8-fp16", "int8-int32"):
+        yield f"summary, {name}", partial(images, name=name, seen=SUMMARY)
+    yield "summary of 129 tiles", partial(images, name="fp8-fp32", tiles=LONG, heads=1, seen=SUMMARY)
 
 
-def images(source: str, name: str, tiles: TileGrid = GRID, heads: int = 2, spikes: float = 0.0) -> None:
+def images(
+    source: str, name: str, tiles: TileGrid = GRID, heads: int = 2, spikes: float = 0.0, seen: KeyTiles | None = None
+) -> None:
     given = inputs(tiles, heads, batch=2)
     if spikes:
         given = with_spikes(given, tiles, spikes)
-    plan = plan_for(name, tiles)
+    plan = plan_for(name, tiles, (seen,))
     found = host.prologue(*given, plan, name, source=source)
     assert_same_operands(found, host.images(*prepared(given), given[2], plan, name), plan)
     assert_pooled(found, given, tiles)
@@ -131,9 +142,35 @@ def not_a_number(source: str) -> None:
     assert np.array_equal(np.isnan(found["v_scale"]), given[2].isnan().any(1).flatten(0, 1)), "v's scales"
 
 
+def select_checks() -> Iterator[tuple[str, Callable[[str], None]]]:
+    for seed in (1, 2):
+        yield f"lists of every kind, seed {seed}", partial(lists, seed=seed)
+    yield "zeros of both signs, and NaN", special_scores
+    yield "lists over pieces", partial(lists, tiles=TileGrid((1, 11, 14), (1, 1, 1)), seed=3)
+
+
+def lists(source: str, seed: int, tiles: TileGrid = GRID) -> None:
+    seen = KeyTiles(top=0.3, rest="summary"), KeyTiles((1, 1, 3), rest="summary"), KeyTiles(top=0.7), None
+    plan, pooled = plan_for("int8-int32", tiles, seen, heads=(0, 1, 2, 3)), pooled_integers(tiles, 8, seed)
+    made = host.chosen(pooled, plan, 2, source=source, schedule=Schedule(seed))
+    assert_chosen(made, scores_of(pooled), plan, 2)
+
+
+def special_scores(source: str) -> None:
+    """Key tile 1 has a product that is less than any number, and below zero; tile 4 of one head is damaged."""
+    tiles, plan = GRID, plan_for("int8-int32", GRID, (KeyTiles(top=0.4),))
+    q, k = torch.zeros(2, len(tiles.valid), 128), torch.zeros(2, len(tiles.valid), 128)
+    q[:, :, -1], k[:, 1, -1], k[1, 4, 3] = 1e-30, -1e-30, torch.nan
+    found = host.chosen({"q_pooled": q, "k_pooled": k}, plan, 1, source=source)["chosen"].view(2, -1, 4).tolist()
+    assert found == [[[0, 1, 2, 3]] * len(tiles.valid), [[0, 1, 2, 4]] * len(tiles.valid)], "special scores"
+
+
+CHECKS = {ATTENTION: attention_checks, PROLOGUE: prologue_checks, TILE: prologue_checks, SELECT: select_checks}
+
+
 def first_to_notice(source: str, file: str) -> tuple[str, str] | None:
     """The first check that notices, and what it says; None where none does."""
-    for name, check in attention_checks() if file == ATTENTION else prologue_checks():
+    for name, check in CHECKS[file]():
         try:
             check(source)
         except AssertionError as noticed:
@@ -191,7 +228,7 @@ def main() -> None:
     multiprocessing.set_start_method("fork")  # a child begins with everything imported
     torch.set_num_threads(1)  # and cannot use its parent's threads
     host.build_folder()  # this process's, hence removed at its end: children build into it, too
-    for file in (ATTENTION, PROLOGUE):
+    for file in (ATTENTION, PROLOGUE, SELECT):
         found = judged((host.SOURCES / file).read_text(), file)
         assert found is None, f"{file} as it is fails: {found}"
     lines, missed, before = [], [], digest()

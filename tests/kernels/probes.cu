@@ -149,6 +149,20 @@ KERNEL(GROUP, 1) probe_warp_any(PARAMETERS Parameters P) {
   }
 }
 
+KERNEL(GROUP, 1) probe_warp_ballot(PARAMETERS Parameters P) {
+  for (int round = 0; round < ROUNDS; round++) {
+    int i = round * GROUP + threadIdx.x;
+    P.out[i] = warp_ballot(P.in[i] != 0);
+  }
+}
+
+KERNEL(GROUP, 1) probe_warp_sum(PARAMETERS Parameters P) {
+  for (int round = 0; round < ROUNDS; round++) {
+    int i = round * GROUP + threadIdx.x;
+    P.out[i] = warp_sum(P.in[i]);
+  }
+}
+
 // All threads go for the same eight words.
 KERNEL(GROUP, 1) probe_atomic_max(PARAMETERS Parameters P) {
   int thread = threadIdx.x;

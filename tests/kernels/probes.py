@@ -136,6 +136,8 @@ THREADS = (
     Probe("warp_sync", given.words(ROUNDS, GROUP), out=(ROUNDS, GROUP)),
     Probe("warp_uniform", given.words(ROUNDS, GROUP), out=(ROUNDS, GROUP)),
     Probe("warp_any", given.conditions, out=(ROUNDS, GROUP)),
+    Probe("warp_ballot", given.conditions, out=(ROUNDS, GROUP)),
+    Probe("warp_sum", given.words(ROUNDS, GROUP), out=(ROUNDS, GROUP)),
     Probe("atomic_max", given.words(ROUNDS, GROUP), out=(8,)),
     Probe("registers", given.words(1, GROUP + 200 * 2 * GROUP), 3 * GROUP),
     Probe("swizzled_operand", given.offsets, out=(13, 3)),

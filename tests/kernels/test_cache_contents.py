@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import threading
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -32,17 +33,19 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_name_for_every_kernel_that_a_plan_needs() -> None:
     from fpsgen.attention import hopper  # not above: processes that build and clear import this file, too
-    from fpsgen.attention.plan import AttentionPlan
+    from fpsgen.attention.plan import AttentionPlan, KeyTiles
     from fpsgen.attention.tiles import TileGrid
 
     named = {own.kernel for own in listing.KERNELS.values()}
     assert len(named) == len(listing.KERNELS)
-    needed = set()
-    for tiles in (TileGrid((2, 5, 9), (2, 3, 4)), TileGrid((2, 8, 16), (2, 8, 8))):
-        for variant in sm90_attention.VARIANTS:
-            for smooth_k in (True, False):
-                needed |= set(hopper.kernels(AttentionPlan(tiles, qk="fp8", pv="fp8", smooth_k=smooth_k), variant))
-    assert named == needed
+    needed, tops = set(), (None, KeyTiles(top=0.5), KeyTiles(top=0.5, rest="summary"))
+    grids = (2, 5, 9), (2, 3, 4), (2, 8, 16), (2, 8, 8), (1, 1, 700), (1, 1, 1)
+    for tiles in map(TileGrid, grids[::2], grids[1::2]):
+        for seen, smooth_k in product(tops, (True, False)):
+            plan = AttentionPlan(tiles, (seen,), qk="fp8", pv="fp8", smooth_k=smooth_k)
+            for variant in sm90_attention.VARIANTS:
+                needed |= {*hopper.kernels(plan, variant), hopper.selection(plan)}
+    assert named == needed - {None}
 
 
 def test_a_kernel_with_all_that_belongs_to_it(place: Path) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from fpsgen.attention import emulator
-from fpsgen.kernels import cache, nvrtc, sm90_attention, sm90_prologue
+from fpsgen.kernels import cache, nvrtc, sm90_attention, sm90_prologue, sm90_select
 from tests.kernels import host
 
 
@@ -59,13 +59,26 @@ def test_the_parameters_are_the_emulator_s(name: str) -> None:
 
 @pytest.mark.parametrize("name", sm90_prologue.VARIANTS)
 @pytest.mark.parametrize("smooth_k", [True, False])
-def test_prologue(name: str, smooth_k: bool) -> None:
-    built = cache.build(replace(sm90_prologue.VARIANTS[name], SMOOTH_K=smooth_k))
-    assert set(built.functions) == set(host.ENTRIES["sm90_prologue"])
+@pytest.mark.parametrize("summary", [True, False])
+def test_prologue(name: str, smooth_k: bool, summary: bool) -> None:
+    built = cache.build(kernel := replace(sm90_prologue.VARIANTS[name], SMOOTH_K=smooth_k, SUMMARY=summary))
+    assert set(built.functions) == set(host.entries(kernel))
     assert all(used.spilled_bytes == 0 for used in built.functions.values())
     loads = Counter(re.findall(r"\bLDG\S*", disassembled(built.cubin)))
     wide = sum(count for name, count in loads.items() if ".128" in name)
     assert loads.total() - wide <= 40 <= wide  # rows of numbers by 16 bytes, and little else: offsets, rows' factors
+
+
+@pytest.mark.parametrize("tiles", sm90_select.VARIANTS)
+def test_select(tiles: int) -> None:
+    """Two products of four channels for each 16 bytes that are read of shared memory; scores wait in registers."""
+    built = cache.build(sm90_select.VARIANTS[tiles])
+    used = built.functions["fps_select"]
+    assert used.spilled_bytes == used.stack_bytes == 0
+    code = disassembled(built.cubin)
+    assert len(re.findall(r"\bFFMA\b", code)) >= 128
+    assert len(re.findall(r"\bLDG\.E\.128\b", code)) >= 16
+    assert "REDUX.SUM" in code
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from fpsgen.attention import hopper
 from fpsgen.attention.emulator import VARIANTS, emulate
+from fpsgen.attention.plan import KeyTiles
 from fpsgen.attention.tiles import TileGrid
 from fpsgen.bench.attention.shapes import shape
 from fpsgen.kernels.sm90_prologue import MOST_HEADS, traffic
@@ -26,6 +27,7 @@ from tests.kernels.cases import (
 from tests.kernels.host import Schedule
 
 FULL = TileGrid((2, 8, 16), (2, 8, 8))
+SUMMARY = KeyTiles(top=0.3, rest="summary")
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -36,6 +38,46 @@ def test_images_and_scales(name: str, tiles: TileGrid, smooth_k: bool) -> None:
     plan = plan_for(name, tiles, smooth_k=smooth_k)
     found = host.prologue(*given, plan, name)
     assert_same_operands(found, host.images(*prepared(given), given[2], plan, name), plan, every_v=True)
+    assert not any(found[key].size for key in found if key.startswith("summary"))
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("smooth_k", [True, False])
+@pytest.mark.parametrize("spikes", [0.0, 1000.0])
+def test_summary(name: str, smooth_k: bool, spikes: float) -> None:
+    """v's scales are those of v again."""
+    given = with_spikes(inputs(RAGGED, batch=2), RAGGED, spikes) if spikes else inputs(RAGGED, batch=2)
+    plan = plan_for(name, RAGGED, (SUMMARY,), smooth_k=smooth_k)
+    found = host.prologue(*given, plan, name)
+    assert_same_operands(found, host.images(*prepared(given), given[2], plan, name), plan)
+
+
+def test_two_tiles_of_means() -> None:
+    """The second has two: the others of its slots are the last key again, and zeros."""
+    tiles = TileGrid((1, 1, 259), (1, 1, 2))
+    given = inputs(tiles, heads=1)
+    plan = plan_for("fp8-fp16", tiles, (SUMMARY,))
+    found = host.prologue(*given, plan, "fp8-fp16")
+    assert_same_operands(found, host.images(*prepared(given), given[2], plan, "fp8-fp16"), plan)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_summary_leaves_all_else_as_it_is(name: str) -> None:
+    given = inputs(RAGGED, batch=2)
+    plain, more = (host.prologue(*given, plan_for(name, RAGGED, (own,)), name) for own in (None, SUMMARY))
+    assert all(np.array_equal(plain[key], more[key]) for key in plain if not key.startswith("summary"))
+
+
+@pytest.mark.parametrize("which", ["k", "v"])
+def test_damage_shows_in_the_summary(which: str) -> None:
+    """A scale that is none: of the tile of mean keys, and of the channel of v."""
+    q, k, v, transform = inputs(RAGGED)
+    {"k": k, "v": v}[which][0, 3, 1, 7] = float("nan")
+    found = host.prologue(q, k, v, transform, plan_for("fp8-fp16", RAGGED, (SUMMARY,)), "fp8-fp16")
+    scales = host.trailers(found["summary_trailers"])["scale"]
+    assert np.isnan(scales).any() == (which == "k")
+    assert np.isnan(found["v_scale"]).sum() == (which == "v")
+    assert which == "k" or not (found["summary_v"][0, :, :128, 6:] & 127 == 127).any()  # of another head
 
 
 @pytest.mark.parametrize("heads", [1, 3, 17, MOST_HEADS])
@@ -91,21 +133,26 @@ def test_the_order_of_a_block_s_threads_does_not_matter() -> None:
 
 @pytest.mark.parametrize("name", VARIANTS)
 @pytest.mark.parametrize("smooth_k", [True, False])
-def test_traffic_is_that_of_the_tensors(name: str, smooth_k: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("seen", [None, SUMMARY], ids=str)
+def test_traffic_is_that_of_the_tensors(
+    name: str, smooth_k: bool, seen: KeyTiles | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     between: dict[str, Tensor] = {}
     monkeypatch.setattr(hopper, "packed", lambda _, values: between.update(values))
     monkeypatch.setattr(hopper, "launch", lambda *_: None)
-    given, plan = inputs(RAGGED, heads=3, batch=2), plan_for(name, RAGGED, smooth_k=smooth_k)
+    given, plan = inputs(RAGGED, heads=3, batch=2), plan_for(name, RAGGED, (seen,), smooth_k=smooth_k)
     made = sum(x.nbytes for x in hopper.prologue(*given, plan, name).values())
     k_rms, k_mean, beyond, pooled = (between[key].nbytes for key in ("k_rms", "k_mean", "v_beyond", "k_pooled"))
+    v_means = between["v_means"].nbytes
     q, k, v, transform = given
     kernel, _ = hopper.kernels(plan, name)
     found = traffic(kernel, RAGGED.tokens, heads=3, tiles=len(RAGGED.valid), batch=2)
-    assert sum(own.written for own in found.values()) == made + k_rms + smooth_k * k_mean + beyond
+    assert sum(own.written for own in found.values()) == made + k_rms + smooth_k * k_mean + beyond + v_means
     of_v = v[:, RAGGED.offsets[:-1]].nbytes + between["v_scale"].nbytes + beyond
     of_k = k_rms + smooth_k * (pooled + k_mean)
     read = q.nbytes + 2 * k.nbytes + v.nbytes + 2 * transform.rope.nbytes
-    assert sum(own.read for own in found.values()) == read + of_v + of_k
+    of_summary = v_means + pooled + between["v_scale"].nbytes + smooth_k * k_mean if plan.has_summary else 0
+    assert sum(own.read for own in found.values()) == read + of_v + of_k + of_summary
 
 
 def test_traffic_at_720p() -> None:
