@@ -80,9 +80,8 @@ def by_lists(
     wanted = block_mask(plan.tiles, own.window, q.device) if own.top is None else blocks_of(lists, plan.tiles)
     if own.rest == "drop":
         return by_blocks(*padded, wanted)
-    seen, seen_sums = by_blocks(
-        *padded, wanted, return_lse=True
-    )  # deprecated, but what it is called in every torch yet
+    # `return_aux`, the newer name, is not in torch 2.8.
+    seen, seen_sums = by_blocks(*padded, wanted, return_lse=True)
     spare = -len(plan.tiles.valid) % _BLOCK  # mean keys in whole blocks, too
     k_mean, v_mean = (F.pad(x.to(q.dtype), (0, 0, 0, spare)) for x in reference.summary(k, v, plan))
     added = F.pad(select.addends(lists, plan.tiles), (0, spare), value=-torch.inf)

@@ -19,6 +19,7 @@ like k, with one scale for 128 of them; mean values have v's scales.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -45,10 +46,13 @@ def make_ready(plan: AttentionPlan, device: torch.device) -> None:
             grouped(plan.tiles, own.window, device)
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan) -> Tensor:
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, chosen: Mapping[int, Tensor] | None = None
+) -> Tensor:
     """q, k, v and the result [batch, tokens, heads, head_dim], rows in tile order; computed in float32.
 
-    NotImplementedError if gradients are needed, because rounding has none.
+    chosen: the key tiles of each `top` share, by its index in `plan.seen`, int64 [batch, its heads, tiles, key tiles];
+    by default those of `select`. NotImplementedError if gradients are needed, because rounding has none.
     """
     if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
         raise NotImplementedError("the reference has no gradients: run it under torch.no_grad()")
@@ -60,7 +64,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan) -> Tensor:
         if seen.is_window:
             out[:, heads] = over_window(queries, keys, values, seen.window, plan)
             continue
-        lists = key_tiles(q[:, :, heads], k[:, :, heads], seen, plan.tiles)
+        lists = (chosen or {}).get(index)
+        lists = key_tiles(q[:, :, heads], k[:, :, heads], seen, plan.tiles) if lists is None else lists
         rest = summary(k[:, :, heads], v[:, :, heads], plan) if seen.rest == "summary" else None
         out[:, heads] = over_lists(queries, keys, values, lists, rest, plan)
     return out.transpose(1, 2).to(v.dtype)

@@ -52,7 +52,7 @@ class LineUp:
         """The fields of `VideoBenchRecord` but its notes. To be called before the work: the commit is that of the
         running code."""
         plan, target = self.plan, self.plan.target
-        card = stopwatch.card(target.device) if target.device.type == "cuda" else None
+        card = stopwatch.card(target.device)
         about = {**machine.provenance(command), "card": card, "model": plan.model.full_name, **target.as_dict()}
         return about | {"video": from_dict(VideoRecord, plan.request.as_dict()), "reference": self.reference.name}
 

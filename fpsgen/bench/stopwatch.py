@@ -17,8 +17,10 @@ _FLUSHED = 2**28  # bytes: several times the L2 cache, 50 MB on an H100 and 60 o
 _LEAD = 2_000_000  # clocks, about a millisecond
 
 
-def card(device: torch.device) -> MeasuredCard:
-    """`machine.card`, with the bandwidth that is measured here."""
+def card(device: torch.device) -> MeasuredCard | None:
+    """`machine.card`, with the bandwidth that is measured here; None for a CPU."""
+    if device.type != "cuda":
+        return None
     return MeasuredCard(**vars(machine.card(device)), copy_bytes_per_second=copy_bandwidth(device))
 
 

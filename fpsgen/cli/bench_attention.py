@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from fpsgen.attention.plan import Rest
 from fpsgen.cli import options
 from fpsgen.cli.output import Output
 from fpsgen.cli.progress import drawn
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 EXAMPLES = """
 fpsgen bench attention --smoke
 fpsgen bench attention --model 14b --density 1,1/6
+fpsgen bench attention --top 1/6 --rest summary
 fpsgen bench attention --seconds 1000 -o mine.json
 """
 
@@ -37,6 +39,8 @@ def attention(
     model: list[str] | None = None,
     res: list[str] | None = None,
     density: list[str] | None = None,
+    top: list[str] | None = None,
+    rest: Rest | None = None,
     variant: list[str] | None = None,
     repeats: int | None = None,
     seconds: float = 500.0,
@@ -49,8 +53,9 @@ def attention(
 ) -> None:
     """Measure attention alone, on a CUDA GPU, at Wan2.1's shapes.
 
-    The contenders are torch's backends, other packages and our kernels. Every result is checked on sampled rows before
-    it is timed. No checkpoint is needed. For several models, sizes, densities or variants, repeat the option, or
+    The contenders are torch's backends, other packages and our kernels. Sparse attention sees windows and, with --top,
+    tiles chosen by their content. Every result is checked on sampled rows before
+    it is timed. No checkpoint is needed. For several models, sizes, shares or variants, repeat the option, or
     separate values with commas. The exit code is 1 if a contender failed, gave a wrong result, or could not be timed
     before the end.
     """
@@ -64,22 +69,28 @@ def attention(
     resolutions = options.several("--res", res) or list(sizes.NAMED)
     for one in resolutions:
         sizes.check_model_size(*sizes.parse_resolution(one))
-    densities = options.several("--density", density)
-    for one in densities:
-        check_density(one)
+    densities, tops = options.several("--density", density), options.several("--top", top)
+    for option, shares, what in (("--density", densities, "token pairs"), ("--top", tops, "key tiles")):
+        for one in shares:
+            check_share(option, one, what)
+    if rest is not None and not tops:
+        told = "--rest says what becomes of the tiles that --top does not choose, and there is no --top"
+        raise UsageError(told, hint="add --top 1/6, or leave --rest out")
     variants = among("--variant", list(map(variant_named, options.several("--variant", variant))), VARIANTS)
     if not _LEAST_SECONDS <= seconds <= _MOST_SECONDS:  # nan is neither
         raise UsageError(f"--seconds {seconds:g}: must be {_LEAST_SECONDS} to {_MOST_SECONDS}", hint="try 500")
     options.check_report(report, no_report)
     out.loading()
-    device = gpu()
+    device = chosen_device(smoke)
     from fpsgen import machine
     from fpsgen.bench.attention import run
     from fpsgen.bench.attention.shapes import DENSITIES, SMOKE, shape
 
     job = run.AttentionJob(
         (SMOKE,) if smoke else tuple(shape(name, size) for name in models for size in resolutions),
-        tuple(densities) or DENSITIES,
+        tuple(densities or tops) or DENSITIES,
+        tuple(tops),
+        rest or "drop",
         tuple(variants),
         repeats or (_REPEATS_SMOKE if smoke else _REPEATS),
         seconds,
@@ -110,8 +121,8 @@ def among(option: str, given: list[str], known: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(given)) or every
 
 
-def check_density(text: str) -> None:
-    """A share, as it is written: 1, 1/4 or 0.25."""
+def check_share(option: str, text: str, what: str) -> None:
+    """A share of something, as it is written: 1, 1/4 or 0.25."""
     try:
         kept, _, of = text.partition("/")
         if not 1e-6 <= float(kept) / float(of or 1) <= 1:  # before Fraction, which takes 1e-99999999 at its word
@@ -119,19 +130,21 @@ def check_density(text: str) -> None:
         Fraction(text)
     except (ValueError, ZeroDivisionError):
         raise UsageError(
-            f"--density {text[:40]} is not a share of token pairs", hint="give a number up to 1, such as 1/4 or 0.25"
+            f"{option} {text[:40]} is not a share of {what}", hint="give a number up to 1, such as 1/4 or 0.25"
         ) from None
 
 
-def gpu() -> torch.device:
-    """The CUDA GPU that torch uses; UsageError where there is none."""
+def chosen_device(smoke: bool) -> torch.device:
+    """The CUDA GPU that torch uses. Where there is none the CPU, if only a tiny shape is measured; else UsageError."""
     import torch
 
+    if smoke and not torch.cuda.is_available():
+        return torch.device("cpu")
     if not torch.cuda.is_available():
         why = "this torch was built without CUDA" if torch.version.cuda is None else "torch sees none here"
         raise UsageError(
             f"fpsgen bench attention needs a CUDA GPU, and {why}",
-            hint="fpsgen doctor says what is missing; fpsgen bench compares whole videos, on a CPU, too",
+            hint="fpsgen doctor says what is missing; --smoke runs on a CPU, too, and so does fpsgen bench",
         )
     return torch.device("cuda", torch.cuda.current_device())
 

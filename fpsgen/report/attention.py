@@ -20,14 +20,16 @@ def facts(record: AttentionRecord) -> dict[str, Any]:
     glance, lead = _glance(record.cases)
     said = {"heading": heading, "remarks": remarks, "tables": tables}
     drawn = {"name_of": name_of, "points_of": points_of, "roofs_of": roofs_of}
-    return {"title": f"Attention on {record.card.gpu}", "glance": glance, "lead": lead, **said, **drawn}
+    where = record.card.gpu if record.card else "a CPU"
+    return {"title": f"Attention on {where}", "glance": glance, "lead": lead, **said, **drawn}
 
 
 def _glance(cases: Sequence[Case]) -> tuple[Table, dict[str, Any] | None]:
     """The fastest of our kernels against the fastest dense attention: all shapes, and what to say of the last, which is
     the largest; None where nothing can be compared."""
-    heads = ["Shape", "Density", "Variant", "With prologue, ms", "Times as fast", "Dense attention", "Dense, ms"]
-    table = Table.of_numbers("The fastest kernel against the fastest dense attention", heads, [heads[2], heads[5]])
+    heads = ["Shape", "Sees", "Density", "Variant", "With prologue, ms", "Times as fast", "Dense attention", "Its ms"]
+    prose = [heads[number] for number in (1, 3, 6)]
+    table = Table.of_numbers("The fastest kernel against the fastest dense attention", heads, prose)
     lead = None
     for case in cases:
         dense = min((line for line in case.lines if line.kind in DENSE and line.median_ms), key=_median, default=None)
@@ -37,7 +39,7 @@ def _glance(cases: Sequence[Case]) -> tuple[Table, dict[str, Any] | None]:
         for line, ratio in zip(ours, ratios, strict=True):
             own, other = (f"{_median(one):.3g}" for one in (line, dense))
             cells = f"{line.density:.3g}", str(line.variant), own, words.ratio(ratio), dense.name, other
-            table.row(f"{case.model} {case.res}", *cells)
+            table.row(f"{case.model} {case.res}", str(line.seen), *cells)
         ratio_range = _range([words.ratio(min(ratios)), words.ratio(max(ratios))])
         densities = _range([f"{line.density:.2g}" for line in ours])
         lead = {"case": case, "dense": dense.name, "ratio": ratio_range, "densities": densities}
@@ -53,9 +55,9 @@ def _range(texts: list[str]) -> str:
 
 
 def best(case: Case) -> list[Line]:
-    """The fastest of our kernels with its prologue at each density, from dense to sparse."""
+    """The fastest of our kernels with its prologue for each choice of key tiles, from dense to sparse."""
     timed = sorted((line for line in case.lines if line.kind == "together" and line.median_ms), key=_median)
-    fastest = {line.density: line for line in reversed(timed)}
+    fastest = {line.seen: line for line in reversed(timed)}
     return sorted(fastest.values(), key=lambda line: -(line.density or 0))
 
 
@@ -65,14 +67,18 @@ def points_of(case: Case) -> list[Line]:
 
 
 def name_of(line: Line) -> str:
-    if line.variant is None:
-        return line.name
-    return f"{line.variant}, kernel {'alone' if line.kind == 'kernel' else 'with prologue'}"
+    name = line.name
+    if line.variant:
+        name = f"{line.variant}, kernel {'alone' if line.kind == 'kernel' else 'with prologue'}"
+    summary = " and summary" if line.rest == "summary" else ""
+    return name if line.top is None else f"{name}, top{summary}"
 
 
-def roofs_of(card: MeasuredCard, head_dim: int) -> dict[str, float]:
+def roofs_of(card: MeasuredCard | None, head_dim: int) -> dict[str, float]:
     """What a card can do at most at its boost clock, in 10^12 a second: operations, by what limits them, and bytes of
-    "memory"."""
+    "memory"; nothing without one."""
+    if card is None:
+        return {}
     rates = {bits: roofline.rates(card, bits) for bits in (16, 8)}
     roofs = {f"{bits} bits": rate.flops for bits, rate in rates.items()}
     roofs["exponential unit"] = rates[8].exponentials * 4 * head_dim  # one exponential for so many operations
@@ -92,6 +98,7 @@ def remarks(case: Case) -> list[str]:
     for line in case.lines:
         if line.trouble:
             where = "" if line.kind in DENSE or line.density is None else f" at density {line.density:.4g}"
+            where = where if line.top is None else f", {line.seen}"
             found.append(f"{line.name}{where}: {'FAULT: ' if line.fault else ''}{line.trouble}")
     found += [why for why in (case.fault, case.cut) if why]
     for when, state in (("before", case.before), ("after", case.after)):
@@ -104,12 +111,12 @@ def remarks(case: Case) -> list[str]:
 def tables(case: Case) -> list[Table]:
     """Dense attention in 16 bits; sparse attention, with its prologue, its errors, how much faster it is."""
     dense = [line for line in case.lines if line.kind in (*DENSE, "prepare")]
-    sparse = [line for line in case.lines if line.kind in ("flex", "kernel") and line.samples_ms]
+    sparse = [line for line in case.lines if line.kind in ("flex", "reference", "kernel") and line.samples_ms]
     exact = {"error, exact": lambda line: _percent(line.error_to_exact, 2)}
     found = [_table("Dense, BF16", dense, {"": lambda line: line.name, **_SPEED, **exact})]
     if not sparse:
         return found
-    kernel = {"window": lambda line: "x".join(map(str, line.window or ["dense"])), **_SPEED}
+    kernel = {"sees": lambda line: str(line.seen), **_SPEED}
     datasheet = {"of datasheet": lambda line: _percent(line.datasheet_share)}
     whole = {
         "prologue, ms": lambda line: _in_brief(case.beside(line, "prologue")),
@@ -120,7 +127,7 @@ def tables(case: Case) -> list[Table]:
     title = "Times as fast as dense attention in BF16: alone / with prologue / with prologue, dense with norm and RoPE"
     return [
         *found,
-        _table("The attention kernel, and FlexAttention in BF16", sparse, {**_WHO, **kernel, **datasheet}),
+        _table("Our kernel; FlexAttention and the reference, in BF16", sparse, {**_WHO, **kernel, **datasheet}),
         _table("With its prologue (share of the roofline); errors", sparse, {**_WHO, **whole, **exact}),
         _table(title, sparse, {**_WHO, **ratios}),
     ]
@@ -128,7 +135,7 @@ def tables(case: Case) -> list[Table]:
 
 def _table(title: str, lines: Sequence[Line], columns: Mapping[str, Callable[[Line], str]]) -> Table:
     """A row for each line; columns: what they say of it, by their heads."""
-    table = Table.of_numbers(title, columns, ["window", "bound by"])
+    table = Table.of_numbers(title, columns, ["sees", "bound by"])
     for line in lines:
         table.row(*(cell(line) for cell in columns.values()))
     return table
@@ -152,6 +159,10 @@ def _milliseconds(value: float | None) -> str:
     return "" if value is None else f"{value:.3g}" if value < 100 else f"{value:.0f}"
 
 
+def _rate(value: float | None) -> str:
+    return "" if value is None else f"{value:.2g}" if value < 10 else f"{value:.0f}"
+
+
 def _percent(value: float | None, digits: int = 0) -> str:
     return "" if value is None else f"{100 * value:.{digits}f} %"
 
@@ -163,7 +174,7 @@ _WHO: dict[str, Callable[[Line], str]] = {
 _SPEED: dict[str, Callable[[Line], str]] = {
     "ms": lambda line: _milliseconds(line.median_ms) or "not run",
     "least": lambda line: _milliseconds(line.min_ms),
-    "TFLOP/s": lambda line: "" if line.tflops is None else f"{line.tflops:.0f}",
+    "TFLOP/s": lambda line: _rate(line.tflops),
     "of roofline": lambda line: _percent(line.share),
     "bound by": lambda line: line.bound or "",
 }

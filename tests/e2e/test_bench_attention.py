@@ -49,7 +49,7 @@ def card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def on_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench_attention, "gpu", lambda: torch.device("cpu"))
+    monkeypatch.setattr(bench_attention, "chosen_device", lambda smoke: torch.device("cpu"))
     monkeypatch.setattr(machine, "device_name", lambda _: CARD.gpu)
 
 
@@ -106,6 +106,11 @@ def test_values_with_commas_and_again(card: Path, monkeypatch: pytest.MonkeyPatc
     assert [str(one) for one in found.shapes] == ["14b 720p"]
     assert (found.densities, found.variants) == (("1", "1/4", "0.1"), ("int8-int32", "fp8-fp16"))
     assert (found.repeats, found.seconds) == (7, 60)
+    assert (found.tops, found.rest) == ((), "drop")
+    found = settings(monkeypatch, "--top", "1/6,0.1")
+    assert (found.tops, found.rest, found.densities) == (("1/6", "0.1"), "drop", ("1/6", "0.1"))
+    found = settings(monkeypatch, "--top", "1/6", "--rest", "summary", "--density", "1")
+    assert (found.tops, found.rest, found.densities) == (("1/6",), "summary", ("1",))
 
 
 @pytest.mark.parametrize(
@@ -119,6 +124,9 @@ def test_values_with_commas_and_again(card: Path, monkeypatch: pytest.MonkeyPatc
         (["--density", "x"], "--density x is not a share"),
         (["--density", "1/0"], "--density 1/0 is not a share"),
         (["--density", "1e-99999999"], "is not a share"),
+        (["--top", "0"], "--top 0 is not a share of key tiles"),
+        (["--top", "25 %"], "--top 25 % is not a share of key tiles"),
+        (["--rest", "summary"], "there is no --top"),
         (["--variant", "B"], "--variant b: there is no such variant"),
         (["--seconds", "0"], "--seconds 0: must be 10 to 1000000"),
         (["--seconds", "nan"], "--seconds nan: must be"),
@@ -135,10 +143,36 @@ def test_wrong_values_are_refused_before_a_card_is_looked_for(args: list[str], t
 
 def test_without_a_card_it_says_what_to_do_instead(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    result = attention("--smoke", "--json")
+    result = attention("--model", "14b", "--json")
     assert result.exit_code == 2
     assert "fpsgen bench attention needs a CUDA GPU" in result.stderr
     assert json.loads(result.stdout)["hint"].startswith("fpsgen doctor says")
+
+
+def test_a_tiny_shape_runs_on_a_cpu_by_the_reference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiles chosen by content beside a window of the same share, which see more and fewer pairs of tokens."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.chdir(tmp_path)
+    result = attention("--smoke", "--top", "1/4", "--rest", "summary", "--repeats", 1)
+    assert result.exit_code == 0, result.output
+    record = json.loads((tmp_path / "bench-attention-smoke.json").read_text())
+    (case,) = record["cases"]
+    assert record["card"] is None
+    window, top = (one for one in case["lines"] if one["kind"] == "reference")
+    assert (window["wanted"], window["window"], "top" in window, "rest" in window) == ("1/4", [1, 3, 2], False, False)
+    assert (top["wanted"], top["window"], top["top"], top["rest"]) == ("top 1/4", None, 0.25, "summary")
+    assert top["density"] == pytest.approx(5 / 18 + 13 / 2016)  # of 18 tiles; a mean for each of the other 13
+    for one in (window, top):
+        assert one["error_to_exact"] < 0.01
+        assert one["median_ms"] > 0
+        assert one["speedup"]["sdpa-math"]["alone"] > 0
+        assert "share" not in one  # of a roofline, which a CPU does not have
+    assert "top 25 % with summary" in result.stdout
+    page = (tmp_path / "bench-attention-smoke.html").read_text()
+    assert "top 25 % with summary" in page
+    assert "CUDA events" not in page
+    told = (ROOT / "docs" / "bench.md").read_text()
+    assert not [key for one in case["lines"] for key in one if f"`{key}`" not in told]
 
 
 def test_a_base_is_named(card: Path) -> None:

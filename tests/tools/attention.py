@@ -37,7 +37,7 @@ def made_up() -> AttentionRecord:
     what = shape("14b", "720p")
     flops, pairs, _ = what.attention(AttentionPlan(what.tiles))
     dense = {"bits": 16, "density": 1.0, "stages": [[flops, pairs, 3e9]]}
-    chosen: dict[str, Any] = {"wanted": "1/10", "window": [7, 3, 3], "density": 0.1}
+    chosen: dict[str, Any] = {"wanted": "1/10", "window": (7, 3, 3), "density": 0.1}
     before, stage = [0, 0, 3e9], [flops / 10, pairs / 20, 2e9]
     by_rule = {"accumulator aligned": 0.002, "accumulator added last": 0.001}
     errors = {"error_to_emulator": by_rule, "error_to_exact": 0.055}

@@ -39,11 +39,18 @@ class Oracles:
         self.given, self.rows = (q, k, v.float()), rows
         self._kept: dict[tuple, Tensor] = {}
 
-    def exact(self, plan: AttentionPlan) -> Tensor:
-        """Attention over the plan's keys, nothing rounded; float32 [batch, rows, heads, head_dim]."""
-        plan = replace(plan, qk="bf16", pv="bf16")  # not rounded, which float32 stays
+    def exact(self, plan: AttentionPlan, chosen: Tensor | None = None) -> Tensor:
+        """Attention over the plan's keys, nothing rounded; float32 [batch, rows, heads, head_dim].
+
+        chosen: the lists of a plan that chooses tiles by content, of the heads that are looked at, int64 [batch, heads,
+        tiles, key tiles]. Each contender chooses by what it has of q and k, so that lists differ in tiles that fit
+        almost equally well: then the results are far apart, and both right.
+        """
+        plan, rows = replace(plan, qk="bf16", pv="bf16"), self.rows.to(self.given[0].device)  # float32 stays float32
+        if chosen is not None:
+            return reference.attention(*self.given, plan, {0: chosen})[:, rows]
         if (plan,) not in self._kept:
-            self._kept[plan,] = reference.attention(*self.given, plan)[:, self.rows.to(self.given[0].device)]
+            self._kept[plan,] = reference.attention(*self.given, plan)[:, rows]
         return self._kept[plan,]
 
     def emulated_errors(self, out: Tensor, plan: AttentionPlan, variant: str) -> dict[str, float]:

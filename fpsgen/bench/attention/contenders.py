@@ -1,9 +1,12 @@
-"""Who runs in `fpsgen bench attention`: dense attention in BF16, FlexAttention, and our kernel, on the same inputs."""
+"""Who runs in `fpsgen bench attention`: dense attention in BF16, FlexAttention, and our kernel, on the same inputs.
+
+A CPU has neither of the latter: there the reference runs.
+"""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any
@@ -12,11 +15,10 @@ import torch
 from torch import Tensor
 
 from fpsgen import machine
-from fpsgen.attention import flex, hopper
+from fpsgen.attention import flex, hopper, reference
 from fpsgen.attention.emulator import TOLERANCE, error
-from fpsgen.attention.plan import AttentionPlan
+from fpsgen.attention.plan import AttentionPlan, Seen
 from fpsgen.attention.qk import QKTransform, prepare
-from fpsgen.attention.tiles import Shape3
 from fpsgen.bench.attention.check import Oracles, sampled_rows, spread
 from fpsgen.bench.attention.record import Line
 from fpsgen.bench.attention.shapes import HEAD_DIM, Shape, plan_8bit
@@ -69,17 +71,24 @@ class Inputs:
         pairs = ((self.q, self.transform.norm_q), (self.k, self.transform.norm_k))
         return [prepare(x, weight, self.transform)[:, :, heads].to(dtype) for x, weight in pairs]
 
+    def chosen(self, plan: AttentionPlan) -> Tensor | None:
+        """The lists that a backend in 16 bits chooses, of the heads that are checked; None where it chooses none."""
+        own = plan.key_tiles[0]
+        if own.top is None:
+            return None
+        return reference.key_tiles(self.q16[:, :, self.heads], self.k16[:, :, self.heads], own, plan.tiles)
+
     def check(self, call: Callable[[], Tensor], plan: AttentionPlan, variant: str | None = None) -> dict[str, Any]:
         """Errors against exact attention of float32 q and k, and of a variant of our kernel against its emulator."""
         out = call()[:, self.oracles.rows.to(self.q.device)][:, :, self.heads]
-        errors: dict[str, Any] = {"error_to_exact": error(out, self.oracles.exact(plan))}
+        errors: dict[str, Any] = {"error_to_exact": error(out, self.oracles.exact(plan, self.chosen(plan)))}
         if variant is not None:
             errors["error_to_emulator"] = self.oracles.emulated_errors(out, plan, variant)
         return errors
 
 
-def contenders(inputs: Inputs, windows: dict[str, Shape3 | None], variants: Iterable[str]) -> Iterator[Trial]:
-    """All of them, one after another. windows: by the density that is wanted; variants: of our kernel."""
+def contenders(inputs: Inputs, choices: Mapping[str, Seen], variants: Iterable[str]) -> Iterator[Trial]:
+    """All of them, one after another. choices: of key tiles, by what is wanted; variants: of our kernel."""
     shape, device, q, k = inputs.shape, inputs.q.device, inputs.q16, inputs.k16
     plan = AttentionPlan(shape.tiles)
     for kernel in KERNELS.values():
@@ -91,15 +100,18 @@ def contenders(inputs: Inputs, windows: dict[str, Shape3 | None], variants: Iter
     line = Line(kind="prepare", name="norm and RoPE, eager", bits=16, stages=(shape.prepare(),))
     yield Trial(line, partial(inputs.prepare, torch.bfloat16))
     for variant in variants:
-        yield from ours(inputs, windows, variant)
-    for wanted, window in windows.items():  # which compiles for long: last
-        plan = AttentionPlan(shape.tiles, (window,))
+        yield from ours(inputs, choices, variant)
+    for wanted, seen in choices.items():  # FlexAttention compiles for long: last
+        plan = AttentionPlan(shape.tiles, (seen,))
         call, why_not = partial(flex.attention, q, k, inputs.v, plan), flex.why_not(device, plan, HEAD_DIM)
         yield trial(inputs, plan, call, kind="flex", name="flex", wanted=wanted, why_not=why_not)
+        if device.type == "cpu":
+            call = partial(reference.attention, q, k, inputs.v, plan)
+            yield trial(inputs, plan, call, kind="reference", name="reference", wanted=wanted)
 
 
-def ours(inputs: Inputs, windows: dict[str, Shape3 | None], variant: str) -> Iterator[Trial]:
-    """One variant: its prologue, then kernel and both for each window."""
+def ours(inputs: Inputs, choices: Mapping[str, Seen], variant: str) -> Iterator[Trial]:
+    """One variant: its prologue, then kernel and both for each choice of key tiles."""
     shape, given = inputs.shape, (inputs.q, inputs.k, inputs.v, inputs.transform)
     before, plan = shape.prologue(variant), plan_8bit(shape.tiles, None, variant)
     line = Line(kind="prologue", name=f"{variant}, prologue", bits=8, variant=variant, stages=(before,))
@@ -109,10 +121,13 @@ def ours(inputs: Inputs, windows: dict[str, Shape3 | None], variant: str) -> Ite
     prologue = partial(hopper.prologue, *given, plan, variant)
     yield Trial(line, prologue)
     operands = cache(prologue)  # not before a check asks for them, so that a fault is that line's
-    for wanted, window in windows.items():
-        plan = plan_8bit(shape.tiles, window, variant)
+    for wanted, seen in choices.items():
+        plan = plan_8bit(shape.tiles, seen, variant)
         alone, together = partial(over, operands, plan, variant), partial(hopper.attention, *given, plan, variant)
         about: dict[str, Any] = {"variant": variant, "wanted": wanted}
+        if reason := hopper.why_not(inputs.q.device, plan, HEAD_DIM):
+            yield trial(inputs, plan, alone, kind="kernel", name=f"{variant}, kernel", why_not=reason, **about)
+            continue
         yield trial(inputs, plan, alone, kind="kernel", name=f"{variant}, kernel", **about)
         yield trial(inputs, plan, together, (before,), kind="together", name=f"{variant}, together", **about)
 
@@ -123,7 +138,9 @@ def trial(
     """One that computes attention. before: the stages before that of attention itself; about: fields of its line."""
     variant = about.get("variant")
     stages = (*before, inputs.shape.attention(plan, variant))
-    about |= {"bits": 8 if variant else 16, "window": plan.windows[0], "density": plan.density}
+    (own,) = plan.key_tiles
+    about |= {"bits": 8 if variant else 16, "window": own.window, "density": plan.density, "top": own.top}
+    about |= {"rest": None if own.top is None else own.rest}
     line = Line(stages=stages, **about)
     return Trial(line, call, partial(inputs.check, call, plan, variant))
 

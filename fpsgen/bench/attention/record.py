@@ -7,10 +7,12 @@ from dataclasses import dataclass, fields, replace
 from statistics import median
 from typing import Any, ClassVar, Literal
 
+from fpsgen.attention.plan import KeyTiles, Rest
+from fpsgen.attention.tiles import Shape3
 from fpsgen.bench import roofline
 from fpsgen.bench.record import BenchRecord, MeasuredCard, State
 
-Kind = Literal["sdpa", "package", "prepare", "flex", "prologue", "kernel", "together"]
+Kind = Literal["sdpa", "package", "prepare", "flex", "reference", "prologue", "kernel", "together"]
 DENSE = ("sdpa", "package")
 LEAST_ROUNDS = 3  # of samples
 
@@ -23,7 +25,9 @@ class Line:
     name: str
     bits: int
     stages: Sequence[Sequence[float]]  # each a `roofline.Amounts`
-    window: Sequence[int] | None = None
+    window: Shape3 | None = None
+    top: float | None = None
+    rest: Rest | None = None
     variant: str | None = None
     wanted: str | None = None
     density: float | None = None
@@ -46,6 +50,10 @@ class Line:
     def trouble(self) -> str | None:
         """Why it has no times."""
         return self.why_not or self.fault
+
+    @property
+    def seen(self) -> KeyTiles:
+        return KeyTiles(self.window, self.top, self.rest or "drop")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,15 +83,14 @@ class Case:
         return unfinished or bool(self.fault) or any(line.fault for line in self.lines)
 
     def beside(self, line: Line, kind: Kind) -> Line | None:
-        """The prologue, or both together, of the same variant and window as our kernel's `line`."""
+        """The prologue, or both together, of the same variant and key tiles as our kernel's `line`."""
         alike = (one for one in self.lines if one.kind == kind and one.variant == line.variant)
-        return next((one for one in alike if kind == "prologue" or one.window == line.window), None)
+        return next((one for one in alike if kind == "prologue" or one.seen == line.seen), None)
 
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionRecord(BenchRecord):
     kind: str = "attention"
-    card: MeasuredCard
     seed: int
     repeats: int
     seconds: float
@@ -97,7 +104,7 @@ class AttentionRecord(BenchRecord):
     )
 
 
-def derive(lines: Sequence[Line], card: MeasuredCard) -> tuple[Line, ...]:
+def derive(lines: Sequence[Line], card: MeasuredCard | None) -> tuple[Line, ...]:
     """The lines, and on each that was timed what follows from its samples, from the other lines' and from the card."""
     dense = {line.name: median(line.samples_ms) for line in lines if line.kind in DENSE and line.samples_ms}
     prepare = next((median(line.samples_ms) for line in lines if line.kind == "prepare" and line.samples_ms), None)
@@ -105,15 +112,17 @@ def derive(lines: Sequence[Line], card: MeasuredCard) -> tuple[Line, ...]:
     def with_figures(line: Line) -> Line:
         if not line.samples_ms:
             return line
-        took, least = median(line.samples_ms), roofline.bound(line.stages, roofline.rates(card, line.bits))
-        found: dict[str, Any] = {"median_ms": took, "min_ms": min(line.samples_ms), "bound": least.by}
-        found |= {"roofline_ms": 1e3 * least.seconds, "share": 1e3 * least.seconds / took}
+        took = median(line.samples_ms)
+        found: dict[str, Any] = {"median_ms": took, "min_ms": min(line.samples_ms)}
+        if card:
+            least = roofline.bound(line.stages, roofline.rates(card, line.bits))
+            found |= {"bound": least.by, "roofline_ms": 1e3 * least.seconds, "share": 1e3 * least.seconds / took}
         flops, _, moved = (sum(amounts) for amounts in zip(*line.stages, strict=True))
         if flops:
             found |= {"intensity": flops / moved, "tflops": flops / took / 1e9}
-            if roofline.has_datasheet(card):
+            if card and roofline.has_datasheet(card):
                 found["datasheet_share"] = flops / took * 1e3 / roofline.DATASHEET[line.bits]
-        if line.kind in ("kernel", "together", "flex"):
+        if line.kind in ("kernel", "together", "flex", "reference"):
             found["speedup"] = {
                 name: {"alone": other / took, "prepared": prepare and (other + prepare) / took}
                 for name, other in dense.items()

@@ -18,10 +18,12 @@ import torch
 
 from fpsgen import files, machine
 from fpsgen.attention.emulator import VARIANTS
+from fpsgen.attention.plan import Rest
 from fpsgen.bench import stopwatch
 from fpsgen.bench.attention.contenders import MOST_WORDS, Inputs, contenders, tried
 from fpsgen.bench.attention.record import LEAST_ROUNDS, AttentionRecord, Case, Line, derive
-from fpsgen.bench.attention.shapes import DENSITIES, Shape, chosen_windows
+from fpsgen.bench.attention.shapes import DENSITIES, Shape, chosen_tiles
+from fpsgen.bench.record import State
 from fpsgen.errors import FpsgenError, option, reason
 from fpsgen.events import Done, Notice, Run, Stage, Watch, Work
 
@@ -31,11 +33,14 @@ SEED = 0
 
 @dataclass(frozen=True)
 class AttentionJob:
-    """What is measured. densities: as they are written, 1/4 or 0.25; variants: keys of `emulator.VARIANTS`; repeats:
+    """What is measured. densities, tops: shares of token pairs and of key tiles as they are written, 1/4 or
+    0.25; rest: of what is not among the top tiles; variants: keys of `emulator.VARIANTS`; repeats:
     samples of each contender; seconds: after which it ends, whatever is missing."""
 
     shapes: tuple[Shape, ...]
     densities: tuple[str, ...] = DENSITIES
+    tops: tuple[str, ...] = ()
+    rest: Rest = "drop"
     variants: tuple[str, ...] = tuple(VARIANTS)
     repeats: int = 20
     seconds: float = 500.0
@@ -44,7 +49,8 @@ class AttentionJob:
 def measure(job: AttentionJob, device: torch.device, path: Path, command: list[str], watch: Watch) -> AttentionRecord:
     """The record; written to `path`, a .json file, anew after each shape.
 
-    device: a CUDA card. Where the time is up, the process ends there and then, with exit code 1.
+    device: a CUDA card, or a CPU for a tiny shape. Where the time is up, the process ends there and then, with exit
+    code 1.
     """
     end = time.monotonic() + job.seconds
     watch(Notice("looking at the GPU", detail=True))
@@ -120,10 +126,10 @@ class Measurer:
     def fill(self, shape: Shape, share: float) -> None:
         """One case: every contender checked, then timed in rounds. share: when its part of the time ends."""
         self.begin("making the inputs")
-        self.note(before=machine.card_state(self.device))
+        self.note(before=self.state())
         calls: dict[int, Callable[[], object]] = {}  # by the number of the line
-        windows = chosen_windows(shape.tiles, self.job.densities)
-        for number, trial in enumerate(contenders(Inputs(shape, self.device, SEED), windows, self.job.variants)):
+        choices = chosen_tiles(shape.tiles, self.job.densities, self.job.tops, self.job.rest)
+        for number, trial in enumerate(contenders(Inputs(shape, self.device, SEED), choices, self.job.variants)):
             self.begin(f"checking {trial.line.name} {trial.line.wanted or ''}".strip())
             line = tried(trial, self.device)
             self.note(lines=(*self.case.lines, line))
@@ -146,7 +152,11 @@ class Measurer:
 
         timer.time(calls.values())  # clocks and temperature as they will be
         self.note(cut=rounds(one_round, self.job.repeats, share, self.end - RESERVE))
-        self.note(after=machine.card_state(self.device))
+        self.note(after=self.state())
+
+    def state(self) -> State | None:
+        """The card's, now."""
+        return machine.card_state(self.device) if self.device.type == "cuda" else None
 
     def leave(self) -> None:
         """End the process, with the record as it stands."""

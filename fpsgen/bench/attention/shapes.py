@@ -8,7 +8,7 @@ from fractions import Fraction
 from typing import Any
 
 from fpsgen.attention.emulator import VARIANTS
-from fpsgen.attention.plan import AttentionPlan
+from fpsgen.attention.plan import AttentionPlan, KeyTiles, Rest, Seen, fit
 from fpsgen.attention.tiles import Shape3, TileGrid
 from fpsgen.bench.roofline import Amounts
 from fpsgen.kernels.sm90_attention import SLOTS, TRAILER_BYTES
@@ -45,7 +45,8 @@ class Shape:
         images in and the result out.
 
         A pair of tokens has one exponential for each head, or none where the variant synthesises them. Each tile of k
-        and v is in some list, so that sparsity saves no bytes; the lists are too short to count.
+        and v is in some list, so that sparsity saves no bytes. What it takes to choose tiles by their content is not
+        counted, nor are lists: a kernel that does both at once moves none.
         """
         flops = plan.flops(self.heads, HEAD_DIM)
         pairs = flops / (4 * HEAD_DIM)
@@ -107,6 +108,13 @@ def chosen_windows(tiles: TileGrid, wanted: Iterable[str]) -> dict[str, Shape3 |
     return found
 
 
-def plan_8bit(tiles: TileGrid, window: Shape3 | None, variant: str) -> AttentionPlan:
+def chosen_tiles(tiles: TileGrid, densities: Iterable[str], tops: Iterable[str], rest: Rest) -> dict[str, Seen]:
+    """What is seen, by what was asked for: windows by their density, then "top" and the share. A share that comes to
+    all tiles is left out: it is dense attention."""
+    best = {f"top {text}": fit(KeyTiles(top=float(Fraction(text)), rest=rest), tiles) for text in tops}
+    return {**chosen_windows(tiles, densities), **{wanted: seen for wanted, seen in best.items() if seen}}
+
+
+def plan_8bit(tiles: TileGrid, seen: Seen, variant: str) -> AttentionPlan:
     """What a variant of the kernel runs."""
-    return AttentionPlan(tiles, (window,), qk=VARIANTS[variant].qk, pv="fp8")
+    return AttentionPlan(tiles, (seen,), qk=VARIANTS[variant].qk, pv="fp8")

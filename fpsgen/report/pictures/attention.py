@@ -20,7 +20,7 @@ def draw(record: AttentionRecord) -> dict[str, bytes]:
     """Pictures by name: roof-1, roof-2 … of the shapes in which anything was timed."""
     cases = enumerate(record.cases, 1)
     drawn = ((number, points_of(case), roofs_of(record.card, case.head_dim)) for number, case in cases)
-    return {f"roof-{number}": _roofline(points, roofs) for number, points, roofs in drawn if points}
+    return {f"roof-{number}": _roofline(points, roofs) for number, points, roofs in drawn if points and roofs}
 
 
 def _roofline(points: list[Line], roofs: dict[str, float]) -> bytes:
@@ -43,9 +43,10 @@ def _roofline(points: list[Line], roofs: dict[str, float]) -> bytes:
     for name in dict.fromkeys(map(name_of, points)):
         series = sorted((line for line in points if name_of(line) == name), key=lambda line: line.intensity or 0)
         number, hollow = families.index(series[0].variant or series[0].name) % len(_MARKS), series[0].kind == "together"
+        style = ":" if series[0].top else "--" if hollow else "-"
         places = [line.intensity or 0 for line in series], [line.tflops or 0 for line in series]
-        axes.plot(*places, f"C{number}{_MARKS[number]}", label=written(name, 40), linewidth=0.9,
-                  linestyle="--" if hollow else "-", fillstyle="none" if hollow else "full")  # fmt: skip
+        axes.plot(*places, f"C{number}{_MARKS[number]}", label=written(name, 50), linewidth=0.9,
+                  linestyle=style, fillstyle="none" if hollow else "full")  # fmt: skip
     for density in {line.density for line in points}:
         lowest = min((line for line in points if line.density == density), key=lambda line: line.tflops or 0)
         axes.annotate(f"{density:.2g}", (lowest.intensity or 0, lowest.tflops or 0), (0, -8), ha="center", va="top",

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
+from functools import partial
 
 import pytest
 import torch
 
 from fpsgen.attention import dense, hopper, quantize, reference
 from fpsgen.attention.emulator import TOLERANCE, VARIANTS, emulate, error, exponentials
-from fpsgen.attention.plan import AttentionPlan
+from fpsgen.attention.plan import AttentionPlan, KeyTiles, Rest
 from fpsgen.attention.sums import rules
 from fpsgen.attention.tiles import Shape3, TileGrid, key_lists
 from fpsgen.bench import dense_kernels, roofline
@@ -19,7 +20,7 @@ from fpsgen.bench.attention import contenders
 from fpsgen.bench.attention.check import Oracles, sampled_rows, spread
 from fpsgen.bench.attention.contenders import Inputs, Trial
 from fpsgen.bench.attention.record import DENSE, Line
-from fpsgen.bench.attention.shapes import DENSITIES, Shape, chosen_windows, shape
+from fpsgen.bench.attention.shapes import DENSITIES, Shape, chosen_tiles, chosen_windows, shape
 from fpsgen.bench.roofline import Amounts
 from fpsgen.presets import file
 from fpsgen.wan.config import FAMILIES
@@ -55,6 +56,13 @@ def test_a_window_is_measured_once() -> None:
     tiles = TileGrid((2, 2, 2), (1, 1, 2))  # windows of 1, 2 or 4 tiles
     assert list(chosen_windows(tiles, ("1", "0.9", "1/4", "1/5"))) == ["1", "1/4"]
     assert chosen_windows(shape("14b", "720p").tiles, DENSITIES).keys() == set(DENSITIES)
+
+
+def test_shares_of_tiles_stand_beside_windows() -> None:
+    tiles = TileGrid((2, 2, 2), (1, 1, 2))  # 4 tiles
+    found = chosen_tiles(tiles, ("1", "1/4"), ("1/4", "0.5", "1", "0.9"), "summary")
+    half = KeyTiles(top=0.5, rest="summary")
+    assert found == {"1": None, "1/4": (1, 1, 1), "top 1/4": KeyTiles(top=0.25, rest="summary"), "top 0.5": half}
 
 
 # ---- work and rooflines ---------------------------------------------------------------------------------------------
@@ -161,6 +169,22 @@ def test_exact_rows_are_attention_over_the_plan_s_keys() -> None:
     assert error(Oracles(q, k, v, rows).exact(replace(plan, seen=((1, 3, 3),))), sparse) == 0
 
 
+@pytest.mark.parametrize("rest", ["drop", "summary"])
+def test_a_contender_is_held_to_the_lists_that_it_chose(rest: Rest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In 16 bits other tiles fit best than in float32; all are right, and a list of any other tiles is not."""
+    inputs = Inputs(TINY, CPU)
+    plan = AttentionPlan(RAGGED, (KeyTiles(top=0.3, rest=rest),))
+    by_float32 = reference.key_tiles(*inputs.prepare(torch.float32), plan.key_tiles[0], RAGGED)
+    monkeypatch.setattr(inputs, "q16", inputs.q16.roll(1, 1))
+    call = partial(reference.attention, inputs.q16, inputs.k16, inputs.v, plan)
+    q = inputs.q16[:, :, inputs.heads].float()
+    inputs.oracles.given = (q, *inputs.oracles.given[1:])
+    assert not torch.equal(inputs.chosen(plan), by_float32)
+    assert inputs.check(call, plan)["error_to_exact"] < contenders.LIMIT
+    other = partial(reference.attention, inputs.q16, inputs.k16, inputs.v, plan, {0: by_float32})
+    assert inputs.check(other, plan)["error_to_exact"] > contenders.LIMIT
+
+
 def test_other_rules_of_sums_are_tried_only_for_a_large_error() -> None:
     generator = torch.Generator().manual_seed(2)
     q, k, v = (torch.randn(1, RAGGED.tokens, 1, 128, generator=generator) for _ in range(3))
@@ -220,7 +244,7 @@ def test_contenders_on_a_machine_without_a_card() -> None:
     found = [one.line for one in every]
     assert [one.name for one in found] == [
         *("sdpa-flash", "sdpa-cudnn", "sdpa-efficient", "sdpa-math", "fa2", "fa3", "fa4"),
-        *("norm and RoPE, eager", "fp8-fp16", "int8-int32", "flex"),
+        *("norm and RoPE, eager", "fp8-fp16", "int8-int32", "flex", "reference"),
     ]
     refused = {one.name for one in found if one.why_not == "it is for CUDA GPUs"}
     assert refused == {"fp8-fp16", "int8-int32", "flex"}

@@ -54,6 +54,30 @@ def test_the_headline_takes_the_fastest_of_both_sides() -> None:
     assert [round(line.density, 1) for line in lines] == [1.0, 0.5, 0.3, 0.1]
 
 
+def test_tiles_by_content_stand_beside_windows_of_the_same_density(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two more kinds of lines, each with a name of its own in the picture."""
+    figures: list[Figure] = []
+    monkeypatch.setattr(pictures.attention, "png", lambda figure: figures.append(figure) or b"")
+    given = bench_records.attention(cases=1)
+    [case] = given["cases"]
+    sparse = [line for line in case["lines"] if line.get("variant") == "fp8-fp16" and (line.get("density") or 1) < 0.2]
+    case["lines"] += [
+        line | {"top": 0.1, "rest": rest, "window": None} for rest in ("drop", "summary") for line in sparse
+    ]
+    lines = best(case_of(case))
+    assert {str(line.seen) for line in lines[-3:]} >= {"top 10 %", "top 10 % with summary"}
+    assert len(lines) == 6
+    pictures.attention.draw(read(given))
+    names = [text.get_text() for text in figures[0].legends[0].get_texts()]
+    assert names == list(dict.fromkeys(map(name_of, points_of(case_of(case)))))
+    assert sum("top and summary" in name for name in names) == 2  # alone, and with its prologue
+    every = case_of(case)
+    kernel = next(line for line in every.lines if line.kind == "kernel" and line.rest == "summary")
+    assert every.beside(kernel, "together") == next(
+        line for line in every.lines if line.kind == "together" and line.rest == "summary"
+    )
+
+
 def test_every_shape_has_its_roofline_and_its_numbers(tmp_path: Path) -> None:
     given = bench_records.attention()
     page = made(tmp_path, given)
