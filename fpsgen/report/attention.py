@@ -63,7 +63,7 @@ def best(case: Case) -> list[Line]:
 
 def points_of(case: Case) -> list[Line]:
     """The lines that compute attention and have a speed."""
-    return [line for line in case.lines if line.kind not in ("prepare", "prologue") and line.tflops]
+    return [line for line in case.lines if line.kind not in ("prepare", "prologue", "choice") and line.tflops]
 
 
 def name_of(line: Line) -> str:
@@ -118,8 +118,11 @@ def tables(case: Case) -> list[Table]:
         return found
     kernel = {"sees": lambda line: str(line.seen), **_SPEED}
     datasheet = {"of datasheet": lambda line: _percent(line.datasheet_share)}
+    choice = {"choice, ms": lambda line: _in_brief(case.beside(line, "choice"))}
+    choice = choice if any(line.kind == "choice" for line in case.lines) else {}
     whole = {
         "prologue, ms": lambda line: _in_brief(case.beside(line, "prologue")),
+        **choice,
         "with prologue, ms": lambda line: _in_brief(case.beside(line, "together")),
         "error, emulator": lambda line: _percent(min((line.error_to_emulator or {"": None}).values()), 2),
     }

@@ -53,12 +53,17 @@ class Oracles:
             self._kept[plan,] = reference.attention(*self.given, plan)[:, rows]
         return self._kept[plan,]
 
-    def emulated_errors(self, out: Tensor, plan: AttentionPlan, variant: str) -> dict[str, float]:
-        """See `emulator.errors`."""
-        return errors(out, VARIANTS[variant], partial(self._emulated, plan, variant))
+    def emulated_errors(
+        self, out: Tensor, plan: AttentionPlan, variant: str, chosen: Tensor | None = None
+    ) -> dict[str, float]:
+        """See `emulator.errors`; chosen: as in `exact`, always the same for a plan and a variant."""
+        return errors(out, VARIANTS[variant], partial(self._emulated, plan, variant, chosen))
 
-    def _emulated(self, plan: AttentionPlan, variant: str, sums: Sums) -> Tensor:
+    def _emulated(self, plan: AttentionPlan, variant: str, chosen: Tensor | None, sums: Sums) -> Tensor:
         key = plan, variant, sums
         if key not in self._kept:
-            self._kept[key] = emulate(*self.given, plan, VARIANTS[variant], sums=sums, rows=self.rows)
+            self._kept[key] = emulate(
+                *self.given, plan, VARIANTS[variant], sums=sums, rows=self.rows,
+                chosen=None if chosen is None else {0: chosen},
+            )  # fmt: skip
         return self._kept[key]

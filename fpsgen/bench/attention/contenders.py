@@ -17,7 +17,7 @@ from torch import Tensor
 from fpsgen import machine
 from fpsgen.attention import flex, hopper, reference
 from fpsgen.attention.emulator import TOLERANCE, error
-from fpsgen.attention.plan import AttentionPlan, Seen
+from fpsgen.attention.plan import AttentionPlan, Rest, Seen
 from fpsgen.attention.qk import QKTransform, prepare
 from fpsgen.bench.attention.check import Oracles, sampled_rows, spread
 from fpsgen.bench.attention.record import Line
@@ -33,6 +33,8 @@ from fpsgen.wan.transformer import rope_table
 LIMIT = 1e-2
 MOST_WORDS = 600  # letters of an error in the record
 _CHECKED_HEADS = 8
+
+Made = Callable[[], dict[str, Tensor]]  # tensors by name, made when they are first wanted
 
 
 @dataclass(frozen=True)
@@ -78,12 +80,28 @@ class Inputs:
             return None
         return reference.key_tiles(self.q16[:, :, self.heads], self.k16[:, :, self.heads], own, plan.tiles)
 
-    def check(self, call: Callable[[], Tensor], plan: AttentionPlan, variant: str | None = None) -> dict[str, Any]:
-        """Errors against exact attention of float32 q and k, and of a variant of our kernel against its emulator."""
+    def lists(self, chosen: Mapping[str, Tensor], plan: AttentionPlan) -> Tensor | None:
+        """The same of what our kernel chose."""
+        if plan.key_tiles[0].top is None:
+            return None
+        return chosen["chosen"].view(1, self.shape.heads, len(plan.tiles.valid), -1)[:, self.heads].long()
+
+    def check(
+        self,
+        call: Callable[[], Tensor],
+        plan: AttentionPlan,
+        variant: str | None = None,
+        chosen: Made | None = None,
+    ) -> dict[str, Any]:
+        """Errors against exact attention of float32 q and k, and of a variant of our kernel against its emulator.
+
+        chosen: what our kernel chose, as `hopper.choose` gives it; None for a backend in 16 bits.
+        """
         out = call()[:, self.oracles.rows.to(self.q.device)][:, :, self.heads]
-        errors: dict[str, Any] = {"error_to_exact": error(out, self.oracles.exact(plan, self.chosen(plan)))}
+        lists = self.chosen(plan) if chosen is None else self.lists(chosen(), plan)
+        errors: dict[str, Any] = {"error_to_exact": error(out, self.oracles.exact(plan, lists))}
         if variant is not None:
-            errors["error_to_emulator"] = self.oracles.emulated_errors(out, plan, variant)
+            errors["error_to_emulator"] = self.oracles.emulated_errors(out, plan, variant, lists)
         return errors
 
 
@@ -111,7 +129,8 @@ def contenders(inputs: Inputs, choices: Mapping[str, Seen], variants: Iterable[s
 
 
 def ours(inputs: Inputs, choices: Mapping[str, Seen], variant: str) -> Iterator[Trial]:
-    """One variant: its prologue, then kernel and both for each choice of key tiles."""
+    """One variant: its prologue, then for each choice of key tiles kernel and both, and before them the choice itself
+    where it depends on the content."""
     shape, given = inputs.shape, (inputs.q, inputs.k, inputs.v, inputs.transform)
     before, plan = shape.prologue(variant), plan_8bit(shape.tiles, None, variant)
     line = Line(kind="prologue", name=f"{variant}, prologue", bits=8, variant=variant, stages=(before,))
@@ -120,37 +139,59 @@ def ours(inputs: Inputs, choices: Mapping[str, Seen], variant: str) -> Iterator[
         return
     prologue = partial(hopper.prologue, *given, plan, variant)
     yield Trial(line, prologue)
-    operands = cache(prologue)  # not before a check asks for them, so that a fault is that line's
+    # Not before a check asks for them, so that a fault is that line's. With a summary its images are made, too.
+    operands: dict[Rest, Made] = {"drop": cache(prologue)}
     for wanted, seen in choices.items():
         plan = plan_8bit(shape.tiles, seen, variant)
-        alone, together = partial(over, operands, plan, variant), partial(hopper.attention, *given, plan, variant)
         about: dict[str, Any] = {"variant": variant, "wanted": wanted}
         if reason := hopper.why_not(inputs.q.device, plan, HEAD_DIM):
-            yield trial(inputs, plan, alone, kind="kernel", name=f"{variant}, kernel", why_not=reason, **about)
+            yield Trial(Line(kind="kernel", name=variant, stages=(), why_not=reason, **facts(plan), **about))
             continue
-        yield trial(inputs, plan, alone, kind="kernel", name=f"{variant}, kernel", **about)
-        yield trial(inputs, plan, together, (before,), kind="together", name=f"{variant}, together", **about)
+        own = operands.setdefault(plan.key_tiles[0].rest, cache(partial(hopper.prologue, *given, plan, variant)))
+        choose, stages = partial(choice, own, plan), [before]
+        if not plan.has_windows_only:
+            stages.append(shape.choice(plan))
+            line = Line(kind="choice", name=f"{variant}, choice", stages=stages[1:], **facts(plan), **about)
+            yield Trial(line, choose)
+        chosen = cache(choose)
+        alone, together = partial(over, own, chosen, plan, variant), partial(hopper.attention, *given, plan, variant)
+        yield trial(inputs, plan, alone, (), chosen, kind="kernel", name=f"{variant}, kernel", **about)
+        yield trial(inputs, plan, together, stages, chosen, kind="together", name=f"{variant}, together", **about)
 
 
 def trial(
-    inputs: Inputs, plan: AttentionPlan, call: Callable[[], Tensor], before: tuple[Amounts, ...] = (), **about: Any
+    inputs: Inputs,
+    plan: AttentionPlan,
+    call: Callable[[], Tensor],
+    before: Iterable[Amounts] = (),
+    chosen: Made | None = None,
+    **about: Any,
 ) -> Trial:
-    """One that computes attention. before: the stages before that of attention itself; about: fields of its line."""
+    """One that computes attention. before: the stages before that of attention itself; chosen: what our kernel chose;
+    about: fields of its line."""
     variant = about.get("variant")
-    stages = (*before, inputs.shape.attention(plan, variant))
+    line = Line(stages=(*before, inputs.shape.attention(plan, variant)), **facts(plan), **about)
+    return Trial(line, call, partial(inputs.check, call, plan, variant, chosen))
+
+
+def facts(plan: AttentionPlan) -> dict[str, Any]:
+    """The fields of a line that say what is computed."""
     (own,) = plan.key_tiles
-    about |= {"bits": 8 if variant else 16, "window": own.window, "density": plan.density, "top": own.top}
-    about |= {"rest": None if own.top is None else own.rest}
-    line = Line(stages=stages, **about)
-    return Trial(line, call, partial(inputs.check, call, plan, variant))
+    chosen = {} if own.top is None else {"top": own.top, "rest": own.rest}
+    return {"bits": 8 if plan.is_8bit else 16, "window": own.window, "density": plan.density, **chosen}
+
+
+def choice(operands: Made, plan: AttentionPlan) -> dict[str, Tensor]:
+    """What is chosen for the kernel before it runs; nothing where it sees a window."""
+    return {} if plan.has_windows_only else hopper.choose(operands(), plan, 1)
 
 
 def dense_by(kernel: DenseKernel, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return kernel.load()(q, k, v)  # loaded here, because to import a package may fail, and that belongs on its line
 
 
-def over(operands: Callable[[], dict[str, Tensor]], plan: AttentionPlan, variant: str) -> Tensor:
-    return hopper.attention_over(operands(), plan, variant, 1)
+def over(operands: Made, chosen: Made, plan: AttentionPlan, variant: str) -> Tensor:
+    return hopper.attention_over({**operands(), **chosen()}, plan, variant, 1)
 
 
 def tried(trial: Trial, device: torch.device) -> Line:

@@ -12,7 +12,7 @@ from fpsgen.attention.tiles import Shape3
 from fpsgen.bench import roofline
 from fpsgen.bench.record import BenchRecord, MeasuredCard, State
 
-Kind = Literal["sdpa", "package", "prepare", "flex", "reference", "prologue", "kernel", "together"]
+Kind = Literal["sdpa", "package", "prepare", "flex", "reference", "prologue", "choice", "kernel", "together"]
 DENSE = ("sdpa", "package")
 LEAST_ROUNDS = 3  # of samples
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
+from math import ceil
 from typing import Any
 
 from fpsgen.attention.emulator import VARIANTS
 from fpsgen.attention.plan import AttentionPlan, KeyTiles, Rest, Seen, fit
+from fpsgen.attention.select import SUMMARY_KEYS
 from fpsgen.attention.tiles import Shape3, TileGrid
 from fpsgen.bench.roofline import Amounts
 from fpsgen.kernels.sm90_attention import SLOTS, TRAILER_BYTES
@@ -45,8 +47,8 @@ class Shape:
         images in and the result out.
 
         A pair of tokens has one exponential for each head, or none where the variant synthesises them. Each tile of k
-        and v is in some list, so that sparsity saves no bytes. What it takes to choose tiles by their content is not
-        counted, nor are lists: a kernel that does both at once moves none.
+        and v is in some list, so that sparsity saves no bytes. Lists are too short to count, even those that are chosen
+        by content.
         """
         flops = plan.flops(self.heads, HEAD_DIM)
         pairs = flops / (4 * HEAD_DIM)
@@ -67,6 +69,14 @@ class Shape:
         """
         means = 2 * self.heads * len(self.tiles.valid) * HEAD_DIM * 4
         return Amounts(0, 0, 3 * self._activations + self._table + self._images(variant) + means)
+
+    def choice(self, plan: AttentionPlan) -> Amounts:
+        """Choosing key tiles by their content: the mean of each tile of q and of k in, lists and addends of a summary
+        out. It uses no tensor core."""
+        tiles, own = len(self.tiles.valid), plan.key_tiles[0]
+        listed = 0 if own.top is None else own.count(self.tiles)
+        summarised = ceil(tiles / SUMMARY_KEYS) * SUMMARY_KEYS if plan.has_summary else 0
+        return Amounts(0, 0, 4 * self.heads * tiles * (2 * HEAD_DIM + listed + summarised))
 
     @property
     def _activations(self) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -183,6 +184,36 @@ def test_a_contender_is_held_to_the_lists_that_it_chose(rest: Rest, monkeypatch:
     assert inputs.check(call, plan)["error_to_exact"] < contenders.LIMIT
     other = partial(reference.attention, inputs.q16, inputs.k16, inputs.v, plan, {0: by_float32})
     assert inputs.check(other, plan)["error_to_exact"] > contenders.LIMIT
+
+
+@pytest.mark.parametrize("seen", [KeyTiles(top=0.3), KeyTiles(top=0.3, rest="summary")], ids=str)
+def test_our_kernel_is_held_to_the_lists_that_it_chose(seen: KeyTiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel that chooses the first tiles, computed by the emulator, is right; one that computes others is not."""
+    inputs, first = Inputs(TINY, CPU), torch.arange(9).expand(1, 3, 27, -1)
+    q, k = inputs.prepare(torch.float32)
+
+    def kernel(made: dict, plan: AttentionPlan, variant: str, batch: int) -> torch.Tensor:
+        assert seen.rest == "drop" or "summary_k" in made
+        return emulate(q, k, inputs.v, plan, VARIANTS[variant], chosen={0: made["chosen"].view(1, 3, 27, 9).long()})
+
+    def other(*given: Any) -> torch.Tensor:
+        return kernel({"chosen": first + 1, "summary_k": k}, *given[-2:], 1)
+
+    monkeypatch.setattr(hopper, "why_not", lambda *_: None)
+    monkeypatch.setattr(hopper, "prologue", lambda *given: {"summary_k": k} if given[-2].has_summary else {})
+    monkeypatch.setattr(hopper, "choose", lambda *_: {"chosen": first.flatten().int()})
+    monkeypatch.setattr(hopper, "attention_over", kernel)
+    monkeypatch.setattr(hopper, "attention", other)
+    every = contenders.ours(inputs, {"1/3": (1, 3, 3), "top 0.3": seen}, "int8-int32")
+    found = {one.line.kind: contenders.tried(one, CPU) for one in every if one.line.top}
+    assert list(found) == ["choice", "kernel", "together"]
+    assert found["kernel"].error_to_emulator == {"accumulator aligned": 0.0}
+    assert "the result is wrong" in (found["together"].fault or "")
+    assert (found["kernel"].density, found["kernel"].rest) == (AttentionPlan(RAGGED, (seen,)).density, seen.rest)
+    (choice,), (_, *whole) = found["choice"].stages, found["together"].stages
+    assert whole == [choice, *found["kernel"].stages]
+    summary = 128 if seen.rest == "summary" else 0  # for the means of 27 tiles
+    assert choice == (0, 0, 4 * 3 * 27 * (256 + 9 + summary))
 
 
 def test_other_rules_of_sums_are_tried_only_for_a_large_error() -> None:
