@@ -60,13 +60,11 @@ DEVICE u32 ordered(float score) {
 // One half of the channels of KEYS mean keys, on its way to shared memory.
 struct Fetched {
   Four part[LOADS];
-  DEVICE void load(const Parameters& P, int stream, int step) {
+  DEVICE void load(const float* k_pooled, int tiles, int step) {
     int row = threadIdx.x / ROW_THREADS, channel = step % 2 * PART + threadIdx.x % ROW_THREADS * 4;
 #pragma unroll
-    for (int i = 0; i < LOADS; i++) {
-      int tile = min(step / 2 * KEYS + row + i * AT_ONCE, P.tiles - 1);
-      part[i] = four_at(P.k_pooled + ((static_cast<u64>(stream) * P.tiles + tile) * HEAD_DIM + channel));
-    }
+    for (int i = 0; i < LOADS; i++)
+      part[i] = four_at(k_pooled + (min(step / 2 * KEYS + row + i * AT_ONCE, tiles - 1) * HEAD_DIM + channel));
   }
   DEVICE void store(Shared& sm) const {
     int row = threadIdx.x / ROW_THREADS, channel = threadIdx.x % ROW_THREADS * 4;
@@ -82,14 +80,15 @@ DEVICE void score(const Parameters& P, int stream, int first, Shared& sm) {
     u64 tile = static_cast<u64>(stream) * P.tiles + min(first + i / HEAD_DIM, P.tiles - 1);
     *reinterpret_cast<Four*>(&sm.q[0][0] + i) = four_at(P.q_pooled + (tile * HEAD_DIM + i % HEAD_DIM));
   }
+  const float* k_pooled = P.k_pooled + static_cast<u64>(stream) * P.tiles * HEAD_DIM;
   Fetched next;
-  next.load(P, stream, 0);
+  next.load(k_pooled, P.tiles, 0);
   int steps = (P.tiles + KEYS - 1) / KEYS * 2;
   float sum[EACH][OF_LANE] = {};
   for (int step = 0; step < steps; step++) {
     next.store(sm);
     __syncthreads();
-    if (step + 1 < steps) next.load(P, stream, step + 1);
+    if (step + 1 < steps) next.load(k_pooled, P.tiles, step + 1);
 #pragma unroll 4
     for (int channel = 0; channel < PART; channel += 4) {
       Four k[OF_LANE];
@@ -124,20 +123,21 @@ DEVICE void choose(const Parameters& P, const u32* scores, int wanted, int* list
   u32 own[ROUNDS];
 #pragma unroll
   for (int n = 0; n < ROUNDS; n++) own[n] = 32 * n + lane < P.tiles ? scores[32 * n + lane] : 0;
-  u32 least = 0;  // the largest number that `wanted` scores reach, bit by bit
+  // Bit by bit, the largest number that `wanted` scores reach, or one that so many reach exactly. `above`: how many reach
+  // the next larger one that was tried. As many of those in between as are wanted, equal or not, are all that are left.
+  u32 least = 0;
+  int above = 0;
   for (u32 bit = 1u << 31; bit; bit /= 2) {
     int many = 0;
 #pragma unroll
     for (int n = 0; n < ROUNDS; n++) many += own[n] >= (least | bit);
     many = warp_sum(many);
     if (many >= wanted) least |= bit;
+    else above = many;
     if (many == wanted) break;
   }
-  int above = 0, before = 0;
-#pragma unroll
-  for (int n = 0; n < ROUNDS; n++) above += own[n] > least;
-  int equal = wanted - warp_sum(above);  // so many of those that are equal to `least`
-  u32 lower = (1u << lane) - 1;          // the lanes
+  int equal = wanted - above, before = 0;  // of those that are equal to `least`, so many at most
+  u32 lower = (1u << lane) - 1;            // the lanes
 #pragma unroll
   for (int n = 0; n < ROUNDS; n++) {
     if (32 * n >= P.tiles) break;

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from fpsgen.kernels.loops import UnknownLoopError, Way, loops
 from fpsgen.kernels.pipes import Pipes
 from fpsgen.kernels.registers import is_wgmma, wgmma
 from fpsgen.kernels.replay import replay
+from fpsgen.kernels.sm90_select import SelectKernel
 
 ATTENTION = {name: named.kernel for name, named in KERNELS.items() if name.startswith("attention")}
 
@@ -244,6 +246,23 @@ def test_the_prologue_s_accesses_are_wide(by: str) -> None:
     heaviest = max(model["functions"].values(), key=lambda part: part["dram_bytes"])
     loads = heaviest["accesses_by_bits"]["LDG"]
     assert loads[128] > sum(loads.values()) / 2
+
+
+@pytest.mark.parametrize("by", slots.COMPILERS)
+def test_the_model_of_a_choice(by: str) -> None:
+    """Every product of the scores is counted, by the FMA unit; half as many tiles take less than half as long."""
+    kernel = KERNELS["select-640"].kernel
+    assert isinstance(kernel, SelectKernel)
+    [code] = slots.compiled_by(by, "select-640")[0].values()
+    found = speed.selection(code, kernel, pipes.shipped())
+    blocks, pieces = 40 * 40, 10  # of 16 query tiles, of 64 key tiles
+    assert found.pipes["FMA"] * speed.SMS * 4 * 32 == pytest.approx(blocks * 16 * pieces * 64 * 128, rel=0.02)
+    assert found.flops == 2 * 40 * 630**2 * 128
+    assert found.slots > found.pipes["FMA"]
+    half = speed.selection(code, kernel, pipes.shipped(), replace(speed.WAN_14B_720P, tiles=315))
+    assert half.seconds < found.seconds / 2
+    with pytest.raises(UnknownLoopError, match="FFMA"):
+        speed.selection(listing("NOP"), kernel, pipes.shipped())
 
 
 def test_widths_of_accesses() -> None:
