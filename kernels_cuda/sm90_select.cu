@@ -123,8 +123,9 @@ DEVICE void choose(const Parameters& P, const u32* scores, int wanted, int* list
   u32 own[ROUNDS];
 #pragma unroll
   for (int n = 0; n < ROUNDS; n++) own[n] = 32 * n + lane < P.tiles ? scores[32 * n + lane] : 0;
-  // Bit by bit, the largest number that `wanted` scores reach, or one that so many reach exactly. `above`: how many reach
-  // the next larger one that was tried. As many of those in between as are wanted, equal or not, are all that are left.
+  // Bit by bit, the largest number that at least `wanted` scores reach. above: how many reach the last number that fewer
+  // reached; after all bits that is least + 1. The search may end before where exactly as many as are wanted reach `least`:
+  // all of these are taken, since those that equal it are no more than wanted - above.
   u32 least = 0;
   int above = 0;
   for (u32 bit = 1u << 31; bit; bit /= 2) {

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from fpsgen.attention import door, hopper
-from fpsgen.attention.plan import AttentionPlan
+from fpsgen.attention.plan import AttentionPlan, KeyTiles
 from fpsgen.attention.qk import QKTransform
 from fpsgen.attention.tiles import TileGrid, key_lists
 from fpsgen.kernels import nvrtc
@@ -128,6 +128,9 @@ def test_what_a_schedule_compiles(hopper_card: pytest.MonkeyPatch, tmp_path: Pat
     assert [(kernel.name, kernel.fresh) for kernel in built] == [("sm90_prologue", True), ("sm90_attention", True)]
     assert listed == [EIGHT_BIT, other]
     assert not any(kernel.fresh for kernel in door.make_ready(CUDA, [EIGHT_BIT], 2, 128))
+    chooses = replace(EIGHT_BIT, seen=(KeyTiles(top=0.5, rest="summary"),))
+    names = [(kernel.name, kernel.fresh) for kernel in hopper.make_ready([chooses], 2, CUDA)]
+    assert names == [("sm90_prologue", True), ("sm90_attention", False), ("sm90_select", True)]
     assert door.make_ready(CPU, [EIGHT_BIT], 2, 128) == []
 
 
