@@ -4,6 +4,10 @@
 // Keys in empty slots repeat the last token, so they are never a row's only maximum, and their v is zero: where the sum
 // of P is a product with v's rows of ones, which are zero there too, they cost nothing and need no mask.
 //
+// A head may have a summary of the key tiles that are not in a list: further key tiles after the list, whose keys and
+// values are the means of whole tiles, 128 of them in each. To each of their scores is added how many tokens the mean
+// stands for (log2), or minus infinity, where the tile is in the list or there is none.
+//
 // A persistent block of three warpgroups per SM walks over (head, query tile). One thread of the third, the producer,
 // streams tiles into rings of shared memory. The first two, the consumers, own 64 query rows each and take turns
 // (ping-pong): while one has the tensor cores, the other computes exponentials. In its turn j a consumer issues
@@ -58,9 +62,17 @@ struct Parameters {
   const Trailer* trailers;    // [stream][tile], of k
   const float* q_scale;       // [stream][tile][128]: the token's scale * log2(e) / sqrt(head_dim)
   const float* v_scale;       // [stream][channel]
-  const int* row_ptr;         // key lists: list i is cols[row_ptr[i]] to cols[row_ptr[i + 1]]
+  const u8 *summary_k, *summary_v;   // tile images of means [stream][summary tile]
+  const Trailer* summary_trailers;   // [stream][summary tile], of summary_k
+  const float* addends;       // [stream][tile][summary tile][128]: in log2 units
+  const int* order;           // [head]: the heads, those with most key tiles first
+  const int* counts;          // [head]: key tiles in each list of it
+  const int* summaries;       // [head]: its summary tiles, 0 for none
+  const int* list_of;         // [head][tile]: list i of windows begins at cols[row_ptr[i]]; -1 for all tiles
+  const int* row_ptr;
   const int* cols;
-  const int* list_of;         // [head][tile]: the list of a query tile, -1 for all tiles
+  const int* chosen_of;       // [stream]: its lists, one for each query tile, begin there in `chosen`; -1 for list_of's
+  const int* chosen;
   const int* offsets;         // [tile + 1]: first row of each tile
   u16* out;                   // bfloat16 [batch][token][head][channel]
   int streams, heads, tiles, tokens;
@@ -69,7 +81,8 @@ struct Parameters {
 // What consumers know of a query tile: the producer looks it up, while they are still at the one before.
 struct Work {
   int stream, first, valid;  // first row in its batch entry, and rows
-  int count;                 // key tiles
+  int count, all;            // key tiles, and those with the summary's
+  int unused[3];
 };
 
 struct Shared {  // the swizzle counts from multiples of 1024
@@ -77,7 +90,8 @@ struct Shared {  // the swizzle counts from multiples of 1024
   alignas(1024) u8 k[STAGES][TILE_BYTES];
   alignas(1024) u8 v[STAGES][(V_BYTES + 1023) / 1024 * 1024];
   u8 out[SLOTS * OUT_PITCH];
-  alignas(16) float q_scale[2][SLOTS];
+  alignas(16) float addends[STAGES][SLOTS];  // of summary tiles
+  float q_scale[2][SLOTS];
   alignas(16) float v_scale[2][HEAD_DIM];
   Work work[2];
   Trailer trailer[STAGES];
@@ -100,10 +114,10 @@ struct Ring {
 struct List {
   const int* cols;  // null: all of them
   int count;
-  DEVICE List(const Parameters& P, int head, int tile) {
-    int list = P.list_of[head * P.tiles + tile];
-    cols = list < 0 ? nullptr : P.cols + P.row_ptr[list];
-    count = list < 0 ? P.tiles : P.row_ptr[list + 1] - P.row_ptr[list];
+  DEVICE List(const Parameters& P, int stream, int head, int tile) : cols(nullptr), count(P.counts[head]) {
+    int chosen = P.chosen_of[stream], list = P.list_of[head * P.tiles + tile];
+    if (list >= 0) cols = P.cols + P.row_ptr[list];
+    if (chosen >= 0) cols = P.chosen + chosen + tile * count;
   }
   DEVICE int operator[](int i) const { return cols ? cols[i] : i; }
 };
@@ -114,18 +128,20 @@ DEVICE void produce(const Parameters& P, Shared& sm) {
   Ring<2> q;
   Ring<STAGES> kv;
   for (int item = blockIdx.x; item < P.streams * P.tiles; item += gridDim.x) {
-    int stream = item / P.tiles, tile = item % P.tiles;
-    List list(P, stream % P.heads, tile);
-    int first = P.offsets[tile], valid = P.offsets[tile + 1] - first;
+    const int tile = item % P.tiles, place = item / P.tiles, batch = P.streams / P.heads;
+    const int head = P.order[place / batch], stream = place % batch * P.heads + head;
+    const u64 own = (u64)stream * P.tiles + tile;
+    const int first = P.offsets[tile], valid = P.offsets[tile + 1] - first, summaries = P.summaries[head];
+    const List list(P, stream, head, tile);
     mbarrier_wait(&sm.q_empty[q.at], q.parity ^ 1);
-    sm.work[q.at] = {stream, first, valid, list.count};  // visible by the arrival that follows
+    sm.work[q.at] = {stream, first, valid, list.count, list.count + summaries};  // visible by the arrival that follows
     mbarrier_arrive_expect(&sm.q_full[q.at], TILE_BYTES + 4 * (SLOTS + HEAD_DIM));
-    bulk_load(sm.q[q.at], P.q + (u64)item * TILE_BYTES, TILE_BYTES, &sm.q_full[q.at]);
-    bulk_load(sm.q_scale[q.at], P.q_scale + (u64)item * SLOTS, 4 * SLOTS, &sm.q_full[q.at]);
+    bulk_load(sm.q[q.at], P.q + own * TILE_BYTES, TILE_BYTES, &sm.q_full[q.at]);
+    bulk_load(sm.q_scale[q.at], P.q_scale + own * SLOTS, 4 * SLOTS, &sm.q_full[q.at]);
     bulk_load(sm.v_scale[q.at], P.v_scale + stream * HEAD_DIM, 4 * HEAD_DIM, &sm.q_full[q.at]);
     q.next();
     for (int j = 0; j < list.count; j++, kv.next()) {
-      u64 key = (u64)stream * P.tiles + list[j];
+      const u64 key = (u64)stream * P.tiles + list[j];
       mbarrier_wait(&sm.k_empty[kv.at], kv.parity ^ 1);
       mbarrier_arrive_expect(&sm.k_full[kv.at], K_BYTES + sizeof(Trailer));
       bulk_load(sm.k[kv.at], P.k + key * TILE_BYTES, K_BYTES, &sm.k_full[kv.at]);
@@ -133,6 +149,17 @@ DEVICE void produce(const Parameters& P, Shared& sm) {
       mbarrier_wait(&sm.v_empty[kv.at], kv.parity ^ 1);
       mbarrier_arrive_expect(&sm.v_full[kv.at], V_BYTES);
       bulk_load(sm.v[kv.at], P.v + key * V_BYTES, V_BYTES, &sm.v_full[kv.at]);
+    }
+    for (int j = 0; j < summaries; j++, kv.next()) {
+      const u64 key = (u64)stream * summaries + j;
+      mbarrier_wait(&sm.k_empty[kv.at], kv.parity ^ 1);
+      mbarrier_arrive_expect(&sm.k_full[kv.at], TILE_BYTES + sizeof(Trailer) + 4 * SLOTS);
+      bulk_load(sm.k[kv.at], P.summary_k + key * TILE_BYTES, TILE_BYTES, &sm.k_full[kv.at]);
+      bulk_load(&sm.trailer[kv.at], P.summary_trailers + key, sizeof(Trailer), &sm.k_full[kv.at]);
+      bulk_load(sm.addends[kv.at], P.addends + (own * summaries + j) * SLOTS, 4 * SLOTS, &sm.k_full[kv.at]);
+      mbarrier_wait(&sm.v_empty[kv.at], kv.parity ^ 1);
+      mbarrier_arrive_expect(&sm.v_full[kv.at], V_BYTES);
+      bulk_load(sm.v[kv.at], P.summary_v + key * V_BYTES, V_BYTES, &sm.v_full[kv.at]);
     }
   }
 }
@@ -149,23 +176,24 @@ constexpr float FIRST_M = -1e30f;  // below any score
 // A synthesised E4M3 code is 126 y, y = (8 / 126) (log2 P + 7) cut to [0, 1]; 126 is the code of 448. Its mantissa is
 // linear, up to 6 % too large, which the sum of P is, too.
 constexpr float CODES = 126.f, PER_CODE = 8.f / CODES;
+constexpr float WHOLE = 12582912.f;  // 1.5 * 2^23 leaves no bit for a fraction: a sum's lowest byte is the whole code
 DEVICE float code_offset(float m) { return (P_LOG2 + 7.f - m) * PER_CODE; }
 
+template <int COLUMNS>
 struct ScoresFp32 {
-  static constexpr int COUNT = KEYS / 2;
+  static constexpr int COUNT = COLUMNS / 2;
   float s[COUNT];  // s[4 j + 2 h + b]
 
   DEVICE void issue(const u8* q, const u8* k) {
     u64 a = swizzled_operand(q), b = swizzled_operand(k);
 #pragma unroll
     for (int i = 0; i < K_STEPS; i++) {
-#if KEYS == 120
-      wgmma_n120_f32_e4m3_ss(s, a + 2 * i, b + 2 * i, i > 0);
-#else
-      wgmma_n128_f32_e4m3_ss(s, a + 2 * i, b + 2 * i, i > 0);
-#endif
+      if constexpr (COLUMNS == 120) wgmma_n120_f32_e4m3_ss(s, a + 2 * i, b + 2 * i, i > 0);
+      if constexpr (COLUMNS == 128) wgmma_n128_f32_e4m3_ss(s, a + 2 * i, b + 2 * i, i > 0);
     }
   }
+  DEVICE float low(int i) const { return s[i]; }
+  DEVICE float high(int i) const { return s[i + 1]; }
   // Empty slots must not be in the sum of P.
   DEVICE void mask(int valid, int quad) {
 #pragma unroll
@@ -191,9 +219,10 @@ struct ScoresFp32 {
   }
 };
 
+template <int COLUMNS>
 struct ScoresInt32 {
   static constexpr int COUNT = 64;
-  static_assert(SCORES != INT32 || KEYS == 128, "there is no INT8 wgmma of 120 columns");
+  static_assert(COLUMNS == 128, "there is no INT8 wgmma of 120 columns");
   int s[COUNT];  // as above; after exponentials their lowest bytes are the codes
 
   DEVICE void issue(const u8* q, const u8* k) {
@@ -207,33 +236,32 @@ struct ScoresInt32 {
     for (int i = 0; i < COUNT; i++) most[i >> 1 & 1] = max(most[i >> 1 & 1], s[i]);
     top[0] = (float)most[0], top[1] = (float)most[1];
   }
+  DEVICE float low(int i) const { return (float)s[i]; }
+  DEVICE float high(int i) const { return (float)s[i + 1]; }
   static constexpr int CODES_AT = 0x5410;
   DEVICE void exponentials(u32 (&pairs)[32], float (&)[2], const float (&factor)[2], const float (&m)[2]) const {
     float slope[2] = {factor[0] * PER_CODE, factor[1] * PER_CODE}, offset[2] = {code_offset(m[0]), code_offset(m[1])};
 #pragma unroll
     for (int i = 0; i < COUNT; i += 2) {
       int h = i >> 1 & 1;
-      // 1.5 * 2^23 leaves no bit for a fraction: the sum is rounded to a whole code, which is its lowest byte.
-      float low = fmaf(fma_saturate((float)s[i], slope[h], offset[h]), CODES, 12582912.f);
-      float high = fmaf(fma_saturate((float)s[i + 1], slope[h], offset[h]), CODES, 12582912.f);
+      float low = fmaf(fma_saturate((float)s[i], slope[h], offset[h]), CODES, WHOLE);
+      float high = fmaf(fma_saturate((float)s[i + 1], slope[h], offset[h]), CODES, WHOLE);
       pairs[i / 2] = __byte_perm(__float_as_int(low), __float_as_int(high), 0x0040);
     }
   }
 };
 
+template <int COLUMNS>
 struct ScoresFp16 {
-  static constexpr int COUNT = KEYS / 4;
+  static constexpr int COUNT = COLUMNS / 4;
   u32 s[COUNT];  // pairs: s[2 j + h]; half the registers, and two numbers per instruction
 
   DEVICE void issue(const u8* q, const u8* k) {
     u64 a = swizzled_operand(q), b = swizzled_operand(k);
 #pragma unroll
     for (int i = 0; i < K_STEPS; i++) {
-#if KEYS == 120
-      wgmma_n120_f16_e4m3_ss(s, a + 2 * i, b + 2 * i, i > 0);
-#else
-      wgmma_n128_f16_e4m3_ss(s, a + 2 * i, b + 2 * i, i > 0);
-#endif
+      if constexpr (COLUMNS == 120) wgmma_n120_f16_e4m3_ss(s, a + 2 * i, b + 2 * i, i > 0);
+      if constexpr (COLUMNS == 128) wgmma_n128_f16_e4m3_ss(s, a + 2 * i, b + 2 * i, i > 0);
     }
   }
   DEVICE void maxima(float (&top)[2]) const {
@@ -243,6 +271,8 @@ struct ScoresFp16 {
     top[0] = fmaxf(half2_low(most[0]), half2_high(most[0]));
     top[1] = fmaxf(half2_low(most[1]), half2_high(most[1]));
   }
+  DEVICE float low(int i) const { return half2_low(s[i / 2]); }
+  DEVICE float high(int i) const { return half2_high(s[i / 2]); }
   static constexpr int CODES_AT = 0x6420;
   DEVICE void exponentials(u32 (&pairs)[32], float (&)[2], const float (&factor)[2], const float (&m)[2]) const {
     u32 slope[2] = {half2(factor[0] * PER_CODE), half2(factor[1] * PER_CODE)};
@@ -254,10 +284,49 @@ struct ScoresFp16 {
   }
 };
 
-template <int KIND> struct ScoresOf { using Type = ScoresFp32; };
-template <> struct ScoresOf<FP16> { using Type = ScoresFp16; };
-template <> struct ScoresOf<INT32> { using Type = ScoresInt32; };
-using Scores = ScoresOf<SCORES>::Type;
+template <int KIND, int COLUMNS> struct ScoresOf { using Type = ScoresFp32<COLUMNS>; };
+template <int COLUMNS> struct ScoresOf<FP16, COLUMNS> { using Type = ScoresFp16<COLUMNS>; };
+template <int COLUMNS> struct ScoresOf<INT32, COLUMNS> { using Type = ScoresInt32<COLUMNS>; };
+using Scores = ScoresOf<SCORES, KEYS>::Type;
+using SummaryScores = ScoresOf<SCORES, SLOTS>::Type;
+
+struct alignas(8) Pair {
+  float low, high;
+};
+
+// Scores of a summary tile, finished in float32 whatever holds q k^T: in log2 units, with what is added to them.
+struct FinishedScores {
+  float x[64];  // x[4 j + 2 h + b]
+
+  DEVICE FinishedScores(const SummaryScores& scores, const float (&factor)[2], const float* addends, int quad) {
+#pragma unroll
+    for (int i = 0; i < 64; i += 2) {
+      const Pair added = *reinterpret_cast<const Pair*>(addends + 8 * (i / 4) + 2 * quad);
+      x[i] = fmaf(scores.low(i), factor[i >> 1 & 1], added.low);
+      x[i + 1] = fmaf(scores.high(i), factor[i >> 1 & 1], added.high);
+    }
+  }
+  DEVICE void maxima(float (&top)[2]) const {
+    top[0] = x[0], top[1] = x[2];
+#pragma unroll
+    for (int i = 0; i < 64; i++) top[i >> 1 & 1] = fmaxf(top[i >> 1 & 1], x[i]);
+  }
+  DEVICE void exponentials(u32 (&pairs)[32], float (&sum)[2], const float (&m)[2]) const {
+#pragma unroll
+    for (int i = 0; i < 64; i += 2) {
+      int h = i >> 1 & 1;
+#if SCORES == FP32
+      float low = exp2_approx(x[i] + (P_LOG2 - m[h])), high = exp2_approx(x[i + 1] + (P_LOG2 - m[h]));
+      sum[h] += low, sum[h] += high;
+      pairs[i / 2] = pack_e4m3_pair(low, high);
+#else
+      float low = fmaf(fma_saturate(x[i], PER_CODE, code_offset(m[h])), CODES, WHOLE);
+      float high = fmaf(fma_saturate(x[i + 1], PER_CODE, code_offset(m[h])), CODES, WHOLE);
+      pairs[i / 2] = __byte_perm(__float_as_int(low), __float_as_int(high), Scores::CODES_AT == 0x5410 ? 0x0040 : 0x0400);
+#endif
+    }
+  }
+};
 
 // P as the A operand of P V: each thread's own numbers, because v^T's tokens are in the order of token_at (tile.cuh).
 // Register i = 4 step + r is of the step's 32 keys; r & 1 is h, r / 2 the half of them. Its four bytes are two
@@ -316,10 +385,8 @@ struct Reference {
   float fade[2] = {1, 1};  // what the last raise multiplies earlier sums by
 
   // Whether a row of this warp's has risen. Most key tiles raise none, and then nothing is exchanged between threads.
-  DEVICE bool raise(const Scores& scores, const float (&factor)[2]) {
-    float top[2];
-    scores.maxima(top);
-    top[0] *= factor[0], top[1] *= factor[1];
+  // top: the largest scores that this thread has.
+  DEVICE bool raise(float (&top)[2]) {
     bool within = top[0] <= m[0] + HEADROOM & top[1] <= m[1] + HEADROOM;  // NaN is not
     if (!warp_any(!within)) return false;
 #pragma unroll
@@ -351,9 +418,6 @@ struct Place {
 
 struct alignas(16) Bytes16 {
   u32 word[4];
-};
-struct alignas(8) Pair {
-  float low, high;
 };
 
 // Rows of one query tile to memory. Each warp turns its own 16 rows round in shared memory, so that 16 threads write the
@@ -402,42 +466,51 @@ DEVICE void consume(const Parameters& P, Shared& sm, int group) {
     wgmma_wait<0>();
   }
   for (int item = blockIdx.x; item < items; item += gridDim.x) {
-    const int count = sm.work[q.at].count;
+    const int count = sm.work[q.at].count, all = sm.work[q.at].all;
     const float per_score[2] = {sm.q_scale[q.at][at.row], sm.q_scale[q.at][at.row + 8]};
     Reference reference;
     u32 pairs[32] = {};  // those beyond KEYS stay zero
     float sum[2] = {0, 0};
     sums.clear();
 
-    // From scores of a tile, which are complete, to exponentials; k's buffer is free afterwards.
-    auto softmax = [&](float k_scale) {
-      const float factor[2] = {per_score[0] * k_scale, per_score[1] * k_scale};
-#if SCORES == FP32
-      if (sm.trailer[k.at].valid < KEYS) scores.mask(sm.trailer[k.at].valid, at.quad);
-#endif
-      bool rose = reference.raise(scores, factor);
-      mbarrier_arrive_warp(&sm.k_empty[k.at]);
-      k.next();
-      if (rose) sum[0] *= reference.fade[0], sum[1] *= reference.fade[1];
-      scores.exponentials(pairs, sum, factor, reference.m);
-      return rose;
-    };
-
-    softmax(sm.trailer[k.at].scale);
-    pack(p, pairs);
-    for (int j = 1; j < count; j++) {
+    // A key tile takes these steps: its turn, its scores, the P V of the tile before, its softmax.
+    auto begin = [&]() {
       mbarrier_wait(&sm.k_full[k.at], k.parity);
       mbarrier_wait(&sm.v_full[v.at], v.parity);
       const float k_scale = sm.trailer[k.at].scale;  // no load is moved up over the wait for the scores
       take_turn(group);
       wgmma_fence();
-      issue_scores();
+      return k_scale;
+    };
+    auto issue_sums = [&](int j) {
       wgmma_commit();
       sums.issue(p, sm.v[v.at], (j - 1) % PROMOTE != 0);
       wgmma_commit();
       pass_turn(group);
       wgmma_wait<1>();  // the scores; P V is still under way
-      bool rose = softmax(k_scale);
+    };
+    // Whether a row's reference has risen; k's buffer is free afterwards.
+    auto raise = [&](float (&top)[2]) {
+      bool rose = reference.raise(top);
+      mbarrier_arrive_warp(&sm.k_empty[k.at]);
+      k.next();
+      if (rose) sum[0] *= reference.fade[0], sum[1] *= reference.fade[1];
+      return rose;
+    };
+    // From scores of a tile, which are complete, to exponentials.
+    auto softmax = [&](float k_scale) {
+      const float factor[2] = {per_score[0] * k_scale, per_score[1] * k_scale};
+      float top[2];
+#if SCORES == FP32
+      if (sm.trailer[k.at].valid < KEYS) scores.mask(sm.trailer[k.at].valid, at.quad);
+#endif
+      scores.maxima(top);
+      top[0] *= factor[0], top[1] *= factor[1];
+      bool rose = raise(top);
+      scores.exponentials(pairs, sum, factor, reference.m);
+      return rose;
+    };
+    auto finish = [&](int j, bool rose) {
       if (rose) sums.scale_total(reference.fade);
       wgmma_wait<0>();
       mbarrier_arrive_warp(&sm.v_empty[v.at]);
@@ -445,6 +518,28 @@ DEVICE void consume(const Parameters& P, Shared& sm, int group) {
       if (rose) sums.scale_short(reference.fade);
       if (j % PROMOTE == 0) sums.promote();
       pack(p, pairs);  // not before P V has read the last one: ptxas would serialise (C7513)
+    };
+
+    softmax(sm.trailer[k.at].scale);
+    pack(p, pairs);
+    for (int j = 1; j < count; j++) {
+      const float k_scale = begin();
+      issue_scores();
+      issue_sums(j);
+      finish(j, softmax(k_scale));
+    }
+    for (int j = count; j < all; j++) {
+      SummaryScores scores;
+      const float k_scale = begin();
+      scores.issue(sm.q[q.at] + GROUP_ROWS * group * HEAD_DIM, sm.k[k.at]);
+      issue_sums(j);
+      const float factor[2] = {per_score[0] * k_scale, per_score[1] * k_scale};
+      const FinishedScores finished(scores, factor, sm.addends[k.at], at.quad);
+      float top[2];
+      finished.maxima(top);
+      const bool rose = raise(top);
+      finished.exponentials(pairs, sum, reference.m);
+      finish(j, rose);
     }
 
     // The last P V, and with it the next query tile's first scores.
@@ -458,7 +553,7 @@ DEVICE void consume(const Parameters& P, Shared& sm, int group) {
     take_turn(group);
     wgmma_fence();
     issue_scores();  // of stale tiles if there is no next one; nobody reads them
-    sums.issue(p, sm.v[v.at], (count - 1) % PROMOTE != 0);
+    sums.issue(p, sm.v[v.at], (all - 1) % PROMOTE != 0);
     wgmma_commit();
     pass_turn(group);
     wgmma_wait<0>();

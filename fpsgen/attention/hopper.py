@@ -218,15 +218,25 @@ def choose(operands: Mapping[str, Tensor], plan: AttentionPlan, batch: int) -> d
 
 
 def attention_over(operands: Mapping[str, Tensor], plan: AttentionPlan, variant: str, batch: int) -> Tensor:
-    """Attention over what the prologue made; bfloat16 [batch, tokens, heads, head_dim]."""
+    """Attention over what the prologue made, and the choice of key tiles; bfloat16 [batch, tokens, heads, head_dim].
+
+    operands: chosen, the lists of a plan that chooses by content, and addends, summary_k, summary_v and
+    summary_trailers, of one with a summary, may be absent where the plan has none.
+    """
     streams, count, _, dim = operands["q"].shape
     device, heads, tokens = operands["q"].device, streams // batch, plan.tiles.tokens
     _, kernel = kernels(plan, variant)
     out = torch.empty(batch, tokens, heads, dim, dtype=torch.bfloat16, device=device)
     counts = {"streams": streams, "heads": heads, "tiles": count, "tokens": tokens}
-    lists = device_lists(plan, heads, device)
-    offsets = device_offsets(plan.tiles, device)
-    parameters = packed(attention_kernels.PARAMETERS, {**operands, **lists, **counts, "offsets": offsets, "out": out})
+    absent = dict.fromkeys(("chosen", "addends", "summary_k", "summary_v", "summary_trailers"), 0)
+    given: dict[str, Tensor | float] = {
+        **absent,
+        **operands,
+        **device_lists(plan, heads, device),
+        "chosen_of": device_chosen_of(plan, heads, batch, device),
+        "offsets": device_offsets(plan.tiles, device),
+    }
+    parameters = packed(attention_kernels.PARAMETERS, {**given, **counts, "out": out})
     launch(kernel, "fps_attention", min(multiprocessors(device), streams * count), parameters, device)
     return out
 
@@ -234,8 +244,11 @@ def attention_over(operands: Mapping[str, Tensor], plan: AttentionPlan, variant:
 @lru_cache(maxsize=1024)  # a plan for each layer of each phase
 @outlives_inference
 def device_lists(plan: AttentionPlan, heads: int, device: torch.device) -> dict[str, Tensor]:
-    """The key lists of all windows in one CSR structure (row_ptr, cols), and list_of [heads, tiles], -1 where there is
-    no window. counts [heads]: how many key tiles each list of a head has; summaries [heads]: its summary tiles, or 0.
+    """What the kernels read of a plan, int32.
+
+    row_ptr, cols: the key lists of all windows in one CSR structure; list_of [heads, tiles]: the list of each query
+    tile there, -1 for a head without a window. By head, counts: how many key tiles each of its lists has; summaries:
+    its summary tiles, or 0. order: the heads, those with most key tiles first, so that all blocks end together.
     """
     lengths, cols = [torch.zeros(1, dtype=torch.int32)], [torch.zeros(0, dtype=torch.int32)]
     list_of = torch.full((heads, len(plan.tiles.valid)), -1, dtype=torch.int32)
@@ -250,12 +263,15 @@ def device_lists(plan: AttentionPlan, heads: int, device: torch.device) -> dict[
         lists += len(own.row_ptr) - 1
     tiles, by_head = plan.tiles, seen_by_head(plan, heads)
     summaries = [ceil(len(tiles.valid) / SUMMARY_KEYS) if seen.rest == "summary" else 0 for seen in by_head]
+    counts = [seen.count(tiles) for seen in by_head]
+    order = sorted(range(heads), key=lambda head: -counts[head] - summaries[head])
     made = {
         "row_ptr": torch.cat(lengths).cumsum(0).int(),
         "cols": torch.cat(cols),
         "list_of": list_of,
-        "counts": torch.tensor([seen.count(tiles) for seen in by_head], dtype=torch.int32),
+        "counts": torch.tensor(counts, dtype=torch.int32),
         "summaries": torch.tensor(summaries, dtype=torch.int32),
+        "order": torch.tensor(order, dtype=torch.int32),
     }
     return {name: x.to(device) for name, x in made.items()}
 

@@ -1,11 +1,13 @@
 """The main loop of the attention kernel in its listing, and the way of a warp through it.
 
-Everything is recognised by structure. The main loop is the smallest with wgmmas of both kinds: scores, whose A comes
-from shared memory, and P V, whose A is in registers. How often code behind a branch runs depends on what decides it:
+Everything is recognised by structure. Loops over key tiles are the innermost with wgmmas of both kinds: scores, whose A
+comes from shared memory, and P V, whose A is in registers. The main loop is the first of them, that over the list; one
+over a summary's tiles may follow. How often code behind a branch runs depends on what decides it:
 
 - an exit from the loop, a wait that is not over yet, a call, and what a vote of the warp lets run (sums are rescaled
   where a maximum rose) are rare: they count nothing;
 - code that adds the accumulators of P V to the sums in float32 runs once in PROMOTE tiles;
+- the loop over key tiles that is not asked about does not run;
 - the mask of empty slots, which selects scores one by one, runs where a tile has fewer tokens than scores have columns;
 - other code that a branch can skip counts as if it always ran.
 """
@@ -77,20 +79,32 @@ def _back_to(code: Code, header: int, latch: int) -> set[int]:
     return body
 
 
+def _over_queries(code: Code) -> tuple[Loop, list[Loop]]:
+    """The loop over query tiles, and those over key tiles in it, in the order in which they are come to."""
+    found = [loop for loop in loops(code) if loop.is_main]
+    inner = [one for one in found if not any(other.body < one.body for other in found)]
+    around = next((loop for loop in found if all(one.body < loop.body for one in inner)), None)
+    if not around:
+        raise UnknownLoopError(f"{code.name} has no loop over query tiles with one over key tiles in it")
+    within = around.body - {around.header}
+    return around, sorted(inner, key=lambda one: -len(code.reachable(one.header, within=within)))
+
+
 class Way:
     """The way of a consumer's warp: through the main loop, and through all that a query tile takes.
 
-    promote: tiles from one float32 sum to the next. tokens: of each tile, 120 at Wan's default sizes. tiles: key tiles
-    of an iteration. UnknownLoopError where the code is not an attention kernel, or has a branch of which nothing says
-    how often it is taken.
+    promote: tiles from one float32 sum to the next. tokens: of each tile, 120 at Wan's default sizes. of_summary: take
+    the loop over a summary's tiles in the main loop's place. tiles: key tiles of an iteration. UnknownLoopError where
+    the code is not an attention kernel, or has a branch of which nothing says how often it is taken.
     """
 
-    def __init__(self, code: Code, promote: int, tokens: int = TILE_TOKENS) -> None:
-        mains = [loop for loop in loops(code) if loop.is_main]
-        if len(mains) < 2:
-            raise UnknownLoopError(f"{code.name} has no loop over query tiles with one over key tiles in it")
+    def __init__(self, code: Code, promote: int, tokens: int = TILE_TOKENS, *, of_summary: bool = False) -> None:
         self.code, self.promote, self.tokens = code, promote, tokens
-        self.main, self.item = mains[0], next(loop for loop in mains[1:] if mains[0].body < loop.body)
+        self.item, over_keys = _over_queries(code)
+        if len(over_keys) <= of_summary:
+            raise UnknownLoopError(f"{code.name} has no loop over a summary's tiles")
+        self.main = over_keys.pop(int(of_summary))
+        self.aside = frozenset[int]().union(*(loop.body for loop in over_keys))
         self.choices = _Choices(self).found
         kinds = [bool(wgmma(each).a) for each in self.iteration(0) if is_wgmma(each)]
         scores, products = kinds.count(False), kinds.count(True)
@@ -223,6 +237,9 @@ class _Choices:
         mark = self.marks.get((each.guard or each.operands[0]).removeprefix("!"))
         calls = [any(self.code.instructions[one].operation == "CALL" for one in arm) for arm in arms]
         adds = [len(arm & self.promotions) >= self.enough for arm in arms]
+        aside = [bool(arm & self.way.aside) for arm in arms]
+        if sum(aside) == 1:
+            return "jump" if aside[0] else "fall through"
         if sum(calls) == 1:
             return "jump" if calls[0] else "fall through"
         if mark and not all(arms):

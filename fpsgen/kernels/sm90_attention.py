@@ -11,13 +11,15 @@ _SCORES = {"FP32": 0, "FP16": 1, "INT32": 2}
 
 # Of `kernels_cuda/tile.cuh`: tokens that a tile has room for, channels of a head, bytes beside a tile of k.
 SLOTS, HEAD_DIM, TRAILER_BYTES = 128, 128, 16
-WORK_BYTES = 16  # `Work` of the source
+WORK_BYTES = 32  # `Work` of the source
 
 # `Parameters` of the source, which says what each is; pointers, then counts.
 PARAMETERS = np.dtype(
     [
         *((name, np.uint64) for name in ("q", "k", "v", "trailers", "q_scale", "v_scale")),
-        *((name, np.uint64) for name in ("row_ptr", "cols", "list_of", "offsets", "out")),
+        *((name, np.uint64) for name in ("summary_k", "summary_v", "summary_trailers", "addends")),
+        *((name, np.uint64) for name in ("order", "counts", "summaries", "list_of", "row_ptr", "cols")),
+        *((name, np.uint64) for name in ("chosen_of", "chosen", "offsets", "out")),
         *((name, np.int32) for name in ("streams", "heads", "tiles", "tokens")),
     ],
     align=True,
@@ -76,7 +78,7 @@ class AttentionKernel:
         v = tile + (0 if self.SCORES == "FP32" else 1024)
         out = SLOTS * (2 * HEAD_DIM + 16)
         q = tile + 4 * (SLOTS + HEAD_DIM) + WORK_BYTES + 2 * 8
-        whole = 2 * q + self.STAGES * (tile + v + TRAILER_BYTES + 4 * 8) + out
+        whole = 2 * q + self.STAGES * (tile + v + TRAILER_BYTES + 4 * SLOTS + 4 * 8) + out
         return -(-whole // 1024) * 1024
 
 

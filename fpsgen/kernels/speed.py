@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 from typing import Any
 
@@ -72,12 +72,14 @@ class Roofs:
 
 @dataclass(frozen=True)
 class Speed(Roofs):
-    """The model of one attention kernel. slow_cycles: with pessimistic latencies. binds: what takes the cycles."""
+    """The model of one attention kernel. slow_cycles: with pessimistic latencies. binds: what takes the cycles.
+    summary_cycles: of a query tile and one tile of a summary."""
 
     slow_cycles: float
     binds: str
     counts: Counts
     replay: Replay
+    summary_cycles: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -95,8 +97,9 @@ WAN_14B_720P = Workload("14b 720p", heads=40, tokens=75_600, tiles=630)
 
 def speed(code: Code, kernel: AttentionKernel, pipes: Pipes) -> Speed:
     """UnknownLoopError where the listing is not one that the model can read."""
-    way = Way(code, kernel.PROMOTE)
-    return speed_of(way, kernel.key_tile_bytes, pipes)
+    summary = Way(code, kernel.PROMOTE, of_summary=True)
+    found = speed_of(Way(code, kernel.PROMOTE), kernel.key_tile_bytes, pipes)
+    return replace(found, summary_cycles=replay(summary, pipes).cycles)
 
 
 def speed_of(way: Way, l2_bytes: int, pipes: Pipes) -> Speed:
@@ -271,6 +274,7 @@ def described(kernel: Kernel, functions: Mapping[str, Code], pipes: Pipes) -> di
         "cycles": round(found.cycles, 1),
         "slow_cycles": round(found.slow_cycles, 1),
         "query_tile_cycles": round(found.query_tile_cycles, 1),
+        "summary_cycles": round(found.summary_cycles, 1),
         "tensor_cores_busy": round(found.replay.tensor_cores, 3),
         "waits": rounded(found.replay.waits),
         "binds": found.binds,

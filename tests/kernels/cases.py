@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fpsgen.attention.emulator import TOLERANCE, VARIANTS, error
-from fpsgen.attention.plan import AttentionPlan, Seen
+from fpsgen.attention.plan import AttentionPlan, KeyTiles, Seen
 from fpsgen.attention.qk import QKTransform, prepare
 from fpsgen.attention.tiles import Shape3, TileGrid, key_lists
 from tests.kernels import host
@@ -21,6 +21,12 @@ GRIDS = {
     "full": TileGrid((2, 8, 24), (2, 8, 8)),
     "ragged, of 128": TileGrid((2, 9, 17), (2, 8, 8)),
 }
+
+TOP, TOP_SUMMARY = KeyTiles(top=0.3), KeyTiles(top=0.3, rest="summary")
+WINDOW_SUMMARY = KeyTiles((1, 1, 3), rest="summary")
+# Heads of each kind; the lists that are longest are those of the last.
+MIXED = {"windows": (TOP, TOP_SUMMARY, WINDOW_SUMMARY, None), "heads": (0, 2, 1, 3)}
+MANY = TileGrid((1, 1, 130), (1, 1, 1))  # two summary tiles, the second of two mean keys
 
 Given = tuple[Tensor, Tensor, Tensor, QKTransform]
 

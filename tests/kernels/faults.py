@@ -38,8 +38,8 @@ class Fault:
 def of_attention() -> Iterator[Fault]:
     wait_k, wait_v = "mbarrier_wait(&sm.k_full[k.at], k.parity);", "mbarrier_wait(&sm.v_full[v.at], v.parity);"
     wait_free_q = "mbarrier_wait(&sm.q_empty[q.at], q.parity ^ 1);"
-    work = "sm.work[q.at] = {stream, first, valid, list.count};"
-    columns = "{\n#if KEYS == 120\n      wgmma_n120_f16"
+    work = "sm.work[q.at] = {stream, first, valid, list.count, list.count + summaries};"
+    columns = "{\n      if constexpr (COLUMNS == 120) wgmma_n120_f16"
     for name, old, new, *number in (
         ("no wait for q", "mbarrier_wait(&sm.q_full[q.at], q.parity);", ""),
         ("no wait for the first k", wait_k, ""),

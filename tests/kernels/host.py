@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Literal
 from unittest import mock
@@ -25,7 +26,7 @@ import torch
 from torch import Tensor
 
 from fpsgen import assets
-from fpsgen.attention import hopper
+from fpsgen.attention import hopper, reference
 from fpsgen.attention.door import choose
 from fpsgen.attention.emulator import VARIANTS, Variant, emulate, operands, summary
 from fpsgen.attention.plan import AttentionPlan
@@ -136,7 +137,7 @@ def attention(
     """What sm90_attention.cu computes of operands that the emulator rounded; as `emulator.emulate`."""
     with on_this_machine(schedule, blocks, {"sm90_attention": source} if source else None):
         handed = {name: torch.tensor(x) for name, x in images(q, k, v, plan, variant).items()}
-        return hopper.attention_over(handed, plan, variant, len(q))
+        return hopper.attention_over(handed | lists(q, k, plan), plan, variant, len(q))
 
 
 def prologue(
@@ -167,6 +168,26 @@ def chosen(
     """What sm90_select.cu makes of q_pooled and k_pooled."""
     with on_this_machine(schedule, edited={"sm90_select": source} if source else None):
         return hopper.choose(pooled, plan, batch)
+
+
+def lists(q: Tensor, k: Tensor, plan: AttentionPlan) -> dict[str, Tensor]:
+    """The lists that the emulator chooses, and a summary's addends, as the kernel takes them. What nobody should read
+    is nowhere, or NaN."""
+    seen_by, tiles = plan.heads or (0,) * q.shape[2], plan.tiles
+    logs, summaries = tiles.valid.float().log2(), -(-len(tiles.valid) // SLOTS)
+    addends = torch.full((len(q), q.shape[2], len(logs), summaries * SLOTS), torch.nan)
+    chosen = [torch.zeros(0, dtype=torch.int32)]
+    for entry, (head, index) in product(range(len(q)), enumerate(seen_by)):
+        own = plan.key_tiles[index]
+        given = (x[entry : entry + 1, :, head : head + 1] for x in (q, k))
+        listed = reference.key_tiles(*given, own, tiles)[0, 0]
+        if own.top is not None:
+            chosen.append(listed.flatten().int())
+        if own.rest == "summary":
+            addends[entry, head] = -torch.inf
+            addends[entry, head, :, : len(logs)] = logs
+            addends[entry, head].scatter_(1, listed, -torch.inf)
+    return {"chosen": torch.cat(chosen), "addends": addends}
 
 
 def emulated(q: Tensor, k: Tensor, v: Tensor, transform: QKTransform, plan: AttentionPlan) -> Tensor:

@@ -6,17 +6,19 @@ from dataclasses import replace
 from functools import cache
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from fpsgen.attention import select
 from fpsgen.attention.emulator import VARIANTS, emulate
-from fpsgen.attention.plan import AttentionPlan
+from fpsgen.attention.plan import AttentionPlan, KeyTiles
 from fpsgen.attention.sums import EXACT
 from fpsgen.attention.tiles import Shape3, TileGrid
 from fpsgen.kernels import sm90_attention as kernels
 from tests.kernels import host
-from tests.kernels.cases import GRIDS, RAGGED, assert_near, line, plan_for, random_qkv
+from tests.kernels.cases import GRIDS, MANY, MIXED, RAGGED, assert_near, line, plan_for, random_qkv
 from tests.kernels.host import Schedule
 
 Case = tuple[tuple[Tensor, Tensor, Tensor], AttentionPlan, Tensor]  # q, k and v, and what the emulator makes of them
@@ -91,10 +93,68 @@ def test_scores_far_below_zero(name: str) -> None:
     assert_near(found, emulate(q + 2, k - 2, v, plan, VARIANTS[name]))
 
 
-def test_any_number_of_blocks_is_the_same() -> None:
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_heads_of_each_kind_over_a_batch(name: str, schedule: str) -> None:
+    """Tiles chosen by content, with a summary and without, a window with one, all tiles; two batch entries, each with
+    lists of its own."""
+    (q, k, v), plan, expected = mixed(name)
+    assert not torch.equal(*select.best(*(select.means(x, RAGGED) for x in (q, k)), 2))
+    assert_near(host.attention(q, k, v, plan, name, blocks=5, schedule=SCHEDULES[schedule]), expected)
+
+
+@cache
+def mixed(name: str) -> Case:
+    q, k, v = random_qkv(RAGGED, heads=4, batch=2)
+    plan = plan_for(name, RAGGED, **MIXED)  # type: ignore[arg-type]
+    return (q, k, v), plan, emulate(q, k, v, plan, VARIANTS[name])
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("tokens", [120, 128])
+def test_list_lengths_before_a_summary(name: str, tokens: int) -> None:
+    """Both consumers have rows; a summary begins at every remainder of a promotion, and at every stage."""
+    tiles = TileGrid((1, 1, 6 * tokens), (1, 1, tokens))
+    q, k, v = random_qkv(tiles, heads=5)
+    plan = plan_for(
+        name, tiles, tuple(KeyTiles(top=count / 6, rest="summary") for count in (1, 2, 3, 4, 5)), heads=tuple(range(5))
+    )
+    assert_near(host.attention(q, k, v, plan, name), emulate(q, k, v, plan, VARIANTS[name]))
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_several_summary_tiles(name: str) -> None:
+    q, k, v = random_qkv(MANY, heads=1)
+    plan = plan_for(name, MANY, (KeyTiles(top=0.01, rest="summary"),))
+    assert_near(host.attention(q, k, v, plan, name), emulate(q, k, v, plan, VARIANTS[name]))
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("rest", ["drop", "summary"])
+def test_lists_of_all_tiles_are_dense_bit_for_bit(name: str, rest: str) -> None:
+    """A plan says so in fewer words; the kernel sees lists, and mean keys that all count for nothing."""
     q, k, v = random_qkv(RAGGED)
-    plan = plan_for("fp8-fp16", RAGGED)
-    first, *others = (host.attention(q, k, v, plan, "fp8-fp16", blocks=blocks) for blocks in (1, 4, 12, 20))
+    plan = plan_for(name, RAGGED, (KeyTiles(top=0.77, rest=rest),))  # type: ignore[arg-type]
+    with mock.patch.object(KeyTiles, "count", lambda own, tiles: len(tiles.valid)):
+        found = host.attention(q, k, v, plan, name)
+    assert torch.equal(found, host.attention(q, k, v, plan_for(name, RAGGED), name))
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_damage_in_a_summary_shows(name: str) -> None:
+    """The prologue marks what is no number by the scale of its tile."""
+    (q, k, v), plan, _ = mixed(name)
+    made = host.images(q, k, v, plan, name)
+    host.trailers(made["summary_trailers"])["scale"][:] = np.nan
+    with mock.patch.object(host, "images", return_value=made):
+        found = host.attention(q, k, v, plan, name)
+    assert [bool(found[:, :, head].isnan().all()) for head in range(4)] == [False, True, True, False]
+    assert bool(found[:, :, [0, 3]].isfinite().all())
+
+
+def test_any_number_of_blocks_is_the_same() -> None:
+    (q, k, v), plan, _ = mixed("fp8-fp16")
+    first, *others = (host.attention(q, k, v, plan, "fp8-fp16", blocks=blocks) for blocks in (1, 7, 48, 60))
     assert all(torch.equal(first, other) for other in others)
 
 

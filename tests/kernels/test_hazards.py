@@ -40,10 +40,10 @@ def without(code: Code, *gone: int) -> Code:
 @pytest.mark.parametrize("by", slots.COMPILERS)
 @pytest.mark.parametrize("name", ATTENTION)
 def test_a_removed_wait_is_noticed(name: str, by: str) -> None:
-    """Each of them: after the first scores, after scores in the loop, after P V there, and after the last P V."""
+    """Each of them: after the first scores, after scores and after P V in both loops, and after the last P V."""
     code = code_of(name, by)
     assert hazards.hazards(code) == []
-    assert len(waits(code)) == 4
+    assert len(waits(code)) == 6
     for wait in waits(code):
         assert hazards.in_flight(without(code, wait))
     assert hazards.in_flight(without(code, *waits(code)))

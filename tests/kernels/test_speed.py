@@ -143,7 +143,9 @@ def test_no_replay_is_faster_than_what_it_is_made_of(name: str) -> None:
     found = speed.speed(code, ATTENTION[name], pipes.shipped())  # type: ignore[arg-type]
     assert found.cycles >= found.counts.slots
     assert found.cycles >= found.counts.stalls
-    assert all(found.cycles >= clocks for clocks in found.counts.pipes.values())
+    # But for where the passes that count begin and end: the two warps are then not at the same instruction.
+    assert all(found.cycles >= 0.999 * clocks for clocks in found.counts.pipes.values())
+    assert found.summary_cycles >= found.counts.pipes["tensor cores"]  # at least 128 columns, and more to do with them
     assert found.slow_cycles >= 0.99 * found.cycles
     assert found.query_tile_cycles > 0
     assert sum(found.replay.waits.values()) == pytest.approx(found.cycles, rel=0.02)  # a warp's clocks are all told
