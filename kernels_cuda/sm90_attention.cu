@@ -62,16 +62,15 @@ struct Parameters {
   const Trailer* trailers;    // [stream][tile], of k
   const float* q_scale;       // [stream][tile][128]: the token's scale * log2(e) / sqrt(head_dim)
   const float* v_scale;       // [stream][channel]
-  const u8 *summary_k, *summary_v;   // tile images of means [stream][summary tile]
-  const Trailer* summary_trailers;   // [stream][summary tile], of summary_k
-  const float* addends;       // [stream][tile][summary tile][128]: in log2 units
+  const u8 *summary_k, *summary_v;  // tile images [stream][summary tile]
+  const Trailer* summary_trailers;
+  const float* addends;       // [stream][tile][summary tile][128], in log2 units
   const int* order;           // [head]: the heads, those with most key tiles first
   const int* counts;          // [head]: key tiles in each list of it
   const int* summaries;       // [head]: its summary tiles, 0 for none
-  const int* list_of;         // [head][tile]: list i of windows begins at cols[row_ptr[i]]; -1 for all tiles
-  const int* row_ptr;
-  const int* cols;
-  const int* chosen_of;       // [stream]: its lists, one for each query tile, begin there in `chosen`; -1 for list_of's
+  const int* list_of;         // [head][tile]: which list of a window a query tile has, -1 for all tiles
+  const int *row_ptr, *cols;  // list i of all windows begins at cols[row_ptr[i]]
+  const int* chosen_of;       // [stream]: where its own lists begin, one for each query tile; -1 for none
   const int* chosen;
   const int* offsets;         // [tile + 1]: first row of each tile
   u16* out;                   // bfloat16 [batch][token][head][channel]
@@ -140,26 +139,21 @@ DEVICE void produce(const Parameters& P, Shared& sm) {
     bulk_load(sm.q_scale[q.at], P.q_scale + own * SLOTS, 4 * SLOTS, &sm.q_full[q.at]);
     bulk_load(sm.v_scale[q.at], P.v_scale + stream * HEAD_DIM, 4 * HEAD_DIM, &sm.q_full[q.at]);
     q.next();
-    for (int j = 0; j < list.count; j++, kv.next()) {
-      const u64 key = (u64)stream * P.tiles + list[j];
+    for (int j = 0; j < list.count + summaries; j++, kv.next()) {
+      const int mean = j - list.count;  // which summary tile it is; below 0, of the list
+      const bool is_mean = mean >= 0;
+      const u64 key = is_mean ? (u64)stream * summaries + mean : (u64)stream * P.tiles + list[j];
+      const u32 k_bytes = is_mean ? TILE_BYTES : K_BYTES;
+      const Trailer* trailers = is_mean ? P.summary_trailers : P.trailers;
       mbarrier_wait(&sm.k_empty[kv.at], kv.parity ^ 1);
-      mbarrier_arrive_expect(&sm.k_full[kv.at], K_BYTES + sizeof(Trailer));
-      bulk_load(sm.k[kv.at], P.k + key * TILE_BYTES, K_BYTES, &sm.k_full[kv.at]);
-      bulk_load(&sm.trailer[kv.at], P.trailers + key, sizeof(Trailer), &sm.k_full[kv.at]);
+      mbarrier_arrive_expect(&sm.k_full[kv.at], k_bytes + sizeof(Trailer) + (is_mean ? 4 * SLOTS : 0));
+      bulk_load(sm.k[kv.at], (is_mean ? P.summary_k : P.k) + key * TILE_BYTES, k_bytes, &sm.k_full[kv.at]);
+      bulk_load(&sm.trailer[kv.at], trailers + key, sizeof(Trailer), &sm.k_full[kv.at]);
+      if (is_mean)
+        bulk_load(sm.addends[kv.at], P.addends + (own * summaries + mean) * SLOTS, 4 * SLOTS, &sm.k_full[kv.at]);
       mbarrier_wait(&sm.v_empty[kv.at], kv.parity ^ 1);
       mbarrier_arrive_expect(&sm.v_full[kv.at], V_BYTES);
-      bulk_load(sm.v[kv.at], P.v + key * V_BYTES, V_BYTES, &sm.v_full[kv.at]);
-    }
-    for (int j = 0; j < summaries; j++, kv.next()) {
-      const u64 key = (u64)stream * summaries + j;
-      mbarrier_wait(&sm.k_empty[kv.at], kv.parity ^ 1);
-      mbarrier_arrive_expect(&sm.k_full[kv.at], TILE_BYTES + sizeof(Trailer) + 4 * SLOTS);
-      bulk_load(sm.k[kv.at], P.summary_k + key * TILE_BYTES, TILE_BYTES, &sm.k_full[kv.at]);
-      bulk_load(&sm.trailer[kv.at], P.summary_trailers + key, sizeof(Trailer), &sm.k_full[kv.at]);
-      bulk_load(sm.addends[kv.at], P.addends + (own * summaries + j) * SLOTS, 4 * SLOTS, &sm.k_full[kv.at]);
-      mbarrier_wait(&sm.v_empty[kv.at], kv.parity ^ 1);
-      mbarrier_arrive_expect(&sm.v_full[kv.at], V_BYTES);
-      bulk_load(sm.v[kv.at], P.summary_v + key * V_BYTES, V_BYTES, &sm.v_full[kv.at]);
+      bulk_load(sm.v[kv.at], (is_mean ? P.summary_v : P.v) + key * V_BYTES, V_BYTES, &sm.v_full[kv.at]);
     }
   }
 }
@@ -322,7 +316,7 @@ struct FinishedScores {
 #else
       float low = fmaf(fma_saturate(x[i], PER_CODE, code_offset(m[h])), CODES, WHOLE);
       float high = fmaf(fma_saturate(x[i + 1], PER_CODE, code_offset(m[h])), CODES, WHOLE);
-      pairs[i / 2] = __byte_perm(__float_as_int(low), __float_as_int(high), Scores::CODES_AT == 0x5410 ? 0x0040 : 0x0400);
+      pairs[i / 2] = __byte_perm(__float_as_int(low), __float_as_int(high), SCORES == FP16 ? 0x0400 : 0x0040);
 #endif
     }
   }

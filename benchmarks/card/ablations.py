@@ -65,7 +65,7 @@ class Ablation:
         return cache.checked(self.name, kernel.architecture, source, headers, options)[0]
 
 
-_NO_MAXIMUM = ("bool rose = reference.raise(scores, factor);", "bool rose = false;")
+_NO_MAXIMUM = ("bool rose = reference.raise(top);", "bool rose = false;")
 _NO_EXPONENTIALS = (  # scores stay in use, or Q K went, too
     "scores.exponentials(pairs, sum, factor, reference.m);",
     "for (int i = 0; i < 30; i++) pairs[i] = static_cast<u32>(scores.s[i]);",

@@ -75,8 +75,8 @@ def of_attention() -> Iterator[Fault]:
         ("q and k swapped", "u64 a = swizzled_operand(q), b = swizzled_operand(k);",
          "u64 a = swizzled_operand(k), b = swizzled_operand(q);", 2),
         ("second group reads the first one's q", "sm.q[q.at] + GROUP_ROWS * group * HEAD_DIM,", "sm.q[q.at],"),
-        ("scale of the next tile", "P.trailers + key",
-         "P.trailers + (u64)stream * P.tiles + list[j + 1 < list.count ? j + 1 : 0]"),
+        ("scale of the next tile", "trailers + key, ",
+         "trailers + (is_mean ? key : (u64)stream * P.tiles + list[j + 1 < list.count ? j + 1 : 0]), "),
         ("a step along K left out", f"i < K_STEPS; i++) {columns}", f"i < K_STEPS - 1; i++) {columns}"),
         ("stale reference", "      m[h] = raised;\n", ""),
         ("the reference never rises again", "if (!warp_any(!within)) return false;",
@@ -122,6 +122,39 @@ def of_attention() -> Iterator[Fault]:
          "static_cast<u64>(work.stream / P.heads) * P.tokens", "static_cast<u64>(0)"),
     ):  # fmt: skip
         yield Fault(name, ATTENTION, old, new, *number)
+
+
+def of_lists() -> Iterator[Fault]:
+    """Of the attention kernel, too: chosen lists, and a summary of the rest."""
+    of_head = "head = P.order[place / batch], stream = place % batch * P.heads + head"
+    issue = "sm.k[k.at]);\n      issue_sums(j);\n      const float factor"
+    factors = "{per_score[0] * k_scale, per_score[1] * k_scale};\n      const Finished"
+    for name, old, new in (
+        ("chosen lists of the first query tile for all", "P.chosen + chosen + tile * count", "P.chosen + chosen"),
+        ("chosen lists of the first batch entry for all", "P.chosen_of[stream]", "P.chosen_of[head]"),
+        ("list lengths of the first head for all", "count(P.counts[head])", "count(P.counts[0])"),
+        ("heads of one order, streams of another", of_head,
+         "head = place / batch, stream = place % batch * P.heads + P.order[head]"),
+        ("one batch entry twice", of_head, "head = P.order[place / batch], stream = head"),
+        ("a summary of another head", "summaries = P.summaries[head]", "summaries = P.summaries[1]"),
+        ("a summary of the first stream for all", "(u64)stream * summaries + mean", "mean"),
+        ("a summary of its first tile alone", "(u64)stream * summaries + mean", "(u64)stream * summaries"),
+        ("keys of a summary as many as of a tile", "is_mean ? TILE_BYTES : K_BYTES", "K_BYTES"),
+        ("addends of the first query tile for all", "(own * summaries + mean) * SLOTS",
+         "((u64)stream * P.tiles * summaries + mean) * SLOTS"),
+        ("addends of the first summary tile for all", "(own * summaries + mean) * SLOTS", "own * summaries * SLOTS"),
+        ("addends are not waited for", "(is_mean ? 4 * SLOTS : 0)", "0"),
+        ("addends of another stage", "sm.addends[k.at], at.quad", "sm.addends[(k.at + 1) % STAGES], at.quad"),
+        ("addends of the neighbouring keys", "addends + 8 * (i / 4) + 2 * quad", "addends + 8 * (i / 4) + 2 * (quad ^ 1)"),
+        ("no addends", "factor[i >> 1 & 1], added.low", "factor[i >> 1 & 1], 0.f"),
+        ("a summary's keys without their scale", factors, "{per_score[0], per_score[1]};\n      const Finished"),
+        ("a summary raises no reference", "      const bool rose = raise(top);",
+         "      top[0] = top[1] = -1e30f;\n      const bool rose = raise(top);"),
+        ("a summary's codes in the other byte", "SCORES == FP16 ? 0x0400 : 0x0040", "SCORES == FP16 ? 0x0040 : 0x0400"),
+        ("a summary drops what was not promoted", issue, issue.replace("(j)", "(1)")),
+        ("the last P V without the summary's count", "(all - 1) % PROMOTE", "(count - 1) % PROMOTE"),
+    ):  # fmt: skip
+        yield Fault(name, ATTENTION, old, new)
 
 
 def of_prologue() -> Iterator[Fault]:
@@ -245,7 +278,7 @@ def of_select() -> Iterator[Fault]:
         yield Fault(name, SELECT, old, new, *number)
 
 
-FAULTS = {fault.name: fault for fault in (*of_attention(), *of_prologue(), *of_select())}
+FAULTS = {fault.name: fault for fault in (*of_attention(), *of_lists(), *of_prologue(), *of_select())}
 
 
 def digest() -> str:

@@ -14,6 +14,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Literal
 from unittest import mock
 
 import numpy as np
@@ -24,6 +25,8 @@ from fpsgen.attention.plan import KeyTiles
 from fpsgen.attention.tiles import TileGrid
 from tests.kernels import host
 from tests.kernels.cases import (
+    MANY,
+    MIXED,
     assert_chosen,
     assert_near,
     assert_pooled,
@@ -67,6 +70,11 @@ def attention_checks() -> Iterator[tuple[str, Callable[[str], None]]]:
                 )
         yield f"{name}, scores far below zero", partial(ragged, name=name, schedule=Schedule(3), offset=2.0)
         yield f"{name}, NaN in a tile of k", partial(damaged, name=name)
+    for name in VARIANTS:
+        for late in host.LATE:
+            yield f"{name}, tiles by content, {late} late", partial(by_content, name=name, late=late)
+        yield f"{name}, a summary after full tiles", partial(full_summary, name=name)
+    yield "int8-int32, two summary tiles", partial(two_summary_tiles, name="int8-int32")
 
 
 def ragged(
@@ -89,6 +97,31 @@ def full(source: str, name: str) -> None:
     plan = plan_for(name, FULL)
     found = host.attention(q, k, v, plan, name, source=source, schedule=Schedule(3))
     assert_near(found, emulate(q, k, v, plan, VARIANTS[name]))
+
+
+def by_content(source: str, name: str, late: Literal["nothing", "copies", "wgmmas"]) -> None:
+    """A head of each kind, of two batch entries; mean keys that weigh much."""
+    q, k, v = random_qkv(GRID, heads=4, batch=2)
+    plan = plan_for(name, GRID, **MIXED)  # type: ignore[arg-type]
+    found = host.attention(q, k, v, plan, name, source=source, schedule=Schedule(5, late))
+    assert_near(found, emulate(q, k, v, plan, VARIANTS[name]))
+
+
+def full_summary(source: str, name: str) -> None:
+    """Both consumers have rows, and a summary begins at each remainder of a promotion."""
+    tiles = TileGrid((1, 1, 5 * 128), (1, 1, 128))
+    q, k, v = random_qkv(tiles, heads=4)
+    plan = plan_for(
+        name, tiles, tuple(KeyTiles(top=count / 5, rest="summary") for count in range(1, 5)), heads=(0, 1, 2, 3)
+    )
+    found = host.attention(q, k, v, plan, name, source=source, schedule=Schedule(6))
+    assert_near(found, emulate(q, k, v, plan, VARIANTS[name]))
+
+
+def two_summary_tiles(source: str, name: str) -> None:
+    q, k, v = random_qkv(MANY, heads=1)
+    plan = plan_for(name, MANY, (KeyTiles(top=0.01, rest="summary"),))
+    assert_near(host.attention(q, k, v, plan, name, source=source), emulate(q, k, v, plan, VARIANTS[name]))
 
 
 def damaged(source: str, name: str) -> None:
