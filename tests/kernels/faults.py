@@ -145,7 +145,7 @@ def of_lists() -> Iterator[Fault]:
         ("addends of the first summary tile for all", "(own * summaries + mean) * SLOTS", "own * summaries * SLOTS"),
         ("addends are not waited for", "(is_mean ? 4 * SLOTS : 0)", "0"),
         ("addends of another stage", "sm.addends[k.at], at.quad", "sm.addends[(k.at + 1) % STAGES], at.quad"),
-        ("addends of the neighbouring keys", "addends + 8 * (i / 4) + 2 * quad", "addends + 8 * (i / 4) + 2 * (quad ^ 1)"),
+        ("addends of neighbouring keys", "8 * (i / 4) + 2 * quad);", "8 * (i / 4) + 2 * (quad ^ 1));"),
         ("no addends", "factor[i >> 1 & 1], added.low", "factor[i >> 1 & 1], 0.f"),
         ("a summary's keys without their scale", factors, "{per_score[0], per_score[1]};\n      const Finished"),
         ("a summary raises no reference", "      const bool rose = raise(top);",
