@@ -19,7 +19,7 @@ from math import ceil
 import torch
 from torch import Tensor
 
-from fpsgen.attention.plan import WINDOWS_ONLY, AttentionPlan, KeyTiles
+from fpsgen.attention.plan import AttentionPlan, KeyTiles
 from fpsgen.attention.qk import QKTransform
 from fpsgen.attention.select import SUMMARY_KEYS
 from fpsgen.attention.tiles import TileGrid, key_lists, outlives_inference
@@ -40,8 +40,6 @@ def why_not(device: torch.device, plan: AttentionPlan, head_dim: int) -> str | N
     """Why this backend cannot run `plan` on `device`."""
     if (count := len(plan.tiles.valid)) > MOST_TILES and not plan.has_windows_only:
         return f"it chooses among {MOST_TILES} tiles at most, not {count}"
-    if not plan.has_windows_only:
-        return WINDOWS_ONLY
     if plan.qk not in FASTEST or plan.pv != "fp8":
         return "it rounds q, k, v and P to 8 bits, and the plan does not"
     if head_dim != HEAD_DIM:
@@ -113,8 +111,15 @@ def attention(
     if torch.is_grad_enabled() and any(x.requires_grad for x in given):
         raise NotImplementedError("the Hopper kernel has no gradients: run it under torch.no_grad()")
     variant = variant or FASTEST[plan.qk]
-    operands = prologue(q, k, v, qk_transform, plan, variant)
-    return attention_over(operands, plan, variant, len(q)).to(v.dtype)
+    return attention_over(operands(q, k, v, qk_transform, plan, variant), plan, variant, len(q)).to(v.dtype)
+
+
+def operands(
+    q: Tensor, k: Tensor, v: Tensor, qk_transform: QKTransform, plan: AttentionPlan, variant: str
+) -> dict[str, Tensor]:
+    """All that `attention_over` reads: what `prologue` makes, and what `choose` does."""
+    made = prologue(q, k, v, qk_transform, plan, variant)
+    return made | choose(made, plan, len(q))
 
 
 def prologue(
@@ -218,19 +223,20 @@ def choose(operands: Mapping[str, Tensor], plan: AttentionPlan, batch: int) -> d
 
 
 def attention_over(operands: Mapping[str, Tensor], plan: AttentionPlan, variant: str, batch: int) -> Tensor:
-    """Attention over what the prologue made, and the choice of key tiles; bfloat16 [batch, tokens, heads, head_dim].
+    """Attention over `operands`; bfloat16 [batch, tokens, heads, head_dim].
 
-    operands: chosen, the lists of a plan that chooses by content, and addends, summary_k, summary_v and
-    summary_trailers, of one with a summary, may be absent where the plan has none.
+    What the plan has no use for may be missing: chosen, of one that chooses by content; addends, summary_k, summary_v
+    and summary_trailers, of one with a summary.
     """
     streams, count, _, dim = operands["q"].shape
     device, heads, tokens = operands["q"].device, streams // batch, plan.tiles.tokens
     _, kernel = kernels(plan, variant)
     out = torch.empty(batch, tokens, heads, dim, dtype=torch.bfloat16, device=device)
     counts = {"streams": streams, "heads": heads, "tiles": count, "tokens": tokens}
-    absent = dict.fromkeys(("chosen", "addends", "summary_k", "summary_v", "summary_trailers"), 0)
+    of_summary = () if plan.has_summary else ("addends", "summary_k", "summary_v", "summary_trailers")
+    absent = (*of_summary, "chosen") if plan.has_windows_only else of_summary
     given: dict[str, Tensor | float] = {
-        **absent,
+        **dict.fromkeys(absent, 0),
         **operands,
         **device_lists(plan, heads, device),
         "chosen_of": device_chosen_of(plan, heads, batch, device),

@@ -13,8 +13,6 @@ from fpsgen.attention.tiles import Shape3, TileGrid
 QKPrecision = Literal["bf16", "fp8", "int8"]
 PVPrecision = Literal["bf16", "fp8"]
 Rest = Literal["drop", "summary"]
-# Why a backend cannot run a plan whose `has_windows_only` is false.
-WINDOWS_ONLY = "it runs windows only, and the plan chooses key tiles by their content or summarises the rest"
 
 
 @dataclass(frozen=True)
