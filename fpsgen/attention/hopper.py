@@ -111,15 +111,9 @@ def attention(
     if torch.is_grad_enabled() and any(x.requires_grad for x in given):
         raise NotImplementedError("the Hopper kernel has no gradients: run it under torch.no_grad()")
     variant = variant or FASTEST[plan.qk]
-    return attention_over(operands(q, k, v, qk_transform, plan, variant), plan, variant, len(q)).to(v.dtype)
-
-
-def operands(
-    q: Tensor, k: Tensor, v: Tensor, qk_transform: QKTransform, plan: AttentionPlan, variant: str
-) -> dict[str, Tensor]:
-    """All that `attention_over` reads: what `prologue` makes, and what `choose` does."""
-    made = prologue(q, k, v, qk_transform, plan, variant)
-    return made | choose(made, plan, len(q))
+    operands = prologue(q, k, v, qk_transform, plan, variant)
+    operands |= choose(operands, plan, len(q))
+    return attention_over(operands, plan, variant, len(q)).to(v.dtype)
 
 
 def prologue(
@@ -223,7 +217,7 @@ def choose(operands: Mapping[str, Tensor], plan: AttentionPlan, batch: int) -> d
 
 
 def attention_over(operands: Mapping[str, Tensor], plan: AttentionPlan, variant: str, batch: int) -> Tensor:
-    """Attention over `operands`; bfloat16 [batch, tokens, heads, head_dim].
+    """Attention over what `prologue` and `choose` made; bfloat16 [batch, tokens, heads, head_dim].
 
     What the plan has no use for may be missing: chosen, of one that chooses by content; addends, summary_k, summary_v
     and summary_trailers, of one with a summary.
