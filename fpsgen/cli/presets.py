@@ -167,7 +167,7 @@ def check(
             out.note(larger)
         every = sight(seen(own) for run in whole.runs for layers in run.layers for own in layers.windows)
         where = f"fits {whole.model} at {settings.size}, {settings.frames} frames"
-        fits = f"{where}: sees {every}, density {whole.total.density:.2f}"
+        fits = f"{where}; attention: {every}; density {whole.total.density:.2f}"
     many = counted(len(preset.phases), "phase")
     line = f"{printable(file)} is a preset for {preset.model or 'any model'}, with {many}; {fits}"
     out.result(line, {**facts(preset), "file": file, "at": video})
@@ -200,7 +200,7 @@ def draw(out: Output, preset: Preset, whole: Account) -> None:
             head = ["", ""]
     out.show(table)
     if not out.verbose and any(hidden(run) for run in whole.runs):
-        out.line("--verbose shows the window of every layer and head")
+        out.line("--verbose shows what every layer and head sees")
     saves = f"{amount(total.saved_flops)} of the {amount(total.dense_flops)} FLOPs of attention in each guidance branch"
     out.line(f"density {total.density:.3f}; saves {saves}")
     out.line(f"cost    {100 * total.cost:.1f} % of dense bf16 attention's, as modelled for an H100")
@@ -245,12 +245,23 @@ def seen(own: SeenHeads) -> KeyTiles:
 
 
 def sight(every: Iterable[KeyTiles]) -> str:
-    """What is seen of all tiles: the window or the share where there is one, or how many."""
-    kinds: dict[str, list[KeyTiles]] = {}
-    for own in sorted(set(every), key=str):
-        kind = "shares" if own.top is not None else "windows" if own.window else "dense"
-        kinds.setdefault(kind, []).append(own)
-    return " and ".join(str(alike[0]) if len(alike) == 1 else f"{len(alike)} {kind}" for kind, alike in kinds.items())
+    """What is seen of all tiles: how many windows and from which share to which, or the one that there is."""
+    kinds: dict[str, list[KeyTiles]] = {"dense": [], "window": [], "share": []}
+    for own in set(every):
+        kinds["share" if own.top is not None else "window" if own.window else "dense"].append(own)
+    *head, last = [_of_kind(alike) for alike in kinds.values() if alike]
+    return " and ".join(filter(None, (", ".join(head), last)))
+
+
+def _of_kind(alike: list[KeyTiles]) -> str:
+    if len(alike) == 1:
+        return str(alike[0])
+    summaries = sum(own.rest == "summary" for own in alike)
+    rest = " with summary" if summaries == len(alike) else " (some with summary)" if summaries else ""
+    shares = [f"{100 * own.top:.6g}" for own in sorted(alike, key=lambda own: own.top or 0) if own.top is not None]
+    if not shares:
+        return f"{len(alike)} windows{rest}"
+    return f"top {' to '.join(dict.fromkeys((shares[0], shares[-1])))} %{rest}"
 
 
 def precision(own: LayersAccount) -> str:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 from functools import cache
 
 import pytest
 import torch
 from typer.testing import CliRunner
 
-from fpsgen.attention.plan import AttentionPlan
-from fpsgen.attention.tiles import Shape3, TileGrid, key_lists
+from fpsgen.attention.plan import AttentionPlan, KeyTiles
+from fpsgen.attention.tiles import TileGrid, key_lists
 from fpsgen.cli import app
 from fpsgen.presets import Setting, shipped
 from fpsgen.presets.cost import RATES
@@ -40,21 +41,30 @@ def grid_of(name: str) -> TileGrid:
 
 
 @cache
-def pairs(tiles: TileGrid, window: Shape3 | None) -> int:
-    """Pairs of tokens that one head computes, counted in the lists: for each query token the tokens of its list."""
-    if window is None:
+def pairs(tiles: TileGrid, own: KeyTiles) -> float:
+    """Pairs of a token and a key that one head computes, counted in the lists: for each query token the tokens of its
+    list and, with a summary, a key for each tile that is not in it. Which tiles are the `top` ones, only q and k say;
+    they count as tiles of the mean size."""
+    count = len(tiles.valid)
+    if own.top is not None:
+        listed = math.ceil(own.top * count - 1e-9)
+        found = tiles.tokens**2 * listed / count
+    elif own.window is None:
         return tiles.tokens**2
-    lists = key_lists(tiles, window)
-    keys = torch.tensor([int(tiles.valid[own.long()].sum()) for own in lists.split()])
-    list_of_token = lists.list_of.long().repeat_interleave(tiles.valid)
-    assert len(list_of_token) == tiles.tokens
-    return int(keys[list_of_token].sum())
+    else:
+        lists = key_lists(tiles, own.window)
+        (listed,) = {len(each) for each in lists.split()}
+        keys = torch.tensor([int(tiles.valid[each.long()].sum()) for each in lists.split()])
+        list_of_token = lists.list_of.long().repeat_interleave(tiles.valid)
+        assert len(list_of_token) == tiles.tokens
+        found = int(keys[list_of_token].sum())
+    return found + (tiles.tokens * (count - listed) if own.rest == "summary" else 0)
 
 
 @cache
 def counted(plan: AttentionPlan, heads: int) -> float:
     """A plan's density by its lists, head by head."""
-    each = [pairs(plan.tiles, plan.windows[index]) for index in plan.heads or (0,) * heads]
+    each = [pairs(plan.tiles, plan.key_tiles[index]) for index in plan.heads or (0,) * heads]
     assert len(each) == heads
     return sum(each) / (heads * plan.tiles.tokens**2)
 
@@ -87,14 +97,16 @@ def test_what_is_shown_of_each_step_is_what_the_lists_say(name: str, named: bool
             each.append(counted(plan, heads))
             assert group["density"] == pytest.approx(each[-1], rel=1e-12)
             assert (group["qk"], group["pv"], group["smooth_k"]) == (plan.qk, plan.pv, plan.smooth_k)
-            assert [own["window"] for own in group["windows"]] == [w and list(w) for w in plan.windows]
+            shown_tiles = [(own["window"], own["top"], own["rest"]) for own in group["windows"]]
+            assert shown_tiles == [(own.window and list(own.window), own.top, own.rest) for own in plan.key_tiles]
             costs.append(each[-1] * RATES[plan.qk])
         assert run["density"] == pytest.approx(sum(each) / layers, rel=1e-12)
         densities += each
     assert told["density"] == pytest.approx(sum(densities) / len(densities), rel=1e-9)
     assert told["saved_flops"] / told["dense_flops"] == pytest.approx(1 - told["density"], abs=1e-9)
     assert told["dense_flops"] == pytest.approx(steps * layers * heads * 4 * 128 * tiles.tokens**2)
-    assert 0 <= told["cost"] - sum(costs) / len(costs) < 0.01  # what it adds for rounding is little at these sizes
+    # What it adds is little at these sizes: rounding (at 480p 0.011), the choice of tiles, means of tiles that are seen.
+    assert 0 <= told["cost"] - sum(costs) / len(costs) < 0.015
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -161,21 +173,37 @@ def test_fewer_tokens_and_the_smaller_model_keep_more(grade: str) -> None:
         assert density[f"1.3b-{size}"] >= density[f"14b-{size}"]
 
 
-@pytest.mark.parametrize("name", [f"{own}-{grade}" for own in WAN for grade in shipped.GRADES])
-def test_all_start_dense_and_round_q_and_k_to_int8_alone(name: str) -> None:
-    preset = shipped.load(name)
+@pytest.mark.parametrize("own", WAN)
+@pytest.mark.parametrize("grade", shipped.GRADES)
+def test_wan_s_presets_start_dense_and_then_drop_nothing(own: str, grade: str) -> None:
+    """Dense in the first fifth of the steps, then a share of the tiles with a summary of the rest; q and k in INT8."""
+    preset = shipped.load(f"{own}-{grade}")
     levels = Solver(50, MODELS[preset.model or ""][2]).sigmas[:-1].tolist()
-    quarter = [preset.at(level) for level in levels[:12]]
-    assert all(seen(own) == (None, None, "") for phase in quarter for own in (phase, *phase.layers))
-    assert all((phase.qk, phase.pv) == ("bf16", "bf16") for phase in quarter[:6])
+    steps = [preset.at(level) for level in levels]
+    assert all(is_dense(phase) and not phase.layers for phase in steps[:10])
     for phase in preset.phases:
-        assert {own.qk for own in (phase, *phase.layers)} <= {"bf16", "int8"}
-        if phase.sigma[1]:  # but for the last steps, the first layer is dense throughout
-            assert seen(phase.of_layer(0)) == (None, None, "")
+        first, others = phase.of_layer(0), phase.of_layer(2)
+        assert {first.qk, others.qk} <= {"bf16", "int8"}
+        assert (others.pv == "fp8") == (others.qk == "int8")
+        assert is_dense(others) or (others.top is not None and others.rest == "summary")
+        assert is_dense(first) or not phase.sigma[1]  # but for the last steps
 
 
-def seen(own: Setting) -> tuple:
-    return own.window, own.density, own.heads
+@pytest.mark.parametrize("own", WAN)
+def test_quality_is_careful(own: str) -> None:
+    """It is exact at both ends, and in no step and layer does it compute less than half of the tiles."""
+    preset = shipped.load(f"{own}-quality")
+    levels = Solver(50, MODELS[preset.model or ""][2]).sigmas[:-1].tolist()
+    steps = [preset.at(level) for level in levels]
+    for phase in (*steps[:5], *steps[-5:]):
+        assert is_dense(phase)
+        assert phase.qk == "bf16"
+    assert all(is_dense(phase) for phase in steps[:15])
+    assert min(phase.top or 1 for phase in steps) >= 0.5
+
+
+def is_dense(own: Setting) -> bool:
+    return (own.window, own.density, own.top, own.heads) == (None, None, None, "")
 
 
 def test_the_paper_s_operating_point() -> None:
