@@ -239,19 +239,14 @@ def test_tiles_by_content_are_shown_in_words(small: Path) -> None:
     ("letters", "heads", "says"),
     [
         (("{ top = 0.1 }", "{ top = 0.525 }"), "ab-", "dense and top 10 to 52.5 %"),
-        (("{ top = 0.5 }", "{ top = 0.2 }"), "aba", "top 20 to 50 %"),
-        (('{ top = 0.1, rest = "summary" }', '{ top = 0.5, rest = "summary" }'), "aba", "top 10 to 50 % with summary"),
-        (('{ top = 0.1, rest = "summary" }', "{ top = 0.5 }"), "aba", "top 10 to 50 % (some with summary)"),
+        (('{ top = 0.5, rest = "summary" }', '{ top = 0.1, rest = "summary" }'), "aba", "top 10 to 50 % with summary"),
         (('{ top = 0.1, rest = "summary" }', "{ top = 0.1 }"), "aba", "top 10 % (some with summary)"),
         (('{ window = [3, 3, 3], rest = "summary" }', "[3, 3, 3]"), "aba", "2 windows (some with summary)"),
         (("[3, 3, 3]", "{ top = 0.5 }"), "ab-", "dense, window 3x3x3 and top 50 %"),
     ],
 )
 def test_what_heads_see_is_summed_up(letters: tuple[str, str], heads: str, says: str, small: Path) -> None:
-    many = MANY.replace("[3, 3, 3]", letters[0]).replace("[1, 3, 5]", letters[1]).replace("ab-", heads)
-    small.write_text(many)
-    row, _ = presets("show", small).stdout.splitlines()[3:-4]
-    assert cells(row)[4] == says
+    small.write_text(MANY.replace("[3, 3, 3]", letters[0]).replace("[1, 3, 5]", letters[1]).replace("ab-", heads))
     assert f" {says}; " in presets("check", small).stdout
 
 
