@@ -105,7 +105,7 @@ def test_what_is_shown_of_each_step_is_what_the_lists_say(name: str, named: bool
     assert told["density"] == pytest.approx(sum(densities) / len(densities), rel=1e-9)
     assert told["saved_flops"] / told["dense_flops"] == pytest.approx(1 - told["density"], abs=1e-9)
     assert told["dense_flops"] == pytest.approx(steps * layers * heads * 4 * 128 * tiles.tokens**2)
-    # What it adds is little at these sizes: rounding (at 480p 0.011), the choice of tiles, means of tiles that are seen.
+    # What it adds is little: rounding (0.011 at 480p), the choice of tiles, means of tiles that are seen.
     assert 0 <= told["cost"] - sum(costs) / len(costs) < 0.015
 
 
