@@ -19,13 +19,14 @@ import re
 import sys
 import tempfile
 from collections.abc import Iterable
+from math import ceil
 from pathlib import Path
 from typing import Any
 
 from benchmarks.markdown import page
 from benchmarks.record import RESULTS
 from fpsgen.errors import UsageError
-from fpsgen.kernels import cache, disassembly, hazards, listing, nvrtc, pipes, speed
+from fpsgen.kernels import cache, disassembly, hazards, listing, nvrtc, pipes, sm90_select, speed
 from fpsgen.kernels.cache import Kernel
 from fpsgen.kernels.disassembly import Code
 from fpsgen.kernels.loops import Way
@@ -131,6 +132,40 @@ def layer(one: dict[str, Any], prologue: int, density: str, l2: float) -> dict[s
     }
 
 
+def choices(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What key tiles by content and a summary cost beside the attention that they serve: one layer, density 1/6."""
+    by_name = {(one["kernel"], one["compiler"]): one for one in rows}
+    fitting = f"select-{sm90_select.fitting(speed.WAN_14B_720P.tiles).TILES}"
+    found = []
+    for (name, by), one in by_name.items():
+        if name.startswith("attention"):
+            variant = next(one for one in VARIANTS if name.startswith(f"attention-{one}"))
+            plain, more = (by_name[f"prologue-{variant}{own}", by]["dram_bytes"] for own in ("", "-summary"))
+            chooser = by_name[fitting, by]["milliseconds"]
+            found += [choice(one, more - plain, chooser, l2) for l2 in speed.L2]
+    return found
+
+
+def choice(one: dict[str, Any], prologue: int, chooser: float, l2: float) -> dict[str, Any]:
+    """prologue: bytes that it moves for a summary; chooser: ms of fps_select."""
+    work, pair = speed.WAN_14B_720P, speed.Roofs(one["cycles"], one["query_tile_cycles"], one["l2_bytes"])
+    attention = 1e3 * speed.attention(pair, 0, DENSITIES["1/6"], l2=l2).kernel
+    summary_tiles = work.heads * work.tiles * ceil(work.tiles / SLOTS)
+    seconds = max(one["summary_cycles"] / speed.CLOCK, one["l2_bytes"] * speed.SMS / l2)
+    parts = {
+        "choice_ms": chooser,
+        "prologue_ms": 1e3 * prologue / speed.DRAM,
+        "summary_ms": 1e3 * summary_tiles * seconds / speed.SMS,
+    }
+    return {
+        **{name: one[name] for name in ("kernel", "compiler", "nvrtc")},
+        "l2_tb_s": l2 / 1e12,
+        "attention_ms": round(attention, 2),
+        **{name: round(value, 3) for name, value in parts.items()},
+        "share": round(sum(parts.values()) / attention, 4),
+    }
+
+
 def calibration() -> float:
     """TFLOP/s of fp8-fp32 on full tiles of 128 tokens without promotions, at the highest clock, without L2's roof."""
     kernel = VARIANTS["fp8-fp32"]
@@ -149,6 +184,7 @@ def measure() -> dict[str, Any]:
         "calibration_tflops": round(calibration()),
         "rows": rows,
         "layers": layers(rows),
+        "choices": choices(rows),
     }
 
 
@@ -164,6 +200,10 @@ def document(record: dict[str, Any]) -> str:
         numbers of the model are in fpsgen/kernels/pipes.toml, each with its source.""",
     )
     text += tables(record)
+    text += (
+        "\n## Key tiles by content, and a summary\n\nOf one layer at 14b 720p, density 1/6, in ms by the model; the "
+    )
+    text += "share is that of all three in attention alone.\n\n" + choice_table(record["choices"])
     if before := record.get("before"):
         text += f"\n# Before, at {before['commit'][:9]}\n\n" + tables(before)
     return text
@@ -176,7 +216,8 @@ def tables(record: dict[str, Any]) -> str:
     text += "without the time of its instructions (kernels_cuda/NOTES.md).\n\n"
     text += layer_table(record["layers"])
     text += (
-        "\n## The prologue\n\nBytes of DRAM at 14b 720p, and accesses to global memory by bits for each thread; NVRTC "
+        "\n## The prologue, and the choice of tiles\n\nBytes of DRAM at 14b 720p, and accesses to global memory by "
+        "bits for each thread; NVRTC "
     )
     return text + f"{OLD}.\n\n" + prologue_table(record["rows"])
 
@@ -214,6 +255,21 @@ def layer_table(rows: list[dict[str, Any]]) -> str:
     return Table.of_numbers("", heads, ("NVRTC",), ([*key, *cells] for key, cells in lines.items())).markdown()
 
 
+def choice_table(rows: list[dict[str, Any]]) -> str:
+    heads = ["kernel", "NVRTC", "TB/s from L2", "attention", "fps_select", "prologue, more", "summary's tiles", "share"]
+    lines = [
+        [
+            one["kernel"].removeprefix("attention-"),
+            one["nvrtc"],
+            f"{one['l2_tb_s']:g}",
+            *(f"{one[name]:.2f}" for name in ("attention_ms", "choice_ms", "prologue_ms", "summary_ms")),
+            f"{100 * one['share']:.1f} %",
+        ]
+        for one in rows
+    ]
+    return Table.of_numbers("", heads, ("NVRTC",), lines).markdown()
+
+
 def prologue_table(rows: list[dict[str, Any]]) -> str:
     heads = ["kernel", "function", "registers", "GB", "loads", "stores"]
     lines = [
@@ -228,7 +284,7 @@ def prologue_table(rows: list[dict[str, Any]]) -> str:
             ),
         ]
         for one in rows
-        if one["compiler"] == OLD and not one["kernel"].endswith("unsmoothed")
+        if one["compiler"] == OLD and "unsmoothed" not in one["kernel"]
         for entry, part in one.get("functions", {}).items()
     ]
     return Table.of_numbers("", heads, ("function", "loads", "stores"), lines).markdown()

@@ -1,4 +1,4 @@
-"""The kernels tried: one compiled, both launched and compared with their emulator."""
+"""The kernels tried: one compiled, all launched and compared with their emulator."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from math import isfinite
 from typing import TYPE_CHECKING, Literal
 
 from fpsgen import files, machine
-from fpsgen.attention.plan import AttentionPlan, QKPrecision
+from fpsgen.attention.plan import AttentionPlan, KeyTiles, QKPrecision, Seen
 from fpsgen.attention.tiles import TileGrid
 from fpsgen.doctor.checks import HEAD_DIM, sentence
 from fpsgen.kernels import cache, nvrtc
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 TRIAL_KERNEL = "attention-fp8-fp16"
 Outcome = Literal["ok", "skipped", "failed"]
 # With these inputs no code is so near a tie that another order of sums decides: of so few tokens, one code of q is 3e-3
-# of the result, and a card that is right would be called wrong. With seed 1, a few ulps of q and k are enough.
-_SEED = 2
+# of the result, and a card that is right would be called wrong. With seed 2, a few ulps of q and k are enough.
+_SEED = 5
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def trial_compile() -> TrialCompile:
 
 @dataclass(frozen=True)
 class TrialLaunch:
-    """Both kernels on the GPU, against their emulator. why: if not ok; errors: by plan, None for no number; sums: by
+    """The kernels on the GPU, against their emulator. why: if not ok; errors: by plan, None for no number; sums: by
     plan, the rule by which the GPU's FP8 sums are nearest to the emulator's (`attention.sums`).
 
     They are compiled into the cache, as `fpsgen generate` would.
@@ -87,11 +87,12 @@ def trial_launch() -> TrialLaunch:
 
 
 def tiny_plans() -> dict[str, AttentionPlan]:
-    """One for each variant that plans reach, with tiles of 4 to 24 tokens, a window and a dense head."""
+    """One for each variant that plans reach, with tiles of 4 to 24 tokens: a head with a window, a dense one, and one
+    that chooses key tiles by their content and has a summary of the rest."""
     tiles = TileGrid.cut((2, 5, 9), (2, 3, 4))
-    windows, heads = (tiles.fit((1, 1, 3)), None), (0, 1)
+    seen: tuple[Seen, ...] = (tiles.fit((1, 1, 3)), None, KeyTiles(top=0.5, rest="summary"))
     kernels: tuple[QKPrecision, ...] = ("fp8", "int8")
-    return {qk: AttentionPlan(tiles, windows, heads, qk=qk, pv="fp8") for qk in kernels}
+    return {qk: AttentionPlan(tiles, seen, (0, 1, 2), qk=qk, pv="fp8") for qk in kernels}
 
 
 def relative_errors(device: torch.device, plan: AttentionPlan) -> dict[str, float]:

@@ -9,17 +9,17 @@ import torch
 from torch import Tensor
 
 from fpsgen.attention import hopper
-from fpsgen.attention.emulator import VARIANTS
+from fpsgen.attention.emulator import TOLERANCE, VARIANTS, emulate, errors
 from fpsgen.attention.plan import AttentionPlan, KeyTiles
 from fpsgen.attention.tiles import TileGrid
-from tests.gpu.hopper import another_card
+from tests.gpu.hopper import another_card, tell
 from tests.kernels import cases, host
 from tests.kernels.cases import RAGGED, assert_chosen, assert_same_operands, moved, plan_for, pooled_integers, prepared
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif("another_card()", reason="for Hopper")]
 assert another_card  # the mark's string names it
 
-TOP = KeyTiles(top=0.3, rest="summary")
+TOP, WINDOW = KeyTiles(top=0.3, rest="summary"), KeyTiles((1, 1, 1), rest="summary")
 WAN_720P = TileGrid.cut((21, 45, 80))
 
 
@@ -83,6 +83,25 @@ def test_a_thousand_launches_give_the_same_bits() -> None:
         again = hopper.choose(pooled, plan, 1)
         different += sum((again[name] != first[name]).any() for name in first)
     assert int(different) == 0
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("grid", ["ragged", "of 120", "full"])
+def test_attention_over_the_lists_that_it_chose(name: str, grid: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Against the emulator over the same lists: near-ties of sums in another order would be other lists."""
+    tiles = cases.GRIDS[grid]
+    there = cases.inputs(tiles, heads=3, batch=2)
+    given, plan = moved(there, "cuda"), plan_for(name, tiles, (TOP, WINDOW, None), heads=(0, 1, 2))
+    made = hopper.choose(hopper.prologue(*given, plan, name), plan, 2)
+    lists = made["chosen"].view(2, 1, len(tiles.valid), -1).long().cpu()
+    found = hopper.attention(*given, plan, name).cpu()
+    found_errors = errors(
+        found,
+        VARIANTS[name],
+        lambda sums: emulate(*prepared(there), there[2], plan, VARIANTS[name], sums=sums, chosen={0: lists}),
+    )
+    tell(capsys, found_errors)
+    assert min(found_errors.values()) <= TOLERANCE, found_errors
 
 
 @pytest.mark.parametrize("name", VARIANTS)

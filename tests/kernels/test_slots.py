@@ -23,7 +23,7 @@ GROWTH = 1.01  # what may grow: a compiler's patch release moves a few instructi
 def test_no_kernel_grows(name: str, by: str) -> None:
     found, recorded = slots.row(name, by), ROWS[name, by]
     assert (found["hazards"], found["spilled_bytes"], found["c75"]) == (0, 0, 0)
-    for what in ("slots", "cycles", "dram_bytes"):
+    for what in ("slots", "cycles", "summary_cycles", "dram_bytes", "milliseconds"):
         if what in recorded:
             assert found[what] <= GROWTH * recorded[what], f"{what} of {name} grew: python -m benchmarks.slots"
     if "registers" in found and name.startswith("attention"):
@@ -36,6 +36,8 @@ def test_the_record_is_of_all_kernels_and_of_two_compilers() -> None:
     assert {one["nvrtc"] for one in RECORD["rows"] if one["compiler"] == slots.OLD} == {slots.OLD}
     assert {one["nvrtc"] for one in RECORD["rows"] if one["compiler"] == "newest"} != {slots.OLD}
     assert RECORD["layers"] == slots.layers(RECORD["rows"])
+    assert RECORD["choices"] == slots.choices(RECORD["rows"])
+    assert max(one["share"] for one in RECORD["choices"]) <= 0.08
     assert RECORD["before"]["layers"] == slots.layers(RECORD["before"]["rows"])
 
 
