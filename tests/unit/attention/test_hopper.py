@@ -20,6 +20,7 @@ from fpsgen.kernels import nvrtc
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 TILES = TileGrid((2, 5, 9), (2, 3, 4))
 EIGHT_BIT = AttentionPlan(TILES, ((1, 1, 1),), (), "int8", "fp8")
+TOP = KeyTiles(top=0.5, rest="summary")
 
 
 @pytest.fixture
@@ -46,9 +47,11 @@ class Broken:
 
 def test_it_runs_8_bit_plans_on_hopper(hopper_card: pytest.MonkeyPatch) -> None:
     for qk in ("fp8", "int8"):
-        plan = AttentionPlan(TILES, ((1, 1, 1), None), (0, 1), qk, "fp8")  # type: ignore[arg-type]
+        plan = AttentionPlan(TILES, ((1, 1, 1), None, TOP), (0, 1, 2), qk, "fp8")  # type: ignore[arg-type]
         assert door.choose(CUDA, plan, 128).name == "hopper"
     assert door.choose(CUDA, AttentionPlan(TILES), 128).name == "dense"
+    many = TileGrid((1, 1, 4098), (1, 1, 2))
+    assert door.choose(CUDA, replace(EIGHT_BIT, tiles=many), 128).name == "hopper"  # windows are of any number of tiles
 
 
 @pytest.mark.parametrize(
@@ -59,6 +62,7 @@ def test_it_runs_8_bit_plans_on_hopper(hopper_card: pytest.MonkeyPatch) -> None:
         (AttentionPlan(TILES, pv="fp8"), 128, "8 bits"),
         (EIGHT_BIT, 64, "128 channels, not 64"),
         (AttentionPlan(TileGrid((4, 8, 8), (3, 7, 7)), qk="fp8", pv="fp8"), 128, "128 tokens at most, not 147"),
+        (replace(EIGHT_BIT, tiles=TileGrid((1, 1, 4098), (1, 1, 2)), seen=(TOP,)), 128, "2048 tiles at most, not 2049"),
     ],
 )
 def test_plans_that_it_refuses(hopper_card: pytest.MonkeyPatch, plan: AttentionPlan, head_dim: int, told: str) -> None:
@@ -128,8 +132,7 @@ def test_what_a_schedule_compiles(hopper_card: pytest.MonkeyPatch, tmp_path: Pat
     assert [(kernel.name, kernel.fresh) for kernel in built] == [("sm90_prologue", True), ("sm90_attention", True)]
     assert listed == [EIGHT_BIT, other]
     assert not any(kernel.fresh for kernel in door.make_ready(CUDA, [EIGHT_BIT], 2, 128))
-    chooses = replace(EIGHT_BIT, seen=(KeyTiles(top=0.5, rest="summary"),))
-    names = [(kernel.name, kernel.fresh) for kernel in hopper.make_ready([chooses], 2, CUDA)]
+    names = [(kernel.name, kernel.fresh) for kernel in door.make_ready(CUDA, [replace(EIGHT_BIT, seen=(TOP,))], 2, 128)]
     assert names == [("sm90_prologue", True), ("sm90_attention", False), ("sm90_select", True)]
     assert door.make_ready(CPU, [EIGHT_BIT], 2, 128) == []
 
