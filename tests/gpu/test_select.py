@@ -14,12 +14,22 @@ from fpsgen.attention.plan import AttentionPlan, KeyTiles
 from fpsgen.attention.tiles import TileGrid
 from tests.gpu.hopper import another_card, tell
 from tests.kernels import cases, host
-from tests.kernels.cases import RAGGED, assert_chosen, assert_same_operands, moved, plan_for, pooled_integers, prepared
+from tests.kernels.cases import (
+    RAGGED,
+    TOP_SUMMARY,
+    WINDOW_SUMMARY,
+    assert_chosen,
+    assert_same_operands,
+    moved,
+    plan_for,
+    pooled_integers,
+    prepared,
+)
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif("another_card()", reason="for Hopper")]
 assert another_card  # the mark's string names it
 
-TOP, WINDOW = KeyTiles(top=0.3, rest="summary"), KeyTiles((1, 1, 1), rest="summary")
+NARROW = KeyTiles((1, 1, 1), rest="summary")
 WAN_720P = TileGrid.cut((21, 45, 80))
 
 
@@ -36,7 +46,7 @@ def chosen(pooled: dict[str, Tensor], plan: AttentionPlan, batch: int) -> dict[s
 
 @pytest.mark.parametrize("tiles", [RAGGED, TileGrid((1, 11, 14), (1, 1, 1)), TileGrid((1, 1, 700), (1, 1, 1))], ids=str)
 def test_heads_of_each_kind_over_a_batch(tiles: TileGrid) -> None:
-    seen = TOP, None, KeyTiles((1, 1, 3), rest="summary"), KeyTiles(top=0.7)
+    seen = TOP_SUMMARY, None, WINDOW_SUMMARY, KeyTiles(top=0.7)
     plan, pooled = plan_for("int8-int32", tiles, seen, heads=(0, 1, 2, 3, 0)), pooled_integers(tiles, 10)
     assert_chosen(chosen(pooled, plan, 2), cases.scores_of(pooled), plan, 2)
 
@@ -58,7 +68,7 @@ def test_14b_720p(share: float) -> None:
 @pytest.mark.skipif(not shutil.which("g++"), reason="the CPU machine is compiled by g++")
 def test_scores_are_the_cpu_machine_s() -> None:
     """Bit for bit, or near-ties would show: the order of sums is the kernel's."""
-    plan, generator = plan_for("int8-int32", WAN_720P, (TOP,)), torch.Generator().manual_seed(1)
+    plan, generator = plan_for("int8-int32", WAN_720P, (TOP_SUMMARY,)), torch.Generator().manual_seed(1)
     q, k = (torch.randn(1, len(WAN_720P.valid), 128, generator=generator) for _ in range(2))
     pooled = {"q_pooled": q, "k_pooled": k}
     card, twin = chosen(pooled, plan, 1), host.chosen(pooled, plan, 1)
@@ -75,7 +85,7 @@ def test_damage_is_chosen() -> None:
 
 
 def test_a_thousand_launches_give_the_same_bits() -> None:
-    plan, generator = plan_for("int8-int32", WAN_720P, (TOP,)), torch.Generator("cuda").manual_seed(2)
+    plan, generator = plan_for("int8-int32", WAN_720P, (TOP_SUMMARY,)), torch.Generator("cuda").manual_seed(2)
     shape = 8, len(WAN_720P.valid), 128
     pooled = {name: torch.randn(shape, generator=generator, device="cuda") for name in ("q_pooled", "k_pooled")}
     first, different = hopper.choose(pooled, plan, 1), torch.zeros((), dtype=torch.int64, device="cuda")
@@ -91,7 +101,7 @@ def test_attention_over_the_lists_that_it_chose(name: str, grid: str, capsys: py
     """Against the emulator over the same lists: near-ties of sums in another order would be other lists."""
     tiles = cases.GRIDS[grid]
     there = cases.inputs(tiles, heads=3, batch=2)
-    given, plan = moved(there, "cuda"), plan_for(name, tiles, (TOP, WINDOW, None), heads=(0, 1, 2))
+    given, plan = moved(there, "cuda"), plan_for(name, tiles, (TOP_SUMMARY, NARROW, None), heads=(0, 1, 2))
     made = hopper.choose(hopper.prologue(*given, plan, name), plan, 2)
     lists = made["chosen"].view(2, 1, len(tiles.valid), -1).long().cpu()
     found = hopper.attention(*given, plan, name).cpu()
@@ -111,6 +121,6 @@ def test_the_prologue_makes_the_emulator_s_summary(name: str, smooth_k: bool, sp
     tiles = TileGrid((2, 15, 19), (2, 1, 2))  # 150 tiles: two of their means
     there = cases.inputs(tiles, heads=3, batch=2)
     there = cases.with_spikes(there, tiles, spikes) if spikes else there
-    plan = plan_for(name, tiles, (TOP,), smooth_k=smooth_k)
+    plan = plan_for(name, tiles, (TOP_SUMMARY,), smooth_k=smooth_k)
     found = {key: x.cpu().numpy() for key, x in hopper.prologue(*moved(there, "cuda"), plan, name).items()}
     assert_same_operands(found, host.images(*prepared(there), there[2], plan, name), plan)

@@ -27,6 +27,8 @@ from tests.kernels import host
 from tests.kernels.cases import (
     MANY,
     MIXED,
+    TOP_SUMMARY,
+    WINDOW_SUMMARY,
     assert_chosen,
     assert_near,
     assert_pooled,
@@ -47,8 +49,6 @@ _LONGEST = 600.0  # seconds that all checks of one fault may take
 
 GRID = TileGrid((1, 5, 9), (1, 3, 2))  # 2 x 5 tiles of 2 to 6 tokens
 FULL = TileGrid((1, 8, 48), (1, 8, 16))  # 3 tiles of 128
-LONG = TileGrid((1, 1, 129), (1, 1, 1))
-SUMMARY = KeyTiles(top=0.3, rest="summary")
 WINDOWS = {"dense and window": (None, (1, 1, 3)), "lists of one": (None, (1, 1, 1)), "lists of six": ((1, 2, 3), None)}
 
 
@@ -153,8 +153,8 @@ def prologue_checks() -> Iterator[tuple[str, Callable[[str], None]]]:
     yield "images, v beyond", partial(images, name="fp8-fp16", spikes=1000.0)
     yield "v is no number", not_a_number
     for name in ("fp8-fp16", "int8-int32"):
-        yield f"summary, {name}", partial(images, name=name, seen=SUMMARY)
-    yield "summary of 129 tiles", partial(images, name="fp8-fp32", tiles=LONG, heads=1, seen=SUMMARY)
+        yield f"summary, {name}", partial(images, name=name, seen=TOP_SUMMARY)
+    yield "summary of 130 tiles", partial(images, name="fp8-fp32", tiles=MANY, heads=1, seen=TOP_SUMMARY)
 
 
 def images(
@@ -183,7 +183,7 @@ def select_checks() -> Iterator[tuple[str, Callable[[str], None]]]:
 
 
 def lists(source: str, seed: int, tiles: TileGrid = GRID) -> None:
-    seen = KeyTiles(top=0.3, rest="summary"), KeyTiles((1, 1, 3), rest="summary"), KeyTiles(top=0.7), None
+    seen = TOP_SUMMARY, WINDOW_SUMMARY, KeyTiles(top=0.7), None
     plan, pooled = plan_for("int8-int32", tiles, seen, heads=(0, 1, 2, 3)), pooled_integers(tiles, 8, seed)
     made = host.chosen(pooled, plan, 2, source=source, schedule=Schedule(seed))
     assert_chosen(made, scores_of(pooled), plan, 2)

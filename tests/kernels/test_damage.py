@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fpsgen.attention import hopper, reference
-from fpsgen.attention.plan import AttentionPlan
+from fpsgen.attention.plan import AttentionPlan, KeyTiles
 from fpsgen.attention.qk import QKTransform, prepare
 from fpsgen.attention.tiles import TileGrid
 from tests.kernels import host
@@ -19,7 +19,10 @@ HEADS = 2
 @pytest.mark.parametrize("qk", ["fp8", "int8"])
 @pytest.mark.parametrize(("what", "smooth_k"), [("q", True), ("k", True), ("k", False), ("v", True), ("norm_k", True)])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_damage_shows_wherever_the_reference_shows_it(qk: str, what: str, smooth_k: bool, value: float) -> None:
+@pytest.mark.parametrize("seen", [None, KeyTiles(top=0.5), KeyTiles(top=0.5, rest="summary")], ids=str)
+def test_damage_shows_wherever_the_reference_shows_it(
+    qk: str, what: str, smooth_k: bool, value: float, seen: KeyTiles | None
+) -> None:
     generator = torch.Generator().manual_seed(0)
     given = {name: torch.randn(1, TILES.tokens, HEADS, 128, generator=generator) for name in ("q", "k", "v")}
     norms = {name: torch.ones(HEADS * 128) for name in ("norm_q", "norm_k")}
@@ -29,7 +32,7 @@ def test_damage_shows_wherever_the_reference_shows_it(qk: str, what: str, smooth
         norms[what][128 + 7] = value
     angles = torch.rand(TILES.tokens, 64, generator=generator)
     transform = QKTransform(**norms, eps=1e-6, rope=torch.stack([angles.cos(), angles.sin()], -1))
-    plan = AttentionPlan(TILES, qk=qk, pv="fp8", smooth_k=smooth_k)  # type: ignore[arg-type]
+    plan = AttentionPlan(TILES, (seen,), qk=qk, pv="fp8", smooth_k=smooth_k)  # type: ignore[arg-type]
     q, k = (prepare(given[name], norms[f"norm_{name}"], transform) for name in ("q", "k"))
     damaged = ~reference.attention(q, k, given["v"], plan).isfinite()
     with host.on_this_machine():

@@ -15,7 +15,11 @@ from fpsgen.kernels.sm90_prologue import MOST_HEADS, traffic
 from fpsgen.kernels.sm90_prologue import VARIANTS as KERNELS
 from tests.kernels import host
 from tests.kernels.cases import (
+    MANY,
     RAGGED,
+    TOP,
+    TOP_SUMMARY,
+    WINDOW_SUMMARY,
     assert_near,
     assert_pooled,
     assert_same_operands,
@@ -27,7 +31,6 @@ from tests.kernels.cases import (
 from tests.kernels.host import Schedule
 
 FULL = TileGrid((2, 8, 16), (2, 8, 8))
-SUMMARY = KeyTiles(top=0.3, rest="summary")
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -47,16 +50,15 @@ def test_images_and_scales(name: str, tiles: TileGrid, smooth_k: bool) -> None:
 def test_summary(name: str, smooth_k: bool, spikes: float) -> None:
     """v's scales are those of v again."""
     given = with_spikes(inputs(RAGGED, batch=2), RAGGED, spikes) if spikes else inputs(RAGGED, batch=2)
-    plan = plan_for(name, RAGGED, (SUMMARY,), smooth_k=smooth_k)
+    plan = plan_for(name, RAGGED, (TOP_SUMMARY,), smooth_k=smooth_k)
     found = host.prologue(*given, plan, name)
     assert_same_operands(found, host.images(*prepared(given), given[2], plan, name), plan)
 
 
 def test_two_tiles_of_means() -> None:
     """The second has two: the others of its slots are the last key again, and zeros."""
-    tiles = TileGrid((1, 1, 259), (1, 1, 2))
-    given = inputs(tiles, heads=1)
-    plan = plan_for("fp8-fp16", tiles, (SUMMARY,))
+    given = inputs(MANY, heads=1)
+    plan = plan_for("fp8-fp16", MANY, (TOP_SUMMARY,))
     found = host.prologue(*given, plan, "fp8-fp16")
     assert_same_operands(found, host.images(*prepared(given), given[2], plan, "fp8-fp16"), plan)
 
@@ -64,7 +66,7 @@ def test_two_tiles_of_means() -> None:
 @pytest.mark.parametrize("name", VARIANTS)
 def test_a_summary_leaves_all_else_as_it_is(name: str) -> None:
     given = inputs(RAGGED, batch=2)
-    plain, more = (host.prologue(*given, plan_for(name, RAGGED, (own,)), name) for own in (None, SUMMARY))
+    plain, more = (host.prologue(*given, plan_for(name, RAGGED, (own,)), name) for own in (None, TOP_SUMMARY))
     assert all(np.array_equal(plain[key], more[key]) for key in plain if not key.startswith("summary"))
 
 
@@ -73,7 +75,7 @@ def test_damage_shows_in_the_summary(which: str) -> None:
     """A scale that is none: of the tile of mean keys, and of the channel of v."""
     q, k, v, transform = inputs(RAGGED)
     {"k": k, "v": v}[which][0, 3, 1, 7] = float("nan")
-    found = host.prologue(q, k, v, transform, plan_for("fp8-fp16", RAGGED, (SUMMARY,)), "fp8-fp16")
+    found = host.prologue(q, k, v, transform, plan_for("fp8-fp16", RAGGED, (TOP_SUMMARY,)), "fp8-fp16")
     scales = host.trailers(found["summary_trailers"])["scale"]
     assert np.isnan(scales).any() == (which == "k")
     assert np.isnan(found["v_scale"]).sum() == (which == "v")
@@ -133,7 +135,7 @@ def test_the_order_of_a_block_s_threads_does_not_matter() -> None:
 
 @pytest.mark.parametrize("name", VARIANTS)
 @pytest.mark.parametrize("smooth_k", [True, False])
-@pytest.mark.parametrize("seen", [None, SUMMARY], ids=str)
+@pytest.mark.parametrize("seen", [None, TOP_SUMMARY], ids=str)
 def test_traffic_is_that_of_the_tensors(
     name: str, smooth_k: bool, seen: KeyTiles | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -171,6 +173,16 @@ def test_pooled_tiles_are_means() -> None:
 def test_prologue_and_kernel(name: str) -> None:
     given = inputs(RAGGED, heads=3, batch=2)
     plan = plan_for(name, RAGGED, ((1, 1, 3), None), heads=(1, 0, 0))
+    with host.on_this_machine(Schedule(seed=2)):
+        found = hopper.attention(*given, plan, name)
+    assert_near(found, emulate(*prepared(given), given[2], plan, VARIANTS[name]))
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_prologue_choice_and_kernel(name: str) -> None:
+    """The emulator chooses by sums in float64: here no two tiles fit so nearly alike that it would choose others."""
+    given = inputs(RAGGED, heads=5, batch=2)
+    plan = plan_for(name, RAGGED, (TOP_SUMMARY, WINDOW_SUMMARY, TOP, None), heads=(0, 1, 2, 3, 0))
     with host.on_this_machine(Schedule(seed=2)):
         found = hopper.attention(*given, plan, name)
     assert_near(found, emulate(*prepared(given), given[2], plan, VARIANTS[name]))

@@ -14,13 +14,20 @@ from fpsgen.attention.plan import AttentionPlan, KeyTiles, Seen
 from fpsgen.attention.tiles import TileGrid
 from fpsgen.kernels.sm90_select import MOST_TILES, VARIANTS, fitting
 from tests.kernels import host
-from tests.kernels.cases import RAGGED, assert_chosen, plan_for, pooled_integers, scores_of
+from tests.kernels.cases import (
+    RAGGED,
+    TOP,
+    TOP_SUMMARY,
+    WINDOW_SUMMARY,
+    assert_chosen,
+    plan_for,
+    pooled_integers,
+    scores_of,
+)
 from tests.kernels.host import Schedule
 from tests.kernels.test_probes import fused
 
-TOP, SUMMARY = KeyTiles(top=0.3), KeyTiles(top=0.3, rest="summary")
-WINDOW = KeyTiles((1, 1, 3), rest="summary")
-MIXED: tuple[Seen, ...] = (SUMMARY, None, WINDOW, KeyTiles(top=0.8), (1, 1, 1))
+KINDS: tuple[Seen, ...] = (TOP_SUMMARY, None, WINDOW_SUMMARY, KeyTiles(top=0.8), (1, 1, 1))
 
 
 def plan_of(tiles: TileGrid, seen: tuple[Seen, ...], heads: tuple[int, ...] = ()) -> AttentionPlan:
@@ -44,7 +51,7 @@ def test_a_thousand_random_cases() -> None:
 @pytest.mark.parametrize("schedule", [Schedule(1), Schedule(2), Schedule(3, "copies"), Schedule(4, "wgmmas")], ids=str)
 def test_heads_of_each_kind_over_a_batch(schedule: Schedule) -> None:
     """Two counts, windows with a summary and without, a dense head; what others do not ask for is not written."""
-    plan = plan_of(RAGGED, MIXED, (0, 1, 2, 3, 4, 0))
+    plan = plan_of(RAGGED, KINDS, (0, 1, 2, 3, 4, 0))
     pooled = pooled_integers(RAGGED, 12)
     assert_chosen(host.chosen(pooled, plan, 2, schedule=schedule), scores_of(pooled), plan, 2)
 
@@ -120,7 +127,7 @@ def test_damage_is_chosen() -> None:
 
 
 def test_two_runs_give_the_same_bits() -> None:
-    plan = plan_of(RAGGED, MIXED, (0, 1, 2, 3, 4))
+    plan = plan_of(RAGGED, KINDS, (0, 1, 2, 3, 4))
     generator = torch.Generator().manual_seed(3)
     shape = 5, len(RAGGED.valid), 128
     pooled = {name: torch.randn(shape, generator=generator) for name in ("q_pooled", "k_pooled")}
