@@ -10,14 +10,27 @@ import pytest
 import torch
 from torch import Tensor
 
-from fpsgen.attention import door, hopper
-from fpsgen.attention.emulator import TOLERANCE, VARIANTS
-from fpsgen.attention.plan import AttentionPlan
+from fpsgen.attention import door, emulator, hopper
+from fpsgen.attention.emulator import TOLERANCE, VARIANTS, emulate
+from fpsgen.attention.plan import AttentionPlan, KeyTiles
+from fpsgen.attention.sums import Sums
 from fpsgen.attention.tiles import TileGrid
-from fpsgen.bench.attention.check import Oracles
+from fpsgen.bench.attention.check import Oracles, sampled_rows
 from tests.gpu.hopper import another_card, tell
 from tests.kernels import cases, host
-from tests.kernels.cases import RAGGED, Given, assert_same_operands, line, moved, plan_for, prepared
+from tests.kernels.cases import (
+    MANY,
+    MIXED,
+    RAGGED,
+    TOP_SUMMARY,
+    Given,
+    assert_same_operands,
+    line,
+    moved,
+    plan_for,
+    prepared,
+    random_qkv,
+)
 
 # As a string it is looked at when a test runs, not when tests are collected, which shall not wake the card.
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif("another_card()", reason="for Hopper")]
@@ -67,6 +80,52 @@ def test_list_lengths(name: str, capsys: pytest.CaptureFixture[str]) -> None:
         found[length] = min(emulated_errors(inputs(tiles, heads=3), plan, name).values())
     tell(capsys, max(found.values()))
     assert max(found.values()) <= TOLERANCE, found
+
+
+# ---- key tiles by their content, and a summary of the rest -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("grid", ["ragged", "of 120", "full", "ragged, of 128"])
+def test_given_lists_and_a_summary(name: str, grid: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """The kernel alone, on what the emulator rounded and chose: a head of each kind, two batch entries."""
+    tiles = GRIDS[grid]
+    q, k, v = random_qkv(tiles, heads=4, batch=2)
+    plan = plan_for(name, tiles, **MIXED)  # type: ignore[arg-type]
+    operands = {key: torch.tensor(x) for key, x in host.images(q, k, v, plan, name).items()} | host.lists(q, k, plan)
+    found = hopper.attention_over({key: x.cuda() for key, x in operands.items()}, plan, name, 2)
+    errors = emulator.errors(
+        found.cpu(), VARIANTS[name], lambda sums: emulate(q, k, v, plan, VARIANTS[name], sums=sums)
+    )
+    tell(capsys, errors)
+    assert min(errors.values()) <= TOLERANCE, errors
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("tiles", [RAGGED, MANY, GRIDS["more tiles than SMs"]], ids=["ragged", "many", "of 120"])
+def test_what_it_chooses_and_computes(name: str, tiles: TileGrid, capsys: pytest.CaptureFixture[str]) -> None:
+    """The whole way, against the emulator over the lists that the card chose."""
+    given = inputs(tiles, heads=3, batch=2)
+    plan = plan_for(name, tiles, (TOP_SUMMARY,))
+    chosen = hopper.choose(hopper.prologue(*given, plan, name), plan, 2)["chosen"].view(2, 3, len(tiles.valid), -1)
+    found = hopper.attention(*given, plan, name)
+    rows = sampled_rows(tiles)
+
+    def emulated(sums: Sums) -> Tensor:
+        lists = {0: chosen.long()}
+        return emulate(*prepared(given), given[2], plan, VARIANTS[name], sums=sums, rows=rows, chosen=lists)
+
+    errors = emulator.errors(found[:, rows.to(found.device)], VARIANTS[name], emulated)
+    tell(capsys, errors)
+    assert min(errors.values()) <= TOLERANCE, errors
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_lists_of_all_tiles_are_dense_bit_for_bit(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = inputs(RAGGED)
+    plan = plan_for(name, RAGGED, (KeyTiles(top=0.78, rest="summary"),))
+    monkeypatch.setattr(KeyTiles, "count", lambda own, tiles: len(tiles.valid))
+    assert torch.equal(hopper.attention(*given, plan, name), hopper.attention(*given, plan_for(name, RAGGED), name))
 
 
 # ---- the prologue ---------------------------------------------------------------------------------------------------
