@@ -137,6 +137,25 @@ def test_the_loop_s_way_has_what_the_source_has(name: str, by: str) -> None:
     assert len([each for each in tile if each.operation == "STG"]) == 8
 
 
+@pytest.mark.parametrize("by", slots.COMPILERS)
+@pytest.mark.parametrize("name", ATTENTION)
+def test_the_loop_over_a_summary_s_tiles_is_told_from_the_main_one(name: str, by: str) -> None:
+    """It reads addends, two at a time, and always has 128 columns of scores."""
+    main = way_of(name, by)
+    summary = Way(main.code, main.promote, of_summary=True)
+    assert not main.main.body & summary.main.body
+    for way, reads, columns in ((main, 0, 120 if name.endswith("120") else 128), (summary, 16, 128)):
+        iteration = way.iteration(0)
+        assert [each.name for each in iteration].count("LDS.64") == reads
+        assert [bool(wgmma(each).a) for each in iteration if is_wgmma(each)] == [False] * 4 + [True] * 4
+        assert {wgmma(each).columns for each in iteration if is_wgmma(each) and not wgmma(each).a} == {columns}
+
+
+def test_a_kernel_without_a_loop_over_a_summary_is_refused() -> None:
+    with pytest.raises(UnknownLoopError, match="summary"):
+        Way(made_up([]).code, 2, of_summary=True)
+
+
 @pytest.mark.parametrize("name", ATTENTION)
 def test_no_replay_is_faster_than_what_it_is_made_of(name: str) -> None:
     code = slots.compiled_by("newest", name)[0]["fps_attention"]

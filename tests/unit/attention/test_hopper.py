@@ -122,6 +122,17 @@ def test_lists_of_all_windows_are_one_table() -> None:
             assert cols[row_ptr[own] : row_ptr[own + 1]].tolist() == expected.tolist()
 
 
+def test_what_heads_have_and_their_order() -> None:
+    """Those with most key tiles first, a summary's among them; of equal ones in their own order."""
+    tiles = TileGrid((3, 5, 9), (1, 1, 1))  # 135 tiles: two summary tiles
+    seen = ((1, 3, 3), KeyTiles(top=0.1), KeyTiles((1, 3, 3), rest="summary"), None)
+    plan = AttentionPlan(tiles, seen, (0, 1, 2, 3, 1), "fp8", "fp8")
+    lists = hopper.device_lists(plan, 5, CPU)
+    assert lists["counts"].tolist() == [9, 14, 9, 135, 14]
+    assert lists["summaries"].tolist() == [0, 0, 2, 0, 0]
+    assert lists["order"].tolist() == [3, 1, 4, 2, 0]
+
+
 def test_what_a_schedule_compiles(hopper_card: pytest.MonkeyPatch, tmp_path: Path) -> None:
     hopper_card.setenv("FPSGEN_CACHE_DIR", str(tmp_path))
     listed: list[AttentionPlan] = []  # there is no device to bring lists to
