@@ -106,7 +106,8 @@ def row(name: str, by: str) -> dict[str, Any]:
 
 
 def layers(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Attention of one layer at 14b 720p with its prologue, from rows of `row`."""
+    """Attention of one layer at 14b 720p with its prologue, from rows of `row`: dense, or with windows, where so many
+    neighbours have one list that it makes no difference if the others do not (kernels_cuda/NOTES.md)."""
     by_name = {(one["kernel"], one["compiler"]): one for one in rows}
     found = []
     for (name, by), one in by_name.items():
@@ -119,7 +120,8 @@ def layers(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def layer(one: dict[str, Any], prologue: int, density: str, l2: float) -> dict[str, Any]:
     pair = speed.Roofs(one["cycles"], one["query_tile_cycles"], one["l2_bytes"])
-    made = speed.attention(pair, prologue, DENSITIES[density], l2=l2)
+    shared = float(one.get("cluster", 1) == 2)  # rows of the first record have none
+    made = speed.attention(pair, prologue, DENSITIES[density], l2=l2, shared=shared)
     return {
         "kernel": one["kernel"],
         "compiler": one["compiler"],
@@ -196,8 +198,9 @@ def document(record: dict[str, Any]) -> str:
         of two versions of NVRTC. Cycles and TFLOP/s are by {record["model"]}.""",
         f"""Slots, pipes and cycles are for a pair of 128x128 tiles on a quarter of an SM; "slow" is with pessimistic
         latencies. TFLOP/s count 120 of 128 tokens on both sides, are for {record["clock_ghz"]:g} GHz, and leave out the
-        prologue and the ends of query tiles; the first figure is with 5.6 TB/s from L2, the second with 7. The
-        numbers of the model are in fpsgen/kernels/pipes.toml, each with its source.""",
+        prologue and the ends of query tiles; the first figure is with 5.6 TB/s from L2, the second with 7, where
+        each query tile has its own list. Layers are dense or have windows: there, L2 delivers a key tile once for two
+        SMs. The numbers of the model are in fpsgen/kernels/pipes.toml, each with its source.""",
     )
     text += tables(record)
     text += (

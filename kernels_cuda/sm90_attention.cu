@@ -21,6 +21,9 @@
 // The last P V of a query tile has its turn together with the first S of the next one, so that tensor cores have work
 // while a consumer writes its rows. Only the very first S is outside turns.
 //
+// Blocks may come in clusters of two, which take neighbouring query tiles. Where these have one list, each block copies
+// half of every key tile into both, and the L2 cache delivers it once.
+//
 // The rounding of every step is that of fpsgen/attention/emulator.py, which explains it.
 #include <hopper.cuh>
 #include <tile.cuh>
@@ -43,12 +46,16 @@
 #ifndef STAGES  // key tiles in flight
 #define STAGES 4
 #endif
+#ifndef CLUSTER  // blocks that take neighbouring query tiles, 1 or 2
+#define CLUSTER 2
+#endif
 
 // With FP32 scores every exponential is computed, and P is summed before its rounding. With the others P is computed as
 // E4M3 codes, without the exponential unit, and tensor cores sum the codes: v^T has 8 more rows, of ones.
 constexpr bool SUM_CODES = SCORES != FP32;
 constexpr int V_ROWS = SUM_CODES ? HEAD_DIM + 8 : HEAD_DIM;  // 8 is the least by which a wgmma can grow
 constexpr int V_BYTES = V_ROWS * SLOTS;
+constexpr bool IN_PAIRS = CLUSTER == 2;
 constexpr int OUT_PITCH = 2 * HEAD_DIM + 16;  // bytes of a staged output row: 16 more, so that 8 rows hit all banks
 constexpr int CONSUMERS = 2, GROUP = 128, THREADS = (CONSUMERS + 1) * GROUP;
 constexpr int CONSUMER_WARPS = CONSUMERS * GROUP / 32;  // each arrives once at a barrier of free buffers
@@ -96,6 +103,7 @@ struct Shared {  // the swizzle counts from multiples of 1024
   Trailer trailer[STAGES];
   u64 q_full[2], q_empty[2];
   u64 k_full[STAGES], k_empty[STAGES], v_full[STAGES], v_empty[STAGES];
+  u64 k_other, v_other;  // the cluster's other block has an empty buffer, too
 };
 static_assert(sizeof(Shared) == SHARED_BYTES, "the host asks for as much shared memory as the kernel has");
 
@@ -107,6 +115,15 @@ struct Ring {
   DEVICE void next() {
     if (++at == SIZE) at = 0, parity ^= 1;
   }
+};
+
+// What a cluster walks over: CLUSTER neighbouring query tiles of a stream at a time, one for each of its blocks. The last
+// one of an odd number is computed by both, and both store the same rows.
+struct Items {
+  int groups, all;  // of a stream, of all
+  DEVICE explicit Items(const Parameters& P) : groups((P.tiles + CLUSTER - 1) / CLUSTER), all(P.streams * groups) {}
+  DEVICE static int first() { return blockIdx.x / CLUSTER; }
+  DEVICE static int step() { return gridDim.x / CLUSTER; }
 };
 
 // The key tiles of one query tile.
@@ -123,15 +140,38 @@ struct List {
 
 // ---- the producer --------------------------------------------------------------------------------------------------
 
+DEVICE int rank() { return blockIdx.x % CLUSTER; }
+
+// Both blocks of a cluster tell each other that they have come here. They meet at k_other and v_other in turn: no block
+// can be so far ahead that it completes a phase which the other still waits for.
+DEVICE void meet(u64* other, u32 parity) {
+  mbarrier_arrive_at(other, rank() ^ 1);
+  mbarrier_wait(other, parity);
+}
+// Into a buffer that is empty. Of what both blocks want, each copies half into both, once both buffers are.
+DEVICE void load(u8* to, const u8* from, u32 bytes, u64* full, bool is_shared, u64* other, u32 parity) {
+  if (is_shared) {
+    u32 half = bytes / 2, at = rank() * half;
+    meet(other, parity);
+    bulk_load_cluster(to + at, from + at, half, full, 3);
+  } else {
+    bulk_load(to, from, bytes, full);
+  }
+}
+
 DEVICE void produce(const Parameters& P, Shared& sm) {
+  const Items items(P);
   Ring<2> q;
   Ring<STAGES> kv;
-  for (int item = blockIdx.x; item < P.streams * P.tiles; item += gridDim.x) {
-    const int tile = item % P.tiles, place = item / P.tiles, batch = P.streams / P.heads;
-    const int head = P.order[place / batch], stream = place % batch * P.heads + head;
+  u32 meetings = 0;  // their parity
+  for (int item = items.first(); item < items.all; item += items.step()) {
+    const int tile = min(item % items.groups * CLUSTER + rank(), P.tiles - 1), place = item / items.groups;
+    const int batch = P.streams / P.heads, head = P.order[place / batch], stream = place % batch * P.heads + head;
     const u64 own = (u64)stream * P.tiles + tile;
     const int first = P.offsets[tile], valid = P.offsets[tile + 1] - first, summaries = P.summaries[head];
     const List list(P, stream, head, tile);
+    // All lists of a head are equally long: the rings of both blocks are at the same place, whether they share or not.
+    const bool one_list = IN_PAIRS && list.cols == List(P, stream, head, min(tile ^ 1, P.tiles - 1)).cols;
     mbarrier_wait(&sm.q_empty[q.at], q.parity ^ 1);
     sm.work[q.at] = {stream, first, valid, list.count, list.count + summaries};  // visible by the arrival that follows
     mbarrier_arrive_expect(&sm.q_full[q.at], TILE_BYTES + 4 * (SLOTS + HEAD_DIM));
@@ -141,20 +181,27 @@ DEVICE void produce(const Parameters& P, Shared& sm) {
     q.next();
     for (int j = 0; j < list.count + summaries; j++, kv.next()) {
       const int mean = j - list.count;  // which summary tile it is; below 0, of the list
-      const bool is_mean = mean >= 0;
+      const bool is_mean = mean >= 0, is_shared = one_list | (IN_PAIRS & is_mean);
       const u64 key = is_mean ? (u64)stream * summaries + mean : (u64)stream * P.tiles + list[j];
       const u32 k_bytes = is_mean ? TILE_BYTES : K_BYTES;
       const Trailer* trailers = is_mean ? P.summary_trailers : P.trailers;
       mbarrier_wait(&sm.k_empty[kv.at], kv.parity ^ 1);
       mbarrier_arrive_expect(&sm.k_full[kv.at], k_bytes + sizeof(Trailer) + (is_mean ? 4 * SLOTS : 0));
-      bulk_load(sm.k[kv.at], (is_mean ? P.summary_k : P.k) + key * TILE_BYTES, k_bytes, &sm.k_full[kv.at]);
+      load(sm.k[kv.at], (is_mean ? P.summary_k : P.k) + key * TILE_BYTES, k_bytes, &sm.k_full[kv.at], is_shared,
+           &sm.k_other, meetings);
       bulk_load(&sm.trailer[kv.at], trailers + key, sizeof(Trailer), &sm.k_full[kv.at]);
       if (is_mean)
         bulk_load(sm.addends[kv.at], P.addends + (own * summaries + mean) * SLOTS, 4 * SLOTS, &sm.k_full[kv.at]);
       mbarrier_wait(&sm.v_empty[kv.at], kv.parity ^ 1);
       mbarrier_arrive_expect(&sm.v_full[kv.at], V_BYTES);
-      bulk_load(sm.v[kv.at], (is_mean ? P.summary_v : P.v) + key * V_BYTES, V_BYTES, &sm.v_full[kv.at]);
+      load(sm.v[kv.at], (is_mean ? P.summary_v : P.v) + key * V_BYTES, V_BYTES, &sm.v_full[kv.at], is_shared,
+           &sm.v_other, meetings);
+      meetings ^= is_shared;
     }
+  }
+  if (IN_PAIRS) {  // a block stays until all has been read that it copied into the other
+    for (int i = 0; i < STAGES; i++, kv.next()) mbarrier_wait(&sm.v_empty[kv.at], kv.parity ^ 1);
+    meet(&sm.k_other, meetings);
   }
 }
 
@@ -442,7 +489,7 @@ DEVICE void store(const Parameters& P, Shared& sm, const Sums& sums, const float
 
 DEVICE void consume(const Parameters& P, Shared& sm, int group) {
   const Place at(group);
-  const int items = P.streams * P.tiles;
+  const Items items(P);
   Ring<2> q;
   Ring<STAGES> k, v;
   Scores scores;
@@ -451,7 +498,7 @@ DEVICE void consume(const Parameters& P, Shared& sm, int group) {
 
   auto issue_scores = [&]() { scores.issue(sm.q[q.at] + GROUP_ROWS * group * HEAD_DIM, sm.k[k.at]); };
   if (group == 1) pass_turn(group);  // the first turn is group 0's
-  if (blockIdx.x < items) {
+  if (items.first() < items.all) {
     mbarrier_wait(&sm.q_full[q.at], q.parity);
     mbarrier_wait(&sm.k_full[k.at], k.parity);
     wgmma_fence();
@@ -459,7 +506,7 @@ DEVICE void consume(const Parameters& P, Shared& sm, int group) {
     wgmma_commit();
     wgmma_wait<0>();
   }
-  for (int item = blockIdx.x; item < items; item += gridDim.x) {
+  for (int item = items.first(); item < items.all; item += items.step()) {
     const int count = sm.work[q.at].count, all = sm.work[q.at].all;
     const float per_score[2] = {sm.q_scale[q.at][at.row], sm.q_scale[q.at][at.row + 8]};
     Reference reference;
@@ -539,7 +586,7 @@ DEVICE void consume(const Parameters& P, Shared& sm, int group) {
     // The last P V, and with it the next query tile's first scores.
     const Ring<2> before = q;
     q.next();
-    if (item + gridDim.x < items) {
+    if (item + items.step() < items.all) {
       mbarrier_wait(&sm.q_full[q.at], q.parity);
       mbarrier_wait(&sm.k_full[k.at], k.parity);
     }
@@ -570,7 +617,7 @@ DEVICE void consume(const Parameters& P, Shared& sm, int group) {
   if (group == 0) take_turn(group);  // the last hand-over
 }
 
-KERNEL(THREADS, 1) fps_attention(PARAMETERS Parameters P) {
+CLUSTER_KERNEL(CLUSTER, THREADS, 1) fps_attention(PARAMETERS Parameters P) {
   LARGE_SHARED(Shared, sm);
   if (threadIdx.x == 0) {
     for (int i = 0; i < 2; i++) {
@@ -581,9 +628,13 @@ KERNEL(THREADS, 1) fps_attention(PARAMETERS Parameters P) {
       mbarrier_init(&sm.k_full[i], 1), mbarrier_init(&sm.k_empty[i], CONSUMER_WARPS);
       mbarrier_init(&sm.v_full[i], 1), mbarrier_init(&sm.v_empty[i], CONSUMER_WARPS);
     }
+    mbarrier_init(&sm.k_other, 1), mbarrier_init(&sm.v_other, 1);
     mbarrier_init_done();
   }
-  __syncthreads();
+  if (IN_PAIRS)
+    cluster_sync();
+  else
+    __syncthreads();
   int group = warp_uniform(threadIdx.x / GROUP);
   if (group == CONSUMERS) {
     registers_shrink<24>();

@@ -77,18 +77,20 @@ ABLATIONS = (
         ("{ barrier_sync(TURN + group, 2 * GROUP); }", '{ asm volatile("" ::"r"(TURN + group) : "memory"); }'),
         ("{ barrier_arrive(TURN + 1 - group, 2 * GROUP); }", '{ asm volatile("" ::"r"(group) : "memory"); }'),
     )),
+    Ablation("each block alone", changes=(("CLUSTER", 1),)),
     Ablation("3 stages", changes=(("STAGES", 3),)),
     Ablation("2 stages", changes=(("STAGES", 2),)),
     Ablation("128 columns of scores", changes=(("KEYS", 128),), variants=("fp8-fp32", "fp8-fp16")),
     Ablation("each buffer is copied once", (
-        ("  Ring<STAGES> kv;\n  for (int item", "  Ring<STAGES> kv;\n  int passed = 0;\n  for (int item"),
+        ("  u32 meetings = 0;", "  int passed = 0;\n  u32 meetings = 0;"),
         (_COPIES.format("k"), "if (passed >= STAGES) mbarrier_arrive(&sm.k_full[kv.at]);\n      else "
          + _COPIES.format("k")),
-        ("      bulk_load(sm.k[kv.at]", "      if (passed < STAGES) bulk_load(sm.k[kv.at]"),
+        ("      load(sm.k[kv.at]", "      if (passed < STAGES) load(sm.k[kv.at]"),
         ("      bulk_load(&sm.trailer[kv.at]", "      if (passed < STAGES) bulk_load(&sm.trailer[kv.at]"),
         (_COPIES.format("v"), "if (passed >= STAGES) mbarrier_arrive(&sm.v_full[kv.at]);\n      else "
          + _COPIES.format("v")),
-        ("      bulk_load(sm.v[kv.at]", "      if (passed++ < STAGES) bulk_load(sm.v[kv.at]"),
+        ("      load(sm.v[kv.at]", "      if (passed++ < STAGES) load(sm.v[kv.at]"),
+        ("meetings ^= is_shared;", "meetings ^= is_shared & passed <= STAGES;"),
     )),
     Ablation("no maximum", (_NO_MAXIMUM,)),
     Ablation("no exponentials", (_NO_EXPONENTIALS,)),

@@ -237,7 +237,8 @@ def attention_over(operands: Mapping[str, Tensor], plan: AttentionPlan, variant:
         "offsets": device_offsets(plan.tiles, device),
     }
     parameters = packed(attention_kernels.PARAMETERS, {**given, **counts, "out": out})
-    launch(kernel, "fps_attention", min(multiprocessors(device), streams * count), parameters, device)
+    clusters = min(ceil(multiprocessors(device) / kernel.CLUSTER), streams * ceil(count / kernel.CLUSTER))
+    launch(kernel, "fps_attention", kernel.CLUSTER * clusters, parameters, device)
     return out
 
 

@@ -33,9 +33,10 @@ class AttentionKernel:
     SCORES: what holds q kᵀ. With FP32 every exponential is computed, and P is summed before its rounding; with the
     others P's codes are computed without the exponential unit, and the tensor cores sum them. KEYS: columns of scores,
     128, or 120 where no tile has more tokens, as at Wan's own sizes. PROMOTE: key tiles from one float32 sum to the
-    next. STAGES: key tiles in flight; four fill shared memory.
+    next. STAGES: key tiles in flight; four fill shared memory. CLUSTER: blocks that take neighbouring query tiles; two
+    get a key tile that both want from L2 once.
 
-    Its entry function is `fps_attention`, for any number of blocks: they share the work, and one fills an SM.
+    Its entry function is `fps_attention`, for any number of clusters: they share the work, and a block fills an SM.
 
     ValueError, with the reason, for a combination that is not one of the variants.
     """
@@ -48,6 +49,7 @@ class AttentionKernel:
     PROMOTE: int
     KEYS: int = 128
     STAGES: int = 4
+    CLUSTER: int = 2
 
     def __post_init__(self) -> None:
         short = self.SCORES != "FP32"
@@ -56,6 +58,7 @@ class AttentionKernel:
             (not 2 <= self.STAGES <= 4, "2 STAGES are needed to overlap, and 5 do not fit in shared memory"),
             (self.KEYS not in (120, 128), "tiles have KEYS = 128 slots, of which 120 may be all that is used"),
             (self.SCORES == "INT32" and self.KEYS != 128, "INT8 tensor cores do not multiply 120 columns"),
+            (self.CLUSTER not in (1, 2), "a CLUSTER has 1 block, or 2, of which each copies half of a tile"),
             ((4 if short else 1) != self.PROMOTE, "the emulator and the error table have another PROMOTE"),
         ):
             if wrong:
@@ -78,7 +81,7 @@ class AttentionKernel:
         v = tile + (0 if self.SCORES == "FP32" else 1024)
         out = SLOTS * (2 * HEAD_DIM + 16)
         q = tile + 4 * (SLOTS + HEAD_DIM) + WORK_BYTES + 2 * 8
-        whole = 2 * q + self.STAGES * (tile + v + TRAILER_BYTES + 4 * SLOTS + 4 * 8) + out
+        whole = 2 * q + self.STAGES * (tile + v + TRAILER_BYTES + 4 * SLOTS + 4 * 8) + 2 * 8 + out
         return -(-whole // 1024) * 1024
 
 

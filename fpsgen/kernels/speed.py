@@ -55,19 +55,22 @@ class Counts:
 @dataclass(frozen=True)
 class Roofs:
     """cycles: of a pair of tiles, whatever L2 lets through. query_tile_cycles: what a query tile takes beside its
-    pairs. l2_bytes: of a pair, for each SM."""
+    pairs. l2_bytes: of a pair, for each SM. shared: the share of query tiles that get their key tiles together with a
+    neighbour, so that L2 delivers one for two SMs."""
 
     cycles: float
     query_tile_cycles: float
     l2_bytes: int
 
-    def pair_seconds(self, clock: float, l2: float) -> float:
+    def pair_seconds(self, clock: float, l2: float, shared: float) -> float:
         """Of a pair of tiles on an SM, all SMs working."""
-        return max(self.cycles / clock, self.l2_bytes * SMS / l2)
+        return max(self.cycles / clock, self.l2_bytes * (1 - shared / 2) * SMS / l2)
 
-    def tflops(self, clock: float = CLOCK, l2: float = L2[0], tokens: int = TILE_TOKENS) -> float:
+    def tflops(
+        self, clock: float = CLOCK, l2: float = L2[0], tokens: int = TILE_TOKENS, *, shared: float = 0.0
+    ) -> float:
         """TFLOP/s of pairs of tiles alone; only tokens count, of the 128 slots on both sides."""
-        return 4 * tokens**2 * HEAD_DIM * SMS / self.pair_seconds(clock, l2) / 1e12
+        return 4 * tokens**2 * HEAD_DIM * SMS / self.pair_seconds(clock, l2, shared) / 1e12
 
 
 @dataclass(frozen=True)
@@ -226,11 +229,13 @@ def attention(
     clock: float = CLOCK,
     l2: float = L2[0],
     dram: float = DRAM,
+    shared: float = 0.0,
 ) -> LayerTime:
-    """prologue: bytes of its DRAM, moved at `dram` bytes/s. density: the share of pairs of tiles that are computed."""
+    """prologue: bytes of its DRAM, moved at `dram` bytes/s. density: the share of pairs of tiles that are computed.
+    shared: as `Roofs` has it."""
     query_tiles = work.heads * work.tiles
     pairs = query_tiles * work.tiles * density
-    kernel = (pairs * found.pair_seconds(clock, l2) + query_tiles * found.query_tile_cycles / clock) / SMS
+    kernel = (pairs * found.pair_seconds(clock, l2, shared) + query_tiles * found.query_tile_cycles / clock) / SMS
     before = prologue / dram
     dense = 4 * work.tokens**2 * work.heads * HEAD_DIM / (BF16_TFLOPS * 1e12)
     return LayerTime(kernel, before, dense / (kernel + before))
@@ -269,6 +274,7 @@ def described(kernel: Kernel, functions: Mapping[str, Code], pipes: Pipes) -> di
         "stalls": found.counts.stalls,
         "shared_bytes": found.counts.shared_bytes,
         "l2_bytes": found.l2_bytes,
+        "cluster": kernel.CLUSTER,
         "clock_ghz": CLOCK / 1e9,
         "roofs": rounded(roofs(found)),
         "cycles": round(found.cycles, 1),

@@ -12,6 +12,10 @@ typedef unsigned long long u64;
 #define DEVICE __device__ __forceinline__
 // KERNEL(threads of a block, blocks that an SM should hold): what bounds a thread's registers.
 #define KERNEL(...) extern "C" __global__ void __launch_bounds__(__VA_ARGS__)
+// CLUSTER_KERNEL(blocks of a cluster, ...): the same, of blocks that run on neighbouring SMs at the same time. A grid is a
+// multiple of them.
+#define CLUSTER_KERNEL(BLOCKS, ...) \
+  extern "C" __global__ void __cluster_dims__(BLOCKS, 1, 1) __launch_bounds__(__VA_ARGS__)
 #define PARAMETERS const __grid_constant__
 // Shared memory as one struct: up to 48 KB, or more, which the host must ask for at the launch. 1024 bytes is the
 // alignment that the 128-byte swizzle wants.
@@ -90,6 +94,34 @@ DEVICE void registers_grow() {
 template <int COUNT>
 DEVICE void registers_shrink() {
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(COUNT));
+}
+
+// ---- clusters: blocks that reach each other's shared memory -----------------------------------------------------------
+//
+// A block's rank in its cluster is its number in the grid modulo the cluster's size; it is not read from its register,
+// because the compiler would not know that all threads find the same there.
+
+// Where all threads of all blocks meet, and see what the others wrote before [9.7.13.4].
+DEVICE void cluster_sync() {
+  asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
+}
+// Arrives at the barrier that another block has at this place: it has done with what copies may then overwrite. What this
+// thread *wrote* that block need not see, whence no release at the scope of the cluster, which is a fence of the whole GPU.
+DEVICE void mbarrier_arrive_at(u64* barrier, int rank) {
+  asm volatile(
+      "{\n.reg .b32 there;\nmapa.shared::cluster.u32 there, %0, %1;\n"
+      "mbarrier.arrive.shared::cluster.b64 _, [there];\n}\n" ::"r"(shared_address(barrier)),
+      "r"(rank)
+      : "memory");
+}
+// As bulk_load, read once and copied to the same place in each block whose bit is set in `ranks`; it counts at the
+// barrier of each.
+DEVICE void bulk_load_cluster(void* shared, const void* global, u32 bytes, u64* barrier, u32 ranks) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1], %2, [%3], %4;" ::"r"(
+          shared_address(shared)),
+      "l"(global), "r"(bytes), "r"(shared_address(barrier)), "h"(static_cast<u16>(ranks))
+      : "memory");
 }
 
 // ---- wgmma [9.7.14]: a warpgroup multiplies 64 rows, asynchronously; the instructions are in wgmma.cuh --------------

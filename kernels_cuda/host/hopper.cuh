@@ -4,23 +4,25 @@
 
 #define DEVICE inline
 #define KERNEL(...) inline void
+#define CLUSTER_KERNEL KERNEL
 #define PARAMETERS const
-#define SHARED(TYPE, NAME) TYPE& NAME = *reinterpret_cast<TYPE*>(host::machine.shared)
+#define SHARED(TYPE, NAME) TYPE& NAME = *reinterpret_cast<TYPE*>(host::own_block().shared)
 #define LARGE_SHARED SHARED
 #define threadIdx (host::machine.current->thread)
-#define blockIdx (host::machine.block)
+#define blockIdx (host::own_block().at)
 #define gridDim (host::machine.grid)
 
-// Exports run_<kernel>: every block of a grid; null, or what went wrong. And the size of its parameters and the threads
-// of a block, both of which the code that launches it says once more.
-#define HOST_RUN(KERNEL_NAME, PARAMETERS_TYPE, BLOCK_THREADS, SHARED_TYPE)                                             \
+// Exports run_<kernel>: every block of a grid, by clusters of so many; null, or what went wrong. And the size of its
+// parameters and the threads of a block, both of which the code that launches it says once more.
+#define HOST_RUN(KERNEL_NAME, PARAMETERS_TYPE, CLUSTER_BLOCKS, BLOCK_THREADS, SHARED_TYPE)                             \
   extern "C" const int parameters_of_##KERNEL_NAME = sizeof(PARAMETERS_TYPE);                                          \
   extern "C" const int threads_of_##KERNEL_NAME = BLOCK_THREADS;                                                       \
   extern "C" const char* run_##KERNEL_NAME(const PARAMETERS_TYPE* given, int grid, int seed, int late, int bits) {     \
     static PARAMETERS_TYPE P;                                                                                          \
     P = *given;                                                                                                        \
     auto kernel = [] { KERNEL_NAME(P); };                                                                              \
-    return host::launch(kernel, grid, BLOCK_THREADS, sizeof(SHARED_TYPE), seed, host::Late(late), bits);               \
+    host::Late kind = host::Late(late);                                                                                \
+    return host::launch(kernel, grid, CLUSTER_BLOCKS, BLOCK_THREADS, sizeof(SHARED_TYPE), seed, kind, bits);           \
   }
 
 // ---- mbarrier ------------------------------------------------------------------------------------------------------
@@ -62,24 +64,26 @@ DEVICE void bulk_load(void* shared, const void* global, u32 bytes, u64* barrier)
   check_copy(shared, global, bytes);
   host::shared_offset(shared), host::shared_offset(static_cast<u8*>(shared) + bytes - 1);
   mbarrier_at(barrier);
-  host::machine.copies.push_back({shared, global, bytes, barrier});
+  host::machine.copies.push_back({shared, global, bytes, barrier, &host::own_block(), &host::own_block()});
 }
 DEVICE void fence_async() {}
 
 // ---- warps and blocks ----------------------------------------------------------------------------------------------
 
-DEVICE void barrier_arrive(int id, int threads) {
-  host::NamedBarrier& b = host::machine.barriers[id];
+DEVICE void arrive(host::NamedBarrier& b, int threads) {
   if (++b.arrived == threads) b.arrived = 0, b.generation++;
   host::machine.progress++;
 }
-DEVICE void barrier_sync(int id, int threads) {
-  host::NamedBarrier& b = host::machine.barriers[id];
+DEVICE void arrive_and_wait(host::NamedBarrier& b, int threads) {
   u64 generation = b.generation;
-  barrier_arrive(id, threads);
+  arrive(b, threads);
   host::wait_until([&] { return b.generation != generation; });
 }
-DEVICE void __syncthreads() { barrier_sync(0, static_cast<int>(host::machine.fibers.size())); }
+DEVICE void barrier_arrive(int id, int threads) { arrive(host::own_block().barriers[id], threads); }
+DEVICE void barrier_sync(int id, int threads) { arrive_and_wait(host::own_block().barriers[id], threads); }
+DEVICE void __syncthreads() {
+  barrier_sync(0, static_cast<int>(host::machine.fibers.size() / host::machine.blocks.size()));
+}
 DEVICE float __int_as_float(int x) {
   float y;
   memcpy(&y, &x, 4);
@@ -124,6 +128,27 @@ template <int COUNT>
 DEVICE void registers_grow() {}
 template <int COUNT>
 DEVICE void registers_shrink() {}
+
+// ---- clusters ------------------------------------------------------------------------------------------------------
+
+DEVICE void cluster_sync() {
+  arrive_and_wait(host::machine.cluster, static_cast<int>(host::machine.fibers.size()));
+}
+DEVICE void mbarrier_arrive_at(u64* barrier, int rank) {
+  mbarrier_arrive(host::in_block(host::block_of(rank), barrier));
+}
+DEVICE void bulk_load_cluster(void* shared, const void* global, u32 bytes, u64* barrier, u32 ranks) {
+  check_copy(shared, global, bytes);
+  host::shared_offset(static_cast<u8*>(shared) + bytes - 1);
+  for (u32 rank = 0; ranks >> rank; rank++) {
+    if (!(ranks >> rank & 1)) continue;
+    host::Block& into = host::block_of(rank);
+    u64* there = host::in_block(into, barrier);
+    mbarrier_at(there);
+    host::machine.copies.push_back(
+        {host::in_block(into, static_cast<u8*>(shared)), global, bytes, there, &host::own_block(), &into});
+  }
+}
 
 // ---- wgmma ---------------------------------------------------------------------------------------------------------
 

@@ -1,14 +1,15 @@
-// A Hopper block on a CPU, as far as our kernels can tell: one fiber per CUDA thread, asynchronous work really late.
+// A cluster of Hopper blocks, by default of one, on a CPU, as far as our kernels can tell: one fiber per CUDA thread,
+// asynchronous work really late.
 //
 // What the hardware may do late is done late, so that a missing wait shows in the numbers: bulk copies land at random
-// times, wgmmas read and write at the wait. An adversarial machine is as late as can be with either kind (Late), and
-// quick with the other. Shared memory starts as NaN. Threads that wait for each other for ever are a deadlock, and
-// reported. What it cannot know: fences between proxies, register hazards, speed.
+// times, in each block of a cluster at another, wgmmas read and write at the wait. An adversarial machine is as late as
+// can be with either kind (Late), and quick with the other; one block of its clusters lags as far behind as it can.
+// Shared memory starts as NaN. Threads that wait for each other for ever are a deadlock, and reported. What it cannot
+// know: fences between proxies, register hazards, speed.
 #pragma once
 #include <ucontext.h>
 
 #include <algorithm>
-#include <cstdarg>
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
@@ -38,9 +39,23 @@ struct Wgmma {
   bool accumulate;
 };
 
+struct NamedBarrier {
+  int arrived = 0;
+  u64 generation = 0;
+};
+
+struct Block {
+  Dimension at{0};  // in the grid
+  std::vector<u8> memory;
+  u8* shared = nullptr;
+  NamedBarrier barriers[16];
+  int alive = 0;  // threads
+};
+
 struct Fiber {
   ucontext_t context;
   std::vector<u8> stack;
+  Block* block;
   Dimension thread;
   bool done = false;
   u32 exchange[2] = {0, 0};  // what it brought to the last two warp exchanges
@@ -58,16 +73,12 @@ struct Mbarrier {
   }
 };
 
-struct NamedBarrier {
-  int arrived = 0;
-  u64 generation = 0;
-};
-
 struct Copy {
   void* to;
   const void* from;
   u32 bytes;
   u64* barrier;
+  const Block *by, *into;
 };
 
 // What happens only when no thread can move. With COPIES a missing wait for data shows, with WGMMAS a missing wait for
@@ -75,15 +86,14 @@ struct Copy {
 enum Late { NOTHING, COPIES, WGMMAS };
 
 struct Machine {
-  std::vector<u8> memory;
-  u8* shared = nullptr;
   size_t shared_bytes = 0;
-  Dimension block{0}, grid{0};
-  std::vector<Fiber> fibers;
+  Dimension grid{0};
+  std::vector<Block> blocks;  // of the cluster
+  std::vector<Fiber> fibers;  // of all of them, block after block
   Fiber* current = nullptr;
   ucontext_t scheduler;
   std::map<const void*, Mbarrier> mbarriers;
-  NamedBarrier barriers[16];
+  NamedBarrier cluster;
   std::vector<Copy> copies;
   std::mt19937 random;
   u64 progress = 0;          // grows whenever something happened
@@ -98,12 +108,15 @@ inline Machine machine;
 
 inline void yield() { swapcontext(&machine.current->context, &machine.scheduler); }
 
-// Ends the run; the scheduler does not come back to a machine with a fault.
-inline void fail(const char* format, ...) {
-  va_list arguments;
-  va_start(arguments, format);
-  if (!machine.fault[0]) vsnprintf(machine.fault, sizeof machine.fault, format, arguments);
-  va_end(arguments);
+// The first thing that went wrong ends the run.
+template <class... ARGUMENTS>
+void report(const char* format, ARGUMENTS... arguments) {
+  if (!machine.fault[0]) snprintf(machine.fault, sizeof machine.fault, format, arguments...);
+}
+// The scheduler does not come back to a machine with a fault.
+template <class... ARGUMENTS>
+void fail(const char* format, ARGUMENTS... arguments) {
+  report(format, arguments...);
   while (true) yield();
 }
 
@@ -113,16 +126,30 @@ void wait_until(Condition condition) {
   machine.progress++;
 }
 
+inline Block& own_block() { return *machine.current->block; }
+
 inline u32 shared_offset(const void* p) {
-  u64 offset = static_cast<const u8*>(p) - machine.shared;
+  u64 offset = static_cast<const u8*>(p) - own_block().shared;
   if (offset >= machine.shared_bytes) fail("an address outside shared memory where one inside is wanted");
   return static_cast<u32>(offset);
+}
+
+// The block of this rank in the cluster.
+inline Block& block_of(u32 rank) {
+  if (rank >= machine.blocks.size()) fail("block %u of a cluster of %zu", rank, machine.blocks.size());
+  if (!machine.blocks[rank].alive) fail("block %d of the grid is reached after its end", machine.blocks[rank].at.x);
+  return machine.blocks[rank];
+}
+// What lies in a block's shared memory where `p` lies in this one's.
+template <class TYPE>
+TYPE* in_block(const Block& block, TYPE* p) {
+  return reinterpret_cast<TYPE*>(block.shared + shared_offset(p));
 }
 
 // All 32 threads of a warp bring a value and see all of them.
 inline void warp_exchange(u32 value, u32 (&all)[32]) {
   Fiber* own = machine.current;
-  Fiber* warp = &machine.fibers[own->thread.x & ~31];
+  Fiber* warp = own - own->thread.x % 32;
   own->exchange[own->exchanges & 1] = value;
   u64 count = ++own->exchanges;
   wait_until([=] { return std::all_of(warp, warp + 32, [=](const Fiber& f) { return f.exchanges >= count; }); });
@@ -143,18 +170,29 @@ inline void land(size_t i) {
   machine.progress++;
 }
 
+// This thread is the block's last: nothing that the block waits for, or has others wait for, is under way any more.
+inline void end_of_block(const Block& block) {
+  for (const Copy& copy : machine.copies)
+    if (copy.by == &block || copy.into == &block) report("block %d ended with copies in flight", block.at.x);
+}
+
 template <class Kernel>
-void run_block(const Kernel& kernel, int threads) {
+void run_cluster(const Kernel& kernel, int threads) {
   Machine& m = machine;
-  std::fill(m.memory.begin(), m.memory.end(), 0xff);  // NaN in float, FP16 and E4M3
-  m.mbarriers.clear(), m.copies.clear(), m.wait_for_lull = 0;
-  for (NamedBarrier& barrier : m.barriers) barrier = NamedBarrier();
-  m.fibers.assign(threads, Fiber());
+  m.mbarriers.clear(), m.copies.clear(), m.cluster = NamedBarrier(), m.wait_for_lull = 0;
+  for (Block& block : m.blocks) {
+    std::fill(block.memory.begin(), block.memory.end(), 0xff);  // NaN in float, FP16 and E4M3
+    for (NamedBarrier& barrier : block.barriers) barrier = NamedBarrier();
+    block.alive = threads;
+  }
+  const int all = threads * static_cast<int>(m.blocks.size());
+  m.fibers.assign(all, Fiber());
   static const Kernel* entry;
   entry = &kernel;
-  for (int i = 0; i < threads; i++) {
+  for (int i = 0; i < all; i++) {
     Fiber& fiber = m.fibers[i];
-    fiber.thread.x = i;
+    fiber.block = &m.blocks[i / threads];
+    fiber.thread.x = i % threads;
     fiber.stack.resize(1 << 16);
     getcontext(&fiber.context);
     fiber.context.uc_stack.ss_sp = fiber.stack.data();
@@ -164,40 +202,46 @@ void run_block(const Kernel& kernel, int threads) {
       (*entry)();
       machine.current->done = true;
       machine.progress++;
+      if (--own_block().alive == 0) end_of_block(own_block());
     };
     makecontext(&fiber.context, static_cast<void (*)()>(body), 0);
   }
-  std::vector<int> order(threads);
-  for (int i = 0; i < threads; i++) order[i] = i;
-  for (int alive = threads; alive;) {
+  std::vector<int> order(all);
+  for (int i = 0; i < all; i++) order[i] = i;
+  // The block that moves only when no other one can.
+  const Block* lags = m.blocks.size() > 1 && m.late != NOTHING ? &m.blocks[m.random() % m.blocks.size()] : nullptr;
+  bool lags_now = true;
+  for (int alive = all; alive;) {
     u64 before = m.progress;
     std::shuffle(order.begin(), order.end(), m.random);
     alive = 0;
     for (int i : order) {
       m.current = &m.fibers[i];
       if (m.current->done) continue;
-      swapcontext(&m.scheduler, &m.current->context);
+      if (m.current->block != lags || !lags_now) swapcontext(&m.scheduler, &m.current->context);
       if (m.fault[0]) return;
       alive += !m.current->done;
     }
     bool stuck = m.progress == before;
+    if (lags && lags_now && stuck) {
+      lags_now = false;
+      continue;
+    }
+    lags_now = true;
     if (m.late == COPIES && stuck && !m.copies.empty()) {
       land(m.random() % 2 ? m.copies.size() - 1 : 0);  // the newest or the oldest: either may overtake
     } else if (m.late != COPIES) {
       for (size_t i = 0; i < m.copies.size();) m.late == WGMMAS || m.random() % 3 == 0 ? land(i) : void(i++);
     }
     if (stuck && m.copies.empty() && m.wait_for_lull) m.lulls++, m.progress++, m.wait_for_lull = 0;
-    if (alive && m.progress == before && m.copies.empty()) {
-      snprintf(m.fault, sizeof m.fault, "deadlock: block %d, %d threads wait for ever", m.block.x, alive);
-      return;
-    }
+    if (alive && m.progress == before && m.copies.empty())
+      return report("deadlock: block %d, %d threads wait for ever", m.blocks[0].at.x, alive);
   }
-  if (!m.copies.empty()) snprintf(m.fault, sizeof m.fault, "block %d ended with copies in flight", m.block.x);
 }
 
-// Every block of a grid, one after the other. Null, or what went wrong.
+// Every cluster of a grid, one after the other. Null, or what went wrong.
 template <class Kernel>
-const char* launch(const Kernel& kernel, int grid, int threads, size_t shared_bytes, int seed, Late late,
+const char* launch(const Kernel& kernel, int grid, int cluster, int threads, size_t shared_bytes, int seed, Late late,
                    int accumulator_bits) {
   Machine& m = machine;
   m.fault[0] = 0;
@@ -205,10 +249,17 @@ const char* launch(const Kernel& kernel, int grid, int threads, size_t shared_by
   m.grid.x = grid;
   m.late = late;
   m.accumulator_bits = accumulator_bits;
-  m.memory.assign(shared_bytes + 1024, 0);
-  m.shared = reinterpret_cast<u8*>((reinterpret_cast<uintptr_t>(m.memory.data()) + 1023) & ~uintptr_t(1023));
   m.shared_bytes = shared_bytes;
-  for (m.block.x = 0; m.block.x < grid && !m.fault[0]; m.block.x++) run_block(kernel, threads);
+  if (grid % cluster) report("a grid of %d blocks in clusters of %d", grid, cluster);
+  m.blocks.assign(cluster, Block());
+  for (Block& block : m.blocks) {
+    block.memory.resize(shared_bytes + 1024);
+    block.shared = reinterpret_cast<u8*>((reinterpret_cast<uintptr_t>(block.memory.data()) + 1023) & ~uintptr_t(1023));
+  }
+  for (int first = 0; first < grid && !m.fault[0]; first += cluster) {
+    for (int rank = 0; rank < cluster; rank++) m.blocks[rank].at.x = first + rank;
+    run_cluster(kernel, threads);
+  }
   return m.fault[0] ? m.fault : nullptr;
 }
 

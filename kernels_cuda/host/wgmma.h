@@ -75,7 +75,7 @@ inline void read_operand(Row& row, u64 descriptor, int number) {
     u32 address = start + number / 8 * stride + number % 8 * 128 + 16 * chunk;
     address ^= (address >> 7 & 7) << 4;
     if (address + 16 > machine.shared_bytes) fail("wgmma reads beyond shared memory");
-    memcpy(row.bytes + 16 * chunk, machine.shared + address, 16);
+    memcpy(row.bytes + 16 * chunk, own_block().shared + address, 16);
   }
 }
 
@@ -122,7 +122,7 @@ inline double sum_of_products(const Row& a, const Row& b, float before) {
 // This thread's part of instruction `index` of the oldest group. Threads of a warp have issued the same ones.
 inline void execute(const Fiber& own, size_t index) {
   const Wgmma& w = own.groups.front()[index];
-  const Fiber* warp = &machine.fibers[own.thread.x & ~31];
+  const Fiber* warp = &own - own.thread.x % 32;
   int t = own.thread.x % 128, lane = t % 32, quad = lane % 4;
   bool integers = w.kind == Wgmma::S32_S8;
   const Codes& codes = integers ? int8 : e4m3;

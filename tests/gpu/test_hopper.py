@@ -4,6 +4,8 @@ sources; on streams, in dirty memory, on several cards. `test_hopper_sizes` has 
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from fpsgen.attention.plan import AttentionPlan, KeyTiles
 from fpsgen.attention.sums import Sums
 from fpsgen.attention.tiles import TileGrid
 from fpsgen.bench.attention.check import Oracles, sampled_rows
+from fpsgen.kernels import sm90_attention as kernels
 from tests.gpu.hopper import another_card, tell
 from tests.kernels import cases, host
 from tests.kernels.cases import (
@@ -68,6 +71,16 @@ def test_windows_by_head_over_a_batch(name: str, capsys: pytest.CaptureFixture[s
     errors = emulated_errors(inputs(RAGGED, heads=3, batch=2), plan, name)
     tell(capsys, errors)
     assert min(errors.values()) <= TOLERANCE, errors
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_windows_in_pairs_are_those_of_each_block_alone(name: str) -> None:
+    """Bit for bit, where some pairs share their list and others do not; an odd number of tiles."""
+    tiles = TileGrid((3, 35, 72), (3, 5, 8))  # 7 x 9
+    given, plan = inputs(tiles, heads=3), plan_for(name, tiles, (None, (1, 3, 3)), heads=(0, 1, 1))
+    together = hopper.attention(*given, plan, name)
+    with mock.patch.dict(kernels.VARIANTS, {name: replace(kernels.VARIANTS[name], CLUSTER=1)}):
+        assert torch.equal(hopper.attention(*given, plan, name), together)
 
 
 @pytest.mark.parametrize("name", VARIANTS)

@@ -108,6 +108,7 @@ def of_attention() -> Iterator[Fault]:
          "if (8 * (i / 4) + 2 * quad + (i & 1) >= valid - 1) s[i] = -1e30f;"),
         ("a row too many is stored", "if (first + 2 * i < work.valid)", "if (first + 2 * i <= work.valid)"),
         ("a row too few is stored", "if (first + 2 * i < work.valid)", "if (first + 2 * i + 1 < work.valid)"),
+        *of_clusters(),
         ("k is freed by half of its readers", "k_empty[i], CONSUMER_WARPS)", "k_empty[i], CONSUMER_WARPS / 2)"),
         ("v is freed by half of its readers", "v_empty[i], CONSUMER_WARPS)", "v_empty[i], CONSUMER_WARPS / 2)"),
         ("q is freed by half of its readers", "q_empty[i], CONSUMER_WARPS)", "q_empty[i], CONSUMER_WARPS / 2)"),
@@ -155,6 +156,26 @@ def of_lists() -> Iterator[Fault]:
         ("the last P V without the summary's count", "(all - 1) % PROMOTE", "(count - 1) % PROMOTE"),
     ):  # fmt: skip
         yield Fault(name, ATTENTION, old, new)
+
+
+def of_clusters() -> Iterator[tuple[str, str, str]]:
+    """What two blocks can do wrong to each other."""
+    yield "a block begins before the other is ready", "    cluster_sync();\n", "    __syncthreads();\n"
+    yield "a block leaves before its copies are there", "i < STAGES; i++, kv.next()) mbarrier", "i < 0; i++) mbarrier"
+    yield "the other block's buffer may be full", "    meet(other, parity);\n", ""
+    yield "the other block may be gone", "    meet(&sm.k_other, meetings);\n", ""
+    yield "a meeting is not counted", "      meetings ^= is_shared;\n", ""
+    yield "meetings are counted where there are none", "meetings ^= is_shared;", "meetings ^= 1;"
+    yield "a block tells itself that the other's buffer is empty", "(other, rank() ^ 1)", "(other, rank())"
+    yield "the other block's answer is not waited for", "  mbarrier_wait(other, parity);\n", ""
+    yield "wrong parity for the other's buffer", "mbarrier_wait(other, parity);", "mbarrier_wait(other, parity ^ 1);"
+    yield "both blocks copy the same half", "at = rank() * half;", "at = 0;"
+    yield "a half comes to one block alone", "half, full, 3)", "half, full, 1 << rank())"
+    yield "pairs with two lists share", "IN_PAIRS && list.cols ==", "IN_PAIRS || list.cols =="
+    yield "an odd query tile is left out", "(P.tiles + CLUSTER - 1) / CLUSTER", "P.tiles / CLUSTER"
+    yield "both blocks have the first query tile", "* CLUSTER + rank(),", "* CLUSTER,"
+    yield "each block begins with an item of its own", "return blockIdx.x / CLUSTER;", "return blockIdx.x;"
+    yield "a cluster leaves items out", "return gridDim.x / CLUSTER;", "return gridDim.x;"
 
 
 def of_prologue() -> Iterator[Fault]:

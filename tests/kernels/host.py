@@ -71,9 +71,9 @@ def entries(kernel: Kernel) -> tuple[str, ...]:
     return tuple(name for name in ENTRIES[kernel.SOURCE] if name != "fps_summary" or kernel.defines["SUMMARY"])
 
 
-def exported(entries: tuple[str, ...]) -> str:
+def exported(entries: tuple[str, ...], cluster: int = 1) -> str:
     """The lines that make entry functions callable from here; see HOST_RUN."""
-    return "\n".join(f"HOST_RUN({entry}, Parameters, THREADS, Shared)" for entry in entries)
+    return "\n".join(f"HOST_RUN({entry}, Parameters, {cluster}, THREADS, Shared)" for entry in entries)
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def on_this_machine(
 
     def launch(kernel: Kernel, entry: str, count: int, parameters: np.ndarray, _: torch.device) -> None:
         text = (edited or {}).get(kernel.SOURCE) or (SOURCES / f"{kernel.SOURCE}.cu").read_text()
-        library = build(text, exported(entries(kernel)), kernel.defines)
+        library = build(text, exported(entries(kernel), kernel.defines.get("CLUSTER", 1)), kernel.defines)
         threads = ctypes.c_int.in_dll(library, f"threads_of_{entry}").value
         assert threads == kernel.THREADS, f"{entry} has {threads} threads, and is launched with {kernel.THREADS}"
         run(library, entry, parameters, count, schedule)

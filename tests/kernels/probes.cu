@@ -6,7 +6,7 @@
 #include <tile.cuh>
 
 // `in` is rows of `count` words: operands of a conversion, rounds of a barrier, patterns of a product. A block of a
-// product computes one pattern; every other probe has one block.
+// product computes one pattern; every other probe has one block, or two clusters of two.
 struct Parameters {
   const u32* in;
   u32* out;
@@ -80,6 +80,50 @@ KERNEL(GROUP, 1) probe_bulk_load(PARAMETERS Parameters P) {
     for (int i = thread; i < WORDS; i += GROUP) P.out[round * WORDS + i] = sm.words[i];
     __syncthreads();  // all have read
   }
+}
+
+// ---- clusters ------------------------------------------------------------------------------------------------------
+
+// Each block leaves words and its rank, and takes what the other block of its cluster left, round after round.
+CLUSTER_KERNEL(2, GROUP, 1) probe_cluster_sync(PARAMETERS Parameters P) {
+  for (int round = 0; round < ROUNDS; round++) {
+    int row = round * gridDim.x + blockIdx.x, other = round * gridDim.x + (blockIdx.x ^ 1);
+    P.out[row * GROUP + threadIdx.x] = P.in[row * GROUP + threadIdx.x] + blockIdx.x % 2;
+    cluster_sync();
+    u32 found = P.out[other * GROUP + GROUP - 1 - threadIdx.x];
+    cluster_sync();
+    P.out[row * GROUP + threadIdx.x] = found;
+  }
+}
+
+// Each round fills the words of both blocks: 16 bytes come from the other block, 16 by a copy of one's own, and of the
+// rest each block copies a half into both, once both have told each other that theirs are free.
+CLUSTER_KERNEL(2, GROUP, 1) probe_bulk_load_cluster(PARAMETERS Parameters P) {
+  SHARED(Shared, sm);
+  constexpr int HALF = (WORDS - 8) / 2;
+  int thread = threadIdx.x, rank = blockIdx.x % 2;
+  if (thread == 0) {
+    mbarrier_init(&sm.full, 1);
+    mbarrier_init(&sm.empty, 1);
+    mbarrier_init_done();
+  }
+  cluster_sync();
+  for (int round = 0; round < ROUNDS; round++) {
+    const u32* from = P.in + (round * gridDim.x + blockIdx.x - rank) / 2 * WORDS;
+    if (thread == 0) {
+      mbarrier_arrive_expect(&sm.full, 4 * WORDS);
+      mbarrier_arrive_at(&sm.empty, rank ^ 1);
+      mbarrier_wait(&sm.empty, round & 1);
+      bulk_load_cluster(sm.words, from + 4 * rank, 16, &sm.full, 2 >> rank);
+      bulk_load(sm.words + 4, from, 16, &sm.full);
+      int at = 8 + HALF * rank;
+      bulk_load_cluster(sm.words + at, from + at, 4 * HALF, &sm.full, 3);
+    }
+    mbarrier_wait(&sm.full, round & 1);
+    for (int i = thread; i < WORDS; i += GROUP) P.out[(round * gridDim.x + blockIdx.x) * WORDS + i] = sm.words[i];
+    __syncthreads();  // all have read
+  }
+  cluster_sync();  // nobody ends while another copies from or to it
 }
 
 // ---- warps and blocks ----------------------------------------------------------------------------------------------

@@ -39,15 +39,16 @@ Allowed = Callable[[np.ndarray, Words], np.ndarray]
 class Probe:
     """One kernel of probes.cu: `probe_` and its name.
 
-    inputs: from a generator to 32-bit words [rows, columns]. out: shape of the result in words; where it is not given,
-    a word for each column. numbers: what results are, for `allowed` and for NaN, whose bits nobody reads; None for
-    words that must be equal. signed_zeros: whether -0 and 0 differ.
+    inputs: from a generator to 32-bit words [rows, columns]. cluster: blocks of one. out: shape of the result in words;
+    where it is not given, a word for each column. numbers: what results are, for `allowed` and for NaN, whose bits
+    nobody reads; None for words that must be equal. signed_zeros: whether -0 and 0 differ.
     """
 
     name: str
     inputs: Callable[[np.random.Generator], Words]
     threads: int = GROUP
     blocks: int = 1
+    cluster: int = 1
     out: tuple[int, ...] | None = None
     numbers: str | None = None
     allowed: Allowed | None = None
@@ -130,6 +131,8 @@ THREADS = (
     Probe("mbarrier", given.words(ROUNDS, GROUP // 2), out=(ROUNDS, GROUP // 2)),
     Probe("mbarrier_arrive_warp", given.words(ROUNDS, GROUP // 2), out=(ROUNDS, GROUP // 2)),
     Probe("bulk_load", given.words(ROUNDS, 1024), out=(ROUNDS, 1024)),
+    Probe("cluster_sync", given.words(4 * ROUNDS, GROUP), blocks=4, cluster=2, out=(4 * ROUNDS, GROUP)),
+    Probe("bulk_load_cluster", given.words(2 * ROUNDS, 1024), blocks=4, cluster=2, out=(4 * ROUNDS, 1024)),
     Probe("barrier_sync", given.words(2 * ROUNDS, GROUP), 2 * GROUP, out=(2 * ROUNDS, GROUP)),
     Probe("barrier_arrive", given.words(2 * ROUNDS, GROUP), 2 * GROUP, out=(2 * ROUNDS, GROUP)),
     Probe("shuffle_xor", given.words(1, GROUP), out=(5, GROUP)),
@@ -170,7 +173,7 @@ def on_host(probe: Probe, schedule: Schedule = PLAIN) -> Words:
 
 @cache
 def library() -> ctypes.CDLL:
-    lines = [f"HOST_RUN({probe.entry}, Parameters, {probe.threads}, Shared)" for probe in PROBES.values()]
+    lines = [f"HOST_RUN({one.entry}, Parameters, {one.cluster}, {one.threads}, Shared)" for one in PROBES.values()]
     return host.build(SOURCE.read_text(), "\n".join(lines), {})
 
 

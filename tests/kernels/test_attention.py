@@ -152,6 +152,20 @@ def test_damage_in_a_summary_shows(name: str) -> None:
     assert bool(found[:, :, [0, 3]].isfinite().all())
 
 
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_blocks_in_pairs_compute_what_each_does_alone(name: str, schedule: str) -> None:
+    """Bit for bit: pairs with one list and with two, a tile without a neighbour, summaries, which all pairs share."""
+    tiles = TileGrid((1, 5, 9), (1, 2, 2))  # 3 x 5
+    q, k, v = random_qkv(tiles, heads=4, batch=2)
+    seen = (None, (1, 1, 3), KeyTiles(top=0.3, rest="summary"), KeyTiles((1, 3, 1), rest="summary"))
+    plan = plan_for(name, tiles, seen, heads=(1, 2, 0, 3))
+    together = host.attention(q, k, v, plan, name, blocks=4, schedule=SCHEDULES[schedule])
+    with mock.patch.dict(kernels.VARIANTS, {name: replace(kernels.VARIANTS[name], CLUSTER=1)}):
+        alone = host.attention(q, k, v, plan, name, schedule=SCHEDULES[schedule])
+    assert torch.equal(alone, together)
+
+
 def test_any_number_of_blocks_is_the_same() -> None:
     (q, k, v), plan, _ = mixed("fp8-fp16")
     first, *others = (host.attention(q, k, v, plan, "fp8-fp16", blocks=blocks) for blocks in (1, 7, 48, 60))

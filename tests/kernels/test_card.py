@@ -89,7 +89,7 @@ def test_the_model_reads_what_was_measured(tmp_path: Path) -> None:
 @pytest.mark.parametrize("bits", [13, None], ids=["measured", "exact"])
 def test_the_dump_on_the_cpu_machine_obeys_its_rule(kind: str, with_c: bool, bits: int | None) -> None:
     """The likeliest, or exact sums to nearest; 1e-3: the machine rounds those to FP16 by way of float32."""
-    entries = "\n".join(f"HOST_RUN(sums_{name}, Parameters, THREADS, Shared)" for name in sums.ACCUMULATORS)
+    entries = "\n".join(f"HOST_RUN(sums_{name}, Parameters, 1, THREADS, Shared)" for name in sums.ACCUMULATORS)
     library = host.build(sums.SOURCE.read_text(), entries, {})
 
     def run(entry: str, parameters: np.ndarray, blocks: int) -> None:
@@ -147,11 +147,11 @@ def test_ablations_are_launched_as_the_kernel_is(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(cubins, "call", lambda *given: launched.append(given))
     inputs = Inputs(Shape("tiny", "2x5x9", TileGrid((2, 5, 9), (2, 3, 4)), 2), torch.device("cpu"))
     [fewer] = [one for one in ABLATIONS if one.name == "2 stages"]
-    with host.on_this_machine(blocks=3):
+    with host.on_this_machine(blocks=4):
         times = Measure(inputs)(fewer, "fp8-fp16", b"a cubin")
     assert len(times) == LAUNCHES
     for function, blocks, threads, parameters, shared_bytes in launched:
-        assert (function, blocks, threads) == ((b"a cubin", "fps_attention"), 3, 384)
+        assert (function, blocks, threads) == ((b"a cubin", "fps_attention"), 4, 384)
         assert parameters.dtype == PARAMETERS
         assert shared_bytes == replace(VARIANTS["fp8-fp16"], STAGES=2).shared_bytes
 

@@ -94,6 +94,7 @@ def test_select(tiles: int) -> None:
         ({"SCORES": "FP32"}, "another PROMOTE"),
         ({"STAGES": 5}, "shared memory"),
         ({"STAGES": 1}, "overlap"),
+        ({"CLUSTER": 4}, "1 block, or 2"),
     ],
 )
 def test_other_combinations_are_refused(change: dict, told: str) -> None:

@@ -41,7 +41,7 @@ def test_the_source_as_it_is(late: str) -> None:
         ("v is released before it is read", "wgmmas", "error"),
         ("scores are used before they are there", "nothing", "not finite|error"),
         ("p is packed before the last one is read", "nothing", "error"),
-        ("k is never released", "nothing", "deadlock: block 0, 257 threads wait for ever"),
+        ("k is never released", "nothing", "deadlock: block 0, 514 threads wait for ever"),
         ("a row too few is stored", "nothing", "not finite"),
     ],
 )
@@ -122,23 +122,64 @@ KERNELS = {
       ONE { P.out[2] = d[0]; }""",
 }
 
+# The same by clusters of two.
+CLUSTERS = {
+    "no_such_block": "ONE { mbarrier_arrive_at(&sm.barrier, 2); }",
+    "not_there_yet": "ONE { mbarrier_init(&sm.barrier, 1); mbarrier_arrive_at(&sm.barrier, (blockIdx.x ^ 1) % 2); }",
+    "gone": """
+      ONE { mbarrier_init(&sm.barrier, 1); }
+      cluster_sync();
+      ONE { sm.a[0] = P.out[0]++ > 0; }
+      __syncthreads();
+      if (!sm.a[0]) return;  // the first of both ends
+      for (int i = 0; i < 100; i++) warp_sync();
+      ONE { mbarrier_arrive_at(&sm.barrier, (blockIdx.x ^ 1) % 2); }""",
+    "met_by_half": "if (threadIdx.x < 64) cluster_sync();",
+    # Who waits for what came to it, and ends before the same copy has come to the other.
+    "leaves_early": """
+      ONE { mbarrier_init(&sm.barrier, 1); mbarrier_arrive_expect(&sm.barrier, 16); }
+      cluster_sync();
+      if (blockIdx.x % 2 == 1) ONE { bulk_load_cluster(sm.a, P.in, 16, &sm.barrier, 3); }
+      mbarrier_wait(&sm.barrier, 0);
+      if (blockIdx.x % 2 == 0) cluster_sync();""",
+    "from_the_other": """
+      ONE { mbarrier_init(&sm.barrier, 1); mbarrier_arrive_expect(&sm.barrier, 16); }
+      cluster_sync();
+      ONE {
+        bulk_load_cluster(sm.a, P.in, 16, &sm.barrier, 2 >> blockIdx.x % 2);
+        P.out[blockIdx.x % 2] = sm.a[3];
+      }
+      mbarrier_wait(&sm.barrier, 0);
+      ONE { P.out[2 + blockIdx.x % 2] = sm.a[3]; }
+      cluster_sync();""",
+    # How many blocks have begun when one ends.
+    "in_step": """
+      ONE { P.out[0]++; }
+      for (int i = 0; i < 9; i++) warp_sync();
+      ONE { P.out[1 + blockIdx.x % 2] = P.out[0]; }""",
+}
+
 
 @cache
 def library() -> ctypes.CDLL:
     kernels = [
-        f"KERNEL(128, 1) {name}(PARAMETERS Parameters P) {{ SHARED(Shared, sm); (void)P, (void)sm; {body} }}"
-        for name, body in KERNELS.items()
+        f"{how} {name}(PARAMETERS Parameters P) {{ SHARED(Shared, sm); (void)P, (void)sm; {body} }}"
+        for how, bodies in (("KERNEL(128, 1)", KERNELS), ("CLUSTER_KERNEL(2, 128, 1)", CLUSTERS))
+        for name, body in bodies.items()
     ]
-    exported = [f"HOST_RUN({name}, Parameters, 128, Shared)" for name in KERNELS]
+    exported = [
+        f"HOST_RUN({name}, Parameters, {1 if name in KERNELS else 2}, 128, Shared)" for name in (*KERNELS, *CLUSTERS)
+    ]
     return host.build("\n".join([PROBES, "#define ONE if (threadIdx.x == 0)", *kernels]), "\n".join(exported), {})
 
 
-def run(name: str, late: str = "nothing") -> np.ndarray:
+def run(name: str, late: str = "nothing", blocks: int = 0) -> np.ndarray:
     """What a kernel wrote; its 16 bytes to read are 5."""
     given, out = np.full(32, 5, np.uint8), np.zeros(4, np.float32)
     at = -given.ctypes.data % 16
     parameters = np.array([given.ctypes.data + at, out.ctypes.data], np.uint64)
-    host.run(library(), name, parameters, 1, Schedule(late=late))  # type: ignore[arg-type]
+    blocks = blocks or (1 if name in KERNELS else 2)
+    host.run(library(), name, parameters, blocks, Schedule(late=late))  # type: ignore[arg-type]
     return out
 
 
@@ -154,11 +195,35 @@ def run(name: str, late: str = "nothing") -> np.ndarray:
         ("no_swizzle", "a descriptor without the 128-byte swizzle: only that is modelled"),
         ("waits", "deadlock: block 0, 128 threads wait for ever"),
         ("left_out", "deadlock: block 0, 127 threads wait for ever"),
+        ("no_such_block", "block 2 of a cluster of 2"),
+        ("not_there_yet", "an mbarrier that was not initialised"),
+        ("gone", "block [01] of the grid is reached after its end"),
+        ("met_by_half", "deadlock: block 0, 128 threads wait for ever"),
+        ("leaves_early", "block 1 ended with copies in flight|deadlock: block 0, 128 threads wait for ever"),
     ],
 )
 def test_what_nobody_may_do(name: str, told: str) -> None:
-    with pytest.raises(AssertionError, match=f"^{told}$"):
+    with pytest.raises(AssertionError, match=f"^({told})$"):
         run(name, "copies")
+
+
+def test_a_grid_is_whole_clusters() -> None:
+    with pytest.raises(AssertionError, match="a grid of 3 blocks in clusters of 2"):
+        run("in_step", blocks=3)
+
+
+@pytest.mark.parametrize("late", host.LATE)
+def test_a_block_s_copy_lands_in_the_other(late: str) -> None:
+    found = run("from_the_other", late)
+    assert found[2:].tolist() == [5, 5]
+    assert late != "copies" or found[:2].tolist() == [255, 255]
+
+
+def test_a_block_of_an_adversarial_cluster_lags() -> None:
+    """The other one has ended before it begins, unless they meet."""
+    assert run("in_step", "nothing")[1:3].tolist() == [2, 2]
+    for late in host.LATE[1:]:
+        assert sorted(run("in_step", late)[1:3]) == [1, 2]
 
 
 def test_nobody_finds_zeros() -> None:

@@ -128,6 +128,20 @@ def barrier_arrive(words: Words) -> Words:
     return np.stack(found[:-1])
 
 
+def cluster_sync(words: Words) -> Words:
+    """What the other block of two left, from its other end, and which of them it is."""
+    rank = np.arange(2, dtype=np.uint32)[:, None]
+    return (words.reshape(-1, 2, 128) + rank)[:, ::-1, ::-1].reshape(-1, 128)
+
+
+def bulk_load_cluster(words: Words) -> Words:
+    """The same in both blocks but for the first words, which the other one chose."""
+    found = words.repeat(2, 0)
+    found[0::2, :4], found[1::2, :4] = words[:, 4:8], words[:, :4]
+    found[:, 4:8] = words[:, :4].repeat(2, 0)
+    return found
+
+
 def registers(words: Words) -> Words:
     few, many = words[0, :128], words[0, 128:].reshape(200, 256)
     return np.concatenate([few + 1, (many + 3 * many[::-1]).reshape(-1)])
@@ -161,6 +175,8 @@ ORACLES: dict[str, Callable[[Words], Words]] = {
     "mbarrier": lambda words: words[:, ::-1],
     "mbarrier_arrive_warp": lambda words: words[:, ::-1],
     "bulk_load": lambda words: words,
+    "cluster_sync": cluster_sync,
+    "bulk_load_cluster": bulk_load_cluster,
     "barrier_sync": lambda words: words[:, ::-1],
     "barrier_arrive": barrier_arrive,
     "shuffle_xor": lambda words: np.stack([words[0, np.arange(128) ^ 1 << i] for i in range(5)]),
@@ -195,7 +211,10 @@ ORACLES: dict[str, Callable[[Words], Words]] = {
 }
 
 
-ORDERED = ("mbarrier", "mbarrier_arrive_warp", "bulk_load", "barrier_sync", "barrier_arrive")
+ORDERED = (
+    *("mbarrier", "mbarrier_arrive_warp", "bulk_load", "cluster_sync", "bulk_load_cluster"),
+    *("barrier_sync", "barrier_arrive"),
+)
 
 
 @pytest.mark.parametrize("probe", PROBES.values(), ids=str)
@@ -247,6 +266,8 @@ INSTRUCTIONS: dict[str, list[str]] = {
     "mbarrier": _MBARRIER,
     "mbarrier_arrive_warp": _MBARRIER,
     "bulk_load": [*_MBARRIER, r"UBLKCP\.S\.G"],
+    "cluster_sync": [r"UCGABAR_ARV", r"UCGABAR_WAIT"],
+    "bulk_load_cluster": [r"UBLKCP\.S\.G\.MULTICAST", r"SYNCS\.ARRIVE\.TRANS64\.RED\.A1T0", r"UCGABAR_WAIT"],
     "barrier_sync": [r"BAR\.SYNC"],
     "barrier_arrive": [r"BAR\.SYNC", r"BAR\.ARV"],
     "shuffle_xor": [rf"SHFL\.BFLY PT, .*, 0x{1 << i:x}, 0x1f" for i in range(5)],
@@ -300,6 +321,8 @@ def test_the_instructions(probe: Probe, code: dict[str, str]) -> None:
     text = code[probe.entry]
     for pattern in [] if probe.name in PRODUCTS and probe.name != "wgmma_groups" else INSTRUCTIONS[probe.name]:
         assert re.search(pattern, text), pattern
+    if probe.name == "bulk_load_cluster":  # at its two meetings, but not in its rounds, a fence of the whole GPU
+        assert text.count("MEMBAR.ALL.GPU") == text.count("UCGABAR_ARV") == 2
     expected = PRODUCTS.get(probe.name, ())
     assert [len(re.findall(pattern, text)) for pattern in expected] == [4] * len(expected)
     assert len(re.findall(r"\b[QIH]GMMA\b", text)) == 4 * len(expected)
@@ -345,8 +368,9 @@ def test_what_differs_is_noticed() -> None:
 @pytest.mark.parametrize("probe", PROBES.values(), ids=str)
 def test_launch_bounds_are_the_probes_blocks(probe: Probe) -> None:
     bound = {"GROUP": 128, "2 * GROUP": 256, "3 * GROUP": 384}
-    found = re.search(rf"KERNEL\((.*), 1\) {probe.entry}\(", probes.SOURCE.read_text())
-    assert bound[found[1] if found else "GROUP"] == probe.threads  # those that a macro makes have one group
+    found = re.search(rf"KERNEL\((?:(\d), )?((?:\d \* )?GROUP), 1\) {probe.entry}\(", probes.SOURCE.read_text())
+    cluster, group = found.groups() if found else (None, "GROUP")  # those that a macro makes have one group
+    assert (bound[group], int(cluster or 1)) == (probe.threads, probe.cluster)
 
 
 @pytest.fixture

@@ -171,6 +171,9 @@ def test_no_replay_is_faster_than_what_it_is_made_of(name: str) -> None:
     assert found.tflops(l2=speed.L2[0]) <= found.tflops(l2=speed.L2[1]) <= found.tflops(speed.CLOCKS[1], 1e99)
     dense, sparse = (speed.attention(found, 0, density) for density in (1.0, 1 / 6))
     assert 1 < dense.kernel / sparse.kernel < 6  # ends of query tiles stay
+    in_pairs, computed = (speed.attention(found, 0, 1.0, **own).kernel for own in ({"shared": 1.0}, {"l2": 1e99}))
+    assert computed == in_pairs <= dense.kernel  # half of its bytes do not bind
+    assert (dense.kernel > 1.1 * in_pairs) == (found.cycles < 1150)
     assert speed.attention(found, 10**10, 1 / 6).ratio < sparse.ratio
     assert speed.attention(found, 10**10, 1 / 6, dram=1e12).prologue == pytest.approx(0.01)
 
