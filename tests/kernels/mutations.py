@@ -75,7 +75,7 @@ def attention_checks() -> Iterator[tuple[str, Callable[[str], None]]]:
         for late in host.LATE:
             yield f"{name}, tiles by content, {late} late", partial(by_content, name=name, late=late)
         yield f"{name}, a summary after full tiles", partial(full_summary, name=name)
-    yield "int8-int32, two summary tiles", partial(two_summary_tiles, name="int8-int32")
+    yield "fp8-fp16, two summary tiles", partial(two_summary_tiles, name="fp8-fp16")  # of tiles of 120 keys or fewer
 
 
 def ragged(
