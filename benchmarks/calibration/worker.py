@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import replace
 
+import numpy as np
 import torch
 
 from fpsgen import assets, metrics
@@ -79,3 +80,14 @@ class Worker:
                 renderer.journal.drop(f"{name}-step")
             found.append(float(kept["error"][0]))
         return found
+
+    @classmethod
+    @torch.inference_mode()
+    def frames(cls, spec: Spec, contenders: list[Plans]) -> list[np.ndarray]:
+        """uint8 frames of one clip, BF16's and each contender's."""
+        clip, renderer = cls._clip(spec)
+        checker = Checker(renderer, [clip], cls.vae, 0)
+        for plans in contenders:
+            checker.check(plans)
+        pairs = [checker.frames(plans, 0) for plans in contenders]
+        return [pairs[0][0], *(ours for _, ours in pairs)]

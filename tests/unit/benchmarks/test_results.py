@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from benchmarks import numerics, pocket_plans, slots
+from benchmarks import grades, numerics, pocket_plans, slots
 from benchmarks.calibration import page as calibration
 from benchmarks.record import RESULTS
 from fpsgen import assets
@@ -21,6 +21,7 @@ def maker(name: str) -> Callable[[dict], str]:
     """What makes a page of its results."""
     return {
         "calibration": calibration.document,
+        "grades": grades.document,
         "numerics": numerics.document,
         "pocket-plans": pocket_plans.document,
         "slots": slots.document,
