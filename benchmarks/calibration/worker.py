@@ -47,7 +47,7 @@ class Worker:
         cls.negative = cls.encoder.encode(cls.job.settings.negative).text
 
     @classmethod
-    def _clip(cls, spec: Spec) -> tuple[Clip, Renderer]:
+    def clip(cls, spec: Spec) -> tuple[Clip, Renderer]:
         prompt, seed = spec
         key = {"benchmark": spec, "weights": cls.transformer.fingerprint(), "torch": torch.__version__}
         journal = Journal(assets.cache("calibration-benchmark"), key)
@@ -59,7 +59,7 @@ class Worker:
     @torch.inference_mode()
     def check(cls, spec: Spec, contenders: list[Plans]) -> list[Checked]:
         """Error and PSNR of one clip with each contender."""
-        clip, renderer = cls._clip(spec)
+        clip, renderer = cls.clip(spec)
         checker = Checker(renderer, [clip], cls.vae, 0)
         return [checker.check(plans)[0] for plans in contenders]
 
@@ -67,7 +67,7 @@ class Worker:
     @torch.inference_mode()
     def errors(cls, spec: Spec, contenders: list[Plans]) -> list[float]:
         """The error of one clip's latents with each contender."""
-        clip, renderer = cls._clip(spec)
+        clip, renderer = cls.clip(spec)
         dense = [renderer.dense] * cls.job.settings.steps
         _, exact = renderer.render(clip, "dense", dense)
         found = []
@@ -85,7 +85,7 @@ class Worker:
     @torch.inference_mode()
     def frames(cls, spec: Spec, contenders: list[Plans]) -> list[np.ndarray]:
         """uint8 frames of one clip, BF16's and each contender's."""
-        clip, renderer = cls._clip(spec)
+        clip, renderer = cls.clip(spec)
         checker = Checker(renderer, [clip], cls.vae, 0)
         for plans in contenders:
             checker.check(plans)

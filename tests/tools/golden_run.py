@@ -1,11 +1,12 @@
 """The pocket model's latents of one prompt and seed, kept so that later code can be held to them.
 
-python -m tests.tools.golden_run        # writes them anew: only where a change is meant to change videos
+python -m tests.tools.golden_run quality        # writes it anew: only where a change is meant to change videos
 """
 
 from __future__ import annotations
 
 import contextlib
+import sys
 from pathlib import Path
 
 import torch
@@ -14,7 +15,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 FOLDER = Path(__file__).resolve().parents[1] / "golden"
-PRESETS = ("bf16", "quality")
+WINDOWS = Path(__file__).resolve().parents[2] / "benchmarks" / "former" / "pocket-quality.toml"
+PRESETS = ("bf16", "windows", "quality")
 PROMPT, SEED = "a cat surfing", 1
 
 
@@ -24,17 +26,20 @@ def surroundings() -> dict[str, str]:
 
 
 def make(preset: str) -> Tensor:
-    """The final latents, [1, 16, T, h, w]."""
+    """The final latents, [1, 16, T, h, w]; windows: by a preset without tiles chosen by content."""
     from fpsgen import pipeline
     from fpsgen.events import Denoised
-    from fpsgen.presets import BF16, shipped
+    from fpsgen.presets import BF16, file, shipped
     from fpsgen.request import Request
     from fpsgen.target import Target
     from fpsgen.weights import models
 
     model = models.find("pocket")
     own = model.defaults
-    chosen = BF16 if preset == "bf16" else shipped.of_grade(preset, model.family, own.width, own.height)
+    if preset == "windows":
+        chosen = file.parse(WINDOWS.read_bytes(), WINDOWS.name)
+    else:
+        chosen = BF16 if preset == "bf16" else shipped.of_grade(preset, model.family, own.width, own.height)
     request = Request(PROMPT, own, SEED, Path("none.mp4"), chosen)
     target = Target(torch.device("cpu"), torch.float32, torch.bfloat16)
     with contextlib.closing(pipeline.generate([request], model, target)) as events:
@@ -48,5 +53,5 @@ def read(preset: str) -> tuple[Tensor, dict[str, str]]:
 
 
 if __name__ == "__main__":
-    for name in PRESETS:
+    for name in sys.argv[1:] or PRESETS:
         save_file({"latents": make(name)}, FOLDER / f"pocket-{name}.safetensors", metadata=surroundings())

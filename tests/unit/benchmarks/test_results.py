@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from benchmarks import grades, numerics, pocket_plans, slots
+from benchmarks import grades, numerics, pairs, pocket_plans, slots
 from benchmarks.calibration import page as calibration
 from benchmarks.record import RESULTS
 from fpsgen import assets
@@ -22,6 +22,7 @@ def maker(name: str) -> Callable[[dict], str]:
     return {
         "calibration": calibration.document,
         "grades": grades.document,
+        "pairs": pairs.document,
         "numerics": numerics.document,
         "pocket-plans": pocket_plans.document,
         "slots": slots.document,
