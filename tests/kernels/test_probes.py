@@ -337,13 +337,10 @@ def test_every_wrapper_has_a_probe() -> None:
     device = host.SOURCES / "device"
     headers = (device / "hopper.cuh").read_text() + (device / "wgmma.cuh").read_text()
     names = set(re.findall(r"^DEVICE [\w ]+?\b(\w+)\(", headers, re.MULTILINE))
-    assert len(names) > 30
     assert names >= INTERNAL
     source = re.sub(r"//.*", "", probes.SOURCE.read_text())
-    called = set(re.findall(r"\b(\w+)(?:<\w+>)?\(", source)) | set(
-        re.findall(r"^PROBE_\w+\((\w+),", source, re.MULTILINE)
-    )
-    assert names - INTERNAL - called == set()
+    made_by_macros = re.findall(r"^PROBE_\w+\((\w+),", source, re.MULTILINE)
+    assert names - INTERNAL - {*re.findall(r"\b(\w+)(?:<\w+>)?\(", source), *made_by_macros} == set()
     assert set(re.findall(r"#include <(.*)>", source)) == {"hopper.cuh", "tile.cuh"}
     assert "asm" not in source
 
