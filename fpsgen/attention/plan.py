@@ -113,13 +113,6 @@ class AttentionPlan:
         return any(own.rest == "summary" for own in self.key_tiles)
 
     @property
-    def windows(self) -> tuple[Shape3 | None, ...]:
-        """`seen`, for what runs windows only. ValueError where there is anything else."""
-        if not self.has_windows_only:
-            raise ValueError(f"windows alone are computed here, and the plan is {self}")
-        return tuple(own.window for own in self.key_tiles)
-
-    @property
     def is_dense(self) -> bool:
         return self.seen == (None,)
 

@@ -79,7 +79,7 @@ def test_every_step_and_layer_runs_its_plan(run: Runner, preset: Path, monkeypat
     run(steps=6, shift=1, preset=preset)
     layers = 2
     assert len(ran) == 4 * layers  # the dense steps go to SDPA
-    assert {(plan.windows, plan.qk, plan.pv) for plan in ran} == {(((2, 1, 1),), "int8", "fp8")}
+    assert {(plan.seen, plan.qk, plan.pv) for plan in ran} == {(((2, 1, 1),), "int8", "fp8")}
 
 
 def test_verbose_says_what_runs_where_and_why(run: Runner, preset: Path) -> None:
@@ -161,7 +161,7 @@ def test_layers_and_heads_run_their_own(run: Runner, preset: Path, monkeypatch: 
     monkeypatch.setattr(reference, "attention", lambda q, k, v, plan: ran.append(plan) or real(q, k, v, plan))
     preset.write_text(LAYERS)
     report = run(steps=3, preset=preset)
-    assert {(plan.windows, plan.heads, plan.qk) for plan in ran} == {(((2, 1, 1), (1, 1, 3)), (0, 1), "int8")}
+    assert {(plan.seen, plan.heads, plan.qk) for plan in ran} == {(((2, 1, 1), (1, 1, 3)), (0, 1), "int8")}
     assert len(ran) == 3  # the second layer's, at each step; the first goes to SDPA
     # A window of 2 x 1 x 1 of 2 x 2 x 3 tiles keeps 1/6, one of 1 x 1 x 3 keeps 1/4.
     assert report["attention"]["density"] == pytest.approx((1 + (1 / 6 + 1 / 4) / 2) / 2, abs=1e-6)

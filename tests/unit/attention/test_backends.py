@@ -56,7 +56,7 @@ def visible(tiles: TileGrid, window: Shape3 | None) -> Tensor:
 
 def by_hand(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan) -> Tensor:
     """The whole score matrix in float64, masked; q, k, v already rounded."""
-    masks = [visible(plan.tiles, window) for window in plan.windows]
+    masks = [visible(plan.tiles, own.window) for own in plan.key_tiles]
     which = plan.heads or (0,) * q.shape[2]
     scores = torch.einsum("bqhd,bkhd->bhqk", q.double(), k.double()) / math.sqrt(q.shape[3])
     scores = scores.masked_fill(~torch.stack([masks[i] for i in which]), -torch.inf)

@@ -56,7 +56,7 @@ def test_a_schedule_at_720p_takes_little_memory() -> None:
     schedule = preset.schedule([1 - i / 50 for i in range(50)], HD, 40, 40)
     tensors, rows = {}, {}
     for plan in (plan for step in schedule for plan in step.attention):
-        for window in plan.windows:
+        for window in (own.window for own in plan.key_tiles):
             if window is not None:
                 lists = key_lists(HD, window)
                 tensors |= {x.data_ptr(): x.nbytes for x in (lists.row_ptr, lists.cols, lists.list_of)}

@@ -162,8 +162,16 @@ def test_who_runs_it(seen: KeyTiles, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [other for other, _ in choice.refused] == ["dense", "hopper", "flex"]
 
 
-def test_the_choice_comes_before_rounding_and_smoothing() -> None:
-    """So that a precision never changes which tiles are seen."""
-    q, k, _ = random_qkv(RAGGED)
-    own = reference.key_tiles(q, k, TOP, RAGGED)
-    assert torch.equal(own, select.best(select.means(q, RAGGED), select.means(k, RAGGED), 4))
+@pytest.mark.parametrize("seen", [TOP, TOP_SUMMARY], ids=str)
+def test_the_choice_comes_before_rounding(seen: KeyTiles) -> None:
+    """So that a precision never changes which tiles are seen, where the means of rounded q and k would."""
+    q, k, v = random_qkv(RAGGED)
+    plan = AttentionPlan(RAGGED, (seen,), (), "fp8", "fp8")
+    exact, rounded = (
+        select.best(select.means(x, RAGGED), select.means(y, RAGGED), 4)
+        for x, y in ((q, k), reference.rounded(q, k, v, plan)[:2])
+    )
+    assert not torch.equal(exact, rounded)
+    found = reference.attention(q, k, v, plan)
+    assert torch.equal(found, reference.attention(q, k, v, plan, {0: exact}))
+    assert not torch.equal(found, reference.attention(q, k, v, plan, {0: rounded}))

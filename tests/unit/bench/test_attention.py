@@ -50,7 +50,7 @@ def test_a_density_has_the_window_that_a_preset_gives_it(res: str) -> None:
     for text, window in chosen_windows(tiles, DENSITIES).items():
         phase = f"format = 1\n[[phase]]\nsigma = [1.0, 0.0]\ndensity = {float(Fraction(text))}\n"
         (step,) = file.parse(phase.encode(), "mine.toml").schedule([1.0], tiles, 1, 40)
-        assert step.attention[0].windows == (window,), text
+        assert step.attention[0].seen == (window,), text
 
 
 def test_a_window_is_measured_once() -> None:

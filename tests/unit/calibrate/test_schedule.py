@@ -136,4 +136,4 @@ def test_a_window_that_spans_its_axis_spans_a_longer_one_as_far_as_odd_lengths_g
     made = schedule.preset(found, candidates, phases, "made.toml", "pocket")
     check(made, found, candidates, phases, 2)
     (step,) = made.plans(longer, 2, 2).values()
-    assert [plan.windows for plan in step.attention] == [((5, 1, 1),), ((5, 1, 1), (5, 1, 3))]
+    assert [plan.seen for plan in step.attention] == [((5, 1, 1),), ((5, 1, 1), (5, 1, 3))]

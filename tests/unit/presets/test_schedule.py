@@ -105,10 +105,10 @@ def test_equal_plans_are_one() -> None:
         ("qk = 'fp8'", {"qk": "fp8"}),
         ("pv = 'bf16'", {"pv": "bf16"}),
         ("smooth_k = false", {"smooth_k": False}),
-        ("window = [1, 3, 3]", {"windows": ((1, 3, 3),)}),
-        ("window = 'dense'", {"windows": (None,)}),
-        ("heads = 'ab'", {"windows": ((3, 3, 3), (1, 1, 3)), "heads": (0, 1)}),
-        ("heads = 'ba'", {"windows": ((1, 1, 3), (3, 3, 3)), "heads": (0, 1)}),
+        ("window = [1, 3, 3]", {"seen": ((1, 3, 3),)}),
+        ("window = 'dense'", {"seen": (None,)}),
+        ("heads = 'ab'", {"seen": ((3, 3, 3), (1, 1, 3)), "heads": (0, 1)}),
+        ("heads = 'ba'", {"seen": ((1, 1, 3), (3, 3, 3)), "heads": (0, 1)}),
     ],
 )
 def test_plans_that_differ_in_one_thing_stay_two(own: str, expected: dict) -> None:
@@ -118,7 +118,7 @@ def test_plans_that_differ_in_one_thing_stay_two(own: str, expected: dict) -> No
     windows = "[windows]\na = [3, 3, 3]\nb = [1, 1, 3]\n" if "heads" in own else ""
     preset = parse("format = 1\n" + said.format("1.0, 0.5", "qk = 'int8'") + said.format("0.5, 0.0", own) + windows)
     first, second = (step.attention[1] for step in preset.plans(TILES, 2, 2).values())
-    fields: dict = {"windows": ((3, 3, 3),), "heads": (), "qk": "int8", "pv": "fp8", "smooth_k": True}
+    fields: dict = {"seen": ((3, 3, 3),), "heads": (), "qk": "int8", "pv": "fp8", "smooth_k": True}
     for plan, wanted in ((first, fields), (second, fields | expected)):
         assert {name: getattr(plan, name) for name in fields} == wanted
     assert len({first, second}) == 2
@@ -130,7 +130,7 @@ def test_heads_that_exchange_windows_are_two_plans() -> None:
     windows = "[windows]\na = [3, 3, 3]\nb = [1, 1, 3]\n"
     preset = parse("format = 1\n" + said.format("1.0, 0.5", "ab") + said.format("0.5, 0.0", "ba") + windows)
     plans = [step.attention[0] for step in preset.plans(TILES, 1, 2).values()]
-    seen = [[plan.windows[index] for index in plan.heads] for plan in plans]
+    seen = [[plan.seen[index] for index in plan.heads] for plan in plans]
     assert seen == [[(3, 3, 3), (1, 1, 3)], [(1, 1, 3), (3, 3, 3)]]
 
 
