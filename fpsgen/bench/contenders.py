@@ -24,8 +24,7 @@ from fpsgen.wan.plan import StepPlan
 class VideoContender:
     """fpsgen; `by_diffusers` has another program. name: as the user gave it. plan: the video, and how fpsgen makes it;
     the other program shares its request, model and target. All contenders have the same settings, but some have fewer
-    steps. kernel: what computes dense attention; None for what
-    `generate` runs."""
+    steps. kernel: what computes dense attention; None for what `generate` runs."""
 
     name: str
     plan: VideoPlan

@@ -18,7 +18,7 @@ def fewer_steps(name: str) -> int | None:
     number."""
     if not name.startswith(STEPS):
         return None
-    if not (match := re.fullmatch(STEPS + "0*([1-9][0-9]{0,3})", name, re.ASCII)):
+    if not (match := re.fullmatch(STEPS + "([1-9][0-9]{0,3})", name, re.ASCII)):
         usage = f"write a whole number of steps from 1 to the video's own: {option('compare', STEPS + '13')}"
         raise UsageError(f"{option('compare', name)} does not name a number of steps", hint=usage)
     return int(match[1])

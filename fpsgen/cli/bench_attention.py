@@ -54,10 +54,9 @@ def attention(
     """Measure attention alone, on a CUDA GPU, at Wan2.1's shapes.
 
     The contenders are torch's backends, other packages and our kernels. Sparse attention sees windows and, with --top,
-    tiles chosen by their content. Every result is checked on sampled rows before
-    it is timed. No checkpoint is needed. For several models, sizes, shares or variants, repeat the option, or
-    separate values with commas. The exit code is 1 if a contender failed, gave a wrong result, or could not be timed
-    before the end.
+    tiles chosen by their content. Every result is checked on sampled rows before it is timed. No checkpoint is needed.
+    For several models, sizes, shares or variants, repeat the option, or separate values with commas. The exit code is 1
+    if a contender failed, gave a wrong result, or could not be timed before the end.
     """
     from fpsgen.kernels.sm90_attention import VARIANTS, variant_named
     from fpsgen.wan.config import FAMILIES
@@ -130,7 +129,8 @@ def check_share(option: str, text: str, what: str) -> None:
         Fraction(text)
     except (ValueError, ZeroDivisionError):
         raise UsageError(
-            f"{option} {text[:40]} is not a share of {what}", hint="give a number up to 1, such as 1/4 or 0.25"
+            f"{option} {text[:40]} is not a share of {what}",
+            hint="give a number above 0, at most 1, such as 1/4 or 0.25",
         ) from None
 
 

@@ -125,7 +125,7 @@ def _preset(table: dict[str, Any], name: str, lines: Lines) -> Preset:
     windows = {}
     for letter, value in said.get("windows", {}).items():
         if not re.fullmatch(r"\w", letter):  # of any alphabet: calibration may need more than 63
-            raise _Fault(f"the window {quoted(letter)} must be called by one letter, digit or _", "windows", letter)
+            raise _Fault(f"{quoted(letter)} must be one letter, digit or _", "windows", letter)
         windows[letter] = _letter(_value((is_letter, ""), value, "windows", letter), "windows", letter)
     if not 0 < len(said["phase"]) <= _MOST_PHASES:
         raise _Fault(f"it has {len(said['phase'])} phases; 1 to {_MOST_PHASES} are read", "phase")
@@ -137,7 +137,7 @@ def _preset(table: dict[str, Any], name: str, lines: Lines) -> Preset:
         raise _Fault(reason, "phase", len(phases) - 1, "sigma")
     used = {letter for phase in phases for own in (phase, *phase.layers) for letter in own.heads}
     if unused := sorted(set(windows) - used):
-        raise _Fault(f"no heads use the window {unused[0]}", "windows", unused[0])
+        raise _Fault(f"no heads use the letter {unused[0]}", "windows", unused[0])
     paths: dict[str, Names] = {"model": ("model",), **{f"windows.{letter}": ("windows", letter) for letter in windows}}
     return Preset(
         name=name,
@@ -200,7 +200,7 @@ def _setting(
     for letter in said.get("heads", ""):
         if letter != DENSE_HEAD and letter not in windows:
             known = ", ".join((*sorted(windows), f"{DENSE_HEAD} for dense"))
-            raise _Fault(f"heads names a window {quoted(letter)}; there are {known}", *path, "heads")
+            raise _Fault(f"heads has a letter {quoted(letter)}; there are {known}", *path, "heads")
     own = inherited | ({"window": None, "density": None, "top": None, "heads": ""} if given else {})
     own |= {key: said[key] for key in SETTING if said.get(key, "dense") != "dense"}
     own |= {key: float(said[key]) for key in ("density", "top") if key in said}

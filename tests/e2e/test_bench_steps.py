@@ -69,7 +69,7 @@ def test_steps_round_nothing_where_the_preset_rounds_nothing(bench: Bench) -> No
 
 
 @pytest.mark.parametrize(
-    "name", ["steps:0", "steps:-2", "steps:", "steps:1.5", "steps:many", "steps:99999", "steps: 2", "steps:4"]
+    "name", ["steps:0", "steps:-2", "steps:", "steps:1.5", "steps:x", "steps:99999", "steps:02", "steps: 2", "steps:4"]
 )
 def test_what_is_no_number_of_steps_is_refused(bench: Bench, loads: list[str], name: str) -> None:
     result = bench.run(preset=bench.preset(HALVES), compare=name)  # of three steps

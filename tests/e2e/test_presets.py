@@ -382,7 +382,7 @@ def test_what_is_hidden_is_said_to_be(small: Path) -> None:
         (SMALL.replace('"0-1"', '"1-0"'), "at = '1-0'", 'at = "0-1,39"'),
         (SMALL.replace("int8", "int4"), "qk = 'int4'", "write one of bf16, fp8, int8"),
         (SMALL + "\n[measured]\nclips = 1\n", "weights is missing", "fpsgen calibrate writes it"),
-        (MANY.replace('"ab-"', '"abc"'), "heads names a window 'c'", "write a letter of [windows] for each head"),
+        (MANY.replace('"ab-"', '"abc"'), "heads has a letter 'c'", "write a letter of [windows] for each head"),
         (SMALL.replace("0.9", "0.9.9"), "is not TOML", "texts stand in quotes"),
         (SMALL + "x = " + "9" * 5000, "that cannot be read", "needs none"),
         (SMALL + "x = " + "[" * 2000, "that cannot be read", "needs none"),

@@ -33,9 +33,9 @@ SEED = 0
 
 @dataclass(frozen=True)
 class AttentionJob:
-    """What is measured. densities, tops: shares of token pairs and of key tiles as they are written, 1/4 or
-    0.25; rest: of what is not among the top tiles; variants: keys of `emulator.VARIANTS`; repeats:
-    samples of each contender; seconds: after which it ends, whatever is missing."""
+    """What is measured. densities, tops: shares of token pairs and of key tiles as they are written, 1/4 or 0.25; rest:
+    of what is not among the top tiles; variants: keys of `emulator.VARIANTS`; repeats: samples of each contender;
+    seconds: after which it ends, whatever is missing."""
 
     shapes: tuple[Shape, ...]
     densities: tuple[str, ...] = DENSITIES
