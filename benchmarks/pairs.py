@@ -3,7 +3,7 @@
     python -m benchmarks.pairs --out benchmarks/results/pairs
 
 The pocket model, INT8, dense above noise level 0.9, then one `top` share with a summary in all layers and heads. Writes
-.json and .md. The product does not choose so: kernels_cuda/NOTES.md says why.
+.json and .md. In the product each query tile has a list of its own.
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ def compare_lists(name: str, schedule: str, length: int, tokens: int = 120) -> N
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_list_lengths(name: str, schedule: str) -> None:
     """Through the ring of stages once, twice, three times, and every remainder of a promotion, by both consumers."""
-    for length in range(1, 13):
+    for length in (*range(1, 10), 12):
         compare_lists(name, schedule, length)
 
 
@@ -152,12 +152,15 @@ def test_damage_in_a_summary_shows(name: str) -> None:
     assert bool(found[:, :, [0, 3]].isfinite().all())
 
 
+# All tests here run in pairs, under every schedule, against the emulator: this one compiles each variant twice.
 @pytest.mark.parametrize("name", VARIANTS)
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize(
+    "schedule", [one if one == "random" else pytest.param(one, marks=pytest.mark.slow) for one in SCHEDULES]
+)
 def test_blocks_in_pairs_compute_what_each_does_alone(name: str, schedule: str) -> None:
     """Bit for bit: pairs with one list and with two, a tile without a neighbour, summaries, which all pairs share."""
     tiles = TileGrid((1, 5, 9), (1, 2, 2))  # 3 x 5
-    q, k, v = random_qkv(tiles, heads=4, batch=2)
+    q, k, v = random_qkv(tiles, heads=4)
     seen = (None, (1, 1, 3), KeyTiles(top=0.3, rest="summary"), KeyTiles((1, 3, 1), rest="summary"))
     plan = plan_for(name, tiles, seen, heads=(1, 2, 0, 3))
     together = host.attention(q, k, v, plan, name, blocks=4, schedule=SCHEDULES[schedule])
