@@ -19,7 +19,11 @@ HEADS = 2
 @pytest.mark.parametrize("qk", ["fp8", "int8"])
 @pytest.mark.parametrize(("what", "smooth_k"), [("q", True), ("k", True), ("k", False), ("v", True), ("norm_k", True)])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-@pytest.mark.parametrize("seen", [None, KeyTiles(top=0.5), KeyTiles(top=0.5, rest="summary")], ids=str)
+@pytest.mark.parametrize(
+    "seen",
+    [None, pytest.param(KeyTiles(top=0.5), marks=pytest.mark.slow), KeyTiles(top=0.5, rest="summary")],
+    ids=str,
+)
 def test_damage_shows_wherever_the_reference_shows_it(
     qk: str, what: str, smooth_k: bool, value: float, seen: KeyTiles | None
 ) -> None:
