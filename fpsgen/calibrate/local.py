@@ -47,11 +47,12 @@ def _errors(q: Tensor, k: Tensor, v: Tensor, gram: Tensor, candidates: Candidate
     total = torch.zeros(len(PRECISIONS), len(candidates.choices), heads, dtype=torch.float64, device=device)
     exact: list[Tensor] = []
     many = max(1, _MOST_NUMBERS // (batch * heads * rows.shape[1] * (tokens + 2 * len(rows) * dim)))
+    sees = [seen(q, k, candidates, some) for some in picked.split(many)]  # before any rounding: once for all precisions
     for index, precision in enumerate(PRECISIONS):
         plan = AttentionPlan(tiles, qk=precision, pv="bf16" if precision == "bf16" else "fp8")
         tile_sums = _sums_over(q, k, v, plan)
         for number, some in enumerate(picked.split(many)):
-            weights = seen(q, k, candidates, some).double()
+            weights = sees[number].double()
             own, rest = tile_sums(some)  # [batch, heads, picked, tiles, rows · (head_dim + 1)]
             whole = weights @ own
             whole += ((1 - weights) * summed) @ rest
