@@ -8,12 +8,12 @@ bf16, the former `fast` and `fast`.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
+from benchmarks.calibration import held_out
 from benchmarks.calibration.worker import Plans, Worker, job_for
 from benchmarks.markdown import page
 from benchmarks.record import RESULTS
@@ -24,13 +24,11 @@ from fpsgen.machine import provenance
 from fpsgen.metrics import mean_ci95
 from fpsgen.presets import file
 from fpsgen.tables import Table
-from recipes.pocket.evaluate import NOISE_SEED, prompts_for
 from recipes.pocket.world import contact_sheet
 
 GRADES = ("quality", "balanced", "fast")
 FOLDERS = {"former": Path(__file__).parent / "former", "shipped": Path(__file__).parents[1] / "presets"}
 SHEET, PROMPT, SEED = Path(__file__).parents[1] / "docs" / "grades.png", "a cat surfing", 7
-HELD_OUT, FIRST = 24, 32  # of benchmarks/calibration/PROTOCOL.md
 
 
 def plans_of(which: str, grade: str) -> Plans:
@@ -66,18 +64,11 @@ def document(record: dict) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=RESULTS / "grades")
-    parser.add_argument("--clips", type=int, default=HELD_OUT, help="the first so many")
-    parser.add_argument("--workers", type=int, default=2, help="processes, one core each")
-    args = parser.parse_args()
-    if not 2 <= args.clips <= HELD_OUT or args.workers < 1:
-        parser.error(f"2 to {HELD_OUT} clips, and 1 worker at least")
+    args = held_out.arguments(__doc__, RESULTS / "grades")
     begin = provenance(["python", "-m", "benchmarks.grades", *sys.argv[1:]])  # of the code that is running
     every = [(which, grade) for grade in GRADES for which in FOLDERS]
     plans = [plans_of(*each) for each in every]
-    prompts, _ = prompts_for(FIRST + HELD_OUT, True, True)
-    specs = [(prompt, NOISE_SEED + 1000 + i) for i, prompt in enumerate(prompts[FIRST:][: args.clips])]
+    specs = held_out.specs(args.clips)
     # Processes of their own: torch's threads do not survive a fork.
     with ProcessPoolExecutor(args.workers, get_context("spawn"), Worker.start) as pool:
         shown = pool.submit(Worker.frames, (PROMPT, SEED), plans[-2:])

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.calibration.contenders import after_start, attention_cost
-from benchmarks.calibration.worker import Worker, job_for
+from benchmarks.calibration.worker import Plans, Worker, job_for
 from benchmarks.markdown import page
+from benchmarks.pocket_plans import DENSE_ABOVE
 from benchmarks.record import RESULTS
 from fpsgen import files, metrics
 from fpsgen.attention import select
@@ -29,8 +30,14 @@ from fpsgen.tables import Table
 from recipes.pocket.evaluate import NOISE_SEED, prompts_for
 
 SHARES, TOGETHER, CLIPS = (0.48, 0.27, 0.13), (1, 2, 4), 4
-DENSE_ABOVE = 0.9  # sigma; the first 5 of the pocket model's 20 steps
 _ranked = select.ranked
+
+
+def plans_of(share: float) -> Plans:
+    """Dense at first, then the share with a summary."""
+    job = job_for(1.0)
+    dense = sum(sigma > DENSE_ABOVE for sigma in job.settings.noise_levels)
+    return after_start(job, dense, KeyTiles(top=share, rest="summary"))
 
 
 def joined(q_mean: Tensor, together: int) -> Tensor:
@@ -46,17 +53,14 @@ def joined(q_mean: Tensor, together: int) -> Tensor:
 @torch.inference_mode()
 def errors(number: int, prompt: str) -> list[list[float]]:
     """By share, then by how many tiles share a list."""
-    job = job_for(1.0)
-    dense = sum(sigma > DENSE_ABOVE for sigma in job.settings.noise_levels)
     clip, renderer = Worker.clip((prompt, NOISE_SEED + number))
-    _, exact = renderer.render(clip, "dense", [renderer.dense] * job.settings.steps)
+    _, exact = renderer.render(clip, "dense", [renderer.dense] * renderer.settings.steps)
     found = []
     for share in SHARES:
         found.append([])
         for together in TOGETHER:
             select.ranked = lambda q_mean, k_mean: _ranked(joined(q_mean, together), k_mean)  # noqa: B023
-            plans = after_start(job, dense, KeyTiles(top=share, rest="summary"))
-            _, ours = renderer.render(clip, f"pairs {share} {together}", plans)
+            _, ours = renderer.render(clip, f"pairs {share} {together}", plans_of(share))
             found[-1].append(metrics.latent_error(ours, exact))
     return found
 
@@ -86,14 +90,9 @@ def main() -> None:
     # Processes of their own: torch's threads do not survive a fork.
     with ProcessPoolExecutor(2, get_context("spawn"), Worker.start) as pool:
         found = torch.tensor(list(pool.map(errors, range(CLIPS), prompts)))  # [clips, shares, together]
-    job = job_for(1.0)
-    dense = sum(sigma > DENSE_ABOVE for sigma in job.settings.noise_levels)
+    costs = [attention_cost(job_for(1.0), plans_of(share)) for share in SHARES]
     rows = [
-        {
-            "share": share,
-            "cost": attention_cost(job, after_start(job, dense, KeyTiles(top=share, rest="summary"))),
-            "errors": found[:, index].T.tolist(),
-        }
+        {"share": share, "cost": costs[index], "errors": found[:, index].T.tolist()}
         for index, share in enumerate(SHARES)
     ]
     record = {**begin, "prompts": prompts, "rows": rows}

@@ -8,17 +8,16 @@ Every clip is kept in fpsgen's cache (FPSGEN_CACHE_DIR), so that a run which was
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
-from pathlib import Path
 from typing import TypeVar
 
 import torch
 from rich.console import Console
 
+from benchmarks.calibration import held_out
 from benchmarks.calibration.contenders import LEVELS, attention_cost, contenders_of, dense, video_cost
 from benchmarks.calibration.page import document, rows_of
 from benchmarks.calibration.worker import CPU, Plans, Spec, Worker, job_for
@@ -29,9 +28,6 @@ from fpsgen.events import Event, Notice
 from fpsgen.machine import provenance
 from fpsgen.target import Target
 from fpsgen.wan.plan import mean_density
-from recipes.pocket.evaluate import NOISE_SEED, prompts_for
-
-HELD_OUT, FIRST = 24, 32
 
 T = TypeVar("T")
 
@@ -56,13 +52,7 @@ class Pool:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=RESULTS / "calibration")
-    parser.add_argument("--clips", type=int, default=HELD_OUT, help="the first so many of the protocol's, for a look")
-    parser.add_argument("--workers", type=int, default=2, help="processes, one core each")
-    args = parser.parse_args()
-    if not 2 <= args.clips <= HELD_OUT or args.workers < 1:
-        parser.error(f"2 to {HELD_OUT} clips, and 1 worker at least")
+    args = held_out.arguments(__doc__, RESULTS / "calibration")
     console = Console(stderr=True, highlight=False)
     begin = provenance(["python", "-m", "benchmarks.calibration", *sys.argv[1:]])  # of the code that is running
 
@@ -83,14 +73,13 @@ def main() -> None:
         console.print(f"{level}: at most {LEVELS[level]}")
         found = contenders_of(level, result.measurement, trial)
         every |= {(level, name): plans for name, plans in found.items()}
-    prompts, _ = prompts_for(FIRST + HELD_OUT, True, True)
-    specs = [(prompt, NOISE_SEED + 1000 + i) for i, prompt in enumerate(prompts[FIRST:][: args.clips])]
+    specs = held_out.specs(args.clips)
     checked = pool.run("held-out clips", Worker.check, specs, list(every.values()))
     pocket = base.model.pocket or {}
     record = {
         **begin,
         "pocket": {key: pocket[key] for key in ("version", "sha256")},
-        "planned_clips": HELD_OUT,
+        "planned_clips": held_out.HELD_OUT,
         "levels": LEVELS,
         "prompts": [prompt for prompt, _ in specs],
         "contenders": [

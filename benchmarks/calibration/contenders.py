@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -25,7 +26,7 @@ LEVELS = {"high": 0.324, "middle": 0.259, "low": 0.146, "least": 0.080}
 WITHOUT: dict[str, Axis] = {"without steps": "phase", "without layers": "layer", "without heads": "head"}
 STARTS = (0, 1, 2, 4, 6)  # dense steps before a uniform plan
 FEWER = (16, 13, 10)  # steps of a calibrated video
-RESTS: tuple[Rest, ...] = ("drop", "summary")
+RESTS: tuple[Rest, ...] = get_args(Rest)
 TRIED = 3  # uniform plans of each kind that are rendered, of those that the estimate puts first
 
 # Errors of contenders on the calibration clips, means.
