@@ -18,6 +18,7 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from fpsgen.attention import door, flex, reference
 from fpsgen.attention.plan import AttentionPlan, KeyTiles
 from fpsgen.attention.tiles import TileGrid
+from tests.tools.gradients import over_constant_lists
 
 RAGGED = TileGrid((3, 3, 5), (2, 2, 2))  # 2 x 2 x 3 tiles, 45 tokens
 MANY = TileGrid((2, 12, 12), (2, 1, 1))  # 144 tiles: several blocks of mean keys
@@ -139,14 +140,6 @@ def test_gradients_are_those_of_one_softmax_over_constant_lists(
     monkeypatch.setattr(flex, "by_blocks", plain)
     plan = AttentionPlan(RAGGED, (seen,))
     q, k, v = (x.requires_grad_() for x in random_qkv(RAGGED))
-    flex.attention(q, k, v, plan).square().sum().backward()
-    found = [x.grad for x in (q, k, v)]
-    lists = reference.key_tiles(q, k, seen, RAGGED)
-    rest = reference.summary(k, v, plan) if seen.rest == "summary" else None
-    for x in (q, k, v):
-        x.grad = None
-    # Its scores are changed in place, which autograd takes amiss: here by a function that leaves them.
-    monkeypatch.setattr(reference, "softmax_mean", lambda q, k, v, plan, added: (q @ k.mT / 4 + added).softmax(-1) @ v)
-    reference.over_lists(*(x.transpose(1, 2) for x in (q, k, v)), lists, rest, plan).square().sum().backward()
-    for mine, x in zip(found, (q, k, v), strict=True):
-        torch.testing.assert_close(mine, x.grad, rtol=1e-4, atol=1e-5)
+    found = torch.autograd.grad(flex.attention(q, k, v, plan).square().sum(), (q, k, v))
+    for mine, theirs in zip(found, over_constant_lists(q, k, v, plan, monkeypatch), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
