@@ -275,14 +275,14 @@ def test_clear_where_there_is_no_cache(empty: Path) -> None:
 def test_show_an_attention_kernel(full: Path) -> None:
     report = told(kernels("show", "attention-int8-int32", "--json"), "kernels show")
     used = report["functions"]["fps_attention"]
-    assert used["tensor_core_instructions"] == {"IGMMA": 12, "QGMMA": 8}
+    assert used["tensor_core_instructions"] == {"IGMMA": 16, "QGMMA": 12}
     assert (used["registers"], used["spilled_bytes"], used["stack_bytes"], used["shared_bytes"]) == (168, 0, 0, 0)
     assert report["registers_after_launch"] == {"consumer": 240, "producer": 24}
     assert report["shared_bytes"] == KERNELS["attention-int8-int32"].kernel.shared_bytes
     assert report["options"] == list(cache.options_of(KERNELS["attention-int8-int32"].kernel))
     assert report["bytes"] == Path(report["path"]).stat().st_size
     text = kernels("show", "attention-int8-int32").stdout
-    assert "12 IGMMA, 8 QGMMA" in text
+    assert "16 IGMMA, 12 QGMMA" in text
     assert "240 to consumers, 24 to the producer" in text
     assert "-DSCORES=2" in text
     assert report["path"] in text
@@ -335,7 +335,7 @@ def test_show_without_nvdisasm_says_how_to_install_it(full: Path, monkeypatch: p
     monkeypatch.setattr(disassembly.shutil, "which", lambda name: None)
     result = kernels("show", "attention-fp8-fp16")
     assert result.exit_code == 0, result.output
-    assert "20 QGMMA" in result.stdout
+    assert "28 QGMMA" in result.stdout
     assert result.stderr.count("note:") == 1
     assert "pip install nvidia-cuda-nvdisasm" in result.stderr
     report = told(kernels("show", "attention-fp8-fp16", "--json"))

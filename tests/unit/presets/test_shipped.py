@@ -41,10 +41,10 @@ def grid_of(name: str) -> TileGrid:
 
 
 @cache
-def pairs(tiles: TileGrid, own: KeyTiles) -> float:
+def pairs(tiles: TileGrid, own: KeyTiles, mean_key: float) -> float:
     """Pairs of a token and a key that one head computes, counted in the lists: for each query token the tokens of its
-    list and, with a summary, a key for each tile that is not in it. Which tiles are the `top` ones, only q and k say;
-    they count as tiles of the mean size."""
+    list and, with a summary, a key for each tile that is not in it, which counts as `mean_key`. Which tiles are the
+    `top` ones, only q and k say; they count as tiles of the mean size."""
     count = len(tiles.valid)
     if own.top is not None:
         listed = math.ceil(own.top * count - 1e-9)
@@ -58,13 +58,13 @@ def pairs(tiles: TileGrid, own: KeyTiles) -> float:
         list_of_token = lists.list_of.long().repeat_interleave(tiles.valid)
         assert len(list_of_token) == tiles.tokens
         found = int(keys[list_of_token].sum())
-    return found + (tiles.tokens * (count - listed) if own.rest == "summary" else 0)
+    return found + (mean_key * tiles.tokens * (count - listed) if own.rest == "summary" else 0)
 
 
 @cache
-def counted(plan: AttentionPlan, heads: int) -> float:
+def counted(plan: AttentionPlan, heads: int, mean_key: float = 1.0) -> float:
     """A plan's density by its lists, head by head."""
-    each = [pairs(plan.tiles, plan.key_tiles[index]) for index in plan.heads or (0,) * heads]
+    each = [pairs(plan.tiles, plan.key_tiles[index], mean_key) for index in plan.heads or (0,) * heads]
     assert len(each) == heads
     return sum(each) / (heads * plan.tiles.tokens**2)
 
@@ -82,6 +82,7 @@ def test_what_is_shown_of_each_step_is_what_the_lists_say(name: str, named: bool
     assert told["runs"][0]["steps"][0] == 1
     assert len(shown) == len(schedule) == steps
     densities, costs = [], []
+    mean_key = tiles.tokens / len(tiles.valid) / 120  # of a cost: the pocket's tiles stand for tiles of 120 tokens
     for number, (run, level, step) in enumerate(zip(shown, levels, schedule, strict=True), 1):
         assert run["steps"][0] <= number <= run["steps"][1]
         assert run["sigma"][0] >= level >= run["sigma"][1]
@@ -99,7 +100,7 @@ def test_what_is_shown_of_each_step_is_what_the_lists_say(name: str, named: bool
             assert (group["qk"], group["pv"], group["smooth_k"]) == (plan.qk, plan.pv, plan.smooth_k)
             shown_tiles = [(own["window"], own["top"], own["rest"]) for own in group["windows"]]
             assert shown_tiles == [(own.window and list(own.window), own.top, own.rest) for own in plan.key_tiles]
-            costs.append(each[-1] * RATES[plan.qk])
+            costs.append(counted(plan, heads, mean_key) * RATES[plan.qk])
         assert run["density"] == pytest.approx(sum(each) / layers, rel=1e-12)
         densities += each
     assert told["density"] == pytest.approx(sum(densities) / len(densities), rel=1e-9)
