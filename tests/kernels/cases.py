@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
@@ -29,6 +31,11 @@ MIXED = {"windows": (TOP, TOP_SUMMARY, WINDOW_SUMMARY, None), "heads": (0, 2, 1,
 MANY = TileGrid((1, 1, 130), (1, 1, 1))  # two summary tiles, the second of two mean keys
 
 Given = tuple[Tensor, Tensor, Tensor, QKTransform]
+
+
+def mostly(values: Iterable[str], *often: str) -> list[object]:
+    """Parameters of a test: `often` in the default suite, where other tests stand for the rest; those with -m slow."""
+    return [one if one in often else pytest.param(one, marks=pytest.mark.slow) for one in values]
 
 
 def plan_for(name: str, tiles: TileGrid, windows: tuple[Seen, ...] = (None,), **more: object) -> AttentionPlan:

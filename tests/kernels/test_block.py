@@ -43,7 +43,7 @@ def layer() -> tuple[Block, tuple]:
 @pytest.mark.parametrize(
     ("plan", "branches"),
     [
-        (AttentionPlan(TileGrid(GRID, (2, 2, 2)), ((1, 1, 3), (3, 1, 1), (1, 3, 1)), (0, 2, 1), "fp8", "fp8"), 1),
+        (AttentionPlan(TileGrid(GRID, (3, 2, 4)), ((1, 1, 3), (3, 1, 1), (1, 3, 1)), (0, 2, 1), "fp8", "fp8"), 1),
         (AttentionPlan(TileGrid(GRID, (4, 3, 5)), qk="fp8", pv="fp8"), 2),
         (AttentionPlan(TileGrid(GRID, (4, 3, 5)), ((1, 2, 1), None), (1, 0, 0), "int8", "fp8"), 2),
     ],

@@ -117,7 +117,14 @@ def named(value: object) -> str:
 
 
 @pytest.mark.parametrize("by", [slots.OLD, pytest.param("newest", marks=pytest.mark.slow)])  # GPU machines have the old
-@pytest.mark.parametrize(("ablation", "variant"), list(jobs()), ids=named)
+@pytest.mark.parametrize(
+    ("ablation", "variant"),
+    [
+        pytest.param(ablation, variant, marks=[pytest.mark.slow] if variant != ablation.variants[0] else [])
+        for ablation, variant in jobs()
+    ],
+    ids=named,
+)
 def test_ablations_compile_for_the_card(ablation: Ablation, variant: str, by: str) -> None:
     """Each edit applies once, nothing spills, wgmma stays asynchronous, and both roles keep to their registers."""
     with slots.compiler(by):

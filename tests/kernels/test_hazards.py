@@ -46,6 +46,11 @@ def test_a_removed_wait_is_noticed(name: str, by: str) -> None:
     assert len(waits(code)) == 6
     for wait in waits(code):
         assert hazards.in_flight(without(code, wait))
+
+
+def test_a_kernel_that_never_waits_is_noticed() -> None:
+    """Groups in flight are then as many as the loops have turns, and the check still ends."""
+    code = code_of("attention-fp8-fp16")
     assert hazards.in_flight(without(code, *waits(code)))
 
 
