@@ -37,21 +37,32 @@ def read(pattern: str) -> list[dict[str, Any]]:
     return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob(pattern))]
 
 
+CONTENDERS = {
+    "calibrated": "calibrated",
+    "without steps": "calibrated, all steps alike",
+    "without layers": "calibrated, all layers alike",
+    "without heads": "calibrated, all heads alike",
+    "windows alone": "calibrated, windows alone",
+    "dense start, then top": "dense start, then the best tiles",
+    "dense start, then window": "dense start, then a window",
+    "fewer steps": "dense, fewer steps",
+    "calibrated, fewer steps": "calibrated, fewer steps",
+}
+
+
 def calibration() -> str:
-    """Error of each schedule over that of the best uniform plan of its cost, with 95 % intervals."""
-    [record] = read("calibration-windows.json")
+    """Mean error of each contender at each cost, with 95 % intervals."""
+    [record] = read("calibration.json")
     levels = list(record["levels"])
-    names = ["calibrated", "without steps", "without layers", "without heads"]
-    cells = {(row["level"], row["name"]): row for row in record["rows"]}
+    cells = {(row["level"], row["name"].split(":")[0]): row for row in record["rows"]}
     return table(
-        ["error (best uniform plan: 1)", *(f"at cost {record['levels'][level]:.2f}" for level in levels)],
-        [[name, *(ratio(cells[level, name]) for level in levels)] for name in names],
+        ["error of the final latents", *(f"at cost {record['levels'][level]:.2f}" for level in levels)],
+        [[text, *(mean(cells.get((level, name))) for level in levels)] for name, text in CONTENDERS.items()],
     )
 
 
-def ratio(row: dict[str, Any]) -> str:
-    low, high = row["ratio_ci95"]
-    return f"{row['ratio']:.2f} ({low:.2f} to {high:.2f})"
+def mean(row: dict[str, Any] | None) -> str:
+    return f"{row['error']:.4f} ± {row['error_ci95']:.4f}" if row else "-"
 
 
 def bench() -> str:
@@ -92,7 +103,7 @@ def attention() -> str:
 
 
 TABLES: dict[str, tuple[str, Callable[[], str]]] = {
-    "calibration": ("calibration-windows.json", calibration),
+    "calibration": ("calibration.json", calibration),
     "bench": ("bench-*.json", bench),
     "attention": (_ATTENTION, attention),
 }

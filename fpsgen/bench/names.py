@@ -32,7 +32,7 @@ def check(preset: str, names: Sequence[str], clips: bool = False) -> list[str]:
     for `bench quality`, where bf16 is torch's own choice like `generate`'s, and diffusers cannot take part.
     """
     fewer = [name for name in names if fewer_steps(name)]
-    names = [BF16.name, *names] if len(fewer) == len(names) else list(names)
+    given, names = names, [BF16.name, *names] if len(fewer) == len(names) else list(names)
     for name in names:
         if name in (DIFFUSERS, *KERNELS, *shipped.GRADES, *fewer):
             continue
@@ -47,10 +47,10 @@ def check(preset: str, names: Sequence[str], clips: bool = False) -> list[str]:
     if preset not in shipped.GRADES:
         shipped.find(preset)
     if preset in names and (clips or preset != BF16.name):
-        raise UsageError(
-            f"{option('preset', preset)} is compared with itself",
-            hint=f"choose another {option('preset')}, or name another with {option('compare')}",
-        )
+        told, hint = "is what fewer steps are measured against", f"choose another {option('preset')}"
+        if preset in given:
+            told, hint = "is compared with itself", f"{hint}, or name another with {option('compare')}"
+        raise UsageError(f"{option('preset', preset)} {told}", hint)
     if clips and DIFFUSERS in names:
         hint = f"`fpsgen bench {option('compare', DIFFUSERS)}` makes one video by it"
         raise UsageError(f"{option('compare', DIFFUSERS)}: bench quality compares presets and kernels", hint)

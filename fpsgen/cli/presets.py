@@ -206,11 +206,13 @@ def draw(out: Output, preset: Preset, whole: Account) -> None:
     out.line(f"cost    {100 * total.cost:.1f} % of dense bf16 attention's, as modelled for an H100")
     if not preset.is_exact:
         dense = whole.dense_steps
-        fewer = f"{dense.attention:.1f} of {settings.steps} steps with dense attention (qk {dense.qk}, pv {dense.pv})"
-        out.line(f"steps   {fewer} cost the same; {dense.video:.1f} steps if linear layers count, too")
+        like = f"{settings.steps} steps with dense attention (qk {dense.qk}, pv {dense.pv})"
+        fewer = f"{dense.attention:.1f} of {like} cost the same; {dense.video:.1f} steps if linear layers count, too"
+        out.line(f"steps   {fewer if dense.attention <= settings.steps else f'all {like} cost less'}")
     tail = "" if preset.is_exact else ": nobody has measured how close it is to bf16"
     if measured := preset.measured:
-        where = f"{measured.size}, {measured.frames} frames, {measured.steps} steps, {measured.clips} clips"
+        clips = "1 clip" if measured.clips == 1 else f"{measured.clips} clips"
+        where = f"{measured.size}, {measured.frames} frames, {measured.steps} steps, {clips}"
         tail = f" against bf16, measured at {where}"
     out.line(f"quality {quality(preset)}{tail}")
 

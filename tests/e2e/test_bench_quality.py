@@ -351,6 +351,7 @@ def test_results_outlive_a_disk_that_is_full(
         (("--compare", "diffusers"), {}, "bench quality compares presets and kernels"),
         (("--compare", "bf16,rough.toml"), {}, "--preset rough.toml is compared with itself"),
         ((), {"preset": "bf16"}, "--preset bf16 is compared with itself"),
+        (("--compare", "steps:2"), {"preset": "bf16"}, "--preset bf16 is what fewer steps are measured against"),
         (("--compare", "bf16,,fast"), {}, "--compare has an empty value"),
         ((), {"preset": "even.toml"}, "preset even.toml, line 4: "),
         (("--seeds", 0), {}, "greater than or equal to 1"),

@@ -161,6 +161,15 @@ def test_the_number_of_dense_steps_that_cost_the_same(small: Path) -> None:
     assert told(presets("show", small, "--steps", 40, "--json"))["dense_steps"]["attention"] > 30  # of 40
 
 
+def test_a_preset_that_costs_more_than_all_dense_steps(small: Path) -> None:
+    """Its first half is not rounded, which costs nearly twice as much as INT8."""
+    halves = '[[phase]]\nsigma = [1.0, 0.5]\n[[phase]]\nsigma = [0.5, 0.0]\nqk = "int8"\npv = "fp8"\n'
+    small.write_text(f'format = 1\nmodel = "pocket"\n{halves}')
+    assert told(presets("show", small, "--json"))["dense_steps"]["attention"] > 20
+    (line,) = (line for line in presets("show", small).stdout.splitlines() if line.startswith("steps   "))
+    assert "all 20 steps with dense attention (qk int8, pv fp8) cost less" in line
+
+
 def test_dense_steps_have_the_precision_of_the_preset(small: Path) -> None:
     """bf16 is as expensive as itself. A preset that rounds nothing is compared with steps that round nothing."""
     exact = told(presets("show", "bf16", "--model", "pocket", "--json"))["dense_steps"]

@@ -61,3 +61,8 @@ def test_the_pocket_model_is_the_one_that_was_measured() -> None:
     card = json.loads((assets.folder("pocket") / "pocket.json").read_text())
     record = json.loads((RESULTS / "pocket-plans.json").read_text())
     assert record["pocket"] == {"version": card["version"], "sha256": card["sha256"]}
+
+
+def test_rows_are_made_of_the_clips() -> None:
+    record = record_of("calibration")
+    assert calibration.rows_of(record) == record["rows"]
