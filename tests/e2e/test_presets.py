@@ -4,35 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
-from fpsgen.cli import app
 from fpsgen.presets import shipped
 from tests.tools.cli import told
-from tests.tools.presets import MEASURED
+from tests.tools.presets import MEASURED, SMALL, presets
 
-SMALL = """\
-format = 1
-model = "pocket"
-about = "for a test"
-
-[[phase]]
-sigma = [1.0, 0.9]
-
-[[phase]]
-sigma = [0.9, 0.0]
-window = [3, 3, 3]
-qk = "int8"
-pv = "fp8"
-smooth_k = true
-
-[[phase.layers]]
-at = "0-1"
-window = "dense"
-"""
 MANY = """\
 format = 1
 model = "pocket"
@@ -48,10 +26,6 @@ qk = "fp8"
 pv = "fp8"
 smooth_k = false
 """
-
-
-def presets(*args: object) -> Any:
-    return CliRunner().invoke(app, ["presets", *map(str, args)])
 
 
 def refused(*args: object) -> str:
@@ -144,52 +118,6 @@ def test_show_for_programs(small: Path) -> None:
     # By hand: 15 steps in INT8, 470 / 882 of the pairs that are kept; rounding adds 9 x 470 / (4 x 3.0) / 75600.
     kept = 0.25 + 0.75 * ((1 + 2 * 0.478333) / 3 * 470 / 882 + 9 * 470 / 12 / 75600)
     assert report["cost"] == pytest.approx(kept, abs=2e-3)
-
-
-def test_the_number_of_dense_steps_that_cost_the_same(small: Path) -> None:
-    report = told(presets("show", small, "--json"))
-    # By hand: what a dense step in INT8 costs, and linear layers as in Wan2.1 14B at 720p: 6 x 5120² + 2 x 5120 x 13824
-    # weights for each token, beside 2 x 5120 x 75600 of attention, at 0.8 x 989 and 470 TFLOPS.
-    once, linear = 470 / 882 + 9 * 470 / 12 / 75600, (6 * 5120 + 2 * 13824) / (2 * 75600) * 470 / (0.8 * 989)
-    assert report["dense_steps"] == {
-        "qk": "int8", "pv": "fp8", "attention": pytest.approx(20 * report["cost"] / once),
-        "video": pytest.approx(20 * (report["cost"] + linear) / (once + linear)),
-    }  # fmt: skip
-    (line,) = (line for line in presets("show", small).stdout.splitlines() if line.startswith("steps   "))
-    shown = [f"{report['dense_steps'][key]:.1f}" for key in ("attention", "video")]
-    assert [word for word in line.split() if word.count(".") == 1] == shown
-    assert told(presets("show", small, "--steps", 40, "--json"))["dense_steps"]["attention"] > 30  # of 40
-
-
-def test_a_preset_that_costs_more_than_all_dense_steps(small: Path) -> None:
-    """Its first half is not rounded, which costs nearly twice as much as INT8."""
-    halves = '[[phase]]\nsigma = [1.0, 0.5]\n[[phase]]\nsigma = [0.5, 0.0]\nqk = "int8"\npv = "fp8"\n'
-    small.write_text(f'format = 1\nmodel = "pocket"\n{halves}')
-    assert told(presets("show", small, "--json"))["dense_steps"]["attention"] > 20
-    (line,) = (line for line in presets("show", small).stdout.splitlines() if line.startswith("steps   "))
-    assert "all 20 steps with dense attention (qk int8, pv fp8) cost less" in line
-
-
-def test_dense_steps_have_the_precision_of_the_preset(small: Path) -> None:
-    """bf16 is as expensive as itself. A preset that rounds nothing is compared with steps that round nothing."""
-    exact = told(presets("show", "bf16", "--model", "pocket", "--json"))["dense_steps"]
-    assert exact == {"qk": "bf16", "pv": "bf16", "attention": pytest.approx(20), "video": pytest.approx(20)}
-    assert "steps   " not in presets("show", "bf16").stdout
-    small.write_text(SMALL.replace('qk = "int8"\npv = "fp8"\n', ""))
-    report = told(presets("show", small, "--json"))
-    assert report["dense_steps"]["qk"] == "bf16"
-    assert report["dense_steps"]["attention"] == pytest.approx(20 * report["density"])
-    small.write_text(SMALL.replace("int8", "fp8"))
-    assert told(presets("show", small, "--json"))["dense_steps"]["qk"] == "int8"
-
-
-def test_linear_layers_are_those_of_the_model(small: Path) -> None:
-    """By hand, for Wan2.1 1.3B at 480p: 32,760 tokens, and 6 x 1536² + 2 x 1536 x 8960 weights for each."""
-    small.write_text('format = 1\nmodel = "1.3b"\n[[phase]]\nsigma = [1.0, 0.0]\ndensity = 0.5\n')
-    report = told(presets("show", small, "--res", "480p", "--json"))
-    dense, linear = report["dense_steps"], (6 * 1536 + 2 * 8960) / (2 * 32_760) * 470 / (0.8 * 989)
-    assert dense["attention"] == pytest.approx(50 * report["cost"])
-    assert dense["video"] == pytest.approx(50 * (report["cost"] + linear) / (1 + linear))
 
 
 def test_settings_move_the_steps(small: Path) -> None:

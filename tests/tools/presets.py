@@ -1,4 +1,4 @@
-"""Presets at random, from a seed."""
+"""Presets in files, and at random from a seed; `fpsgen presets` by name."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import random
 from itertools import pairwise
 from typing import Any, get_args
 
+from typer.testing import CliRunner
+
 from fpsgen.attention.plan import KeyTiles, Rest
+from fpsgen.cli import app
 from fpsgen.presets import DENSE_HEAD, Layers, Measured, Phase, Preset
 
 MEASURED = """\
@@ -30,7 +33,31 @@ fpsgen = "0.1"
 torch = "2.9"
 """
 
+SMALL = """\
+format = 1
+model = "pocket"
+about = "for a test"
+
+[[phase]]
+sigma = [1.0, 0.9]
+
+[[phase]]
+sigma = [0.9, 0.0]
+window = [3, 3, 3]
+qk = "int8"
+pv = "fp8"
+smooth_k = true
+
+[[phase.layers]]
+at = "0-1"
+window = "dense"
+"""
+
 LAYERS, HEADS = 12, 6
+
+
+def presets(*args: object) -> Any:
+    return CliRunner().invoke(app, ["presets", *map(str, args)])
 
 
 def key_tiles(rng: random.Random) -> Any:
