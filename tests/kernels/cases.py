@@ -33,9 +33,11 @@ MANY = TileGrid((1, 1, 130), (1, 1, 1))  # two summary tiles, the second of two 
 Given = tuple[Tensor, Tensor, Tensor, QKTransform]
 
 
-def mostly(values: Iterable[str], *often: str) -> list[object]:
-    """Parameters of a test: `often` in the default suite, where other tests stand for the rest; those with -m slow."""
-    return [one if one in often else pytest.param(one, marks=pytest.mark.slow) for one in values]
+def mostly(values: Iterable[object], *often: object) -> list[object]:
+    """Parameters of a test, a tuple for several: `often` in the default suite, where other tests stand for the rest;
+    those with -m slow."""
+    every = [(one, one if isinstance(one, tuple) else (one,)) for one in values]
+    return [pytest.param(*each, marks=[] if one in often else pytest.mark.slow) for one, each in every]
 
 
 def plan_for(name: str, tiles: TileGrid, windows: tuple[Seen, ...] = (None,), **more: object) -> AttentionPlan:

@@ -12,6 +12,7 @@ from fpsgen.kernels import cache, hazards, nvrtc, sm90_attention
 from fpsgen.kernels.disassembly import Code, Instruction
 from fpsgen.kernels.listing import KERNELS
 from fpsgen.kernels.registers import is_wgmma, read, wgmma, written
+from tests.kernels.cases import mostly
 
 ATTENTION = [name for name in KERNELS if name.startswith("attention")]
 NOTHING = Instruction(0, None, "NOP", (), 1, None, None, ())
@@ -48,9 +49,10 @@ def test_a_removed_wait_is_noticed(name: str, by: str) -> None:
         assert hazards.in_flight(without(code, wait))
 
 
-def test_a_kernel_that_never_waits_is_noticed() -> None:
+@pytest.mark.parametrize("name", mostly(ATTENTION, "attention-fp8-fp16"))
+def test_a_kernel_that_never_waits_is_noticed(name: str) -> None:
     """Groups in flight are then as many as the loops have turns, and the check still ends."""
-    code = code_of("attention-fp8-fp16")
+    code = code_of(name)
     assert hazards.in_flight(without(code, *waits(code)))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import numpy as np
 import pytest
 from torch import Tensor
@@ -35,7 +37,11 @@ FULL = TileGrid((2, 8, 16), (2, 8, 8))
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-@pytest.mark.parametrize(("tiles", "smooth_k"), [(RAGGED, True), (RAGGED, False), (FULL, True)], ids=str)
+@pytest.mark.parametrize(
+    ("tiles", "smooth_k"),
+    mostly(product((RAGGED, FULL), (True, False)), (RAGGED, True), (RAGGED, False), (FULL, True)),
+    ids=str,
+)
 def test_images_and_scales(name: str, tiles: TileGrid, smooth_k: bool) -> None:
     given = inputs(tiles, batch=2)
     plan = plan_for(name, tiles, smooth_k=smooth_k)
@@ -45,7 +51,9 @@ def test_images_and_scales(name: str, tiles: TileGrid, smooth_k: bool) -> None:
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-@pytest.mark.parametrize(("smooth_k", "spikes"), [(True, 0.0), (False, 1000.0)])
+@pytest.mark.parametrize(
+    ("smooth_k", "spikes"), mostly(product((True, False), (0.0, 1000.0)), (True, 0.0), (False, 1000.0))
+)
 def test_summary(name: str, smooth_k: bool, spikes: float) -> None:
     """v's scales are those of v again."""
     given = with_spikes(inputs(RAGGED, batch=2), RAGGED, spikes) if spikes else inputs(RAGGED, batch=2)
