@@ -113,9 +113,14 @@ class Denoiser:
 
 def both_fit(transformer: WanTransformer, settings: Settings, device: torch.device) -> bool:
     """Whether a batch of two guidance branches fits in the memory that is free, by a worst-case estimate."""
+    return most_branches(transformer, settings, device) >= 2
+
+
+def most_branches(transformer: WanTransformer, settings: Settings, device: torch.device) -> int:
+    """How many guidance branches at once fit in the memory that is free, by a worst-case estimate."""
     tokens = prod(transformer.config.grid(settings.latent_shape))
     per_token = transformer.config.bytes_per_token(transformer.dtype.itemsize)
-    return 2 * tokens * per_token < 0.8 * machine.free_bytes(device)
+    return int(0.8 * machine.free_bytes(device) / (tokens * per_token))
 
 
 def zero_nonfinite(values: Tensor) -> Tensor:

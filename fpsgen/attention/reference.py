@@ -101,9 +101,10 @@ def over_lists(
         k, v = torch.cat([k, rest[0]], 2), torch.cat([v, rest[1]], 2)
     some, means = max(1, _MOST_NUMBERS // (q.shape[0] * q.shape[1] * k.shape[2])), []
     for part, tile in zip(q.split(some, 2), tile_of.split(some), strict=True):
-        added = skipped[:, :, tile][..., tile_of]
-        added = torch.cat([added, counts[:, :, tile]], 3) if rest else added
-        means.append(softmax_mean(part, k, v, plan, added))
+        own = slice(int(tile[0]), int(tile[-1]) + 1)
+        added = skipped[:, :, own, tile_of]
+        added = torch.cat([added, counts[:, :, own]], 3) if rest else added
+        means.append(softmax_mean(part, k, v, plan, added.index_select(2, tile - tile[0])))
     return torch.cat(means, 2)
 
 

@@ -62,17 +62,17 @@ class Measuring:
         return {span.first + (span.steps - 1) // 2: index for index, span in enumerate(self.phases)}
 
     def measure(self, clips: list[Clip], seed: int) -> Measurement:
-        found: list[Tensor] = []
-        changes: list[Tensor] = []
-        ended: list[Tensor] = []
-        for number, clip in enumerate(clips):
-            name = f"measure{number}"
-            velocities, final, errors = self._trajectory(clip, name, seed + number)
-            found.append(errors)
-            if number < self.effort.probed:
-                change = self._layer_changes(clip, name, velocities)
-                changes.append(change / change.sum(1, keepdim=True).clamp(min=_TINY))
-                ended.append(self._phase_errors(clip, name, velocities, final))
+        paths = [self._trajectory(clip, f"measure{i}", seed + i) for i, clip in enumerate(clips)]
+
+        def sensitivities(number: int) -> tuple[Tensor, Tensor]:
+            clip, name, (velocities, final, _) = clips[number], f"measure{number}", paths[number]
+            change = self._layer_changes(clip, name, velocities)
+            share = change / change.sum(1, keepdim=True).clamp(min=_TINY)
+            return share, self._phase_errors(clip, name, velocities, final)
+
+        probed_clips = range(min(self.effort.probed, len(clips)))
+        changes, ended = zip(*self.renderer.side_by_side(sensitivities, probed_clips), strict=True)
+        found = [errors for _, _, errors in paths]
         if any(own.isnan().any() for own in (*found, *changes, *ended)):
             raise not_finite(self.renderer.transformer.dtype)
         errors, share = (torch.stack(each).mean(0) for each in (found, changes))

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from fpsgen.attention.tiles import TileGrid
-from fpsgen.events import Done, Watch
+from fpsgen.events import Done, Event, Watch
 from fpsgen.journal import Journal
-from fpsgen.sampling import Denoiser, Look, both_fit, not_finite
+from fpsgen.sampling import Denoiser, Look, both_fit, most_branches, not_finite
 from fpsgen.settings import Settings
 from fpsgen.wan import plan as plans
 from fpsgen.wan.plan import StepPlan
 from fpsgen.wan.transformer import WanTransformer
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -60,14 +66,16 @@ class Renderer:
     device: torch.device
     journal: Journal
     watch: Watch
-    _denoiser: tuple[str, int, Denoiser] | None = None
+    _latest: threading.local = field(default_factory=threading.local)  # each thread's denoiser
+
+    def __post_init__(self) -> None:
+        self._together = self._decided()
 
     @cached_property
     def dense(self) -> StepPlan:
         return plans.dense(self.tiles, self.transformer.config.num_layers)
 
-    @cached_property
-    def _together(self) -> bool:
+    def _decided(self) -> bool:
         """Whether both guidance branches run in one batch. What a run began with, the next one does, where it can:
         the last bits depend on it."""
         kept = self.journal.get("together")
@@ -79,13 +87,47 @@ class Renderer:
 
     def denoiser(self, clip: Clip, steps: int) -> Denoiser:
         """The loop of a clip in so many steps; the last one that was asked for is kept."""
-        if self._denoiser is None or self._denoiser[:2] != (clip.prompt, steps):
-            self._denoiser = None  # frees the last one first
+        wanted = (clip.prompt, steps)
+        if getattr(self._latest, "key", None) != wanted:
+            self._latest.__dict__.clear()  # frees the last one first
             settings = replace(self.settings, steps=steps)
             texts = [clip.text, self.negative][: settings.branches]
-            denoiser = Denoiser(self.transformer, settings, texts, self.device, self._together)
-            self._denoiser = clip.prompt, steps, denoiser
-        return self._denoiser[2]
+            self._latest.denoiser = Denoiser(self.transformer, settings, texts, self.device, self._together)
+            self._latest.key = wanted
+        return self._latest.denoiser
+
+    def side_by_side(self, work: Callable[[T], R], items: Sequence[T]) -> list[R]:
+        """`work` of every item, in their order. On a CPU, several at once, each on its share of the threads: products
+        of the pocket model's size leave a second core idle half of the time. An error in one ends the others at their
+        next step."""
+        threads = torch.get_num_threads()
+        fitting = most_branches(self.transformer, self.settings, self.device) // self.settings.branches
+        many = min(threads, len(items), fitting) if self.device.type == "cpu" else 1
+        if many < 2:
+            return [work(item) for item in items]
+        one_at_a_time, stopped, watch = threading.Lock(), threading.Event(), self.watch
+
+        def guarded(event: Event) -> None:
+            with one_at_a_time:
+                if stopped.is_set():
+                    raise RuntimeError("stopped with another that failed")
+                watch(event)
+
+        @torch.inference_mode()  # of each thread
+        def alone(item: T) -> R:
+            torch.set_num_threads(threads // many)
+            return work(item)
+
+        self.watch, pool = guarded, ThreadPoolExecutor(many)
+        try:
+            futures = [pool.submit(alone, item) for item in items]
+            ended, others = wait(futures, return_when=FIRST_EXCEPTION)
+            return [future.result() for future in (ended if others else futures)]
+        finally:
+            stopped.set()
+            pool.shutdown(cancel_futures=True)
+            self.watch = watch
+            torch.set_num_threads(threads)
 
     def velocity(self, denoiser: Denoiser, latents: Tensor, step: int, plan: StepPlan) -> Tensor:
         """Guided; RenderError where it is not finite."""

@@ -32,9 +32,10 @@ class Checker:
 
     def check(self, plans: Sequence[StepPlan]) -> list[Checked]:
         """Every clip with the plans of each step, of which there may be fewer than BF16 has."""
-        return [self._check(number, clip, plans, _name(plans, number)) for number, clip in enumerate(self.clips)]
+        return self.renderer.side_by_side(lambda number: self._check(number, plans), range(len(self.clips)))
 
-    def _check(self, number: int, clip: Clip, plans: Sequence[StepPlan], name: str) -> Checked:
+    def _check(self, number: int, plans: Sequence[StepPlan]) -> Checked:
+        clip, name = self.clips[number], _name(plans, number)
         journal, again = self.renderer.journal, number in self._counted
         self._counted.add(number)
         if (kept := journal.get(name)) is not None:

@@ -33,13 +33,11 @@ def stream(vae: AutoencoderKLWan, latents: Tensor) -> Iterator[Tensor]:
     dependency's version range and a test against `decode` keep it so.
     """
     vae.clear_cache()
+    cache = [None] * len(vae._feat_map)  # our own, so that clips may be decoded side by side
     hidden = vae.post_quant_conv(latents.to(vae.dtype))
     for index in range(hidden.shape[2]):
-        frames = vae.decoder(
-            hidden[:, :, index : index + 1], feat_cache=vae._feat_map, feat_idx=[0], first_chunk=index == 0
-        )
+        frames = vae.decoder(hidden[:, :, index : index + 1], feat_cache=cache, feat_idx=[0], first_chunk=index == 0)
         yield frames.clamp(-1, 1)
-    vae.clear_cache()
 
 
 def frames_of(vae: AutoencoderKLWan, latents: Tensor) -> Iterator[np.ndarray]:

@@ -33,6 +33,14 @@ def test_two_streams_in_a_row_do_not_mix(wan_folder: Path) -> None:
     assert torch.equal(first, again[0])
 
 
+def test_two_streams_side_by_side_do_not_mix(wan_folder: Path) -> None:
+    vae = load_vae(recognise(wan_folder), torch.device("cpu"))
+    latents = torch.randn(2, 16, 3, 4, 4, generator=torch.Generator().manual_seed(2)).split(1)
+    both = zip(*(wan_vae.stream(vae, own) for own in latents), strict=True)
+    for pieces, own in zip(zip(*both, strict=True), latents, strict=True):
+        assert torch.equal(torch.cat(pieces, 2), torch.cat(list(wan_vae.stream(vae, own)), 2))
+
+
 def test_latent_shape_and_bytes() -> None:
     assert sizes.latent_shape(81, 720, 1280) == (21, 90, 160)
     assert sizes.latent_shape(1, 16, 16) == (1, 2, 2)
