@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
+from fpsgen import machine
 from fpsgen.cli import preferences
 from fpsgen.cli.output import Output
 from fpsgen.errors import UsageError
@@ -66,6 +67,9 @@ def find_target(name: str | None, dtype: Dtype | None) -> Target:
     import torch
 
     from fpsgen.target import Target
+
+    if device.type == "cpu":
+        machine.reuse_memory()
 
     in_bf16 = dtype == "bf16" or (dtype is None and device.type == "cuda")
     text_dtype = torch.float32 if dtype == "fp32" else torch.bfloat16

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
+import sys
 import types
 from pathlib import Path
 
@@ -149,3 +151,27 @@ def test_a_card_is_lost_once_it_raises_while_it_is_waited_for(monkeypatch: pytes
     assert machine.is_alive(torch.device("cuda", 0))
     monkeypatch.setattr(torch.cuda, "synchronize", lost)
     assert not machine.is_alive(torch.device("cuda", 0))
+
+
+_FAULTS = """
+import resource, torch
+from fpsgen import machine
+machine.reuse_memory()
+for _ in range(20):
+    torch.empty(2**24).fill_(1)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have other ways")
+def test_memory_that_tensors_give_back_serves_the_next_ones() -> None:
+    """20 tensors of 64 MiB, one after the other: the pages of the first are cleared by the system, and no others."""
+
+    def faults(**environment: str) -> int:
+        env = {**os.environ, **environment}
+        run = subprocess.run([sys.executable, "-c", _FAULTS], env=env, capture_output=True, text=True, check=True)
+        return int(run.stdout)
+
+    importing = faults(MALLOC_MMAP_THRESHOLD_="1000000000", MALLOC_TRIM_THRESHOLD_="1000000000")
+    assert faults() < 1.2 * importing  # as with settings of the user's own, which win
+    assert faults(MALLOC_MMAP_THRESHOLD_="1000000") > importing + 19 * 32  # pages of 2 MiB at most
