@@ -1,0 +1,1 @@
+"""Training a model through a preset: the quantised, sparse operator in the forward pass."""
