@@ -5,6 +5,7 @@ diffusers' schedulers do the arithmetic. What is odd about each is kept here and
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:  # helps and wrong input need none of them, and do not wait for them
@@ -14,6 +15,7 @@ if TYPE_CHECKING:  # helps and wrong input need none of them, and do not wait fo
 SolverName = Literal["unipc", "dpm++", "euler"]
 Sigmas = Literal["original", "diffusers"]
 TRAIN_TIMESTEPS = 1000
+_IMPORT = threading.Lock()  # diffusers finds its classes when they are asked for, and fails in two threads at once
 
 
 def original_sigmas(solver: SolverName, steps: int) -> np.ndarray:
@@ -55,7 +57,9 @@ class Solver:
     def __init__(self, steps: int, shift: float, solver: SolverName = "unipc", sigmas: Sigmas = "original"):
         import numpy as np
         import torch
-        from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
+
+        with _IMPORT:
+            from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 
         if solver == "euler":
             self.scheduler = FlowMatchEulerDiscreteScheduler(num_train_timesteps=TRAIN_TIMESTEPS, shift=shift)
