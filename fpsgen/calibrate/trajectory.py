@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TypeVar
@@ -13,9 +12,9 @@ import torch
 from torch import Tensor
 
 from fpsgen.attention.tiles import TileGrid
-from fpsgen.events import Done, Event, Watch
+from fpsgen.events import Done, Watch
 from fpsgen.journal import Journal
-from fpsgen.sampling import Denoiser, Look, both_fit, most_branches, not_finite
+from fpsgen.sampling import Denoiser, Look, both_fit, clips_at_once, not_finite, side_by_side
 from fpsgen.settings import Settings
 from fpsgen.wan import plan as plans
 from fpsgen.wan.plan import StepPlan
@@ -97,37 +96,17 @@ class Renderer:
         return self._latest.denoiser
 
     def side_by_side(self, work: Callable[[T], R], items: Sequence[T]) -> list[R]:
-        """`work` of every item, in their order. On a CPU, several at once, each on its share of the threads: products
-        of the pocket model's size leave a second core idle half of the time. An error in one ends the others at their
-        next step."""
-        threads = torch.get_num_threads()
-        fitting = most_branches(self.transformer, self.settings, self.device) // self.settings.branches
-        many = min(threads, len(items), fitting) if self.device.type == "cpu" else 1
-        if many < 2:
-            return [work(item) for item in items]
-        one_at_a_time, stopped, watch = threading.Lock(), threading.Event(), self.watch
+        """`work` of every item by `sampling.side_by_side`; an error in one ends the others at their next step."""
+        before = self.watch
 
-        def guarded(event: Event) -> None:
-            with one_at_a_time:
-                if stopped.is_set():
-                    raise RuntimeError("stopped with another that failed")
-                watch(event)
-
-        @torch.inference_mode()  # of each thread
-        def alone(item: T) -> R:
-            torch.set_num_threads(threads // many)
+        def watched(item: T, watch: Watch) -> R:
+            self.watch = watch  # the same for all of them
             return work(item)
 
-        self.watch, pool = guarded, ThreadPoolExecutor(many)
         try:
-            futures = [pool.submit(alone, item) for item in items]
-            ended, others = wait(futures, return_when=FIRST_EXCEPTION)
-            return [future.result() for future in (ended if others else futures)]
+            return side_by_side(watched, items, clips_at_once(self.transformer, self.settings, self.device), before)
         finally:
-            stopped.set()
-            pool.shutdown(cancel_futures=True)
-            self.watch = watch
-            torch.set_num_threads(threads)
+            self.watch = before
 
     def velocity(self, denoiser: Denoiser, latents: Tensor, step: int, plan: StepPlan) -> Tensor:
         """Guided; RenderError where it is not finite."""
