@@ -1,4 +1,4 @@
-"""Latents to frames: diffusers' AutoencoderKLWan, decoded one latent frame at a time."""
+"""Latents to frames and back: diffusers' AutoencoderKLWan, one latent frame at a time."""
 
 from __future__ import annotations
 
@@ -18,10 +18,37 @@ if TYPE_CHECKING:
 
 def denormalise(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
     """The model's latents (zero mean, unit variance) to the VAE's own."""
-    shape = (1, -1, 1, 1, 1)
-    mean = torch.tensor(vae.config.latents_mean, dtype=torch.float32, device=latents.device).view(shape)
-    std = torch.tensor(vae.config.latents_std, dtype=torch.float32, device=latents.device).view(shape)
+    mean, std = _moments(vae, latents.device)
     return latents * std + mean
+
+
+def normalise(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
+    """The VAE's own latents to the model's."""
+    mean, std = _moments(vae, latents.device)
+    return (latents - mean) / std
+
+
+def _moments(vae: AutoencoderKLWan, device: torch.device) -> Iterator[Tensor]:
+    for values in (vae.config.latents_mean, vae.config.latents_std):
+        yield torch.tensor(values, dtype=torch.float32, device=device).view(1, -1, 1, 1, 1)
+
+
+@torch.inference_mode()
+def encode(vae: AutoencoderKLWan, frames: np.ndarray) -> Tensor:
+    """uint8 frames [4 n + 1, height, width, 3] to the model's latents, float32 [1, 16, n + 1, height / 8, width / 8].
+
+    The mode of what the VAE gives, bit-identical to `vae.encode`, which has the whole clip on the device instead: the
+    frames go there as they are encoded, 1 first and then 4 for each latent frame. See `stream` for the private cache.
+    """
+    vae.clear_cache()
+    cache = [None] * len(vae._enc_feat_map)
+    pieces = []
+    for first in (0, *range(1, len(frames), 4)):
+        pixels = torch.from_numpy(frames[first : first + (4 if first else 1)]).to(vae.device)
+        pixels = from_uint8(pixels).to(vae.dtype)
+        pieces.append(vae.encoder(pixels, feat_cache=cache, feat_idx=[0]))
+    mode, _ = vae.quant_conv(torch.cat(pieces, 2)).chunk(2, dim=1)
+    return normalise(vae, mode.float())
 
 
 @torch.inference_mode()
@@ -55,3 +82,8 @@ def to_uint8(frames: Tensor) -> np.ndarray:
     """[1, 3, n, height, width] in [-1, 1] to uint8 [n, height, width, 3]."""
     scaled = (frames[0].float() + 1) * 127.5
     return scaled.round().to(torch.uint8).permute(1, 2, 3, 0).contiguous().cpu().numpy()
+
+
+def from_uint8(frames: Tensor) -> Tensor:
+    """uint8 [n, height, width, 3] to float32 [1, 3, n, height, width] in [-1, 1]."""
+    return frames.permute(3, 0, 1, 2)[None].float() / 127.5 - 1

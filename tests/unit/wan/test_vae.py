@@ -48,3 +48,18 @@ def test_latent_shape_and_bytes() -> None:
     out = wan_vae.to_uint8(frames)
     assert out.shape == (2, 4, 3, 3)
     assert np.unique(out[0, 0], axis=0).tolist() == [[0] * 3, [128] * 3, [255] * 3]
+
+
+@pytest.mark.parametrize("count", [1, 5, 13])
+def test_encode_equals_diffusers(wan_pipeline: WanPipeline, wan_folder: Path, count: int) -> None:
+    vae = load_vae(recognise(wan_folder), torch.device("cpu"))
+    frames = np.random.default_rng(count).integers(0, 256, (count, 32, 48, 3), dtype=np.uint8)
+    latents = wan_vae.encode(vae, frames)
+    assert latents.shape == (1, 16, *sizes.latent_shape(count, 32, 48))
+    pixels = wan_vae.from_uint8(torch.from_numpy(frames))
+    with torch.inference_mode():
+        theirs = wan_pipeline.vae.encode(pixels).latent_dist.mode()
+    config = wan_pipeline.vae.config
+    mean, std = (torch.tensor(own).view(1, -1, 1, 1, 1) for own in (config.latents_mean, config.latents_std))
+    assert torch.equal(latents, (theirs - mean) / std)
+    assert np.array_equal(wan_vae.to_uint8(pixels), frames)
