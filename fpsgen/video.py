@@ -27,7 +27,7 @@ _FORMATS = {
     ".gif": ["-c:v", "gif"],
 }
 _GIF_PALETTE = "split[a][b];[a]palettegen[p];[b][p]paletteuse"
-_QUALITY = "lanczos+accurate_rnd+full_chroma_int+full_chroma_inp"  # of scaling, and of going from RGB to YUV
+QUALITY = "lanczos+accurate_rnd+full_chroma_int+full_chroma_inp"  # of scaling, and of going from RGB to YUV
 _TRIAL_LIMIT = 20  # seconds; a trial takes a tenth of one
 
 
@@ -91,7 +91,7 @@ def _cover(size: tuple[int, int], target: tuple[int, int], more: str = "") -> li
 
     Cropping keeps the picture free of bars; past a tenth of it, bars are the lesser evil. more: of the scale filter.
     """
-    out, scale = f"{target[0]}:{target[1]}", f"scale=flags={_QUALITY}"
+    out, scale = f"{target[0]}:{target[1]}", f"scale=flags={QUALITY}"
     if size == target:
         return [scale + more]
     aspect, wanted = size[0] / size[1], target[0] / target[1]

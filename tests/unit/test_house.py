@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 ROOMS = [
     "printable", "timing", "errors", "seeds", "assets", "files", "tables", "values", "metrics", "ffmpeg", "video",
     "kernels", "machine", "target", "attention", "wan", "solvers", "settings", "weights", "journal", "pocket",
-    "presets", "request", "events", "sampling", "pipeline", "doctor", "calibrate", "bench", "report", "cli",
+    "presets", "request", "events", "sampling", "pipeline", "doctor", "calibrate", "bench", "train", "report", "cli",
     "__main__",
 ]  # fmt: skip
 # Modules of fpsgen/cli that are commands, or groups of them; `root` alone knows them all.
