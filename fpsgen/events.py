@@ -90,9 +90,11 @@ class Run:
 
 @dataclass(frozen=True)
 class Work:
-    """How much there is to do in all, in denoising steps of all guidance branches; told again where it grows."""
+    """How much there is to do in all, in denoising steps of all guidance branches or another `unit`; told again where
+    it grows."""
 
     total: float
+    unit: str = "steps"
 
 
 @dataclass(frozen=True)

@@ -122,10 +122,15 @@ def _encode(
 
 
 def encode_prompts(
-    prompts: Sequence[str], negatives: Sequence[str], model: Model, target: Target, videos: Sequence[Timings] = ()
+    prompts: Sequence[str],
+    negatives: Sequence[str],
+    model: Model,
+    target: Target,
+    videos: Sequence[Timings] = (),
+    keep: Callable[[Tensor], Tensor] = lambda text: text,
 ) -> Generator[Event, None, list[Tensor]]:
     """The text embedding of each prompt, then of each negative one, the generator's return value; the encoder is gone
-    afterwards."""
+    afterwards. keep: what is kept of each embedding, where thousands would fill the memory."""
     with _all(videos, "load"):
         encoder = load_text_encoder(model.checkpoint, target.device, target.text_dtype)
     yield Stage("text")
@@ -145,7 +150,7 @@ def encode_prompts(
             yield Notice(f"the model's tokenizer has no token for some of the {which}: {words}")
         if encoded.cut:
             yield Notice(f"the {which} is longer than {encoder.tokenizer.length} tokens; its end was left out")
-        texts.append(encoded.text)
+        texts.append(keep(encoded.text))
     with _all(videos, "load"):
         del encoder
         machine.release()

@@ -80,8 +80,8 @@ class Drawer:
                     self._tell(done / total, f"step {done} of {total}, {seconds:.2f} s each", (total - done) * seconds)
             case Frames(done, total):
                 self._bar.update(self._task, completed=done, total=total, rate="frames")
-            case Work(total):
-                self._work = self._work or _Work()
+            case Work(total, unit):
+                self._work = self._work or _Work(unit)
                 self._work.total = total
                 self._bar.update(self._task, total=round(total))
             case Done(work) if self._work is not None:
@@ -102,7 +102,7 @@ class Drawer:
     def _advance(self, work: _Work, steps: float) -> None:
         if work.advance(steps):  # the bar's speed is of what is made
             self._bar.reset(self._task, total=round(work.total), completed=round(work.done))
-        self._bar.update(self._task, completed=round(work.done), rate="steps")
+        self._bar.update(self._task, completed=round(work.done), rate=work.unit)
         share = work.done / work.total
         if share < 1:
             self._tell(share, f"{10 * int(10 * share)} % done", work.left)
@@ -118,7 +118,8 @@ class Drawer:
 class _Work:
     """Work of which a part may be found where an earlier run has kept it, which tells nothing of the time left."""
 
-    def __init__(self) -> None:
+    def __init__(self, unit: str) -> None:
+        self.unit = unit
         self.total = self.done = self._found = 0.0
         self._begun = self._last = time.monotonic()
 
