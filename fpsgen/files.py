@@ -13,8 +13,9 @@ import stat
 import tempfile
 import time
 from collections.abc import Iterator
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from fpsgen.errors import UsageError, option, reason
 from fpsgen.printable import printable
@@ -138,7 +139,7 @@ def is_full(fault: OSError) -> bool:
     return fault.errno in _FULL
 
 
-def open_regular(path: Path) -> BinaryIO:
+def open_regular(path: Path) -> BufferedReader:
     """A file to read. OSError where it is none: a pipe or a device may keep its reader waiting, or never end."""
     number = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     try:

@@ -101,6 +101,7 @@ class VideoPlan:
             "fpsgen": __version__,
             "model": self.model.full_name,
             "weights": weights,
+            "loras": [each.as_dict() for each in self.model.checkpoint.loras],
             "device": str(device),
             "threads": torch.get_num_threads() if device.type == "cpu" else None,  # a CPU's last bits depend on it
             **self.target.as_dict(),

@@ -43,6 +43,7 @@ def generate(
     res: str | None = None,
     frames: int | None = None,
     model: str | None = None,
+    lora: list[str] | None = None,
     steps: int | None = None,
     guidance: float | None = None,
     shift: float | None = None,
@@ -92,6 +93,9 @@ def generate(
             named = None if wanted is None or wanted in shipped.GRADES else shipped.find(wanted)
         if wanted and output.exists() and (given := Path(wanted).expanduser()).exists() and output.samefile(given):
             raise UsageError(f"{output} is the preset: the video would replace it", hint="choose another -o")
+        from fpsgen.weights.lora import find as find_lora
+
+        loras = [find_lora(given) for given in lora or ()]
         named_model = chosen.find_model(model)
         if output.exists():
             out.note(f"{output} exists: the new video will replace it")
@@ -101,7 +105,7 @@ def generate(
         from fpsgen.request import Request
 
         machine.settle()
-        found = named_model or chosen.choose_model(size, target.device, out, timings)
+        found = (named_model or chosen.choose_model(size, target.device, out, timings)).with_loras(loras)
     settings, scale_to = chosen.fit(
         found, size, out, frames=frames, steps=steps, guidance=guidance, shift=shift, negative=negative, solver=solver,
         sigmas=sigmas,
@@ -117,6 +121,8 @@ def generate(
     if found.pocket and settings.frames > found.defaults.frames:
         out.note(f"the pocket model was trained on clips of {found.defaults.frames} frames; longer ones may drift")
     out.detail(f"model {found.name} from {found.folder}; {target.device}, {target.dtype_name}")
+    for each in loras:
+        out.detail(f"LoRA {each.file}, scale {each.scale:g}")
     levels = f"{settings.solver} on the {settings.sigmas} sigmas, shift {settings.shift:g}"
     out.detail(f"{settings.steps} steps of {levels}, guidance {settings.guidance:g}")
     before = state(output)

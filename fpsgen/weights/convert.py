@@ -1,11 +1,14 @@
-"""Write a checkpoint in the other format: the same tensors, bit for bit, under the other's names and files."""
+"""Write checkpoints: one in the other format, the same tensors, bit for bit, under the other's names and files; or one
+with another transformer."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shlex
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +25,9 @@ from fpsgen.files import is_full, write_json
 from fpsgen.printable import printable, readable
 from fpsgen.settings import defaults_of
 from fpsgen.weights import configs, layout, load
+from fpsgen.weights.headers import read_json
 from fpsgen.weights.layout import PARTS, TOKENIZERS, Checkpoint, Format
+from fpsgen.weights.models import Model
 
 SHARD_SIZE = "5GB"
 
@@ -39,9 +44,53 @@ def convert(checkpoint: Checkpoint, target: Format, out: Path) -> Iterator[str]:
     load.check(checkpoint)
     if target == "original":
         _check_representable(checkpoint)
-    partial = _claim(checkpoint, out)
+    with _complete(_claim(checkpoint, out), out) as partial:
+        for name, part in PARTS.items():
+            yield part.words
+            _write_part(checkpoint, name, _read(checkpoint, name, target), target, partial)
+        yield "tokenizer"
+        _copy_tokenizer(checkpoint, target, partial)
+        if target == "diffusers":
+            write_pipeline(partial, defaults_of(checkpoint.config.dim).shift)
+
+
+def write_model(model: Model, transformer: Mapping[str, Tensor], out: Path) -> None:
+    """Write `model` to the folder `out`, in its own format, with other parameters of the transformer, by our module's
+    names, each in the dtype that it has in the model's files. Other weights are hard links where the disk allows it.
+
+    The folder appears when complete, in place of what an earlier run wrote there. RenderError where it cannot be made.
+    """
+    checkpoint, form = model.checkpoint, model.checkpoint.format
+    partial = out.with_name(f"{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
+    with _complete(partial, out, replaces=True):
+        partial.mkdir(parents=True)
+        own = PARTS["transformer"]
+        old = _read(checkpoint, "transformer", form)
+        state = {key: transformer[own.rename(key)].to(tensor.dtype) for key, tensor in old.items()}
+        _write_part(checkpoint, "transformer", state, form, partial)
+        for name in layout.OTHERS:
+            if not _link_part(checkpoint, name, partial):
+                _write_part(checkpoint, name, _read(checkpoint, name, form), form, partial)
+        _copy_tokenizer(checkpoint, form, partial)
+        if form == "diffusers":
+            _copy(checkpoint.tokenizer.parent, ("model_index.json", "scheduler/scheduler_config.json"), partial)
+        written = layout.recognise(partial)
+        load.check(written)
+        if model.pocket:
+            files = sorted(file for name in PARTS for file in getattr(written, name))
+            digests = {
+                file.relative_to(partial).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest() for file in files
+            }
+            write_json(partial / "pocket.json", read_json(model.folder / "pocket.json") | {"sha256": digests})
+
+
+@contextmanager
+def _complete(partial: Path, out: Path, replaces: bool = False) -> Iterator[Path]:
+    """The folder `partial`, which gets the name `out` when what is inside has written a checkpoint to it; it is removed
+    where that failed. replaces: whether a folder that is called `out` already is removed before."""
     try:
-        yield from _write(checkpoint, target, partial)
+        yield partial
         layout.recognise(partial)
     except (OSError, SafetensorError, RuntimeError) as fault:  # torch.save meets a full disk with a RuntimeError
         shutil.rmtree(partial, ignore_errors=True)
@@ -52,6 +101,8 @@ def convert(checkpoint: Checkpoint, target: Format, out: Path) -> Iterator[str]:
         shutil.rmtree(partial, ignore_errors=True)
         raise
     try:
+        if replaces and out.is_dir():
+            shutil.rmtree(out)
         partial.rename(out)
     except OSError as fault:  # the work is done: not thrown away because something came to lie there meanwhile
         message = f"the checkpoint is in {partial}: {out} cannot be made: {_reason(fault)}"
@@ -84,26 +135,52 @@ def _reason(fault: Exception) -> str:
     return (isinstance(fault, OSError) and fault.strerror) or printable(str(fault).partition("\n")[0])
 
 
-def _write(checkpoint: Checkpoint, target: Format, out: Path) -> Iterator[str]:
-    for name, part in PARTS.items():
-        yield part.words
-        state: dict[str, Tensor] = {}
-        for key, tensor in load.read(getattr(checkpoint, name)):  # on the memory map: writing reads each once
-            state.setdefault(part.in_format(key, target), tensor)  # the first of two, as loading has it
-        if target == "original" and part.file:
-            torch.save(state, out / part.file)
-            continue
-        folder = out if target == "original" else out / name
-        folder.mkdir(exist_ok=True)
-        write_json(folder / "config.json", _config(checkpoint, name, target))
-        _write_shards(state, folder, part.stem)
-    yield "tokenizer"
-    tokenizer = out / TOKENIZERS[target]
-    tokenizer.mkdir(parents=True)
-    for file in filter(Path.is_file, (checkpoint.tokenizer / name for name in layout.TOKENIZER_FILES)):
-        shutil.copyfile(file, tokenizer / file.name)
-    if target == "diffusers":
-        write_pipeline(out, defaults_of(checkpoint.config.dim).shift)
+def _read(checkpoint: Checkpoint, name: str, target: Format) -> dict[str, Tensor]:
+    """A part's tensors by their names in `target`, on the memory map: writing reads each once."""
+    state: dict[str, Tensor] = {}
+    for key, tensor in load.read(getattr(checkpoint, name)):
+        state.setdefault(PARTS[name].in_format(key, target), tensor)  # the first of two, as loading has it
+    return state
+
+
+def _write_part(checkpoint: Checkpoint, name: str, state: dict[str, Tensor], target: Format, out: Path) -> None:
+    part = PARTS[name]
+    if target == "original" and part.file:
+        torch.save(state, out / part.file)
+        return
+    folder = out if target == "original" else out / name
+    folder.mkdir(exist_ok=True)
+    write_json(folder / "config.json", _config(checkpoint, name, target))
+    _write_shards(state, folder, part.stem)
+
+
+def _link_part(checkpoint: Checkpoint, name: str, out: Path) -> bool:
+    """Put a part's files, as they are, into a folder of the checkpoint's own format; False where they lie elsewhere in
+    another form, beside a transformer in a file of its own."""
+    part, files = PARTS[name], getattr(checkpoint, name)
+    folder = out / name if checkpoint.format == "diffusers" else out
+    if checkpoint.format == "original" and [file.name for file in files] != [part.file]:
+        return False
+    folder.mkdir(exist_ok=True)
+    for file in files:
+        try:
+            os.link(file.resolve(), folder / file.name)  # the hub's cache has links
+        except OSError:  # another disk, or one without such links
+            shutil.copyfile(file, folder / file.name)
+    if checkpoint.format == "diffusers":
+        _copy(files[0].parent, ("config.json", f"{part.stem}.safetensors.index.json"), folder)
+    return True
+
+
+def _copy_tokenizer(checkpoint: Checkpoint, target: Format, out: Path) -> None:
+    _copy(checkpoint.tokenizer, layout.TOKENIZER_FILES, out / TOKENIZERS[target])
+
+
+def _copy(source: Path, names: Iterable[str], target: Path) -> None:
+    """Copy those of the files that are there."""
+    for name in filter(lambda name: (source / name).is_file(), names):
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source / name, target / name)
 
 
 def _config(checkpoint: Checkpoint, part: str, target: Format) -> dict[str, Any]:

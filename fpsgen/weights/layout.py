@@ -29,6 +29,7 @@ from fpsgen.weights.configs import (
 from fpsgen.weights.headers import read_json, shards, some
 from fpsgen.weights.keys import KeyMap
 from fpsgen.weights.kinds import Contents, Header
+from fpsgen.weights.lora import Lora
 
 Format = Literal["original", "diffusers"]
 
@@ -74,7 +75,8 @@ TOKENIZER_FILES = (
 @dataclass(frozen=True)
 class Checkpoint:
     """Where each component's weights and configuration are. vae_config and text_config are Diffusers' and
-    transformers' own; where the format has none, they are what the tensors' shapes say."""
+    transformers' own; where the format has none, they are what the tensors' shapes say. loras: merged with the
+    transformer as it is loaded."""
 
     format: Format
     config: WanConfig
@@ -84,6 +86,7 @@ class Checkpoint:
     text_encoder: list[Path]
     text_config: dict[str, Any]
     tokenizer: Path
+    loras: tuple[Lora, ...] = ()
 
     @property
     def bytes(self) -> int:
@@ -148,7 +151,7 @@ def _diffusers(folder: Path) -> Checkpoint:
     configs = {part: read_json(folder / part / "config.json") for part in PARTS}
     vae, text, config = configs["vae"], configs["text_encoder"], from_diffusers(configs["transformer"])
     check_kinds_of_parts(vae, text)
-    files = {part: shards(folder / part, each.stem) for part, each in PARTS.items()}
+    files: dict[str, Any] = {part: shards(folder / part, each.stem) for part, each in PARTS.items()}
     _check_depth("transformer", config.num_layers, _tensors("transformer", files["transformer"]), "blocks.")
     text_tensors = headers.renamed(headers.headers(files["text_encoder"]), PARTS["text_encoder"].rename)
     _check_depth("text_encoder", text.get("num_layers"), text_tensors, "encoder.block.")

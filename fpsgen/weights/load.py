@@ -22,6 +22,7 @@ from fpsgen.wan.config import FETCH_AGAIN, OURS
 from fpsgen.wan.text_encoder import TextEncoder
 from fpsgen.wan.tokenizer import TEXT_LENGTH, Tokenizer
 from fpsgen.wan.transformer import FLOAT32_PARAMETERS, WanTransformer
+from fpsgen.weights import lora
 from fpsgen.weights.headers import headers, is_pickled, opened, read_json, renamed, some, unpickling
 from fpsgen.weights.kinds import FLOATS
 from fpsgen.weights.layout import PARTS, Checkpoint
@@ -36,8 +37,10 @@ _IDENTIFIED = 64  # values of a parameter
 
 
 def load_transformer(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> WanTransformer:
-    """The transformer, its matrix products in `dtype`. ModelError where files do not fit, as for the other parts."""
-    return _filled(empty_transformer(checkpoint), checkpoint, "transformer", device, by_name(dtype))
+    """The transformer, its matrix products in `dtype`, with the checkpoint's LoRAs in its weights. ModelError where
+    files do not fit, as for the other parts."""
+    merge = lora.merging(checkpoint.loras, checkpoint.config, device)
+    return _filled(empty_transformer(checkpoint), checkpoint, "transformer", device, by_name(dtype), merge)
 
 
 def load_vae(checkpoint: Checkpoint, device: torch.device) -> AutoencoderKLWan:
@@ -52,15 +55,21 @@ def load_text_encoder(checkpoint: Checkpoint, device: torch.device, dtype: torch
 
 
 def _filled(
-    model: Module, checkpoint: Checkpoint, part: str, device: torch.device, dtype: Callable[[str], torch.dtype]
+    model: Module,
+    checkpoint: Checkpoint,
+    part: str,
+    device: torch.device,
+    dtype: Callable[[str], torch.dtype],
+    merge: Callable[[str, Tensor], Tensor] = lambda name, tensor: tensor,
 ) -> Module:
-    """A module that was built on the meta device, with its parameters, each cast to `dtype(name)` as it is read."""
+    """A module that was built on the meta device, with its parameters, each cast to `dtype(name)` as it is read, after
+    `merge` changed it."""
     _check_part(model, checkpoint, part)
     state: dict[str, Tensor] = {}
     for key, tensor in read(getattr(checkpoint, part)):
         name = PARTS[part].rename(key)
         if name not in state:  # the text encoder's embedding may be there twice, see `renamed`
-            state[name] = tensor.to(device, dtype(name), copy=True)  # off the memory map
+            state[name] = merge(name, tensor).to(device, dtype(name), copy=True)  # off the memory map
     model.load_state_dict(state, assign=True, strict=False)  # the check was stricter, but for tied parameters
     return model.eval().requires_grad_(False)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,11 @@ from fpsgen.printable import printable
 from fpsgen.settings import DEFAULTS, Settings, check_settings, defaults_of
 from fpsgen.wan import config, sizes
 from fpsgen.wan.config import WanConfig
-from fpsgen.weights import configs, headers, hub, kinds, layout
+from fpsgen.weights import configs, headers, hub, kinds, layout, lora
 from fpsgen.weights.cached import Cached
 from fpsgen.weights.headers import read_json
 from fpsgen.weights.layout import OTHERS, PARTS, TOKENIZERS, Checkpoint
+from fpsgen.weights.lora import Lora
 
 POCKET = "pocket"
 _LARGEST_TILE = 64  # tokens along one axis
@@ -52,6 +53,12 @@ class Model:
     def full_name(self) -> str:
         """The name in records and metadata; a pocket model's has the version, because its weights change with it."""
         return f"pocket v{self.pocket['version']}" if self.pocket else self.name
+
+    def with_loras(self, loras: Sequence[Lora]) -> Model:
+        """This model, LoRAs merged with its transformer as it is loaded; ModelError where one does not fit."""
+        for each in loras:
+            lora.changes(each, self.config)
+        return replace(self, checkpoint=replace(self.checkpoint, loras=tuple(loras)))
 
     def tiles(self, latent_shape: Shape3, tile: Shape3 | None = None) -> TileGrid:
         """The tokens of a video's latents in tiles: of that size, or of the model's own."""

@@ -20,6 +20,7 @@ COMMANDS = [
     (["calibrate", "--prompts", "/dev/null"], 2, "it is not a regular file"),
     (["calibrate", "--model", "nope"], 2, "there is no model nope"),
     (["calibrate", "--model", "~nobody/m", "--dry-run"], 2, "there is no model ~nobody/m"),
+    (["generate", "cat", "--lora", "nope.safetensors"], 2, "there is no file nope.safetensors"),
     (["bench", "--model", "nope"], 2, "there is no model nope"),
     (["bench", "quality", "--model", "nope"], 2, "there is no model nope"),
     (["bench", "--random-weights", "9b"], 2, "--random-weights 9b: there is no such model"),

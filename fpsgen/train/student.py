@@ -1,0 +1,82 @@
+"""What is trained: all weights of a transformer, or LoRA adapters inside it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from fpsgen.wan.transformer import WanTransformer
+from fpsgen.weights import lora
+
+
+class Adapted(nn.Linear):
+    """A linear layer and, beside it, an adapter (arXiv 2106.09685, section 4.1, with alpha = rank): W x + b + B A x.
+
+    `weight` and `bias` are the layer's own parameters, under their names; A and B are float32. B is zero at first.
+    """
+
+    def __init__(self, linear: nn.Linear, rank: int, random: torch.Generator):
+        super().__init__(linear.in_features, linear.out_features, device="meta")
+        self.weight, self.bias = linear.weight, linear.bias
+        where = {"device": linear.weight.device, "dtype": torch.float32}
+        # Not through their own initialisation, which would draw from the global generator.
+        self.lora_A = nn.utils.skip_init(nn.Linear, linear.in_features, rank, bias=False, **where)
+        self.lora_B = nn.utils.skip_init(nn.Linear, rank, linear.out_features, bias=False, **where)
+        drawn = nn.init.kaiming_uniform_(torch.empty(self.lora_A.weight.shape), math.sqrt(5), generator=random)
+        with torch.no_grad():
+            self.lora_A.weight.copy_(drawn)
+            self.lora_B.weight.zero_()
+        self.adapts = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = super().forward(x)
+        return out + self.lora_B(self.lora_A(x.to(self.lora_A.weight.dtype))).to(out.dtype) if self.adapts else out
+
+
+class Student:
+    """A transformer, made ready for training in its place: with adapters of a rank on `lora.targets` and all else
+    frozen in the dtype that it has; or, without a rank, in float32, to be trained as a whole.
+
+    seed: of the adapters, which are drawn in the order of the layers. base: the transformer's fingerprint before.
+    """
+
+    def __init__(self, transformer: WanTransformer, rank: int | None, seed: int):
+        self.transformer, self.base = transformer, transformer.fingerprint()
+        self._adapted: list[Adapted] = []
+        if rank is None:
+            transformer.float().requires_grad_(True)
+            return
+        transformer.requires_grad_(False)
+        random = torch.Generator().manual_seed(seed)
+        for name in lora.targets(transformer.config):
+            linear = transformer.get_submodule(name)
+            assert isinstance(linear, nn.Linear)
+            self._adapted.append(Adapted(linear, rank, random))
+            transformer.set_submodule(name, self._adapted[-1])
+
+    def parameters_to_train(self) -> dict[str, nn.Parameter]:
+        """By name, in the transformer's order; asked anew they are those that sharding put in their places."""
+        return {name: each for name, each in self.transformer.named_parameters() if each.requires_grad}
+
+    @contextmanager
+    def teaching(self) -> Iterator[None]:
+        """Inside, the transformer computes as before training: without adapters, keys and values of prompts included.
+        One that is trained as a whole has no such other self."""
+        assert self._adapted
+        for each in self._adapted:
+            each.adapts = False
+        try:
+            yield
+        finally:
+            for each in self._adapted:
+                each.adapts = True
+
+    def export_lora(self, tensors: Mapping[str, Tensor], path: Path, preset: str) -> None:
+        """Write adapters, by the names of `parameters_to_train` and whole on each process that does so, as a LoRA file.
+        preset: the name of the one that they were trained for. UsageError where the file cannot be written."""
+        lora.write(path, tensors, base=self.base, preset=preset)
