@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fpsgen.wan.transformer import WanTransformer
@@ -35,7 +36,10 @@ class Adapted(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         out = super().forward(x)
-        return out + self.lora_B(self.lora_A(x.to(self.lora_A.weight.dtype))).to(out.dtype) if self.adapts else out
+        if not self.adapts:
+            return out
+        a, b = (half.weight.to(x.dtype) for half in (self.lora_A, self.lora_B))  # not x, which would be kept twice
+        return out + F.linear(F.linear(x, a), b)
 
 
 class Student:

@@ -122,5 +122,6 @@ def refuse_other_kinds(contents: Contents, wanted: str = "transformer") -> None:
         says = f"holds the {wanted} in 8 bits, which fpsgen does not read yet"
         hint = "use the fp16 or bf16 file of the same model; later versions of fpsgen will read FP8"
     elif wanted != "transformer":
-        says, hint = f"should be the {wanted}, but {says.removesuffix(', not a transformer')}", FETCH_AGAIN
+        says = f"should be the {wanted}, but {says.removesuffix(', not a transformer')}"
+        hint = "give the LoRA's own file" if wanted == "LoRA" else FETCH_AGAIN
     raise ModelError(f"{printable(contents.file)} {says}", hint=hint)
