@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from fpsgen.attention import dense, flex, hopper, reference
+from fpsgen.attention import dense, differentiable, flex, hopper, reference
 from fpsgen.attention.plan import AttentionPlan
 from fpsgen.attention.qk import QKTransform, prepare
 from fpsgen.kernels.cache import Built
@@ -86,9 +86,11 @@ def attend(q: Tensor, k: Tensor, v: Tensor, qk_transform: QKTransform, plan: Att
         raise ValueError(f"{q.shape[1]} tokens do not fill the plan's grid {plan.tiles.grid}")
     if plan.heads and len(plan.heads) != q.shape[2]:
         raise ValueError(f"the plan is for {len(plan.heads)} heads, not for {q.shape[2]}")
+    given = (q, k, v, qk_transform.norm_q, qk_transform.norm_k)
+    trains = torch.is_grad_enabled() and any(x.requires_grad for x in given)
     name = choose(q.device, plan, q.shape[3]).name
-    if name == "hopper":  # its prologue norms and rotates
+    if name == "hopper" and not trains:  # its prologue norms and rotates
         return hopper.attention(q, k, v, qk_transform, plan)
     q = prepare(q, qk_transform.norm_q, qk_transform).to(v.dtype)
     k = prepare(k, qk_transform.norm_k, qk_transform).to(v.dtype)
-    return _PREPARED[name].attention(q, k, v, plan)
+    return (differentiable if trains else _PREPARED[name]).attention(q, k, v, plan)

@@ -50,10 +50,15 @@ def make_ready(plan: AttentionPlan, device: torch.device) -> None:
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan) -> Tensor:
-    """q, k, v and the result [batch, tokens, heads, head_dim], rows in tile order."""
+    """q, k, v and the result [batch, tokens, heads, head_dim], rows in tile order.
+
+    In training it also runs plans in 8 bits (`differentiable`): then q, k and v have the values that rounding gives
+    them, in the dtype that they come in, and P is not rounded.
+    """
     slots = tile_slots(plan.tiles)
     rows = padded_rows(plan.tiles, q.device)
-    padded = [pad(x, rows, slots * len(plan.tiles.valid)) for x in (q, k, v)]  # [batch, heads, slots, head_dim]
+    operands = [x.to(v.dtype) for x in reference.rounded(q, k, v, plan)] if plan.is_8bit else (q, k, v)
+    padded = [pad(x, rows, slots * len(plan.tiles.valid)) for x in operands]  # [batch, heads, slots, head_dim]
     out = torch.empty_like(q)
     for index, own in enumerate(plan.key_tiles):
         heads = plan.heads_of(index)
@@ -75,8 +80,7 @@ def by_lists(
     without padding, [batch, tokens, heads, head_dim].
     """
     q, k, v = given
-    with torch.no_grad():
-        lists = reference.key_tiles(q, k, own, plan.tiles)
+    lists = reference.key_tiles(q, k, own, plan.tiles)
     wanted = block_mask(plan.tiles, own.window, q.device) if own.top is None else blocks_of(lists, plan.tiles)
     if own.rest == "drop":
         return by_blocks(*padded, wanted)

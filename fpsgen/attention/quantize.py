@@ -1,12 +1,13 @@
 """8-bit formats: how numbers are rounded to them, and over which of them one scale is shared.
 
-x ≈ numbers · scale. Tensors are [batch, tokens, heads, head_dim]; a scale broadcasts against them.
+x ≈ numbers · scale. Tensors are [batch, tokens, heads, head_dim]; a scale broadcasts against them. Gradients pass
+rounding straight through (Bengio et al., arXiv 1308.3432), but for values that saturate; scales are constants to them.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -18,6 +19,9 @@ Format = Literal["fp8", "int8"]
 # The largest number that scales aim at. E4M3 (OCP 8-bit floating point specification, 1.0) ends there, without an
 # infinity; INT8 is used symmetrically.
 LARGEST: dict[Format, float] = {"fp8": 448.0, "int8": 127.0}
+
+# A number beyond this is not rounded to the largest, but cut to it.
+_SATURATES: dict[Format, float] = {"fp8": 464.0, "int8": 127.5}
 
 # What the largest number of a sample becomes in E4M3: a number that is not in the sample may be 16 times as large. To a
 # floating-point format this costs nothing but the last bits of what is less than 1 / 1800 of the sample's largest.
@@ -63,7 +67,25 @@ def quantize(x: Tensor, amax: Tensor, kind: Format, largest: float | None = None
 
 def round_by(x: Tensor, scale: Tensor, kind: Format) -> Quantized:
     """Round `x`, given the scales."""
-    return Quantized(round_to_(x.float() * (1 / scale), kind), scale)
+    scale = scale.detach()
+    return Quantized(_Numbers.apply(x, scale, kind), scale)
+
+
+class _Numbers(torch.autograd.Function):
+    """x / scale in numbers of the format."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, kind: Format) -> Tensor:
+        inverse = 1 / scale
+        scaled = x.float() * inverse
+        if ctx.needs_input_grad[0]:
+            ctx.save_for_backward(scaled.abs() > _SATURATES[kind], inverse)
+        return round_to_(scaled, kind)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        saturated, inverse = ctx.saved_tensors
+        return (gradient * inverse).masked_fill_(saturated, 0.0), None, None
 
 
 def scale_of(amax: Tensor, largest: float) -> Tensor:

@@ -22,12 +22,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fpsgen.attention import quantize, select
-from fpsgen.attention.plan import AttentionPlan, KeyTiles
+from fpsgen.attention.plan import AttentionPlan, KeyTiles, PVPrecision
 from fpsgen.attention.tiles import Shape3, TileGrid, key_lists, outlives_inference
 
 # Numbers of one kind that may be in memory at once; 256 MB of float32.
@@ -52,10 +53,8 @@ def attention(
     """q, k, v and the result [batch, tokens, heads, head_dim], rows in tile order; computed in float32.
 
     chosen: the key tiles of each `top` share, by its index in `plan.seen`, int64 [batch, its heads, tiles, key tiles];
-    by default those of `select`. NotImplementedError if gradients are needed, because rounding has none.
+    by default those of `select`. To gradients they are constants.
     """
-    if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
-        raise NotImplementedError("the reference has no gradients: run it under torch.no_grad()")
     rows_first = [x.transpose(1, 2) for x in rounded(q, k, v, plan)]  # [batch, heads, tokens, head_dim]
     out = torch.empty(rows_first[2].shape, device=v.device)
     for index, seen in enumerate(plan.key_tiles):
@@ -104,7 +103,7 @@ def over_lists(
         own = slice(int(tile[0]), int(tile[-1]) + 1)
         added = skipped[:, :, own, tile_of]
         added = torch.cat([added, counts[:, :, own]], 3) if rest else added
-        means.append(softmax_mean(part, k, v, plan, added.index_select(2, tile - tile[0])))
+        means.append(softmax_mean(part, k, v, plan, added, tile - tile[0]))
     return torch.cat(means, 2)
 
 
@@ -112,7 +111,7 @@ def key_tiles(q: Tensor, k: Tensor, seen: KeyTiles, tiles: TileGrid) -> Tensor:
     """int64 [batch, heads, tiles, key tiles], ascending: what each query tile sees, from [batch, tokens, heads,
     head_dim], not rounded."""
     if seen.top is not None:
-        return select.best(select.means(q, tiles), select.means(k, tiles), seen.count(tiles))
+        return select.best(select.means(q.detach(), tiles), select.means(k.detach(), tiles), seen.count(tiles))
     lists = key_lists(tiles, seen.window or tiles.counts)
     static = torch.stack(lists.split())[lists.list_of].to(q.device, torch.int64)  # a window's are all of one length
     return static.expand(len(q), q.shape[2], -1, -1)
@@ -142,15 +141,56 @@ def rounded(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan) -> tuple[Tenso
     return q, k, v
 
 
-def softmax_mean(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, added: Tensor | None = None) -> Tensor:
-    """softmax(q kᵀ / √head_dim + added) v over [batch, heads, …, rows, head_dim], P in the plan's format."""
-    scores = (q * q.shape[-1] ** -0.5) @ k.mT
-    if added is not None:
-        scores += added
-    p = scores.sub_(scores.amax(-1, keepdim=True)).exp_()
-    if plan.pv != "bf16":
-        p = quantize.round_to_(p.mul_(quantize.LARGEST[plan.pv]), plan.pv)  # 1 / 448 cancels in the quotient
-    return (p @ v).div_(p.sum(-1, keepdim=True))
+def softmax_mean(
+    q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, added: Tensor | None = None, own: Tensor | None = None
+) -> Tensor:
+    """softmax(q kᵀ / √head_dim + added[own]) v over [batch, heads, …, rows, head_dim], P in the plan's format.
+
+    added: [batch, heads, tiles, keys]; own: int64 [rows], which of its tiles each row adds. They are constants.
+    """
+    return _SoftmaxMean.apply(q, k, v, plan.pv, added, own)
+
+
+class _SoftmaxMean(torch.autograd.Function):
+    """Its backward pass computes S and P again: to keep them would take memory for every pair of tokens.
+
+    With P̂ for the rounded P, o = P̂ v / Σ P̂, and g for the gradient of o: that of v is P̂ᵀ (g / Σ P̂); that of P̂, and of P
+    straight through, is (g vᵀ - Σ g o) / Σ P̂; that of S is P times it. max S, which scales P, is a constant.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, pv: PVPrecision, added: Tensor | None, own: Tensor | None
+    ) -> Tensor:
+        s = scores(q, k, added, own)
+        largest = s.amax(-1, keepdim=True)
+        p = s.sub_(largest).exp_()
+        if pv != "bf16":
+            p = quantize.round_to_(p.mul_(quantize.LARGEST[pv]), pv)  # 1 / 448 cancels in the quotient
+        total = p.sum(-1, keepdim=True)
+        out = (p @ v).div_(total)
+        ctx.save_for_backward(q, k, v, added, own, largest, total, out)
+        ctx.pv = pv
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, added, own, largest, total, out = ctx.saved_tensors
+        with torch.autocast(q.device.type, enabled=False):
+            p = rounded = scores(q, k, added, own).sub_(largest).exp_()
+            if ctx.pv != "bf16":
+                rounded = quantize.round_to_(p.mul_(quantize.LARGEST[ctx.pv]).clone(), ctx.pv)
+            gradient = gradient / total
+            of_v = rounded.mT @ gradient
+            of_s = (gradient @ v.mT).sub_((gradient * out).sum(-1, keepdim=True)).mul_(p)
+            scale = q.shape[-1] ** -0.5
+            return of_s @ k * scale, of_s.mT @ (q * scale), of_v, None, None, None
+
+
+def scores(q: Tensor, k: Tensor, added: Tensor | None, own: Tensor | None) -> Tensor:
+    """q kᵀ / √head_dim + added[own], as `softmax_mean` has them."""
+    s = (q * q.shape[-1] ** -0.5) @ k.mT
+    return s if added is None or own is None else s.add_(added.index_select(2, own))
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from fpsgen.attention import door, emulator, flex, reference
+from fpsgen.attention import differentiable, door, emulator, flex, reference
 from fpsgen.attention.emulator import error
 from fpsgen.attention.plan import AttentionPlan, KeyTiles
 from fpsgen.attention.tiles import TileGrid
-from tests.tools.gradients import over_constant_lists
+from tests.tools.gradients import by_hand, of_squares
 
 pytestmark = pytest.mark.gpu
 
@@ -90,11 +90,12 @@ def test_gradients_pass_through_flex() -> None:
 
 
 @pytest.mark.parametrize("seen", [TOP, SUMMARY, KeyTiles((1, 3, 1), rest="summary")], ids=str)
-def test_gradients_pass_through_flex_and_lists_are_constants(seen: KeyTiles, monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = AttentionPlan(CUT, (seen,))
+@pytest.mark.parametrize(("qk", "pv"), [("bf16", "bf16"), ("int8", "fp8"), ("fp8", "fp8")])
+def test_gradients_pass_through_flex_and_lists_are_constants(seen: KeyTiles, qk: str, pv: str) -> None:
+    plan = AttentionPlan(CUT, (seen,), (), qk, pv)  # type: ignore[arg-type]
     q, k, v = (x.requires_grad_() for x in random_qkv(CUT, 2, 64, torch.float32))
-    found = torch.autograd.grad(flex.attention(q, k, v, plan).square().sum(), (q, k, v))
-    for mine, theirs in zip(found, over_constant_lists(q, k, v, plan, monkeypatch), strict=True):
+    found = of_squares(differentiable.attention(q, k, v, plan), q, k, v)
+    for mine, theirs in zip(found, of_squares(by_hand(q, k, v, plan, rounds_p=False), q, k, v), strict=True):
         assert error(mine, theirs) < 1e-2
 
 

@@ -147,12 +147,6 @@ def test_small_tiles_gather_no_more_than_may_be() -> None:
     assert reference.at_once(heads=2, head_dim=128, group=small)[0] == 2**26 // (2 * 2**12 * 256)
 
 
-def test_reference_has_no_gradients_and_says_so() -> None:
-    q, k, v = random_qkv(RAGGED)
-    with pytest.raises(NotImplementedError, match="no gradients"):
-        reference.attention(q.requires_grad_(), k, v, AttentionPlan(RAGGED, ((1, 3, 3),)))
-
-
 def test_reference_keeps_the_dtype() -> None:
     q, k, v = (x.bfloat16() for x in random_qkv(RAGGED))
     found = reference.attention(q, k, v, AttentionPlan(RAGGED, ((1, 1, 3),)))

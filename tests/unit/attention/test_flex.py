@@ -6,19 +6,16 @@ tested with uncompiled FlexAttention, whose lists are put into its mask, and gra
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor
 from torch._dynamo.utils import counters
-from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from fpsgen.attention import door, flex, reference
 from fpsgen.attention.plan import AttentionPlan, KeyTiles
 from fpsgen.attention.tiles import TileGrid
-from tests.tools.gradients import over_constant_lists
+from tests.tools.gradients import by_hand, of_squares
+from tests.tools.plain_flex import plain, uncompiled
 
 RAGGED = TileGrid((3, 3, 5), (2, 2, 2))  # 2 x 2 x 3 tiles, 45 tokens
 MANY = TileGrid((2, 12, 12), (2, 1, 1))  # 144 tiles: several blocks of mean keys
@@ -27,45 +24,9 @@ WINDOW, TOP = KeyTiles((1, 1, 3), rest="summary"), KeyTiles(top=0.3)
 SUMMARY = KeyTiles(top=0.3, rest="summary")
 
 
-@pytest.fixture
-def small_blocks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Blocks of 16 rows, since uncompiled FlexAttention has all scores in memory."""
-    kept = flex.padded_rows, flex.block_mask, flex.is_token
-    monkeypatch.setattr(flex, "_BLOCK", 16)
-    for function in kept:
-        function.cache_clear()
-    yield
-    for function in kept:
-        function.cache_clear()
-
-
 def random_qkv(tiles: TileGrid, heads: int = 2, seed: int = 0) -> list[Tensor]:
     generator = torch.Generator().manual_seed(seed)
     return [torch.randn(2, tiles.tokens, heads, 16, generator=generator) for _ in range(3)]
-
-
-def wanted(mask: BlockMask, q: Tensor) -> Any:
-    """The lists of a mask, and the mask itself, as a `score_mod`."""
-    listed, slots = mask.to_dense().bool().expand(*q.shape[:2], -1, -1), mask.BLOCK_SIZE[0]
-
-    def only(score: Tensor, batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        there = listed[batch, head, query // slots, key // slots] & mask.mask_mod(batch, head, query, key)
-        return torch.where(there, score, -torch.inf)
-
-    return only
-
-
-def uncompiled(q: Tensor, k: Tensor, v: Tensor, block_mask: Any = None, score_mod: Any = None, **more: Any) -> Any:
-    return flex_attention(q, k, v, score_mod=wanted(block_mask, q) if block_mask else score_mod, **more)
-
-
-def plain(
-    q: Tensor, k: Tensor, v: Tensor, block_mask: Any = None, score_mod: Any = None, return_lse: bool = False
-) -> Any:
-    index = torch.meshgrid(*map(torch.arange, (*q.shape[:3], k.shape[2])), indexing="ij")
-    scores = (wanted(block_mask, q) if block_mask else score_mod)(q @ k.mT / q.shape[3] ** 0.5, *index)
-    out = scores.softmax(-1) @ v
-    return (out, scores.logsumexp(-1)) if return_lse else out
 
 
 @pytest.mark.usefixtures("small_blocks")
@@ -140,6 +101,6 @@ def test_gradients_are_those_of_one_softmax_over_constant_lists(
     monkeypatch.setattr(flex, "by_blocks", plain)
     plan = AttentionPlan(RAGGED, (seen,))
     q, k, v = (x.requires_grad_() for x in random_qkv(RAGGED))
-    found = torch.autograd.grad(flex.attention(q, k, v, plan).square().sum(), (q, k, v))
-    for mine, theirs in zip(found, over_constant_lists(q, k, v, plan, monkeypatch), strict=True):
+    found = of_squares(flex.attention(q, k, v, plan), q, k, v)
+    for mine, theirs in zip(found, of_squares(by_hand(q, k, v, plan), q, k, v), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
