@@ -46,7 +46,7 @@ from fpsgen.weights.models import Model
 
 VERSION = 1
 INDEX = "index.json"
-_MOST, _BYTES = 32, 2**26  # samples and bytes of latents and velocities in a shard: what a killed run makes again
+_MOST, _BYTES = 16, 2**26  # samples and bytes of latents and velocities in a shard: what a killed run makes again
 _MEND = "copy the folder again, or prepare the data anew in another folder"
 _CHANNELS = WanConfig.in_channels
 

@@ -56,7 +56,7 @@ def test_what_is_written_is_read(tmp_path: Path, small_shards: None, kinds: dict
 
 def test_a_shard_has_as_many_samples_as_fit() -> None:
     large = replace(INDEX, latent_shape=(21, 90, 160))  # 81 frames of 1280x720, 19 MB
-    assert INDEX.samples_per_shard == 32
+    assert INDEX.samples_per_shard == 16
     assert large.samples_per_shard == 3
     assert replace(large, made={"teacher": 20}).samples_per_shard == 1
 
