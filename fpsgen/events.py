@@ -39,6 +39,19 @@ class Step:
 
 
 @dataclass(frozen=True)
+class TrainingStep:
+    """`done` of `total` steps of training are behind us; the last took `seconds`. tokens: of the transformer, by all
+    processes; skipped: its gradients were not used."""
+
+    done: int
+    total: int
+    seconds: float
+    loss: float
+    tokens: int
+    skipped: bool
+
+
+@dataclass(frozen=True)
 class Denoised:
     """The final latents, [1, 16, T, h, w]."""
 
@@ -104,7 +117,7 @@ class Done:
     work: float
 
 
-Event = Stage | Step | Denoised | Frames | Written | Notice | Branches | Run | Work | Done
+Event = Stage | Step | TrainingStep | Denoised | Frames | Written | Notice | Branches | Run | Work | Done
 Watch = Callable[[Event], None]
 
 

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from fpsgen.cli import signals
 from fpsgen.cli.output import Output, hush
 from fpsgen.errors import Stopped
-from fpsgen.events import Branches, Done, Event, Frames, Notice, Run, Stage, Step, Work
+from fpsgen.events import Branches, Done, Event, Frames, Notice, Run, Stage, Step, TrainingStep, Work
 
 _AT_ONCE = 0.005  # seconds for one step's work, which no model is quick enough for: it was found, not made
 
@@ -78,6 +78,12 @@ class Drawer:
                 self._bar.update(self._task, completed=done, total=total, rate=f"{seconds:.2f} s/step")
                 if not self._run:  # else the log has a line for each run
                     self._tell(done / total, f"step {done} of {total}, {seconds:.2f} s each", (total - done) * seconds)
+            case TrainingStep(done, total, seconds, loss, tokens, skipped):
+                rate = f"loss {loss:.4f}, {tokens / seconds:,.0f} tokens/s"
+                self._bar.update(self._task, completed=done, total=total, rate=rate)
+                if skipped:
+                    self._out.detail(f"step {done} was skipped: its loss is {loss:.4g}")
+                self._tell(done / total, f"step {done} of {total}, {rate}", (total - done) * seconds)
             case Frames(done, total):
                 self._bar.update(self._task, completed=done, total=total, rate="frames")
             case Work(total, unit):

@@ -89,8 +89,9 @@ class WanTransformer(nn.Module):
         grid = self.config.grid((frames, height, width))
         plan = plan or plans.dense(TileGrid.cut(grid), len(self.blocks))
         tiles = plan.tiles
-        time = self.time_embedding(sinusoid(timestep, self.config.freq_dim).to(latents.device))  # [batch, dim]
-        modulation = self.time_projection(time).unflatten(1, (6, -1))
+        with torch.autocast(latents.device.type, enabled=False):  # which training uses
+            time = self.time_embedding(sinusoid(timestep, self.config.freq_dim).to(latents.device))  # [batch, dim]
+            modulation = self.time_projection(time).unflatten(1, (6, -1))
         x = self.patchify(latents, tiles)
         rope = self.rope(tiles, latents.device)
         for block, key_value, attention in zip(self.layers(), context, plan.attention, strict=True):
@@ -193,7 +194,8 @@ class Head(nn.Module):
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         """x: float32 [batch, tokens, dim]; time: float32 [batch, dim]."""
         shift, scale = (self.modulation + time[:, None]).chunk(2, dim=1)
-        return self.head(self.norm(x) * (1 + scale) + shift).float()
+        with torch.autocast(x.device.type, enabled=False):
+            return self.head(self.norm(x) * (1 + scale) + shift).float()
 
 
 def sinusoid(timestep: Tensor, dim: int) -> Tensor:

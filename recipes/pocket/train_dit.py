@@ -22,10 +22,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from fpsgen.train.optimizers import Optimizers, with_muon
 from fpsgen.wan.config import WanConfig
 from fpsgen.wan.transformer import WanTransformer
 from recipes.pocket import text_encoder, tokenizer
-from recipes.pocket.muon import Optimizers
 from recipes.pocket.prompts import caption
 
 CONFIG = WanConfig(dim=384, num_heads=3, num_layers=6, ffn_dim=256, text_dim=text_encoder.TEXT_DIM)
@@ -96,7 +96,7 @@ def train(args: argparse.Namespace) -> None:
 
     model = Pocket()
     average = copy.deepcopy(model).requires_grad_(False)
-    optimizers = Optimizers(model, is_hidden, lr=args.lr, adam_lr=args.lr / 2, weight_decay=0.02)
+    optimizers = with_muon(model.named_parameters(), is_hidden, lr=args.lr, adam_lr=args.lr / 2, weight_decay=0.02)
     first = 0
     if args.out.exists():
         saved = torch.load(args.out, weights_only=True)

@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 
 from fpsgen.pocket.words import MOTIONS, SCENES, SUBJECTS
+from fpsgen.train.optimizers import Optimizers, with_muon
 from recipes.pocket import vae as pocket_vae
-from recipes.pocket.muon import Optimizers
 from recipes.pocket.world import HEIGHT, WIDTH, Clip, render
 
 Coder = Callable[..., Any]
@@ -110,8 +110,9 @@ def batch_of(
 def train(args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
     vae = pocket_vae.build()
-    optimizers = Optimizers(
-        vae, lambda name, p: p.ndim >= 3 and min(p.shape[0], p[0].numel()) >= 8 and "quant" not in name,
+    optimizers = with_muon(
+        vae.named_parameters(),
+        lambda name, p: p.ndim >= 3 and min(p.shape[0], p[0].numel()) >= 8 and "quant" not in name,
         lr=args.lr, adam_lr=args.lr / 2, weight_decay=0.01,
     )  # fmt: skip
     first = 0

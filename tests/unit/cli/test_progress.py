@@ -8,7 +8,7 @@ import pytest
 
 from fpsgen.cli.output import Output
 from fpsgen.cli.progress import drawn
-from fpsgen.events import Branches, Done, Event, Notice, Run, Stage, Step, Work
+from fpsgen.events import Branches, Done, Event, Notice, Run, Stage, Step, TrainingStep, Work
 
 
 def log(capsys: pytest.CaptureFixture[str], *events: Event, verbose: bool = False, details: bool = False) -> list[str]:
@@ -28,6 +28,12 @@ def test_a_log_has_a_line_for_every_tenth_of_the_steps_with_the_time_left(capsys
     assert [numbers(line)[0] for line in lines] == [5, 10, 15, 20, 25, 30, 35, 40, 45, 50]
     assert numbers(lines[0])[1:] == [50, 3, 2]  # of 50, 3 s each, 2 min left
     assert numbers(lines[-2])[-1] == 15
+
+
+def test_a_log_of_training_says_the_loss_and_the_speed(capsys: pytest.CaptureFixture[str]) -> None:
+    steps = [TrainingStep(done, 20, 2.0, done / 8, 1000, skipped=False) for done in (1, 2, 3, 4)]
+    lines = log(capsys, Stage("train"), *steps)
+    assert [numbers(line) for line in lines[-2:]] == [[2, 20, 0.25, 500, 36], [4, 20, 0.5, 500, 32]]
 
 
 def test_each_stage_counts_its_own_steps(capsys: pytest.CaptureFixture[str]) -> None:
