@@ -11,19 +11,23 @@ import signal
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
+from fpsgen.attention.tiles import TileGrid
 from fpsgen.errors import FpsgenError
 from fpsgen.presets import Phase, Preset
+from fpsgen.sampling import Denoiser
 from fpsgen.settings import Settings
 from fpsgen.target import Target
 from fpsgen.train import ranks
 from fpsgen.train.data import Sample, Taught
 from fpsgen.train.loop import TrainJob, train
+from fpsgen.train.objective import VelocityModel
 from fpsgen.train.settings import TrainSettings
+from fpsgen.wan.transformer import WanTransformer
 from fpsgen.weights import models
 
 VIDEO = Settings(160, 96, 9, 16, 8, guidance=1.0, shift=3.0, negative="")
@@ -94,23 +98,33 @@ def log(out: Path) -> list[dict[str, Any]]:
     return [{name: own for name, own in line.items() if "second" not in name} for line in lines]
 
 
+def render(model: VelocityModel, step: int) -> float:
+    """A check of what the model renders: its mean latent."""
+    config = model.config
+    tiles = TileGrid(config.grid(VIDEO.latent_shape), (1, 2, 2))
+    denoiser = Denoiser(
+        cast(WanTransformer, model), VIDEO, [TinyData().sample(0).texts[0][None]], torch.device("cpu"), False
+    )
+    plans = PRESET.schedule(VIDEO.noise_levels, tiles, config.num_layers, config.num_heads)
+    *_, last = denoiser.run(denoiser.noise(0), plans)
+    return last.latents.abs().mean().item()
+
+
 def main(model: str, out: str, given: str) -> None:
     """As the command does it. raise_at, kill_at: of which process, and after which step."""
     wishes = json.loads(given)
     raise_at, kill_at = wishes.pop("raise_at", None), wishes.pop("kill_at", None)
+    dtype = torch.bfloat16 if wishes.pop("bf16", False) else torch.float32
     rank = int(os.environ.get("RANK", "0"))
 
-    def check(velocities: Any, step: int) -> float:
+    def check(velocities: VelocityModel, step: int) -> float:
         if [rank, step] == kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
         if [rank, step] == raise_at:
             raise ValueError("a fault of process 1 alone")
-        return 1 / step
+        return render(velocities, step)
 
-    if raise_at or kill_at:
-        wishes["settings"]["check_every"] = 1
-        wishes["check"] = check
-    own = job(Path(model), Path(out), **wishes)
+    own = job(Path(model), Path(out), Target(torch.device("cpu"), dtype, torch.float32), check=check, **wishes)
     try:
         with ranks.joined(own.target.device) as group:
             train(own, lambda event: None, group)

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
+from fpsgen.train import state
 from fpsgen.train.loop import train
-from tests.tools.training import job, log
+from tests.tools.training import job, log, render
 
 ROOT = Path(__file__).parents[3]
 
@@ -40,18 +41,20 @@ ALIKE = 1e-4
 
 
 def test_two_processes_learn_as_one_and_one_goes_on_for_two(wan_folder: Path, tmp_path: Path) -> None:
-    """With uneven batches and groups of one plan, so that one process has passes that count nothing."""
-    settings = {"steps": 4, "batch": 3, "micro": 1, "lr": 1e-4, "save_every": 2, "warm_up": 0}
-    train(job(wan_folder, tmp_path / "one", settings=settings), lambda event: None)
+    """With uneven batches, so that one process has passes that count nothing, and with a rendering after each step."""
+    settings = {"steps": 4, "batch": 3, "micro": 1, "lr": 1e-4, "save_every": 2, "warm_up": 0, "check_every": 1}
+    train(job(wan_folder, tmp_path / "one", settings=settings, check=render), lambda event: None)
     killed = run(2, wan_folder, tmp_path / "two", settings=settings, kill_at=[1, 3])
     assert len(sentences(killed)) == 1
     assert losses(tmp_path / "two")[:2] == pytest.approx(losses(tmp_path / "one")[:2], abs=ALIKE)
-    train(job(wan_folder, tmp_path / "two", settings=settings), lambda event: None)
+    train(job(wan_folder, tmp_path / "two", settings=settings, check=render), lambda event: None)
+    one, two = (state.about(tmp_path / own / "checkpoints" / "step-4")["best"][1] for own in ("one", "two"))
+    assert two == pytest.approx(one, abs=ALIKE)
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=ALIKE)
 
 
 def test_a_process_that_fails_ends_all_with_one_sentence(wan_folder: Path, tmp_path: Path) -> None:
-    settings = {"steps": 4, "batch": 2, "warm_up": 0, "save_every": 1}
+    settings = {"steps": 4, "batch": 2, "warm_up": 0, "save_every": 1, "check_every": 1}
     ended = run(2, wan_folder, tmp_path, settings=settings, raise_at=[1, 2])
     (sentence,) = sentences(ended)
     assert "process 1 of 2" in sentence
@@ -63,7 +66,7 @@ def test_a_process_that_fails_ends_all_with_one_sentence(wan_folder: Path, tmp_p
 @pytest.mark.parametrize("own", [{}, {"lora": 4}, {"optimizer": "muon", "from_scratch": True, "distil": 0.0}])
 def test_curves_are_alike_over_50_steps_and_after_a_kill(wan_folder: Path, tmp_path: Path, own: dict[str, Any]) -> None:
     settings = {"steps": 50, "batch": 4, "micro": 2, "lr": 1e-4, "save_every": 10, "warm_up": 20, "recompute": True}
-    settings |= own
+    settings |= {"check_every": 25, **own}
     assert run(1, wan_folder, tmp_path / "one", settings=settings).returncode == 0
     two = run(2, wan_folder, tmp_path / "two", settings=settings)
     assert two.returncode == 0, two.stderr
