@@ -147,6 +147,15 @@ def test_small_tiles_gather_no_more_than_may_be() -> None:
     assert reference.at_once(heads=2, head_dim=128, group=small)[0] == 2**26 // (2 * 2**12 * 256)
 
 
+def test_what_is_too_small_for_float32_is_0_once_it_is_rounded() -> None:
+    """Though its exponential is not computed. Around e^-13 the first P that is not 0 appears."""
+    s = torch.cat([torch.linspace(-120, 0, 100_001), torch.tensor([-torch.inf, torch.nan])])
+    expected = quantize.round_to_(s.exp() * 448, "fp8")
+    found = quantize.round_to_(reference.exponentials_(s.clone(), "fp8"), "fp8")
+    assert torch.equal(found.nan_to_num(-1), expected.nan_to_num(-1))
+    assert torch.equal(reference.exponentials_(s.clone(), "bf16")[:-1], s.exp()[:-1])
+
+
 def test_reference_keeps_the_dtype() -> None:
     q, k, v = (x.bfloat16() for x in random_qkv(RAGGED))
     found = reference.attention(q, k, v, AttentionPlan(RAGGED, ((1, 1, 3),)))
