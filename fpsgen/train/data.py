@@ -42,6 +42,7 @@ from fpsgen.wan import sizes
 from fpsgen.wan.config import WanConfig
 from fpsgen.weights import headers, load
 from fpsgen.weights.kinds import Header
+from fpsgen.weights.layout import PARTS
 from fpsgen.weights.models import Model
 
 VERSION = 1
@@ -162,14 +163,15 @@ class Data:
         return data
 
     def check(self, model: Model) -> None:
-        """UsageError where the data are another model's: its latents or embeddings would mean nothing."""
-        wanted = {"family": model.family, "text width": model.config.text_dim}
-        wanted |= {"text encoder": load.identity(model.checkpoint, "text_encoder")}
-        wanted |= {"VAE": load.identity(model.checkpoint, "vae")}
-        own = (self.index.family, self.index.text_dim, self.index.text_encoder, self.index.vae)
-        if others := [name for (name, value), there in zip(wanted.items(), own, strict=True) if value != there]:
-            told = f"{printable(self.folder)} holds data of another model than {printable(model.name)}"
-            raise UsageError(f"{told}, of another {others[0]}", hint="prepare data with this model, in another folder")
+        """UsageError where the data are another model's, so that its latents, embeddings or a teacher's velocities
+        would mean nothing."""
+        own = {"family": self.index.family, "text_encoder": self.index.text_encoder, "vae": self.index.vae}
+        own |= {"transformer": self.index.made.get("weights")} if self.index.made.get("teacher") else {}
+        for part, there in own.items():
+            if there != (model.family if part == "family" else load.identity(model.checkpoint, part)):
+                what = PARTS[part].words if part in PARTS else part
+                told = f"{printable(self.folder)} holds data of another model than {printable(model.name)}"
+                raise UsageError(f"{told}, of another {what}", hint="prepare data with this model, in another folder")
 
     def __len__(self) -> int:
         return len(self._places)

@@ -23,6 +23,7 @@ from fpsgen.target import Target
 from fpsgen.train import clips
 from fpsgen.train.clips import SkippedError, Video
 from fpsgen.train.data import DataIndex, DataWriter, Origin, Sample, Taught, index_of, trimmed
+from fpsgen.train.objective import Levels
 from fpsgen.wan import plan as plans
 from fpsgen.wan import vae as wan_vae
 from fpsgen.wan.transformer import WanTransformer
@@ -110,6 +111,7 @@ class Preparation:
         own, device = self.settings, self.target.device
         dense = plans.dense(self.model.tiles(own.latent_shape), self.model.config.num_layers)
         length = load.load_tokenizer(self.model.checkpoint).length
+        levels = Levels("preset", own.shift, own.noise_levels, [1.0] * own.steps)
 
         def padded(text: Tensor) -> Tensor:
             return F.pad(text, (0, 0, 0, length - len(text)))[None].to(device)
@@ -128,7 +130,7 @@ class Preparation:
                 watch(Done(1))
             rng, context, taught = random.Random(f"{origin.seed} teacher"), transformer.embed_text(both[0]), []
             for _ in range(teacher):
-                level, seed = torch.tensor(drawn(own.noise_levels, rng)), rng.getrandbits(63)
+                level, seed = torch.tensor(levels.draw(rng)), rng.getrandbits(63)
                 x = (1 - level) * latents + level * denoiser.noise(seed)
                 velocity = transformer(x, TRAIN_TIMESTEPS * level[None], context, dense)[0]
                 taught.append((level, torch.tensor(seed), velocity.to("cpu", torch.bfloat16)))
@@ -137,10 +139,3 @@ class Preparation:
             return Sample(latents[0].cpu(), [texts[origin.prompt]], taught=kept)
 
         return render
-
-
-def drawn(levels: Sequence[float], rng: random.Random) -> float:
-    """One of a video's noise levels, moved by up to half the way to its neighbours."""
-    own = rng.randrange(len(levels))
-    above, below = levels[max(0, own - 1)], (*levels, 0.0)[own + 1]
-    return rng.uniform((levels[own] + below) / 2, (levels[own] + above) / 2)

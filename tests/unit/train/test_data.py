@@ -192,9 +192,13 @@ def test_other_models_data_are_refused(tmp_path: Path, pocket_folder: Path, both
     found.check(model)
     with pytest.raises(UsageError, match="another family"):
         found.check(open_folder(both_formats["diffusers"], "other"))
-    for field, name in (("text_encoder", "text encoder"), ("vae", "VAE")):
+    taught = {"teacher": 1, "weights": load.identity(model.checkpoint, "transformer")}
+    Data(found.folder, replace(found.index, made=taught)).check(model)
+    for field, value, name in (
+        ("text_encoder", "0", "text encoder"), ("vae", "0", "VAE"), ("made", taught | {"weights": "0"}, "transformer"),
+    ):  # fmt: skip
         with pytest.raises(UsageError, match=f"another {name}"):
-            Data(found.folder, replace(found.index, **{field: "0"})).check(model)
+            Data(found.folder, replace(found.index, **{field: value})).check(model)
 
 
 def test_parts_are_known_in_either_format(both_formats: dict[str, Path], wan_folder: Path) -> None:
