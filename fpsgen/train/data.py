@@ -166,7 +166,7 @@ class Data:
         """UsageError where the data are another model's, so that its latents, embeddings or a teacher's velocities
         would mean nothing."""
         own = {"family": self.index.family, "text_encoder": self.index.text_encoder, "vae": self.index.vae}
-        own |= {"transformer": self.index.made.get("weights")} if self.index.made.get("teacher") else {}
+        own |= {"transformer": self.index.made.get("weights", "")} if self.index.made.get("teacher") else {}
         for part, there in own.items():
             if there != (model.family if part == "family" else load.identity(model.checkpoint, part)):
                 what = PARTS[part].words if part in PARTS else part
