@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import torch
 from torch import Tensor
 
 from fpsgen.attention import dense, flex, reference
@@ -20,12 +19,8 @@ from fpsgen.attention.plan import AttentionPlan
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan) -> Tensor:
-    """q, k, v and the result [batch, tokens, heads, head_dim], rows in tile order.
-
-    Under torch.autocast, too: what a plan rounds to 8 bits is rounded from float32.
-    """
+    """q, k, v and the result [batch, tokens, heads, head_dim], rows in tile order."""
     if dense.why_not(q.device, plan, q.shape[3]) is None:
         return dense.attention(q, k, v, plan)
     blocks = flex.why_not(q.device, replace(plan, qk="bf16", pv="bf16"), q.shape[3]) is None
-    with torch.autocast(q.device.type, enabled=False):
-        return (flex if blocks else reference).attention(q, k, v, plan)
+    return (flex if blocks else reference).attention(q, k, v, plan)

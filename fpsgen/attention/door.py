@@ -89,8 +89,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, qk_transform: QKTransform, plan: Att
     given = (q, k, v, qk_transform.norm_q, qk_transform.norm_k)
     trains = torch.is_grad_enabled() and any(x.requires_grad for x in given)
     name = choose(q.device, plan, q.shape[3]).name
-    if name == "hopper" and not trains:  # its prologue norms and rotates
-        return hopper.attention(q, k, v, qk_transform, plan)
-    q = prepare(q, qk_transform.norm_q, qk_transform).to(v.dtype)
-    k = prepare(k, qk_transform.norm_k, qk_transform).to(v.dtype)
-    return (differentiable if trains else _PREPARED[name]).attention(q, k, v, plan)
+    with torch.autocast(q.device.type, enabled=False):  # training's: what is rounded to 8 bits is float32 before
+        if name == "hopper" and not trains:  # its prologue norms and rotates
+            return hopper.attention(q, k, v, qk_transform, plan)
+        q = prepare(q, qk_transform.norm_q, qk_transform).to(v.dtype)
+        k = prepare(k, qk_transform.norm_k, qk_transform).to(v.dtype)
+        return (differentiable if trains else _PREPARED[name]).attention(q, k, v, plan)

@@ -152,13 +152,17 @@ def test_it_can_be_computed_again_in_the_backward_pass() -> None:
 
 @pytest.mark.parametrize("plan", [MIXED, AttentionPlan(RAGGED, (SUMMARY,))], ids=str)
 def test_autocast_changes_nothing(plan: AttentionPlan) -> None:
-    """It would round all products to bfloat16."""
+    """It would round all products to bfloat16, in training and when a model renders that is being trained."""
     given = random_qkv(RAGGED)
-    plainly = differentiable.attention(*given, plan)
+    norm, rope = torch.ones(48), rope_table(RAGGED.grid, 16, 10_000.0)
+    plainly = door.attend(*given, QKTransform(norm, norm, 1e-6, rope), plan)
     with torch.autocast("cpu", torch.bfloat16):
-        cast = differentiable.attention(*given, plan)
+        cast = door.attend(*given, QKTransform(norm, norm, 1e-6, rope), plan)
         gradients = of_squares(cast, *given)
+        with torch.no_grad():
+            rendered = door.attend(*given, QKTransform(norm, norm, 1e-6, rope), plan)
     assert torch.equal(plainly, cast)
+    torch.testing.assert_close(rendered, plainly)  # in float32, by the kernels of inference
     assert all(map(torch.equal, gradients, of_squares(plainly, *given)))
 
 

@@ -17,12 +17,13 @@ import torch
 from fpsgen.errors import RenderError, Stopped, UsageError
 from fpsgen.events import Event, TrainingStep
 from fpsgen.presets import BF16
+from fpsgen.target import Target
 from fpsgen.train import loop
 from fpsgen.train.loop import Guard, Training, rate, train
 from fpsgen.train.objective import VelocityModel
 from fpsgen.train.ranks import Ranks
 from fpsgen.train.settings import TrainSettings
-from tests.tools.training import TinyData, job, log
+from tests.tools.training import TinyData, job, log, render
 
 
 def quiet(event: Event) -> None:
@@ -93,6 +94,16 @@ def test_the_teacher_is_the_model_as_it_was(wan_folder: Path, tmp_path: Path) ->
         settings = {"steps": 1, "flow": 0.0, **own}
         train(job(wan_folder, tmp_path / str(number), preset=BF16, settings=settings), quiet)
         assert log(tmp_path / str(number))[0]["distil"] < 1e-10  # of rounding
+
+
+def test_a_model_trained_in_bf16_renders_in_bf16(wan_folder: Path, tmp_path: Path) -> None:
+    """The frozen one of an adapter has its weights in bfloat16, the other in float32 alone."""
+    for number, own in enumerate(({}, {"lora": 2})):
+        target = Target(torch.device("cpu"), torch.bfloat16, torch.float32)
+        settings = {"steps": 1, "check_every": 1, **own}
+        run = train(job(wan_folder, tmp_path / str(number), target, settings=settings, check=render), quiet)
+        assert run.best is not None
+        assert math.isfinite(run.best.error)
 
 
 def test_data_s_velocities_need_no_teacher(wan_folder: Path, tmp_path: Path) -> None:
