@@ -132,8 +132,8 @@ def joined(device: torch.device) -> Iterator[Ranks]:
             _leave(error, store, f"process {rank} of {world}")
         if isinstance(error, FpsgenError):
             raise
-        lost = _is_lost(error)
-        if lost:  # torchrun ends the others by a signal, and this one has something to say first
+        lost = _is_lost(error) or _is_lost(error.__context__)
+        if lost:  # torchrun ends the others by a signal, which may have come; this one has something to say first
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
         if (fault := _fault(store, wait=lost)) is not None:
             raise FpsgenError(fault, _AGAIN) from None
@@ -143,7 +143,7 @@ def joined(device: torch.device) -> Iterator[Ranks]:
     distributed.destroy_process_group()
 
 
-def _is_lost(error: BaseException) -> bool:
+def _is_lost(error: BaseException | None) -> bool:
     """Whether it says that another process is gone; gloo has no type of its own for that."""
     from torch import distributed
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from fpsgen.attention.tiles import TileGrid
+from fpsgen.cli import signals
 from fpsgen.errors import FpsgenError
 from fpsgen.presets import Phase, Preset
 from fpsgen.sampling import Denoiser
@@ -116,6 +117,7 @@ def main(model: str, out: str, given: str) -> None:
     raise_at, kill_at = wishes.pop("raise_at", None), wishes.pop("kill_at", None)
     dtype = torch.bfloat16 if wishes.pop("bf16", False) else torch.float32
     rank = int(os.environ.get("RANK", "0"))
+    signals.listen()
 
     def check(velocities: VelocityModel, step: int) -> float:
         if [rank, step] == kill_at:
