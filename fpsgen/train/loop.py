@@ -53,7 +53,8 @@ class TrainJob:
     """What is trained, on what, and where the run is kept. video: whose steps and shift decide on noise levels.
 
     check: renders the held-out clips by the averaged weights after a step, and returns their mean latent error; every
-    process calls it.
+    process calls it. begin: makes the transformer of a run that begins at random, where that is not `fresh`: its class
+    may learn more, such as to make embeddings of its own.
     """
 
     model: Model
@@ -64,6 +65,7 @@ class TrainJob:
     target: Target
     folder: Path
     check: Callable[[VelocityModel, int], float] | None = None
+    begin: Callable[[], WanTransformer] | None = None
 
 
 @dataclass
@@ -149,7 +151,7 @@ class Training:
         """The transformer before the first step; what several processes share out goes to the device block by block."""
         job, place = self.job, self.device if self.group.world == 1 else torch.device("cpu")
         if job.settings.from_scratch:
-            return fresh(job.model.config, job.settings.seed).to(place)
+            return (job.begin() if job.begin else fresh(job.model.config, job.settings.seed)).to(place)
         return load_transformer(job.model.checkpoint, place, job.target.dtype if job.settings.lora else torch.float32)
 
     def learn(self) -> dict[str, Any]:
@@ -202,16 +204,8 @@ class Training:
             averages, weights = ([local(t) for t in own.values()] for own in (self.average, self.named))
             torch._foreach_lerp_(averages, weights, 1 - decay)
 
-    @contextlib.contextmanager
-    def averaged(self) -> Iterator[VelocityModel]:
-        """The model with its averaged weights, which are the result."""
-        self._swap()
-        try:
-            yield self.model
-        finally:
-            self._swap()
-
     def _swap(self) -> None:
+        """The averaged weights take the place of the others, or back."""
         for name, average in self.average.items():
             mine, other = local(self.named[name]), local(average)
             held = mine.clone()
@@ -226,8 +220,9 @@ class Training:
     def check(self) -> bool:
         """Render the held-out clips; whether they are the best yet."""
         assert self.job.check is not None
-        with self.averaged() as model:
-            error = self.job.check(model, self.step)
+        self._swap()
+        error = self.job.check(self.model, self.step)
+        self._swap()
         # The first process's word: all must decide alike.
         mine = torch.tensor(error if self.group.is_first else 0.0, dtype=torch.float64, device=self.device)
         error = float(self.group.sums(mine))
