@@ -53,8 +53,7 @@ class TrainJob:
     """What is trained, on what, and where the run is kept. video: whose steps and shift decide on noise levels.
 
     check: renders the held-out clips by the averaged weights after a step, and returns their mean latent error; every
-    process calls it. begin: makes the transformer of a run that begins at random, where that is not `fresh`: its class
-    may learn more, such as to make embeddings of its own.
+    process calls it.
     """
 
     model: Model
@@ -65,7 +64,6 @@ class TrainJob:
     target: Target
     folder: Path
     check: Callable[[VelocityModel, int], float] | None = None
-    begin: Callable[[], WanTransformer] | None = None
 
 
 @dataclass
@@ -151,7 +149,7 @@ class Training:
         """The transformer before the first step; what several processes share out goes to the device block by block."""
         job, place = self.job, self.device if self.group.world == 1 else torch.device("cpu")
         if job.settings.from_scratch:
-            return (job.begin() if job.begin else fresh(job.model.config, job.settings.seed)).to(place)
+            return fresh(job.model.config, job.settings.seed).to(place)
         return load_transformer(job.model.checkpoint, place, job.target.dtype if job.settings.lora else torch.float32)
 
     def learn(self) -> dict[str, Any]:

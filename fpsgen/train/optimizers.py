@@ -91,13 +91,8 @@ def of(settings: TrainSettings, named: Mapping[str, nn.Parameter]) -> Optimizers
     """Those of a run, for its trained parameters by name."""
     lr, decay = settings.learning_rate, settings.weight_decay
     if settings.optimizer == "muon":
-        return with_muon(named.items(), _is_hidden, lr, lr / 2, decay)
+        return with_muon(named.items(), lambda name, p: p.ndim == 2 and "blocks." in name, lr, lr / 2, decay)
     return Optimizers(torch.optim.AdamW(named.values(), lr, eps=settings.adam_eps, weight_decay=decay, fused=True))
-
-
-def _is_hidden(name: str, parameter: Tensor) -> bool:
-    """Whether it is a matrix inside a block, of a DiT or of a text encoder that learns with it."""
-    return parameter.ndim == 2 and ".block" in f".{name}" and "relative_attention_bias" not in name
 
 
 def with_muon(

@@ -23,8 +23,6 @@ from fpsgen.train.loop import Guard, Training, rate, train
 from fpsgen.train.objective import VelocityModel
 from fpsgen.train.ranks import Ranks
 from fpsgen.train.settings import TrainSettings
-from fpsgen.wan.config import WanConfig
-from fpsgen.wan.transformer import WanTransformer
 from tests.tools.training import TinyData, job, log, render
 
 
@@ -57,35 +55,6 @@ def test_the_loss_falls(wan_folder: Path, tmp_path: Path, own: dict[str, Any]) -
     losses = [line["flow"] for line in log(tmp_path)]
     assert len(losses) == 24
     assert sum(losses[-8:]) < 0.8 * sum(losses[:8])
-
-
-class Reader(WanTransformer):
-    """Makes the embeddings of its prompts itself, from the numbers of tokens."""
-
-    def __init__(self, config: WanConfig):
-        super().__init__(config)
-        self.words = torch.nn.Embedding(10, config.text_dim)
-
-    def embed_text(self, text: torch.Tensor) -> list[Any]:
-        return super().embed_text(self.words(text))
-
-
-class Tokens(TinyData):
-    negative = torch.zeros(4, dtype=torch.int64)  # type: ignore[assignment]
-
-    def sample(self, number: int) -> Any:
-        return super().sample(number)._replace(texts=[torch.tensor([1, 2, 3, number])])
-
-
-def test_what_begins_at_random_may_learn_to_read_its_prompts_too(wan_folder: Path, tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    begun = Reader(job(wan_folder, tmp_path).model.config)
-    before = begun.words.weight.detach().clone()
-    settings = {"steps": 2, "from_scratch": True, "distil": 0.0, "caption_drop": 0.0, "optimizer": "muon", "lr": 1e-2}
-    run = train(job(wan_folder, tmp_path, data=Tokens(2), settings=settings, begin=lambda: begun), quiet)
-    learned = dict(run.result())["words.weight"]
-    changed = (learned != before).any(1)
-    assert changed.tolist() == [number in {0, 1, 2, 3} for number in range(10)]
 
 
 @pytest.mark.parametrize("own", [{}, {"lora": 2}, {"optimizer": "muon"}])
