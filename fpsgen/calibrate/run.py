@@ -136,17 +136,17 @@ def _key(job: Job, weights: str, backend: str, target: Target) -> dict:
 def _measured(job: Job, weights: str, plans: Sequence[StepPlan], taken: Tried, device: torch.device) -> Measured:
     error, error_ci95 = metrics.mean_ci95([one.error for one in taken.checked])
     psnr, psnr_ci95 = metrics.mean_ci95([one.psnr for one in taken.checked])
-    return Measured(
+    return Measured.rounded(
         weights=weights,
         **{key: getattr(job.settings, key) for key in ("size", "frames", "steps", "shift", "guidance")},
         clips=len(taken.checked),
-        density=round(mean_density(plans), 4),
-        cost=round(mean_cost(job, plans), 4),
-        error=float(f"{error:.4g}"),
-        error_ci95=None if error_ci95 is None else float(f"{error_ci95:.3g}"),
-        psnr=round(psnr, 2),
-        psnr_ci95=None if psnr_ci95 is None else round(psnr_ci95, 2),
-        psnr_worst=round(min(one.psnr for one in taken.checked), 2),
+        density=mean_density(plans),
+        cost=mean_cost(job, plans),
+        error=error,
+        error_ci95=error_ci95,
+        psnr=psnr,
+        psnr_ci95=psnr_ci95,
+        psnr_worst=min(one.psnr for one in taken.checked),
         device=machine.device_name(device),
         fpsgen=__version__,
         torch=torch.__version__,

@@ -11,6 +11,7 @@ from typer.core import TyperCommand, TyperGroup
 from fpsgen.cli import help as helps
 from fpsgen.cli import options
 from fpsgen.cli.errors import explained
+from fpsgen.errors import UsageError
 
 
 class _Readable:
@@ -39,6 +40,24 @@ class Command(_Readable, TyperCommand):
 
 class Group(_Readable, TyperGroup):
     """A group of commands whose help is ours."""
+
+
+class CommandGroup(Group):
+    """A group that is a command as well: its callback is run where the first word names none of its commands."""
+
+    allow_extra_args, allow_interspersed_args = False, True  # as a command has them
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and args[0] in self.commands:
+            ctx._protected_args, ctx.args = args[:1], args[1:]  # what `TyperGroup.invoke` goes on with
+            return ctx.args
+        rest = super().parse_args(ctx, args)
+        for param in self.params:
+            word = ctx.params.get(param.name) if param.param_type_name == "argument" else None
+            if word in self.commands and not ctx.resilient_parsing:
+                told = f"there are options before {word}, which has options of its own"
+                raise UsageError(told, hint=f"{ctx.command_path} {word} OPTIONS")
+        return rest
 
 
 class App(typer.Typer):

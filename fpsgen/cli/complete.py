@@ -49,6 +49,7 @@ def _contender_names() -> Iterable[str]:
 
 models = offered(KEYS["model"].names, ".safetensors")
 wan_models = offered(lambda: FAMILIES)
+trainable = offered(lambda: ("prepare", *KEYS["model"].names()))  # the group's command stands in the model's place
 presets = offered(KEYS["preset"].names, ".toml")
 contenders = offered(_contender_names, ".toml")
 sizes = offered(lambda: NAMED)

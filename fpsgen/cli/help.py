@@ -15,7 +15,8 @@ import typer
 WIDEST, NARROWEST = 100, 16  # columns: longer lines are hard to follow, and shorter ones hold no word
 _NAMES = 26  # columns for names at most; a longer one has its help below
 # Groups of options in this order; a command's own stand before them.
-_ORDER = {title: place for place, title in enumerate(("Measuring", "Video", "Sampling", "Output", "Machine"), 1)}
+_TITLES = "Checkpoints and checks", "Measuring", "Video", "Sampling", "Output", "Machine"
+_ORDER = {title: place for place, title in enumerate(_TITLES, 1)}
 
 
 def text(ctx: Any) -> str:
@@ -29,7 +30,8 @@ def usage(ctx: Any) -> str:
     pieces = ["[OPTIONS]"]
     pieces += [_name(one) if one.required else f"[{_name(one)}]" for one in command.params if _is_argument(one)]
     if getattr(command, "commands", None):
-        pieces.append("[COMMAND]" if command.invoke_without_command else "COMMAND")
+        also = [f"or {ctx.command_path} COMMAND"] if len(pieces) > 1 else []
+        pieces += also or ["[COMMAND]" if command.invoke_without_command else "COMMAND"]
     return wrapped(f"Usage: {ctx.command_path} {' '.join(pieces)}", width(), "       ")
 
 

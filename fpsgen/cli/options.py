@@ -7,8 +7,9 @@ import inspect
 import json
 import tomllib
 from collections.abc import Callable, Iterable
+from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any, get_origin
+from typing import Annotated, Any, get_origin, get_type_hints
 
 import typer
 
@@ -27,16 +28,45 @@ OTHER_NAMES: dict[str, list[str]] = {
 def described(command: Callable[..., Any]) -> Callable[..., Any]:
     """The command, with the table's options and arguments for all parameters that have none yet."""
     signature = inspect.signature(command, eval_str=True)
-    section = _TABLE.get(command.__module__.rpartition(".")[2], {})
     parameters = []
     for one in signature.parameters.values():
         if one.annotation is not typer.Context and get_origin(one.annotation) is not Annotated:
-            own = section.get(command.__name__, {}).get(one.name) or section.get(one.name, {})
-            entry = own if "argument" in own else _TABLE["shared"].get(one.name, {}) | own
-            one = one.replace(annotation=Annotated[one.annotation, _typer(one.name, entry)])
+            one = one.replace(annotation=Annotated[one.annotation, _typer(one.name, _entry(command, one.name))])
         parameters.append(one)
     command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     return command
+
+
+def with_fields(kind: type) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """A command whose last parameter is `**given`, with an option for each field of a dataclass instead of that: None,
+    or False, where it is not given. Helps show the fields' own defaults."""
+
+    def extended(command: Callable[..., Any]) -> Callable[..., Any]:
+        signature, hints = inspect.signature(command, eval_str=True), get_type_hints(kind)
+        *own, _ = signature.parameters.values()
+        for field in fields(kind):
+            flag = hints[field.name] is bool
+            entry = _entry(command, field.name)
+            if not flag and field.default is not None:
+                entry = entry | {"default": f"{field.default:g}" if isinstance(field.default, float) else str(field.default)}
+            hint = bool if flag else hints[field.name] | None
+            own.append(
+                inspect.Parameter(
+                    field.name, inspect.Parameter.KEYWORD_ONLY, default=False if flag else None,
+                    annotation=Annotated[hint, _typer(field.name, entry)],
+                )  # fmt: skip
+            )
+        command.__signature__ = signature.replace(parameters=own)  # type: ignore[attr-defined]
+        return command
+
+    return extended
+
+
+def _entry(command: Callable[..., Any], name: str) -> dict[str, Any]:
+    """What the table says of a command's parameter."""
+    section = _TABLE.get(command.__module__.rpartition(".")[2], {})
+    own = section.get(command.__name__, {}).get(name) or section.get(name, {})
+    return own if "argument" in own else _TABLE["shared"].get(name, {}) | own
 
 
 def _typer(name: str, entry: dict[str, Any]) -> Any:

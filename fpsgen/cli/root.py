@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from fpsgen import __version__
-from fpsgen.cli import bench, calibrate, config, doctor, errors, generate, kernels, models, presets
+from fpsgen.cli import bench, calibrate, config, doctor, errors, generate, kernels, models, presets, train
 from fpsgen.cli.command import App, Group
 from fpsgen.cli.prompts import DashCommand
 
@@ -40,6 +40,7 @@ app = App(
 app.command("generate", cls=DashCommand, epilog=generate.EXAMPLES, no_args_is_help=True)(generate.generate)
 app.command("calibrate", epilog=calibrate.EXAMPLES)(calibrate.calibrate)
 app.add_typer(bench.app, name="bench")
+app.add_typer(train.app, name="train")
 app.add_typer(models.app, name="models")
 app.add_typer(presets.app, name="presets")
 app.add_typer(kernels.app, name="kernels")

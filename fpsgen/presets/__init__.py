@@ -94,6 +94,14 @@ class Measured:
     fpsgen: str
     torch: str
 
+    @classmethod
+    def rounded(cls, **values: Any) -> Measured:
+        """From exact values, in as many digits as a file has."""
+        digits = {"density": ".4f", "cost": ".4f", "error": ".4g", "error_ci95": ".3g"}
+        digits |= dict.fromkeys(("psnr", "psnr_ci95", "psnr_worst"), ".2f")
+        short = {key: float(format(values[key], form)) for key, form in digits.items() if values[key] is not None}
+        return cls(**values | short)
+
     @property
     def psnr_told(self) -> str:
         """PSNR, with its interval where there is one."""

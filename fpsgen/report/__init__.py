@@ -1,7 +1,7 @@
 """Reports: pages that need nothing else, their pictures beside them.
 
-`calibration`, `compare`, `quality` and `attention` each work out what one kind of page says beside its record, and
-their namesakes in `pictures/` draw; `templates/` are the pages, and `page` fills them; `words` says numbers. This file
+`calibration`, `compare`, `quality`, `attention` and `training` each work out what one kind of page says beside its
+record, and their namesakes in `pictures/` draw; `templates/` are the pages, and `page` fills them; `words` says numbers. This file
 checks places and writes.
 """
 
@@ -22,13 +22,17 @@ if TYPE_CHECKING:
     from fpsgen.bench.record import BenchRecord
     from fpsgen.calibrate.record import CalibrationRecord
     from fpsgen.metrics import Pair
+    from fpsgen.train.record import TrainRecord
+
+    Record = BenchRecord | CalibrationRecord | TrainRecord
 
 _OURS = re.compile(rb'<meta name="generator" content="fpsgen [a-z ]+">')
-_PICTURES = re.compile(r"-(error|density|frontier|stages|phases|steps|psnr|adherence|frames-\d+|roof-\d+)\.png$")
+_NAMES = "error|density|frontier|stages|phases|steps|psnr|adherence|loss|quality"
+_PICTURES = re.compile(rf"-({_NAMES}|frames-\d+|roof-\d+)\.png$")
 MOST_PAIRS = 99  # what `check_path` tries a name for
 
 
-def write(record: BenchRecord | CalibrationRecord, pairs: Sequence[Pair], path: Path) -> list[Path]:
+def write(record: Record, pairs: Sequence[Pair], path: Path) -> list[Path]:
     """The page of a record at `path` (.html), and its pictures beside it in `<stem>-<name>.png`.
 
     pairs: clips to be seen beside the reference's. Returns all paths, the page first. Every file is whole or
@@ -46,12 +50,13 @@ def write(record: BenchRecord | CalibrationRecord, pairs: Sequence[Pair], path: 
     return [path, *(file for file in contents if file != path)]
 
 
-def _drawn(record: BenchRecord | CalibrationRecord, pairs: Sequence[Pair]) -> tuple[str, dict[str, bytes]]:
+def _drawn(record: Record, pairs: Sequence[Pair]) -> tuple[str, dict[str, bytes]]:
     """The page and its pictures by name."""
     # Here and not above, so that to check a path costs no matplotlib.
-    from fpsgen.report import attention, calibration, clips, compare, page, pictures, quality
+    from fpsgen.report import attention, calibration, clips, compare, page, pictures, quality, training
 
-    modules = {"calibration": calibration, "compare": compare, "quality": quality, "attention": attention}
+    every = (attention, calibration, compare, quality, training)
+    modules = {module.__name__.rpartition(".")[2]: module for module in every}
     kind = getattr(record, "kind", "calibration")
     with pictures.drawing.styled():
         drawn = getattr(pictures, kind).draw(record) | clips.draw(pairs)

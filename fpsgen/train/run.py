@@ -1,0 +1,153 @@
+"""From a model, data and a preset to a trained model: the loop, what it does to held-out clips, the result and its
+record."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fpsgen import __version__, files, machine
+from fpsgen.events import Notice, Stage, Watch
+from fpsgen.metrics import Pair
+from fpsgen.presets import Measured, Preset, file
+from fpsgen.presets.account import account
+from fpsgen.train import loop
+from fpsgen.train.held_out import HeldOut
+from fpsgen.train.loop import Training, TrainJob
+from fpsgen.train.objective import VelocityModel
+from fpsgen.train.ranks import Ranks, joined
+from fpsgen.train.record import Check, LossPoint, TrainRecord, sampled
+from fpsgen.weights import lora, models
+from fpsgen.weights.convert import write_model
+from fpsgen.weights.load import load_transformer
+from fpsgen.weights.models import Model
+
+_CHECKS, _LOG = "checks.jsonl", "log.jsonl"
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """record, pairs: what `report.write` takes. weights: the model's folder or the LoRA's file; preset: its file, None
+    where it is dense and exact."""
+
+    record: TrainRecord
+    pairs: list[Pair]
+    weights: Path
+    preset: Path | None
+
+
+def run(job: TrainJob, prompts: Sequence[str], command: list[str], watch: Watch) -> TrainResult | None:
+    """Train, write the result to the job's folder, and look at it. None in all processes but the first.
+
+    prompts: of the held-out clips, which may be none. Errors as `loop.train`; RenderError where the result cannot be
+    written: the last checkpoint is kept.
+    """
+    with joined(job.target.device) as group:
+        held = None
+        if prompts:
+            held = HeldOut(job.model, job.preset, job.video, prompts, job.settings.seed, job.target, watch)
+            job = replace(job, check=_checker(held, job.folder, group, watch))
+        done = loop.train(job, watch, group)
+        learned = {name: tensor for name, tensor in done.result() if group.is_first}
+        watch(Stage("write"))
+        if not group.is_first:
+            return None
+        result = _written(job, done, learned)
+        base, skipped, tokens = done.student.base, done.guard.skipped, done.tokens
+    del done, learned
+    machine.release()
+    trained = load_transformer(result.checkpoint, job.target.device, job.target.dtype)
+    checks = _kept_checks(job, held)
+    if held is not None:
+        checks.append(held.check(trained, job.settings.steps))
+    preset = _preset(job, checks, trained.fingerprint(), len(prompts))
+    place = None
+    if not preset.is_exact:
+        place = job.folder / f"{files.safe_name(job.preset.name.removesuffix('.toml'))}.toml"
+        files.write_text(place, file.text(preset))
+    lines = [json.loads(line) for line in (job.folder / _LOG).read_text(encoding="utf-8").splitlines()]
+    points = [LossPoint(*(line[own.name] for own in fields(LossPoint))) for line in lines if not line["skipped"]]
+    weights = result.checkpoint.loras[0].file if job.settings.lora else result.folder
+    record = TrainRecord(
+        **machine.provenance(command),
+        model=job.model.full_name,
+        weights=base,
+        trained=trained.fingerprint(),
+        device=machine.device_name(job.target.device),
+        dtype=job.target.dtype_name,
+        processes=group.world,
+        preset=job.preset.name,
+        text=file.text(preset),
+        settings=job.settings.as_dict(),
+        data=str(job.data.folder),
+        samples=len(job.data),
+        video=asdict(job.video),
+        prompts=list(prompts),
+        losses=sampled(points),
+        checks=checks,
+        skipped=skipped,
+        steps=len(lines),
+        tokens=tokens * len(lines),
+        seconds=sum(line["seconds"] for line in lines),
+        result=str(weights),
+    )
+    return TrainResult(record, held.pairs() if held is not None else [], weights, place)
+
+
+def _checker(held: HeldOut, folder: Path, group: Ranks, watch: Watch) -> Callable[[VelocityModel, int], float]:
+    """What the loop calls after so many steps: the mean error of the held-out clips, which is also written down."""
+
+    def check(model: VelocityModel, step: int) -> float:
+        found = held.check(model, step)
+        if group.is_first:
+            with (folder / _CHECKS).open("a", encoding="utf-8") as kept:
+                kept.write(json.dumps(asdict(found)) + "\n")
+        told = f"step {step}: the held-out clips have an error of {found.error:.3g} and a PSNR of {found.psnr:.1f} dB"
+        watch(Notice(f"{told} (before training {held.before.error:.3g} and {held.before.psnr:.1f} dB)", detail=True))
+        watch(Stage("train"))
+        return found.error
+
+    return check
+
+
+def _written(job: TrainJob, done: Training, learned: Mapping[str, Tensor]) -> Model:
+    """The result on disk, as the model that `generate` makes of it."""
+    if not job.settings.lora:
+        write_model(job.model, learned, job.folder / "model")
+        return models.open_folder(job.folder / "model", "model")
+    path = job.folder / "lora.safetensors"
+    done.student.export_lora(learned, path, job.preset.name)
+    loras = (*job.model.checkpoint.loras, lora.find(str(path)))
+    return replace(job.model, checkpoint=replace(job.model.checkpoint, loras=loras))
+
+
+def _kept_checks(job: TrainJob, held: HeldOut | None) -> list[Check]:
+    """The check before the first step, and those between it and the last step, of all parts of the run."""
+    found = {} if held is None else {0: held.before}
+    path = job.folder / _CHECKS
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() and held else ():
+        check = Check(**json.loads(line))
+        found[check.step] = check  # of a step that was done twice the last time counts
+    return [found[step] for step in sorted(found) if step < job.settings.steps]
+
+
+def _preset(job: TrainJob, checks: Sequence[Check], weights: str, clips: int) -> Preset:
+    """The preset, with what its videos are like on the trained weights."""
+    own, measured = job.settings, None
+    if checks:
+        last, total = checks[-1], account(job.preset, job.model, job.video).total
+        where = {key: getattr(job.video, key) for key in ("size", "frames", "steps", "shift", "guidance")}
+        measured = Measured.rounded(
+            **{key: value for key, value in asdict(last).items() if key != "step"}, **where, weights=weights, clips=clips,
+            density=total.density, cost=total.cost, device=machine.device_name(job.target.device), fpsgen=__version__,
+            torch=torch.__version__,
+        )  # fmt: skip
+    losses = [name for name, weight in (("velocity distillation", own.distil), ("flow matching", own.flow)) if weight]
+    what = f"a LoRA of rank {own.lora}" if own.lora else "all weights"
+    about = f"for the weights beside it: {what}, trained for {own.steps} steps by {' and '.join(losses)}"
+    return replace(job.preset, model=job.model.family, about=about, measured=measured)
