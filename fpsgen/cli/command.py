@@ -47,6 +47,11 @@ class CommandGroup(Group):
 
     allow_extra_args, allow_interspersed_args = False, True  # as a command has them
 
+    def get_params(self, ctx: Any) -> list[Any]:
+        """A command of the group, asking what stands before its name, is told of options alone."""
+        params = super().get_params(ctx)
+        return params if ctx.command is self else [param for param in params if param.param_type_name == "option"]
+
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if args and args[0] in self.commands:
             ctx._protected_args, ctx.args = args[:1], args[1:]  # what `TyperGroup.invoke` goes on with

@@ -48,11 +48,15 @@ def with_fields(kind: type) -> Callable[[Callable[..., Any]], Callable[..., Any]
             flag = hints[field.name] is bool
             entry = _entry(command, field.name)
             if not flag and field.default is not None:
-                entry = entry | {"default": f"{field.default:g}" if isinstance(field.default, float) else str(field.default)}
+                entry = entry | {
+                    "default": f"{field.default:g}" if isinstance(field.default, float) else str(field.default)
+                }
             hint = bool if flag else hints[field.name] | None
             own.append(
                 inspect.Parameter(
-                    field.name, inspect.Parameter.KEYWORD_ONLY, default=False if flag else None,
+                    field.name,
+                    inspect.Parameter.KEYWORD_ONLY,
+                    default=False if flag else None,
                     annotation=Annotated[hint, _typer(field.name, entry)],
                 )  # fmt: skip
             )

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from fpsgen import assets, files
-from fpsgen.cli import chosen, options
+from fpsgen.cli import chosen, options, train_prepare
 from fpsgen.cli.command import App, CommandGroup
 from fpsgen.cli.output import Output
 from fpsgen.cli.progress import drawn
@@ -51,6 +51,7 @@ fpsgen train 14b --lora 64 --dry-run --cards 8
 SETTINGS = "settings.toml"  # in the output folder: what says that it holds a run
 
 app = App(cls=CommandGroup, epilog=EXAMPLES)
+app.command("prepare", epilog=train_prepare.EXAMPLES)(train_prepare.prepare)
 
 
 @app.callback(invoke_without_command=True, no_args_is_help=True)
@@ -221,7 +222,9 @@ def tell(out: Output, result: TrainResult, job: TrainJob, folder: Path, no_repor
     record, page = result.record, folder / "report.html"
     if record.checks:
         before, after = record.checks[0], record.checks[-1]
-        out.line(f"error    {in_digits(before.error)} before, {in_digits(after.error)} now: 1 - cosine of final latents")
+        out.line(
+            f"error    {in_digits(before.error)} before, {in_digits(after.error)} now: 1 - cosine of final latents"
+        )
         out.line(f"PSNR     {before.psnr:.1f} dB before, {after.psnr:.1f} dB now, against {job.model.name} with bf16")
     if record.skipped:
         out.note(f"{record.skipped} of {record.steps} steps were skipped: see the report")
@@ -232,7 +235,7 @@ def tell(out: Output, result: TrainResult, job: TrainJob, folder: Path, no_repor
     draw = None if no_report else functools.partial(report.write, record, result.pairs, page)
     told = jsonlib.dumps(record.as_json(), indent=2) + "\n"
     kept = keep("record", folder / "record.json", told, draw, "make room there; --resume writes it again")
-    kept.files |= {"weights": result.weights, "preset_file": result.preset}
+    kept.files |= {"weights_file": result.weights, "preset_file": result.preset}
     deliver(out, kept, record.as_json())
 
 
@@ -253,7 +256,9 @@ def tell_estimate(out: Output, name: str, preset: str, settings: TrainSettings, 
     if not out.json:
         out.show(memory_table(found))
     what = f"LoRA of rank {settings.lora}" if settings.lora else "all weights"
-    out.line(f"memory: of each of {counted(cards, 'card')}, GB, by a formula ({what}, micro-batch {settings.micro}, AdamW)")
+    out.line(
+        f"memory: of each of {counted(cards, 'card')}, GB, by a formula ({what}, micro-batch {settings.micro}, AdamW)"
+    )
     share = f"{estimate.SHARE:.0%} of {estimate.PEAK / 1e12:.0f} TFLOPS, which no card was asked for"
     out.line(f"model s/step, model tokens/s: modelled, not measured; assumed is {share}")
     told = {"model": name, "cards": cards, "assumed_share": estimate.SHARE, "peak_flops": estimate.PEAK}
@@ -265,7 +270,9 @@ def memory_table(found: Iterable[TrainEstimate]) -> Table:
     heads = "weights", "gradients", "optimizer", "average", "teacher", "whole", "activations", "total"
     columns = [Column("video"), Column("recompute", spare=1)]
     columns += [Column(head, right=True, spare=0 if head == "total" else 2) for head in heads]
-    table = Table(columns=[*columns, Column("fits"), *(Column(head, right=True) for head in ("model s/step", "model tokens/s"))])
+    table = Table(
+        columns=[*columns, Column("fits"), *(Column(head, right=True) for head in ("model s/step", "model tokens/s"))]
+    )
     for one in found:
         parts = dataclasses.asdict(one.memory) | {"total": one.memory.total}
         fits = next((f"{card} GB" for card in estimate.CARDS if one.memory.total < card * 1e9), "no card")

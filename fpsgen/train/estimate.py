@@ -138,7 +138,9 @@ def estimates(
     video's steps."""
     found = []
     for video in videos:
-        own = preset if isinstance(preset, Preset) else shipped.of_grade(preset, model.family, video.width, video.height)
+        own = (
+            preset if isinstance(preset, Preset) else shipped.of_grade(preset, model.family, video.width, video.height)
+        )
         plans = own.steps(model, video)
         tokens, density = plans[0].tiles.tokens, mean_density(plans)
         for recompute in (False, True):

@@ -41,7 +41,9 @@ def prompts(family: str, count: int, own: Sequence[str] | None, learned: Iterabl
     every = own if own is not None else [*assets.prompts("quality", family), *assets.prompts("calibrate", family)]
     found = [prompt for prompt in every if prompt not in known]
     if len(found) < count:
-        told = f"{option('checks', count)} needs as many prompts that are not in the training data; there are {len(found)}"
+        told = (
+            f"{option('checks', count)} needs as many prompts that are not in the training data; there are {len(found)}"
+        )
         raise UsageError(told, hint=f"give others with {option('prompts')}, or a smaller {option('checks')}")
     return tuple(found[:count])
 
@@ -55,7 +57,14 @@ class HeldOut:
 
     @torch.inference_mode()
     def __init__(
-        self, model: Model, preset: Preset, video: Settings, texts: Sequence[str], seed: int, target: Target, watch: Watch
+        self,
+        model: Model,
+        preset: Preset,
+        video: Settings,
+        texts: Sequence[str],
+        seed: int,
+        target: Target,
+        watch: Watch,
     ):
         self.video, self.preset, self.prompts = video, preset, texts
         self._model, self._target, self._watch = model, target, watch

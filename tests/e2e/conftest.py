@@ -10,6 +10,7 @@ from fpsgen import pipeline
 from tests.tools.bench_quality import Quality
 from tests.tools.calibration import Calibrator
 from tests.tools.cli import Runner
+from tests.tools.train_cli import Trainer
 
 
 @pytest.fixture
@@ -47,3 +48,11 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     loaded: list[str] = []
     monkeypatch.setattr(pipeline, "load_text_encoder", lambda *args: loaded.append("text") or pytest.fail("it loads"))
     return loaded
+
+
+@pytest.fixture
+def trainer(pocket_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Trainer:
+    """`train` on the small test pocket, with a cache of its own, in a folder with data and a preset."""
+    monkeypatch.setenv("FPSGEN_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    return Trainer(pocket_folder, tmp_path)

@@ -68,13 +68,21 @@ def test_a_help_is_made_of_sentences_and_names_every_value(path: tuple[str, ...]
             assert param.is_flag or param.metavar, param.name
 
 
-@pytest.mark.parametrize("name", ["generate", "calibrate", "bench", "bench quality", "bench attention"])
+@pytest.mark.parametrize("name", ["generate", "calibrate", "bench", "bench quality", "bench attention", "train"])
 def test_every_option_of_a_long_help_stands_in_a_named_group(name: str) -> None:
     path = tuple(name.split())
     assert all(param.rich_help_panel for param in options(EVERY[path]))
     titles = [line for line in shown(path, 80) if line and not line.startswith((" ", "Usage"))]
     assert "Output" in titles
     assert "Options" not in titles
+
+
+def test_a_group_that_is_a_command_says_how_it_is_called_either_way() -> None:
+    """And a command of it, that nothing stands before its name."""
+    flat = " ".join(" ".join(shown(("train",), 120)).split())
+    assert flat.startswith("Usage: fpsgen train [OPTIONS] MODEL or fpsgen train COMMAND")
+    assert "Commands prepare Make the data" in flat
+    assert shown(("train", "prepare"), 120)[0].startswith("Usage: fpsgen train prepare [OPTIONS] MODEL")
 
 
 def test_defaults_in_a_help_are_the_pockets_own_numbers_too() -> None:
@@ -136,6 +144,10 @@ def test_an_option_that_other_tools_have_is_told_with_what_to_use(name: str) -> 
         ("generate --res ", "720p"),
         ("presets show ba", "balanced"),
         ("models pull ", "1.3b"),
+        ("train poc", "pocket"),
+        ("train pre", "prepare"),
+        ("train pocket --preset ba", "balanced"),
+        ("train prepare poc", "pocket"),
         ("kernels show attention", "attention-fp8-fp16"),
     ],
 )

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.tools import bench_records, calibration_records
+from tests.tools import bench_records, calibration_records, training_records
 from tests.tools.reports import NASTY, pair, write
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -42,6 +42,7 @@ MADE: dict[str, Any] = {
     "nasty": lambda path: write(nasty(), [pair(NASTY)], path),
     "attention": lambda path: write(bench_records.attention(), [], path),
     "quality": lambda path: write(bench_records.quality(), bench_records.pairs("quality"), path),
+    "training": lambda path: write(training_records.record(), [pair(), pair(NASTY)], path),
 }
 
 

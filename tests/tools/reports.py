@@ -16,6 +16,7 @@ from fpsgen.bench.attention.record import AttentionRecord
 from fpsgen.bench.record import BenchRecord, CompareRecord, QualityRecord
 from fpsgen.calibrate.record import CalibrationRecord
 from fpsgen.metrics import Pair
+from fpsgen.train.record import TrainRecord
 from fpsgen.values import from_dict
 
 NASTY = '<script>alert("1")</script> & [brackets] {braces} $x^2$ \\frac \u202eleft\u202c <img src=http://x/> ' * 4
@@ -29,9 +30,10 @@ def clip(count: int = 25, height: int = 96, width: int = 160, noise: int = 0) ->
     return (np.stack(channels, -1).astype(int) + noise * ((x // 8 + y // 8) % 2)[..., None]).clip(0, 255).astype("u1")
 
 
-def read(record: dict[str, Any]) -> BenchRecord | CalibrationRecord:
+def read(record: dict[str, Any]) -> BenchRecord | CalibrationRecord | TrainRecord:
     """The value that wrote a record, from its JSON."""
-    kinds = {"compare": CompareRecord, "quality": QualityRecord, "attention": AttentionRecord}
+    kinds: dict[str, type] = {"compare": CompareRecord, "quality": QualityRecord, "attention": AttentionRecord}
+    kinds |= {"training": TrainRecord}
     return from_dict(kinds.get(record.get("kind", ""), CalibrationRecord), record)
 
 

@@ -1,0 +1,74 @@
+"""`fpsgen train`: it learns, continues where it was stopped, and its result makes videos."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from fpsgen.presets import file
+from tests.tools.cli import invoke, told
+from tests.tools.train_cli import Trainer
+
+
+@pytest.mark.parametrize("lora", [None, 4])
+def test_what_was_trained_generates(trainer: Trainer, lora: int | None) -> None:
+    result = trainer("--json", lora=lora)
+    found = told(result, "train")
+    weights, preset = Path(found["weights_file"]), Path(found["preset_file"])
+    record = json.loads(Path(found["record"]).read_text(encoding="utf-8"))
+    assert Path(found["report"]).stat().st_size > 10_000
+    assert [check["step"] for check in record["checks"]] == [0, 2, 4]
+    assert [point["step"] for point in record["losses"]] == [1, 2, 3, 4]
+    measured = file.read(preset, "").measured
+    assert measured is not None
+    assert measured.weights == record["trained"] != record["weights"]
+    assert measured.error == pytest.approx(record["checks"][-1]["error"], rel=1e-3)
+    flags = ["--model", trainer.model, "--lora", weights] if lora else ["--model", weights]
+    video = told(invoke("a cat", *flags, "--preset", preset, "--seed", 1, "-o", "a.mp4", "--json"), "generate")
+    assert video["weights"] == record["trained"]
+
+
+def test_a_run_goes_on_and_comes_to_the_same(trainer: Trainer) -> None:
+    """With the settings that it began with, which need not be given again, and none that it did not begin with."""
+    whole = told(trainer("--json", output="whole"))
+    told(trainer("--json", output="parts", steps=2))
+    again = dict.fromkeys(("batch", "warm_up", "lr", "checks", "check_every", "save_every"))
+    assert "-o parts holds a run already" in trainer.refused(output="parts")
+    assert "--lr 0.001, and would go on with --lr 0.01" in trainer.refused(
+        "--resume", output="parts", **again | {"lr": 0.01}
+    )
+    parts = told(trainer("--json", "--resume", output="parts", **again))
+    assert parts["trained"] == whole["trained"]
+    for key in ("losses", "checks", "steps", "tokens", "skipped"):
+        assert parts[key] == whole[key], key
+
+
+def test_from_scratch_there_is_nothing_to_compare_with(trainer: Trainer) -> None:
+    found = told(trainer("--json", "--from-scratch", distil=0, flow=1))
+    assert found["checks"] == found["prompts"] == []
+    preset = file.read(Path(found["preset_file"]), "")
+    assert preset.measured is None
+    assert len(preset.phases) == 2
+
+
+def test_a_dense_preset_is_none_to_write(trainer: Trainer) -> None:
+    """Flow matching may fine-tune with dense attention."""
+    result = trainer(preset="bf16", distil=0, flow=1, steps=1)
+    assert result.exit_code == 0, result.output
+    assert not list(Path("out").glob("bf16*"))
+    assert "use it   fpsgen generate PROMPT --model " in result.stdout
+    assert "--preset" not in result.stdout
+
+
+def test_what_an_estimate_says(trainer: Trainer, loads: list[str]) -> None:
+    found = told(trainer("--json", "--dry-run", model="14b", cards=8, lora=64, preset="fast"), "train --dry-run")
+    assert [(own["size"], own["recompute"]) for own in found["estimates"]] == [
+        ("832x480", False), ("832x480", True), ("1280x720", False), ("1280x720", True),
+    ]  # fmt: skip
+    table = trainer("--dry-run", model="1.3b", preset="fast").stdout
+    assert "model tokens/s" in table
+    assert "not measured" in table
+    assert not loads
+    assert not Path("out").exists()

@@ -1,0 +1,146 @@
+"""`fpsgen train`: what it refuses before it begins, in one sentence, and without losing anything."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from fpsgen.train.settings import TrainSettings
+from tests.tools.train_cli import Trainer
+
+# Options, and a piece of what is said.
+WRONG: list[tuple[dict[str, object], str]] = [
+    ({"data": None}, "--data is missing"),
+    ({"output": None}, "-o is missing"),
+    ({"data": "nowhere"}, "there is no training data in nowhere"),
+    ({"data": "mine.toml"}, "there is no training data in mine.toml"),
+    ({"model": "nowhere"}, "there is no model nowhere"),
+    ({"preset": "nowhere"}, "there is no preset 'nowhere'"),
+    ({"preset": "14b-480p-fast"}, "it is for 14b"),
+    ({"preset": "bf16"}, "nothing to learn for the preset bf16"),
+    ({"lora": 0}, "--lora 0: must be 1 to"),
+    ({"lora": 4096}, "--lora 4096: the matrices of"),
+    ({"batch": 3, "micro": 2}, "--batch 3 cannot be divided into parts of --micro 2"),
+    ({"distil": 0}, "nothing would be learned"),
+    ({"lr": "nan"}, "--lr nan: must be"),
+    ({"lr": -1}, "--lr -1: must be"),
+    ({"levels": "mine"}, "--levels mine: there is no such choice"),
+    ({"seed": -1}, "--seed -1: must be 0 to"),
+    ({"device": "abacus"}, "--device abacus: fpsgen runs on cpu and cuda"),
+    ({"checks": 100}, "--checks 100 needs as many prompts that are not in the training data"),
+    ({"prompts": "few.txt"}, "--checks 2 needs as many prompts that are not in the training data; there are 1"),
+    ({"prompts": "nowhere"}, "cannot read the prompts in nowhere"),
+    ({"settings": "nowhere"}, "cannot read the settings nowhere: No such file or directory"),
+    ({"output": "mine.toml"}, "-o mine.toml is not a folder"),
+    ({"output": "theirs"}, "-o theirs exists, and holds other things than a run"),
+    ({"output": "run"}, "-o run holds a run already"),
+    ({"output": "data/out"}, "-o data/out lies in the training data"),
+    ({"output": "x" * 300}, "cannot be written: File name too long"),
+    ({"model": "copy", "output": "copy/out"}, "-o copy/out lies in the model's own folder"),
+]
+# Lines of a settings file, and a piece of what is said of them.
+FILES = [
+    ("warmup = 3", "line 2: there is no setting 'warmup'; did you mean warm_up?"),
+    ("nothing = 3", "line 2: there is no setting 'nothing'"),
+    ("lr = 'fast'", "line 2: lr must be a number"),
+    ("steps = 1.5", "line 2: steps must be a whole number"),
+    ("recompute = 1", "line 2: recompute must be true or false"),
+    ("levels = 'presets'", 'line 2: levels must be "preset" or "logit-normal"; did you mean preset?'),
+    ("[table]", "line 2: there is no setting 'table'"),
+    ("a.b", "are not TOML"),
+    ("lora = 0", "--lora 0: must be"),
+    ("from_scratch = true", "--from-scratch has no model to learn from"),
+]
+
+
+def everything(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.fixture
+def places(trainer: Trainer) -> Trainer:
+    """Things that are in the way."""
+    for path, text in {
+        "theirs/mine.txt": "mine",
+        "run/settings.toml": "steps = 4\n",
+        "few.txt": "a cat\nprompt 3\n",
+    }.items():
+        Path(path).parent.mkdir(exist_ok=True)
+        Path(path).write_text(text)
+    shutil.copytree(trainer.model, "copy")
+    return trainer
+
+
+@pytest.mark.parametrize(("options", "told"), WRONG, ids=[told[:40] for _, told in WRONG])
+def test_refused_before_anything_loads(
+    places: Trainer, tmp_path: Path, options: dict[str, object], told: str, loads: list[str]
+) -> None:
+    before = everything(tmp_path)
+    assert told in places.refused(**options)
+    assert everything(tmp_path) == before
+    assert not loads
+
+
+@pytest.mark.parametrize(("line", "told"), FILES)
+def test_settings_files_are_refused_with_the_line(trainer: Trainer, line: str, told: str, loads: list[str]) -> None:
+    Path("run.toml").write_text(f"# mine\n{line}\n")
+    assert told in trainer.refused(settings="run.toml")
+    assert not Path("out").exists()
+    assert not loads
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (("--from-scratch",), "--from-scratch has no model to learn from"),
+        (("--resume",), "there is no run to continue in out"),
+        (("--resume", "--settings", "run.toml"), "--settings and --resume contradict each other"),
+        (("--frames", "9"), "fpsgen train has no option --frames"),
+        (("more",), "fpsgen train cannot tell what these words are for: more"),
+    ],
+)
+def test_flags_that_contradict(trainer: Trainer, flags: tuple[str, ...], told: str) -> None:
+    assert told in trainer.refused(*flags)
+    assert not Path("out").exists()
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "told"),
+    [
+        ("family", "14b", "data of another model"),
+        ("vae", "other", "data of another model"),
+        ("text_dim", 48, "mine"),
+        ("size", [64, 96], "mine"),
+        ("version", 2, "version"),
+    ],
+)
+def test_data_of_something_else(trainer: Trainer, field: str, value: object, told: str, loads: list[str]) -> None:
+    index = trainer.data / "index.json"
+    index.write_text(json.dumps(json.loads(index.read_text()) | {field: value}))
+    said = trainer.refused()
+    assert "data" in said
+    assert not Path("out").exists()
+    assert not loads
+
+
+def test_a_full_disk_is_told_beforehand(trainer: Trainer, monkeypatch: pytest.MonkeyPatch, loads: list[str]) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=10**6))
+    assert "out has room for 1 MB, and the checkpoints would take" in trainer.refused(keep=50)
+    assert not Path("out").exists()
+    assert not loads
+
+
+def test_a_flag_wins_over_the_file(trainer: Trainer) -> None:
+    """By what the values are refused for."""
+    Path("run.toml").write_text("batch = 6\nmicro = 4\n")
+    assert "--batch 2 cannot be divided into parts of --micro 4" in trainer.refused(settings="run.toml")
+    assert "--batch 6 cannot be divided into parts of --micro 4" in trainer.refused(settings="run.toml", batch=None)
+
+
+def test_every_setting_is_an_option(trainer: Trainer) -> None:
+    text = trainer("--help", model="pocket").output
+    assert all(f"--{name.replace('_', '-')}" in text for name in TrainSettings.__dataclass_fields__)
