@@ -43,24 +43,15 @@ def with_fields(kind: type) -> Callable[[Callable[..., Any]], Callable[..., Any]
 
     def extended(command: Callable[..., Any]) -> Callable[..., Any]:
         signature, hints = inspect.signature(command, eval_str=True), get_type_hints(kind)
-        *own, _ = signature.parameters.values()
-        for field in fields(kind):
-            flag = hints[field.name] is bool
-            entry = _entry(command, field.name)
-            if not flag and field.default is not None:
-                entry = entry | {
-                    "default": f"{field.default:g}" if isinstance(field.default, float) else str(field.default)
-                }
-            hint = bool if flag else hints[field.name] | None
-            own.append(
-                inspect.Parameter(
-                    field.name,
-                    inspect.Parameter.KEYWORD_ONLY,
-                    default=False if flag else None,
-                    annotation=Annotated[hint, _typer(field.name, entry)],
-                )  # fmt: skip
-            )
-        command.__signature__ = signature.replace(parameters=own)  # type: ignore[attr-defined]
+        *parameters, _ = signature.parameters.values()
+        for own in fields(kind):
+            is_flag, entry, usual = hints[own.name] is bool, _entry(command, own.name), own.default
+            if not is_flag and usual is not None:
+                entry = entry | {"default": f"{usual:g}" if isinstance(usual, float) else str(usual)}
+            hint: Any = Annotated[bool if is_flag else hints[own.name] | None, _typer(own.name, entry)]
+            default, by_name = False if is_flag else None, inspect.Parameter.KEYWORD_ONLY
+            parameters.append(inspect.Parameter(own.name, by_name, default=default, annotation=hint))
+        command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
         return command
 
     return extended

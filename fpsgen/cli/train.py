@@ -76,9 +76,9 @@ def train(
 ) -> None:
     """Train a model for a preset, so that its videos come close to the dense model's again.
 
-    The model computes attention through the preset while it learns, and by default it learns to predict what it predicted
-    when attention was dense. The result is a model, or a LoRA; beside it lies the preset's file, which says how close
-    the videos are now.
+    The model computes attention through the preset while it learns, and by default it learns to predict what it
+    predicted when attention was dense. The result is a model, or a LoRA; beside it lies the preset's file, which says
+    how close the videos are now.
     """
     if context.invoked_subcommand is not None:
         return
@@ -163,7 +163,7 @@ def check_subject(model: Model, preset: Preset | None, settings: TrainSettings, 
         told = f"{setting('output', folder)} lies in the model's own folder"
         raise UsageError(told, hint=f"choose another folder with {setting('output')}")
     if settings.lora is not None and settings.lora > model.config.dim:
-        told = f"{setting('lora', settings.lora)}: the matrices of {printable(model.name)} have a rank of {model.config.dim}"
+        told = f"{setting('lora', settings.lora)}: the matrices of {printable(model.name)} have rank {model.config.dim}"
         raise UsageError(told, hint=f"try {setting('lora', max(1, model.config.dim // 8))}")
     if preset is None:
         return

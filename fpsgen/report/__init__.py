@@ -1,8 +1,8 @@
 """Reports: pages that need nothing else, their pictures beside them.
 
 `calibration`, `compare`, `quality`, `attention` and `training` each work out what one kind of page says beside its
-record, and their namesakes in `pictures/` draw; `templates/` are the pages, and `page` fills them; `words` says numbers. This file
-checks places and writes.
+record, and their namesakes in `pictures/` draw; `templates/` are the pages, and `page` fills them; `words` says
+numbers. This file checks places and writes.
 """
 
 from __future__ import annotations

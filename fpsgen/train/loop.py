@@ -289,7 +289,7 @@ def train(job: TrainJob, watch: Watch, group: Ranks | None = None) -> Training:
             for late in came[:1]:
                 late()  # whose exit code the command line knows then
         told = f"stopped after step {run.step} of {settings.steps}, which is saved in {printable(run.folder)}"
-        raise Stopped(told, hint="the same command goes on from there")
+        raise Stopped(told, hint=f"with {option('resume')} it goes on from there")
     return run
 
 

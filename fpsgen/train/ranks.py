@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from fpsgen.errors import FpsgenError, Stopped
+from fpsgen.errors import FpsgenError, Stopped, option
 
 if TYPE_CHECKING:
     from torch.distributed import Store
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from fpsgen.train.objective import VelocityModel
 
 _PATIENCE = timedelta(minutes=10)  # with a process that is there and says nothing; one that died is noticed at once
-_AGAIN = "start it again as before: it goes on from its last checkpoint"
+_AGAIN = f"with {option('resume')} it goes on from its last checkpoint"
 _FAULT = "fault"  # where a process leaves what ended it, for the first to say
 
 

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ from fpsgen.train.loop import Training, TrainJob
 from fpsgen.train.objective import VelocityModel
 from fpsgen.train.ranks import Ranks, joined
 from fpsgen.train.record import Check, LossPoint, TrainRecord, sampled
+from fpsgen.wan.transformer import WanTransformer
 from fpsgen.weights import lora, models
 from fpsgen.weights.convert import write_model
 from fpsgen.weights.load import load_transformer
@@ -103,7 +105,7 @@ def _checker(held: HeldOut, folder: Path, group: Ranks, watch: Watch) -> Callabl
     """What the loop calls after so many steps: the mean error of the held-out clips, which is also written down."""
 
     def check(model: VelocityModel, step: int) -> float:
-        found = held.check(model, step)
+        found = held.check(cast("WanTransformer", model), step)  # which it is to a `Denoiser`
         if group.is_first:
             with (folder / _CHECKS).open("a", encoding="utf-8") as kept:
                 kept.write(json.dumps(asdict(found)) + "\n")
@@ -143,9 +145,9 @@ def _preset(job: TrainJob, checks: Sequence[Check], weights: str, clips: int) ->
         last, total = checks[-1], account(job.preset, job.model, job.video).total
         where = {key: getattr(job.video, key) for key in ("size", "frames", "steps", "shift", "guidance")}
         measured = Measured.rounded(
-            **{key: value for key, value in asdict(last).items() if key != "step"}, **where, weights=weights, clips=clips,
-            density=total.density, cost=total.cost, device=machine.device_name(job.target.device), fpsgen=__version__,
-            torch=torch.__version__,
+            **{key: value for key, value in asdict(last).items() if key != "step"}, **where, clips=clips,
+            weights=weights, density=total.density, cost=total.cost, device=machine.device_name(job.target.device),
+            fpsgen=__version__, torch=torch.__version__,
         )  # fmt: skip
     losses = [name for name, weight in (("velocity distillation", own.distil), ("flow matching", own.flow)) if weight]
     what = f"a LoRA of rank {own.lora}" if own.lora else "all weights"

@@ -78,7 +78,7 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], about: Mapping[
     except (OSError, SafetensorError) as fault:
         shutil.rmtree(hidden, ignore_errors=True)
         told = f"the checkpoint of step {step} cannot be written to {printable(folder)}: {printable(reason(fault))}"
-        raise UsageError(told, hint="make room there and start again: it goes on from the last checkpoint") from None
+        raise UsageError(told, hint=f"make room there: with {option('resume')} it goes on from the last one") from None
 
 
 def _sweep(folder: Path) -> None:

@@ -28,9 +28,10 @@ def test_every_number_of_the_summary_is_said(tmp_path: Path) -> None:
     given = record()
     said = " ".join(made(tmp_path, given).words.split())
     before, after = given["checks"][0], given["checks"][-1]
-    for told in ("Training of pocket v2", "1000 steps on 64 samples", words.number(before["error"], half=before["error_ci95"]),
-                 words.number(after["psnr"], half=after["psnr_ci95"]), "took away 75 % of the error", "3 steps had a loss",
-                 "LoRA of rank 8", "feedfacecafebeef", "warm_up 200", "a cat moving left", 'model = "pocket"'):  # fmt: skip
+    error, psnr = (words.number(own[key], half=own[f"{key}_ci95"]) for own, key in ((before, "error"), (after, "psnr")))
+    for told in ("Training of pocket v2", "1000 steps on 64 samples", error, psnr, "took away 75 % of the error",
+                 "3 steps had a loss", "LoRA of rank 8", "feedfacecafebeef", "warm_up 200", "a cat moving left",
+                 'model = "pocket"'):  # fmt: skip
         assert told in said, told
 
 
