@@ -110,6 +110,10 @@ def train(
     check_room(subject, wanted, folder)
     target = chosen.find_target(device, dtype)  # which imports torch: so far, whatever cannot be is told at once
     job, texts = make_job(subject, named or preset, wanted, data, own, target, folder)
+    from fpsgen.train import state
+
+    if (checkpoint := state.latest(folder / "checkpoints")) is not None:  # before its settings' file is written anew
+        state.check_same(state.about(checkpoint), {"settings": wanted.as_dict(), "on": {}})
     folder.mkdir(parents=True, exist_ok=True)
     files.write_text(folder / SETTINGS, settings_file.text(wanted))
     from fpsgen.train.run import run
