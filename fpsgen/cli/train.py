@@ -43,9 +43,9 @@ if TYPE_CHECKING:
     from fpsgen.weights.models import Model
 
 EXAMPLES = """
-fpsgen train pocket --preset fast --data data -o trained
-fpsgen train 1.3b --preset fast --data data --lora 64 -o trained
-fpsgen train pocket --preset fast --data data -o trained --resume
+fpsgen train pocket --preset fast --data data -o out
+fpsgen train 14b --lora 64 --data data -o out
+fpsgen train 14b --lora 64 --data data -o out --resume
 fpsgen train 14b --lora 64 --dry-run --cards 8
 """
 SETTINGS = "settings.toml"  # in the output folder: what says that it holds a run

@@ -16,8 +16,8 @@ from fpsgen.settings import check_settings
 from fpsgen.wan import sizes
 
 EXAMPLES = """
-fpsgen train prepare pocket --from-model --prompts mine.txt --count 400 -o data
-fpsgen train prepare 1.3b --videos clips --res 480p --frames 81 -o data
+fpsgen train prepare 14b --from-model --prompts a.txt -o d
+fpsgen train prepare 1.3b --videos clips --res 480p -o d
 """
 
 
