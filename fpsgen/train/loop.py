@@ -43,7 +43,7 @@ from fpsgen.weights.models import Model
 
 _REMEMBERED = 50  # losses, whose median a spike is compared with
 _ENOUGH = 10  # of them, to know what is usual
-_NOTHING = 1e-4  # of a loss, where velocities are of order 1: what is below it, as in dense stages, has no spikes
+_NOTHING = 1e-5  # of a loss, where velocities are of order 1: below it is rounding, as in dense stages, which has no spikes
 _MOST_SKIPPED = 20  # in a row
 _PATIENCE = 3  # signals: the third one is not kept waiting
 
