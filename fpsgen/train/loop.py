@@ -43,7 +43,7 @@ from fpsgen.weights.models import Model
 
 _REMEMBERED = 50  # losses, whose median a spike is compared with
 _ENOUGH = 10  # of them, to know what is usual
-_NOTHING = 1e-5  # of a loss, where velocities are of order 1: below it is rounding, as in dense stages, which has no spikes
+_NOTHING = 1e-5  # of a loss, where velocities are of order 1: what is below it, as in dense stages, is rounding
 _MOST_SKIPPED = 20  # in a row
 _PATIENCE = 3  # signals: the third one is not kept waiting
 
@@ -219,8 +219,10 @@ class Training:
         """Render the held-out clips; whether they are the best yet."""
         assert self.job.check is not None
         self._swap()
-        error = self.job.check(self.model, self.step)
-        self._swap()
+        try:
+            error = self.job.check(self.model, self.step)
+        finally:
+            self._swap()
         # The first process's word: all must decide alike.
         mine = torch.tensor(error if self.group.is_first else 0.0, dtype=torch.float64, device=self.device)
         error = float(self.group.sums(mine))
@@ -273,21 +275,26 @@ def train(job: TrainJob, watch: Watch, group: Ranks | None = None) -> Training:
     run, settings = Training(job, watch, group), job.settings
     watch(Stage("train"))
     stop, log = False, _log_after(job.folder / "log.jsonl", run.step) if group.is_first else None
-    with contextlib.closing(log) if log else contextlib.nullcontext(), _kept_waiting() as came:
+    with contextlib.closing(log) if log else contextlib.nullcontext(), _kept_waiting() as late:
         while run.step < settings.steps and not stop:
             line = run.learn()
             if log:
                 log.write(_json(line) + "\n")
             step, loss, skipped = run.step, line["loss"], line["skipped"]
             watch(TrainingStep(step, settings.steps, line["seconds"], loss, run.tokens, skipped))
-            is_best = job.check is not None and step % settings.check_every == 0 and run.check()
-            stop = bool(group.most(len(came), run.device))
+            is_best = False
+            if job.check is not None and step % settings.check_every == 0:
+                late.patience = 1 if group.world == 1 else _PATIENCE  # a rendering leaves nothing half done
+                with contextlib.suppress(KeyboardInterrupt):
+                    is_best = run.check()
+                late.patience = _PATIENCE
+            stop = bool(group.most(len(late.came), run.device))
             if stop or is_best or step % settings.save_every == 0 or step == settings.steps:
                 run.save()
     if stop:
         with contextlib.suppress(KeyboardInterrupt):
-            for late in came[:1]:
-                late()  # whose exit code the command line knows then
+            for deliver in late.came[:1]:
+                deliver()  # whose exit code the command line knows then
         told = f"stopped after step {run.step} of {settings.steps}, which is saved in {printable(run.folder)}"
         raise Stopped(told, hint=f"with {option('resume')} it goes on from there")
     return run
@@ -307,17 +314,24 @@ def _json(line: dict[str, Any]) -> str:
     return json.dumps(known)
 
 
+@dataclass
+class _Late:
+    """came: what each signal that came would have called; patience: which of them is called at once."""
+
+    came: list[Callable[[], Any]] = field(default_factory=list)
+    patience: int = _PATIENCE
+
+
 @contextlib.contextmanager
-def _kept_waiting() -> Iterator[list[Callable[[], Any]]]:
-    """Inside, signals that would stop the program wait, but for the third one. The list contains what each that came
-    would have called."""
-    came: list[Callable[[], Any]] = []
+def _kept_waiting() -> Iterator[_Late]:
+    """Inside, signals that would stop the program wait, so that no step is left half done."""
+    late = _Late()
     before: dict[int, Callable[[int, FrameType | None], Any]] = {}
 
     def keep(number: int, frame: FrameType | None) -> None:
-        came.append(partial(before[number], number, frame))
-        if len(came) >= _PATIENCE:
-            came[-1]()
+        late.came.append(partial(before[number], number, frame))
+        if len(late.came) >= late.patience:
+            late.came[-1]()
 
     if threading.current_thread() is threading.main_thread():  # no other may set handlers, nor runs them
         for number in (getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)):
@@ -326,7 +340,7 @@ def _kept_waiting() -> Iterator[list[Callable[[], Any]]]:
                 before[number] = handler
                 signal.signal(number, keep)
     try:
-        yield came
+        yield late
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

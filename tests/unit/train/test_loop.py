@@ -252,13 +252,28 @@ def test_ctrl_c_ends_the_step_saves_and_goes_on_bit_for_bit(wan_folder: Path, tm
     assert log(tmp_path / "stopped") == log(tmp_path / "whole")
 
 
+def test_ctrl_c_does_not_wait_for_a_rendering(wan_folder: Path, tmp_path: Path) -> None:
+    def check(model: VelocityModel, step: int) -> float:
+        if step == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+            pytest.fail("it was waited for")
+        return 1 / step
+
+    settings = {"steps": 3, "lr": 1e-3, "check_every": 1}
+    with pytest.raises(Stopped):
+        train(job(wan_folder, tmp_path / "stopped", settings=settings, check=check), quiet)
+    train(job(wan_folder, tmp_path / "stopped", settings=settings), quiet)  # from step 2, without averaged weights
+    train(job(wan_folder, tmp_path / "whole", settings=settings), quiet)
+    assert log(tmp_path / "stopped") == log(tmp_path / "whole")
+
+
 def test_the_third_signal_does_not_wait() -> None:
-    with loop._kept_waiting() as came:
+    with loop._kept_waiting() as late:
         for _ in range(2):
             os.kill(os.getpid(), signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
-    assert len(came) == 3
+    assert len(late.came) == 3
 
 
 def test_the_log_is_json_whatever_a_loss_is(wan_folder: Path, tmp_path: Path) -> None:
