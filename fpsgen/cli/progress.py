@@ -79,7 +79,7 @@ class Drawer:
                 if not self._run:  # else the log has a line for each run
                     self._tell(done / total, f"step {done} of {total}, {seconds:.2f} s each", (total - done) * seconds)
             case TrainingStep(done, total, seconds, loss, tokens, skipped):
-                rate = f"loss {loss:.4f}, {tokens / seconds:,.0f} tokens/s"
+                rate = f"loss {loss:.3g}, {tokens / seconds:,.0f} tokens/s"
                 self._bar.update(self._task, completed=done, total=total, rate=rate)
                 if skipped:
                     self._out.detail(f"step {done} was skipped: its loss is {loss:.4g}")

@@ -21,7 +21,7 @@ from fpsgen.train import loop
 from fpsgen.train.held_out import HeldOut
 from fpsgen.train.loop import Training, TrainJob
 from fpsgen.train.objective import VelocityModel
-from fpsgen.train.ranks import Ranks, joined
+from fpsgen.train.ranks import Ranks, joined, own_device
 from fpsgen.train.record import Check, LossPoint, TrainRecord, sampled
 from fpsgen.wan.transformer import WanTransformer
 from fpsgen.weights import lora, models
@@ -49,6 +49,7 @@ def run(job: TrainJob, prompts: Sequence[str], command: list[str], watch: Watch)
     prompts: of the held-out clips, which may be none. Errors as `loop.train`; RenderError where the result cannot be
     written: the last checkpoint is kept.
     """
+    job = replace(job, target=replace(job.target, device=own_device(job.target.device)))
     with joined(job.target.device) as group:
         held = None
         if prompts:

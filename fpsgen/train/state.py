@@ -123,7 +123,7 @@ def load(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 def _damaged(path: Path, fault: Exception) -> UsageError:
     told = f"the checkpoint {printable(path)} cannot be used: {printable(reason(fault))}"
-    return UsageError(told, hint="remove it: the run goes on from the one before")
+    return UsageError(told, hint=f"remove it; {option('resume')} continues from the one before")
 
 
 @torch.no_grad()
