@@ -12,7 +12,7 @@ from fpsgen.pocket import reading
 from fpsgen.wan.tokenizer import Tokenizer
 from fpsgen.weights import models
 from fpsgen.weights.load import load_tokenizer
-from recipes.pocket import export, prompts
+from recipes.pocket import prompts, start
 
 
 @pytest.fixture(scope="module")
@@ -113,4 +113,4 @@ def test_a_card_without_subjects_tells_only_of_a_prompt_without_any_known_word(t
 
 
 def test_the_card_holds_what_the_recipe_says(model: models.Model) -> None:
-    assert model.pocket == export.describe(assets.folder("pocket"), model.pocket["version"]) | {"tile": [2, 2, 2]}
+    assert model.pocket == start.describe(assets.folder("pocket"), model.pocket["version"]) | {"tile": [2, 2, 2]}

@@ -14,16 +14,22 @@ import pytest
 import torch
 from diffusers import WanTransformer3DModel
 from transformers import AutoTokenizer
+from typer.testing import CliRunner
 
+from fpsgen.cli import app
 from fpsgen.pocket.judge import SHAPE, Network, as_input, load_network
 from fpsgen.pocket.words import MOTIONS, SUBJECTS
+from fpsgen.wan.transformer import WanTransformer
 from fpsgen.weights import load, models
 from fpsgen.weights.keys import TRANSFORMER
-from recipes.pocket import export, prompts, text_encoder, tokenizer, world
+from recipes.pocket import export, prompts, start, text_encoder, tokenizer, world
 from recipes.pocket import vae as pocket_vae
 from recipes.pocket.cache import latent_mask
 from recipes.pocket.scorer import Discriminant, labelled, make_templates, save_network
-from recipes.pocket.train_dit import CONFIG, Pocket, is_hidden, noise_levels
+from recipes.pocket.start import CONFIG
+
+CPU = torch.device("cpu")
+README = Path(__file__).parents[3] / "recipes" / "pocket" / "README.md"
 
 needs_font = pytest.mark.skipif(not world.FONT.exists(), reason="needs Debian's fonts-noto-color-emoji")
 
@@ -147,8 +153,8 @@ def test_whole_clip_vae_equals_the_chunked_one() -> None:
 
 
 def test_all_weights_fit_in_the_wheel() -> None:
-    weights = sum(p.numel() for model in (Pocket(), pocket_vae.build()) for p in model.parameters())
-    assert 2 * weights < 24_000_000
+    parts = WanTransformer(CONFIG), text_encoder.build(tokenizer.build()), pocket_vae.build()
+    assert 2 * sum(p.numel() for part in parts for p in part.parameters()) < export.LARGEST
 
 
 def test_diffusers_has_a_name_for_every_weight() -> None:
@@ -157,23 +163,8 @@ def test_diffusers_has_a_name_for_every_weight() -> None:
             num_attention_heads=CONFIG.num_heads, attention_head_dim=CONFIG.head_dim, text_dim=CONFIG.text_dim,
             ffn_dim=CONFIG.ffn_dim, num_layers=CONFIG.num_layers,
         )  # fmt: skip
-    ours = {name: tensor.shape for name, tensor in Pocket().transformer.state_dict().items()}
+    ours = {name: tensor.shape for name, tensor in WanTransformer(CONFIG).state_dict().items()}
     assert {TRANSFORMER.to_original(name): tensor.shape for name, tensor in theirs.state_dict().items()} == ours
-
-
-def test_muon_takes_the_matrices_inside_blocks() -> None:
-    hidden = [name for name, p in Pocket().named_parameters() if is_hidden(name, p)]
-    assert "transformer.blocks.5.ffn.2.weight" in hidden
-    assert any(name.startswith("text_encoder.encoder.block.1") for name in hidden)
-    assert not any("norm" in name or "modulation" in name or "shared" in name or "relative" in name for name in hidden)
-    assert "transformer.time_projection.1.weight" not in hidden
-
-
-def test_noise_levels_lean_towards_noise() -> None:
-    levels = noise_levels(4000, torch.Generator().manual_seed(0))
-    assert levels.min() > 0
-    assert levels.max() < 1
-    assert 0.6 < levels.median() < 0.8
 
 
 # --- the judges --------------------------------------------------------------------------------------
@@ -214,33 +205,46 @@ def test_templates_name_what_they_see() -> None:
 # --- the programs ------------------------------------------------------------------------------------
 
 
-def test_what_is_exported_is_a_model_that_fpsgen_opens(tmp_path: Path) -> None:
+def test_what_is_trained_and_exported_is_a_model_that_fpsgen_opens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the programs and the command of the README, in two steps on two clips."""
     torch.manual_seed(0)
-    vae, model = pocket_vae.build(), Pocket()
-    torch.save({"model": vae.state_dict()}, tmp_path / "vae.pt")
-    torch.save({"average": model.state_dict()}, tmp_path / "dit.pt")
+    monkeypatch.chdir(tmp_path)
+    Path("build/pocket").mkdir(parents=True)
+    torch.save({"model": pocket_vae.build().state_dict()}, "build/pocket/vae.pt")
     mean, std = torch.linspace(-1, 1, 16), torch.linspace(0.5, 2, 16)
-    torch.save({"mean": mean, "std": std}, tmp_path / "latents.pt")
-    files = {name: str(tmp_path / f"{name}.pt") for name in ("vae", "dit", "latents")}
-    out = tmp_path / "model"
-    export.write(Path(files["vae"]), Path(files["latents"]), Path(files["dit"]), out, version=7)
+    clips = {"latents": torch.randn(2, 16, 7, 12, 20).bfloat16(), "masks": torch.zeros(2, 1, 7, 12, 20).byte()}
+    labels = [("cat", "surf", "sea"), ("dog", "left", "sea")]
+    torch.save({**clips, "labels": labels, "mean": mean, "std": std}, "build/pocket/latents.pt")
+    monkeypatch.setattr("sys.argv", ["start"])
+    start.main()
+    command = re.search(r"    fpsgen (train (?:[^\n\\]|\\\n)*)", README.read_text(encoding="utf-8"))
+    assert command
+    given = shlex.split(command[1].replace("\\\n", " "))
+    small = ["--steps", "2", "--batch", "2", "--micro", "2", "--checks", "0", "--no-report"]
+    result = CliRunner().invoke(app, [*given, *small])
+    assert result.exit_code == 0, result.output
+    export.write(Path("build/pocket/run/model"), Path("build/pocket/model"), version=7)
 
-    opened = models.open_folder(out, "pocket")
+    opened = models.open_folder(Path("build/pocket/model"), "pocket")
     assert opened.pocket["version"] == 7
     load.check(opened.checkpoint)
-    transformer = load.load_transformer(opened.checkpoint, torch.device("cpu"), torch.float32)
-    wanted = model.transformer.blocks[3].ffn[0].weight
-    assert torch.equal(transformer.blocks[3].ffn[0].weight, wanted.bfloat16().float())
     assert load.load_vae(opened.checkpoint, torch.device("cpu")).config.latents_std == std.tolist()
+    first, last = (
+        load.load_transformer(models.open_folder(Path("build/pocket") / name, "pocket").checkpoint, CPU, torch.float32)
+        for name in ("start", "model")
+    )
+    assert not torch.equal(first.blocks[3].ffn[0].weight, last.blocks[3].ffn[0].weight)
 
 
 def test_the_recipes_commands_are_ones_its_programs_take() -> None:
     """Every command in the recipe's README, held against the program's own parser."""
-    text = (Path(__file__).parents[3] / "recipes" / "pocket" / "README.md").read_text(encoding="utf-8")
+    text = README.read_text(encoding="utf-8")
     commands = re.findall(r"python -m recipes\.pocket\.([a-z_]+)((?:[^\n\\]|\\\n)*)", text)
     commands += re.findall(r"^\| \d+ \| `([a-z_]+)([^`]*)` \|", text, flags=re.MULTILINE)
     programs = {name for name, _ in commands}
-    assert {"train_vae", "train_dit", "cache", "export", "scorer", "evaluate", "sheet"} <= programs
+    assert {"train_vae", "start", "cache", "export", "scorer", "evaluate", "sheet"} <= programs
     for name, arguments in commands:
         parser = importlib.import_module(f"recipes.pocket.{name}").parser()
         parser.parse_args(shlex.split(arguments.replace("\\\n", " ")))
