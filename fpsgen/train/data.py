@@ -201,7 +201,7 @@ class Data:
             if shard.file not in self._intact:
                 with headers.reading(path), open_regular(path) as content:
                     if hashlib.sha256(content.read()).hexdigest() != shard.sha256:
-                        raise ModelError(f"{printable(path)} is damaged: its content is not what was written")
+                        raise ModelError(f"{printable(path)} is damaged: its content is not what was written", _MEND)
                 self._intact.add(shard.file)
             with headers.opened(path, "pt") as tensors:
                 return {name: tensors.get_tensor(name) for name in tensors.keys() if name.startswith(begin)}  # noqa: SIM118
@@ -227,7 +227,7 @@ def read_index(folder: Path) -> DataIndex:
     with _damage():
         told = headers.read_json(path)
         if told.get("version") != VERSION:
-            raise ModelError(f"{printable(path)} has not version {VERSION}, which this fpsgen reads")
+            raise ModelError(f"{printable(path)} has not version {VERSION}, which this fpsgen reads", _MEND)
         try:
             index = from_dict(DataIndex, told)
             width, height = index.size
@@ -239,7 +239,7 @@ def read_index(folder: Path) -> DataIndex:
             for number, shard in enumerate(index.shards):
                 _check_shard(index, number, folder / shard.file)
         except (TypeError, ValueError, AttributeError, KeyError):
-            raise ModelError(f"{printable(path)} is not an index of training data") from None
+            raise ModelError(f"{printable(path)} is not an index of training data", _MEND) from None
     return index
 
 
@@ -252,7 +252,7 @@ def _check_shard(index: DataIndex, number: int, path: Path) -> None:
         wanted += [f"{place}.{name}" for name in ("latents", "text.0", *taught)]
     for name in dict.fromkeys([*wanted, *tensors]):
         if name not in tensors or tensors[name] != _header(index, name, tensors):
-            raise ModelError(f"{printable(path)} does not fit its index: {printable(name, 60)} {rest}")
+            raise ModelError(f"{printable(path)} does not fit its index: {printable(name, 60)} {rest}", _MEND)
 
 
 def _header(index: DataIndex, name: str, tensors: Mapping[str, Header]) -> Header | None:
