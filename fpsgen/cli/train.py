@@ -82,7 +82,8 @@ def train(
     """
     if context.invoked_subcommand is not None:
         return
-    if os.environ.get("RANK", "0") != "0":  # torchrun has started several processes, of which the first one speaks
+    first = os.environ.get("RANK", "0") == "0"  # of several processes, if torchrun started them: the one that speaks
+    if not first:
         sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     out = Output(json, verbose)
     chosen.check_device(device)
@@ -96,7 +97,7 @@ def train(
         told = f"{setting('data' if data is None else 'output')} is missing"
         raise UsageError(told, hint="fpsgen train prepare makes the data; an empty folder takes the result")
     data = options.expand(data)
-    check_output(folder, resume, data)
+    check_output(folder, resume or not first, data)  # the first one may have begun the run in this moment
     out.loading()
     from fpsgen.presets import shipped
     from fpsgen.weights import models
@@ -162,8 +163,8 @@ def check_output(folder: Path, resume: bool, data: Path) -> None:
 
 def check_subject(model: Model, preset: Preset | None, settings: TrainSettings, folder: Path) -> None:
     """UsageError where a model cannot be trained in that way. preset: None for a grade, which fits any model."""
-    home = files.resolved(model.folder)
-    if home in (real := files.resolved(folder), *real.parents):
+    in_folder = (model.folder / model.name).suffix != ".safetensors"  # else a file, in a folder of anything
+    if in_folder and files.resolved(model.folder) in (real := files.resolved(folder), *real.parents):
         told = f"{setting('output', folder)} lies in the model's own folder"
         raise UsageError(told, hint=f"choose another folder with {setting('output')}")
     if settings.lora is not None and settings.lora > model.config.dim:

@@ -111,20 +111,38 @@ def test_flags_that_contradict(trainer: Trainer, flags: tuple[str, ...], told: s
 @pytest.mark.parametrize(
     ("field", "value", "told"),
     [
-        ("family", "14b", "data of another model"),
-        ("vae", "other", "data of another model"),
-        ("text_dim", 48, "mine"),
-        ("size", [64, 96], "mine"),
-        ("version", 2, "version"),
+        ("family", "14b", "holds data of another model than"),
+        ("vae", "other", "another VAE"),
+        ("text_encoder", "other", "another text encoder"),
+        ("text_dim", 48, "does not fit its index"),
+        ("size", [64, 96], "is not an index of training data"),
+        ("version", 2, "has not version 1"),
+        ("shards", [], "holds no complete sample yet"),
     ],
 )
 def test_data_of_something_else(trainer: Trainer, field: str, value: object, told: str, loads: list[str]) -> None:
     index = trainer.data / "index.json"
     index.write_text(json.dumps(json.loads(index.read_text()) | {field: value}))
-    said = trainer.refused()
-    assert "data" in said
+    assert told in trainer.refused()
     assert not Path("out").exists()
     assert not loads
+
+
+def test_a_shard_without_its_captions(trainer: Trainer, loads: list[str]) -> None:
+    shard = next(trainer.data.glob("*.safetensors"))
+    shard.write_bytes(shard.read_bytes()[:-100])
+    assert "is damaged" in trainer.refused()
+    assert not Path("out").exists()
+    assert not loads
+
+
+def test_a_refused_continuation_changes_nothing(trainer: Trainer, tmp_path: Path) -> None:
+    assert trainer(steps=1, checks=0).exit_code == 0
+    Path("other.toml").write_text("format = 1\n[[phase]]\nsigma = [1.0, 0.0]\nwindow = [1, 3, 3]\n")
+    before = everything(tmp_path)
+    assert "--batch 2, and would go on with --batch 4" in trainer.refused("--resume", steps=2, checks=0, batch=4)
+    assert "this run began with another preset" in trainer.refused("--resume", steps=1, checks=0, preset="other.toml")
+    assert everything(tmp_path) == before
 
 
 def test_a_full_disk_is_told_beforehand(trainer: Trainer, monkeypatch: pytest.MonkeyPatch, loads: list[str]) -> None:

@@ -26,8 +26,10 @@ def _loss(points: list[LossPoint]) -> bytes:
     for number, (key, name) in enumerate(_NAMES.items()):
         values = [getattr(point, key) for point in points]
         if any(values):
-            axes.plot(steps, values, color=f"C{number}", linewidth=0.6, alpha=0.35)
-            axes.plot(steps, _running(values), color=f"C{number}", linewidth=1.4, label=name)
+            # An axis of powers has no place for 0, which dense stages may have.
+            shown, mean = ([value or math.nan for value in line] for line in (values, _running(values)))
+            axes.plot(steps, shown, color=f"C{number}", linewidth=0.6, alpha=0.35)
+            axes.plot(steps, mean, color=f"C{number}", linewidth=1.4, label=name)
     axes.set(xlabel="step", ylabel="mean squared distance", yscale="log")
     axes.yaxis.set_major_formatter(lambda value, _: words.power(value))
     axes.grid(True)
