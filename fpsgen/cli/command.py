@@ -21,7 +21,8 @@ class _Readable:
         """The parser, which understands other tools' names as well, with - and with _ in them."""
         parser = super().make_parser(ctx)  # type: ignore[misc]
         for param in ctx.command.params:
-            if param.param_type_name == "option" and (known := options.OTHER_NAMES.get(param.name)):
+            known = options.OTHER_NAMES.get(param.name) if param.param_type_name == "option" else None
+            if known and param.rich_help_panel != "Training":  # whose steps are others
                 every = dict.fromkeys([*known, *(f"--{name[2:].replace('-', '_')}" for name in known)])
                 action = "append" if param.multiple else "store"
                 parser.add_option(obj=param, opts=list(every), dest=param.name, action=action, nargs=param.nargs)

@@ -35,7 +35,7 @@ def quality(record: TrainRecord) -> Table:
     table = Table.of_numbers("", ["Step", "Error", "PSNR, dB", "Worst clip, dB"])
     for number, check in enumerate(record.checks):
         last = number == len(record.checks) - 1
-        notes = ("the preset, untrained",) if not check.step else ("the result",) if last else ()
+        notes = ("the preset, untrained",) if not check.step else ("the result, as its file has it",) if last else ()
         error = words.number(check.error, half=check.error_ci95)
         psnr = words.number(check.psnr, half=check.psnr_ci95)
         table.row(Cell(str(check.step), notes=notes), error, psnr, words.number(check.psnr_worst))

@@ -6,7 +6,7 @@ Neither knows what a card does besides: fragmentation of memory, communication b
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from math import prod
 
 from fpsgen.presets import Preset, shipped
@@ -39,9 +39,7 @@ class CardMemory:
 
     @property
     def total(self) -> int:
-        return (
-            self.weights + self.gradients + self.optimizer + self.average + self.teacher + self.whole + self.activations
-        )
+        return sum(astuple(self))
 
 
 @dataclass(frozen=True)

@@ -44,8 +44,9 @@ class Check:
 class TrainRecord:
     """weights, trained: fingerprints of the transformer before and after. dtype: of matrix products. processes: how
     many computed. text: of the preset's file, as it was written. video: what the held-out clips are. losses:
-    MOST_POINTS at most. checks: step 0 is the preset on the untrained model, the last one is the result as its file
-    has it. skipped: steps that were not finite, or whose loss was a spike. seconds: of training, without checks."""
+    MOST_POINTS at most. checks: step 0 is the preset on the untrained model; the last one is the result, rounded as
+    its file has it. skipped: steps that were not finite, or whose loss was a spike. seconds: of training, without
+    checks."""
 
     kind: str = "training"
     format: int = 1

@@ -130,13 +130,13 @@ def _written(job: TrainJob, done: Training, learned: Mapping[str, Tensor]) -> Mo
 
 
 def _kept_checks(job: TrainJob, held: HeldOut | None) -> list[Check]:
-    """The check before the first step, and those between it and the last step, of all parts of the run."""
+    """The check before the first step, and those on the way, of all parts of the run."""
     found = {} if held is None else {0: held.before}
     path = job.folder / _CHECKS
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() and held else ():
         check = Check(**json.loads(line))
         found[check.step] = check  # of a step that was done twice the last time counts
-    return [found[step] for step in sorted(found) if step < job.settings.steps]
+    return [found[step] for step in sorted(found) if step <= job.settings.steps]
 
 
 def _preset(job: TrainJob, checks: Sequence[Check], weights: str, clips: int) -> Preset:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -19,7 +22,7 @@ def test_what_was_trained_generates(trainer: Trainer, lora: int | None) -> None:
     weights, preset = Path(found["weights_file"]), Path(found["preset_file"])
     record = json.loads(Path(found["record"]).read_text(encoding="utf-8"))
     assert Path(found["report"]).stat().st_size > 10_000
-    assert [check["step"] for check in record["checks"]] == [0, 2, 4]
+    assert [check["step"] for check in record["checks"]] == [0, 2, 4, 4]  # the last is of the file
     assert [point["step"] for point in record["losses"]] == [1, 2, 3, 4]
     measured = file.read(preset, "").measured
     assert measured is not None
@@ -43,6 +46,22 @@ def test_a_run_goes_on_and_comes_to_the_same(trainer: Trainer) -> None:
     assert parts["trained"] == whole["trained"]
     for key in ("losses", "checks", "steps", "tokens", "skipped"):
         assert parts[key] == whole[key], key
+
+
+def test_two_processes_learn_the_same_and_one_of_them_speaks(trainer: Trainer) -> None:
+    one, words = told(trainer("--json", output="one")), trainer.words("--json", output="two")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "fpsgen"]
+    places = {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    ran = subprocess.run(
+        [*command, *words], env={**os.environ, **places}, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert ran.returncode == 0, ran.stderr
+    two = json.loads(ran.stdout)
+    assert two["processes"] == 2
+    assert two["trained"] == one["trained"]
+    for ours, theirs in zip(two["losses"], one["losses"], strict=True):
+        assert ours == pytest.approx(theirs, abs=1e-4)  # sums of float32 in another order
+    assert [own["error"] for own in two["checks"]] == pytest.approx([own["error"] for own in one["checks"]], rel=1e-2)
 
 
 def test_from_scratch_there_is_nothing_to_compare_with(trainer: Trainer) -> None:

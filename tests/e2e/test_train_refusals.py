@@ -100,6 +100,7 @@ def test_settings_files_are_refused_with_the_line(trainer: Trainer, line: str, t
         (("--resume",), "there is no run to continue in out"),
         (("--resume", "--settings", "run.toml"), "--settings and --resume contradict each other"),
         (("--frames", "9"), "fpsgen train has no option --frames"),
+        (("--num-inference-steps", "9"), "fpsgen train has no option --num-inference-steps"),
         (("more",), "fpsgen train cannot tell what these words are for: more"),
     ],
 )

@@ -36,6 +36,10 @@ class Trainer:
         self.preset.write_text(PRESET)
 
     def __call__(self, *flags: object, **options: object) -> Any:
+        return CliRunner().invoke(app, self.words(*flags, **options), env={"COLUMNS": "400"})
+
+    def words(self, *flags: object, **options: object) -> list[str]:
+        """The command line."""
         settings: dict[str, object] = {
             "preset": self.preset, "data": self.data, "output": "out", "steps": 4, "batch": 2, "warm_up": 2, "lr": 1e-3,
             "checks": 2, "check_every": 2, "save_every": 2,
@@ -43,7 +47,7 @@ class Trainer:
         model = settings.pop("model", self.model)
         args = [word for name, value in settings.items() if value is not None
                 for word in (f"--{name.replace('_', '-')}", value)]  # fmt: skip
-        return CliRunner().invoke(app, ["train", *map(str, [model, *args, *flags])], env={"COLUMNS": "400"})
+        return ["train", *map(str, [model, *args, *flags])]
 
     def refused(self, *flags: object, code: int = 2, **options: object) -> str:
         """What is said where the command is refused: one sentence, and a hint."""
