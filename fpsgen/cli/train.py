@@ -262,12 +262,14 @@ def tell_estimate(out: Output, name: str, preset: str, settings: TrainSettings, 
         out.show(memory_table(found))
     what = f"LoRA of rank {settings.lora}" if settings.lora else "all weights"
     out.line(
-        f"memory: of each of {counted(cards, 'card')}, GB, by a formula ({what}, micro-batch {settings.micro}, AdamW)"
+        f"memory: of each of {counted(cards, 'card')}, GB, by a formula ({what}, micro-batch {settings.micro}, {settings.optimizer})"
     )
     share = f"{estimate.SHARE:.0%} of {estimate.PEAK / 1e12:.0f} TFLOPS, which no card was asked for"
-    out.line(f"model s/step, model tokens/s: modelled, not measured; assumed is {share}")
+    assumed = f"model s/step, model tokens/s: modelled, not measured; assumed is {share}"
     told = {"model": name, "cards": cards, "assumed_share": estimate.SHARE, "peak_flops": estimate.PEAK}
-    out.result("", told | {"settings": settings.as_dict(), "estimates": [dataclasses.asdict(one) for one in found]})
+    out.result(
+        assumed, told | {"settings": settings.as_dict(), "estimates": [dataclasses.asdict(one) for one in found]}
+    )
 
 
 def memory_table(found: Iterable[TrainEstimate]) -> Table:
