@@ -261,9 +261,8 @@ def tell_estimate(out: Output, name: str, preset: str, settings: TrainSettings, 
     if not out.json:
         out.show(memory_table(found))
     what = f"LoRA of rank {settings.lora}" if settings.lora else "all weights"
-    out.line(
-        f"memory: of each of {counted(cards, 'card')}, GB, by a formula ({what}, micro-batch {settings.micro}, {settings.optimizer})"
-    )
+    how = f"{what}, micro-batch {settings.micro}, {settings.optimizer}"
+    out.line(f"memory: of each of {counted(cards, 'card')}, GB, by a formula ({how})")
     share = f"{estimate.SHARE:.0%} of {estimate.PEAK / 1e12:.0f} TFLOPS, which no card was asked for"
     assumed = f"model s/step, model tokens/s: modelled, not measured; assumed is {share}"
     told = {"model": name, "cards": cards, "assumed_share": estimate.SHARE, "peak_flops": estimate.PEAK}
