@@ -29,15 +29,14 @@ from fpsgen.report.words import counted
 from fpsgen.report.words import number as in_digits
 from fpsgen.seeds import check_seed
 from fpsgen.tables import Column, Table
-from fpsgen.train import estimate
 from fpsgen.train import file as settings_file
-from fpsgen.train.estimate import TrainEstimate
 from fpsgen.train.settings import TrainSettings
 from fpsgen.wan import sizes
 
 if TYPE_CHECKING:
     from fpsgen.presets import Preset
     from fpsgen.target import Target
+    from fpsgen.train.estimate import TrainEstimate
     from fpsgen.train.loop import TrainJob
     from fpsgen.train.run import TrainResult
     from fpsgen.weights.models import Model
@@ -181,6 +180,8 @@ def check_subject(model: Model, preset: Preset | None, settings: TrainSettings, 
 def check_room(model: Model, settings: TrainSettings, folder: Path) -> None:
     """UsageError where the disk has no room for the checkpoints that stay, the best one, and one that is being
     written."""
+    from fpsgen.train import estimate
+
     needed = (settings.keep + 2) * estimate.checkpoint_bytes(model.config, settings)
     if (free := shutil.disk_usage(assets.existing(folder)).free) < needed:
         told = f"{printable(folder)} has room for {readable(free)}, and the checkpoints would take {readable(needed)}"
@@ -247,6 +248,7 @@ def tell(out: Output, result: TrainResult, job: TrainJob, folder: Path, no_repor
 def tell_estimate(out: Output, name: str, preset: str, settings: TrainSettings, cards: int) -> None:
     """Memory and speed at Wan2.1's two sizes, at its own of a pocket model."""
     from fpsgen.presets import shipped
+    from fpsgen.train import estimate
     from fpsgen.wan.config import FAMILIES
     from fpsgen.weights import models
 
@@ -273,6 +275,8 @@ def tell_estimate(out: Output, name: str, preset: str, settings: TrainSettings, 
 
 def memory_table(found: Iterable[TrainEstimate]) -> Table:
     """A row for each size, with and without recomputing."""
+    from fpsgen.train import estimate
+
     heads = "weights", "gradients", "optimizer", "average", "teacher", "whole", "activations", "total"
     columns = [Column("video"), Column("recompute", spare=1)]
     columns += [Column(head, right=True, spare=0 if head == "total" else 2) for head in heads]

@@ -145,6 +145,7 @@ def test_a_hub_id_of_somebody_else_is_listed_once_it_is_here(server: hub_server.
     assert told(models("check", "somebody/wan", "--json"))["format"] == "diffusers"
 
 
+@pytest.mark.slow  # a quarter of a minute, five processes that load torch
 def test_the_librarys_own_variables_are_heeded(server: hub_server.Hub, tmp_path: Path) -> None:
     """HF_HOME, HF_ENDPOINT and HF_HUB_OFFLINE are read when huggingface-hub is imported: in a process of its own."""
     environment = os.environ | {"HF_HOME": str(tmp_path / "home"), "HF_ENDPOINT": server.url, "COLUMNS": "200"}

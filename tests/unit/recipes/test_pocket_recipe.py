@@ -191,6 +191,7 @@ def test_discriminant_separates_shifted_clouds() -> None:
 
 
 @needs_font
+@pytest.mark.slow  # a quarter of a minute
 def test_templates_name_what_they_see() -> None:
     """The second judge, fitted on few clips: it must be right about most of what it has not seen."""
     templates = make_templates(48)

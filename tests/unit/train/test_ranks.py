@@ -40,6 +40,7 @@ def losses(out: Path) -> list[float]:
 ALIKE = 1e-4
 
 
+@pytest.mark.slow  # through the command line two processes are in tests/e2e/test_train.py
 def test_two_processes_learn_as_one_and_one_goes_on_for_two(wan_folder: Path, tmp_path: Path) -> None:
     """With uneven batches, so that one process has passes that count nothing, and with a rendering after each step."""
     settings = {"steps": 4, "batch": 3, "micro": 1, "lr": 1e-4, "save_every": 2, "warm_up": 0, "check_every": 1}
