@@ -114,8 +114,9 @@ def train(
 
     if (checkpoint := state.latest(folder / "checkpoints")) is not None:  # before its settings' file is written anew
         state.check_same(state.about(checkpoint), {"settings": wanted.as_dict(), "on": {}})
-    folder.mkdir(parents=True, exist_ok=True)
-    files.write_text(folder / SETTINGS, settings_file.text(wanted))
+    with files.refused(folder, f"choose another folder with {setting('output')}", "output"):
+        folder.mkdir(parents=True, exist_ok=True)
+        files.write_text(folder / SETTINGS, settings_file.text(wanted))
     from fpsgen.train.run import run
 
     again = f"fpsgen train {shlex.quote(model)} … -o {shlex.quote(str(folder))} --resume continues it"
@@ -151,7 +152,8 @@ def check_output(folder: Path, resume: bool, data: Path) -> None:
             raise UsageError(f"{name} is not a folder", hint)
         if files.resolved(data) in (real := files.resolved(folder), *real.parents):
             raise UsageError(f"{name} lies in the training data", hint)
-        there = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+        names = [path.name for path in folder.iterdir()] if folder.exists() else []
+        there = [name for name in names if not name.startswith(".fpsgen-")]  # which a killed run may leave
         if SETTINGS in there and not resume:
             again = f"{setting('resume')} continues it, or choose another folder with {setting('output')}"
             raise UsageError(f"{name} holds a run already", hint=again)

@@ -66,12 +66,14 @@ def find(folder: Path) -> list[Video]:
 def _listed(path: Path) -> dict[str, tuple[str, ...]]:
     """The captions of each file that captions.jsonl names; UsageError that names the line that is wrong."""
     found: dict[str, tuple[str, ...]] = {}
-    lines = _text(path).splitlines() if path.exists() else []
+    lines = _text(path).split("\n") if path.exists() else []  # JSON may contain what else ends a line, as U+2028
     for number, line in enumerate(lines, 1):
         try:
             told: Any = json.loads(line) if line.strip() else None
             if told is not None:
                 every = told["captions"] if "captions" in told else [told["caption"]]
+                if not isinstance(every, list):
+                    raise TypeError  # a text would be taken for a list of letters
                 found[str(told["file"])] = tuple(text for one in every if (text := _one_line(one)))
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             raise UsageError(f"{printable(path)}, line {number} has no file and caption", hint=_LINE) from None

@@ -172,6 +172,9 @@ class Data:
                 what = PARTS[part].words if part in PARTS else part
                 told = f"{printable(self.folder)} holds data of another model than {printable(model.name)}"
                 raise UsageError(f"{told}, of another {what}", hint="prepare data with this model, in another folder")
+        if self.index.text_length != load.load_tokenizer(model.checkpoint).length:
+            told = f"{printable(self.folder / INDEX)} is not what was written: the model reads texts of another length"
+            raise UsageError(told, hint=_MEND)
 
     def __len__(self) -> int:
         return len(self._places)
@@ -233,6 +236,7 @@ def read_index(folder: Path) -> DataIndex:
             width, height = index.size
             names = [_name(number) for number in range(len(index.shards))]
             sound = index.as_dict() == told and all(isinstance(origin.prompt, str) for origin in index.origins)
+            sound &= isinstance(index.made, dict)
             sound &= index.latent_shape == sizes.latent_shape(index.frames, height, width)
             if not sound or [shard.file for shard in index.shards] != names:  # none outside of the folder
                 raise ValueError

@@ -16,19 +16,18 @@ from functools import partial
 from pathlib import Path
 from statistics import median
 from types import FrameType
-from typing import Any, TextIO
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fpsgen import files
 from fpsgen.errors import RenderError, Stopped, option
 from fpsgen.events import Notice, Stage, TrainingStep, Watch
 from fpsgen.presets import Preset, file
 from fpsgen.printable import printable
 from fpsgen.settings import Settings
 from fpsgen.target import Target
-from fpsgen.train import optimizers, order, state
+from fpsgen.train import journal, optimizers, order, state
 from fpsgen.train.data import Data
 from fpsgen.train.objective import Objective, VelocityModel
 from fpsgen.train.ranks import Ranks, gathered, local
@@ -41,6 +40,7 @@ from fpsgen.wan.transformer import WanTransformer
 from fpsgen.weights.load import load_transformer
 from fpsgen.weights.models import Model
 
+LOG = "log.jsonl"  # in the run's folder: a line for each step
 _REMEMBERED = 50  # losses, whose median a spike is compared with
 _ENOUGH = 10  # of them, to know what is usual
 _NOTHING = 1e-5  # of a loss, where velocities are of order 1: what is below it, as in dense stages, is rounding
@@ -265,6 +265,11 @@ def _identities(job: TrainJob, weights: str) -> dict[str, str]:
     return {name: hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()[:16] for name, own in on.items()}
 
 
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    """What the log in a run's folder says of each step."""
+    return journal.read(folder / LOG, ("step", "skipped", "seconds"))
+
+
 def train(job: TrainJob, watch: Watch, group: Ranks | None = None) -> Training:
     """Learn until all steps are done, and return the run. Stopped where a signal came: its step is finished and saved.
 
@@ -274,12 +279,14 @@ def train(job: TrainJob, watch: Watch, group: Ranks | None = None) -> Training:
     group = group or Ranks()
     run, settings = Training(job, watch, group), job.settings
     watch(Stage("train"))
-    stop, log = False, _log_after(job.folder / "log.jsonl", run.step) if group.is_first else None
-    with contextlib.closing(log) if log else contextlib.nullcontext(), _kept_waiting() as late:
+    stop, log = False, job.folder / LOG
+    if group.is_first:  # without what a run that was killed wrote of later steps
+        journal.write(log, {line["step"]: line for line in read_log(job.folder) if line["step"] <= run.step}.values())
+    with _kept_waiting() as late:
         while run.step < settings.steps and not stop:
             line = run.learn()
-            if log:
-                log.write(_json(line) + "\n")
+            if group.is_first:
+                journal.add(log, line)
             step, loss, skipped = run.step, line["loss"], line["skipped"]
             watch(TrainingStep(step, settings.steps, line["seconds"], loss, run.tokens, skipped))
             is_best = False
@@ -298,20 +305,6 @@ def train(job: TrainJob, watch: Watch, group: Ranks | None = None) -> Training:
         told = f"stopped after step {run.step} of {settings.steps}, which is saved in {printable(run.folder)}"
         raise Stopped(told, hint=f"with {option('resume')} it goes on from there")
     return run
-
-
-def _log_after(path: Path, step: int) -> TextIO:
-    """The log, open to be continued, without what a run that was killed wrote of later steps."""
-    with files.refused(path, "choose another place with " + option("output"), "output"):
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)[:step] if path.exists() else []
-        files.write_text(path, "".join(lines))
-        return path.open("a", encoding="utf-8", buffering=1)
-
-
-def _json(line: dict[str, Any]) -> str:
-    """One line; JSON has no word for what is not finite."""
-    known = {name: None if isinstance(own, float) and not math.isfinite(own) else own for name, own in line.items()}
-    return json.dumps(known)
 
 
 @dataclass

@@ -3,33 +3,34 @@ record."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from fpsgen import __version__, files, machine
+from fpsgen.errors import option
 from fpsgen.events import Notice, Stage, Watch
 from fpsgen.metrics import Pair
 from fpsgen.presets import Measured, Preset, file
 from fpsgen.presets.account import account
-from fpsgen.train import loop
+from fpsgen.train import journal, loop
 from fpsgen.train.held_out import HeldOut
 from fpsgen.train.loop import Training, TrainJob
 from fpsgen.train.objective import VelocityModel
 from fpsgen.train.ranks import Ranks, joined, own_device
 from fpsgen.train.record import Check, LossPoint, TrainRecord, sampled
+from fpsgen.values import from_dict
 from fpsgen.wan.transformer import WanTransformer
 from fpsgen.weights import lora, models
 from fpsgen.weights.convert import write_model
 from fpsgen.weights.load import load_transformer
 from fpsgen.weights.models import Model
 
-_CHECKS, _LOG = "checks.jsonl", "log.jsonl"
+_CHECKS = "checks.jsonl"
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def run(job: TrainJob, prompts: Sequence[str], command: list[str], watch: Watch)
         if not group.is_first:
             return None
         result = _written(job, done, learned)
-        base, skipped, tokens = done.student.base, done.guard.skipped, done.tokens
+        base, skipped, tokens, steps = done.student.base, done.guard.skipped, done.tokens, done.step
     del done, learned
     machine.release()
     trained = load_transformer(result.checkpoint, job.target.device, job.target.dtype)
@@ -72,9 +73,14 @@ def run(job: TrainJob, prompts: Sequence[str], command: list[str], watch: Watch)
     place = None
     if not preset.is_exact:
         place = job.folder / f"{files.safe_name(job.preset.name.removesuffix('.toml'))}.toml"
-        files.write_text(place, file.text(preset))
-    lines = [json.loads(line) for line in (job.folder / _LOG).read_text(encoding="utf-8").splitlines()]
-    points = [LossPoint(*(line[own.name] for own in fields(LossPoint))) for line in lines if not line["skipped"]]
+        with files.refused(place, f"make room there; {option('resume')} writes it again"):
+            files.write_text(place, file.text(preset))
+    lines, keys = loop.read_log(job.folder), [own.name for own in fields(LossPoint)]
+    points = [
+        LossPoint(*(line[key] for key in keys))
+        for line in journal.read(job.folder / loop.LOG, keys)
+        if not line["skipped"]
+    ]
     weights = result.checkpoint.loras[0].file if job.settings.lora else result.folder
     record = TrainRecord(
         **machine.provenance(command),
@@ -94,8 +100,8 @@ def run(job: TrainJob, prompts: Sequence[str], command: list[str], watch: Watch)
         losses=sampled(points),
         checks=checks,
         skipped=skipped,
-        steps=len(lines),
-        tokens=tokens * len(lines),
+        steps=steps,
+        tokens=tokens * steps,
         seconds=sum(line["seconds"] for line in lines),
         result=str(weights),
     )
@@ -108,8 +114,7 @@ def _checker(held: HeldOut, folder: Path, group: Ranks, watch: Watch) -> Callabl
     def check(model: VelocityModel, step: int) -> float:
         found = held.check(cast("WanTransformer", model), step)  # which it is to a `Denoiser`
         if group.is_first:
-            with (folder / _CHECKS).open("a", encoding="utf-8") as kept:
-                kept.write(json.dumps(asdict(found)) + "\n")
+            journal.write(folder / _CHECKS, [*_read_checks(folder), asdict(found)])
         told = f"step {step}: the held-out clips have an error of {found.error:.3g} and a PSNR of {found.psnr:.1f} dB"
         watch(Notice(f"{told} (before training {held.before.error:.3g} and {held.before.psnr:.1f} dB)", detail=True))
         watch(Stage("train"))
@@ -132,11 +137,14 @@ def _written(job: TrainJob, done: Training, learned: Mapping[str, Tensor]) -> Mo
 def _kept_checks(job: TrainJob, held: HeldOut | None) -> list[Check]:
     """The check before the first step, and those on the way, of all parts of the run."""
     found = {} if held is None else {0: held.before}
-    path = job.folder / _CHECKS
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() and held else ():
-        check = Check(**json.loads(line))
+    for line in _read_checks(job.folder) if held else ():
+        check = from_dict(Check, {"error_ci95": None, "psnr_ci95": None} | line)
         found[check.step] = check  # of a step that was done twice the last time counts
     return [found[step] for step in sorted(found) if step <= job.settings.steps]
+
+
+def _read_checks(folder: Path) -> list[dict[str, Any]]:
+    return journal.read(folder / _CHECKS, ("step", "error", "psnr", "psnr_worst"))
 
 
 def _preset(job: TrainJob, checks: Sequence[Check], weights: str, clips: int) -> Preset:

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fpsgen.errors import UsageError, option, reason
-from fpsgen.files import write_json
+from fpsgen.files import open_regular, write_json
 from fpsgen.printable import printable
 from fpsgen.train.ranks import Ranks, gathered, local, shared
 
@@ -74,6 +74,7 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], about: Mapping[
         if group.is_first:
             save_file(part, hidden / f"{parts}.safetensors")
             write_json(hidden / _STATE, {"version": _VERSION, "step": step, **about})
+            shutil.rmtree(folder / f"step-{step}", ignore_errors=True)  # one that has lost its state
             hidden.rename(folder / f"step-{step}")
     except (OSError, SafetensorError) as fault:
         shutil.rmtree(hidden, ignore_errors=True)
@@ -98,12 +99,39 @@ def prune(folder: Path, keep: int, best: Best | None) -> None:
 def about(path: Path) -> dict[str, Any]:
     """What a checkpoint says besides its tensors; UsageError where it is damaged."""
     try:
-        told = json.loads((path / _STATE).read_text(encoding="utf-8"))
-        if told["version"] == _VERSION and isinstance(told["step"], int):
-            return told
-        raise ValueError("it is another fpsgen's")
-    except (OSError, ValueError, KeyError, TypeError) as fault:
+        with open_regular(path / _STATE) as file:
+            told = json.loads(file.read())
+        if _has(told, {"version": int}) and told["version"] != _VERSION:
+            raise ValueError("it is another fpsgen's")
+        if not _is_whole(told, _step(path)):
+            raise ValueError(f"its {_STATE} is not what was written")
+        return told
+    except (OSError, ValueError, RecursionError) as fault:
         raise _damaged(path, fault) from None
+
+
+def _is_whole(told: Any, step: int) -> bool:
+    """Whether it has the form of what a run of one process or many writes with its checkpoint of a step."""
+    forms = {"version": int, "step": int, "updates": int, "settings": dict, "on": dict, "guard": dict}
+    guard = {"skipped": int, "in_row": int, "stage": int, "recent": list}
+    return (
+        _has(told, forms)
+        and told["step"] == step
+        and 0 <= told["updates"] <= step
+        and "decay" in told["settings"]
+        and told["guard"].keys() == guard.keys()
+        and _has(told["guard"], guard)
+        and all(type(loss) is float for loss in told["guard"]["recent"])
+        and (told.get("best") is None or _kinds(told["best"]) == [int, float])
+    )
+
+
+def _has(told: Any, forms: Mapping[str, type]) -> bool:
+    return isinstance(told, dict) and all(type(told.get(name)) is form for name, form in forms.items())
+
+
+def _kinds(told: Any) -> list[type]:
+    return [*map(type, told)] if isinstance(told, list) else []
 
 
 def load(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -111,13 +139,15 @@ def load(path: Path, tensors: Mapping[str, Tensor]) -> None:
     missing = set(tensors)
     try:
         for file in path.glob("*.safetensors"):
-            with safe_open(file, "pt") as content:
+            with open_regular(file), safe_open(file, "pt") as content:  # a pipe, say, would have us wait
                 for name in content.keys():  # noqa: SIM118 (it is no mapping)
+                    if name not in missing:
+                        raise ValueError(f"it has {name}, or has it twice")
                     _fill(tensors[name], content.get_tensor(name))
                     missing.remove(name)
         if missing:
             raise ValueError(f"it has no {min(missing)}")
-    except (OSError, SafetensorError, ValueError, KeyError) as fault:
+    except (OSError, SafetensorError, ValueError) as fault:
         raise _damaged(path, fault) from None
 
 
@@ -130,18 +160,23 @@ def _damaged(path: Path, fault: Exception) -> UsageError:
 def _fill(tensor: Tensor, whole: Tensor) -> None:
     if tensor.shape != whole.shape:
         raise ValueError(f"a tensor has the shape {list(whole.shape)} instead of {list(tensor.shape)}")
+    if tensor.dtype != whole.dtype:
+        raise ValueError(f"a tensor is {whole.dtype} instead of {tensor.dtype}")
     local(tensor).copy_(local(shared(whole, tensor)))
 
 
 def check_same(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """UsageError where a run would go on with other settings than it began with, or on something else. Both: with
-    `settings` by name, and other facts by what sentences call them."""
+    """UsageError where a run would go on with other settings than it began with, or on something else, or would end
+    before the step that it has come to. Both: with `settings` by name, and other facts by what sentences call them."""
     before, after = then["settings"], now["settings"]
     free = _FREE | ({"steps"} if before["decay"] == after["decay"] == "constant" else set())
     for name in sorted((before.keys() | after.keys()) - free):
         if before.get(name) != after.get(name):
             told = f"this run began with {_told(name, before)}, and would go on with {_told(name, after)}"
             raise UsageError(told, hint=_ELSEWHERE)
+    if after["steps"] < then["step"]:
+        told = f"this run has come to step {then['step']}, and {option('steps', after['steps'])} ends before"
+        raise UsageError(told, hint=f"use {option('steps', then['step'])} or more")
     for name in now["on"]:
         if then["on"].get(name) != now["on"][name]:
             raise UsageError(f"this run began with another {name}", hint=_ELSEWHERE)

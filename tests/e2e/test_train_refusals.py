@@ -119,6 +119,8 @@ def test_flags_that_contradict(trainer: Trainer, flags: tuple[str, ...], told: s
         ("size", [64, 96], "is not an index of training data"),
         ("version", 2, "has not version 1"),
         ("shards", [], "holds no complete sample yet"),
+        ("made", None, "is not an index of training data"),
+        ("text_length", 10**12, "the model reads texts of another length"),
     ],
 )
 def test_data_of_something_else(trainer: Trainer, field: str, value: object, told: str, loads: list[str]) -> None:
@@ -144,6 +146,40 @@ def test_a_refused_continuation_changes_nothing(trainer: Trainer, tmp_path: Path
     assert "--batch 2, and would go on with --batch 4" in trainer.refused("--resume", steps=2, checks=0, batch=4)
     assert "this run began with another preset" in trainer.refused("--resume", steps=1, checks=0, preset="other.toml")
     assert everything(tmp_path) == before
+
+
+def test_a_run_does_not_end_before_it_is(trainer: Trainer, tmp_path: Path) -> None:
+    assert trainer(steps=2, checks=0).exit_code == 0
+    before = everything(tmp_path)
+    told = trainer.refused("--resume", steps=1, checks=0)
+    assert "this run has come to step 2, and --steps 1 ends before hint: use --steps 2 or more" in told
+    assert everything(tmp_path) == before
+
+
+STATES: list[dict[str, object]] = [
+    {"step": 10**30}, {"step": 1}, {"step": True}, {"updates": None}, {"updates": 10**400}, {"settings": {}},
+    {"settings": None}, {"on": None}, {"guard": None}, {"guard": {"skipped": 1}}, {"best": [1]}, {"best": ["a", "b"]},
+    {"guard": {"skipped": "x", "in_row": 0, "stage": 0, "recent": []}},
+]  # fmt: skip
+
+
+def test_a_checkpoint_whose_state_is_not_what_was_written(trainer: Trainer, tmp_path: Path) -> None:
+    assert trainer(steps=2, checks=0).exit_code == 0
+    state = Path("out/checkpoints/step-2/state.json")
+    written = json.loads(state.read_text())
+    for text in ["[]", "[" * 10**5, *(json.dumps(written | other) for other in STATES)]:
+        state.write_text(text)
+        before = everything(tmp_path)
+        assert "the checkpoint out/checkpoints/step-2 cannot be used: " in trainer.refused(
+            "--resume", steps=2, checks=0
+        )
+        assert everything(tmp_path) == before
+
+
+def test_what_a_killed_run_left_is_no_other_thing(trainer: Trainer) -> None:
+    Path("out").mkdir()
+    Path("out/.fpsgen-0123456789ab.toml").write_text("ste")
+    assert trainer(steps=1, checks=0).exit_code == 0
 
 
 def test_a_full_disk_is_told_beforehand(trainer: Trainer, monkeypatch: pytest.MonkeyPatch, loads: list[str]) -> None:

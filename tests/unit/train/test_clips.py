@@ -35,13 +35,21 @@ def test_captions_beside_and_in_one_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "line",
     ["{", "3", "[]", '{"file": "a.mp4"}', '{"caption": "x"}', '{"file": "a.mp4", "captions": 3}',
-     '{"file": "a.mp4", "captions": [3]}', '{"file": "a.mp4", "caption": null}', '{"file": "b.mp4", "caption": "x"}'],
+     '{"file": "a.mp4", "captions": [3]}', '{"file": "a.mp4", "captions": "a cat"}',
+     '{"file": "a.mp4", "caption": null}', '{"file": "b.mp4", "caption": "x"}'],
 )  # fmt: skip
 def test_wrong_lines_are_named(tmp_path: Path, line: str) -> None:
     film(tmp_path / "a.mp4", frames=2)
     (tmp_path / "captions.jsonl").write_text('{"file": "a.mp4", "caption": "x"}\n' + line)
     with pytest.raises(UsageError, match=r"line 2|b\.mp4"):
         clips.find(tmp_path)
+
+
+def test_a_line_ends_where_json_says(tmp_path: Path) -> None:
+    """Other characters that Python ends a line at are part of a caption."""
+    film(tmp_path / "a.mp4", frames=2)
+    (tmp_path / "captions.jsonl").write_text('{"file": "a.mp4", "caption": "a\u2028cat\u0085surfing"}\r\n', "utf-8")
+    assert clips.find(tmp_path)[0].captions == ("a cat surfing",)
 
 
 def test_folders_of_no_use(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from fpsgen.errors import RenderError, Stopped, UsageError
 from fpsgen.events import Event, TrainingStep
@@ -219,6 +220,35 @@ def test_a_damaged_checkpoint_is_named(wan_folder: Path, tmp_path: Path, damage:
     (tmp_path / "checkpoints" / "step-1" / damage).write_bytes(b"{}")
     with pytest.raises(UsageError, match="step-1"):
         train(job(wan_folder, tmp_path, settings={"steps": 2}), quiet)
+
+
+def test_tensors_of_another_checkpoint_are_refused(wan_folder: Path, tmp_path: Path) -> None:
+    train(job(wan_folder, tmp_path, settings={"steps": 1}), quiet)
+    path = tmp_path / "checkpoints" / "step-1" / "0.safetensors"
+    written = load_file(path)
+    name = min(written)
+    for other in ({name: written[name].half()}, {name: torch.zeros(3)}, {"weights/more": torch.zeros(3)}):
+        save_file(written | other, path)
+        with pytest.raises(UsageError, match="step-1"):
+            train(job(wan_folder, tmp_path, settings={"steps": 2}), quiet)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names here")
+def test_a_pipe_among_tensors_keeps_nobody_waiting(wan_folder: Path, tmp_path: Path) -> None:
+    train(job(wan_folder, tmp_path, settings={"steps": 1}), quiet)
+    path = tmp_path / "checkpoints" / "step-1" / "0.safetensors"
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(UsageError, match="not a regular file"):
+        train(job(wan_folder, tmp_path, settings={"steps": 2}), quiet)
+
+
+def test_a_checkpoint_that_has_lost_its_state_is_made_again(wan_folder: Path, tmp_path: Path) -> None:
+    settings = {"steps": 2, "save_every": 1}
+    train(job(wan_folder, tmp_path, settings=settings), quiet)
+    (tmp_path / "checkpoints" / "step-2" / "state.json").unlink()
+    assert train(job(wan_folder, tmp_path, settings=settings), quiet).step == 2
+    assert kept(tmp_path) == ["step-1", "step-2"]
 
 
 def test_a_full_disk_leaves_what_was_there(wan_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
