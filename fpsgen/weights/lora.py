@@ -36,6 +36,7 @@ class Dialect(NamedTuple):
 
 _OURS = Dialect("diffusion_model.{}".format, {".lora_A.weight": "A", ".lora_B.weight": "B", ".alpha": "alpha"})
 DIALECTS = (_OURS,)
+_NUMBERS = (*FLOATS, "F64", "I64", "I32", "I16", "I8", "U8")  # what an alpha may be
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ def changes(lora: Lora, config: WanConfig) -> dict[str, dict[str, str]]:
     for key in (key for key in tensors if key in names):
         module, part = names[key]
         found.setdefault(module, {})[part] = key
-        if part != "alpha" and tensors[key].dtype not in FLOATS:
+        if tensors[key].dtype not in (_NUMBERS if part == "alpha" else FLOATS):
             misfits.setdefault(f"neither {', '.join(FLOATS[:-1])} nor {FLOATS[-1]}", []).append(key)
     for module, parts in found.items():
         if absent := {"A", "B"} - parts.keys():

@@ -166,6 +166,7 @@ def without(name: str) -> Callable[[dict[str, Tensor]], object]:
         (lambda s: s.update({f"{Q}.lora_A.weight": torch.zeros(3, 64)}), "1 of another shape: blocks.0.self_attn.q"),
         (lambda s: s.update({f"{Q}.lora_A.weight": torch.zeros(())}), "1 of another shape: blocks.0.self_attn.q"),
         (lambda s: s.update({f"{Q}.alpha": torch.ones(2)}), "1 of another shape: blocks.0.self_attn.q"),
+        (lambda s: s.update({f"{Q}.alpha": torch.ones((), dtype=torch.complex64)}), "1 neither F32, BF16 nor F16: "),
     ],
 )
 def test_what_does_not_fit_is_counted_and_named(
