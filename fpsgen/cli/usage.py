@@ -54,7 +54,11 @@ def _meant(error: Any, path: str) -> str | None:
     if any(error.option_name in parameter.opts for command in deeper for parameter in command.params):
         return f"{error.option_name} stands after the command: {path} … {error.option_name}"
     own = error.ctx.command.params if error.ctx else []
-    if near := meant(error.option_name, [name for parameter in own for name in parameter.opts]):
+    for parameter in own:
+        if parameter.param_type_name == "argument" and parameter.name == error.option_name.lstrip("-"):
+            name = str(parameter.metavar or parameter.name).upper()
+            return f"the {parameter.name} needs no option: {path} {name}"
+    if near := meant(error.option_name, [name for one in own if one.param_type_name == "option" for name in one.opts]):
         return near
     if re.match(r"-\d", error.option_name) and any(parameter.name == "prompt" for parameter in own):
         return f'write a prompt that begins with a dash after two dashes: {path} -- "-3 degrees"'

@@ -45,6 +45,7 @@ REFUSED = [
     (["generate", "a cat", "--duration", "5"], "fpsgen generate has no option --duration", "--frames N"),
     (["generate", "a cat", "--fast"], "fpsgen generate has no option --fast", "--preset quality, balanced or fast"),
     (["generate", "-3"], "fpsgen generate has no option -3", '-- "-3 degrees"'),
+    (["train", "pocket", "--model", "x"], "fpsgen train has no option --model", "needs no option: fpsgen train MODEL"),
     (["a cat surfing"], "fpsgen has no command a cat surfing", 'fpsgen generate "a cat surfing"'),
     (["models", "download", "14b"], "fpsgen models has no command download", "fpsgen models pull"),
     (["kernels", "remove"], "fpsgen kernels has no command remove", "fpsgen kernels --help"),
