@@ -266,9 +266,9 @@ def tell_estimate(out: Output, name: str, preset: str, settings: TrainSettings, 
         out.show(memory_table(found))
     what = f"LoRA of rank {settings.lora}" if settings.lora else "all weights"
     how = f"{what}, micro-batch {settings.micro}, {settings.optimizer}"
-    out.line(f"memory: of each of {counted(cards, 'card')}, GB, by a formula ({how})")
-    share = f"{estimate.SHARE:.0%} of {estimate.PEAK / 1e12:.0f} TFLOPS, which no card was asked for"
-    assumed = f"model s/step, model tokens/s: modelled, not measured; assumed is {share}"
+    out.line(f"memory: GB on each of {counted(cards, 'card')}, by a formula ({how})")
+    share = f"{estimate.SHARE:.0%} of an H100's {estimate.PEAK / 1e12:.0f} TFLOPS"
+    assumed = f"speed: for batches of {settings.batch}; modelled, not measured: {share}"
     told = {"model": name, "cards": cards, "assumed_share": estimate.SHARE, "peak_flops": estimate.PEAK}
     out.result(
         assumed, told | {"settings": settings.as_dict(), "estimates": [dataclasses.asdict(one) for one in found]}
@@ -288,9 +288,9 @@ def memory_table(found: Iterable[TrainEstimate]) -> Table:
     for one in found:
         parts = dataclasses.asdict(one.memory) | {"total": one.memory.total}
         fits = next((f"{card} GB" for card in estimate.CARDS if one.memory.total < card * 1e9), "no card")
-        sizes_told = (f"{parts[head] / 1e9:.3g}" for head in heads)
+        sizes_told = (in_digits(parts[head] / 1e9) for head in heads)
         table.row(
             f"{one.size}, {one.frames} frames", "yes" if one.recompute else "no", *sizes_told, fits,
-            f"{one.seconds:.3g}", f"{one.tokens_per_second:.0f}",
+            in_digits(one.seconds), f"{one.tokens_per_second:.0f}",
         )  # fmt: skip
     return table

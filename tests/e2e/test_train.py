@@ -101,8 +101,9 @@ def test_what_an_estimate_says(trainer: Trainer, loads: list[str]) -> None:
     assert [(own["size"], own["recompute"]) for own in found["estimates"]] == [
         ("832x480", False), ("832x480", True), ("1280x720", False), ("1280x720", True),
     ]  # fmt: skip
-    table = trainer("--dry-run", model="1.3b", preset="fast").stdout
+    table = trainer("--dry-run", model="1.3b", preset="fast", batch=4).stdout
     assert "model tokens/s" in table
-    assert "not measured" in table
+    assert "for batches of 4; modelled, not measured" in table
+    assert "e+" not in table  # gigabytes are written out, however many
     assert not loads
     assert not Path("out").exists()
