@@ -92,7 +92,8 @@ def test_from_videos(pocket_folder: Path) -> None:
 @pytest.mark.parametrize(
     "args",
     [("-o", "data"), ("--from-model", "-o", "data"), FROM_MODEL[:-2], (*FROM_MODEL, "--videos", "."),
-     (*FROM_MODEL, "--count", "0"), (*FROM_MODEL, "--teacher", "-1"), (*FROM_MODEL, "--steps", "0"),
+     (*FROM_MODEL, "--count", "0"), (*FROM_MODEL, "--count", "9" * 20),
+    (*FROM_MODEL, "--teacher", "-1"), (*FROM_MODEL, "--steps", "0"),
      (*FROM_MODEL, "--frames", "8"), (*FROM_MODEL, "--res", "128x64"), (*FROM_MODEL, "--seed", "-1"),
      (*FROM_MODEL, "--device", "tpu"), ("--videos", "nowhere", "-o", "data"), ("--videos", ".", "-o", "data"),
      ("--videos", ".", "-o", "data", "--prompts", "prompts.txt"), ("--videos", ".", "-o", "data", "--seed", "3"),
