@@ -1,0 +1,94 @@
+"""Steps of training against the same steps written by hand: losses, clipping, AdamW, the average, adapters."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from fpsgen.presets import BF16, Preset
+from fpsgen.train.loop import Training
+from fpsgen.train.objective import Example
+from fpsgen.train.ranks import Ranks
+from fpsgen.wan.transformer import WanTransformer
+from fpsgen.weights.load import load_transformer
+from tests.tools.training import PRESET
+from tests.tools.training import job as tiny_job
+
+LR, DECAY, CLIP, EMA, EPS = 1e-3, 0.1, 1e-3, 0.15, 1e-7
+
+
+class Plain(nn.Module):
+    """From an example to the velocity through a preset, by a transformer as inference has it."""
+
+    def __init__(self, own: WanTransformer):
+        super().__init__()
+        self.own = own
+
+    def forward(self, one: Example, preset: Preset) -> Tensor:
+        x = (1 - one.level) * one.latents + one.level * one.noise
+        config = self.own.config
+        (plan,) = preset.schedule([one.level], one.plan.tiles, config.num_layers, config.num_heads)
+        timestep = torch.tensor([1000 * one.level])
+        return self.own(x[None], timestep, self.own.embed_text(one.text[None].float()), plan)[0]
+
+
+def merged(base: dict[str, Tensor], learned: dict[str, Tensor]) -> dict[str, Tensor]:
+    """All weights: what is learned in the place of the base's, B A added to it where that are adapters."""
+    whole = base | {name: own for name, own in learned.items() if "lora_" not in name}
+    for name in (name for name in learned if "lora_A" in name):
+        a, b = learned[name], learned[name.replace("lora_A", "lora_B")]
+        layer = name.replace(".lora_A", "")
+        whole[layer] = whole[layer] + b @ a
+    return {f"own.{name}": own for name, own in whole.items()}
+
+
+@pytest.mark.parametrize("lora", [None, 3])
+@pytest.mark.parametrize(("distil", "flow"), [(1.0, 0.0), (0.0, 1.0)])
+def test_steps_are_those_written_by_hand(
+    wan_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lora: int | None, distil: float, flow: float
+) -> None:
+    settings: dict[str, Any] = {
+        "distil": distil, "flow": flow, "lora": lora, "lr": LR, "weight_decay": DECAY, "clip": CLIP, "ema": EMA,
+        "adam_eps": EPS, "warm_up": 0, "batch": 3, "micro": 1,
+    }  # fmt: skip
+    job = tiny_job(wan_folder, tmp_path, settings=settings)
+    run = Training(job, lambda event: None, Ranks())
+    examples: list[Example] = []
+    draw = run.objective.example
+    monkeypatch.setattr(run.objective, "example", lambda *place: (examples.append(draw(*place)), examples[-1])[1])
+    plain = Plain(load_transformer(job.model.checkpoint, torch.device("cpu"), torch.float32))
+    base = {name.removeprefix("own."): p.clone() for name, p in plain.named_parameters()}
+    learned = {name: p.detach().clone() for name, p in run.named.items()}
+    average = {name: p.clone() for name, p in learned.items()}
+    first, second = ({name: torch.zeros_like(p) for name, p in learned.items()} for _ in range(2))
+    for step in (1, 2):
+        examples.clear()
+        told = run.learn()
+        variables = {name: own.clone().requires_grad_() for name, own in learned.items()}
+        losses = []
+        for one in examples:
+            velocity = functional_call(plain, merged(base, variables), (one, PRESET))
+            with torch.no_grad():
+                dense = functional_call(plain, merged(base, {}), (one, BF16))
+            from_flow = (velocity - (one.noise - one.latents)).square().mean()
+            losses.append(distil * (velocity - dense).square().mean() + flow * from_flow)
+        loss = torch.stack(losses).mean()
+        gradients = dict(zip(variables, torch.autograd.grad(loss, list(variables.values())), strict=True))
+        norm = torch.cat([own.flatten() for own in gradients.values()]).norm()
+        assert norm > CLIP
+        assert [told["loss"], told["norm"]] == pytest.approx([loss.item(), norm.item()], rel=1e-4)
+        for name, own in gradients.items():
+            gradient = own * CLIP / norm
+            first[name] = 0.9 * first[name] + 0.1 * gradient
+            second[name] = 0.999 * second[name] + 0.001 * gradient.square()
+            moved = (first[name] / (1 - 0.9**step)) / ((second[name] / (1 - 0.999**step)).sqrt() + EPS)
+            learned[name] = learned[name] - LR * DECAY * learned[name] - LR * moved
+            decay = min(EMA, step / (step + 9))
+            average[name] = decay * average[name] + (1 - decay) * learned[name]
+    for name, own in run.result():
+        assert (own - average[name]).abs().max() < 0.01 * LR, name  # sums of float32 in another order
