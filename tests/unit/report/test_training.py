@@ -35,6 +35,14 @@ def test_every_number_of_the_summary_is_said(tmp_path: Path) -> None:
         assert told in said, told
 
 
+def test_a_run_that_made_things_worse_says_so(tmp_path: Path) -> None:
+    given = record()
+    given["checks"][-1]["error"] = 1.5 * given["checks"][0]["error"]
+    said = " ".join(made(tmp_path, given).words.split())
+    assert "training added 50 % to the error" in said
+    assert "took away" not in said
+
+
 def test_a_run_without_checks_or_losses(tmp_path: Path) -> None:
     bare = record() | {"checks": [], "prompts": [], "losses": [], "skipped": 0, "seconds": 0.0}
     page = made(tmp_path, bare, pairs=[])
