@@ -103,6 +103,12 @@ class Levels:
         below = self.visited[own + 1] if own + 1 < len(self.visited) else 0.0
         return rng.uniform((level + below) / 2, (level + above) / 2)
 
+    def weight(self, level: float) -> float:
+        """How often to take a level that data have, whose levels were drawn alike: "logit-normal" takes all of them as
+        often as they are there."""
+        nearest = min(range(len(self.visited)), key=lambda own: abs(self.visited[own] - level))
+        return 1.0 if self.kind == "logit-normal" else self.weights[nearest]
+
 
 class Objective:
     """The batch of each step, and its losses.
@@ -144,7 +150,7 @@ class Objective:
         text, velocity = self.data.negative if dropped else rng.choice(own.texts), None
         if own.taught is not None and self.settings.distil:
             levels, seeds, velocities = own.taught
-            one = rng.randrange(len(levels))
+            one = rng.choices(range(len(levels)), [self.levels.weight(level) for level in levels.tolist()])[0]
             level, seed, text, velocity = float(levels[one]), int(seeds[one]), own.texts[0], velocities[one].float()
         noise = solvers.noise(len(own.latents), self._shape, seed)[0]
         weight = torch.ones(own.latents.shape[1:]) if own.weight is None else 1 + own.weight / 255

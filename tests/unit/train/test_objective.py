@@ -134,6 +134,21 @@ def test_velocities_of_the_data_come_with_their_level_noise_and_caption() -> Non
         assert example.velocity.equal(velocities[one].float())
 
 
+def test_velocities_of_the_data_are_taken_more_often_where_the_preset_is_sparse() -> None:
+    data = TinyData(taught=4)
+    levels = (data.sample(0).taught or pytest.fail("not taught")).levels.tolist()
+    late = replace(PRESET, phases=(Phase(sigma=(1.0, 0.6)), Phase(sigma=(0.6, 0.0), top=0.1)))
+    for kind in ("preset", "logit-normal"):
+        own = objective(late, data, levels=kind)
+        taken = Counter(own.example(step, 0, 0).level for step in range(1000))
+        visited, weights = VIDEO.noise_levels, own.levels.weights
+        wanted = [weights[min(range(len(visited)), key=lambda i: abs(visited[i] - level))] for level in levels]
+        wanted = [1.0] * len(levels) if kind == "logit-normal" else wanted
+        assert kind == "logit-normal" or max(wanted) > 5 * min(wanted)
+        for level, weight in zip(levels, wanted, strict=True):
+            assert taken[level] / 1000 == pytest.approx(weight / sum(wanted), abs=0.05)  # 3 standard deviations
+
+
 def test_passes_take_samples_of_one_plan_and_micro_at_the_most() -> None:
     own = objective(micro=2)
     examples = [own.example(0, place, 0) for place in range(9)]
