@@ -129,7 +129,7 @@ def _written(job: TrainJob, done: Training, learned: Mapping[str, Tensor]) -> Mo
         write_model(job.model, learned, job.folder / "model")
         return models.open_folder(job.folder / "model", "model")
     path = job.folder / "lora.safetensors"
-    done.student.export_lora(learned, path, job.preset.name)
+    lora.write(path, learned, base=done.student.base, preset=job.preset.name)
     loras = (*job.model.checkpoint.loras, lora.find(str(path)))
     return replace(job.model, checkpoint=replace(job.model.checkpoint, loras=loras))
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -79,8 +78,3 @@ class Student:
         finally:
             for each in self._adapted:
                 each.adapts = True
-
-    def export_lora(self, tensors: Mapping[str, Tensor], path: Path, preset: str) -> None:
-        """Write adapters, by the names of `parameters_to_train` and whole on each process that does so, as a LoRA file.
-        preset: the name of the one that they were trained for. UsageError where the file cannot be written."""
-        lora.write(path, tensors, base=self.base, preset=preset)

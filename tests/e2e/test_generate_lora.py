@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from fpsgen.train.student import Student
+from fpsgen.weights import lora
 from fpsgen.weights.convert import write_model
 from fpsgen.weights.load import load_transformer
 from fpsgen.weights.models import open_folder
@@ -91,7 +92,7 @@ def test_what_training_writes_is_rendered(pocket: Path, pocket_folder: Path) -> 
     student = Student(load_transformer(model.checkpoint, CPU, torch.float32), 2, seed=0)
     for name, parameter in student.parameters_to_train().items():
         parameter.data.add_(0.1 if "lora_B" in name else 0.0)
-    student.export_lora(student.parameters_to_train(), pocket / "lora.safetensors", "mine")
+    lora.write(pocket / "lora.safetensors", student.parameters_to_train(), base=student.base, preset="mine")
     run = Runner(pocket_folder, pocket)
     by_lora = run(model="pocket", res=None, frames=None, lora=pocket / "lora.safetensors")
     merged = load_transformer(model.checkpoint, CPU, torch.float32).state_dict()
