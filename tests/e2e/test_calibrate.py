@@ -111,6 +111,7 @@ def test_other_settings_are_measured_anew(calibrator: Calibrator, monkeypatch: p
         assert len(calls) > 15
 
 
+@pytest.mark.slow  # one process that is killed stands for it
 def test_stopped_anywhere_it_goes_on_from_there(calibrator: Calibrator, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = forwards(monkeypatch)
     whole = calibrator.preset("--target-cost", 0.3)

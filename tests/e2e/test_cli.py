@@ -183,7 +183,7 @@ def test_help_starts_as_fast_as_its_libraries() -> None:
     assert best["ours"] <= best["bare"] + 0.25
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+@pytest.mark.parametrize("name", ["SIGTERM", pytest.param("SIGHUP", marks=pytest.mark.slow)])
 def test_a_terminated_run_leaves_nothing_and_exits_as_shells_have_it(
     wan_folder: Path, tmp_path: Path, name: str
 ) -> None:

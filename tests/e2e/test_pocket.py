@@ -73,7 +73,9 @@ def test_its_published_evaluation_is_of_these_weights(pocket: models.Model) -> N
         assert shares["subject"] >= 0.85
 
 
-@pytest.mark.parametrize(("res", "size"), [((), (640, 384)), (("--res", "720p"), (1280, 720))])
+@pytest.mark.parametrize(
+    ("res", "size"), [((), (640, 384)), pytest.param(("--res", "720p"), (1280, 720), marks=pytest.mark.slow)]
+)
 def test_it_makes_a_video_of_its_own_length_at_any_size(
     pocket: models.Model, tmp_path: Path, res: tuple[str, ...], size: tuple[int, int]
 ) -> None:

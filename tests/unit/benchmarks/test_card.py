@@ -49,7 +49,7 @@ def test_whatever_a_step_does_the_next_one_runs(tmp_path: Path) -> None:
     assert (tmp_path / LOG).read_text().count("====") == 4  # what was said, whole
 
 
-@pytest.mark.parametrize("stubborn", [False, True])
+@pytest.mark.parametrize("stubborn", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_step_that_hangs_is_ended_with_all_that_it_started(tmp_path: Path, stubborn: bool) -> None:
     left = tmp_path / "left"
     code = "import signal, subprocess, sys, time; signal.signal(signal.SIGINT, signal.SIG_IGN); " if stubborn else ""
