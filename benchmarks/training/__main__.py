@@ -8,17 +8,17 @@ a run which was ended goes on where it was. Writes .json, .md, and docs/training
 
 from __future__ import annotations
 
-import argparse
 import os
 import subprocess
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import fields
 from multiprocessing import get_context
 from pathlib import Path
 
+from benchmarks.calibration import held_out
 from benchmarks.calibration.contenders import attention_cost
-from benchmarks.calibration.held_out import HELD_OUT
 from benchmarks.calibration.worker import job_for
 from benchmarks.record import RESULTS
 from benchmarks.training.judge import Clip, Contender, Found, Worker
@@ -26,18 +26,16 @@ from benchmarks.training.page import DENSE, FREE, document
 from benchmarks.training.runs import BATCH, CLIPS, COLUMNS, PLANS, RUNS, STEPS, Run, preset, prompts
 from fpsgen import files
 from fpsgen.machine import provenance
-from recipes.pocket.evaluate import NOISE_SEED, prompts_for
 from recipes.pocket.world import contact_sheet
 
 SHEET = Path(__file__).parents[2] / "docs" / "training.png"
 SHOWN = "flow matching", "distillation"
-_FIRST = 32  # of the held-out sentences; those before serve other purposes
 
 
-def fpsgen(*arguments: str) -> None:
-    """Run a command of the product on one core; its words go to our standard error."""
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, "-m", "fpsgen", *arguments], env=env, stdout=sys.stderr, check=True)
+def fpsgen(*arguments: str, **environment: str) -> None:
+    """Run a command of the product; its words go to our standard error."""
+    command = [sys.executable, "-m", "fpsgen", *arguments]
+    subprocess.run(command, env={**os.environ, **environment}, stdout=sys.stderr, check=True)
 
 
 def prepare(work: Path) -> Path:
@@ -45,22 +43,12 @@ def prepare(work: Path) -> Path:
     listed, data = work / "prompts.txt", work / "data"
     work.mkdir(parents=True, exist_ok=True)
     files.write_text(listed, "\n".join(prompts()) + "\n")
-    subprocess.run(
-        [sys.executable, "-m", "fpsgen", "train", "prepare", "pocket", "--from-model", "--prompts", str(listed),
-         "-o", str(data)], stdout=sys.stderr, check=True,
-    )  # fmt: skip
+    fpsgen("train", "prepare", "pocket", "--from-model", "--prompts", str(listed), "-o", str(data))
     return data
 
 
-def clips(count: int) -> list[Clip]:
-    """The clips that `benchmarks/calibration/PROTOCOL.md` names, which nothing was chosen by."""
-    sentences, labels = prompts_for(_FIRST + HELD_OUT, True, True)
-    held_out = zip(sentences[_FIRST:], labels[_FIRST:], strict=True)
-    return [Clip(one, NOISE_SEED + 1000 + i, label) for i, (one, label) in enumerate(held_out)][:count]
-
-
 def row_of(found: list[Found]) -> dict:
-    return {name: [getattr(one, name) for one in found] for name in ("error", "apart", "network", "templates")}
+    return {field.name: [getattr(one, field.name) for one in found] for field in fields(Found)}
 
 
 def contenders(work: Path) -> list[Contender]:
@@ -73,27 +61,24 @@ def contenders(work: Path) -> list[Contender]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=RESULTS / "training")
-    parser.add_argument("--work", type=Path, default=Path("build/training"))
-    parser.add_argument("--clips", type=int, default=HELD_OUT, help="the first so many of the protocol's, for a look")
-    parser.add_argument("--workers", type=int, default=2, help="processes, one core each")
-    args = parser.parse_args()
+    args = held_out.arguments(__doc__, RESULTS / "training", Path("build/training"))
     begin, clock = provenance(["python", "-m", "benchmarks.training", *sys.argv[1:]]), time.monotonic()
     data = prepare(args.work)
     with ThreadPoolExecutor(args.workers) as pool:
-        for _ in pool.map(lambda run: fpsgen(*run.command(data, args.work)), RUNS):
+        for _ in pool.map(lambda run: fpsgen(*run.command(data, args.work), OMP_NUM_THREADS="1"), RUNS):
             pass
-    every, held_out, job = contenders(args.work), clips(args.clips), job_for(1.0)
+    every, job = contenders(args.work), job_for(1.0)
+    specs = zip(held_out.specs(args.clips), held_out.labels(args.clips), strict=True)
+    clips = [Clip(*spec, label) for spec, label in specs]
     with ProcessPoolExecutor(args.workers, get_context("spawn"), Worker.start) as pool:
-        by_clip = list(pool.map(Worker.check, held_out, [every] * len(held_out)))
+        by_clip = list(pool.map(Worker.check, clips, [every] * len(clips)))
         shown = [one for one in every if one.column in (DENSE, FREE, *SHOWN)]
-        videos = list(pool.map(Worker.frames, [held_out[0]] * len(shown), shown))
+        videos = list(pool.map(Worker.frames, [clips[0]] * len(shown), shown))
     found = dict(zip(every, zip(*by_clip, strict=True), strict=True))
     costs = {plan: attention_cost(job, preset(plan).steps(job.model, job.settings)) for plan in PLANS}
     record = {
         **begin,
-        "prompts": [clip.prompt for clip in held_out],
+        "prompts": [clip.prompt for clip in clips],
         "clips": CLIPS, "steps": STEPS, "batch": BATCH,
         "seconds": round(time.monotonic() - clock),
         "dense": row_of(found[every[0]]),
