@@ -10,6 +10,7 @@ from fpsgen import pipeline
 from tests.tools.bench_quality import Quality
 from tests.tools.calibration import Calibrator
 from tests.tools.cli import Runner
+from tests.tools.presets import SMALL
 from tests.tools.train_cli import Trainer
 
 
@@ -56,3 +57,12 @@ def trainer(pocket_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("FPSGEN_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     return Trainer(pocket_folder, tmp_path)
+
+
+@pytest.fixture
+def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The file of a small preset, and a terminal that is wide enough for what is said of it."""
+    monkeypatch.setenv("COLUMNS", "160")
+    path = tmp_path / "small.toml"
+    path.write_text(SMALL)
+    return path

@@ -37,14 +37,6 @@ def refused(*args: object) -> str:
     return result.stderr
 
 
-@pytest.fixture
-def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("COLUMNS", "160")
-    path = tmp_path / "small.toml"
-    path.write_text(SMALL)
-    return path
-
-
 @pytest.fixture(autouse=True)
 def no_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """None of Wan2.1's on disk."""

@@ -10,14 +10,6 @@ from tests.tools.cli import told
 from tests.tools.presets import SMALL, presets
 
 
-@pytest.fixture
-def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("COLUMNS", "160")
-    path = tmp_path / "small.toml"
-    path.write_text(SMALL)
-    return path
-
-
 def test_the_number_of_dense_steps_that_cost_the_same(small: Path) -> None:
     report = told(presets("show", small, "--json"))
     # By hand: what a dense step in INT8 costs, and linear layers as in Wan2.1 14B at 720p: 6 x 5120² + 2 x 5120 x 13824
