@@ -30,6 +30,7 @@ from typing import Any, NamedTuple
 
 import safetensors.torch
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fpsgen import files
@@ -182,7 +183,7 @@ class Data:
     @cached_property
     def negative(self) -> Tensor:
         """The negative prompt's embedding, bfloat16 [length, text_dim]."""
-        return self._padded(self._read(self.index.shards[0], "negative")["negative"])
+        return padded(self._read(self.index.shards[0], "negative")["negative"], self.index.text_length)
 
     def sample(self, number: int) -> Sample:
         """The sample of a number, counted from 0; what a shard contains is checked when it is first read."""
@@ -192,7 +193,7 @@ class Data:
         taught = [own[name] for one in ("level", "noise_seed", "velocity") if (name := f"{place}.{one}") in own]
         return Sample(
             own[f"{place}.latents"],
-            [self._padded(own[name]) for name in texts],
+            [padded(own[name], self.index.text_length) for name in texts],
             own.get(f"{place}.weight"),
             Taught(*taught) if taught else None,
         )
@@ -208,11 +209,6 @@ class Data:
                 self._intact.add(shard.file)
             with headers.opened(path, "pt") as tensors:
                 return {name: tensors.get_tensor(name) for name in tensors.keys() if name.startswith(begin)}  # noqa: SIM118
-
-    def _padded(self, text: Tensor) -> Tensor:
-        padded = text.new_zeros(self.index.text_length, text.shape[1])
-        padded[: len(text)] = text
-        return padded
 
 
 @contextmanager
@@ -352,3 +348,8 @@ def trimmed(text: Tensor) -> Tensor:
     rows = text.detach().reshape(-1, text.shape[-1]).cpu()
     kept = int(rows.any(1).nonzero().max()) + 1 if rows.any() else 0
     return rows[:kept].to(torch.bfloat16).clone()
+
+
+def padded(text: Tensor, length: int) -> Tensor:
+    """[length, text_dim]: an embedding that was `trimmed`, as the text encoder gave it."""
+    return F.pad(text, (0, 0, 0, length - len(text)))

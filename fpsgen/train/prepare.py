@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fpsgen import pipeline
@@ -22,7 +21,7 @@ from fpsgen.solvers import TRAIN_TIMESTEPS
 from fpsgen.target import Target
 from fpsgen.train import clips
 from fpsgen.train.clips import SkippedError, Video
-from fpsgen.train.data import DataIndex, DataWriter, Origin, Sample, Taught, index_of, trimmed
+from fpsgen.train.data import DataIndex, DataWriter, Origin, Sample, Taught, index_of, padded, trimmed
 from fpsgen.train.objective import Levels
 from fpsgen.wan import plan as plans
 from fpsgen.wan import vae as wan_vae
@@ -113,13 +112,11 @@ class Preparation:
         length = load.load_tokenizer(self.model.checkpoint).length
         levels = Levels("preset", own.shift, own.noise_levels, [1.0] * own.steps)
 
-        def padded(text: Tensor) -> Tensor:
-            return F.pad(text, (0, 0, 0, length - len(text)))[None].to(device)
-
         @torch.inference_mode()
         def render(origin: Origin, watch: Watch) -> Sample:
             assert origin.seed is not None
-            both = [padded(texts[prompt]) for prompt in (origin.prompt, own.negative)[: own.branches]]
+            prompts = (origin.prompt, own.negative)[: own.branches]
+            both = [padded(texts[prompt], length)[None].to(device) for prompt in prompts]
             # One branch after the other, on every machine: the last bits depend on it, and a run may go on elsewhere.
             denoiser = Denoiser(transformer, own, both, device, together=False)
             latents = denoiser.noise(origin.seed)
