@@ -121,6 +121,11 @@ Event = Stage | Step | TrainingStep | Denoised | Frames | Written | Notice | Bra
 Watch = Callable[[Event], None]
 
 
+def notices(watch: Watch) -> Watch:
+    """A watch that tells `watch` of notices alone: for a part of work whose stages are not its own."""
+    return lambda event: watch(event) if isinstance(event, Notice) else None
+
+
 def finish(events: Generator[Event, None, T], watch: Watch) -> T:
     """Run an iterator of events to its end, telling `watch` each one; what the iterator returns."""
     while True:

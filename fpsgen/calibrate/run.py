@@ -23,7 +23,7 @@ from fpsgen.calibrate.schedule import to_preset
 from fpsgen.calibrate.solve import Schedule
 from fpsgen.calibrate.trajectory import Clip, Renderer
 from fpsgen.calibrate.verify import Checker
-from fpsgen.events import Notice, Stage, Watch, Work, finish
+from fpsgen.events import Notice, Stage, Watch, Work, finish, notices
 from fpsgen.journal import Journal
 from fpsgen.metrics import Pair
 from fpsgen.presets import BF16, Measured, Preset, file, label
@@ -97,7 +97,7 @@ def _encoded(job: Job, target: Target, watch: Watch) -> tuple[list[Clip], torch.
     """The clips that are rendered, and the encoded negative prompt; the text encoder is gone afterwards."""
     prompts = job.prompts[: job.effort.clips + job.effort.checks]
     events = pipeline.encode_prompts(prompts, [job.settings.negative], job.model, target)
-    *texts, negative = finish(events, lambda event: watch(event) if isinstance(event, Notice) else None)
+    *texts, negative = finish(events, notices(watch))
     clips = [
         Clip(prompt, next_seed(job.seed, i), text) for i, (prompt, text) in enumerate(zip(prompts, texts, strict=True))
     ]

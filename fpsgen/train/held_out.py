@@ -14,7 +14,7 @@ from torch import Tensor
 from fpsgen import assets, metrics, pipeline
 from fpsgen import journal as journals
 from fpsgen.errors import UsageError, option
-from fpsgen.events import Notice, Stage, Watch, finish
+from fpsgen.events import Stage, Watch, finish, notices
 from fpsgen.journal import Journal
 from fpsgen.metrics import Pair
 from fpsgen.presets import BF16, Preset, file, label
@@ -113,7 +113,7 @@ class HeldOut:
         kept = self._journal.get("texts")
         if kept is None:
             events = pipeline.encode_prompts(self.prompts, [self.video.negative], self._model, self._target)
-            found = finish(events, lambda event: self._watch(event) if isinstance(event, Notice) else None)
+            found = finish(events, notices(self._watch))
             kept = self._journal.put("texts", **{str(number): text for number, text in enumerate(found)})
         return [kept[str(number)].to(self._target.device) for number in range(len(kept))]
 
