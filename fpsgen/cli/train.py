@@ -210,6 +210,9 @@ def make_job(
     load.check(model.checkpoint)
     content = Data.open(data)
     content.check(model)
+    if settings.guided and content.index.made.get("teacher"):
+        told = f"{printable(data)} holds the dense model's velocities of each branch alone, not guided ones"
+        raise UsageError(told, hint=f"leave {setting('guided')} out, or prepare data without {setting('teacher')}")
     width, height = content.index.size
     if model.pocket and (width, height) != (model.defaults.width, model.defaults.height):
         told = f"{printable(data)} holds clips of {width}x{height}, and {model.name} renders {model.defaults.size} only"

@@ -101,7 +101,7 @@ def memory(
         average=4 * learned // cards if settings.ema else 0,
         teacher=4 * whole // cards if settings.distil and not settings.lora else 0,
         whole=copies + (2 * 4 * whole // layers if cards > 1 else 0),
-        activations=settings.micro * (tokens * token + text),
+        activations=_branches(settings) * settings.micro * (tokens * token + text),
     )
 
 
@@ -126,7 +126,13 @@ def flops(config: WanConfig, settings: TrainSettings, tokens: int, density: floa
     pairs = density * tokens + TEXT_LENGTH
     times = 2 if settings.recompute else 1
     student = (times + (1 if settings.lora else 2)) * linear + (times + 2) * attention * pairs
-    return student + (linear + attention * (tokens + TEXT_LENGTH) if settings.distil else 0.0)
+    teacher = linear + attention * (tokens + TEXT_LENGTH) if settings.distil else 0.0
+    return _branches(settings) * (student + teacher)
+
+
+def _branches(settings: TrainSettings) -> int:
+    """Forward passes for each sample: with and without its caption, or one of both."""
+    return 2 if settings.guided else 1
 
 
 def estimates(

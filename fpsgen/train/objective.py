@@ -63,7 +63,7 @@ class VelocityModel(nn.Module):
             return velocity.clone()  # FSDP warns of views
 
 
-# Latents, timesteps, text and plan to velocity, without a gradient.
+# Latents, timesteps, text and plan to velocity.
 Teach = Callable[[Tensor, Tensor, Tensor, StepPlan], Tensor]
 
 
@@ -127,6 +127,7 @@ class Objective:
         device: torch.device,
     ):
         self.settings, self.preset, self.data, self.device = settings, preset, data, device
+        self._guidance = video.guidance
         self._plans = preset.plans(tiles, config.num_layers, config.num_heads)
         self._dense = plans.dense(tiles, config.num_layers)
         self._shape = data.index.latent_shape
@@ -179,11 +180,24 @@ class Objective:
         if known := [example.velocity for example in some if example.velocity is not None]:
             dense = torch.stack(known).to(self.device)
         elif self.settings.distil and teach is not None:
-            dense = teach(x, timestep, text, self._dense)  # before the student, whose activations take memory
-        velocity = student(x, timestep, text, some[0].plan)
+            # Before the student, whose activations take memory.
+            _, dense = self._velocities(teach, x, timestep, text, self._dense)
+        velocity, compared = self._velocities(student, x, timestep, text, some[0].plan)
         flow = _distance(velocity, noise - latents, weight)
-        distil = torch.zeros_like(flow) if dense is None else _distance(velocity, dense, weight)
+        distil = torch.zeros_like(flow) if dense is None else _distance(compared, dense, weight)
         return torch.stack([self.settings.distil * distil + self.settings.flow * flow, distil, flow])
+
+    def _velocities(
+        self, model: Teach, latents: Tensor, timestep: Tensor, text: Tensor, plan: StepPlan
+    ) -> tuple[Tensor, Tensor]:
+        """The velocity with the samples' captions, and the one that distillation compares: the same, or the guided."""
+        if not self.settings.guided:
+            velocity = model(latents, timestep, text, plan)
+            return velocity, velocity
+        negative = self.data.negative.to(text).expand_as(text)
+        latents, timestep, text = torch.cat([latents] * 2), timestep.repeat(2), torch.cat([text, negative])
+        conditional, unconditional = model(latents, timestep, text, plan).chunk(2)
+        return conditional, solvers.guide(conditional, unconditional, self._guidance)
 
 
 def _distance(velocity: Tensor, target: Tensor, weight: Tensor) -> Tensor:

@@ -158,7 +158,8 @@ def _preset(job: TrainJob, checks: Sequence[Check], weights: str, clips: int) ->
             weights=weights, density=total.density, cost=total.cost, device=machine.device_name(job.target.device),
             fpsgen=__version__, torch=torch.__version__,
         )  # fmt: skip
-    losses = [name for name, weight in (("velocity distillation", own.distil), ("flow matching", own.flow)) if weight]
+    distillation = "distillation of the guided velocity" if own.guided else "velocity distillation"
+    losses = [name for name, weight in ((distillation, own.distil), ("flow matching", own.flow)) if weight]
     what = f"a LoRA of rank {own.lora}" if own.lora else "all weights"
     about = f"for the weights beside it: {what}, trained for {own.steps} steps by {' and '.join(losses)}"
     return replace(job.preset, model=job.model.family, about=about, measured=measured)

@@ -27,9 +27,10 @@ _RANGES: dict[str, tuple[float, float, float]] = {
 @dataclass(frozen=True, kw_only=True)
 class TrainSettings:
     """distil, flow: weights of the two losses: squared distance of the velocity from the dense model's, and from the
-    flow's (the paper's). lora: rank of the adapters, None trains all weights. levels: which noise levels are drawn:
-    those that the preset's steps visit, more of them where it is sparse, or logit-normal ones (the paper's).
-    caption_drop: share of samples whose caption becomes the negative prompt.
+    flow's (the paper's). guided: the first of them compares guided velocities. lora: rank of the adapters, None trains
+    all weights. levels: which noise levels are drawn: those that the preset's steps visit, more of them where it is
+    sparse, or logit-normal ones (the paper's). caption_drop: share of samples whose caption becomes the negative
+    prompt.
 
     steps: of the optimizer. batch: samples of a step, over all processes; micro: of those, how many run at once in each
     process. lr: None for the paper's 5e-6, or 1e-4 with LoRA. warm_up: steps in which the learning rate rises from 0,
@@ -44,6 +45,7 @@ class TrainSettings:
 
     distil: float = 1.0
     flow: float = 0.0
+    guided: bool = False
     lora: int | None = None
     levels: Levels = "preset"
     caption_drop: float = 0.1
@@ -96,6 +98,9 @@ class TrainSettings:
         if self.distil == self.flow == 0:
             told = f"{option('distil', 0.0)} and {option('flow', 0.0)}: nothing would be learned"
             raise UsageError(told, hint="give one of them a weight")
+        if self.guided and not self.distil:
+            told = f"{option('guided')} says what is distilled, and {option('distil', 0.0)} distils nothing"
+            raise UsageError(told, hint=f"leave {option('guided')} out, or give {option('distil')} a weight")
         if self.from_scratch and (self.distil or self.lora):
             told = f"{option('from_scratch')} has no model to learn from, nor one to add adapters to"
             raise UsageError(

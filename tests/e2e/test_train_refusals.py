@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from fpsgen.train.settings import TrainSettings
+from fpsgen.weights import load, models
 from tests.tools.train_cli import Trainer
 
 # Options, and a piece of what is said.
@@ -54,6 +55,7 @@ FILES = [
     ("a.b", "are not TOML"),
     ("lora = 0", "--lora 0: must be"),
     ("from_scratch = true", "--from-scratch has no model to learn from"),
+    ("guided = true\ndistil = 0\nflow = 1", "--distil 0 distils nothing"),
 ]
 
 
@@ -128,6 +130,16 @@ def test_data_of_something_else(trainer: Trainer, field: str, value: object, tol
     index.write_text(json.dumps(json.loads(index.read_text()) | {field: value}))
     assert told in trainer.refused()
     assert not Path("out").exists()
+    assert not loads
+
+
+def test_guided_distillation_has_no_use_for_velocities_of_one_branch(trainer: Trainer, loads: list[str]) -> None:
+    index = trainer.data / "index.json"
+    about = json.loads(index.read_text())
+    weights = load.identity(models.find(str(trainer.model)).checkpoint, "transformer")
+    about["made"] |= {"teacher": 2, "weights": weights}
+    index.write_text(json.dumps(about))
+    assert "velocities of each branch alone" in trainer.refused("--guided")
     assert not loads
 
 

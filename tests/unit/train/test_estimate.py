@@ -58,7 +58,14 @@ def test_parameters_are_counted_as_the_transformer_has_them(config: WanConfig) -
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"lora": 8}, {"recompute": True}, {"micro": 2, "batch": 4}, {"distil": 0.0, "flow": 1.0, "ema": 0.0}],
+    [
+        {},
+        {"lora": 8},
+        {"recompute": True},
+        {"micro": 2, "batch": 4},
+        {"distil": 0.0, "flow": 1.0, "ema": 0.0},
+        {"guided": True},
+    ],
 )
 def test_the_formula_is_what_a_run_takes(pocket_folder: Path, tmp_path: Path, settings: dict[str, Any]) -> None:
     """Dense attention, whose memory is the same on every device. Within 15 %: the formula does not know the batch
@@ -114,6 +121,7 @@ def test_training_costs_three_forward_passes_and_a_teacher_one_more() -> None:
     assert estimate.flops(WAN_14B, flow, tokens, 1.0) == pytest.approx(3 * forward)
     assert estimate.flops(WAN_14B, TrainSettings(), tokens, 1.0) == pytest.approx(4 * forward)
     assert estimate.flops(WAN_14B, replace(flow, recompute=True), tokens, 1.0) == pytest.approx(4 * forward)
+    assert estimate.flops(WAN_14B, TrainSettings(guided=True), tokens, 1.0) == pytest.approx(8 * forward)
 
 
 def test_a_model_that_is_not_on_this_disk() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from fpsgen.weights.load import load_transformer
 from tests.tools.training import PRESET
 from tests.tools.training import job as tiny_job
 
-LR, DECAY, CLIP, EMA, EPS = 1e-3, 0.1, 1e-3, 0.15, 1e-7
+LR, DECAY, CLIP, EMA, EPS = 1e-3, 0.1, 1e-3, 0.15, 1e-6
+GUIDANCE = 3.0
 
 
 class Plain(nn.Module):
@@ -29,12 +31,13 @@ class Plain(nn.Module):
         super().__init__()
         self.own = own
 
-    def forward(self, one: Example, preset: Preset) -> Tensor:
+    def forward(self, one: Example, preset: Preset, text: Tensor | None = None) -> Tensor:
         x = (1 - one.level) * one.latents + one.level * one.noise
         config = self.own.config
         (plan,) = preset.schedule([one.level], one.plan.tiles, config.num_layers, config.num_heads)
         timestep = torch.tensor([1000 * one.level])
-        return self.own(x[None], timestep, self.own.embed_text(one.text[None].float()), plan)[0]
+        text = one.text if text is None else text
+        return self.own(x[None], timestep, self.own.embed_text(text[None].float()), plan)[0]
 
 
 def merged(base: dict[str, Tensor], learned: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -48,15 +51,23 @@ def merged(base: dict[str, Tensor], learned: dict[str, Tensor]) -> dict[str, Ten
 
 
 @pytest.mark.parametrize("lora", [None, 3])
-@pytest.mark.parametrize(("distil", "flow"), [(1.0, 0.0), (0.0, 1.0)])
+@pytest.mark.parametrize(("distil", "flow", "guided"), [(1.0, 0.0, False), (0.0, 1.0, False), (1.0, 0.0, True)])
 def test_steps_are_those_written_by_hand(
-    wan_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lora: int | None, distil: float, flow: float
+    wan_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    lora: int | None,
+    distil: float,
+    flow: float,
+    guided: bool,
 ) -> None:
     settings: dict[str, Any] = {
         "distil": distil, "flow": flow, "lora": lora, "lr": LR, "weight_decay": DECAY, "clip": CLIP, "ema": EMA,
-        "adam_eps": EPS, "warm_up": 0, "batch": 3, "micro": 1,
+        "adam_eps": EPS, "warm_up": 0, "batch": 3, "micro": 1, "guided": guided, "caption_drop": 0.0,
     }  # fmt: skip
     job = tiny_job(wan_folder, tmp_path, settings=settings)
+    job = replace(job, video=replace(job.video, guidance=GUIDANCE))
+    negative, slack = job.data.negative, 2 * GUIDANCE - 1 if guided else 1.0  # c and u count 3 and 2 times
     run = Training(job, lambda event: None, Ranks())
     examples: list[Example] = []
     draw = run.objective.example
@@ -76,12 +87,18 @@ def test_steps_are_those_written_by_hand(
             with torch.no_grad():
                 dense = functional_call(plain, merged(base, {}), (one, BF16))
             from_flow = (velocity - (one.noise - one.latents)).square().mean()
+            if guided:
+                apart = functional_call(plain, merged(base, variables), (one, PRESET, negative))
+                with torch.no_grad():
+                    dense_apart = functional_call(plain, merged(base, {}), (one, BF16, negative))
+                velocity = apart + GUIDANCE * (velocity - apart)
+                dense = dense_apart + GUIDANCE * (dense - dense_apart)
             losses.append(distil * (velocity - dense).square().mean() + flow * from_flow)
         loss = torch.stack(losses).mean()
         gradients = dict(zip(variables, torch.autograd.grad(loss, list(variables.values())), strict=True))
         norm = torch.cat([own.flatten() for own in gradients.values()]).norm()
         assert norm > CLIP
-        assert [told["loss"], told["norm"]] == pytest.approx([loss.item(), norm.item()], rel=1e-4)
+        assert [told["loss"], told["norm"]] == pytest.approx([loss.item(), norm.item()], rel=1e-4 * slack)
         for name, own in gradients.items():
             gradient = own * CLIP / norm
             first[name] = 0.9 * first[name] + 0.1 * gradient
@@ -91,4 +108,4 @@ def test_steps_are_those_written_by_hand(
             decay = min(EMA, step / (step + 9))
             average[name] = decay * average[name] + (1 - decay) * learned[name]
     for name, own in run.result():
-        assert (own - average[name]).abs().max() < 0.01 * LR, name  # sums of float32 in another order
+        assert (own - average[name]).abs().max() < 0.01 * LR * slack, name  # sums of float32 in another order
