@@ -67,6 +67,8 @@ def generate(
         own = plan.request.settings
         if surprise := plan.preset.surprise(weights, own):
             yield Notice(surprise)
+        if stranger := plan.preset.stranger(weights, model.trained_for):
+            yield Notice(stranger)
         if len(plans) > 1:
             yield Run(plan.request.prompt, number + 1, len(plans))
         with _alone(videos, number):

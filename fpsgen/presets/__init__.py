@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fpsgen.attention.plan import AttentionPlan, KeyTiles, PVPrecision, QKPrecision, Rest, Seen, fit
@@ -175,6 +176,13 @@ class Preset:
             told = f"preset {self.name} was measured with {', '.join(others)}"
             return f"{told}: how close its videos are to bf16's here is not known"
         return None
+
+    def stranger(self, weights: str, trained_for: Sequence[str]) -> str | None:
+        """What a user should know of weights that were trained for other presets, in one sentence."""
+        own, others = Path(self.name).stem, [Path(name).stem for name in trained_for]
+        if not others or own in others or (self.measured is not None and self.measured.weights == weights):
+            return None
+        return f"these weights were trained for the preset {' and '.join(others)}: with {own} they may do worse"
 
     def check_family(self, family: str) -> None:
         """UsageError where the preset is for other models than those of `family`."""

@@ -126,10 +126,10 @@ def _checker(held: HeldOut, folder: Path, group: Ranks, watch: Watch) -> Callabl
 def _written(job: TrainJob, done: Training, learned: Mapping[str, Tensor]) -> Model:
     """The result on disk, as the model that `generate` makes of it."""
     if not job.settings.lora:
-        write_model(job.model, learned, job.folder / "model")
+        write_model(job.model, learned, job.folder / "model", trained_for=job.preset.name)
         return models.open_folder(job.folder / "model", "model")
     path = job.folder / "lora.safetensors"
-    lora.write(path, learned, base=done.student.base, preset=job.preset.name)
+    lora.write(path, learned, base=done.student.base, trained_for=job.preset.name)
     loras = (*job.model.checkpoint.loras, lora.find(str(path)))
     return replace(job.model, checkpoint=replace(job.model.checkpoint, loras=loras))
 

@@ -25,7 +25,7 @@ from fpsgen.files import is_full, write_json
 from fpsgen.printable import printable, readable
 from fpsgen.settings import defaults_of
 from fpsgen.weights import configs, layout, load
-from fpsgen.weights.headers import read_json
+from fpsgen.weights.headers import read_json, trained_for
 from fpsgen.weights.layout import PARTS, TOKENIZERS, Checkpoint, Format
 from fpsgen.weights.models import Model
 
@@ -44,19 +44,22 @@ def convert(checkpoint: Checkpoint, target: Format, out: Path) -> Iterator[str]:
     load.check(checkpoint)
     if target == "original":
         _check_representable(checkpoint)
+    preset = trained_for(checkpoint.transformer[0])
     with _complete(_claim(checkpoint, out), out) as partial:
         for name, part in PARTS.items():
             yield part.words
-            _write_part(checkpoint, name, _read(checkpoint, name, target), target, partial)
+            own = {"trained_for": preset} if preset and name == "transformer" else {}
+            _write_part(checkpoint, name, _read(checkpoint, name, target), target, partial, **own)
         yield "tokenizer"
         _copy_tokenizer(checkpoint, target, partial)
         if target == "diffusers":
             write_pipeline(partial, defaults_of(checkpoint.config.dim).shift)
 
 
-def write_model(model: Model, transformer: Mapping[str, Tensor], out: Path) -> None:
+def write_model(model: Model, transformer: Mapping[str, Tensor], out: Path, **metadata: str) -> None:
     """Write `model` to the folder `out`, in its own format, with other parameters of the transformer, by our module's
     names, each in the dtype that it has in the model's files. Other weights are hard links where the disk allows it.
+    metadata: of the transformer's files.
 
     The folder appears when complete, in place of what an earlier run wrote there. RenderError where it cannot be made.
     """
@@ -68,7 +71,7 @@ def write_model(model: Model, transformer: Mapping[str, Tensor], out: Path) -> N
         own = PARTS["transformer"]
         old = _read(checkpoint, "transformer", form)
         state = {key: transformer[own.rename(key)].to(tensor.dtype) for key, tensor in old.items()}
-        _write_part(checkpoint, "transformer", state, form, partial)
+        _write_part(checkpoint, "transformer", state, form, partial, **metadata)
         for name in layout.OTHERS:
             if not _link_part(checkpoint, name, partial):
                 _write_part(checkpoint, name, _read(checkpoint, name, form), form, partial)
@@ -143,7 +146,9 @@ def _read(checkpoint: Checkpoint, name: str, target: Format) -> dict[str, Tensor
     return state
 
 
-def _write_part(checkpoint: Checkpoint, name: str, state: dict[str, Tensor], target: Format, out: Path) -> None:
+def _write_part(
+    checkpoint: Checkpoint, name: str, state: dict[str, Tensor], target: Format, out: Path, **metadata: str
+) -> None:
     part = PARTS[name]
     if target == "original" and part.file:
         torch.save(state, out / part.file)
@@ -151,7 +156,7 @@ def _write_part(checkpoint: Checkpoint, name: str, state: dict[str, Tensor], tar
     folder = out if target == "original" else out / name
     folder.mkdir(exist_ok=True)
     write_json(folder / "config.json", _config(checkpoint, name, target))
-    _write_shards(state, folder, part.stem)
+    _write_shards(state, folder, part.stem, metadata)
 
 
 def _link_part(checkpoint: Checkpoint, name: str, out: Path) -> bool:
@@ -213,7 +218,7 @@ def write_pipeline(out: Path, shift: float) -> None:
     write_json(out / "model_index.json", index)
 
 
-def _write_shards(state: dict[str, Tensor], folder: Path, stem: str) -> None:
+def _write_shards(state: dict[str, Tensor], folder: Path, stem: str, metadata: Mapping[str, str]) -> None:
     split = split_torch_state_dict_into_shards(
         state, max_shard_size=SHARD_SIZE, filename_pattern=f"{stem}{{suffix}}.safetensors"
     )
@@ -224,7 +229,7 @@ def _write_shards(state: dict[str, Tensor], folder: Path, stem: str) -> None:
             tensor = state[key].contiguous()
             shard[key] = tensor.clone() if tensor.data_ptr() in places else tensor  # pickles may hold one tensor twice
             places.add(tensor.data_ptr())
-        save_file(shard, folder / name, {"format": "pt"})
+        save_file(shard, folder / name, {"format": "pt", **metadata})
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
         write_json(folder / f"{stem}.safetensors.index.json", index)

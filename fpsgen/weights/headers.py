@@ -106,6 +106,12 @@ def contents(file: Path) -> Contents:
         return Contents(file, tensors, weights.metadata() or {})
 
 
+def trained_for(file: Path) -> str | None:
+    """The preset that a weight file of `fpsgen train` was made for; of another file, None."""
+    preset = contents(file).metadata.get("trained_for")
+    return preset and printable(preset, 100)
+
+
 def is_pickled(file: Path) -> bool:
     """Whether a file is torch's zip archive, not safetensors. ModelError where its first bytes tell that it is neither,
     or where it cannot be read."""

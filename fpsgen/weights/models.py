@@ -54,6 +54,12 @@ class Model:
         """The name in records and metadata; a pocket model's has the version, because its weights change with it."""
         return f"pocket v{self.pocket['version']}" if self.pocket else self.name
 
+    @property
+    def trained_for(self) -> tuple[str, ...]:
+        """The presets that `fpsgen train` made its weights and LoRAs for."""
+        files = [*self.checkpoint.transformer[:1], *(each.file for each in self.checkpoint.loras)]
+        return tuple(dict.fromkeys(preset for file in files if (preset := headers.trained_for(file))))
+
     def with_loras(self, loras: Sequence[Lora]) -> Model:
         """This model, LoRAs merged with its transformer as it is loaded; ModelError where one does not fit."""
         for each in loras:

@@ -92,19 +92,40 @@ def test_what_training_writes_is_rendered(pocket: Path, pocket_folder: Path) -> 
     student = Student(load_transformer(model.checkpoint, CPU, torch.float32), 2, seed=0)
     for name, parameter in student.parameters_to_train().items():
         parameter.data.add_(0.1 if "lora_B" in name else 0.0)
-    lora.write(pocket / "lora.safetensors", student.parameters_to_train(), base=student.base, preset="mine")
+    lora.write(pocket / "lora.safetensors", student.parameters_to_train(), base=student.base, trained_for="mine")
     run = Runner(pocket_folder, pocket)
     by_lora = run(model="pocket", res=None, frames=None, lora=pocket / "lora.safetensors")
     merged = load_transformer(model.checkpoint, CPU, torch.float32).state_dict()
     for name, (a, b) in halves(student).items():
         merged[f"{name}.weight"] += b @ a
-    write_model(model, merged, pocket / "out" / "model")
+    write_model(model, merged, pocket / "out" / "model", trained_for="mine")
     by_folder = run(model=pocket / "out" / "model", res=None, frames=None)
     assert (by_folder["width"], by_folder["frames"], by_folder["model"]) == (96, 9, "pocket v0")
     assert by_folder["weights"] == by_lora["weights"]  # every weight on disk is float32
     first, second = (read(told["output"])[1] for told in (by_lora, by_folder))
     assert (first == second).all()
     assert (first != read(run(model="pocket", res=None, frames=None)["output"])[1]).any()
+
+
+def test_weights_that_were_trained_for_another_preset_say_so(pocket: Path, pocket_folder: Path) -> None:
+    model = open_folder(pocket_folder, "pocket")
+    transformer = load_transformer(model.checkpoint, CPU, torch.float32)
+    other = {name: 1.01 * own for name, own in transformer.state_dict().items()}
+    write_model(model, other, pocket / "model", trained_for="mine.toml")
+    student = Student(transformer, 1, seed=0)
+    lora.write(pocket / "lora.safetensors", student.parameters_to_train(), trained_for="theirs")
+    (pocket / "mine.toml").write_text("format = 1\n[[phase]]\nsigma = [1.0, 0.0]\nqk = 'int8'\n")
+
+    def told(*options: object) -> str:
+        result = invoke("a cat", "--steps", 1, "-o", pocket / "v.mp4", *options)
+        assert result.exit_code == 0, result.output
+        return " ".join(result.stderr.split())
+
+    assert "trained for" not in told("--model", pocket_folder)
+    assert "trained for" not in told("--model", pocket / "model", "--preset", pocket / "mine.toml")
+    assert "these weights were trained for the preset mine: with bf16" in told("--model", pocket / "model")
+    both = told("--model", pocket / "model", "--lora", pocket / "lora.safetensors")
+    assert "trained for the preset mine and theirs" in both
 
 
 def halves(student: Student) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:

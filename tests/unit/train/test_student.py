@@ -100,10 +100,10 @@ def test_the_teacher_is_the_same_module_without_adapters(model: Model) -> None:
 def test_what_is_exported_merges_to_what_was_trained(model: Model, tmp_path: Path) -> None:
     student = Student(load(model), 2, seed=0)
     tensors = learn(student)
-    lora.write(tmp_path / "lora.safetensors", tensors, base=student.base, preset="mine")
+    lora.write(tmp_path / "lora.safetensors", tensors, base=student.base, trained_for="mine")
     with safe_open(tmp_path / "lora.safetensors", "pt") as file:
         told = file.metadata()
-        assert (told["base"], told["preset"], told["rank"]) == (student.base, "mine", "2")
+        assert (told["base"], told["trained_for"], told["rank"]) == (student.base, "mine", "2")
         names = set(file.keys())
         assert all(file.get_tensor(name).dtype == torch.float32 for name in names)
         assert file.get_tensor("diffusion_model.blocks.1.ffn.2.alpha") == 2
@@ -136,7 +136,7 @@ def test_adapters_learn_in_half_precision_too(model: Model, base: torch.dtype) -
 def test_a_place_that_cannot_be_written_is_told(model: Model, tmp_path: Path) -> None:
     student = Student(load(model), 1, seed=0)
     with pytest.raises(UsageError, match="cannot be written"):
-        lora.write(tmp_path / "none" / "lora.safetensors", student.parameters_to_train(), preset="mine")
+        lora.write(tmp_path / "none" / "lora.safetensors", student.parameters_to_train(), trained_for="mine")
 
 
 def test_without_a_rank_all_weights_are_trained_in_float32(model: Model) -> None:

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from fpsgen.errors import RenderError
 from fpsgen.weights import load
-from fpsgen.weights.convert import write_model
-from fpsgen.weights.layout import PARTS
+from fpsgen.weights.convert import convert, write_model
+from fpsgen.weights.layout import PARTS, Format
 from fpsgen.weights.models import Model, find, open_folder
 
 CPU = torch.device("cpu")
@@ -59,6 +59,19 @@ def test_a_folder_keeps_its_format(both_formats: dict[str, Path], tmp_path: Path
         assert all(ours.samefile(theirs) for ours, theirs in pairs)
     if form == "diffusers":
         WanPipeline.from_pretrained(tmp_path / "out" / "model")
+
+
+@pytest.mark.parametrize("form", ["diffusers", "original"])
+def test_the_preset_that_it_was_trained_for_is_kept_in_either_format(
+    both_formats: dict[str, Path], tmp_path: Path, form: Format
+) -> None:
+    model = open_folder(both_formats[form], "small")
+    assert model.trained_for == ()
+    write_model(model, trained(model), tmp_path / "model", trained_for="mine.toml")
+    again = open_folder(tmp_path / "model", "small")
+    other: Format = "original" if form == "diffusers" else "diffusers"
+    list(convert(again.checkpoint, other, tmp_path / "converted"))
+    assert again.trained_for == open_folder(tmp_path / "converted", "small").trained_for == ("mine.toml",)
 
 
 def test_dtypes_stay_those_on_disk(both_formats: dict[str, Path], tmp_path: Path) -> None:
