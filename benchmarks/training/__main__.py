@@ -23,13 +23,12 @@ from benchmarks.calibration.worker import job_for
 from benchmarks.record import RESULTS
 from benchmarks.training.judge import Clip, Contender, Found, Worker
 from benchmarks.training.page import DENSE, FREE, document
-from benchmarks.training.runs import BATCH, CLIPS, COLUMNS, PLANS, RUNS, STEPS, Run, preset, prompts
+from benchmarks.training.runs import BATCH, CLIPS, COLUMNS, EVERYWHERE, PLANS, RUNS, STEPS, preset, prompts
 from fpsgen import files
 from fpsgen.machine import provenance
 from recipes.pocket.world import contact_sheet
 
 SHEET = Path(__file__).parents[2] / "docs" / "training.png"
-SHOWN = "flow matching", "distillation"
 
 
 def fpsgen(*arguments: str, **environment: str) -> None:
@@ -56,7 +55,7 @@ def contenders(work: Path) -> list[Contender]:
     found = [Contender(DENSE)]
     for plan in PLANS:
         found.append(Contender(FREE, plan))
-        found += [Contender(column, plan, Run(plan, column).folder(work)) for column in COLUMNS]
+        found += [Contender(run.column, plan, run.folder(work)) for run in RUNS if run.plan == plan]
     return found
 
 
@@ -65,14 +64,15 @@ def main() -> None:
     begin, clock = provenance(["python", "-m", "benchmarks.training", *sys.argv[1:]]), time.monotonic()
     data = prepare(args.work)
     with ThreadPoolExecutor(args.workers) as pool:
-        for _ in pool.map(lambda run: fpsgen(*run.command(data, args.work), OMP_NUM_THREADS="1"), RUNS):
+        longest_first = sorted(RUNS, key=lambda run: "--guided" not in COLUMNS[run.column])
+        for _ in pool.map(lambda run: fpsgen(*run.command(data, args.work), OMP_NUM_THREADS="1"), longest_first):
             pass
     every, job = contenders(args.work), job_for(1.0)
     specs = zip(held_out.specs(args.clips), held_out.labels(args.clips), strict=True)
     clips = [Clip(*spec, label) for spec, label in specs]
     with ProcessPoolExecutor(args.workers, get_context("spawn"), Worker.start) as pool:
         by_clip = list(pool.map(Worker.check, clips, [every] * len(clips)))
-        shown = [one for one in every if one.column in (DENSE, FREE, *SHOWN)]
+        shown = [one for one in every if one.column in (DENSE, FREE, *EVERYWHERE)]
         videos = list(pool.map(Worker.frames, [clips[0]] * len(shown), shown))
     found = dict(zip(every, zip(*by_clip, strict=True), strict=True))
     costs = {plan: attention_cost(job, preset(plan).steps(job.model, job.settings)) for plan in PLANS}

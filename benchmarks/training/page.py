@@ -41,8 +41,9 @@ def document(record: dict) -> str:
         f"""{len(record["prompts"])} clips of combinations that neither the pocket model nor these trainings have seen,
         each rendered from the same noise: with dense attention, with a plan and the model as it was (training-free),
         and with the plan and the model trained for it, on {record["clips"]} clips that the dense model made. All
-        trainings saw as many samples: {record["steps"]} steps of {record["batch"]}. PROTOCOL.md says what is
-        compared, and was written before. The error is 1 - cosine of the final latents, and PSNR is that of the
+        trainings saw as many samples: {record["steps"]} steps of {record["batch"]}. Distillation is that of the guided
+        velocity, but where it says unguided; each of its samples takes two passes. PROTOCOL.md says what is compared,
+        and was written before. The error is 1 - cosine of the final latents, and PSNR is that of the
         frames, both against dense attention of the model as it was. The judges say in how many clips subject, motion
         and scene are what the prompt says.
         ± 95 %, by Student's t over the clips.""",
