@@ -65,10 +65,8 @@ def generate(
     ends = []
     for number, plan in enumerate(plans):
         own = plan.request.settings
-        if surprise := plan.preset.surprise(weights, own):
-            yield Notice(surprise)
-        if stranger := plan.preset.stranger(weights, model.trained_for):
-            yield Notice(stranger)
+        if told := plan.preset.stranger(weights, model.trained_for) or plan.preset.surprise(weights, own):
+            yield Notice(told)
         if len(plans) > 1:
             yield Run(plan.request.prompt, number + 1, len(plans))
         with _alone(videos, number):

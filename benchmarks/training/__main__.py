@@ -62,6 +62,7 @@ def contenders(work: Path) -> list[Contender]:
 def main() -> None:
     args = held_out.arguments(__doc__, RESULTS / "training", Path("build/training"))
     begin, clock = provenance(["python", "-m", "benchmarks.training", *sys.argv[1:]]), time.monotonic()
+    anew = not args.work.exists()
     data = prepare(args.work)
     with ThreadPoolExecutor(args.workers) as pool:
         longest_first = sorted(RUNS, key=lambda run: "--guided" not in COLUMNS[run.column])
@@ -70,7 +71,7 @@ def main() -> None:
     every, job = contenders(args.work), job_for(1.0)
     specs = zip(held_out.specs(args.clips), held_out.labels(args.clips), strict=True)
     clips = [Clip(*spec, label) for spec, label in specs]
-    with ProcessPoolExecutor(args.workers, get_context("spawn"), Worker.start) as pool:
+    with ProcessPoolExecutor(args.workers, get_context("spawn"), Worker.start, (args.work,)) as pool:
         by_clip = list(pool.map(Worker.check, clips, [every] * len(clips)))
         shown = [one for one in every if one.column in (DENSE, FREE, *EVERYWHERE)]
         videos = list(pool.map(Worker.frames, [clips[0]] * len(shown), shown))
@@ -80,7 +81,7 @@ def main() -> None:
         **begin,
         "prompts": [clip.prompt for clip in clips],
         "clips": CLIPS, "steps": STEPS, "batch": BATCH,
-        "seconds": round(time.monotonic() - clock),
+        "seconds": round(time.monotonic() - clock) if anew else None,  # of a run that was continued it would be a part
         "dense": row_of(found[every[0]]),
         "rows": [
             {"plan": one.plan, "column": one.column, "cost": costs[one.plan], **row_of(found[one])}

@@ -11,7 +11,7 @@ import torch
 
 from benchmarks.training.page import DENSE
 from benchmarks.training.runs import preset
-from fpsgen import assets, metrics
+from fpsgen import metrics
 from fpsgen.journal import Journal
 from fpsgen.pocket.judge import load_network
 from fpsgen.pocket.words import Combination
@@ -66,8 +66,10 @@ class Worker:
     """The pocket models in a process of their own, on one core."""
 
     @classmethod
-    def start(cls) -> None:
+    def start(cls, work: Path) -> None:
+        """work: the folder where clips are kept."""
         torch.set_num_threads(1)
+        cls.kept = work / "clips"
         cls.base = models.find("pocket")
         checkpoint = cls.base.checkpoint
         cls.encoder, cls.vae = load_text_encoder(checkpoint, CPU, torch.bfloat16), load_vae(checkpoint, CPU)
@@ -134,4 +136,4 @@ class Worker:
             "clip": [clip.prompt, clip.seed], "plan": repr(one.preset),
             "weights": cls._transformer(one.folder).fingerprint(), "torch": torch.__version__,
         }  # fmt: skip
-        return Journal(assets.cache("training-benchmark"), key)
+        return Journal(cls.kept, key)

@@ -36,18 +36,20 @@ def told(values: Sequence[float], digits: int) -> str:
 
 def document(record: dict) -> str:
     """What is published, in Markdown."""
+    took = f", in {record['seconds'] / 60:.0f} minutes" if record["seconds"] else ""
     head = page(
         "Training through a preset: what it wins back",
         f"""{len(record["prompts"])} clips of combinations that neither the pocket model nor these trainings have seen,
         each rendered from the same noise: with dense attention, with a plan and the model as it was (training-free),
         and with the plan and the model trained for it, on {record["clips"]} clips that the dense model made. All
-        trainings saw as many samples: {record["steps"]} steps of {record["batch"]}. Distillation is that of the guided
-        velocity, but where it says unguided; each of its samples takes two passes. PROTOCOL.md says what is compared,
-        and was written before. The error is 1 - cosine of the final latents, and PSNR is that of the
+        trainings saw as many samples: {record["steps"]} steps of {record["batch"]}. Distillation compares guided
+        velocities, but where it says unguided. Counting forward passes, of which a backward pass is two, a sample
+        takes 3 in flow matching, 4 in unguided distillation, and 8 in guided distillation. PROTOCOL.md says what is
+        compared, and was written before. The error is 1 - cosine of the final latents, and PSNR is that of the
         frames, both against dense attention of the model as it was. The judges say in how many clips subject, motion
         and scene are what the prompt says.
         ± 95 %, by Student's t over the clips.""",
-        f"`{' '.join(record['command'])}` makes this page, in {record['seconds'] / 60:.0f} minutes.",
+        f"`{' '.join(record['command'])}` makes this page{took}.",
     )
     table = Table.of_numbers("", ["plan", "model", "latent error", "PSNR, dB", "network", "templates"])
     own = record["dense"]

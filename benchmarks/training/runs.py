@@ -29,7 +29,8 @@ COLUMNS: dict[str, tuple[str, ...]] = {
 EVERYWHERE = "flow matching", "distillation"  # columns of every plan; the others are of one
 _OTHERS = "top"
 COMMON = ("--steps", str(STEPS), "--batch", str(BATCH), "--micro", str(BATCH), "--warm-up", "60", "--decay", "cosine",
-          "--ema", "0.98", "--spike", "1000", "--checks", "0", "--save-every", "300", "--no-report")  # fmt: skip
+          "--ema", "0.98", "--spike", "1000", "--checks", "0", "--save-every", "300", "--no-report", "--device", "cpu",
+          "--dtype", "fp32")  # fmt: skip
 
 
 @dataclass(frozen=True)

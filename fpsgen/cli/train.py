@@ -109,7 +109,7 @@ def train(
         raise UsageError(told, hint=f"make it: fpsgen train prepare {shlex.quote(model)} … -o {shlex.quote(str(data))}")
     check_room(subject, wanted, folder)
     target = chosen.find_target(device, dtype)  # which imports torch: so far, whatever cannot be is told at once
-    job, texts = make_job(subject, named or preset, wanted, data, own, target, folder)
+    job = make_job(subject, named or preset, wanted, data, own, target, folder)
     from fpsgen.train import state
 
     if (checkpoint := state.latest(folder / "checkpoints")) is not None:  # before its settings' file is written anew
@@ -119,11 +119,13 @@ def train(
         files.write_text(folder / SETTINGS, settings_file.text(wanted))
     from fpsgen.train.run import run
 
+    if wanted.warm_up_steps >= wanted.steps:
+        out.note(f"all {counted(wanted.steps, 'step')} warm up: the run ends before attention is the preset's")
     again = f"fpsgen train {shlex.quote(model)} … -o {shlex.quote(str(folder))} --resume continues it"
     with drawn(out, True, Stopped("stopped before the first checkpoint", again)) as watch:
-        result = run(job, texts, ["fpsgen", *sys.argv[1:]], watch)
+        result = run(job, ["fpsgen", *sys.argv[1:]], watch)
     if result is not None:
-        tell(out, result, job, folder, no_report)
+        tell(out, result, job, model, no_report)
 
 
 def settings_of(file: Path | None, resumed: Path | None, given: dict[str, Any]) -> TrainSettings:
@@ -174,6 +176,9 @@ def check_subject(model: Model, preset: Preset | None, settings: TrainSettings, 
     if preset is None:
         return
     preset.check_family(model.family)
+    if preset.name == SETTINGS:  # the result's preset has the same name
+        told = f"{setting('preset', SETTINGS)} has the name of the file that keeps the settings of the run"
+        raise UsageError(told, hint="rename the preset's file")
     if preset.is_exact and settings.distil and not settings.flow:
         told = f"there is nothing to learn for the preset {preset.name}: attention is dense and exact"
         raise UsageError(told, hint=f"choose another {setting('preset')}, or use {setting('flow', 1.0)}")
@@ -184,7 +189,8 @@ def check_room(model: Model, settings: TrainSettings, folder: Path) -> None:
     written."""
     from fpsgen.train import estimate
 
-    needed = (settings.keep + 2) * estimate.checkpoint_bytes(model.config, settings)
+    there = sum(path.stat().st_size for path in (folder / "checkpoints").glob("step-*/*"))
+    needed = (settings.keep + 2) * estimate.checkpoint_bytes(model.config, settings) - there
     if (free := shutil.disk_usage(assets.existing(folder)).free) < needed:
         told = f"{printable(folder)} has room for {readable(free)}, and the checkpoints would take {readable(needed)}"
         raise UsageError(told, hint=f"make room there, or use {setting('keep', 1)} or {setting('lora', 64)}")
@@ -198,8 +204,8 @@ def make_job(
     own: tuple[str, ...] | None,
     target: Target,
     folder: Path,
-) -> tuple[TrainJob, tuple[str, ...]]:
-    """What is trained, and the prompts of the held-out clips. preset: or its grade. UsageError where data, preset and
+) -> TrainJob:
+    """What is trained. preset: or its grade. UsageError where data, preset and
     model do not fit together, all before weights are read."""
     from fpsgen.presets import shipped
     from fpsgen.train import held_out
@@ -217,20 +223,22 @@ def make_job(
     if model.pocket and (width, height) != (model.defaults.width, model.defaults.height):
         told = f"{printable(data)} holds clips of {width}x{height}, and {model.name} renders {model.defaults.size} only"
         raise UsageError(told, hint="prepare data in its size")
-    video = model.defaults.override(width=width, height=height, frames=content.index.frames)
+    video = model.defaults.override(width=width, height=height, frames=content.index.frames, **content.index.sampling)
+    video.check()
     if isinstance(preset, str):
         preset = shipped.of_grade(preset, model.family, width, height)
     preset.steps(model, video)
     count = 0 if settings.from_scratch else settings.checks  # there is no model to compare with
     texts = held_out.prompts(model.family, count, own, (origin.prompt for origin in content.index.origins))
-    return TrainJob(model, content, preset, video, settings, target, folder), texts
+    return TrainJob(model, content, preset, video, settings, target, folder, texts)
 
 
-def tell(out: Output, result: TrainResult, job: TrainJob, folder: Path, no_report: bool) -> None:
-    """What became of it, and how to use it."""
+def tell(out: Output, result: TrainResult, job: TrainJob, name: str, no_report: bool) -> None:
+    """What became of it, and how to use it. name: of the model, as it was given."""
     from fpsgen import report
 
-    record, page = result.record, folder / "report.html"
+    folder, record = job.folder, result.record
+    page = folder / "report.html"
     if record.checks:
         before, after = record.checks[0], record.checks[-1]
         out.line(
@@ -240,9 +248,14 @@ def tell(out: Output, result: TrainResult, job: TrainJob, folder: Path, no_repor
     if record.skipped:
         out.note(f"{record.skipped} of {record.steps} steps were skipped: see the report")
     flag = "--lora" if job.settings.lora else "--model"
-    model = f"--model {shlex.quote(job.model.name)} " if job.settings.lora else ""
+    model = f"--model {shlex.quote(name)} " if job.settings.lora else ""
+    own, usual = job.video, job.model.defaults
+    size = "" if own.size == usual.size else f" --res {own.size}"
+    size += "" if own.frames == usual.frames else f" --frames {own.frames}"
     through = f" --preset {shlex.quote(str(result.preset))}" if result.preset else ""
-    out.line(f"use it   fpsgen generate PROMPT {model}{flag} {shlex.quote(str(result.weights))}{through}", copied=True)
+    out.line(
+        f"use it   fpsgen generate PROMPT {model}{flag} {shlex.quote(str(result.weights))}{through}{size}", copied=True
+    )
     draw = None if no_report else functools.partial(report.write, record, result.pairs, page)
     told = jsonlib.dumps(record.as_json(), indent=2) + "\n"
     kept = keep("record", folder / "record.json", told, draw, "make room there; --resume writes it again")

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fpsgen.attention.plan import AttentionPlan, KeyTiles, PVPrecision, QKPrecision, Rest, Seen, fit
@@ -179,10 +178,11 @@ class Preset:
 
     def stranger(self, weights: str, trained_for: Sequence[str]) -> str | None:
         """What a user should know of weights that were trained for other presets, in one sentence."""
-        own, others = Path(self.name).stem, [Path(name).stem for name in trained_for]
+        own, *others = (name.removesuffix(".toml") for name in (self.name, *trained_for))
         if not others or own in others or (self.measured is not None and self.measured.weights == weights):
             return None
-        return f"these weights were trained for the preset {' and '.join(others)}: with {own} they may do worse"
+        which = f"the preset{'s' if len(others) > 1 else ''} {' and '.join(others)}"
+        return f"these weights were trained for {which}: with {own} they may do worse"
 
     def check_family(self, family: str) -> None:
         """UsageError where the preset is for other models than those of `family`."""

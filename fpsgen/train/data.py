@@ -51,6 +51,8 @@ INDEX = "index.json"
 _MOST, _BYTES = 16, 2**26  # samples and bytes of latents and velocities in a shard: what a killed run makes again
 _MEND = "copy the folder again, or prepare the data anew in another folder"
 _CHANNELS = WanConfig.in_channels
+# With what the model made its clips, by the names of `Settings`.
+SAMPLING = {"steps": int, "guidance": (int, float), "shift": (int, float), "solver": str, "sigmas": str}
 
 
 class Taught(NamedTuple):
@@ -117,6 +119,11 @@ class DataIndex:
         """As many as one shard of these samples has."""
         one = _CHANNELS * prod(self.latent_shape) * (4 + 2 * self.made.get("teacher", 0))
         return max(1, min(_MOST, _BYTES // one))
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """With which settings the model made the clips, by the names of `Settings`; of videos, nothing."""
+        return {name: self.made[name] for name in SAMPLING if name in self.made}
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON has it."""
@@ -233,6 +240,7 @@ def read_index(folder: Path) -> DataIndex:
             names = [_name(number) for number in range(len(index.shards))]
             sound = index.as_dict() == told and all(isinstance(origin.prompt, str) for origin in index.origins)
             sound &= isinstance(index.made, dict)
+            sound &= all(isinstance(value, SAMPLING[name]) for name, value in index.sampling.items())
             sound &= index.latent_shape == sizes.latent_shape(index.frames, height, width)
             if not sound or [shard.file for shard in index.shards] != names:  # none outside of the folder
                 raise ValueError

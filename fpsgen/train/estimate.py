@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, replace
-from math import prod
+from math import ceil, prod
 
 from fpsgen.presets import Preset, shipped
 from fpsgen.settings import Settings
@@ -149,7 +149,8 @@ def estimates(
         tokens, density = plans[0].tiles.tokens, mean_density(plans)
         for recompute in (False, True):
             how = replace(settings, recompute=recompute)
-            seconds = settings.batch * flops(model.config, how, tokens, density) / (cards * PEAK * SHARE)
+            each = ceil(settings.batch / cards)  # samples of the card that has most
+            seconds = each * flops(model.config, how, tokens, density) / (PEAK * SHARE)
             needs = memory(model.config, how, tokens, cards)
             found.append(
                 TrainEstimate(

@@ -51,6 +51,7 @@ _PATIENCE = 3  # signals: the third one is not kept waiting
 @dataclass(frozen=True)
 class TrainJob:
     """What is trained, on what, and where the run is kept. video: whose steps and shift decide on noise levels.
+    prompts: of the held-out clips, which may be none.
 
     check: renders the held-out clips by the averaged weights after a step, and returns their mean latent error; every
     process calls it.
@@ -63,6 +64,7 @@ class TrainJob:
     settings: TrainSettings
     target: Target
     folder: Path
+    prompts: tuple[str, ...] = ()
     check: Callable[[VelocityModel, int], float] | None = None
 
 
@@ -93,7 +95,7 @@ class Guard:
 
 def rate(settings: TrainSettings, step: int) -> float:
     """The factor of the learning rate at a step: it rises, holds and, with "cosine", falls to the floor."""
-    warm = min(1.0, (step + 1) / max(settings.warm_up, 1))
+    warm = min(1.0, (step + 1) / max(settings.warm_up_steps, 1))
     if settings.decay == "constant":
         return warm
     falling = max(0.0, step / settings.steps - settings.hold) / max(1 - settings.hold, 1e-9)
@@ -261,6 +263,7 @@ def _identities(job: TrainJob, weights: str) -> dict[str, str]:
         "preset": file.as_dict(replace(job.preset, measured=None)),
         "video": asdict(job.video),
         "precision": job.target.dtype_name,
+        "set of held-out clips": job.prompts,
     }
     return {name: hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()[:16] for name, own in on.items()}
 

@@ -139,7 +139,7 @@ class Objective:
 
     def stage(self, step: int) -> int:
         """How far annealing is at a step: 0 is dense, STAGES the preset."""
-        return STAGES if step >= self.settings.warm_up else STAGES * step // self.settings.warm_up
+        return STAGES if step >= (steps := self.settings.warm_up_steps) else STAGES * step // steps
 
     def example(self, step: int, place: int, sample: int) -> Example:
         """What the sample of this number is at a place of a step's batch.
@@ -148,6 +148,7 @@ class Objective:
         """
         own, rng = self.data.sample(sample), random.Random(f"{self.settings.seed} {step} {place}")
         level, seed, dropped = self.levels.draw(rng), rng.getrandbits(63), rng.random() < self.settings.caption_drop
+        dropped = dropped and not self.settings.guided  # which learns both branches from every sample
         text, velocity = self.data.negative if dropped else rng.choice(own.texts), None
         if own.taught is not None and self.settings.distil:
             levels, seeds, velocities = own.taught

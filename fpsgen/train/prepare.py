@@ -21,7 +21,7 @@ from fpsgen.solvers import TRAIN_TIMESTEPS
 from fpsgen.target import Target
 from fpsgen.train import clips
 from fpsgen.train.clips import SkippedError, Video
-from fpsgen.train.data import DataIndex, DataWriter, Origin, Sample, Taught, index_of, padded, trimmed
+from fpsgen.train.data import SAMPLING, DataIndex, DataWriter, Origin, Sample, Taught, index_of, padded, trimmed
 from fpsgen.train.objective import Levels
 from fpsgen.wan import plan as plans
 from fpsgen.wan import vae as wan_vae
@@ -46,7 +46,7 @@ class Preparation:
         """`count` clips by dense attention; prompts are used again from the first, and seeds count from `seed`.
         teacher: how many velocities at other noise levels are kept with each."""
         own, checkpoint, device, dtype = self.settings, self.model.checkpoint, self.target.device, self.target.dtype
-        made = {name: getattr(own, name) for name in ("steps", "guidance", "shift", "solver", "sigmas")}
+        made = {name: getattr(own, name) for name in SAMPLING}
         made |= {"teacher": teacher, "weights": load.identity(checkpoint, "transformer"), "dtype": str(dtype)}
         writer = DataWriter(self.folder, index_of(self.model, own, **made))
         wanted = [Origin(prompts[i % len(prompts)], next_seed(seed, i)) for i in range(count)]

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 _PATIENCE = timedelta(minutes=10)  # with a process that is there and says nothing; one that died is noticed at once
 _AGAIN = f"with {option('resume')} it goes on from its last checkpoint"
 _FAULT = "fault"  # where a process leaves what ended it, for the first to say
+_SAID = "said"  # where the first leaves that it has said why the run ends
+_LOST = "a process of this run was ended, and so the others end, too"
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,8 @@ def own_device(device: torch.device) -> torch.device:
 def joined(device: torch.device) -> Iterator[Ranks]:
     """The processes that torchrun has started, while they work together; one, if it has not.
 
-    What ends one of them ends all: the first process raises it, the others leave without a word.
+    What ends one of them ends all: the first process raises it, the others leave without a word. The second speaks
+    where the first was lost.
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
@@ -135,10 +138,12 @@ def joined(device: torch.device) -> Iterator[Ranks]:
         lost = _is_lost(error) or _is_lost(error.__context__)
         if lost:  # torchrun ends the others by a signal, which may have come; this one has something to say first
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        with contextlib.suppress(RuntimeError):
+            store.set(_SAID, "")
         if (fault := _fault(store, wait=lost)) is not None:
             raise FpsgenError(fault, _AGAIN) from None
         if lost:
-            raise FpsgenError("a process of this run was ended, and so the others end, too", _AGAIN) from None
+            raise FpsgenError(_LOST, _AGAIN) from None
         raise
     distributed.destroy_process_group()
 
@@ -156,6 +161,8 @@ def _leave(error: BaseException, store: Store, who: str) -> None:
         line = f"{error}" if isinstance(error, FpsgenError) else f"{type(error).__name__}: {error}".partition("\n")[0]
         with contextlib.suppress(RuntimeError):
             store.set(_FAULT, f"{who} ended: {line}")
+    elif who.startswith("process 1 ") and _is_lost(error) and not _comes(store, _SAID):
+        os.write(2, f"error: {_LOST}\n  {_AGAIN}\n".encode())  # sys.stderr is closed in all processes but the first
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(getattr(error, "exit_code", 1))  # Python's own way out waits for the group's threads
@@ -163,9 +170,14 @@ def _leave(error: BaseException, store: Store, who: str) -> None:
 
 def _fault(store: Store, wait: bool) -> str | None:
     """What another process has left; it may be about to, where one was lost."""
-    for _ in range(20 if wait else 1):
+    return store.get(_FAULT).decode() if _comes(store, _FAULT, 20 if wait else 1) else None
+
+
+def _comes(store: Store, key: str, tries: int = 20) -> bool:
+    """Whether a process leaves something there, within so many tenths of a second."""
+    for _ in range(tries):
         with contextlib.suppress(RuntimeError):
-            if store.check([_FAULT]):
-                return store.get(_FAULT).decode()
+            if store.check([key]):
+                return True
         time.sleep(0.1)
-    return None
+    return False

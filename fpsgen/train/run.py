@@ -44,12 +44,12 @@ class TrainResult:
     preset: Path | None
 
 
-def run(job: TrainJob, prompts: Sequence[str], command: list[str], watch: Watch) -> TrainResult | None:
+def run(job: TrainJob, command: list[str], watch: Watch) -> TrainResult | None:
     """Train, write the result to the job's folder, and look at it. None in all processes but the first.
 
-    prompts: of the held-out clips, which may be none. Errors as `loop.train`; RenderError where the result cannot be
-    written: the last checkpoint is kept.
+    Errors as `loop.train`; RenderError where the result cannot be written: the last checkpoint is kept.
     """
+    prompts = job.prompts
     job = replace(job, target=replace(job.target, device=own_device(job.target.device)))
     with joined(job.target.device) as group:
         held = None
@@ -125,11 +125,12 @@ def _checker(held: HeldOut, folder: Path, group: Ranks, watch: Watch) -> Callabl
 
 def _written(job: TrainJob, done: Training, learned: Mapping[str, Tensor]) -> Model:
     """The result on disk, as the model that `generate` makes of it."""
+    trained_for = {} if job.preset.is_exact else {"trained_for": job.preset.name}
     if not job.settings.lora:
-        write_model(job.model, learned, job.folder / "model", trained_for=job.preset.name)
+        write_model(job.model, learned, job.folder / "model", **trained_for)
         return models.open_folder(job.folder / "model", "model")
     path = job.folder / "lora.safetensors"
-    lora.write(path, learned, base=done.student.base, trained_for=job.preset.name)
+    lora.write(path, learned, base=done.student.base, **trained_for)
     loras = (*job.model.checkpoint.loras, lora.find(str(path)))
     return replace(job.model, checkpoint=replace(job.model.checkpoint, loras=loras))
 

@@ -12,6 +12,7 @@ Levels = Literal["preset", "logit-normal"]
 Optimizer = Literal["adamw", "muon"]
 Decay = Literal["constant", "cosine"]
 
+_WARM_UP = 200
 _LORA_LR = 1e-4  # adapters start at zero, and take larger steps than weights that are to change little
 
 # The least and the largest value of each number, and one that is usual.
@@ -53,7 +54,7 @@ class TrainSettings:
     batch: int = 8
     micro: int = 1
     lr: float | None = None
-    warm_up: int = 200
+    warm_up: int | None = None
     decay: Decay = "constant"
     hold: float = 0.5
     floor: float = 0.0
@@ -76,13 +77,19 @@ class TrainSettings:
         """Of the optimizer, after the warm-up."""
         return self.lr if self.lr is not None else _LORA_LR if self.lora else 5e-6
 
+    @property
+    def warm_up_steps(self) -> int:
+        """How many steps warm up: 200, or a fifth of all of them where that is less."""
+        return self.warm_up if self.warm_up is not None else min(_WARM_UP, self.steps // 5)
+
     def override(self, **given: Any) -> TrainSettings:
         """These, but for every keyword that is not None."""
         return replace(self, **{name: value for name, value in given.items() if value is not None})
 
     def as_dict(self) -> dict[str, Any]:
-        """What a settings file says; what is None is left out."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
+        """What a settings file says, in which nothing is left to defaults but what None turns off."""
+        told = asdict(self) | {"lr": self.learning_rate, "warm_up": self.warm_up_steps}
+        return {name: value for name, value in told.items() if value is not None}
 
     def check(self) -> None:
         """UsageError where a value means nothing, or two contradict each other."""

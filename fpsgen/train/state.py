@@ -27,7 +27,7 @@ _VERSION = 1
 _PART = 2**31  # bytes of a file, about, which the first process has in memory
 _STATE = "state.json"
 # Settings that may change while a run is stopped: none of them changes what is computed.
-_FREE = {"micro", "recompute", "spike", "save_every", "keep", "check_every", "checks"}
+_FREE = {"micro", "recompute", "spike", "save_every", "keep", "check_every"}
 _ELSEWHERE = f"use what the run began with, or begin another one with another {option('output')}"
 
 

@@ -109,7 +109,7 @@ def contents(file: Path) -> Contents:
 def trained_for(file: Path) -> str | None:
     """The preset that a weight file of `fpsgen train` was made for; of another file, None."""
     preset = contents(file).metadata.get("trained_for")
-    return preset and printable(preset, 100)
+    return preset and printable(preset)
 
 
 def is_pickled(file: Path) -> bool:

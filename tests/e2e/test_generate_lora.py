@@ -111,10 +111,10 @@ def test_weights_that_were_trained_for_another_preset_say_so(pocket: Path, pocke
     model = open_folder(pocket_folder, "pocket")
     transformer = load_transformer(model.checkpoint, CPU, torch.float32)
     other = {name: 1.01 * own for name, own in transformer.state_dict().items()}
-    write_model(model, other, pocket / "model", trained_for="mine.toml")
+    write_model(model, other, pocket / "model", trained_for="1.3b-480p-mine.toml")
     student = Student(transformer, 1, seed=0)
-    lora.write(pocket / "lora.safetensors", student.parameters_to_train(), trained_for="theirs")
-    (pocket / "mine.toml").write_text("format = 1\n[[phase]]\nsigma = [1.0, 0.0]\nqk = 'int8'\n")
+    lora.write(pocket / "lora.safetensors", student.parameters_to_train(), trained_for="1.3b-480p-theirs")
+    (pocket / "1.3b-480p-mine.toml").write_text("format = 1\n[[phase]]\nsigma = [1.0, 0.0]\nqk = 'int8'\n")
 
     def told(*options: object) -> str:
         result = invoke("a cat", "--steps", 1, "-o", pocket / "v.mp4", *options)
@@ -122,10 +122,10 @@ def test_weights_that_were_trained_for_another_preset_say_so(pocket: Path, pocke
         return " ".join(result.stderr.split())
 
     assert "trained for" not in told("--model", pocket_folder)
-    assert "trained for" not in told("--model", pocket / "model", "--preset", pocket / "mine.toml")
-    assert "these weights were trained for the preset mine: with bf16" in told("--model", pocket / "model")
+    assert "trained for" not in told("--model", pocket / "model", "--preset", pocket / "1.3b-480p-mine.toml")
+    assert "these weights were trained for the preset 1.3b-480p-mine: with bf16" in told("--model", pocket / "model")
     both = told("--model", pocket / "model", "--lora", pocket / "lora.safetensors")
-    assert "trained for the preset mine and theirs" in both
+    assert "trained for the presets 1.3b-480p-mine and 1.3b-480p-theirs: with bf16" in both
 
 
 def halves(student: Student) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:

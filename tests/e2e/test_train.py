@@ -42,6 +42,9 @@ def test_a_run_goes_on_and_comes_to_the_same(trainer: Trainer) -> None:
     assert "--lr 0.001, and would go on with --lr 0.01" in trainer.refused(
         "--resume", output="parts", **again | {"lr": 0.01}
     )
+    others = again | {"prompts": "others.txt"}
+    Path("others.txt").write_text("a dog\na horse\na train\n")
+    assert "another set of held-out clips" in trainer.refused("--resume", output="parts", **others)
     parts = told(trainer("--json", "--resume", output="parts", **again))
     assert parts["trained"] == whole["trained"]
     for key in ("losses", "checks", "steps", "tokens", "skipped"):

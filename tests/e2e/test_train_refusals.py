@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from fpsgen.train.settings import TrainSettings
 from fpsgen.weights import load, models
@@ -40,6 +42,7 @@ WRONG: list[tuple[dict[str, object], str]] = [
     ({"output": "theirs"}, "-o theirs exists, and holds other things than a run"),
     ({"output": "run"}, "-o run holds a run already"),
     ({"output": "data/out"}, "-o data/out lies in the training data"),
+    ({"preset": "settings.toml"}, "has the name of the file that keeps the settings"),
     ({"output": "x" * 300}, "cannot be written: File name too long"),
     ({"model": "copy", "output": "copy/out"}, "-o copy/out lies in the model's own folder"),
 ]
@@ -70,6 +73,7 @@ def places(trainer: Trainer) -> Trainer:
         "theirs/mine.txt": "mine",
         "run/settings.toml": "steps = 4\n",
         "few.txt": "a cat\nprompt 3\n",
+        "settings.toml": "format = 1\n[[phase]]\nsigma = [1.0, 0.0]\ntop = 0.5\n",
     }.items():
         Path(path).parent.mkdir(exist_ok=True)
         Path(path).write_text(text)
@@ -123,6 +127,8 @@ def test_flags_that_contradict(trainer: Trainer, flags: tuple[str, ...], told: s
         ("shards", [], "holds no complete sample yet"),
         ("made", None, "is not an index of training data"),
         ("text_length", 10**12, "the model reads texts of another length"),
+        ("made", {"steps": "ten"}, "is not an index of training data"),
+        ("made", {"shift": -1}, "--shift -1"),
     ],
 )
 def test_data_of_something_else(trainer: Trainer, field: str, value: object, told: str, loads: list[str]) -> None:
@@ -143,10 +149,14 @@ def test_guided_distillation_has_no_use_for_velocities_of_one_branch(trainer: Tr
     assert not loads
 
 
-def test_a_shard_without_its_captions(trainer: Trainer, loads: list[str]) -> None:
+@pytest.mark.parametrize("damage", ["cut", "no caption"])
+def test_a_shard_that_is_not_whole(trainer: Trainer, damage: str, loads: list[str]) -> None:
     shard = next(trainer.data.glob("*.safetensors"))
-    shard.write_bytes(shard.read_bytes()[:-100])
-    assert "is damaged" in trainer.refused()
+    if damage == "cut":
+        shard.write_bytes(shard.read_bytes()[:-100])
+    else:
+        save_file({name: tensor for name, tensor in load_file(shard).items() if name != "0.text.0"}, shard)
+    assert ("is damaged" if damage == "cut" else "does not fit its index: 0.text.0") in trainer.refused()
     assert not Path("out").exists()
     assert not loads
 
@@ -209,5 +219,5 @@ def test_a_flag_wins_over_the_file(trainer: Trainer) -> None:
 
 
 def test_every_setting_is_an_option(trainer: Trainer) -> None:
-    text = trainer("--help", model="pocket").output
-    assert all(f"--{name.replace('_', '-')}" in text for name in TrainSettings.__dataclass_fields__)
+    rows = re.findall(r"^[^\w-]*(?:-\w,? +)?--([a-z-]+)", trainer("--help", model="pocket").output, re.MULTILINE)
+    assert {name.replace("_", "-") for name in TrainSettings.__dataclass_fields__} <= set(rows)

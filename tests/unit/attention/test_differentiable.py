@@ -78,6 +78,21 @@ def test_gradients_pass_rounding_straight_through(plan: AttentionPlan) -> None:
         assert distance(mine, theirs) > 3e-3  # so that rounding shows
 
 
+@pytest.mark.parametrize("seen", [SEEN[0], SEEN[1], SEEN[4]], ids=str)
+def test_where_nothing_is_lost_gradients_are_those_of_the_unrounded_operator(seen: Any) -> None:
+    """q and k are whole numbers of 1/64, and in each tile and head the largest is 127/64: rounding to INT8 is exact."""
+    q, k, v = random_qkv(seen[0])
+    tiles = seen[0]
+    for x in (q, k):
+        x.data.mul_(40).round_().clamp_(-126, 126)
+        x.data[:, tiles.offsets[:-1], :, 0] = 127
+        x.data.div_(64)
+    plan, unrounded = AttentionPlan(*seen, "int8", "bf16", False), AttentionPlan(*seen)
+    found, exact = (of_squares(differentiable.attention(q, k, v, own), q, k, v) for own in (plan, unrounded))
+    for mine, theirs in zip(found, exact, strict=True):
+        assert distance(mine, theirs) < 1e-6
+
+
 @pytest.mark.parametrize("plan", [*UNROUNDED, AttentionPlan(RAGGED)], ids=str)
 @pytest.mark.parametrize("which", range(3), ids="qkv")
 def test_gradients_are_what_small_steps_change(

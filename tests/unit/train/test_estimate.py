@@ -131,4 +131,6 @@ def test_a_model_that_is_not_on_this_disk() -> None:
     assert [own.recompute for own in one] == [False, True]
     assert one[0].tokens == 75_600
     assert eight[0].tokens_per_second == pytest.approx(8 * one[0].tokens_per_second)
+    most = estimate.estimates(model, "fast", TrainSettings(), [video], cards=64)
+    assert most[0].tokens_per_second == eight[0].tokens_per_second  # a batch of 8 keeps 8 cards busy
     assert one[0].seconds == pytest.approx(8 * one[0].tokens / one[0].tokens_per_second)  # a batch of 8

@@ -29,7 +29,7 @@ def run(processes: int, model: Path, out: Path, **given: Any) -> subprocess.Comp
 def sentences(ended: subprocess.CompletedProcess[str]) -> list[str]:
     """What a run that failed said, besides torchrun."""
     assert ended.returncode == 1, ended.stderr
-    return [line for line in ended.stderr.splitlines() if line.startswith("Error: ")]
+    return [line for line in ended.stderr.splitlines() if line.lower().startswith("error: ")]
 
 
 def losses(out: Path) -> list[float]:
@@ -61,6 +61,14 @@ def test_a_process_that_fails_ends_all_with_one_sentence(wan_folder: Path, tmp_p
     assert "process 1 of 2" in sentence
     assert "a fault of process 1 alone" in sentence
     assert (tmp_path / "checkpoints" / "step-1").is_dir()
+
+
+@pytest.mark.slow  # as the first
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_process_that_is_killed_ends_all_with_one_sentence(wan_folder: Path, tmp_path: Path, lost: int) -> None:
+    settings = {"steps": 4, "batch": 3, "warm_up": 0, "save_every": 1, "check_every": 1}
+    (sentence,) = sentences(run(3, wan_folder, tmp_path, settings=settings, kill_at=[lost, 2]))
+    assert "a process of this run was ended" in sentence
 
 
 @pytest.mark.slow  # a minute
