@@ -11,6 +11,7 @@ import pytest
 from benchmarks import grades, numerics, pairs, pocket_plans, slots
 from benchmarks.calibration import page as calibration
 from benchmarks.record import RESULTS
+from benchmarks.training import page as training
 from fpsgen import assets
 
 NAMES = sorted(path.stem for path in RESULTS.glob("*.json"))
@@ -26,6 +27,7 @@ def maker(name: str) -> Callable[[dict], str]:
         "numerics": numerics.document,
         "pocket-plans": pocket_plans.document,
         "slots": slots.document,
+        "training": training.document,
     }[name]
 
 
