@@ -52,7 +52,13 @@ _MOST, _BYTES = 16, 2**26  # samples and bytes of latents and velocities in a sh
 _MEND = "copy the folder again, or prepare the data anew in another folder"
 _CHANNELS = WanConfig.in_channels
 # With what the model made its clips, by the names of `Settings`.
-SAMPLING = {"steps": int, "guidance": (int, float), "shift": (int, float), "solver": str, "sigmas": str}
+SAMPLING: dict[str, type | tuple[type, ...]] = {
+    "steps": int,
+    "guidance": (int, float),
+    "shift": (int, float),
+    "solver": str,
+    "sigmas": str,
+}
 
 
 class Taught(NamedTuple):
