@@ -90,8 +90,8 @@ class VideoPlan:
 
     @property
     def density(self) -> float:
-        """The share of token pairs that are computed, mean over steps and layers."""
-        return mean_density(self.steps)
+        """The share of token pairs that are computed, mean over steps, guidance branches and layers."""
+        return mean_density(self.steps, self.request.settings.branches)
 
     def about(self, weights: str) -> dict[str, Any]:
         """What is made, by what and with which settings: stored in the file, printed as JSON. weights: the

@@ -53,6 +53,17 @@ class Moment:
 Look = Callable[[int, Tensor], Tensor | None]
 
 
+@dataclass
+class Carried:
+    """What a step leaves for later ones to use again. velocity: the guided one; difference: the conditional velocity
+    less the unconditional one, in the latest step that computed both. source: the latents, number and plan of that
+    step, where its velocity was known and the difference was not."""
+
+    velocity: Tensor | None = None
+    difference: Tensor | None = None
+    source: tuple[Tensor, int, StepPlan] | None = None
+
+
 class Denoiser:
     """A transformer with all that a trajectory needs, except its noise and the plans of its steps.
 
@@ -81,18 +92,44 @@ class Denoiser:
         return solvers.noise(channels, self.settings.latent_shape, seed).to(self.device)
 
     @torch.inference_mode()
-    def velocity(self, latents: Tensor, step: int, plan: StepPlan) -> Tensor:
-        """The guided velocity of `latents` at a step, counted from 0."""
-        timestep = self._timesteps[step]
-        found: list[Tensor] = []
-        for context in self._contexts:
-            branches = self.branches // len(self._contexts)
-            batch = latents.repeat(branches, 1, 1, 1, 1)
-            found += self.transformer(batch, timestep.expand(len(batch)), context, plan).chunk(branches)
-        if len(found) == 1:
-            return found[0]
-        conditional, unconditional = found
+    def velocity(self, latents: Tensor, step: int, plan: StepPlan, carried: Carried | None = None) -> Tensor:
+        """The guided velocity of `latents` at a step, counted from 0. carried: what earlier steps left, which is
+        brought up to date."""
+        carried = carried or Carried()
+        if plan.compute == "reuse":
+            assert carried.velocity is not None
+            return carried.velocity
+        if self.branches == 1 or plan.guidance == "off":
+            return self._conditional(latents, step, plan)
+        if plan.guidance == "reuse":
+            # u + g (c - u) = c + (g - 1) (c - u)
+            return self._conditional(latents, step, plan) + (self.settings.guidance - 1) * self._difference(carried)
+        conditional, unconditional = self._both(latents, step, plan)
+        carried.difference = conditional - unconditional
         return solvers.guide(conditional, unconditional, self.settings.guidance)
+
+    def _both(self, latents: Tensor, step: int, plan: StepPlan) -> Sequence[Tensor]:
+        """The conditional and the unconditional velocity."""
+        timestep, branches = self._timesteps[step], self.branches // len(self._contexts)
+        batch = latents.repeat(branches, 1, 1, 1, 1)
+        return [
+            velocity
+            for context in self._contexts
+            for velocity in self.transformer(batch, timestep.expand(len(batch)), context, plan).chunk(branches)
+        ]
+
+    def _conditional(self, latents: Tensor, step: int, plan: StepPlan) -> Tensor:
+        context, clips = self._contexts[0], len(latents)
+        if self.together:
+            context = [(key[:clips], value[:clips]) for key, value in context]
+        return self.transformer(latents, self._timesteps[step].expand(clips), context, plan)
+
+    def _difference(self, carried: Carried) -> Tensor:
+        if carried.difference is None:
+            assert carried.source is not None
+            conditional, unconditional = self._both(*carried.source)
+            carried.difference = conditional - unconditional
+        return carried.difference
 
     @torch.inference_mode()
     def run(
@@ -102,16 +139,20 @@ class Denoiser:
 
         kept: velocities that it has are taken from it, and the others are given to it.
         """
-        solver, latents = self.settings.new_solver(), noise
+        solver, latents, carried = self.settings.new_solver(), noise, Carried()
         for step, plan in enumerate(plans):
             begin = time.perf_counter()
             velocity = None if kept is None else kept.get(step)
+            known = velocity is not None
             if velocity is None:
                 velocity = None if look is None else look(step, latents)
+                known = velocity is not None
                 if velocity is None:
-                    velocity = self.velocity(latents, step, plan)
+                    velocity = self.velocity(latents, step, plan, carried)
                 velocity = velocity if kept is None else kept.put(step, velocity)
-            velocity = velocity.to(self.device)
+            if known and plan.guidance == "full" and plan.compute == "full":
+                carried.difference, carried.source = None, (latents, step, plan)
+            velocity = carried.velocity = velocity.to(self.device)
             latents = solver.step(velocity, latents)
             finite = bool(latents.isfinite().all())  # waits for the device, too
             yield Moment(step, velocity, latents, time.perf_counter() - begin, finite)

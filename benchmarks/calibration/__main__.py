@@ -89,7 +89,7 @@ def main() -> None:
                 "steps": len(plans),
                 "cost": attention_cost(base, plans),
                 "video_cost": video_cost(base, plans),
-                "density": mean_density(plans),
+                "density": mean_density(plans, base.settings.branches),
                 "error": [one.error for one in clips],
                 "psnr": [one.psnr for one in clips],
             }

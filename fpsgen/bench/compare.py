@@ -89,7 +89,7 @@ class Entry:
     def _phase(self, span: StepSpan, parts: Split | None) -> PhaseTimes:
         steps = slice(span.first, span.last + 1)
         own = self.contender.steps[steps]
-        density = mean_density(own) if own else None
+        density = mean_density(own, self.contender.settings.branches) if own else None
         seconds = median(each for run in self.runs for each in run.steps[steps])
         return PhaseTimes(span.first + 1, span.last + 1, span.sigma, density, seconds, parts)
 

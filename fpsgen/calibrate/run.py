@@ -140,7 +140,7 @@ def _measured(job: Job, weights: str, plans: Sequence[StepPlan], taken: Tried, d
         weights=weights,
         **{key: getattr(job.settings, key) for key in ("size", "frames", "steps", "shift", "guidance")},
         clips=len(taken.checked),
-        density=mean_density(plans),
+        density=mean_density(plans, job.settings.branches),
         cost=mean_cost(job, plans),
         error=error,
         error_ci95=error_ci95,

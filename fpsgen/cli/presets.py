@@ -192,16 +192,18 @@ def draw(out: Output, preset: Preset, whole: Account) -> None:
     texts = [Column(head, prose=True) for head in ("layers", "sees", "precision")]
     texts.insert(1, Column("heads", prose=True, spare=0 if out.verbose else 1))
     numbers = Column("density", right=True), Column("FLOPs saved", right=True, spare=3)
-    table = Table(columns=[Column("steps"), Column("noise", spare=2), *texts, *numbers])
-    for run in whole.runs:
-        head = [span(*map(str, run.steps)), span(*(f"{sigma:.3f}" for sigma in run.sigma))]
+    ways = [way(run) for run in whole.runs]
+    told = [Column("guidance")] if set(ways) != {"full"} else []
+    table = Table(columns=[Column("steps"), Column("noise", spare=2), *told, *texts, *numbers])
+    for run, own in zip(whole.runs, ways, strict=True):
+        head = [span(*map(str, run.steps)), span(*(f"{sigma:.3f}" for sigma in run.sigma)), *([own] if told else [])]
         for row in rows(run, out.verbose):
             table.row(*head, *row)
-            head = ["", ""]
+            head = [""] * len(head)
     out.show(table)
     if not out.verbose and any(hidden(run) for run in whole.runs):
         out.line("--verbose shows what every layer and head sees")
-    saves = f"{amount(total.saved_flops)} of the {amount(total.dense_flops)} FLOPs of attention in each guidance branch"
+    saves = f"{amount(total.saved_flops)} of the {amount(total.dense_flops)} FLOPs of attention in a guidance branch"
     out.line(f"density {total.density:.3f}; saves {saves}")
     out.line(f"cost    {100 * total.cost:.1f} % of dense bf16 attention's, as modelled for an H100")
     if not preset.is_exact:
@@ -215,6 +217,13 @@ def draw(out: Output, preset: Preset, whole: Account) -> None:
         where = f"{measured.size}, {measured.frames} frames, {measured.steps} steps, {clips}"
         tail = f" against bf16, measured at {where}"
     out.line(f"quality {quality(preset)}{tail}")
+
+
+def way(run: RunAccount) -> str:
+    """How the guided velocity of a run's steps is had."""
+    if run.compute == "reuse":
+        return "step reused"
+    return {"full": "full", "reuse": "difference reused", "off": "off"}[run.guidance]
 
 
 def hidden(run: RunAccount) -> bool:

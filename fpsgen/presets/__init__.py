@@ -15,7 +15,7 @@ from fpsgen.attention.plan import AttentionPlan, KeyTiles, PVPrecision, QKPrecis
 from fpsgen.attention.tiles import Shape3, TileGrid
 from fpsgen.errors import UsageError, option
 from fpsgen.settings import Settings
-from fpsgen.wan.plan import StepPlan
+from fpsgen.wan.plan import Compute, Guidance, StepPlan, startable
 
 if TYPE_CHECKING:
     from fpsgen.weights.models import Model
@@ -57,9 +57,12 @@ class Layers(Setting):
 
 @dataclass(frozen=True, kw_only=True)
 class Phase(Setting):
-    """What attention does from noise level sigma[0] down to just above sigma[1]."""
+    """What attention does from noise level sigma[0] down to just above sigma[1]. guidance, compute: as `StepPlan` has
+    them."""
 
     sigma: tuple[float, float]
+    guidance: Guidance = "full"
+    compute: Compute = "full"
     layers: tuple[Layers, ...] = ()
 
     def of_layer(self, number: int) -> Setting:
@@ -141,8 +144,8 @@ class Preset:
 
     @cached_property
     def is_exact(self) -> bool:
-        """Whether it is dense and unrounded everywhere."""
-        return all(
+        """Whether it is dense and unrounded everywhere, and every step is computed with both guidance branches."""
+        return all((phase.guidance, phase.compute) == ("full", "full") for phase in self.phases) and all(
             (own.window, own.density, own.top, own.heads, own.qk, own.pv) == (None, None, None, "", "bf16", "bf16")
             for phase in self.phases
             for own in (phase, *phase.layers)
@@ -211,13 +214,18 @@ class Preset:
         same: dict[AttentionPlan, AttentionPlan] = {}
         shared = {own: same.setdefault(plan, plan) for own, plan in made.items()}
         return {
-            phase: StepPlan(tuple(shared[phase.of_layer(number)] for number in range(layers))) for phase in self.phases
+            phase: StepPlan(
+                tuple(shared[phase.of_layer(number)] for number in range(layers)),
+                guidance=phase.guidance,
+                compute=phase.compute,
+            )
+            for phase in self.phases
         }
 
     def schedule(self, sigmas: Sequence[float], tiles: TileGrid, layers: int, heads: int) -> list[StepPlan]:
         """What each layer does at each step, given the noise level before it; errors as `plans`."""
         plans = self.plans(tiles, layers, heads)
-        return [plans[self.at(sigma)] for sigma in sigmas]
+        return startable([plans[self.at(sigma)] for sigma in sigmas])
 
     def steps(self, model: Model, settings: Settings) -> tuple[StepPlan, ...]:
         """What each step of a model's video computes. UsageError where the preset is for another model or another

@@ -13,14 +13,14 @@ from fpsgen.attention.tiles import TileGrid
 from fpsgen.presets import Preset, cost, file, rival
 from fpsgen.settings import Settings
 from fpsgen.wan.config import WAN_14B
-from fpsgen.wan.plan import StepPlan
+from fpsgen.wan.plan import Compute, Guidance, StepPlan
 from fpsgen.weights.models import Model
 
 
 @dataclass(frozen=True, kw_only=True)
 class Savings:
-    """density, cost: means over layers and steps. FLOPs of attention in one guidance branch: all of them if attention
-    is dense, and those that are saved."""
+    """density, cost: means over layers, steps and guidance branches; what a step does not compute counts as nothing.
+    FLOPs of attention, a mean over the branches: all of them if attention is dense, and those that are saved."""
 
     density: float
     cost: float
@@ -50,10 +50,13 @@ class LayersAccount(Savings):
 
 @dataclass(frozen=True, kw_only=True)
 class RunAccount(Savings):
-    """The steps of one phase, first and last, counted from 1, and the noise levels before these two."""
+    """The steps of one phase, first and last, counted from 1, and the noise levels before these two. guidance, compute:
+    as `StepPlan` has them."""
 
     steps: tuple[int, int]
     sigma: tuple[float, float]
+    guidance: Guidance
+    compute: Compute
     layers: list[LayersAccount]
 
 
@@ -90,26 +93,34 @@ class Account:
 
 def account(preset: Preset, model: Model, settings: Settings) -> Account:
     """UsageError if the preset is for another model or another video's size."""
-    plans = preset.steps(model, settings)
-    steps = [step.attention for step in plans]
+    plans, branches = preset.steps(model, settings), settings.branches
     runs, last = [], 0
-    for _, group in groupby(settings.noise_levels, key=preset.at):
-        sigmas, first = list(group), last
+    levels = zip(settings.noise_levels, plans, strict=True)
+    for (_, step), group in groupby(levels, key=lambda each: (preset.at(each[0]), each[1])):
+        sigmas, first = [sigma for sigma, _ in group], last
         last += len(sigmas)
-        layers = [_layers(plan, steps[first], len(sigmas), model) for plan in dict.fromkeys(steps[first])]
-        savings = _savings([plan for step in steps[first:last] for plan in step], model)
-        runs.append(RunAccount(steps=(first + 1, last), sigma=(sigmas[0], sigmas[-1]), layers=layers, **savings))
-    total = Savings(**_savings([plan for step in steps for plan in step], model))
-    return Account(model.family, settings, plans[0].tiles, runs, total, _dense_steps(total.cost, plans, model))
+        attention, share = step.attention, step.share(branches)
+        layers = [_layers(plan, attention, share, len(sigmas), model) for plan in dict.fromkeys(attention)]
+        savings = _savings([*attention] * len(sigmas), [share] * len(attention) * len(sigmas), model)
+        runs.append(
+            RunAccount(
+                steps=(first + 1, last), sigma=(sigmas[0], sigmas[-1]), guidance=step.guidance, compute=step.compute,
+                layers=layers, **savings,
+            )
+        )  # fmt: skip
+    every = [(plan, step.share(branches)) for step in plans for plan in step.attention]
+    total = Savings(**_savings([plan for plan, _ in every], [share for _, share in every], model))
+    share = fmean(step.share(branches) for step in plans)
+    return Account(model.family, settings, plans[0].tiles, runs, total, _dense_steps(total.cost, share, plans, model))
 
 
-def _dense_steps(own: float, plans: Sequence[StepPlan], model: Model) -> DenseSteps:
-    """own: the cost of attention, a mean over all steps."""
+def _dense_steps(own: float, share: float, plans: Sequence[StepPlan], model: Model) -> DenseSteps:
+    """own: the cost of attention, a mean over all steps; share: of the forward passes, how many are computed."""
     like = rival.of(plans).at(1.0)
     tokens = _tokens(plans[0].tiles, model)
     once = cost.of_plan(AttentionPlan(plans[0].tiles, qk=like.qk, pv=like.pv), tokens)
     linear = cost.of_linear(WAN_14B if model.pocket else model.config, tokens)
-    video = cost.of_video(own, linear) / cost.of_video(once, linear)
+    video = cost.of_video(own, linear, share) / cost.of_video(once, linear)
     return DenseSteps(qk=like.qk, pv=like.pv, attention=len(plans) * own / once, video=len(plans) * video)
 
 
@@ -118,8 +129,10 @@ def _tokens(tiles: TileGrid, model: Model) -> int:
     return cost.STAND_IN_TOKENS if model.pocket else tiles.tokens
 
 
-def _layers(plan: AttentionPlan, step: Sequence[AttentionPlan], steps: int, model: Model) -> LayersAccount:
-    """The layers of a step that have `plan`, over so many steps."""
+def _layers(
+    plan: AttentionPlan, step: Sequence[AttentionPlan], share: float, steps: int, model: Model
+) -> LayersAccount:
+    """The layers of a step that have `plan`, over so many steps, of which a share is computed."""
     numbers = [number for number, other in enumerate(step) if other == plan]
     every, windows = plan.heads or (0,) * model.config.num_heads, []
     for index, seen in enumerate(plan.key_tiles):
@@ -127,14 +140,16 @@ def _layers(plan: AttentionPlan, step: Sequence[AttentionPlan], steps: int, mode
         windows.append(SeenHeads(**asdict(seen), heads=heads, density=plan.density_of(seen)))
     return LayersAccount(
         at=file.ranges(numbers), layers=len(numbers), windows=windows, qk=plan.qk, pv=plan.pv, smooth_k=plan.smooth_k,
-        **_savings([plan] * len(numbers) * steps, model),
+        **_savings([plan] * len(numbers) * steps, [share] * len(numbers) * steps, model),
     )  # fmt: skip
 
 
-def _savings(plans: Sequence[AttentionPlan], model: Model) -> dict[str, Any]:
-    """The fields of `Savings`."""
+def _savings(plans: Sequence[AttentionPlan], shares: Sequence[float], model: Model) -> dict[str, Any]:
+    """The fields of `Savings`, of layers with these plans, of which these shares are computed."""
     tiles, config = plans[0].tiles, model.config
-    density = fmean(plan.density for plan in plans)
+    density = fmean(share * plan.density for plan, share in zip(plans, shares, strict=True))
     dense = len(plans) * AttentionPlan(tiles).flops(config.num_heads, config.head_dim)
-    mean_cost = fmean(cost.of_plan(plan, _tokens(tiles, model)) for plan in plans)
+    mean_cost = fmean(
+        share * cost.of_plan(plan, _tokens(tiles, model)) for plan, share in zip(plans, shares, strict=True)
+    )
     return {"density": density, "cost": mean_cost, "dense_flops": dense, "saved_flops": dense * (1 - density)}

@@ -68,7 +68,8 @@ def of_linear(config: WanConfig, tokens: int) -> float:
     return operations / attention * TFLOPS["bf16"] / _LINEAR_TFLOPS
 
 
-def of_video(attention: float, linear: float) -> float:
+def of_video(attention: float, linear: float, share: float = 1.0) -> float:
     """Cost of attention and linear layers together, whose own costs are given. The unit is that of both where attention
-    is dense and in BF16. Text, VAE and what else is in a step are not counted."""
-    return (attention + linear) / (1 + linear)
+    is dense and in BF16. share: of the forward passes, how many are computed. Text, VAE and what else is in a step are
+    not counted."""
+    return (attention + share * linear) / (1 + linear)

@@ -23,6 +23,7 @@ from fpsgen.presets.grammar import (
     KEYS,
     MEASURED,
     SETTING,
+    STEP,
     Key,
     is_letter,
     is_shape,
@@ -167,7 +168,7 @@ def _letter(value: Any, *path: str) -> Shape3 | KeyTiles:
 
 def _phase(entry: dict[str, Any], path: Names, begin: float, windows: Mapping[str, Seen], lines: Lines) -> Phase:
     """One [[phase]], which must start at sigma `begin`."""
-    said = _values(entry, _keys("sigma", *SETTING, "linear", "layers"), ["sigma"], *path)
+    said = _values(entry, _keys("sigma", *SETTING, *STEP, "linear", "layers"), ["sigma"], *path)
     sigma = (float(said["sigma"][0]), float(said["sigma"][1]))
     if sigma[0] != begin:
         how = "overlaps what is before it" if sigma[0] > begin else "leaves a gap"
@@ -187,7 +188,7 @@ def _phase(entry: dict[str, Any], path: Names, begin: float, windows: Mapping[st
         if len(told) == 1:
             raise _Fault("these layers say nothing of their own", *here)
         layers.append(Layers(at=at, at_line=at_line, **_setting(told, here, own, windows, lines)))
-    return Phase(sigma=sigma, layers=tuple(layers), **own)
+    return Phase(sigma=sigma, layers=tuple(layers), **own, **{key: said[key] for key in STEP if key in said})
 
 
 def _setting(
@@ -242,7 +243,8 @@ def as_dict(preset: Preset) -> dict[str, Any]:
     phases = []
     for phase in preset.phases:
         layers = [{"at": ranges(own.at), **told(own)} for own in phase.layers]
-        phases.append({"sigma": list(phase.sigma), **told(phase), **({"layers": layers} if layers else {})})
+        step = {**_step_said(phase), **({"layers": layers} if layers else {})}
+        phases.append({"sigma": list(phase.sigma), **told(phase), **step})
     measured = preset.measured.as_dict() if preset.measured else None
     rest = {"windows": {name: _letter_said(seen) for name, seen in preset.windows.items()}, "measured": measured}
     tile = preset.tile and list(preset.tile)
@@ -278,7 +280,7 @@ def text(preset: Preset) -> str:
         letters = {x if x.isascii() else _toml(x): _letter_said(seen) for x, seen in preset.windows.items()}
         tables.append(("[windows]", letters))
     for phase in preset.phases:
-        tables.append(("[[phase]]", {"sigma": phase.sigma, **_said(phase, Setting())}))
+        tables.append(("[[phase]]", {"sigma": phase.sigma, **_said(phase, Setting()), **_step_said(phase)}))
         for own in phase.layers:  # `parse` wants that they say something, even if it is what the phase says
             tables.append(("[[phase.layers]]", {"at": ranges(own.at), **(_said(own, phase) or {"qk": own.qk})}))
     if preset.measured:
@@ -300,6 +302,11 @@ def _said(own: Setting, inherited: Setting) -> dict[str, Any]:
     skips = (own.window, own.density, own.top) != (None, None, None)
     rest = (*(("rest",) if skips else ()), "qk", "pv", "smooth_k")
     return said | {key: getattr(own, key) for key in rest if getattr(own, key) != getattr(inherited, key)}
+
+
+def _step_said(phase: Phase) -> dict[str, Any]:
+    """What a phase says of whole steps."""
+    return {key: value for key in STEP if (value := getattr(phase, key)) != "full"}
 
 
 def _letter_said(seen: Shape3 | KeyTiles) -> Any:

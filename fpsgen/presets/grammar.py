@@ -11,6 +11,7 @@ from fpsgen.attention.plan import PVPrecision, QKPrecision, Rest
 from fpsgen.errors import UsageError
 from fpsgen.presets import DENSE_HEAD, Measured
 from fpsgen.wan import sizes
+from fpsgen.wan.plan import Compute, Guidance
 
 FORMAT = 1
 FAMILIES = ("1.3b", "14b", "pocket")
@@ -110,10 +111,16 @@ KEYS: dict[str, Key] = {
     "pv": (get_args(PVPrecision), f"write one of {', '.join(get_args(PVPrecision))}"),
     "smooth_k": (lambda value: isinstance(value, bool), "write true or false, or leave it out"),
     "linear": (("bf16",), "leave it out: linear layers run in bf16, other precisions are not built yet"),
+    "guidance": (
+        get_args(Guidance),
+        'write "full" for both branches, "reuse" for one and the last difference, "off" for one without guidance',
+    ),
+    "compute": (get_args(Compute), 'write "full", or "reuse" to use the velocity of the step before again'),
     "measured": (_is_table, "leave [measured] out: fpsgen calibrate writes it"),
 }
 CHOICE = ("window", "density", "top", "heads")  # a setting has one of them
 SETTING = (*CHOICE, "rest", "qk", "pv", "smooth_k")
+STEP = ("guidance", "compute")  # of a whole phase
 HEAD = ("format", "model", "about", "tile", "windows", "phase", "measured")
 _KINDS: dict[str, Callable[[Any], bool]] = {
     "str": lambda value: _is_line(value, 200),

@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, replace
 from math import ceil, prod
+from statistics import fmean
 
 from fpsgen.presets import Preset, shipped
 from fpsgen.settings import Settings
 from fpsgen.train.settings import TrainSettings
 from fpsgen.wan.config import WanConfig
-from fpsgen.wan.plan import mean_density
 from fpsgen.wan.tokenizer import TEXT_LENGTH
 from fpsgen.weights import lora
 from fpsgen.weights.models import Model
@@ -146,7 +146,7 @@ def estimates(
             preset if isinstance(preset, Preset) else shipped.of_grade(preset, model.family, video.width, video.height)
         )
         plans = own.steps(model, video)
-        tokens, density = plans[0].tiles.tokens, mean_density(plans)
+        tokens, density = plans[0].tiles.tokens, fmean(step.density for step in plans)
         for recompute in (False, True):
             how = replace(settings, recompute=recompute)
             each = ceil(settings.batch / cards)  # samples of the card that has most

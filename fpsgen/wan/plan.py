@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Literal
 
 from fpsgen.attention.plan import AttentionPlan
 from fpsgen.attention.tiles import TileGrid
 
-# Each has one value yet: what is to come is one more value here, one candidate of calibration, one row of the bench.
-LinearPrecision = Literal["16bit"]  # the weights' own
-Guidance = Literal["full"]  # both branches are computed
-Compute = Literal["full"]  # all layers are computed
+LinearPrecision = Literal["16bit"]  # the weights' own; it has one value yet
+# Of the two guidance branches: both are computed; or the conditional one, and what both differed by in the latest step
+# that computed both is used again; or the conditional one, without guidance.
+Guidance = Literal["full", "reuse", "off"]
+Compute = Literal["full", "reuse"]  # the velocity is computed; or that of the step before is used again
 
 
 @dataclass(frozen=True)
 class StepPlan:
     """attention: one plan for each layer, all over one `TileGrid`. linear: the precision of each layer's linear
     products; empty where all have the weights' own. guidance: how the guided velocity is had. compute: whether the
-    step is computed at all."""
+    step is computed at all. "reuse" stands only where an earlier step has left something (`Preset.schedule`)."""
 
     attention: tuple[AttentionPlan, ...]
     linear: tuple[LinearPrecision, ...] = ()
@@ -35,6 +36,12 @@ class StepPlan:
     def density(self) -> float:
         """The share of token pairs that are computed, mean over the layers."""
         return fmean(plan.density for plan in self.attention)
+
+    def share(self, branches: int) -> float:
+        """The share of its forward passes that are computed, where a video has so many guidance branches."""
+        if self.compute == "reuse":
+            return 0.0
+        return 1.0 if self.guidance == "full" else 1 / branches
 
 
 @dataclass(frozen=True)
@@ -55,9 +62,21 @@ def dense(tiles: TileGrid, layers: int) -> StepPlan:
     return StepPlan((AttentionPlan(tiles),) * layers)
 
 
-def mean_density(steps: Sequence[StepPlan]) -> float:
-    """The share of token pairs that are computed, over steps, layers and heads."""
-    return fmean(step.density for step in steps)
+def mean_density(steps: Sequence[StepPlan], branches: int) -> float:
+    """The share of token pairs that are computed, over steps, guidance branches, layers and heads."""
+    return fmean(step.share(branches) * step.density for step in steps)
+
+
+def startable(steps: Sequence[StepPlan]) -> list[StepPlan]:
+    """The same steps, but for those that would use again what no step before them has left: they compute it."""
+    found: list[StepPlan] = []
+    for step in steps:
+        if not found:
+            step = replace(step, compute="full")
+        if step.guidance == "reuse" and all(old.guidance != "full" or old.compute == "reuse" for old in found):
+            step = replace(step, guidance="full")
+        found.append(step)
+    return found
 
 
 def distinct(steps: Sequence[StepPlan]) -> list[AttentionPlan]:

@@ -88,7 +88,7 @@ def test_the_steps_of_a_preset(small: Path) -> None:
     assert cells(rows[1])[:6] == ["6-20", "0.900-0.136", "0-1", "all", "dense", "qk int8, pv fp8"]
     assert cells(rows[2])[:5] == ["2-5", "all", "window 3x3x3", "qk int8, pv fp8", "0.478"]
     # 4 of 6 layers in 15 of 20 steps save 52.2 %: 26.1 % of 20 x 6 layers of 4 x 420² x 3 heads of 128.
-    assert rows[3] == "density 0.739; saves 8.49 G of the 32.5 G FLOPs of attention in each guidance branch"
+    assert rows[3] == "density 0.739; saves 8.49 G of the 32.5 G FLOPs of attention in a guidance branch"
     assert rows[-1] == "quality not calibrated: nobody has measured how close it is to bf16"
 
 
@@ -162,6 +162,27 @@ def test_tiles_by_content_are_shown_in_words(small: Path) -> None:
     assert "window 3x3x5 with summary and top 25 % with summary" in presets("check", small).stdout
     small.write_text(content.replace("0.25", "25"))
     assert "small.toml, line 10: top = 25 is not valid" in refused("check", small)
+
+
+def test_what_is_not_computed_costs_nothing(small: Path) -> None:
+    """Above 0.9 both branches are computed, in 5 of 20 steps; below one, but for the steps that use the last again."""
+    whole = told(presets("show", small, "--json"))
+    phase = 'guidance = "reuse"\n\n[[phase]]\nsigma = [0.3, 0.0]\ncompute = "reuse"\n'
+    small.write_text(SMALL.replace("[0.9, 0.0]", "[0.9, 0.3]").partition("\n[[phase.layers]]")[0] + phase)
+    report = told(presets("show", small, "--json"))
+    assert [(run["guidance"], run["compute"]) for run in report["runs"]] == [
+        ("full", "full"), ("reuse", "full"), ("full", "reuse"),
+    ]  # fmt: skip
+    assert [run["steps"] for run in report["runs"]] == [[1, 5], [6, 18], [19, 20]]
+    first, second, third = report["runs"]
+    assert second["density"] == pytest.approx(0.478333 / 2, abs=1e-5)
+    assert third["density"] == third["cost"] == 0
+    assert report["cost"] == pytest.approx((5 * first["cost"] + 13 * second["cost"]) / 20)
+    assert report["dense_flops"] == pytest.approx(whole["dense_flops"])
+    linear = whole["dense_steps"]["video"] / 20
+    assert report["dense_steps"]["video"] < 20 * linear
+    rows = presets("show", small).stdout.splitlines()[2:6]
+    assert [cells(row)[2] for row in rows] == ["guidance", "full", "difference reused", "step reused"]
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from fpsgen.attention.plan import KeyTiles, Rest
 from fpsgen.cli import app
 from fpsgen.presets import DENSE_HEAD, Layers, Measured, Phase, Preset
+from fpsgen.wan.plan import Compute, Guidance
 
 MEASURED = """\
 [measured]
@@ -99,7 +100,8 @@ def random_preset(seed: int) -> Preset:
             taken, left = left[:3], left[3:]
             at = tuple(sorted(taken[: rng.randrange(1, 4)]))
             own.append(Layers(at=at, **setting(rng, windows)))
-        phases.append(Phase(sigma=(begin, end), layers=tuple(own), **setting(rng, windows)))
+        step: dict[str, Any] = {"guidance": rng.choice(get_args(Guidance)), "compute": rng.choice(get_args(Compute))}
+        phases.append(Phase(sigma=(begin, end), layers=tuple(own), **step, **setting(rng, windows)))
     used = {letter for phase in phases for each in (phase, *phase.layers) for letter in each.heads}
     kinds = {"weights": "a1b2", "size": "832x480", "device": 'a "GPU" \\ 1', "fpsgen": "0.1", "torch": "2"}
     numbers = {name: rng.random() for name in Measured.__annotations__ if name not in kinds}

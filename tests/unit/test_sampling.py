@@ -73,6 +73,56 @@ def test_clips_in_one_batch_are_what_each_is_alone() -> None:
         torch.testing.assert_close(ours, final(PLANS, own), rtol=0, atol=1e-3)  # as above
 
 
+REUSING = [
+    StepPlan(PLANS[0].attention, guidance=guidance, compute=compute)
+    for guidance, compute in (
+        ("full", "full"), ("reuse", "full"), ("full", "reuse"), ("reuse", "full"), ("full", "full"), ("off", "full"),
+        ("reuse", "full"), ("reuse", "reuse"),
+    )
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_what_a_step_uses_again_is_that_of_the_latest_step_that_computed_it(together: bool) -> None:
+    transformer, settings = small_transformer(), VIDEO.override(steps=len(REUSING))
+    denoiser = Denoiser(transformer, settings, [text(1), text(2)], CPU, together=together)
+    found = list(denoiser.run(denoiser.noise(7), REUSING))[-1].latents
+    with torch.inference_mode():
+        solver, latents = settings.new_solver(), noise(16, (3, 8, 12), seed=7)
+        velocity = difference = torch.zeros_like(latents)
+        for timestep, plan in zip(solver.timesteps, REUSING, strict=True):
+            wanted, unwanted = (
+                transformer(latents, timestep.expand(1), transformer.embed_text(words), plan)
+                for words in (text(1), text(2))
+            )
+            if plan.compute == "full":
+                difference = wanted - unwanted if plan.guidance == "full" else difference
+                velocity = wanted if plan.guidance == "off" else wanted + 2 * difference
+            latents = solver.step(velocity, latents)
+    torch.testing.assert_close(found, latents, rtol=0, atol=1e-3)  # as above
+
+
+def test_a_stopped_run_finds_what_it_uses_again() -> None:
+    settings = VIDEO.override(steps=len(REUSING))
+    denoiser = Denoiser(small_transformer(), settings, [text(1), text(2)], CPU)
+    whole = list(denoiser.run(denoiser.noise(7), REUSING))
+    for known in range(len(REUSING)):
+        kept = Kept({moment.step: moment.velocity for moment in whole[:known]})
+        *_, last = denoiser.run(denoiser.noise(7), REUSING, kept)
+        assert last.latents.equal(whole[-1].latents), known
+
+
+def test_a_step_that_reuses_computes_nothing_and_one_branch_is_half() -> None:
+    transformer, counted = small_transformer(), []
+    transformer.register_forward_pre_hook(lambda _, args: counted.append(len(args[0])))
+    denoiser = Denoiser(transformer, VIDEO.override(steps=len(REUSING)), [text(1), text(2)], CPU, together=True)
+    branches = []
+    for _ in denoiser.run(denoiser.noise(7), REUSING):
+        branches.append(sum(counted))
+        counted.clear()
+    assert branches == [2, 1, 0, 1, 2, 1, 1, 0] == [2 * plan.share(2) for plan in REUSING]
+
+
 class Kept(dict[int, Tensor]):
     """Velocities in memory."""
 

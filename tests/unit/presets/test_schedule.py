@@ -58,6 +58,19 @@ def test_each_step_layer_and_head_gets_its_plan() -> None:
     assert [step.attention for step in steps] == [(exact,) * 5, middle, middle, middle, (wide,) * 5, (wide,) * 5]
 
 
+def test_a_step_uses_again_only_what_an_earlier_one_has_left() -> None:
+    ways = ("compute = 'reuse'", "guidance = 'off'", "guidance = 'reuse'", "guidance = 'full'", "guidance = 'reuse'")
+    phases = [f"[[phase]]\nsigma = [{1 - i / 5}, {0.8 - i / 5:.1f}]\n{way}\n" for i, way in enumerate(ways)]
+    text = "format = 1\n" + "".join(phases).replace("0.6000000000000001", "0.6").replace("0.19999999999999996", "0.2")
+    preset = parse(text.replace("0.3999999999999999", "0.4"))
+    steps = preset.schedule([1.0, 0.9, 0.7, 0.5, 0.45, 0.3, 0.1], TILES, 2, 4)
+    assert [step.compute for step in steps] == ["full", "reuse", *["full"] * 5]
+    assert [step.guidance for step in steps] == ["full", "full", "off", "reuse", "reuse", "full", "reuse"]
+    late = preset.schedule([0.7, 0.5], TILES, 2, 4)
+    assert [step.guidance for step in late] == ["off", "full"]
+    assert not preset.is_exact
+
+
 @pytest.mark.parametrize("solver", ["unipc", "dpm++", "euler"])
 def test_a_boundary_that_is_a_solver_s_level_begins_the_next_phase(solver: SolverName) -> None:
     """Levels are float32: 0.9 may be a little more or less. Without a shift, 10 steps of DPM++ go by tenths."""
