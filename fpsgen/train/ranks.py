@@ -131,13 +131,13 @@ def joined(device: torch.device) -> Iterator[Ranks]:
     try:
         yield Ranks(rank, world)
     except BaseException as error:  # the group is left as it is: to end it would wait for processes that are gone
+        lost = _is_lost(error) or _is_lost(error.__context__)
+        if lost:  # torchrun ends the others by a signal, which may have come; one has something to say first
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
         if rank:
-            _leave(error, store, f"process {rank} of {world}")
+            _leave(error, store, rank, world, lost)
         if isinstance(error, FpsgenError):
             raise
-        lost = _is_lost(error) or _is_lost(error.__context__)
-        if lost:  # torchrun ends the others by a signal, which may have come; this one has something to say first
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
         with contextlib.suppress(RuntimeError):
             store.set(_SAID, "")
         if (fault := _fault(store, wait=lost)) is not None:
@@ -146,6 +146,10 @@ def joined(device: torch.device) -> Iterator[Ranks]:
             raise FpsgenError(_LOST, _AGAIN) from None
         raise
     distributed.destroy_process_group()
+    if rank:  # what is left of the group's threads may abort Python's own way out
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def _is_lost(error: BaseException | None) -> bool:
@@ -155,13 +159,14 @@ def _is_lost(error: BaseException | None) -> bool:
     return isinstance(error, distributed.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
 
 
-def _leave(error: BaseException, store: Store, who: str) -> None:
-    """End this process without a word, and leave its fault where the first one looks."""
-    if isinstance(error, Exception) and not isinstance(error, Stopped) and not _is_lost(error):
+def _leave(error: BaseException, store: Store, rank: int, world: int, lost: bool) -> None:
+    """End this process without a word, and leave its fault where the first one looks. lost: whether another is gone; if
+    the first one is, the second says so."""
+    if isinstance(error, Exception) and not isinstance(error, Stopped) and not lost:
         line = f"{error}" if isinstance(error, FpsgenError) else f"{type(error).__name__}: {error}".partition("\n")[0]
         with contextlib.suppress(RuntimeError):
-            store.set(_FAULT, f"{who} ended: {line}")
-    elif who.startswith("process 1 ") and _is_lost(error) and not _comes(store, _SAID):
+            store.set(_FAULT, f"process {rank} of {world} ended: {line}")
+    elif rank == 1 and lost and not _comes(store, _SAID):
         os.write(2, f"error: {_LOST}\n  {_AGAIN}\n".encode())  # sys.stderr is closed in all processes but the first
     sys.stdout.flush()
     sys.stderr.flush()
