@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from typing import Protocol, TypeVar
 
@@ -55,11 +55,12 @@ Look = Callable[[int, Tensor], Tensor | None]
 
 @dataclass
 class Carried:
-    """What a step leaves for later ones to use again. velocity: the guided one; difference: the conditional velocity
-    less the unconditional one, in the latest step that computed both. source: the latents, number and plan of that
-    step, where its velocity was known and the difference was not."""
+    """What steps leave for later ones to use again. velocities: noise levels and guided velocities of the latest steps
+    that were computed, two at most; difference: the conditional velocity less the unconditional one, in the latest step
+    that computed both. source: the latents, number and plan of that step, where its velocity was known and the
+    difference was not."""
 
-    velocity: Tensor | None = None
+    velocities: list[tuple[float, Tensor]] = field(default_factory=list)
     difference: Tensor | None = None
     source: tuple[Tensor, int, StepPlan] | None = None
 
@@ -84,7 +85,7 @@ class Denoiser:
         self.together = both_fit(transformer, settings, device) if together is None else together
         self._contexts = [transformer.embed_text(text) for text in ([torch.cat([*texts])] if self.together else texts)]
         self.branches = len(texts)
-        self._timesteps = settings.new_solver().timesteps
+        self._timesteps, self._levels = settings.new_solver().timesteps, settings.noise_levels
 
     def noise(self, seed: int) -> Tensor:
         """The noise that a trajectory begins with, from a seed: float32 [1, 16, T, h, w]."""
@@ -97,8 +98,7 @@ class Denoiser:
         brought up to date."""
         carried = carried or Carried()
         if plan.compute == "reuse":
-            assert carried.velocity is not None
-            return carried.velocity
+            return self._continued(carried.velocities, step)
         if self.branches == 1 or plan.guidance == "off":
             return self._conditional(latents, step, plan)
         if plan.guidance == "reuse":
@@ -107,6 +107,13 @@ class Denoiser:
         conditional, unconditional = self._both(latents, step, plan)
         carried.difference = conditional - unconditional
         return solvers.guide(conditional, unconditional, self.settings.guidance)
+
+    def _continued(self, velocities: Sequence[tuple[float, Tensor]], step: int) -> Tensor:
+        """The line through the latest velocities over the noise level, at a step's; with one, that velocity."""
+        *before, (level, velocity) = velocities
+        for old_level, old in before:
+            return velocity + (velocity - old) * ((self._levels[step] - level) / (level - old_level))
+        return velocity
 
     def _both(self, latents: Tensor, step: int, plan: StepPlan) -> Sequence[Tensor]:
         """The conditional and the unconditional velocity."""
@@ -152,7 +159,9 @@ class Denoiser:
                 velocity = velocity if kept is None else kept.put(step, velocity)
             if known and plan.guidance == "full" and plan.compute == "full":
                 carried.difference, carried.source = None, (latents, step, plan)
-            velocity = carried.velocity = velocity.to(self.device)
+            velocity = velocity.to(self.device)
+            if plan.compute == "full":
+                carried.velocities = [*carried.velocities[-1:], (self._levels[step], velocity)]
             latents = solver.step(velocity, latents)
             finite = bool(latents.isfinite().all())  # waits for the device, too
             yield Moment(step, velocity, latents, time.perf_counter() - begin, finite)

@@ -115,7 +115,7 @@ KEYS: dict[str, Key] = {
         get_args(Guidance),
         'write "full" for both branches, "reuse" for one and the last difference, "off" for one without guidance',
     ),
-    "compute": (get_args(Compute), 'write "full", or "reuse" to use the velocity of the step before again'),
+    "compute": (get_args(Compute), 'write "full", or "reuse" to continue the velocities of earlier steps'),
     "measured": (_is_table, "leave [measured] out: fpsgen calibrate writes it"),
 }
 CHOICE = ("window", "density", "top", "heads")  # a setting has one of them

@@ -14,7 +14,7 @@ LinearPrecision = Literal["16bit"]  # the weights' own; it has one value yet
 # Of the two guidance branches: both are computed; or the conditional one, and what both differed by in the latest step
 # that computed both is used again; or the conditional one, without guidance.
 Guidance = Literal["full", "reuse", "off"]
-Compute = Literal["full", "reuse"]  # the velocity is computed; or that of the step before is used again
+Compute = Literal["full", "reuse"]  # the velocity is computed; or continued from the latest two that were
 
 
 @dataclass(frozen=True)

@@ -89,8 +89,8 @@ def test_what_a_step_uses_again_is_that_of_the_latest_step_that_computed_it(toge
     found = list(denoiser.run(denoiser.noise(7), REUSING))[-1].latents
     with torch.inference_mode():
         solver, latents = settings.new_solver(), noise(16, (3, 8, 12), seed=7)
-        velocity = difference = torch.zeros_like(latents)
-        for timestep, plan in zip(solver.timesteps, REUSING, strict=True):
+        difference, computed = torch.zeros_like(latents), []
+        for timestep, level, plan in zip(solver.timesteps, solver.sigmas.tolist(), REUSING, strict=False):
             wanted, unwanted = (
                 transformer(latents, timestep.expand(1), transformer.embed_text(words), plan)
                 for words in (text(1), text(2))
@@ -98,8 +98,19 @@ def test_what_a_step_uses_again_is_that_of_the_latest_step_that_computed_it(toge
             if plan.compute == "full":
                 difference = wanted - unwanted if plan.guidance == "full" else difference
                 velocity = wanted if plan.guidance == "off" else wanted + 2 * difference
+                computed.append((level, velocity))
+            else:
+                (first, old), (second, new) = computed[-2:]
+                velocity = old + (new - old) * (level - first) / (second - first)
             latents = solver.step(velocity, latents)
     torch.testing.assert_close(found, latents, rtol=0, atol=1e-3)  # as above
+
+
+def test_with_one_velocity_before_it_a_step_takes_that() -> None:
+    denoiser = Denoiser(small_transformer(), SETTINGS, [text(1)], CPU)
+    plans = [PLANS[0], StepPlan(PLANS[0].attention, compute="reuse"), PLANS[0]]
+    first, second, _ = denoiser.run(denoiser.noise(7), plans)
+    assert second.velocity.equal(first.velocity)
 
 
 def test_a_stopped_run_finds_what_it_uses_again() -> None:
