@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Generator, Iterator, Sequence
+from functools import partial
 from itertools import groupby
 
 import numpy as np
@@ -168,7 +169,7 @@ def denoise(
     yield from make_ready(plan, timings)
     with timings.stage("denoise"):
         latents = denoiser.noise(plan.request.seed)
-    moments = denoiser.run(latents, plan.steps)
+    moments = denoiser.run(latents, plan.steps, fresh=partial(denoiser.noise, plan.request.seed))
     while True:
         with timings.stage("denoise"):
             moment = next(moments, None)

@@ -87,10 +87,11 @@ class Denoiser:
         self.branches = len(texts)
         self._timesteps, self._levels = settings.new_solver().timesteps, settings.noise_levels
 
-    def noise(self, seed: int) -> Tensor:
-        """The noise that a trajectory begins with, from a seed: float32 [1, 16, T, h, w]."""
+    def noise(self, seed: int, done: int = 0) -> Tensor:
+        """The noise that a trajectory begins with, from a seed: float32 [1, 16, T, h, w]; or what it adds after `done`
+        steps, by solvers that add noise."""
         channels = self.transformer.config.in_channels
-        return solvers.noise(channels, self.settings.latent_shape, seed).to(self.device)
+        return solvers.noise(channels, self.settings.latent_shape, seed, done).to(self.device)
 
     @torch.inference_mode()
     def velocity(self, latents: Tensor, step: int, plan: StepPlan, carried: Carried | None = None) -> Tensor:
@@ -140,13 +141,20 @@ class Denoiser:
 
     @torch.inference_mode()
     def run(
-        self, noise: Tensor, plans: Sequence[StepPlan], kept: Velocities | None = None, look: Look | None = None
+        self,
+        noise: Tensor,
+        plans: Sequence[StepPlan],
+        kept: Velocities | None = None,
+        look: Look | None = None,
+        fresh: Callable[[int], Tensor] | None = None,
     ) -> Iterator[Moment]:
         """Yields every step from noise to latents, when it is done. plans: one for each step.
 
-        kept: velocities that it has are taken from it, and the others are given to it.
+        kept: velocities that it has are taken from it, and the others are given to it. fresh: what solvers add that add
+        noise, by how many steps are done.
         """
-        solver, latents, carried = self.settings.new_solver(), noise, Carried()
+        solver, carried = self.settings.new_solver(fresh), Carried()
+        latents = solver.init_noise_sigma * noise
         for step, plan in enumerate(plans):
             begin = time.perf_counter()
             velocity = None if kept is None else kept.get(step)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from fpsgen.errors import UsageError, option
-from fpsgen.solvers import Sigmas, Solver, SolverName, noise_levels
+from fpsgen.solvers import FEW_STEPS, FewStepSolver, Sigmas, Solver, SolverName, noise_levels
 from fpsgen.wan import sizes
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Wan2.1 `wan/configs/shared_config.py`, `sample_neg_prompt` (Apache-2.0); the model was tuned with it.
 WAN_NEGATIVE = (
@@ -22,7 +26,7 @@ class Settings:
     """All that a video depends on but its prompt, seed and preset.
 
     width, height: rendered, in pixels; negative: the prompt that guidance leads away from; sigmas: the noise levels of
-    the steps, the original's or diffusers'.
+    the steps, the original's or diffusers'; a solver for few steps has its authors', which count as the original's.
     """
 
     width: int
@@ -37,12 +41,14 @@ class Settings:
     sigmas: Sigmas = "original"
 
     def override(self, **given: Any) -> Settings:
-        """These, but for every keyword that is not None."""
-        return replace(self, **{name: value for name, value in given.items() if value is not None})
+        """These, but for every keyword that is not None, and for what a solver for few steps brings with it."""
+        told = {name: value for name, value in given.items() if value is not None}
+        few = FEW_STEPS.get(told.get("solver", ""))
+        return replace(self, **(few.settings if few else {}) | told)
 
     def check(self) -> None:
         """UsageError where no video can have these settings."""
-        check_settings(self.frames, self.steps, self.guidance, self.shift)
+        check_settings(self.frames, self.steps, self.guidance, self.shift, self.solver, self.sigmas)
         sizes.check_model_size(self.width, self.height)
         for field, value, choices in (
             ("solver", self.solver, get_args(SolverName)),
@@ -73,8 +79,10 @@ class Settings:
         """Before each step."""
         return noise_levels(self.steps, self.shift, self.solver, self.sigmas)
 
-    def new_solver(self) -> Solver:
-        """The solver before its first step."""
+    def new_solver(self, fresh: Callable[[int], Tensor] | None = None) -> Solver | FewStepSolver:
+        """The solver before its first step. fresh: as `FewStepSolver` has it."""
+        if self.solver in FEW_STEPS:
+            return FewStepSolver(self.steps, self.shift, self.solver, fresh)
         return Solver(self.steps, self.shift, self.solver, self.sigmas)
 
 
@@ -92,8 +100,15 @@ def defaults_of(dim: int) -> Settings:
     return DEFAULTS[sizes.family_of(dim)]
 
 
-def check_settings(frames: int | None, steps: int | None, guidance: float | None, shift: float | None) -> None:
-    """Refuse numbers that mean nothing; None is none."""
+def check_settings(
+    frames: int | None,
+    steps: int | None,
+    guidance: float | None,
+    shift: float | None,
+    solver: str = "unipc",
+    sigmas: str = "original",
+) -> None:
+    """Refuse numbers that mean nothing, and what a solver for few steps contradicts; None is none."""
     if frames is not None:
         sizes.check_frames(frames)
     for field, value, low, high, usual in (
@@ -103,3 +118,13 @@ def check_settings(frames: int | None, steps: int | None, guidance: float | None
     ):
         if value is not None and not low <= value <= high:
             raise UsageError(f"{option(field, value)}: must be {low} to {high}", hint=f"try {option(field, usual)}")
+    if few := FEW_STEPS.get(solver):
+        most = len(few.points)
+        counts = f"{few.fewest} to {most}" if few.fewest < most else str(most)
+        if steps is not None and not few.fewest <= steps <= most:
+            hint = f"use {option('steps', most)}, or another {option('solver')}"
+            raise UsageError(f"{option('steps', steps)}: the solver {solver} has {counts} steps", hint)
+        for field, value, own in (("shift", shift, few.shift), ("sigmas", sigmas, "original")):
+            if value not in (None, own):
+                told = f"{option(field, value)}: the solver {solver} has noise levels of its own"
+                raise UsageError(told, hint=f"leave {option(field)} out")

@@ -45,6 +45,8 @@ class Diffusers(VideoContender):
             return "it reads a checkpoint in Diffusers' format: `fpsgen models convert` makes one"
         if guidance < 1:
             return f"diffusers uses guidance only above 1, and this is {option('guidance', guidance)}"
+        if (solver := self.settings.solver) in solvers.FEW_STEPS:
+            return f"diffusers does not have the solver {solver}"
         return None if find_spec("accelerate") else "it needs accelerate: pip install accelerate"
 
     def about(self) -> ContenderRecord:
@@ -121,7 +123,9 @@ def encode(pipe: Any, plan: VideoPlan) -> tuple[Tensor, Tensor | None]:
 def denoise(pipe: Any, plan: VideoPlan, texts: tuple[Tensor, Tensor | None]) -> tuple[Tensor, list[float]]:
     """Latents as `pipeline.denoise` has them, and the seconds of each step."""
     own, device = plan.request.settings, plan.target.device
-    scheduler = own.new_solver().scheduler
+    solver = own.new_solver()
+    assert isinstance(solver, solvers.Solver)  # `refusal` is of others
+    scheduler = solver.scheduler
     # WanPipeline would set noise levels of its own. Euler refuses integers.
     timesteps = scheduler.timesteps.to(device, torch.float32)
     scheduler.set_timesteps = lambda *_, **__: setattr(scheduler, "timesteps", timesteps)

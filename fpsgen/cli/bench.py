@@ -92,7 +92,7 @@ def bench(
     check_prompts(text, None)
     check_seed(seed)
     size = sizes.parse_resolution(res) if res is not None else None
-    check_settings(frames, steps, guidance, shift)
+    check_settings(frames, steps, guidance, shift, solver, sigmas)
     names = options.several("--compare", compare) or ["bf16"]
     options.check_report(report, no_report)
     if random_weights is not None:

@@ -69,7 +69,7 @@ def generate(
     negative = None if negative is None else as_text(negative)
     check_prompts(prompt, negative)
     size = sizes.parse_resolution(res) if res is not None else None
-    check_settings(frames, steps, guidance, shift)  # before torch is even imported
+    check_settings(frames, steps, guidance, shift, solver, sigmas)  # before torch is even imported
     chosen.check_device(device)
     if seed is not None:
         check_seed(seed)

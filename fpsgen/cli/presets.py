@@ -133,7 +133,7 @@ def show(
     from fpsgen.presets.account import account
 
     out = Output(json, verbose)
-    check_settings(frames, steps, None, shift)
+    check_settings(frames, steps, None, shift, solver, sigmas)
     out.loading()
     given = {"frames": frames, "steps": steps, "shift": shift, "solver": solver, "sigmas": sigmas}
     preset, subject, settings = chosen(name, model, res, out, **given)

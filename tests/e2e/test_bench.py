@@ -169,6 +169,8 @@ def test_the_cache_is_not_touched(bench: Bench, tmp_path: Path) -> None:
         ({"compare": "bf16,"}, "--compare has an empty value"),
         ({"compare": "fa3"}, "fa3 cannot run here: not installed"),
         ({"compare": "diffusers", "guidance": 0.5}, "diffusers uses guidance only above 1"),
+        ({"compare": "diffusers", "solver": "fastwan"}, "diffusers does not have the solver fastwan"),
+        ({"compare": "steps:2", "solver": "fastwan"}, "--steps 2: the solver fastwan has 3 steps"),
         ({"compare": "flex"}, "flex cannot run here: it is for CUDA GPUs"),
         ({"compare": "mine.toml"}, "is compared with itself"),
         ({"preset": "nothing"}, "there is no preset 'nothing'"),

@@ -49,6 +49,23 @@ def test_option_changes_the_picture(run: Runner, option: str, value: object) -> 
     assert (before != after).any()
 
 
+@pytest.mark.parametrize(
+    ("solver", "steps", "shift"), [("lightx2v", 4, 5), ("fastwan", 3, 8), ("turbowan", 4, 1), ("turbowan", 2, 1)]
+)
+def test_solvers_for_few_steps(run: Runner, solver: str, steps: int, shift: float) -> None:
+    """Each brings what it needs, the file says it, and the same video is made from what the file says."""
+    given = {"steps": 2 if steps == 2 else None, "seed": 3, "solver": solver}
+    report = run(**given)
+    meta, frames = metadata(report["output"]), read(report["output"])[1]
+    for told in (report, meta):
+        assert [told[key] for key in ("solver", "steps", "shift", "guidance")] == [solver, steps, shift, 1]
+    assert len(report["timings"]["steps"]) == steps
+    said = {key: meta[key] for key in ("solver", "steps", "shift", "guidance", "grid", "seed")}
+    assert (run.frames(**said) == frames).all()
+    assert (run.frames(**given | {"seed": 4}) != frames).any()
+    assert (run.frames(**given | {"guidance": 3}) != frames).any()
+
+
 def test_steps_frames_and_size_are_what_was_asked(run: Runner) -> None:
     report = run(steps=3, frames=9, res="64x96")
     meta, frames = read(report["output"])
