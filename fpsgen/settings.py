@@ -124,7 +124,7 @@ def check_settings(
         if steps is not None and not few.fewest <= steps <= most:
             hint = f"use {option('steps', most)}, or another {option('solver')}"
             raise UsageError(f"{option('steps', steps)}: the solver {solver} has {counts} steps", hint)
-        for field, value, own in (("shift", shift, few.shift), ("sigmas", sigmas, "original")):
-            if value not in (None, own):
-                told = f"{option(field, value)}: the solver {solver} has noise levels of its own"
+        for field, given, own in (("shift", shift, few.shift), ("sigmas", sigmas, "original")):
+            if given not in (None, own):
+                told = f"{option(field, given)}: the solver {solver} has noise levels of its own"
                 raise UsageError(told, hint=f"leave {option(field)} out")
