@@ -169,7 +169,7 @@ def test_a_solver_for_few_steps_brings_its_settings(name: SolverName, steps: int
     ],
 )
 def test_what_contradicts_a_solver_for_few_steps_is_refused(wrong: dict[str, Any], field: str) -> None:
-    with pytest.raises(UsageError, match=f"^{field}={wrong[field]}") as told:
+    with pytest.raises(UsageError, match=f"^{field}=") as told:
         VIDEO.override(**wrong).check()
     assert told.value.hint
 
