@@ -15,6 +15,7 @@ from fpsgen.attention.plan import AttentionPlan, KeyTiles, PVPrecision, QKPrecis
 from fpsgen.attention.tiles import Shape3, TileGrid
 from fpsgen.errors import UsageError, option
 from fpsgen.settings import Settings
+from fpsgen.solvers import FEW_STEPS
 from fpsgen.wan.plan import Compute, Guidance, StepPlan, startable
 
 if TYPE_CHECKING:
@@ -228,11 +229,16 @@ class Preset:
         return startable([plans[self.at(sigma)] for sigma in sigmas])
 
     def steps(self, model: Model, settings: Settings) -> tuple[StepPlan, ...]:
-        """What each step of a model's video computes. UsageError where the preset is for another model or another
-        video's size."""
+        """What each step of a model's video computes. UsageError where the preset is for another model, another
+        video's size or another solver."""
         self.check_family(model.family)
         tiles, config = model.tiles(settings.latent_shape, self.tile), model.config
-        return tuple(self.schedule(settings.noise_levels, tiles, config.num_layers, config.num_heads))
+        found = tuple(self.schedule(settings.noise_levels, tiles, config.num_layers, config.num_heads))
+        few = FEW_STEPS.get(settings.solver)
+        if few and few.renoises and any(step.compute == "reuse" for step in found):
+            told = f"it continues velocities, which the fresh noise of the solver {settings.solver} makes wrong"
+            raise self.fault(told, None, hint=f"use another {option('preset')}, or another {option('solver')}")
+        return found
 
     def _fit(self, seen: Seen, tiles: TileGrid, line: int | None) -> Seen:
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from fpsgen.sampling import Denoiser
 from fpsgen.settings import DEFAULTS
 from fpsgen.solvers import FEW_STEPS, SolverName, noise
 from fpsgen.wan.plan import StepPlan
+from fpsgen.weights.models import find
 from tests.tools.calibration import CPU, TILES, VIDEO, small_transformer, text
 
 SEED = 7
@@ -179,3 +181,15 @@ def test_a_preset_has_its_phases_at_their_noise_levels(name: SolverName, dense: 
     phases = Phase(sigma=(1.0, 0.8)), Phase(sigma=(0.8, 0.0), density=0.3)
     plans = Preset(name="p", phases=phases).schedule(VIDEO.override(solver=name).noise_levels, TILES, 2, 2)
     assert [plan.density == 1 for plan in plans] == [step < dense for step in range(len(plans))]
+
+
+def test_velocities_are_not_continued_through_fresh_noise(wan_folder: Path) -> None:
+    """They point to the noise that was there before."""
+    model, preset = find(str(wan_folder)), Preset(name="p", phases=(Phase(sigma=(1.0, 0.0), compute="reuse"),))
+    for name, few in FEW_STEPS.items():
+        if few.renoises:
+            with pytest.raises(UsageError, match=f"^preset p: .* the solver {name} "):
+                preset.steps(model, VIDEO.override(solver=name))
+        else:
+            assert preset.steps(model, VIDEO.override(solver=name))[1].compute == "reuse"
+    assert len(preset.steps(model, VIDEO.override(solver="turbowan", steps=1))) == 1  # which is computed
