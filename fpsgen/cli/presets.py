@@ -20,6 +20,7 @@ from fpsgen.settings import Settings, check_settings
 from fpsgen.solvers import Sigmas, SolverName
 from fpsgen.tables import Column, Table
 from fpsgen.wan import sizes
+from fpsgen.wan.plan import UNROUNDED
 
 if TYPE_CHECKING:
     from fpsgen.attention.tiles import TileGrid
@@ -140,7 +141,8 @@ def show(
     whole = account(preset, subject, settings)
     if json:
         runs, dense_steps = [*map(asdict, whole.runs)], asdict(whole.dense_steps)
-        told = {"at": whole.video, "runs": runs, **asdict(whole.total), "dense_steps": dense_steps}
+        told = {"at": whole.video, "runs": runs, **asdict(whole.total), "linear_cost": whole.linear_cost}
+        told["dense_steps"] = dense_steps
         out.result("", {**facts(preset), **told})
     else:
         draw(out, preset, whole)
@@ -206,6 +208,8 @@ def draw(out: Output, preset: Preset, whole: Account) -> None:
     saves = f"{amount(total.saved_flops)} of the {amount(total.dense_flops)} FLOPs of attention in a guidance branch"
     out.line(f"density {total.density:.3f}; saves {saves}")
     out.line(f"cost    {100 * total.cost:.1f} % of dense bf16 attention's, as modelled for an H100")
+    if whole.linear_cost < 1:
+        out.line(f"linear  cost {100 * whole.linear_cost:.1f} % of 16-bit linear layers', as modelled for an H100")
     if not preset.is_exact:
         dense = whole.dense_steps
         like = f"{settings.steps} steps with dense attention (qk {dense.qk}, pv {dense.pv})"
@@ -276,10 +280,9 @@ def _of_kind(alike: list[KeyTiles]) -> str:
 
 
 def precision(own: LayersAccount) -> str:
-    if (own.qk, own.pv) == ("bf16", "bf16"):
-        return "bf16"
     rough = ", k not smoothed" if own.qk != "bf16" and not own.smooth_k else ""
-    return f"qk {own.qk}, pv {own.pv}{rough}"
+    attention = "bf16" if own.qk == own.pv == "bf16" else f"qk {own.qk}, pv {own.pv}{rough}"
+    return attention if own.linear == UNROUNDED else f"{attention}, linear {own.linear}"
 
 
 def span(first: str, last: str) -> str:

@@ -1,4 +1,4 @@
-"""Presets: how sparse and how precise attention is, by noise level, layer and head.
+"""Presets: how sparse and how precise attention is, by noise level, layer and head; how precise linear layers are.
 
 A preset is a TOML file (`file`); some ship with fpsgen (`shipped`). Phases are keyed by noise level and not by step, so
 that a preset means the same at any step count and flow shift.
@@ -16,7 +16,7 @@ from fpsgen.attention.tiles import Shape3, TileGrid
 from fpsgen.errors import UsageError, option
 from fpsgen.settings import Settings
 from fpsgen.solvers import FEW_STEPS
-from fpsgen.wan.plan import Compute, Guidance, StepPlan, startable
+from fpsgen.wan.plan import UNROUNDED, Compute, Guidance, Linears, StepPlan, startable
 
 if TYPE_CHECKING:
     from fpsgen.weights.models import Model
@@ -29,12 +29,12 @@ _WHERE = {"size": "{}", "frames": "{} frames", "steps": "{} steps", "shift": "sh
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What attention does in some layers at some noise levels: dense, unless one of window, density, top and heads is
-    given.
+    """What some layers do at some noise levels: their attention is dense, unless one of window, density, top and heads
+    is given.
 
     window: in tiles. density: the window that comes nearest to it, see `TileGrid.window_of`. top, rest: as `KeyTiles`
-    has them; rest is "drop" beside heads. heads: for each head a letter of the preset's windows, or `DENSE_HEAD`. line:
-    of the file, where one of them stands.
+    has them; rest is "drop" beside heads. heads: for each head a letter of the preset's windows, or `DENSE_HEAD`.
+    linear: the precision of linear layers. line: of the file, where it says what is seen.
     """
 
     window: Shape3 | None = None
@@ -45,6 +45,7 @@ class Setting:
     qk: QKPrecision = "bf16"
     pv: PVPrecision = "bf16"
     smooth_k: bool = True
+    linear: Linears = UNROUNDED
     line: int | None = field(default=None, compare=False, repr=False)
 
 
@@ -58,7 +59,7 @@ class Layers(Setting):
 
 @dataclass(frozen=True, kw_only=True)
 class Phase(Setting):
-    """What attention does from noise level sigma[0] down to just above sigma[1]. guidance, compute: as `StepPlan` has
+    """What layers do from noise level sigma[0] down to just above sigma[1]. guidance, compute: as `StepPlan` has
     them."""
 
     sigma: tuple[float, float]
@@ -147,7 +148,8 @@ class Preset:
     def is_exact(self) -> bool:
         """Whether it is dense and unrounded everywhere, and every step is computed with both guidance branches."""
         return all((phase.guidance, phase.compute) == ("full", "full") for phase in self.phases) and all(
-            (own.window, own.density, own.top, own.heads, own.qk, own.pv) == (None, None, None, "", "bf16", "bf16")
+            own.linear == UNROUNDED
+            and (own.window, own.density, own.top, own.heads, own.qk, own.pv) == (None, None, None, "", "bf16", "bf16")
             for phase in self.phases
             for own in (phase, *phase.layers)
         )
@@ -214,14 +216,12 @@ class Preset:
                     raise self.fault(told, own.at_line, hint="layers are counted from 0")
         same: dict[AttentionPlan, AttentionPlan] = {}
         shared = {own: same.setdefault(plan, plan) for own, plan in made.items()}
-        return {
-            phase: StepPlan(
-                tuple(shared[phase.of_layer(number)] for number in range(layers)),
-                guidance=phase.guidance,
-                compute=phase.compute,
-            )
-            for phase in self.phases
-        }
+        plans = {}
+        for phase in self.phases:
+            each = [phase.of_layer(number) for number in range(layers)]
+            linear = tuple(own.linear for own in each)
+            plans[phase] = StepPlan(tuple(shared[own] for own in each), linear, phase.guidance, phase.compute)
+        return plans
 
     def schedule(self, sigmas: Sequence[float], tiles: TileGrid, layers: int, heads: int) -> list[StepPlan]:
         """What each layer does at each step, given the noise level before it; errors as `plans`."""

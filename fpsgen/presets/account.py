@@ -13,7 +13,7 @@ from fpsgen.attention.tiles import TileGrid
 from fpsgen.presets import Preset, cost, file, rival
 from fpsgen.settings import Settings
 from fpsgen.wan.config import WAN_14B
-from fpsgen.wan.plan import Compute, Guidance, StepPlan
+from fpsgen.wan.plan import Compute, Guidance, Linears, StepPlan
 from fpsgen.weights.models import Model
 
 
@@ -38,7 +38,7 @@ class SeenHeads(KeyTiles):
 
 @dataclass(frozen=True, kw_only=True)
 class LayersAccount(Savings):
-    """Layers of one attention plan: which, and how many."""
+    """Layers that compute alike: which, and how many."""
 
     at: str
     layers: int
@@ -46,6 +46,7 @@ class LayersAccount(Savings):
     qk: QKPrecision
     pv: PVPrecision
     smooth_k: bool
+    linear: Linears
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,13 +74,14 @@ class DenseSteps:
 
 @dataclass(frozen=True)
 class Account:
-    """What a preset does in a video of a model, step by step."""
+    """What a preset does in a video of a model, step by step. linear_cost: of linear layers, in that of 16-bit ones."""
 
     model: str
     settings: Settings
     tiles: TileGrid
     runs: list[RunAccount]
     total: Savings
+    linear_cost: float
     dense_steps: DenseSteps
 
     @property
@@ -99,28 +101,30 @@ def account(preset: Preset, model: Model, settings: Settings) -> Account:
     for (_, step), group in groupby(levels, key=lambda each: (preset.at(each[0]), each[1])):
         sigmas, first = [sigma for sigma, _ in group], last
         last += len(sigmas)
-        attention, share = step.attention, step.share(branches)
-        layers = [_layers(plan, attention, share, len(sigmas), model) for plan in dict.fromkeys(attention)]
-        savings = _savings([*attention] * len(sigmas), [share] * len(attention) * len(sigmas), model)
+        share = step.share(branches)
+        layers = [_layers(alike, step.layers, share, len(sigmas), model) for alike in dict.fromkeys(step.layers)]
+        savings = _savings([*step.attention] * len(sigmas), [share] * len(step.layers) * len(sigmas), model)
         runs.append(
             RunAccount(
                 steps=(first + 1, last), sigma=(sigmas[0], sigmas[-1]), guidance=step.guidance, compute=step.compute,
                 layers=layers, **savings,
             )
         )  # fmt: skip
-    every = [(plan, step.share(branches)) for step in plans for plan in step.attention]
-    total = Savings(**_savings([plan for plan, _ in every], [share for _, share in every], model))
-    share = fmean(step.share(branches) for step in plans)
-    return Account(model.family, settings, plans[0].tiles, runs, total, _dense_steps(total.cost, share, plans, model))
+    every = [(*layer, step.share(branches)) for step in plans for layer in step.layers]
+    total = Savings(**_savings([plan for plan, *_ in every], [share for *_, share in every], model))
+    config, tokens = WAN_14B if model.pocket else model.config, _tokens(plans[0].tiles, model)
+    exact = cost.of_linear(config, tokens)
+    linear = fmean(share * cost.of_linear(config, tokens, precision) / exact for _, precision, share in every)
+    dense_steps = _dense_steps(plans, total.cost, linear, exact, tokens)
+    return Account(model.family, settings, plans[0].tiles, runs, total, linear, dense_steps)
 
 
-def _dense_steps(own: float, share: float, plans: Sequence[StepPlan], model: Model) -> DenseSteps:
-    """own: the cost of attention, a mean over all steps; share: of the forward passes, how many are computed."""
+def _dense_steps(plans: Sequence[StepPlan], own: float, linear: float, exact: float, tokens: int) -> DenseSteps:
+    """own: the cost of attention, a mean over all steps; linear: that of linear layers, in `exact`, that of 16-bit
+    ones."""
     like = rival.of(plans).at(1.0)
-    tokens = _tokens(plans[0].tiles, model)
     once = cost.of_plan(AttentionPlan(plans[0].tiles, qk=like.qk, pv=like.pv), tokens)
-    linear = cost.of_linear(WAN_14B if model.pocket else model.config, tokens)
-    video = cost.of_video(own, linear, share) / cost.of_video(once, linear)
+    video = (own + linear * exact) / (once + exact)
     return DenseSteps(qk=like.qk, pv=like.pv, attention=len(plans) * own / once, video=len(plans) * video)
 
 
@@ -129,17 +133,19 @@ def _tokens(tiles: TileGrid, model: Model) -> int:
     return cost.STAND_IN_TOKENS if model.pocket else tiles.tokens
 
 
-def _layers(
-    plan: AttentionPlan, step: Sequence[AttentionPlan], share: float, steps: int, model: Model
-) -> LayersAccount:
-    """The layers of a step that have `plan`, over so many steps, of which a share is computed."""
-    numbers = [number for number, other in enumerate(step) if other == plan]
+Layer = tuple[AttentionPlan, Linears]
+
+
+def _layers(alike: Layer, step: Sequence[Layer], share: float, steps: int, model: Model) -> LayersAccount:
+    """The layers of a step that compute `alike`, over so many steps, of which a share is computed."""
+    (plan, linear), numbers = alike, [number for number, other in enumerate(step) if other == alike]
     every, windows = plan.heads or (0,) * model.config.num_heads, []
     for index, seen in enumerate(plan.key_tiles):
         heads = file.ranges([head for head, own in enumerate(every) if own == index])
         windows.append(SeenHeads(**asdict(seen), heads=heads, density=plan.density_of(seen)))
     return LayersAccount(
-        at=file.ranges(numbers), layers=len(numbers), windows=windows, qk=plan.qk, pv=plan.pv, smooth_k=plan.smooth_k,
+        at=file.ranges(numbers), layers=len(numbers), windows=windows,
+        qk=plan.qk, pv=plan.pv, smooth_k=plan.smooth_k, linear=linear,
         **_savings([plan] * len(numbers) * steps, [share] * len(numbers) * steps, model),
     )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""What attention costs: the stated model by which schedules are compared.
+"""What attention and linear layers cost: the stated model by which schedules are compared.
 
 The unit is dense BF16 attention over the same tokens, by the fastest kernel for it; lower is cheaper.
 """
@@ -9,6 +9,7 @@ from math import prod
 
 from fpsgen.attention.plan import AttentionPlan, KeyTiles
 from fpsgen.wan.config import WanConfig
+from fpsgen.wan.plan import UNROUNDED, LinearPrecision, Linears
 
 # Speeds of attention by the format of q and k; P and v are E4M3 beside both 8-bit ones. Published figures for this
 # card, head_dim 128, 32k tokens, until a card has given ours: FlashAttention-3 in 16 bits and in FP8, SageAttention2's
@@ -31,8 +32,13 @@ _PROLOGUE_TOKENS = 9 * 470e12 / (4 * 3.0e12)
 _SELECT = (2 / 6e12) / (4 / 470e12)
 
 # Linear layers: 2 operations for each weight and token, in 16 bits, at 80 % of an H100's 989 TFLOPS. FlashAttention-3's
-# paper (arXiv 2407.08608) says that optimised matrix products reach 80 to 90 % on this card.
-_LINEAR_TFLOPS = 0.8 * 989
+# paper (arXiv 2407.08608) says that optimised matrix products reach 80 to 90 % on this card. In 8 bits 70 % of 1979 is
+# assumed: sums of FP8 products are promoted on the way, and those of INT8 leave as 32-bit numbers.
+_LINEAR_TFLOPS = {"16bit": 0.8 * 989, "fp8": 0.7 * 1979, "int8": 0.7 * 1979}
+
+# What is rounded for them is read twice in 16 bits, for its largest number and for itself, and written in 8: 5 bytes
+# for each token and channel, at 3.0 TB/s. PyTorch's own passes, which are not fused, move several times that.
+_ROUNDED_SECONDS = 5 / 3.0e12
 
 # The pocket model stands in for the models that schedules are for: its 420 tokens count as Wan2.1's at 720p, its tiles
 # as Wan2.1's of 120 tokens.
@@ -62,14 +68,24 @@ def of_plan(plan: AttentionPlan, tokens: int) -> float:
     return of_pairs(plan.mean(pairs), qk, tokens) + chosen * _SELECT * tile_share**2
 
 
-def of_linear(config: WanConfig, tokens: int) -> float:
-    """Cost of one layer's linear layers at one step: 0.23 for Wan2.1 14B at 720p."""
-    operations, attention = 2 * config.weights_per_token / config.num_layers, 4 * config.dim * tokens
-    return operations / attention * TFLOPS["bf16"] / _LINEAR_TFLOPS
+def of_linear(config: WanConfig, tokens: int, precision: Linears = UNROUNDED) -> float:
+    """Cost of one layer's linear layers at one step: for Wan2.1 14B at 720p 0.23, and 0.16 with all that can be in 8
+    bits."""
+    dim, ffn = config.dim, config.ffn_dim
+    attention, of_ffn = 4 * dim**2, 2 * dim * ffn
+    cross = config.weights_per_token / config.num_layers - attention - of_ffn
+    seconds = _seconds(attention, 2 * dim, precision.attention) + _seconds(of_ffn, dim + ffn, precision.ffn)
+    return (seconds + _seconds(cross, 0, "16bit")) / (4 * dim * tokens / (TFLOPS["bf16"] * 1e12))
+
+
+def _seconds(weights: float, channels: int, precision: LinearPrecision) -> float:
+    """Of linear layers, for each token. channels: of what would be rounded for them."""
+    rounding = 0.0 if precision == "16bit" else channels * _ROUNDED_SECONDS
+    return 2 * weights / (_LINEAR_TFLOPS[precision] * 1e12) + rounding
 
 
 def of_video(attention: float, linear: float, share: float = 1.0) -> float:
     """Cost of attention and linear layers together, whose own costs are given. The unit is that of both where attention
-    is dense and in BF16. share: of the forward passes, how many are computed. Text, VAE and what else is in a step are
-    not counted."""
+    is dense and in BF16, and linear layers are 16-bit. share: of the forward passes, how many are computed. Text, VAE
+    and what else is in a step are not counted."""
     return (attention + share * linear) / (1 + linear)

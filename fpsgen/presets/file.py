@@ -6,6 +6,7 @@ import re
 import reprlib
 import tomllib
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from fpsgen.presets.grammar import (
 )
 from fpsgen.presets.lines import Lines, Names, too_many_dots
 from fpsgen.printable import meant, printable
+from fpsgen.wan.plan import UNROUNDED, Linears
 
 _MOST_BYTES = 2**18
 _MOST_DOTS = 20  # in a key: tomllib needs memory by the square of a key's dots
@@ -168,7 +170,7 @@ def _letter(value: Any, *path: str) -> Shape3 | KeyTiles:
 
 def _phase(entry: dict[str, Any], path: Names, begin: float, windows: Mapping[str, Seen], lines: Lines) -> Phase:
     """One [[phase]], which must start at sigma `begin`."""
-    said = _values(entry, _keys("sigma", *SETTING, *STEP, "linear", "layers"), ["sigma"], *path)
+    said = _values(entry, _keys("sigma", *SETTING, *STEP, "layers"), ["sigma"], *path)
     sigma = (float(said["sigma"][0]), float(said["sigma"][1]))
     if sigma[0] != begin:
         how = "overlaps what is before it" if sigma[0] > begin else "leaves a gap"
@@ -179,7 +181,7 @@ def _phase(entry: dict[str, Any], path: Names, begin: float, windows: Mapping[st
     taken: dict[int, int | None] = {}  # the line that names a layer
     for index, each in enumerate(said.get("layers", ())):
         here = (*path, "layers", index)
-        told = _values(each, _keys("at", *SETTING, "linear"), ["at"], *here)
+        told = _values(each, _keys("at", *SETTING), ["at"], *here)
         at, at_line = numbers(told["at"]), lines.of(*here, "at")
         for number in at:
             if number in taken:
@@ -205,12 +207,19 @@ def _setting(
     own = inherited | ({"window": None, "density": None, "top": None, "heads": ""} if given else {})
     own |= {key: said[key] for key in SETTING if said.get(key, "dense") != "dense"}
     own |= {key: float(said[key]) for key in ("density", "top") if key in said}
+    own |= {"linear": _linear(said["linear"])} if "linear" in said else {}
     if all(own.get(key) is None for key in ("window", "density", "top")):  # dense, or each head has a letter
         if "rest" in said:
             where = "each letter of [windows] has its own rest" if own.get("heads") else "nothing is skipped here"
             raise _Fault(f"rest says what becomes of skipped tiles, and {where}", *path, "rest")
         own["rest"] = "drop"
     return own | {"line": lines.of(*path, *given[:1])}
+
+
+def _linear(value: Any) -> Linears:
+    """From one precision for all, or a table of those that are not 16-bit."""
+    own = value if isinstance(value, dict) else {"attention": value, "ffn": value}
+    return Linears(**{key: "16bit" if each == "bf16" else each for key, each in own.items()})
 
 
 def _measured(table: dict[str, Any]) -> Measured:
@@ -234,10 +243,13 @@ def quoted(value: Any) -> str:
 def as_dict(preset: Preset) -> dict[str, Any]:
     """The preset as JSON has it, lists for tuples; what is seldom used is left out if it is not used."""
 
+    rounds = any(own.linear != UNROUNDED for phase in preset.phases for own in (phase, *phase.layers))
+
     def told(own: Setting) -> dict[str, Any]:
         window = own.window and list(own.window)
         said: dict[str, Any] = {"window": window, "qk": own.qk, "pv": own.pv, "smooth_k": own.smooth_k}
         said |= {key: value for key in ("density", "top", "heads") if (value := getattr(own, key))}
+        said |= {"linear": _linear_said(own.linear)} if rounds else {}
         return said | ({"rest": own.rest} if own.rest != "drop" else {})
 
     phases = []
@@ -301,7 +313,15 @@ def _said(own: Setting, inherited: Setting) -> dict[str, Any]:
             said["window"] = own.window or "dense"
     skips = (own.window, own.density, own.top) != (None, None, None)
     rest = (*(("rest",) if skips else ()), "qk", "pv", "smooth_k")
-    return said | {key: getattr(own, key) for key in rest if getattr(own, key) != getattr(inherited, key)}
+    said |= {key: getattr(own, key) for key in rest if getattr(own, key) != getattr(inherited, key)}
+    return said | ({"linear": _linear_said(own.linear)} if own.linear != inherited.linear else {})
+
+
+def _linear_said(own: Linears) -> str | dict[str, str]:
+    """What `linear` is set to."""
+    if own.attention == own.ffn:
+        return own.ffn
+    return {key: value for key, value in asdict(own).items() if value != "16bit"}
 
 
 def _step_said(phase: Phase) -> dict[str, Any]:

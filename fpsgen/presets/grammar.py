@@ -11,12 +11,13 @@ from fpsgen.attention.plan import PVPrecision, QKPrecision, Rest
 from fpsgen.errors import UsageError
 from fpsgen.presets import DENSE_HEAD, Measured
 from fpsgen.wan import sizes
-from fpsgen.wan.plan import Compute, Guidance
+from fpsgen.wan.plan import Compute, Guidance, LinearPrecision, Linears
 
 FORMAT = 1
 FAMILIES = ("1.3b", "14b", "pocket")
 _MOST_LAYERS = 1000
 _ROUNDING = 1e-6
+LINEAR = (*get_args(LinearPrecision), "bf16")  # of linear layers; the last one is what older files call the first
 INTERVALS = ("error_ci95", "psnr_ci95")  # which one clip does not have
 
 
@@ -65,6 +66,12 @@ def _is_size(value: Any) -> bool:
     return True
 
 
+def _is_linear(value: Any) -> bool:
+    own = value if _is_table(value) else {"ffn": value}
+    names = [each.name for each in fields(Linears)]
+    return bool(own) and all(key in names and each in LINEAR for key, each in own.items())
+
+
 def numbers(value: Any) -> tuple[int, ...]:
     """Layers by "0-1,39", ascending; none if that is not what it says, or a layer is named twice."""
     found: set[int] = set()
@@ -110,7 +117,7 @@ KEYS: dict[str, Key] = {
     "qk": (get_args(QKPrecision), f"write one of {', '.join(get_args(QKPrecision))}"),
     "pv": (get_args(PVPrecision), f"write one of {', '.join(get_args(PVPrecision))}"),
     "smooth_k": (lambda value: isinstance(value, bool), "write true or false, or leave it out"),
-    "linear": (("bf16",), "leave it out: linear layers run in bf16, other precisions are not built yet"),
+    "linear": (_is_linear, 'write "16bit", "fp8" or "int8" for all, or a table: linear = { ffn = "fp8" }'),
     "guidance": (
         get_args(Guidance),
         'write "full" for both branches, "reuse" for one and the last difference, "off" for one without guidance',
@@ -119,7 +126,7 @@ KEYS: dict[str, Key] = {
     "measured": (_is_table, "leave [measured] out: fpsgen calibrate writes it"),
 }
 CHOICE = ("window", "density", "top", "heads")  # a setting has one of them
-SETTING = (*CHOICE, "rest", "qk", "pv", "smooth_k")
+SETTING = (*CHOICE, "rest", "qk", "pv", "smooth_k", "linear")
 STEP = ("guidance", "compute")  # of a whole phase
 HEAD = ("format", "model", "about", "tile", "windows", "phase", "measured")
 _KINDS: dict[str, Callable[[Any], bool]] = {

@@ -28,7 +28,7 @@ from fpsgen.train.data import Data
 from fpsgen.train.settings import TrainSettings
 from fpsgen.wan import plan as plans
 from fpsgen.wan.config import WanConfig
-from fpsgen.wan.plan import StepPlan
+from fpsgen.wan.plan import UNROUNDED, StepPlan
 from fpsgen.wan.transformer import WanTransformer
 
 STAGES = 8  # from dense attention to the preset's
@@ -211,9 +211,10 @@ def _distance(velocity: Tensor, target: Tensor, weight: Tensor) -> Tensor:
 def annealed(plan: StepPlan, stage: int) -> StepPlan:
     """`plan` on the way to it from dense, unrounded attention, which is stage 0, as STAGES is the plan itself: shares
     and windows shrink by equal factors, and layer after layer becomes 8-bit."""
-    share, layers = stage / STAGES, len(plan.attention)
-    own = (_annealed(each, share, share > number / layers) for number, each in enumerate(plan.attention))
-    return replace(plan, attention=tuple(own))
+    share, rounded = stage / STAGES, [stage / STAGES > number / len(plan.layers) for number in range(len(plan.layers))]
+    attention = (_annealed(each, share, own) for each, own in zip(plan.attention, rounded, strict=True))
+    linear = [each if own else UNROUNDED for (_, each), own in zip(plan.layers, rounded, strict=True)]
+    return replace(plan, attention=tuple(attention), linear=tuple(linear) if plan.linear else ())
 
 
 def _annealed(plan: AttentionPlan, share: float, rounded: bool) -> AttentionPlan:

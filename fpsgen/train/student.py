@@ -10,17 +10,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fpsgen.attention.quantize import Format, Quantized
+from fpsgen.wan.linear import Linear, Rounded, quantized
 from fpsgen.wan.transformer import WanTransformer
 from fpsgen.weights import lora
 
 
-class Adapted(nn.Linear):
+class Adapted(Linear):
     """A linear layer and, beside it, an adapter (arXiv 2106.09685, section 4.1, with alpha = rank): W x + b + B A x.
 
     `weight` and `bias` are the layer's own parameters, under their names; A and B are float32. B is zero at first.
     """
 
-    def __init__(self, linear: nn.Linear, rank: int, random: torch.Generator):
+    def __init__(self, linear: Linear, rank: int, random: torch.Generator):
         super().__init__(linear.in_features, linear.out_features, device="meta")
         self.weight, self.bias = linear.weight, linear.bias
         where = {"device": linear.weight.device, "dtype": torch.float32}
@@ -33,12 +35,18 @@ class Adapted(nn.Linear):
             self.lora_B.weight.zero_()
         self.adapts = True
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor | Rounded) -> Tensor:
         out = super().forward(x)
-        if not self.adapts:
+        if not self.adapts or isinstance(x, Rounded):
             return out
         a, b = (half.weight.to(x.dtype) for half in (self.lora_A, self.lora_B))  # not x, which would be kept twice
         return out + F.linear(F.linear(x, a), b)
+
+    def quantized(self, kind: Format) -> Quantized:
+        """Of the weight with the adapter in it: a LoRA is merged before weights are rounded."""
+        if not self.adapts:
+            return super().quantized(kind)
+        return quantized(self.weight + self.lora_B.weight @ self.lora_A.weight, kind)
 
 
 class Student:
@@ -58,7 +66,7 @@ class Student:
         random = torch.Generator().manual_seed(seed)
         for name in lora.targets(transformer.config):
             linear = transformer.get_submodule(name)
-            assert isinstance(linear, nn.Linear)
+            assert isinstance(linear, Linear)
             self._adapted.append(Adapted(linear, rank, random))
             transformer.set_submodule(name, self._adapted[-1])
 

@@ -10,11 +10,26 @@ from typing import Literal
 from fpsgen.attention.plan import AttentionPlan
 from fpsgen.attention.tiles import TileGrid
 
-LinearPrecision = Literal["16bit"]  # the weights' own; it has one value yet
+LinearPrecision = Literal["16bit", "fp8", "int8"]  # 16bit: the weights' own
 # Of the two guidance branches: both are computed; or the conditional one, and what both differed by in the latest step
 # that computed both is used again; or the conditional one, without guidance.
 Guidance = Literal["full", "reuse", "off"]
 Compute = Literal["full", "reuse"]  # the velocity is computed; or continued from the latest two that were
+
+
+@dataclass(frozen=True)
+class Linears:
+    """The precision of a layer's linear products. attention: of self-attention's q, k, v and o; ffn: of both products
+    of the FFN. Whatever else is linear has the weights' own."""
+
+    attention: LinearPrecision = "16bit"
+    ffn: LinearPrecision = "16bit"
+
+    def __str__(self) -> str:
+        return self.ffn if self.attention == self.ffn else f"{self.ffn} in the FFN, {self.attention} in attention"
+
+
+UNROUNDED = Linears()
 
 
 @dataclass(frozen=True)
@@ -24,13 +39,18 @@ class StepPlan:
     step is computed at all. "reuse" stands only where an earlier step has left something (`Preset.schedule`)."""
 
     attention: tuple[AttentionPlan, ...]
-    linear: tuple[LinearPrecision, ...] = ()
+    linear: tuple[Linears, ...] = ()
     guidance: Guidance = "full"
     compute: Compute = "full"
 
     @property
     def tiles(self) -> TileGrid:
         return self.attention[0].tiles
+
+    @property
+    def layers(self) -> tuple[tuple[AttentionPlan, Linears], ...]:
+        """What each layer computes."""
+        return tuple(zip(self.attention, self.linear or (UNROUNDED,) * len(self.attention), strict=True))
 
     @property
     def density(self) -> float:

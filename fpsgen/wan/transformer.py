@@ -4,7 +4,7 @@ Module and parameter names are the original's (Wan2.1 `wan/modules/model.py`). I
 the residual stream, norms, modulation and the time path are float32; matrix products run in the dtype of
 the weights. What is ours: tokens are put in tile order once, at patchify, and stay so through all blocks;
 cross-attention keys and values are computed once per prompt; self-attention goes through
-`fpsgen.attention.door.attend`.
+`fpsgen.attention.door.attend`; linear layers of a block may be in 8 bits (`fpsgen.wan.linear`).
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from fpsgen.attention.qk import QKTransform
 from fpsgen.attention.tiles import Shape3, TileGrid, outlives_inference
 from fpsgen.wan import plan as plans
 from fpsgen.wan.config import WanConfig
-from fpsgen.wan.plan import StepPlan
+from fpsgen.wan.linear import Linear, rounded
+from fpsgen.wan.plan import UNROUNDED, LinearPrecision, Linears, StepPlan
 
 _FINGERPRINTED = 256  # values of a parameter, or a few more
 
@@ -94,8 +95,8 @@ class WanTransformer(nn.Module):
             modulation = self.time_projection(time).unflatten(1, (6, -1))
         x = self.patchify(latents, tiles)
         rope = self.rope(tiles, latents.device)
-        for block, key_value, attention in zip(self.layers(), context, plan.attention, strict=True):
-            x = block(x, modulation, key_value, rope, attention)
+        for block, key_value, (attention, linear) in zip(self.layers(), context, plan.layers, strict=True):
+            x = block(x, modulation, key_value, rope, attention, linear)
         return self.unpatchify(self.head(x, time), tiles)
 
     def patchify(self, latents: Tensor, tiles: TileGrid) -> Tensor:
@@ -134,16 +135,35 @@ class Block(nn.Module):
         self.norm3 = nn.LayerNorm(dim, eps)  # the original counts it third, though it runs second
         self.cross_attn = CrossAttention(config)
         self.norm2 = nn.LayerNorm(dim, eps, elementwise_affine=False)
-        self.ffn = nn.Sequential(nn.Linear(dim, config.ffn_dim), nn.GELU("tanh"), nn.Linear(config.ffn_dim, dim))
+        self.ffn = FFN(config)
         self.modulation = nn.Parameter(torch.randn(1, 6, dim) / dim**0.5)
 
-    def forward(self, x: Tensor, modulation: Tensor, key_value: KeyValue, rope: Tensor, plan: AttentionPlan) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        modulation: Tensor,
+        key_value: KeyValue,
+        rope: Tensor,
+        plan: AttentionPlan,
+        linear: Linears = UNROUNDED,
+    ) -> Tensor:
         """x: float32 [batch, tokens, dim]; modulation, by time: float32 [batch, 6, dim]."""
-        dtype = self.ffn[0].weight.dtype
+        dtype = self.cross_attn.q.weight.dtype
         shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = (self.modulation + modulation).chunk(6, dim=1)
-        x = x + gate * self.self_attn((self.norm1(x) * (1 + scale) + shift).to(dtype), rope, plan)
+        x = x + gate * self.self_attn((self.norm1(x) * (1 + scale) + shift).to(dtype), rope, plan, linear.attention)
         x = x + self.cross_attn(self.norm3(x).to(dtype), key_value)
-        return x + ffn_gate * self.ffn((self.norm2(x) * (1 + ffn_scale) + ffn_shift).to(dtype))
+        return x + ffn_gate * self.ffn((self.norm2(x) * (1 + ffn_scale) + ffn_shift).to(dtype), linear.ffn)
+
+
+class FFN(nn.Sequential):
+    """Two linear layers with GELU between them, by the original's numbers."""
+
+    def __init__(self, config: WanConfig):
+        super().__init__(Linear(config.dim, config.ffn_dim), nn.GELU("tanh"), Linear(config.ffn_dim, config.dim))
+
+    def forward(self, x: Tensor, precision: LinearPrecision = "16bit") -> Tensor:
+        up, gelu, down = self
+        return down(rounded(gelu(up(rounded(x, precision))), precision))
 
 
 class Attention(nn.Module):
@@ -153,7 +173,7 @@ class Attention(nn.Module):
         super().__init__()
         dim = config.dim
         self.heads, self.eps = config.num_heads, config.eps
-        self.q, self.k, self.v, self.o = (nn.Linear(dim, dim) for _ in range(4))
+        self.q, self.k, self.v, self.o = (Linear(dim, dim) for _ in range(4))
         self.norm_q, self.norm_k = (nn.RMSNorm(dim, config.eps) for _ in range(2))
 
     def split(self, x: Tensor) -> Tensor:
@@ -162,10 +182,11 @@ class Attention(nn.Module):
 
 
 class SelfAttention(Attention):
-    def forward(self, x: Tensor, rope: Tensor, plan: AttentionPlan) -> Tensor:
+    def forward(self, x: Tensor, rope: Tensor, plan: AttentionPlan, precision: LinearPrecision = "16bit") -> Tensor:
         transform = QKTransform(self.norm_q.weight, self.norm_k.weight, self.eps, rope)
-        out = attend(self.split(self.q(x)), self.split(self.k(x)), self.split(self.v(x)), transform, plan)
-        return self.o(out.flatten(2))
+        given = rounded(x, precision)
+        q, k, v = (self.split(layer(given)) for layer in (self.q, self.k, self.v))
+        return self.o(rounded(attend(q, k, v, transform, plan).flatten(2), precision))
 
 
 class CrossAttention(Attention):

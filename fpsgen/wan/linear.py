@@ -1,0 +1,119 @@
+"""Linear layers whose products may be in 8 bits (W8A8): both sides are rounded, each row of numbers has one scale.
+
+x w ≈ (numbers of x · numbers of w) · scale of the token · scale of the output row. E4M3 products run by
+`torch._scaled_mm` and INT8 ones by `torch._int_mm` where a GPU has them; elsewhere, and in training, PyTorch multiplies
+the rounded numbers in float32. Every product of two such numbers is exact there, so that nothing but the order and the
+last bits of sums is different. Weights are rounded from the 16-bit ones, or from whatever the model is loaded in.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fpsgen.attention.quantize import LARGEST, Format, Quantized, round_by, scale_of
+from fpsgen.attention.tiles import outlives_inference
+from fpsgen.wan.plan import LinearPrecision
+
+# What a GPU multiplies with. On a CPU, and where gradients pass, numbers stay in float32: there it takes longer to
+# convert them than to multiply them.
+_DTYPES: dict[Format, torch.dtype] = {"fp8": torch.float8_e4m3fn, "int8": torch.int8}
+
+# Rows that are rounded, or whose INT32 sums are scaled, at once: float32 copies of a whole layer would need more memory
+# than anything else in the model.
+_ROWS = 8192
+
+
+@dataclass(frozen=True, eq=False)
+class Rounded:
+    """The input of 8-bit products. kind: of its numbers; dtype: x's, in which products come back."""
+
+    of: Quantized
+    kind: Format
+    dtype: torch.dtype
+
+
+def rounded(x: Tensor, precision: LinearPrecision) -> Tensor | Rounded:
+    """x [..., channels] for one product or several: as it is for "16bit", else with one scale for each token."""
+    if precision == "16bit":
+        return x
+    autocast = torch.is_autocast_enabled(x.device.type)  # which training uses
+    dtype = torch.get_autocast_dtype(x.device.type) if autocast else x.dtype
+    return Rounded(quantized(x, precision), precision, dtype)
+
+
+def quantized(x: Tensor, kind: Format) -> Quantized:
+    """x [..., channels] in numbers of a format, one scale for each row: [..., 1]. Gradients pass straight through."""
+    scale = scale_of(x.detach().abs().amax(-1, keepdim=True), LARGEST[kind])
+    if x.device.type == "cpu" or (torch.is_grad_enabled() and x.requires_grad):
+        return round_by(x, scale, kind)
+    numbers = torch.empty(x.shape, dtype=_DTYPES[kind], device=x.device)
+    rows = (x.flatten(0, -2).split(_ROWS), scale.flatten(0, -2).split(_ROWS), numbers.flatten(0, -2).split(_ROWS))
+    for some, own, into in zip(*rows, strict=True):
+        scaled = some * (1 / own)  # in float32
+        into.copy_(scaled.clamp_(-448, 448) if kind == "fp8" else scaled.round_().clamp_(-128, 127))
+    return Quantized(numbers, scale)
+
+
+class Linear(nn.Linear):
+    """A linear layer: its product is in 8 bits where its input is `Rounded`."""
+
+    def __init__(self, inputs: int, outputs: int, device: str | None = None):
+        super().__init__(inputs, outputs, device=device)
+        self._in_8_bits: dict[Format, Quantized] = {}
+
+    def forward(self, x: Tensor | Rounded) -> Tensor:
+        if isinstance(x, Tensor):
+            return super().forward(x)
+        return product(x, self.quantized(x.kind), self.bias)
+
+    def quantized(self, kind: Format) -> Quantized:
+        """The weight in 8 bits, one scale for each output. Kept, for it does not change, unless it is trained."""
+        if self.weight.requires_grad:
+            return quantized(self.weight, kind)
+        if kind not in self._in_8_bits:
+            self._in_8_bits[kind] = outlives_inference(quantized)(self.weight, kind)
+        return self._in_8_bits[kind]
+
+
+def product(x: Rounded, weight: Quantized, bias: Tensor) -> Tensor:
+    """[..., inputs] by [outputs, inputs]: x w + bias, in x's dtype."""
+    numbers, scale = x.of.numbers.flatten(0, -2), x.of.scale.flatten(0, -2)
+    outputs, inputs = weight.numbers.shape
+    by_torch = numbers.dtype == weight.numbers.dtype == _DTYPES[x.kind] and why_not(numbers.device, x.kind) is None
+    # Sizes that both kernels take; `_int_mm` wants more than 16 rows.
+    if not by_torch or inputs % 16 or outputs % 16 or len(numbers) <= 16:
+        sums = F.linear(x.of.numbers.float(), weight.numbers.float())
+        return (sums * x.of.scale * weight.scale.mT + bias).to(x.dtype)
+    if x.kind == "fp8":
+        # Without fast accumulation: FP8 sums keep 13 bits, which over thousands of channels err by as much as the
+        # numbers' own rounding does (DeepSeek-V3, arXiv 2412.19437, section 3.3.2), unless promoted on the way.
+        out = torch._scaled_mm(
+            numbers, weight.numbers.mT, scale, weight.scale.mT, bias.bfloat16(), out_dtype=torch.bfloat16
+        )
+        return out.to(x.dtype).unflatten(0, x.of.numbers.shape[:-1])
+    out = torch.empty(len(numbers), outputs, dtype=x.dtype, device=numbers.device)
+    pieces = -(-len(numbers) // _ROWS)  # of nearly the same length: none is too short
+    for some, own, into in zip(*(each.tensor_split(pieces) for each in (numbers, scale, out)), strict=True):
+        into.copy_(torch._int_mm(some, weight.numbers.mT) * own * weight.scale.mT + bias)
+    return out.unflatten(0, x.of.numbers.shape[:-1])
+
+
+@lru_cache
+def why_not(device: torch.device, kind: Format) -> str | None:
+    """Why `device` multiplies no numbers of a format itself, so that PyTorch does in float32; None if it does."""
+    if device.type != "cuda":
+        return "8-bit products run on CUDA GPUs"
+    try:
+        a, one = torch.zeros(32, 32, dtype=_DTYPES[kind], device=device), torch.ones(32, 1, device=device)
+        if kind == "fp8":
+            torch._scaled_mm(a, a.mT, one, one.mT, one[:, 0].bfloat16(), out_dtype=torch.bfloat16)
+        else:
+            torch._int_mm(a, a.mT)
+    except RuntimeError as fault:
+        return f"torch cannot: {str(fault).partition(chr(10))[0]}"
+    return None
