@@ -28,9 +28,12 @@ from fpsgen.attention.tiles import TileGrid
 from fpsgen.machine import provenance
 from fpsgen.sampling import Denoiser
 from fpsgen.wan import plan
+from fpsgen.wan.transformer import WanTransformer
 from fpsgen.weights import models
 from fpsgen.weights.load import load_text_encoder, load_transformer
+from fpsgen.weights.models import Model
 
+CPU = torch.device("cpu")
 LENGTHS = (1024, 4096, 8192, 32768)
 ROWS, HEADS, HEAD_DIM, TILE = 64, 8, 128, 128
 MOST_KEYS_OF_RULES = 4096
@@ -76,31 +79,40 @@ def synthetic(kind: str, length: int) -> Data:
     return q, k, v
 
 
+def renderings(model: Model, transformer: WanTransformer) -> Iterator[str]:
+    """Render each of the PROMPTS by the pocket model, dense and not rounded; yields the names of the STEPS, and "" for
+    others, when they are done."""
+    encoder = load_text_encoder(model.checkpoint, CPU, torch.bfloat16)
+    names = {step: name for name, step in STEPS.items()}
+    for prompt in PROMPTS:
+        texts = [encoder.encode(text).text for text in (prompt, model.defaults.negative)]
+        denoiser = Denoiser(transformer, model.defaults, texts, CPU)
+        dense = plan.dense(model.tiles(model.defaults.latent_shape), transformer.config.num_layers)
+        for moment in denoiser.run(denoiser.noise(seed=1), [dense] * model.defaults.steps):
+            yield names.get(moment.step + 1, "")
+
+
 def captured() -> Iterator[tuple[str, Data, TileGrid]]:
     """q, k, v of every self-attention of the pocket model at the STEPS; of the two guidance branches, the prompt's."""
-    model, cpu = models.find("pocket"), torch.device("cpu")
-    encoder = load_text_encoder(model.checkpoint, cpu, torch.bfloat16)
-    transformer = load_transformer(model.checkpoint, cpu, torch.float32)
+    model = models.find("pocket")
+    transformer, tiles = (
+        load_transformer(model.checkpoint, CPU, torch.float32),
+        model.tiles(model.defaults.latent_shape),
+    )
     seen: list[Data] = []
 
     def keep(module: torch.nn.Module, inputs: tuple) -> None:
-        x, rope, _ = inputs
+        x, rope = inputs[:2]
         q, k, v = (module.split(layer(x)) for layer in (module.q, module.k, module.v))
         transform = QKTransform(module.norm_q.weight, module.norm_k.weight, module.eps, rope)
         seen.append((prepare(q, transform.norm_q, transform), prepare(k, transform.norm_k, transform), v))
 
     for block in transformer.layers():
         block.self_attn.register_forward_pre_hook(keep)
-    for prompt in PROMPTS:
-        texts = [encoder.encode(text).text for text in (prompt, model.defaults.negative)]
-        denoiser = Denoiser(transformer, model.defaults, texts, cpu)
-        tiles = model.tiles(model.defaults.latent_shape)
-        dense = plan.dense(tiles, transformer.config.num_layers)
-        for moment in denoiser.run(denoiser.noise(seed=1), [dense] * model.defaults.steps):
-            for name, step in STEPS.items():
-                if moment.step + 1 == step:
-                    yield from ((f"pocket, {name}", (q[:1], k[:1], v[:1]), tiles) for q, k, v in seen)
-            seen.clear()
+    for name in renderings(model, transformer):
+        if name:
+            yield from ((f"pocket, {name}", (q[:1], k[:1], v[:1]), tiles) for q, k, v in seen)
+        seen.clear()
 
 
 def methods() -> Iterator[tuple[str, str | None, dict]]:

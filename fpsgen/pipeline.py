@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fpsgen import machine
 from fpsgen.attention import door
+from fpsgen.attention.door import Choice
 from fpsgen.errors import option
 from fpsgen.events import Branches, Denoised, Event, Frames, Notice, Run, Stage, Step, Written
 from fpsgen.pocket import reading
@@ -60,7 +61,8 @@ def generate(
     texts = yield from _encode(plans, model, target, videos)
     yield Stage("load", "transformer")
     with _all(videos, "load"):
-        transformer = load_transformer(model.checkpoint, target.device, target.dtype)
+        steps = list(dict.fromkeys(step for plan in plans for step in plan.steps))
+        transformer = load_transformer(model.checkpoint, target.device, target.dtype, steps)
         weights = transformer.fingerprint()
         abouts = [plan.about(weights) for plan in plans]
     ends = []
@@ -185,24 +187,36 @@ def denoise(
 
 def notices(plan: VideoPlan) -> Iterator[Notice]:
     """Which plan runs in which steps and layers, on which backend, and why on no other."""
-    if plan.target.device.type == "cuda" and any(one.name == "reference" for one in plan.backends.values()):
-        instead = option("preset", "bf16")
-        yield Notice(f"plain PyTorch runs this preset's attention here, which may take longer than {instead}")
+    slow = ["attention"] if any(one.name == "reference" for one in plan.backends.values()) else []
+    slow += ["linear layers"] if any(one.refused for one in plan.kernels.values()) else []
+    if slow and plan.target.device.type == "cuda":
+        told = f"plain PyTorch runs this preset's {' and '.join(slow)} here"
+        yield Notice(f"{told}, which may take longer than {option('preset', 'bf16')}")
     first = 1
     for step, alike in groupby(plan.steps):
         last = first + sum(1 for _ in alike) - 1
         steps = f"step {first}" if first == last else f"steps {first} to {last}"
+        linear = [own for _, own in step.layers]
         for attention in dict.fromkeys(step.attention):
-            layers = [number for number, each in enumerate(step.attention) if each == attention]
-            where = (
-                steps
-                if len(layers) == len(step.attention)
-                else f"{steps}, layer{'s' if len(layers) > 1 else ''} {file.ranges(layers)}"
-            )
-            choice = plan.backends[attention]
-            refused = "".join(f"; not {door.display_name(name)}: {reason}" for name, reason in choice.refused)
-            yield Notice(f"{where}: {attention}, by {door.display_name(choice.name)}{refused}", detail=True)
+            where, choice = _where(steps, step.attention, attention), plan.backends[attention]
+            yield Notice(f"{where}: {attention}, {_by(choice)}", detail=True)
+        for own in dict.fromkeys(linear):
+            by = [_by(plan.kernels[kind]) for kind in dict.fromkeys((own.ffn, own.attention)) if kind != "16bit"]
+            if by:
+                yield Notice(f"{_where(steps, linear, own)}: linear layers {own}, {', '.join(by)}", detail=True)
         first = last + 1
+
+
+def _where(steps: str, layers: Sequence[object], alike: object) -> str:
+    """Steps, and which of the layers are `alike`, if not all of them."""
+    numbers = [number for number, each in enumerate(layers) if each == alike]
+    some = f", layer{'s' if len(numbers) > 1 else ''} {file.ranges(numbers)}"
+    return steps + (some if len(numbers) < len(layers) else "")
+
+
+def _by(choice: Choice) -> str:
+    refused = "".join(f"; not {door.display_name(name)}: {reason}" for name, reason in choice.refused)
+    return f"by {door.display_name(choice.name)}{refused}"
 
 
 def make_ready(plan: VideoPlan, timings: Timings) -> Iterator[Notice]:

@@ -14,6 +14,7 @@ from fpsgen import __version__
 from fpsgen.attention import door
 from fpsgen.attention.door import Choice
 from fpsgen.attention.plan import AttentionPlan
+from fpsgen.attention.quantize import LARGEST, Format
 from fpsgen.attention.tiles import TileGrid
 from fpsgen.errors import UsageError
 from fpsgen.presets import BF16, Preset, file, shipped
@@ -22,6 +23,7 @@ from fpsgen.settings import Settings
 from fpsgen.target import Target
 from fpsgen.values import from_dict
 from fpsgen.wan import config
+from fpsgen.wan.linear import choose
 from fpsgen.wan.plan import StepPlan, distinct, mean_density
 from fpsgen.weights.models import Model
 
@@ -87,6 +89,13 @@ class VideoPlan:
         """What runs each attention plan, and why nothing that is preferred does."""
         head_dim = self.model.config.head_dim
         return {plan: door.choose(self.target.device, plan, head_dim) for plan in distinct(self.steps)}
+
+    @cached_property
+    def kernels(self) -> dict[str, Choice]:
+        """What multiplies in 8-bit linear layers, by their formats."""
+        config, linear = self.model.config, {own for step in self.steps for own in step.linear}
+        kinds: list[Format] = [kind for kind in LARGEST if any(kind in (own.attention, own.ffn) for own in linear)]
+        return {kind: choose(self.target.device, kind, config.dim, config.ffn_dim) for kind in kinds}
 
     @property
     def density(self) -> float:

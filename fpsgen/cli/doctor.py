@@ -151,6 +151,7 @@ _SECTIONS: dict[str, tuple[str, Callable[[Any], Iterator[Row]]]] = {
     "work_cache": ("kept by calibrate and bench quality", work_cache),
     "model_cache": ("models", model_cache),
     "attention": ("attention at 832x480, 81 frames", attention),
+    "linear": ("8-bit linear layers", attention),
     "compile": ("trial compilation", compiled),
     "launch": ("trial launch", launched),
 }

@@ -23,6 +23,7 @@ CHECKS: dict[str, Callable[[], Any]] = {
     "work_cache": checks.work_cache,
     "model_cache": checks.model_cache,
     "attention": checks.backends,
+    "linear": checks.linear,
     "compile": trials.trial_compile,
     "launch": trials.trial_launch,
 }

@@ -304,7 +304,7 @@ class PlanBackend:
 
 @dataclass(frozen=True)
 class Backends:
-    """What runs each typical plan."""
+    """What runs each typical plan, or the products in each format."""
 
     device: str
     plans: dict[str, PlanBackend]
@@ -317,6 +317,19 @@ def backends() -> Backends:
     for name, plan in typical_plans().items():
         choice = door.choose(device, plan, HEAD_DIM)
         found[name] = PlanBackend(str(plan), choice.name, dict(choice.refused))
+    return Backends(str(device), found)
+
+
+def linear() -> Backends:
+    """What multiplies in 8-bit linear layers of Wan2.1 14B."""
+    from fpsgen.attention.quantize import LARGEST
+    from fpsgen.wan.config import WAN_14B
+    from fpsgen.wan.linear import choose
+
+    device, found = machine.best_device(), {}
+    for kind in LARGEST:
+        choice = choose(device, kind, WAN_14B.dim, WAN_14B.ffn_dim)
+        found[kind] = PlanBackend(f"linear layers {kind}", choice.name, dict(choice.refused))
     return Backends(str(device), found)
 
 

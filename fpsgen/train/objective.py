@@ -211,10 +211,11 @@ def _distance(velocity: Tensor, target: Tensor, weight: Tensor) -> Tensor:
 def annealed(plan: StepPlan, stage: int) -> StepPlan:
     """`plan` on the way to it from dense, unrounded attention, which is stage 0, as STAGES is the plan itself: shares
     and windows shrink by equal factors, and layer after layer becomes 8-bit."""
-    share, rounded = stage / STAGES, [stage / STAGES > number / len(plan.layers) for number in range(len(plan.layers))]
-    attention = (_annealed(each, share, own) for each, own in zip(plan.attention, rounded, strict=True))
-    linear = [each if own else UNROUNDED for (_, each), own in zip(plan.layers, rounded, strict=True)]
-    return replace(plan, attention=tuple(attention), linear=tuple(linear) if plan.linear else ())
+    share, layers = stage / STAGES, plan.layers
+    rounded = [share > number / len(layers) for number in range(len(layers))]
+    attention = (_annealed(own, share, now) for (own, _), now in zip(layers, rounded, strict=True))
+    linear = (own if now else UNROUNDED for (_, own), now in zip(layers, rounded, strict=True))
+    return replace(plan, attention=tuple(attention), linear=tuple(linear))
 
 
 def _annealed(plan: AttentionPlan, share: float, rounded: bool) -> AttentionPlan:

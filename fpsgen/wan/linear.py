@@ -8,6 +8,7 @@ last bits of sums is different. Weights are rounded from the 16-bit ones, or fro
 
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -15,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fpsgen.attention.door import Choice
 from fpsgen.attention.quantize import LARGEST, Format, Quantized, round_by, scale_of
 from fpsgen.attention.tiles import outlives_inference
 from fpsgen.wan.plan import LinearPrecision
@@ -22,6 +24,7 @@ from fpsgen.wan.plan import LinearPrecision
 # What a GPU multiplies with. On a CPU, and where gradients pass, numbers stay in float32: there it takes longer to
 # convert them than to multiply them.
 _DTYPES: dict[Format, torch.dtype] = {"fp8": torch.float8_e4m3fn, "int8": torch.int8}
+_KERNELS: dict[Format, str] = {"fp8": "torch._scaled_mm", "int8": "torch._int_mm"}
 
 # Rows that are rounded, or whose INT32 sums are scaled, at once: float32 copies of a whole layer would need more memory
 # than anything else in the model.
@@ -71,6 +74,12 @@ class Linear(nn.Linear):
             return super().forward(x)
         return product(x, self.quantized(x.kind), self.bias)
 
+    def hold(self, weight: Tensor, precisions: Set[LinearPrecision]) -> Tensor:
+        """Round a weight, which is to be this layer's parameter, to the formats among `precisions`. Returns it, or a
+        tensor without values in its place if "16bit" is not among them."""
+        self._in_8_bits = {kind: quantized(weight, kind) for kind in precisions if kind != "16bit"}
+        return weight if "16bit" in precisions else weight.to("meta")
+
     def quantized(self, kind: Format) -> Quantized:
         """The weight in 8 bits, one scale for each output. Kept, for it does not change, unless it is trained."""
         if self.weight.requires_grad:
@@ -84,9 +93,9 @@ def product(x: Rounded, weight: Quantized, bias: Tensor) -> Tensor:
     """[..., inputs] by [outputs, inputs]: x w + bias, in x's dtype."""
     numbers, scale = x.of.numbers.flatten(0, -2), x.of.scale.flatten(0, -2)
     outputs, inputs = weight.numbers.shape
-    by_torch = numbers.dtype == weight.numbers.dtype == _DTYPES[x.kind] and why_not(numbers.device, x.kind) is None
-    # Sizes that both kernels take; `_int_mm` wants more than 16 rows.
-    if not by_torch or inputs % 16 or outputs % 16 or len(numbers) <= 16:
+    converted = numbers.dtype == weight.numbers.dtype == _DTYPES[x.kind]
+    # `_int_mm` wants more than 16 rows.
+    if not converted or len(numbers) <= 16 or why_not(numbers.device, x.kind, inputs, outputs):
         sums = F.linear(x.of.numbers.float(), weight.numbers.float())
         return (sums * x.of.scale * weight.scale.mT + bias).to(x.dtype)
     if x.kind == "fp8":
@@ -103,11 +112,19 @@ def product(x: Rounded, weight: Quantized, bias: Tensor) -> Tensor:
     return out.unflatten(0, x.of.numbers.shape[:-1])
 
 
-@lru_cache
-def why_not(device: torch.device, kind: Format) -> str | None:
-    """Why `device` multiplies no numbers of a format itself, so that PyTorch does in float32; None if it does."""
+def choose(device: torch.device, kind: Format, inputs: int, outputs: int) -> Choice:
+    """What multiplies numbers of a format on `device`, and why torch's kernel does not."""
+    reason = why_not(device, kind, inputs, outputs)
+    return Choice("plain PyTorch", ((_KERNELS[kind], reason),)) if reason else Choice(_KERNELS[kind], ())
+
+
+@lru_cache(maxsize=1024)
+def why_not(device: torch.device, kind: Format, inputs: int, outputs: int) -> str | None:
+    """Why torch has no kernel for products of a size in a format; None if it has. It is asked by a small product."""
     if device.type != "cuda":
-        return "8-bit products run on CUDA GPUs"
+        return "it runs on CUDA GPUs"
+    if inputs % 16 or outputs % 16:
+        return f"{inputs} or {outputs} channels are no multiple of 16"
     try:
         a, one = torch.zeros(32, 32, dtype=_DTYPES[kind], device=device), torch.ones(32, 1, device=device)
         if kind == "fp8":
@@ -115,5 +132,5 @@ def why_not(device: torch.device, kind: Format) -> str | None:
         else:
             torch._int_mm(a, a.mT)
     except RuntimeError as fault:
-        return f"torch cannot: {str(fault).partition(chr(10))[0]}"
+        return f"torch says: {str(fault).partition(chr(10))[0]}"
     return None

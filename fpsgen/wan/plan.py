@@ -43,6 +43,10 @@ class StepPlan:
     guidance: Guidance = "full"
     compute: Compute = "full"
 
+    def __post_init__(self) -> None:
+        if set(self.linear) == {UNROUNDED}:
+            object.__setattr__(self, "linear", ())
+
     @property
     def tiles(self) -> TileGrid:
         return self.attention[0].tiles

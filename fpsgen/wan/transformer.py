@@ -29,6 +29,9 @@ from fpsgen.wan.plan import UNROUNDED, LinearPrecision, Linears, StepPlan
 
 _FINGERPRINTED = 256  # values of a parameter, or a few more
 
+# The parts of a block whose linear layers may be in 8 bits, and the fields of `Linears` that say so.
+_GROUPS = {"self_attn": "attention", "ffn": "ffn"}
+
 # Keys and values of one layer's cross-attention: [batch, text tokens, heads, head_dim] each.
 KeyValue = tuple[Tensor, Tensor]
 
@@ -50,6 +53,7 @@ class WanTransformer(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.head = Head(config)
         self._rope: tuple[TileGrid, Tensor] | None = None
+        self._samples: dict[str, Tensor] = {}  # of parameters that `hold` left without values
 
     def layers(self) -> Iterator[Block]:
         """The blocks in order, with their type."""
@@ -65,10 +69,23 @@ class WanTransformer(nn.Module):
         bfloat16, so that it is the same in either format and at any dtype."""
         told = hashlib.sha256()
         for name, parameter in sorted(self.named_parameters()):
-            values = parameter.detach().flatten()
-            some = values[:: max(1, len(values) // _FINGERPRINTED)].bfloat16().cpu()
+            some = self._samples[name] if parameter.is_meta else _sample(parameter)
             told.update(name.encode() + some.view(torch.int16).numpy().tobytes())
         return told.hexdigest()[:16]
+
+    def hold(self, name: str, value: Tensor, steps: Sequence[StepPlan]) -> Tensor:
+        """What is kept as a parameter, given its value: if `steps` are all that it will ever compute, the weight of a
+        linear layer is rounded for them, and one that is 8-bit in all of them needs no other values."""
+        owner, _, kind = name.rpartition(".")
+        linear = self.get_submodule(owner)
+        if not steps or kind != "weight" or not isinstance(linear, Linear):
+            return value
+        _, number, part, *_ = name.split(".")
+        group = _GROUPS.get(part)
+        precisions = {getattr(step.layers[int(number)][1], group) for step in steps} if group else {"16bit"}
+        if "16bit" not in precisions:
+            self._samples[name] = _sample(value)
+        return linear.hold(value, precisions)
 
     def embed_text(self, text: Tensor) -> list[KeyValue]:
         """Cross-attention keys and values per layer, from text [batch, length, text_dim].
@@ -122,6 +139,12 @@ class WanTransformer(nn.Module):
             table = rope_table(tiles.grid, self.config.head_dim, self.config.ROPE_THETA)
             self._rope = tiles, table[tiles.inverse].to(device)
         return self._rope[1]
+
+
+def _sample(parameter: Tensor) -> Tensor:
+    """A few values, for fingerprints."""
+    values = parameter.detach().flatten()
+    return values[:: max(1, len(values) // _FINGERPRINTED)].bfloat16().cpu()
 
 
 class Block(nn.Module):

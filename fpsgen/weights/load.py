@@ -19,6 +19,7 @@ from fpsgen.errors import ModelError
 from fpsgen.files import named_in_utf8
 from fpsgen.printable import printable
 from fpsgen.wan.config import FETCH_AGAIN, OURS
+from fpsgen.wan.plan import StepPlan
 from fpsgen.wan.text_encoder import TextEncoder
 from fpsgen.wan.tokenizer import TEXT_LENGTH, Tokenizer
 from fpsgen.wan.transformer import FLOAT32_PARAMETERS, WanTransformer
@@ -36,40 +37,42 @@ Module = TypeVar("Module", bound=nn.Module)
 _IDENTIFIED = 64  # values of a parameter
 
 
-def load_transformer(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> WanTransformer:
-    """The transformer, its matrix products in `dtype`, with the checkpoint's LoRAs in its weights. ModelError where
+def load_transformer(
+    checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, steps: Sequence[StepPlan] = ()
+) -> WanTransformer:
+    """The transformer, its matrix products in `dtype`, with the checkpoint's LoRAs in its weights. steps: all that it
+    will compute, if that is known, so that weights are rounded to 8 bits for it as they are read. ModelError where
     files do not fit, as for the other parts."""
     merge = lora.merging(checkpoint.loras, checkpoint.config, device)
-    return _filled(empty_transformer(checkpoint), checkpoint, "transformer", device, by_name(dtype), merge)
+    model, dtypes = empty_transformer(checkpoint), by_name(dtype)
+
+    def keep(name: str, tensor: Tensor) -> Tensor:
+        return model.hold(name, merge(name, tensor).to(device, dtypes(name), copy=True), steps)
+
+    return _filled(model, checkpoint, "transformer", keep)
 
 
 def load_vae(checkpoint: Checkpoint, device: torch.device) -> AutoencoderKLWan:
     """The VAE, in float32 as the original runs it."""
-    return _filled(empty_vae(checkpoint), checkpoint, "vae", device, lambda name: torch.float32)
+    return _filled(empty_vae(checkpoint), checkpoint, "vae", lambda _, x: x.to(device, torch.float32, copy=True))
 
 
 def load_text_encoder(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> TextEncoder:
     """Tokenizer and UMT5 encoder, that in `dtype`."""
-    encoder = _filled(empty_text_encoder(checkpoint), checkpoint, "text_encoder", device, lambda name: dtype)
+    empty = empty_text_encoder(checkpoint)
+    encoder = _filled(empty, checkpoint, "text_encoder", lambda _, x: x.to(device, dtype, copy=True))
     return TextEncoder(load_tokenizer(checkpoint), encoder)
 
 
-def _filled(
-    model: Module,
-    checkpoint: Checkpoint,
-    part: str,
-    device: torch.device,
-    dtype: Callable[[str], torch.dtype],
-    merge: Callable[[str, Tensor], Tensor] = lambda name, tensor: tensor,
-) -> Module:
-    """A module that was built on the meta device, with its parameters, each cast to `dtype(name)` as it is read, after
-    `merge` changed it."""
+def _filled(model: Module, checkpoint: Checkpoint, part: str, keep: Callable[[str, Tensor], Tensor]) -> Module:
+    """A module that was built on the meta device, with its parameters, which are what `keep` makes of each as it is
+    read: a copy, off the memory map."""
     _check_part(model, checkpoint, part)
     state: dict[str, Tensor] = {}
     for key, tensor in read(getattr(checkpoint, part)):
         name = PARTS[part].rename(key)
         if name not in state:  # the text encoder's embedding may be there twice, see `renamed`
-            state[name] = merge(name, tensor).to(device, dtype(name), copy=True)  # off the memory map
+            state[name] = keep(name, tensor)
     model.load_state_dict(state, assign=True, strict=False)  # the check was stricter, but for tied parameters
     return model.eval().requires_grad_(False)
 
