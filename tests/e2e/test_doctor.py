@@ -100,6 +100,8 @@ def test_its_json_is_complete(no_card: None, caches: Path) -> None:
     for name, plan in report["attention"]["plans"].items():
         assert plan["backend"] == ("dense" if name == "dense bf16" else "reference")
         assert name == "dense bf16" or "it is for CUDA GPUs" in plan["refused"].values()
+    assert list(report["linear"]["plans"]) == ["fp8", "int8"]
+    assert all(own["backend"] == "plain PyTorch" and own["refused"] for own in report["linear"]["plans"].values())
     assert report["compile"]["state"] == "ok"
     assert report["compile"]["registers"] == 168
     assert report["compile"]["seconds"] > 0

@@ -177,6 +177,24 @@ def test_verbose_names_layers(run: Runner, preset: Path) -> None:
     assert "steps 1 to 2, layer 1: window 2x1x1, window 1x1x3 of 2x2x3 tiles" in result.stderr
 
 
+def test_linear_layers_run_and_are_named(run: Runner, preset: Path) -> None:
+    """In 8 bits where the preset says so: in the first half of the steps everywhere, then in one layer's FFN."""
+    preset.write_text(
+        "format = 1\n[[phase]]\nsigma = [1.0, 0.9]\nlinear = 'int8'\n[[phase]]\nsigma = [0.9, 0.0]\n"
+        "[[phase.layers]]\nat = '1'\nlinear = { ffn = 'fp8' }\n"
+    )
+    options = ("--res", "96x64", "--frames", 5, "--steps", 2, "--seed", 1, "-o", run.directory / "v.mp4")
+    result = invoke("a cat", "--model", run.folder, *options, "--preset", preset, "--verbose")
+    assert result.exit_code == 0, result.output
+    first, second = (line for line in result.stderr.splitlines() if "linear layers" in line)
+    assert "step 1: linear layers int8, by plain PyTorch; not torch._int_mm" in first
+    assert "step 2, layer 1: linear layers fp8 in the FFN, 16bit in attention, by plain PyTorch" in second
+    assert (run.frames("a cat", preset=preset) != run.frames("a cat")).any()
+    phases = metadata(run("a cat", preset=preset)["output"])["preset"]["phases"]
+    assert [phase["linear"] for phase in phases] == ["int8", "16bit"]
+    assert phases[1]["layers"][0]["linear"] == {"ffn": "fp8"}
+
+
 def test_an_uncalibrated_preset_says_so_once(run: Runner, preset: Path) -> None:
     options = ("--model", run.folder, "--res", "96x64", "--frames", 5, "--steps", 2, "-o", run.directory / "v.mp4")
     result = invoke("a cat", *options, "--preset", preset, "--json")

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from fpsgen.attention.plan import KeyTiles, Rest
 from fpsgen.cli import app
 from fpsgen.presets import DENSE_HEAD, Layers, Measured, Phase, Preset
-from fpsgen.wan.plan import Compute, Guidance
+from fpsgen.wan.plan import Compute, Guidance, LinearPrecision, Linears
 
 MEASURED = """\
 [measured]
@@ -80,7 +80,8 @@ def setting(rng: random.Random, windows: dict[str, Any]) -> dict[str, Any]:
     if windows:
         kinds["heads"] = {"heads": "".join(rng.choice((*windows, DENSE_HEAD)) for _ in range(HEADS))}
     precision = {"qk": rng.choice(("bf16", "fp8", "int8")), "pv": rng.choice(("bf16", "fp8"))}
-    return {**rng.choice(list(kinds.values())), **precision, "smooth_k": rng.random() < 0.7}
+    linear = Linears(*(rng.choice(get_args(LinearPrecision)) for _ in range(2)))
+    return {**rng.choice(list(kinds.values())), **precision, "smooth_k": rng.random() < 0.7, "linear": linear}
 
 
 def random_preset(seed: int) -> Preset:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from benchmarks import grades, numerics, pairs, pocket_plans, slots
+from benchmarks import grades, linears, numerics, pairs, pocket_plans, slots
 from benchmarks.calibration import page as calibration
 from benchmarks.record import RESULTS
 from benchmarks.training import page as training
@@ -24,6 +24,7 @@ def maker(name: str) -> Callable[[dict], str]:
         "calibration": calibration.document,
         "grades": grades.document,
         "pairs": pairs.document,
+        "linears": linears.document,
         "numerics": numerics.document,
         "pocket-plans": pocket_plans.document,
         "slots": slots.document,

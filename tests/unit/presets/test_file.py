@@ -12,6 +12,7 @@ from fpsgen.attention.plan import KeyTiles
 from fpsgen.attention.tiles import TileGrid
 from fpsgen.errors import UsageError
 from fpsgen.presets import BF16, Layers, Measured, Phase, file, shipped
+from fpsgen.wan.plan import UNROUNDED, Linears
 from tests.tools.presets import MEASURED
 
 WHOLE = """\
@@ -99,6 +100,24 @@ def test_tiles_by_content_and_their_rest() -> None:
         ),
     )  # fmt: skip
     assert not preset.is_exact
+
+
+def test_linear_layers_are_named_together_or_by_group() -> None:
+    """ "bf16" is what older files call 16 bits. Layers say it anew for both groups, or keep their phase's."""
+    preset = parse(
+        ONE + "linear = { ffn = 'fp8' }\n"
+        "[[phase.layers]]\nat = '0'\nlinear = 'bf16'\n"
+        "[[phase.layers]]\nat = '1'\nlinear = { attention = 'int8' }\n"
+        "[[phase.layers]]\nat = '2'\nlinear = 'int8'\n"
+        "[[phase.layers]]\nat = '3'\nqk = 'int8'\n"
+    )
+    (phase,) = preset.phases
+    assert phase.linear == Linears(ffn="fp8")
+    wanted = [UNROUNDED, Linears(attention="int8"), Linears("int8", "int8"), phase.linear]
+    assert [own.linear for own in phase.layers] == wanted
+    tiles = TileGrid((2, 2, 2))
+    assert preset.plans(tiles, 5, 1)[phase].linear == (*wanted, phase.linear)
+    assert all(plan.linear == () for plan in parse(WHOLE).plans(tiles, 40, 4).values())
 
 
 def test_what_was_measured_is_read() -> None:
@@ -212,7 +231,10 @@ WRONG: list[tuple[str, int | None, str]] = [
     (ONE + "pv = 'int8'\n", 4, "pv = 'int8'"),
     (ONE + "pv = [1]\n", 4, "pv = [1]"),
     (ONE + "smooth_k = 1\n", 4, "smooth_k = 1"),
-    (ONE + "linear = 'fp8'\n", 4, "linear = 'fp8'"),
+    (ONE + "linear = 'fp4'\n", 4, "linear = 'fp4'"),
+    (ONE + "linear = {}\n", 4, "linear = {}"),
+    (ONE + "linear = { fnn = 'fp8' }\n", 4, "linear = {'fnn': 'fp8'}"),
+    (ONE + "linear = { ffn = ['fp8'] }\n", 4, "linear = {'ffn': ['fp8']}"),
     (ONE + "guidance = 'sometimes'\n", 4, "guidance = 'sometimes' is not valid"),
     (ONE + "compute = 'of'\n", 4, "compute = 'of' is not valid"),
     (ONE + "[[phase.layers]]\nat = '0'\nguidance = 'off'\n", 6, "there is no key 'guidance'"),
@@ -319,5 +341,5 @@ def test_bf16_is_no_file() -> None:
     assert not parse(WHOLE).is_exact
     assert not parse(LAYERS + "qk = 'fp8'\n").is_exact
     assert parse(LAYERS + "window = 'dense'\n").is_exact
-    for one in ("qk = 'int8'", "pv = 'fp8'", "window = [3, 3, 3]", "density = 0.5"):
+    for one in ("qk = 'int8'", "pv = 'fp8'", "window = [3, 3, 3]", "density = 0.5", "linear = { ffn = 'fp8' }"):
         assert not parse(LAYERS + one + "\n").is_exact, one

@@ -19,7 +19,7 @@ from fpsgen.train.objective import STAGES, Objective, VelocityModel, annealed
 from fpsgen.train.settings import TrainSettings
 from fpsgen.wan import plan as plans
 from fpsgen.wan.config import WanConfig
-from fpsgen.wan.plan import StepPlan
+from fpsgen.wan.plan import UNROUNDED, Linears, StepPlan
 from tests.tools.training import PRESET, TEXT, VIDEO, TinyData
 
 CONFIG = WanConfig(dim=64, num_heads=2, num_layers=2, ffn_dim=96, text_dim=TEXT[1], freq_dim=32)
@@ -67,7 +67,8 @@ def mixed(tiles: TileGrid) -> StepPlan:
     windows = AttentionPlan(
         tiles, ((1, 1, 3), None, KeyTiles((1, 1, 1), rest="summary")), (0, 1, 2, 0), "fp8", "fp8", False
     )
-    return StepPlan((windows, AttentionPlan(tiles, (KeyTiles(top=0.1),), (), "int8"), AttentionPlan(tiles)))
+    attention = windows, AttentionPlan(tiles, (KeyTiles(top=0.1),), (), "int8"), AttentionPlan(tiles)
+    return StepPlan(attention, (Linears("fp8", "fp8"), UNROUNDED, Linears(ffn="int8")))
 
 
 def test_annealing_begins_dense_and_ends_at_the_preset() -> None:
@@ -86,6 +87,8 @@ def test_annealing_grows_sparser_by_equal_factors_and_rounds_layer_after_layer()
     first, second = ([stage.attention[layer].is_8bit for stage in stages] for layer in (0, 1))
     assert first == [stage > 0 for stage in range(STAGES + 1)]
     assert second == [3 * stage > STAGES for stage in range(STAGES + 1)]
+    linear = [[own != UNROUNDED for _, own in stage.layers] for stage in stages]
+    assert linear == [[stage > 0, False, 3 * stage > 2 * STAGES] for stage in range(STAGES + 1)]
 
 
 def test_stages_are_equally_long() -> None:

@@ -1,0 +1,61 @@
+"""Linear layers in 8 bits on a CUDA device: torch's kernels against the emulation on a CPU."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fpsgen.attention.emulator import error
+from fpsgen.attention.quantize import Format
+from fpsgen.wan.linear import Linear, quantized, rounded, why_not
+from tests.gpu.hopper import tell
+
+pytestmark = pytest.mark.gpu
+
+# Tokens, inputs, outputs: few tokens, a number that no tile divides, Wan2.1 14B's FFN at 832x480.
+SIZES = [(17, 64, 32), (8193, 1536, 1536), (420, 1536, 8960), (32760, 5120, 13824), (32760, 13824, 5120)]
+
+
+def kinds() -> list[Format]:
+    """FP8 is for compute capability 8.9 and newer."""
+    newer = torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 9)
+    return ["fp8", "int8"] if newer else ["int8"]
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("kind", kinds())
+@torch.inference_mode()
+def test_products_are_the_emulation_s(
+    kind: Format, size: tuple[int, int, int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokens, inputs, outputs = size
+    device = torch.device("cuda")
+    assert why_not(device, kind, inputs, outputs) is None
+    generator = torch.Generator().manual_seed(1)
+    layer = Linear(inputs, outputs).bfloat16().requires_grad_(False)
+    x = torch.randn(1, tokens, inputs, generator=generator) * torch.logspace(-2, 2, tokens)[:, None]
+    x[0, 3] = 0
+    got = layer.to(device)(rounded(x.bfloat16().to(device), kind))
+    assert (got.shape, got.dtype) == ((1, tokens, outputs), torch.bfloat16)
+    some = torch.arange(0, tokens, max(1, tokens // 64))
+    cpu = Linear(inputs, outputs).bfloat16().requires_grad_(False)
+    cpu.load_state_dict(layer.state_dict())
+    expected = cpu(rounded(x[:, some].bfloat16(), kind))
+    assert torch.equal(got[0, 3].cpu(), cpu.bias)
+    found = error(got[:, some].cpu(), expected)
+    tell(capsys, f"{kind} {found:.1e}")
+    # Both are bfloat16, 2^-9 at most each; FP8 sums on the way keep fewer bits than float32 has.
+    assert found < (6e-3 if kind == "fp8" else 4e-3)
+
+
+@pytest.mark.parametrize("kind", ["fp8", "int8"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@torch.inference_mode()
+def test_numbers_are_those_of_a_cpu(kind: Format, dtype: torch.dtype) -> None:
+    """Code by code, with saturation and ties; in pieces of rows."""
+    generator = torch.Generator().manual_seed(2)
+    x = (torch.randn(2, 9000, 96, generator=generator) * 100).to(dtype)
+    x[0, :5] = 0
+    ours, theirs = quantized(x.cuda(), kind), quantized(x, kind)
+    assert torch.equal(ours.scale.cpu(), theirs.scale)
+    assert torch.equal(ours.numbers.cpu().float(), theirs.numbers)
