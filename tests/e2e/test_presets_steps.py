@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from fpsgen.presets import cost
+from fpsgen.wan.config import WAN_14B
+from fpsgen.wan.plan import Linears
 from tests.tools.cli import told
 from tests.tools.presets import SMALL, presets
 
@@ -54,3 +57,25 @@ def test_linear_layers_are_those_of_the_model(small: Path) -> None:
     dense, linear = report["dense_steps"], (6 * 1536 + 2 * 8960) / (2 * 32_760) * 470 / (0.8 * 989)
     assert dense["attention"] == pytest.approx(50 * report["cost"])
     assert dense["video"] == pytest.approx(50 * (report["cost"] + linear) / (1 + linear))
+
+
+def test_linear_layers_in_8_bits_are_told_and_cost_less(small: Path) -> None:
+    """Half of the steps have them in the FFN, half of the layers of those everywhere."""
+    phases = '[[phase]]\nsigma = [1.0, 0.75]\n[[phase]]\nsigma = [0.75, 0.0]\nlinear = { ffn = "fp8" }\n'
+    small.write_text(f'format = 1\nmodel = "pocket"\n{phases}[[phase.layers]]\nat = "3-5"\nlinear = "int8"\n')
+    report = told(presets("show", small, "--json"))
+    first, second = report["runs"]
+    assert [own["linear"] for own in first["layers"]] == [{"attention": "16bit", "ffn": "16bit"}]
+    rounded = [{"attention": "16bit", "ffn": "fp8"}, {"attention": "int8", "ffn": "int8"}]
+    assert [own["linear"] for own in second["layers"]] == rounded
+    share = (second["steps"][1] - second["steps"][0] + 1) / 20
+    own = [cost.of_linear(WAN_14B, cost.STAND_IN_TOKENS, Linears(**one)) for one in rounded]
+    exact = cost.of_linear(WAN_14B, cost.STAND_IN_TOKENS)
+    assert report["linear_cost"] == pytest.approx(1 - share + share * sum(own) / 2 / exact)
+    assert report["dense_steps"]["attention"] == pytest.approx(20)  # which is dense
+    assert report["dense_steps"]["video"] == pytest.approx(20 * (1 + exact * report["linear_cost"]) / (1 + exact))
+    lines = presets("show", small).stdout.splitlines()
+    assert [line.count("linear") for line in lines if "bf16, linear" in line] == [1, 1]
+    assert any(line.startswith("linear ") and f"{100 * report['linear_cost']:.1f} %" in line for line in lines)
+    assert told(presets("show", "bf16", "--model", "pocket", "--json"))["linear_cost"] == 1
+    assert not any(line.startswith("linear ") for line in presets("show", "bf16").stdout.splitlines())

@@ -32,19 +32,20 @@ def test_products_are_the_emulation_s(
     device = torch.device("cuda")
     assert why_not(device, kind, inputs, outputs) is None
     generator = torch.Generator().manual_seed(1)
-    layer = Linear(inputs, outputs).bfloat16().requires_grad_(False)
+    layer, cpu = (Linear(inputs, outputs).bfloat16().requires_grad_(False) for _ in range(2))
+    for parameter in cpu.parameters():
+        parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    layer.load_state_dict(cpu.state_dict())
     x = torch.randn(1, tokens, inputs, generator=generator) * torch.logspace(-2, 2, tokens)[:, None]
     x[0, 3] = 0
     got = layer.to(device)(rounded(x.bfloat16().to(device), kind))
     assert (got.shape, got.dtype) == ((1, tokens, outputs), torch.bfloat16)
     some = torch.arange(0, tokens, max(1, tokens // 64))
-    cpu = Linear(inputs, outputs).bfloat16().requires_grad_(False)
-    cpu.load_state_dict(layer.state_dict())
     expected = cpu(rounded(x[:, some].bfloat16(), kind))
     assert torch.equal(got[0, 3].cpu(), cpu.bias)
     found = error(got[:, some].cpu(), expected)
     tell(capsys, f"{kind} {found:.1e}")
-    # Both are bfloat16, 2^-9 at most each; FP8 sums on the way keep fewer bits than float32 has.
+    # Both are bfloat16, within 2^-9 each; FP8 sums on the way keep fewer bits than float32 has.
     assert found < (6e-3 if kind == "fp8" else 4e-3)
 
 
