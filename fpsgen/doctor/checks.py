@@ -326,7 +326,8 @@ def linear() -> Backends:
     from fpsgen.wan.config import WAN_14B
     from fpsgen.wan.linear import choose
 
-    device, found = machine.best_device(), {}
+    device = machine.best_device()
+    found: dict[str, PlanBackend] = {}
     for kind in LARGEST:
         choice = choose(device, kind, WAN_14B.dim, WAN_14B.ffn_dim)
         found[kind] = PlanBackend(f"linear layers {kind}", choice.name, dict(choice.refused))

@@ -81,8 +81,9 @@ class WanTransformer(nn.Module):
         if not steps or kind != "weight" or not isinstance(linear, Linear):
             return value
         _, number, part, *_ = name.split(".")
-        group = _GROUPS.get(part)
-        precisions = {getattr(step.layers[int(number)][1], group) for step in steps} if group else {"16bit"}
+        precisions: set[LinearPrecision] = {"16bit"}
+        if group := _GROUPS.get(part):
+            precisions = {getattr(step.layers[int(number)][1], group) for step in steps}
         if "16bit" not in precisions:
             self._samples[name] = _sample(value)
         return linear.hold(value, precisions)
