@@ -172,8 +172,8 @@ class Split:
 
     attention: self-attention but for its projections, that is norms of q and k, RoPE, rounding, the kernel. linear:
     every nn.Linear, the projections of both attentions and the FFN above all. rest: norms, modulation,
-    cross-attention's product, patchify with its small product, guidance. What linear layers are given is rounded in attention
-    and in rest.
+    cross-attention's product, patchify with its small product, guidance. What linear layers are given is rounded in
+    attention and in rest.
     """
 
     attention: float
