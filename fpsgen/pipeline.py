@@ -61,7 +61,8 @@ def generate(
     texts = yield from _encode(plans, model, target, videos)
     yield Stage("load", "transformer")
     with _all(videos, "load"):
-        steps = list(dict.fromkeys(step for plan in plans for step in plan.steps))
+        computed = (step for plan in plans for step in plan.steps if step.compute == "full")
+        steps = list(dict.fromkeys(computed))
         transformer = load_transformer(model.checkpoint, target.device, target.dtype, steps)
         weights = transformer.fingerprint()
         abouts = [plan.about(weights) for plan in plans]
