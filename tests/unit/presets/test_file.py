@@ -115,7 +115,7 @@ def test_linear_layers_are_named_together_or_by_group() -> None:
     assert phase.linear == Linears(ffn="fp8")
     wanted = [UNROUNDED, Linears(attention="int8"), Linears("int8", "int8"), phase.linear]
     assert [own.linear for own in phase.layers] == wanted
-    tiles = TileGrid((2, 2, 2))
+    tiles = TileGrid((2, 2, 2), (1, 1, 1))
     assert preset.plans(tiles, 5, 1)[phase].linear == (*wanted, phase.linear)
     assert all(plan.linear == () for plan in parse(WHOLE).plans(tiles, 40, 4).values())
 
