@@ -44,25 +44,28 @@ def outputs(block: Block, group: str, x: Tensor, precision: LinearPrecision) -> 
 def measure() -> dict[str, list[dict[str, float]]]:
     """By group and format: the error in each layer, by step, a mean over the prompts; in bfloat16 beside it."""
     model = models.find("pocket")
-    exact, half = (load_transformer(model.checkpoint, CPU, dtype) for dtype in (torch.float32, torch.bfloat16))
+    dtypes = torch.float32, torch.float32, torch.bfloat16
+    watched, exact, half = (load_transformer(model.checkpoint, CPU, dtype) for dtype in dtypes)
     given: dict[tuple[int, str], Tensor] = {}
 
     def keep(number: int, group: str) -> Callable[[nn.Module, tuple], None]:
         return lambda _, inputs: given.update({(number, group): inputs[0][:1]})  # of the two branches the prompt's
 
-    for number, block in enumerate(exact.layers()):
+    for number, block in enumerate(watched.layers()):
         for group, name in GROUPS.items():
             block.get_submodule(name).register_forward_pre_hook(keep(number, group))
-    found: dict[str, list[dict[str, list[float]]]] = {}
-    for step in filter(None, renderings(model, exact)):
-        for (number, group), x in list(given.items()):
+    layers = model.config.num_layers
+    found: dict[str, list[dict[str, list[float]]]] = {
+        f"{group}, {name}": [{} for _ in range(layers)] for group in GROUPS for name in (*FORMATS, "bfloat16")
+    }
+    for step in filter(None, renderings(model, watched)):
+        for (number, group), x in given.items():
             blocks = [list(each.layers())[number] for each in (exact, half)]
             wanted = outputs(blocks[0], group, x, "16bit")
             made = {name: outputs(blocks[0], group, x, kind) for name, kind in FORMATS.items()}
             made["bfloat16"] = outputs(blocks[1], group, x.bfloat16(), "16bit")
             for name, own in made.items():
-                layers = found.setdefault(f"{group}, {name}", [{} for _ in exact.layers()])
-                layers[number].setdefault(step, []).append(error(own, wanted))
+                found[f"{group}, {name}"][number].setdefault(step, []).append(error(own, wanted))
     return {
         row: [{step: round(fmean(errors), 5) for step, errors in layer.items()} for layer in layers]
         for row, layers in found.items()
@@ -88,7 +91,7 @@ def document(record: dict) -> str:
     for name, own in rows.items():
         values = [fmean(layer.values()) for layer in own] + [fmean(layer[step] for layer in own) for step in STEPS]
         lines.append(f"| {name} | {' | '.join(f'{value:.4f}' for value in values)} |")
-    return "\n".join([head, *lines, "", "Columns of layers are means over steps, those of steps over layers.", ""])
+    return head + "\n".join([*lines, "", "Columns of layers are means over steps, those of steps over layers.", ""])
 
 
 def main() -> None:

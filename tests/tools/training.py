@@ -28,7 +28,6 @@ from fpsgen.train.data import Sample, Taught
 from fpsgen.train.loop import TrainJob, train
 from fpsgen.train.objective import VelocityModel
 from fpsgen.train.settings import TrainSettings
-from fpsgen.wan.plan import Linears
 from fpsgen.wan.transformer import WanTransformer
 from fpsgen.weights import models
 
@@ -39,7 +38,7 @@ PRESET = Preset(
     tile=(1, 2, 2),
     phases=(
         Phase(sigma=(1.0, 0.9)),
-        Phase(sigma=(0.9, 0.6), window=(1, 1, 3), qk="fp8", pv="fp8", linear=Linears("int8", "fp8")),
+        Phase(sigma=(0.9, 0.6), window=(1, 1, 3), qk="fp8", pv="fp8"),
         Phase(sigma=(0.6, 0.0), top=0.2, rest="summary"),
     ),
 )
