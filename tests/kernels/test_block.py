@@ -52,7 +52,7 @@ def layer() -> tuple[Block, tuple]:
 def test_a_block_through_the_sources_is_the_emulator_s(
     layer: tuple[Block, tuple], plan: AttentionPlan, branches: int
 ) -> None:
-    block, (x, modulation, key_value, rope, dense) = layer
+    block, (x, modulation, key_value, rope, dense, _) = layer
     rope = rope[dense.tiles.order][plan.tiles.inverse]
     x = x[:branches, dense.tiles.order][:, plan.tiles.inverse]
     modulation, key_value = modulation[:branches], tuple(of_text[:branches] for of_text in key_value)
