@@ -34,7 +34,7 @@ _SELECT = (2 / 6e12) / (4 / 470e12)
 # Linear layers: 2 operations for each weight and token, in 16 bits, at 80 % of an H100's 989 TFLOPS. FlashAttention-3's
 # paper (arXiv 2407.08608) says that optimised matrix products reach 80 to 90 % on this card. In 8 bits 70 % of 1979 is
 # assumed: sums of FP8 products are promoted on the way, and those of INT8 leave as 32-bit numbers.
-_LINEAR_TFLOPS = {"16bit": 0.8 * 989, "fp8": 0.7 * 1979, "int8": 0.7 * 1979}
+LINEAR_TFLOPS = {"16bit": 0.8 * 989, "fp8": 0.7 * 1979, "int8": 0.7 * 1979}
 
 # What is rounded for them is read twice in 16 bits, for its largest number and for itself, and written in 8: 5 bytes
 # for each token and channel, at 3.0 TB/s. PyTorch's own passes, which are not fused, move several times that.
@@ -81,7 +81,7 @@ def of_linear(config: WanConfig, tokens: int, precision: Linears = UNROUNDED) ->
 def _seconds(weights: float, channels: int, precision: LinearPrecision) -> float:
     """Of linear layers, for each token. channels: of what would be rounded for them."""
     rounding = 0.0 if precision == "16bit" else channels * _ROUNDED_SECONDS
-    return 2 * weights / (_LINEAR_TFLOPS[precision] * 1e12) + rounding
+    return 2 * weights / (LINEAR_TFLOPS[precision] * 1e12) + rounding
 
 
 def of_video(attention: float, linear: float, share: float = 1.0) -> float:
