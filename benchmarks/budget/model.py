@@ -101,7 +101,7 @@ SWITCHES = {
     "preset": "the preset",
     "linear": "linear layers in FP8, rounded by PyTorch",
     "fused": "each elementwise part in one pass",
-    "reuse": "every second step's velocity used again",
+    "reuse": "every second step not computed, its velocity continued",
     "guidance": "every second computed step without the unguided branch",
     "steps": "half of the steps",
 }
