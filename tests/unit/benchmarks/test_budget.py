@@ -229,6 +229,7 @@ def test_what_was_measured_stands_beside_the_model(
     assert set(measured("--preset", "fast")) == {"self-attention", "norm and RoPE of q, k", "bf16"}
     assert set(measured("--card", "h200")) == {"self-attention", "norm and RoPE of q, k"}
     assert measured("--card", "b200") == measured("--res", "480p") == {}
+    monkeypatch.setenv("COLUMNS", "200")
     assert "measured" in printed(capsys).splitlines()[1]
 
 
