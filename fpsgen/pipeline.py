@@ -64,12 +64,12 @@ def generate(
         computed = (step for plan in plans for step in plan.steps if step.compute == "full")
         steps = list(dict.fromkeys(computed))
         transformer = load_transformer(model.checkpoint, target.device, target.dtype, steps)
-        weights = transformer.fingerprint()
+        weights, trained_for = transformer.fingerprint(), model.trained_for
         abouts = [plan.about(weights) for plan in plans]
     ends = []
     for number, plan in enumerate(plans):
         own = plan.request.settings
-        if told := plan.preset.stranger(weights, model.trained_for) or plan.preset.surprise(weights, own):
+        if told := plan.preset.stranger(weights, trained_for) or plan.preset.surprise(weights, own):
             yield Notice(told)
         if len(plans) > 1:
             yield Run(plan.request.prompt, number + 1, len(plans))

@@ -57,8 +57,8 @@ Look = Callable[[int, Tensor], Tensor | None]
 class Carried:
     """What steps leave for later ones to use again. velocities: noise levels and guided velocities of the latest steps
     that were computed, two at most; difference: the conditional velocity less the unconditional one, in the latest step
-    that computed both. source: the latents, number and plan of that step, where its velocity was known and the
-    difference was not."""
+    that computed both; None where its velocity was known without. source: the latents, number and plan of that step.
+    """
 
     velocities: list[tuple[float, Tensor]] = field(default_factory=list)
     difference: Tensor | None = None
@@ -85,7 +85,8 @@ class Denoiser:
         self.together = both_fit(transformer, settings, device) if together is None else together
         self._contexts = [transformer.embed_text(text) for text in ([torch.cat([*texts])] if self.together else texts)]
         self.branches = len(texts)
-        self._timesteps, self._levels = settings.new_solver().timesteps, settings.noise_levels
+        solver = settings.new_solver()
+        self._timesteps, self._levels = solver.timesteps, solver.sigmas.tolist()
 
     def noise(self, seed: int, done: int = 0) -> Tensor:
         """The noise that a trajectory begins with, from a seed: float32 [1, 16, T, h, w]; or what it adds after `done`
@@ -111,10 +112,11 @@ class Denoiser:
 
     def _continued(self, velocities: Sequence[tuple[float, Tensor]], step: int) -> Tensor:
         """The line through the latest velocities over the noise level, at a step's; with one, that velocity."""
-        *before, (level, velocity) = velocities
-        for old_level, old in before:
-            return velocity + (velocity - old) * ((self._levels[step] - level) / (level - old_level))
-        return velocity
+        level, velocity = velocities[-1]
+        if len(velocities) == 1:
+            return velocity
+        old_level, old = velocities[-2]
+        return velocity + (velocity - old) * ((self._levels[step] - level) / (level - old_level))
 
     def _both(self, latents: Tensor, step: int, plan: StepPlan) -> Sequence[Tensor]:
         """The conditional and the unconditional velocity."""
@@ -157,16 +159,14 @@ class Denoiser:
         latents = solver.init_noise_sigma * noise
         for step, plan in enumerate(plans):
             begin = time.perf_counter()
+            if plan.guidance == "full" and plan.compute == "full":
+                carried.difference, carried.source = None, (latents, step, plan)
             velocity = None if kept is None else kept.get(step)
-            known = velocity is not None
             if velocity is None:
                 velocity = None if look is None else look(step, latents)
-                known = velocity is not None
                 if velocity is None:
                     velocity = self.velocity(latents, step, plan, carried)
                 velocity = velocity if kept is None else kept.put(step, velocity)
-            if known and plan.guidance == "full" and plan.compute == "full":
-                carried.difference, carried.source = None, (latents, step, plan)
             velocity = velocity.to(self.device)
             if plan.compute == "full":
                 carried.velocities = [*carried.velocities[-1:], (self._levels[step], velocity)]

@@ -84,8 +84,7 @@ def _seconds(weights: float, channels: int, precision: LinearPrecision) -> float
     return 2 * weights / (LINEAR_TFLOPS[precision] * 1e12) + rounding
 
 
-def of_video(attention: float, linear: float, share: float = 1.0) -> float:
+def of_video(attention: float, linear: float) -> float:
     """Cost of attention and linear layers together, whose own costs are given. The unit is that of both where attention
-    is dense and in BF16, and linear layers are 16-bit. share: of the forward passes, how many are computed. Text, VAE
-    and what else is in a step are not counted."""
-    return (attention + share * linear) / (1 + linear)
+    is dense and in BF16, and linear layers are 16-bit. Text, VAE and what else is in a step are not counted."""
+    return (attention + linear) / (1 + linear)

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import torch
 from torch import Tensor
@@ -146,10 +146,8 @@ def joined(device: torch.device) -> Iterator[Ranks]:
             raise FpsgenError(_LOST, _AGAIN) from None
         raise
     distributed.destroy_process_group()
-    if rank:  # what is left of the group's threads may abort Python's own way out
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(0)
+    if rank:
+        _exit(0)
 
 
 def _is_lost(error: BaseException | None) -> bool:
@@ -168,9 +166,14 @@ def _leave(error: BaseException, store: Store, rank: int, world: int, lost: bool
             store.set(_FAULT, f"process {rank} of {world} ended: {line}")
     elif rank == 1 and lost and not _comes(store, _SAID):
         os.write(2, f"error: {_LOST}\n  {_AGAIN}\n".encode())  # sys.stderr is closed in all processes but the first
+    _exit(getattr(error, "exit_code", 1))
+
+
+def _exit(code: int) -> NoReturn:
+    """Python's own way out waits for the group's threads, and what is left of them may abort it."""
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(getattr(error, "exit_code", 1))  # Python's own way out waits for the group's threads
+    os._exit(code)
 
 
 def _fault(store: Store, wait: bool) -> str | None:
