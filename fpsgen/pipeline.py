@@ -29,6 +29,7 @@ from fpsgen.target import Target
 from fpsgen.timing import Timings
 from fpsgen.video import VideoWriter, check_path
 from fpsgen.wan import vae as wan_vae
+from fpsgen.wan.graphs import Graphs, why_not
 from fpsgen.wan.plan import distinct
 from fpsgen.weights.load import load_text_encoder, load_transformer, load_vae
 from fpsgen.weights.models import Model
@@ -72,12 +73,16 @@ def generate(
         if told := plan.preset.stranger(weights, trained_for) or plan.preset.surprise(weights, own):
             yield Notice(told)
         if len(plans) > 1:
+            machine.release()  # what the video before has left, which would seem to lack
             yield Run(plan.request.prompt, number + 1, len(plans))
         with _alone(videos, number):
             with videos[number].stage("denoise"):  # texts become the keys and values of each layer
-                denoiser = Denoiser(transformer, own, texts[number], target.device)
+                graphs = Graphs(transformer, target.device, why_not(target.device, target.graphs, plan.backends))
+                denoiser = Denoiser(transformer, own, texts[number], target.device, graphs=graphs)
             latents = yield from denoise(plan, denoiser, videos[number], accept)
-            del denoiser  # which holds the transformer, and memory that the next video's would seem to lack
+            yield Notice(f"{graphs}", detail=not (graphs.failed or (target.graphs and graphs.refused)))
+            abouts[number]["graphs"] = graphs.as_dict()
+            del denoiser, graphs  # which hold the transformer, and much memory
         yield Denoised(latents)
         ends.append(zero_nonfinite(latents))
     with _all(videos, "load"):

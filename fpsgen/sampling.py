@@ -17,6 +17,7 @@ from fpsgen import machine, solvers
 from fpsgen.errors import RenderError, option
 from fpsgen.events import Event, Watch
 from fpsgen.settings import Settings
+from fpsgen.wan.graphs import Graphs
 from fpsgen.wan.plan import StepPlan
 from fpsgen.wan.transformer import WanTransformer
 
@@ -69,7 +70,8 @@ class Denoiser:
     """A transformer with all that a trajectory needs, except its noise and the plans of its steps.
 
     texts: [clips, length, text_dim], the prompts' embeddings and, with guidance, the negative prompt's. together:
-    whether both guidance branches run in one batch; None: if they fit into free memory.
+    whether both guidance branches run in one batch; None: if they fit into free memory. graphs: of the transformer,
+    for steps that are repeated.
     """
 
     @torch.inference_mode()
@@ -80,11 +82,14 @@ class Denoiser:
         texts: Sequence[Tensor],
         device: torch.device,
         together: bool | None = None,
+        graphs: Graphs | None = None,
     ):
         self.transformer, self.settings, self.device = transformer, settings, device
         self.together = both_fit(transformer, settings, device) if together is None else together
+        if graphs and most_branches(transformer, settings, device) < 2 * (len(texts) if self.together else 1):
+            graphs.refused = graphs.refused or "they need memory for a second step, of which too little is free"
         self._contexts = [transformer.embed_text(text) for text in ([torch.cat([*texts])] if self.together else texts)]
-        self.branches = len(texts)
+        self.branches, self._pass = len(texts), graphs or transformer
         solver = settings.new_solver()
         self._timesteps, self._levels = solver.timesteps, solver.sigmas.tolist()
 
@@ -125,14 +130,14 @@ class Denoiser:
         return [
             velocity
             for context in self._contexts
-            for velocity in self.transformer(batch, timestep.expand(len(batch)), context, plan).chunk(branches)
+            for velocity in self._pass(batch, timestep.expand(len(batch)), context, plan).chunk(branches)
         ]
 
     def _conditional(self, latents: Tensor, step: int, plan: StepPlan) -> Tensor:
         context, clips = self._contexts[0], len(latents)
         if self.together:
             context = [(key[:clips], value[:clips]) for key, value in context]
-        return self.transformer(latents, self._timesteps[step].expand(clips), context, plan)
+        return self._pass(latents, self._timesteps[step].expand(clips), context, plan)
 
     def _difference(self, carried: Carried) -> Tensor:
         if carried.difference is None:

@@ -11,11 +11,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Target:
-    """dtype: of the transformer's matrix products; text_dtype: of the text encoder's. The VAE runs in float32."""
+    """dtype: of the transformer's matrix products; text_dtype: of the text encoder's. The VAE runs in float32. graphs:
+    whether videos run as CUDA graphs; None: where they can."""
 
     device: torch.device
     dtype: torch.dtype
     text_dtype: torch.dtype
+    graphs: bool | None = None
 
     @property
     def dtype_name(self) -> str:

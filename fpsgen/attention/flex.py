@@ -11,7 +11,7 @@ all tiles. Both are parts of one softmax, and their log-sum-exps say how much of
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache, lru_cache
+from functools import cache
 from importlib.util import find_spec
 from typing import Any
 
@@ -22,7 +22,7 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from fpsgen.attention import reference, select
 from fpsgen.attention.plan import AttentionPlan, KeyTiles
-from fpsgen.attention.tiles import Shape3, TileGrid, key_lists, outlives_inference
+from fpsgen.attention.tiles import Shape3, TileGrid, kept, key_lists
 
 _BLOCK = 128
 _MOST_PADDING = 2.0  # beyond that, dense attention is faster
@@ -123,8 +123,7 @@ def tile_slots(tiles: TileGrid) -> int:
     return -(-int(tiles.valid.max()) // _BLOCK) * _BLOCK
 
 
-@lru_cache(maxsize=16)
-@outlives_inference
+@kept(16)
 def padded_rows(tiles: TileGrid, device: torch.device) -> Tensor:
     """int64 [tokens]: where each row goes when every tile has `tile_slots` rows."""
     shift = torch.arange(len(tiles.valid)) * tile_slots(tiles) - tiles.offsets[:-1]
@@ -137,8 +136,7 @@ def pad(x: Tensor, rows: Tensor, length: int) -> Tensor:
     return padded.index_copy(1, rows, x).transpose(1, 2)
 
 
-@lru_cache(maxsize=128)
-@outlives_inference
+@kept(128)
 def block_mask(tiles: TileGrid, window: Shape3 | None, device: torch.device) -> BlockMask:
     """The blocks of a window, for every head and batch entry."""
     lists = key_lists(tiles, window or tiles.counts)
@@ -155,8 +153,7 @@ def blocks_of(lists: Tensor, tiles: TileGrid) -> BlockMask:
     return BlockMask.from_kv_blocks(lengths, numbers, BLOCK_SIZE=tile_slots(tiles), mask_mod=mask)
 
 
-@lru_cache(maxsize=16)  # one function for all windows, so that none of them compiles anew
-@outlives_inference
+@kept(16)  # one function for all windows, so that none of them compiles anew
 def is_token(tiles: TileGrid, device: torch.device) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
     """Whether a key's row holds a token, as a `mask_mod`."""
     slots, valid = tile_slots(tiles), tiles.valid.to(device)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import lru_cache
 from itertools import accumulate, chain
 from math import ceil
 
@@ -22,7 +21,7 @@ from torch import Tensor
 from fpsgen.attention.plan import AttentionPlan, KeyTiles
 from fpsgen.attention.qk import QKTransform
 from fpsgen.attention.select import SUMMARY_KEYS
-from fpsgen.attention.tiles import TileGrid, key_lists, outlives_inference
+from fpsgen.attention.tiles import TileGrid, kept, key_lists
 from fpsgen.kernels import cache, nvrtc
 from fpsgen.kernels import sm90_attention as attention_kernels
 from fpsgen.kernels import sm90_prologue as prologue_kernels
@@ -242,8 +241,7 @@ def attention_over(operands: Mapping[str, Tensor], plan: AttentionPlan, variant:
     return out
 
 
-@lru_cache(maxsize=1024)  # a plan for each layer of each phase
-@outlives_inference
+@kept(1024)  # a plan for each layer of each phase
 def device_lists(plan: AttentionPlan, heads: int, device: torch.device) -> dict[str, Tensor]:
     """What the kernels read of a plan, int32.
 
@@ -277,8 +275,7 @@ def device_lists(plan: AttentionPlan, heads: int, device: torch.device) -> dict[
     return {name: x.to(device) for name, x in made.items()}
 
 
-@lru_cache(maxsize=1024)
-@outlives_inference
+@kept(1024)
 def device_chosen_of(plan: AttentionPlan, heads: int, batch: int, device: torch.device) -> Tensor:
     """int32 [streams]: where the lists of each stream begin in all that are chosen, -1 where it has none."""
     lengths = chosen_lengths(plan, heads) * batch
@@ -296,15 +293,13 @@ def seen_by_head(plan: AttentionPlan, heads: int) -> list[KeyTiles]:
     return [plan.key_tiles[index] for index in plan.heads or (0,) * heads]
 
 
-@lru_cache(maxsize=64)
-@outlives_inference
+@kept(64)
 def device_offsets(tiles: TileGrid, device: torch.device) -> Tensor:
     """int32 [tiles + 1]: the first row of each tile."""
     return tiles.offsets.int().to(device)
 
 
-@lru_cache(maxsize=64)
-@outlives_inference
+@kept(64)
 def device_logs(tiles: TileGrid, device: torch.device) -> Tensor:
     """float32 [tiles]: log2 of each tile's tokens."""
     return tiles.valid.float().log2().to(device)

@@ -7,11 +7,12 @@ one scale of an 8-bit format (FPSAttention, arXiv 2506.04648, sections 3.1 and 3
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, wraps
 from itertools import accumulate, product
 from math import ceil, log, prod
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 if TYPE_CHECKING:  # geometry needs no torch, and commands that need nothing else do not wait for it
     from torch import Tensor
@@ -33,6 +34,39 @@ def outlives_inference(make: Callable[P, T]) -> Callable[P, T]:
             return make(*args, **kwargs)
 
     return outside
+
+
+_holders: list[list[Any]] = []
+
+
+def kept(most: int) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Keeps the latest results, so many, of what makes tensors; those given out inside `holding` for longer."""
+
+    def keeping(make: Callable[P, T]) -> Callable[P, T]:
+        cached: Any = lru_cache(most)(outlives_inference(make))
+
+        @wraps(make)
+        def give(*args: P.args, **kwargs: P.kwargs) -> T:
+            value = cached(*args, **kwargs)
+            for holder in _holders:
+                holder.append(value)
+            return value
+
+        give.cache_clear = cached.cache_clear  # type: ignore[attr-defined]
+        return give
+
+    return keeping
+
+
+@contextmanager
+def holding() -> Iterator[list[Any]]:
+    """A list of all that `kept` functions give out inside: as long as it lives, they stay at their addresses."""
+    holder: list[Any] = []
+    _holders.append(holder)
+    try:
+        yield holder
+    finally:
+        _holders.pop()
 
 
 # 120 tokens each, 3 latent frames deep. At 81 frames the first covers 1280x720 exactly, the second

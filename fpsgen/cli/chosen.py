@@ -57,8 +57,8 @@ def find_device(name: str | None) -> torch.device:
     return device
 
 
-def find_target(name: str | None, dtype: Dtype | None) -> Target:
-    """Device and precisions together; UsageError where the device cannot be had.
+def find_target(name: str | None, dtype: Dtype | None, graphs: bool | None = None) -> Target:
+    """Device and precisions together; UsageError where the device, or CUDA graphs on it, cannot be had.
 
     Without a choice, bf16 on a GPU and fp32 on a CPU, where bf16 is seldom faster; the text encoder in bf16, as the
     original runs it, unless fp32 was asked for in so many words.
@@ -69,11 +69,14 @@ def find_target(name: str | None, dtype: Dtype | None) -> Target:
     from fpsgen.target import Target
 
     if device.type == "cpu":
+        if graphs:
+            told = "--graphs: CUDA graphs need a CUDA GPU, and this video is made on the CPU"
+            raise UsageError(told, hint="leave --graphs out")
         machine.reuse_memory()
 
     in_bf16 = dtype == "bf16" or (dtype is None and device.type == "cuda")
     text_dtype = torch.float32 if dtype == "fp32" else torch.bfloat16
-    return Target(device, torch.bfloat16 if in_bf16 else torch.float32, text_dtype)
+    return Target(device, torch.bfloat16 if in_bf16 else torch.float32, text_dtype, graphs)
 
 
 def find_model(name: str | None, may_be_absent: bool = False) -> Model | None:

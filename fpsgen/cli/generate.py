@@ -56,6 +56,7 @@ def generate(
     no_clobber: bool = False,
     device: str | None = None,
     dtype: chosen.Dtype | None = None,
+    graphs: bool | None = None,
     json: bool = False,
     verbose: bool = False,
 ) -> None:
@@ -100,7 +101,7 @@ def generate(
         if output.exists():
             out.note(f"{output} exists: the new video will replace it")
             out.loading()
-        target = chosen.find_target(device, dtype)
+        target = chosen.find_target(device, dtype, graphs)
         from fpsgen import machine, pipeline
         from fpsgen.request import Request
 

@@ -97,7 +97,7 @@ def _name(param: Any) -> str:
     """How a parameter is written: "-o, --output FILE", "PROMPT"."""
     if _is_argument(param):
         return param.metavar or param.name.upper()
-    names = sorted(param.opts, key=lambda name: name.startswith("--"))
+    names = sorted((*param.opts, *param.secondary_opts), key=lambda name: name.startswith("--"))
     return " ".join([", ".join(names), *([param.metavar] if param.metavar else [])])
 
 

@@ -71,7 +71,9 @@ def _typer(name: str, entry: dict[str, Any]) -> Any:
     common: dict[str, Any] = {"help": entry["text"], "show_default": shown, "autocompletion": offers}
     if "argument" in entry:
         return typer.Argument(metavar=entry["argument"], **common)
-    names = [*([entry["short"]] if "short" in entry else []), f"--{name.replace('_', '-')}"]
+    long = name.replace("_", "-")
+    long = f"--{long}/--no-{long}" if "off" in entry else f"--{long}"
+    names = [entry["short"], long] if "short" in entry else [long]
     common |= {key: entry[key] for key in ("min", "max") if key in entry}
     return typer.Option(*names, metavar=entry.get("value"), rich_help_panel=entry.get("group"), **common)
 

@@ -58,7 +58,8 @@ def _meant(error: Any, path: str) -> str | None:
         if parameter.param_type_name == "argument" and parameter.name == error.option_name.lstrip("-"):
             name = str(parameter.metavar or parameter.name).upper()
             return f"the {parameter.name} needs no option: {path} {name}"
-    if near := meant(error.option_name, [name for one in own if one.param_type_name == "option" for name in one.opts]):
+    options = [one for one in own if one.param_type_name == "option"]
+    if near := meant(error.option_name, [name for one in options for name in (*one.opts, *one.secondary_opts)]):
         return near
     if re.match(r"-\d", error.option_name) and any(parameter.name == "prompt" for parameter in own):
         return f'write a prompt that begins with a dash after two dashes: {path} -- "-3 degrees"'

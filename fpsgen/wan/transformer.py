@@ -21,7 +21,7 @@ from fpsgen.attention import dense
 from fpsgen.attention.door import attend
 from fpsgen.attention.plan import AttentionPlan
 from fpsgen.attention.qk import QKTransform
-from fpsgen.attention.tiles import Shape3, TileGrid, outlives_inference
+from fpsgen.attention.tiles import Shape3, TileGrid, kept
 from fpsgen.wan import plan as plans
 from fpsgen.wan.config import WanConfig
 from fpsgen.wan.linear import Linear, rounded
@@ -52,7 +52,6 @@ class WanTransformer(nn.Module):
         self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.head = Head(config)
-        self._rope: tuple[TileGrid, Tensor] | None = None
         self._samples: dict[str, Tensor] = {}  # of parameters that `hold` left without values
 
     def layers(self) -> Iterator[Block]:
@@ -107,12 +106,19 @@ class WanTransformer(nn.Module):
         frames, height, width = latents.shape[2:]
         grid = self.config.grid((frames, height, width))
         plan = plan or plans.dense(TileGrid.cut(grid), len(self.blocks))
+        waves = sinusoid(timestep, self.config.freq_dim).to(latents.device)
+        return self.compute(latents, waves, context, plan)
+
+    def compute(self, latents: Tensor, waves: Tensor, context: Sequence[KeyValue], plan: StepPlan) -> Tensor:
+        """`forward` of timesteps as `sinusoid` has them, [batch, freq_dim], all tensors on one device. What the plan
+        needs there is made the first time; after that nothing is copied from the host, and nothing waits, unless
+        attention does."""
         tiles = plan.tiles
         with torch.autocast(latents.device.type, enabled=False):  # which training uses
-            time = self.time_embedding(sinusoid(timestep, self.config.freq_dim).to(latents.device))  # [batch, dim]
+            time = self.time_embedding(waves)  # [batch, dim]
             modulation = self.time_projection(time).unflatten(1, (6, -1))
         x = self.patchify(latents, tiles)
-        rope = self.rope(tiles, latents.device)
+        rope = rope_in_tile_order(tiles, self.config.head_dim, latents.device)
         for block, key_value, (attention, linear) in zip(self.layers(), context, plan.layers, strict=True):
             x = block(x, modulation, key_value, rope, attention, linear)
         return self.unpatchify(self.head(x, time), tiles)
@@ -122,24 +128,16 @@ class WanTransformer(nn.Module):
         _, ph, pw = self.config.PATCH
         patches = latents.unfold(3, ph, ph).unfold(4, pw, pw)  # [batch, C, T, H, W, ph, pw]
         patches = patches.permute(0, 2, 3, 4, 1, 5, 6).flatten(4).flatten(1, 3)
-        patches = patches[:, tiles.inverse.to(latents.device)]
+        patches = patches[:, orders(tiles, latents.device)[0]]
         weight = self.patch_embedding.weight.flatten(1)
         return F.linear(patches.to(self.dtype), weight, self.patch_embedding.bias).float()
 
     def unpatchify(self, tokens: Tensor, tiles: TileGrid) -> Tensor:
         """Tokens [batch, tokens, ph * pw * channels] in tile order, back to latents."""
         _, ph, pw = self.config.PATCH
-        tokens = tokens[:, tiles.order.to(tokens.device)].unflatten(1, tiles.grid)
+        tokens = tokens[:, orders(tiles, tokens.device)[1]].unflatten(1, tiles.grid)
         tokens = tokens.unflatten(4, (ph, pw, self.config.out_channels))
         return tokens.permute(0, 6, 1, 2, 4, 3, 5).flatten(5, 6).flatten(3, 4)
-
-    @outlives_inference
-    def rope(self, tiles: TileGrid, device: torch.device) -> Tensor:
-        """The RoPE table of `tiles`, kept from one step to the next."""
-        if self._rope is None or self._rope[0] != tiles or self._rope[1].device != device:
-            table = rope_table(tiles.grid, self.config.head_dim, self.config.ROPE_THETA)
-            self._rope = tiles, table[tiles.inverse].to(device)
-        return self._rope[1]
 
 
 def _sample(parameter: Tensor) -> Tensor:
@@ -249,6 +247,18 @@ def sinusoid(timestep: Tensor, dim: int) -> Tensor:
     rates = 10_000.0 ** (-torch.arange(half, dtype=torch.float64, device=timestep.device) / half)
     angles = timestep.double()[:, None] * rates
     return torch.cat([angles.cos(), angles.sin()], dim=1).float()
+
+
+@kept(4)
+def orders(tiles: TileGrid, device: torch.device) -> tuple[Tensor, Tensor]:
+    """`tiles.inverse` and `tiles.order` on a device."""
+    return tiles.inverse.to(device), tiles.order.to(device)
+
+
+@kept(1)  # a table of 75,600 tokens has 39 MB
+def rope_in_tile_order(tiles: TileGrid, head_dim: int, device: torch.device) -> Tensor:
+    """`rope_table` of a model's tokens, on a device."""
+    return rope_table(tiles.grid, head_dim, WanConfig.ROPE_THETA)[tiles.inverse].to(device)
 
 
 def rope_table(grid: Shape3, head_dim: int, theta: float) -> Tensor:
