@@ -86,8 +86,12 @@ class Denoiser:
     ):
         self.transformer, self.settings, self.device = transformer, settings, device
         self.together = both_fit(transformer, settings, device) if together is None else together
-        if graphs and most_branches(transformer, settings, device) < 2 * (len(texts) if self.together else 1):
-            graphs.refused = graphs.refused or "they need memory for a second step, of which too little is free"
+        if graphs and not graphs.refused:
+            at_once = len(texts) if self.together else 1
+            if (
+                most_branches(transformer, settings, device) < 2 * at_once
+            ):  # graphs keep what a pass needs beside others
+                graphs.refused = "they need memory for two steps at once, and too little is free"
         self._contexts = [transformer.embed_text(text) for text in ([torch.cat([*texts])] if self.together else texts)]
         self.branches, self._pass = len(texts), graphs or transformer
         solver = settings.new_solver()

@@ -75,7 +75,8 @@ class Graphs:
         except RuntimeError as fault:  # torch's errors and CuPy's
             self._kinds.clear()
             self._capture, self.failed = None, True
-            self.refused = f"a pass could not be captured: {str(fault).partition(chr(10))[0]}"
+            self.count, self.seconds = 0, 0.0
+            self.refused = f"a pass could not be captured: {_first_cause(fault)}"
             return None
         self.count += 1
         self.seconds += time.perf_counter() - begin
@@ -84,7 +85,8 @@ class Graphs:
     def __str__(self) -> str:
         if self.refused is not None:
             return f"no CUDA graphs: {self.refused}"
-        return f"{self.count} CUDA graphs were captured in {self.seconds:.2f} s"
+        what = "1 CUDA graph was" if self.count == 1 else f"{self.count} CUDA graphs were"
+        return f"{what} captured in {self.seconds:.2f} s"
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -122,6 +124,13 @@ def on_cuda(device: torch.device) -> Capture:
         return graph.replay, result
 
     return capture
+
+
+def _first_cause(fault: BaseException) -> str:
+    """What the first error says: one in a capture is followed by another, when the capture ends."""
+    while fault.__context__ is not None:
+        fault = fault.__context__
+    return str(fault).partition("\n")[0]
 
 
 @cache  # cuBLAS keeps a workspace for each

@@ -11,15 +11,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from fpsgen import pipeline
+from fpsgen import machine, pipeline
 from fpsgen.errors import RenderError, UsageError
 from fpsgen.events import Event, Notice, Run, Written, finish
 from fpsgen.request import Request
 from fpsgen.sampling import Denoiser
 from fpsgen.target import Target
 from fpsgen.timing import Timings
+from fpsgen.wan import graphs
+from fpsgen.wan.graphs import Graphs
 from fpsgen.weights import models
 from tests.tools.calibration import CPU
+from tests.tools.graphs import Recorder
 
 TARGET = Target(CPU, torch.float32, torch.float32)
 
@@ -101,6 +104,34 @@ def test_one_component_is_in_memory_at_a_time(
     for _ in pipeline.generate(requests, model, TARGET):
         pass
     assert alive == [("load_text_encoder", 0), ("load_transformer", 0), ("load_vae", 0)]
+
+
+def test_graphs_are_gone_before_the_next_video_and_before_decoding(
+    pocket_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They keep the memory of a step, which is free when the next video asks how much there is."""
+    made: list[Any] = []
+    released: list[int] = []
+
+    class Watched(Graphs):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            made.append(weakref.ref(self))
+
+    def release() -> None:
+        released.append(sum(one() is not None for one in made))
+        assert not released[-1]
+
+    monkeypatch.setattr(pipeline, "Graphs", Watched)
+    monkeypatch.setattr(pipeline, "why_not", lambda *_: None)
+    monkeypatch.setattr(graphs, "on_cuda", Recorder())
+    monkeypatch.setattr(machine, "release", release)
+    model = models.open_folder(pocket_folder, "pocket")
+    requests = [Request("a cat", model.defaults.override(steps=3), seed, tmp_path / f"{seed}.mp4") for seed in (1, 2)]
+    told = [event.about for event in pipeline.generate(requests, model, TARGET) if isinstance(event, Written)]
+    assert [about["graphs"]["captured"] for about in told] == [1, 1]
+    assert len(made) == 2
+    assert len(released) == 4  # text encoder, before each video, transformer
 
 
 def frames_of(video: bytes) -> bytes:
