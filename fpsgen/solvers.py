@@ -1,11 +1,11 @@
 """The solver: which noise levels are visited, and how one step moves the latents.
 
-diffusers' schedulers do the arithmetic, but that of `FEW_STEPS`. What is odd about each is kept here and nowhere else.
+What is odd about each is kept here and nowhere else. UniPC, DPM++ and Euler are what diffusers' schedulers compute, bit
+for bit, in the one setting that Wan2.1 has of each; to load diffusers for them would take a second.
 """
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import atan, cos, sin
@@ -18,7 +18,6 @@ if TYPE_CHECKING:  # helps and wrong input need none of them, and do not wait fo
 SolverName = Literal["unipc", "dpm++", "euler", "lightx2v", "fastwan", "turbowan"]
 Sigmas = Literal["original", "diffusers"]
 TRAIN_TIMESTEPS = 1000
-_IMPORT = threading.Lock()  # diffusers finds its classes when they are asked for, and fails in two threads at once
 
 
 @dataclass(frozen=True)
@@ -78,23 +77,44 @@ def shifted(levels: np.ndarray, shift: float) -> np.ndarray:
     return shift * levels / (1 + (shift - 1) * levels)
 
 
-def noise_levels(steps: int, shift: float, solver: SolverName = "unipc", sigmas: Sigmas = "original") -> list[float]:
-    """The noise level before each step, in float32: what a `Solver` visits, which is asked where they are
-    diffusers'."""
+def _diffusers_sigmas(solver: SolverName, steps: int, shift: float) -> np.ndarray:
+    """What diffusers' scheduler visits by itself, after the shift, float64 [steps]."""
     import numpy as np
 
+    least = 1 / TRAIN_TIMESTEPS
+    if solver == "unipc":
+        levels = shifted(np.linspace(1, least, steps + 1)[:-1], shift)
+        levels[0] = min(levels[0], 1 - 1e-6)  # log(1 - 1) is no number
+        return levels
+    if solver == "dpm++":
+        return shifted(np.flip(1 - np.linspace(1, least, steps + 1))[:-1], shift)
+    # Euler's shifts the ends of its range, in float32, then the range.
+    lowest = float(shifted(np.full(1, least, np.float32), shift)[0])
+    return shifted(np.linspace(TRAIN_TIMESTEPS, TRAIN_TIMESTEPS * lowest, steps) / TRAIN_TIMESTEPS, shift)
+
+
+def _sigmas(steps: int, shift: float, solver: SolverName, sigmas: Sigmas) -> np.ndarray:
+    """The noise level before each step, float64 [steps]."""
     if sigmas == "diffusers":
-        return Solver(steps, shift, solver, sigmas).sigmas[:-1].tolist()
-    return shifted(original_sigmas(solver, steps), shift).astype(np.float32).tolist()
+        return _diffusers_sigmas(solver, steps, shift)
+    return shifted(original_sigmas(solver, steps), shift)
+
+
+def noise_levels(steps: int, shift: float, solver: SolverName = "unipc", sigmas: Sigmas = "original") -> list[float]:
+    """The noise level before each step, in float32: what a `Solver` visits."""
+    import numpy as np
+
+    return _sigmas(steps, shift, solver, sigmas).astype(np.float32).tolist()
 
 
 class Solver:
-    """One of diffusers' solvers over a flow. UniPC and DPM++ are of order 2, predicting x0, of lower order at the
-    end, as Wan2.1 runs them; Euler is of order 1.
+    """A solver over a flow. UniPC and DPM++ are of order 2, predicting x0, of lower order at both ends, as Wan2.1 runs
+    them; Euler is of order 1.
 
-    sigmas "original" are Wan2.1's own; "diffusers" is what `WanPipeline` visits with that solver. scheduler: diffusers'
-    own object, at its first step until `step` is called. init_noise_sigma: what the noise is multiplied with before the
-    first step.
+    sigmas "original" are Wan2.1's own; "diffusers" is what `WanPipeline` visits with that solver. The attribute is
+    float32 [steps + 1]: the noise level before each step, and 0. timesteps: [steps], 1000 sigma, which the model is
+    told, cut to integers as int64, but for diffusers' Euler. init_noise_sigma: what the noise is multiplied with
+    before the first step.
     """
 
     init_noise_sigma = 1.0
@@ -103,42 +123,74 @@ class Solver:
         import numpy as np
         import torch
 
-        with _IMPORT:
-            from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
-
-        if solver == "euler":
-            self.scheduler = FlowMatchEulerDiscreteScheduler(num_train_timesteps=TRAIN_TIMESTEPS, shift=shift)
-        else:
-            kind = UniPCMultistepScheduler if solver == "unipc" else DPMSolverMultistepScheduler
-            self.scheduler = kind(
-                num_train_timesteps=TRAIN_TIMESTEPS,
-                prediction_type="flow_prediction",
-                use_flow_sigmas=True,
-                flow_shift=shift,
-            )
-        self.scheduler.set_timesteps(steps)
-        if sigmas == "original":
-            # Set, not handed over: DPM++ takes no noise levels, and UniPC would shift them once more.
-            levels = shifted(original_sigmas(solver, steps), shift)
-            self.scheduler.sigmas = torch.from_numpy(np.append(levels, 0.0)).float()
-            self.scheduler.timesteps = torch.from_numpy(TRAIN_TIMESTEPS * levels).long()
-        # Else the first step is looked up by its timestep, and cut to integers two steps may share one.
-        self.scheduler.set_begin_index(0)
-
-    @property
-    def sigmas(self) -> Tensor:
-        """float32 [steps + 1]: the noise level before each step, and 0."""
-        return self.scheduler.sigmas
-
-    @property
-    def timesteps(self) -> Tensor:
-        """[steps]: 1000 sigma, which is what the model is told; cut to integers as int64, but for diffusers' Euler."""
-        return self.scheduler.timesteps
+        levels = _sigmas(steps, shift, solver, sigmas)
+        self.sigmas = torch.from_numpy(np.append(levels, 0.0)).float()
+        self.timesteps = torch.from_numpy(TRAIN_TIMESTEPS * levels).long()
+        if (solver, sigmas) == ("euler", "diffusers"):
+            self.timesteps = TRAIN_TIMESTEPS * self.sigmas[:-1]
+        self._solver, self._steps, self._done = solver, steps, 0
+        # log of signal to noise. Scalars stay on the CPU, wherever the latents are: no step waits for them.
+        self._logs = torch.log(1 - self.sigmas) - torch.log(self.sigmas)
+        self._ends: list[Tensor] = []  # x0 as the last two steps predicted it
+        self._begin: Tensor | None = None  # the latents that the last step went out from
 
     def step(self, velocity: Tensor, latents: Tensor) -> Tensor:
         """Latents at the next noise level, from the velocity at this one; the solver counts its steps itself."""
-        # Any timestep, as a float: Euler refuses integers, and none of the three looks at it, counting as they do.
-        return self.scheduler.step(velocity, self.timesteps[0].float(), latents, return_dict=False)[0]
+        step, self._done = self._done, self._done + 1
+        if self._solver == "euler":
+            return latents + (self.sigmas[step + 1] - self.sigmas[step]) * velocity
+        x0 = latents - self.sigmas[step] * velocity
+        if self._solver == "unipc" and self._begin is not None:
+            latents = self._corrected(step - 1, self._begin, x0)
+        self._ends, self._begin = [*self._ends[-1:], x0], latents
+        return (self._unipc if self._solver == "unipc" else self._dpm)(step, latents)
+
+    def _order(self, step: int) -> int:
+        return 1 if step in (0, self._steps - 1) else 2
+
+    def _unipc(self, step: int, latents: Tensor) -> Tensor:
+        """UniP-2 with B(h) = e^h - 1 (Zhao et al., arXiv 2302.04867)."""
+        straight, gain, bend, _ = self._interval(step, latents)
+        return straight if bend is None else straight - gain * (0.5 * bend)
+
+    def _corrected(self, step: int, begin: Tensor, x0: Tensor) -> Tensor:
+        """UniC-2: where the step that began at `begin` would have ended, had it known x0 at its end."""
+        import torch
+
+        straight, gain, bend, ratio = self._interval(step, begin)
+        change = x0 - self._ends[-1]
+        if bend is None:
+            return straight - gain * (0.5 * change)
+        h = self._logs[step] - self._logs[step + 1]
+        first = h.expm1() / h - 1
+        ones = torch.ones(())
+        weights = torch.linalg.solve(
+            torch.stack([torch.stack([ones, ones]), torch.stack([ratio, ones])]),
+            torch.stack([first / h.expm1(), (first / h - 0.5) * 2 / h.expm1()]),
+        )
+        return straight - gain * (weights[0] * bend + weights[1] * change)
+
+    def _interval(self, step: int, begin: Tensor) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+        """Of a step of UniPC: its end if x0 stayed as it is; what a change of x0 is multiplied with; the change in a
+        step, as the last one shows it, or None in a step of order 1; the last step's length, in this one's."""
+        level, after, last = self.sigmas[step], self.sigmas[step + 1], self._ends[-1]
+        h = self._logs[step + 1] - self._logs[step]
+        gain = (1 - after) * (-h).expm1()
+        straight = after / level * begin - gain * last
+        ratio = (self._logs[step - 1] - self._logs[step]) / h
+        bend = (self._ends[-2] - last) / ratio if self._order(step) == 2 else None
+        return straight, gain, bend, ratio
+
+    def _dpm(self, step: int, latents: Tensor) -> Tensor:
+        """DPM-Solver++(2M), midpoint (Lu et al., arXiv 2211.01095)."""
+        last = self._ends[-1]
+        h = self._logs[step + 1] - self._logs[step]
+        gain = (1 - self.sigmas[step + 1]) * ((-h).exp() - 1)
+        straight = (self.sigmas[step + 1] / self.sigmas[step]) * latents - gain * last
+        if self._order(step) == 1:
+            return straight
+        ratio = (self._logs[step] - self._logs[step - 1]) / h
+        return straight - 0.5 * gain * ((1 / ratio) * (last - self._ends[-2]))
 
 
 class FewStepSolver:

@@ -22,6 +22,7 @@ from fpsgen.errors import option
 from fpsgen.events import Denoised, Event, Frames, Stage, Step
 from fpsgen.pocket import reading
 from fpsgen.request import VideoPlan
+from fpsgen.settings import Settings
 from fpsgen.timing import Timings
 from fpsgen.video import VideoWriter
 from fpsgen.wan import vae as wan_vae
@@ -76,7 +77,7 @@ class Diffusers(VideoContender):
         yield Denoised(latents)
         yield Stage("decode")
         with timings.stage("decode"):
-            video = pipe.vae.decode(wan_vae.denormalise(pipe.vae, latents.float()), return_dict=False)[0]
+            video = pipe.vae.decode(wan_vae.denormalise(pipe.vae.config, latents.float()), return_dict=False)[0]
             frames = wan_vae.to_uint8(video)
         with VideoWriter(output, (own.width, own.height), own.fps) as writer:
             with timings.stage("encode"):
@@ -120,16 +121,31 @@ def encode(pipe: Any, plan: VideoPlan) -> tuple[Tensor, Tensor | None]:
     )  # fmt: skip
 
 
+def scheduler(own: Settings, device: torch.device) -> Any:
+    """diffusers' own object for a video's solver, at its first step, on our noise levels."""
+    import diffusers
+
+    solver = own.new_solver()
+    if own.solver == "euler":
+        made = diffusers.FlowMatchEulerDiscreteScheduler(solvers.TRAIN_TIMESTEPS, own.shift)
+    else:
+        name = {"unipc": "UniPCMultistepScheduler", "dpm++": "DPMSolverMultistepScheduler"}[own.solver]
+        made = getattr(diffusers, name)(
+            solvers.TRAIN_TIMESTEPS, prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=own.shift
+        )
+    made.set_timesteps(own.steps)
+    # Set, not handed over: DPM++ takes no noise levels, and UniPC would shift them once more. Euler refuses integers.
+    made.sigmas, made.timesteps = solver.sigmas, solver.timesteps.to(device, torch.float32)
+    # Else the first step is looked up by its timestep, and cut to integers two steps may share one.
+    made.set_begin_index(0)
+    made.set_timesteps = lambda *_, **__: None  # WanPipeline would set its own
+    return made
+
+
 def denoise(pipe: Any, plan: VideoPlan, texts: tuple[Tensor, Tensor | None]) -> tuple[Tensor, list[float]]:
     """Latents as `pipeline.denoise` has them, and the seconds of each step."""
     own, device = plan.request.settings, plan.target.device
-    solver = own.new_solver()
-    assert isinstance(solver, solvers.Solver)  # `refusal` is of others
-    scheduler = solver.scheduler
-    # WanPipeline would set noise levels of its own. Euler refuses integers.
-    timesteps = scheduler.timesteps.to(device, torch.float32)
-    scheduler.set_timesteps = lambda *_, **__: setattr(scheduler, "timesteps", timesteps)
-    pipe.scheduler = scheduler
+    pipe.scheduler = scheduler(own, device)
     noise = solvers.noise(pipe.transformer.config.in_channels, own.latent_shape, plan.request.seed).to(device)
     marks = [time.perf_counter()]
 

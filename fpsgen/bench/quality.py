@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,11 +35,9 @@ from fpsgen.seeds import next_seed
 from fpsgen.values import from_dict
 from fpsgen.video import VideoWriter
 from fpsgen.wan import vae as wan_vae
+from fpsgen.wan.autoencoder import WanVAE
 from fpsgen.wan.transformer import WanTransformer
 from fpsgen.weights.load import load_transformer, load_vae
-
-if TYPE_CHECKING:
-    from diffusers import AutoencoderKLWan
 
 # The measures that are averaged over clips, and which of several values is the worst.
 MEASURES: dict[str, Callable[[Sequence[float]], float]] = {
@@ -203,7 +201,7 @@ class Screen:
     """Clips as frames: decoded where they are needed, one take at a time, and measured once. weights: the
     transformer's fingerprint."""
 
-    def __init__(self, job: QualityJob, vae: AutoencoderKLWan, journal: Journal, lpips: Lpips | None, weights: str):
+    def __init__(self, job: QualityJob, vae: WanVAE, journal: Journal, lpips: Lpips | None, weights: str):
         self._vae, self._journal, self._lpips, self._weights = vae, journal, lpips, weights
         self._reference = job.line_up.reference
         self._network = judge.load_network() if job.judged else None

@@ -157,7 +157,7 @@ def encode(plan: VideoPlan) -> tuple[list[Tensor], float]:
     ids = torch.randint(checkpoint.text_config["vocab_size"], (1, TEXT_LENGTH), generator=generator).to(target.device)
 
     def once() -> Tensor:
-        return encoder(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
+        return encoder(ids)
 
     once()  # warms up
     machine.synchronise(target.device)

@@ -1,9 +1,8 @@
-"""Prompt to text embedding: transformers' UMT5 encoder, with the original's cleaning and padding."""
+"""Prompt to text embedding: the UMT5 encoder, with the original's cleaning and padding."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -11,9 +10,7 @@ from torch import Tensor
 from fpsgen.errors import ModelError
 from fpsgen.wan.config import FETCH_AGAIN
 from fpsgen.wan.tokenizer import Tokenizer, clean, words_at
-
-if TYPE_CHECKING:
-    from transformers import UMT5EncoderModel
+from fpsgen.wan.umt5 import UMT5Encoder
 
 
 @dataclass(frozen=True)
@@ -31,7 +28,7 @@ class EncodedPrompt:
 class TextEncoder:
     """Tokenizer and encoder of a checkpoint (`weights.load.load_text_encoder`)."""
 
-    def __init__(self, tokenizer: Tokenizer, encoder: UMT5EncoderModel):
+    def __init__(self, tokenizer: Tokenizer, encoder: UMT5Encoder):
         self.tokenizer, self.module = tokenizer, encoder
 
     @torch.inference_mode()
@@ -39,8 +36,8 @@ class TextEncoder:
         """Embed one prompt at its true length, then pad with zeros as the original does."""
         text = clean(prompt)
         tokens = self.tokenizer.encode(text)
-        ids = torch.tensor([tokens.ids], device=self.module.device)
-        hidden = self.module(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
+        ids = torch.tensor([tokens.ids], device=self.module.shared.weight.device)
+        hidden = self.module(ids)
         # Known from upstream (transformers pull request 43880): embeddings loaded as zeros, a video of nothing.
         # What is left of it is rounding, which differs from word to word.
         spread = (hidden - hidden[:, :1]).abs().amax()

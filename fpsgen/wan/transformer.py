@@ -158,7 +158,7 @@ class Block(nn.Module):
         self.cross_attn = CrossAttention(config)
         self.norm2 = nn.LayerNorm(dim, eps, elementwise_affine=False)
         self.ffn = FFN(config)
-        self.modulation = nn.Parameter(torch.randn(1, 6, dim) / dim**0.5)
+        self.modulation = modulation(6, dim)
 
     def forward(
         self,
@@ -232,7 +232,7 @@ class Head(nn.Module):
         _, ph, pw = config.PATCH
         self.norm = nn.LayerNorm(config.dim, config.eps, elementwise_affine=False)
         self.head = nn.Linear(config.dim, ph * pw * config.out_channels)
-        self.modulation = nn.Parameter(torch.randn(1, 2, config.dim) / config.dim**0.5)
+        self.modulation = modulation(2, config.dim)
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         """x: float32 [batch, tokens, dim]; time: float32 [batch, dim]."""
@@ -278,3 +278,8 @@ def rope_table(grid: Shape3, head_dim: int, theta: float) -> Tensor:
         angles.append(along.view(shape).expand(*grid, count))
     table = torch.cat(angles, dim=-1).flatten(0, 2)
     return torch.stack([table.cos(), table.sin()], dim=-1).float()
+
+
+def modulation(count: int, dim: int) -> nn.Parameter:
+    """Of a layer, to be trained from small numbers, which come from `nn.init` like others: see `weights.load`."""
+    return nn.Parameter(nn.init.normal_(torch.empty(1, count, dim), std=dim**-0.5))

@@ -1,73 +1,74 @@
-"""Latents to frames and back: diffusers' AutoencoderKLWan, one latent frame at a time."""
+"""Latents to frames and back, one latent frame at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fpsgen.errors import RenderError
+from fpsgen.wan.autoencoder import Memory, WanVAE
 from fpsgen.wan.config import FETCH_AGAIN
 
-if TYPE_CHECKING:
-    from diffusers import AutoencoderKLWan
+
+class Moments(Protocol):
+    """What the VAE's own latents are shifted and scaled by, for each channel."""
+
+    @property
+    def latents_mean(self) -> Sequence[float]: ...
+    @property
+    def latents_std(self) -> Sequence[float]: ...
 
 
-def denormalise(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
+def denormalise(vae: Moments, latents: Tensor) -> Tensor:
     """The model's latents (zero mean, unit variance) to the VAE's own."""
     mean, std = _moments(vae, latents.device)
     return latents * std + mean
 
 
-def normalise(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
+def normalise(vae: Moments, latents: Tensor) -> Tensor:
     """The VAE's own latents to the model's."""
     mean, std = _moments(vae, latents.device)
     return (latents - mean) / std
 
 
-def _moments(vae: AutoencoderKLWan, device: torch.device) -> Iterator[Tensor]:
-    for values in (vae.config.latents_mean, vae.config.latents_std):
+def _moments(vae: Moments, device: torch.device) -> Iterator[Tensor]:
+    for values in (vae.latents_mean, vae.latents_std):
         yield torch.tensor(values, dtype=torch.float32, device=device).view(1, -1, 1, 1, 1)
 
 
 @torch.inference_mode()
-def encode(vae: AutoencoderKLWan, frames: np.ndarray) -> Tensor:
+def encode(vae: WanVAE, frames: np.ndarray) -> Tensor:
     """uint8 frames [4 n + 1, height, width, 3] to the model's latents, float32 [1, 16, n + 1, height / 8, width / 8].
 
-    The mode of what the VAE gives, bit-identical to `vae.encode`, which has the whole clip on the device instead: the
-    frames go there as they are encoded, 1 first and then 4 for each latent frame. See `stream` for the private cache.
+    The mode of what the VAE gives. The frames go to the device as they are encoded, 1 first and then 4 for each latent
+    frame.
     """
-    vae.clear_cache()
-    cache = [None] * len(vae._enc_feat_map)
+    memory: Memory = {}
     pieces = []
     for first in (0, *range(1, len(frames), 4)):
         pixels = torch.from_numpy(frames[first : first + (4 if first else 1)]).to(vae.device)
         pixels = from_uint8(pixels).to(vae.dtype)
-        pieces.append(vae.encoder(pixels, feat_cache=cache, feat_idx=[0]))
+        pieces.append(vae.encoder(pixels, memory))
     mode, _ = vae.quant_conv(torch.cat(pieces, 2)).chunk(2, dim=1)
     return normalise(vae, mode.float())
 
 
 @torch.inference_mode()
-def stream(vae: AutoencoderKLWan, latents: Tensor) -> Iterator[Tensor]:
+def stream(vae: WanVAE, latents: Tensor) -> Iterator[Tensor]:
     """Decode the VAE's own latents [1, 16, T, h, w] piece by piece: 1 frame first, then 4 for each latent frame.
 
-    Yields [1, 3, frames, height, width] in [-1, 1], together bit-identical to `vae.decode`, which holds the
-    whole clip instead. This is diffusers' own loop over its private cache (`AutoencoderKLWan._decode`); the
-    dependency's version range and a test against `decode` keep it so.
+    Yields [1, 3, frames, height, width] in [-1, 1].
     """
-    vae.clear_cache()
-    cache = [None] * len(vae._feat_map)  # our own, so that clips may be decoded side by side
-    hidden = vae.post_quant_conv(latents.to(vae.dtype))
-    for index in range(hidden.shape[2]):
-        frames = vae.decoder(hidden[:, :, index : index + 1], feat_cache=cache, feat_idx=[0], first_chunk=index == 0)
-        yield frames.clamp(-1, 1)
+    memory: Memory = {}
+    for piece in vae.post_quant_conv(latents.to(vae.dtype)).split(1, dim=2):
+        yield vae.decoder(piece, memory).clamp(-1, 1)
 
 
-def frames_of(vae: AutoencoderKLWan, latents: Tensor) -> Iterator[np.ndarray]:
+def frames_of(vae: WanVAE, latents: Tensor) -> Iterator[np.ndarray]:
     """The model's latents [1, 16, T, h, w] to uint8 frames [n, height, width, 3], piece by piece as `stream`.
 
     RenderError where the VAE's values are not finite.

@@ -19,6 +19,7 @@ from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
+from transformers import UMT5Config
 
 from fpsgen.errors import RenderError, UsageError, option
 from fpsgen.files import is_full, write_json
@@ -195,8 +196,8 @@ def _config(checkpoint: Checkpoint, part: str, target: Format) -> dict[str, Any]
     if part == "transformer":
         return configs.to_diffusers(checkpoint.config)
     if part == "vae":
-        return {"_class_name": "AutoencoderKLWan", **_public(load.empty_vae(checkpoint).config)}
-    return {**load.empty_text_encoder(checkpoint).config.to_dict(), "architectures": ["UMT5EncoderModel"]}
+        return {"_class_name": "AutoencoderKLWan", **_vae_settings(checkpoint)}
+    return {**_text_settings(checkpoint).to_dict(), "architectures": ["UMT5EncoderModel"]}
 
 
 def write_pipeline(out: Path, shift: float) -> None:
@@ -241,7 +242,7 @@ def _check_representable(checkpoint: Checkpoint) -> None:
     for part in ("vae", "text_encoder"):
         plain = replace(plain, **layout.fields_of(part, getattr(checkpoint, part)))
     parts = (
-        ("VAE", _public(load.empty_vae(plain).config), _public(load.empty_vae(checkpoint).config)),
+        ("VAE", _vae_settings(plain), _vae_settings(checkpoint)),
         ("text encoder", _arithmetic(plain), _arithmetic(checkpoint)),
     )
     for part, wanted, have in parts:
@@ -253,14 +254,22 @@ def _check_representable(checkpoint: Checkpoint) -> None:
 
 def _arithmetic(checkpoint: Checkpoint) -> dict[str, Any]:
     """The fields of a text encoder's configuration that change what it computes."""
-    config = load.empty_text_encoder(checkpoint).config
+    config = _text_settings(checkpoint)
     widths = ("d_kv", "num_heads", "relative_attention_num_buckets", "relative_attention_max_distance")
     return {name: getattr(config, name) for name in (*widths, "layer_norm_epsilon", "dense_act_fn", "is_gated_act")}
 
 
-def _public(config: Any) -> dict[str, Any]:
+def _vae_settings(checkpoint: Checkpoint) -> dict[str, Any]:
+    """A VAE's whole configuration as diffusers has it."""
+    with torch.device("meta"):
+        config = diffusers.AutoencoderKLWan.from_config(checkpoint.vae_config).config
     return {
         key: list(value) if isinstance(value, tuple) else value
-        for key, value in dict(config).items()
+        for key, value in config.items()
         if not key.startswith("_")
     }
+
+
+def _text_settings(checkpoint: Checkpoint) -> UMT5Config:
+    """A text encoder's whole configuration as transformers has it."""
+    return UMT5Config.from_dict(checkpoint.text_config)

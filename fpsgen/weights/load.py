@@ -9,28 +9,27 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import tokenizers
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from fpsgen.errors import ModelError
 from fpsgen.files import named_in_utf8
 from fpsgen.printable import printable
+from fpsgen.wan.autoencoder import WanVAE
 from fpsgen.wan.config import FETCH_AGAIN, OURS
 from fpsgen.wan.plan import StepPlan
 from fpsgen.wan.text_encoder import TextEncoder
 from fpsgen.wan.tokenizer import TEXT_LENGTH, Tokenizer
 from fpsgen.wan.transformer import FLOAT32_PARAMETERS, WanTransformer
+from fpsgen.wan.umt5 import UMT5Encoder
 from fpsgen.weights import lora
 from fpsgen.weights.headers import headers, is_pickled, opened, read_json, renamed, some, unpickling
 from fpsgen.weights.kinds import FLOATS
 from fpsgen.weights.layout import PARTS, Checkpoint
-
-if TYPE_CHECKING:  # imported where a part is built: they take seconds, and a file may be refused before
-    from diffusers import AutoencoderKLWan
-    from transformers import UMT5EncoderModel
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -52,7 +51,7 @@ def load_transformer(
     return _filled(model, checkpoint, "transformer", keep)
 
 
-def load_vae(checkpoint: Checkpoint, device: torch.device) -> AutoencoderKLWan:
+def load_vae(checkpoint: Checkpoint, device: torch.device) -> WanVAE:
     """The VAE, in float32 as the original runs it."""
     return _filled(empty_vae(checkpoint), checkpoint, "vae", lambda _, x: x.to(device, torch.float32, copy=True))
 
@@ -73,7 +72,7 @@ def _filled(model: Module, checkpoint: Checkpoint, part: str, keep: Callable[[st
         name = PARTS[part].rename(key)
         if name not in state:  # the text encoder's embedding may be there twice, see `renamed`
             state[name] = keep(name, tensor)
-    model.load_state_dict(state, assign=True, strict=False)  # the check was stricter, but for tied parameters
+    model.load_state_dict(state, assign=True)
     return model.eval().requires_grad_(False)
 
 
@@ -161,7 +160,7 @@ def _check_part(model: nn.Module, checkpoint: Checkpoint, part: str) -> None:
     fit."""
     files: list[Path] = getattr(checkpoint, part)
     there = renamed(headers(files), PARTS[part].rename)
-    wanted = {name: tuple(value.shape) for name, value in model.named_parameters()}  # tied ones once
+    wanted = {name: tuple(value.shape) for name, value in model.named_parameters()}
     misfits = {
         "missing": [name for name in wanted if name not in there],
         "unexpected": [name for name in there if name not in wanted],
@@ -190,32 +189,33 @@ def by_name(dtype: torch.dtype) -> Callable[[str], torch.dtype]:
     return lambda name: dtype if FLOAT32_PARAMETERS.isdisjoint(name.split(".")) else torch.float32
 
 
+class _NoValues(TorchFunctionMode):
+    """Modules get no first values. Random numbers on the meta device make torch load its compiler, a second's work."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        return kwargs["tensor"] if getattr(func, "__module__", "") == "torch.nn.init" else func(*args, **kwargs)
+
+
 def empty_transformer(checkpoint: Checkpoint) -> WanTransformer:
-    with torch.device("meta"):
+    with torch.device("meta"), _NoValues():
         return WanTransformer(checkpoint.config)
 
 
-def empty_vae(checkpoint: Checkpoint) -> AutoencoderKLWan:
-    from diffusers import AutoencoderKLWan
-
+def empty_vae(checkpoint: Checkpoint) -> WanVAE:
     try:
-        with torch.device("meta"):
-            return AutoencoderKLWan.from_config(checkpoint.vae_config)
-    except Exception as fault:  # whatever a class makes of values that are none
-        raise ModelError(f"its vae/config.json describes no VAE of Wan2.1{_reason(fault)}", OURS) from None
+        with torch.device("meta"), _NoValues():
+            return WanVAE(checkpoint.vae_config)
+    except Exception:  # whatever comes of values that are none
+        raise ModelError("its vae/config.json describes no VAE of Wan2.1", OURS) from None
 
 
-def empty_text_encoder(checkpoint: Checkpoint) -> UMT5EncoderModel:
-    from transformers import UMT5Config, UMT5EncoderModel
-
+def empty_text_encoder(checkpoint: Checkpoint) -> UMT5Encoder:
     try:
-        with torch.device("meta"):
-            model = UMT5EncoderModel(UMT5Config.from_dict(checkpoint.text_config))
-        model.set_input_embeddings(model.shared)  # one module, not two whose weights transformers may tie or not
-        return model
-    except Exception as fault:  # as above
-        message = f"its text_encoder/config.json describes no UMT5 encoder{_reason(fault)}"
-        raise ModelError(message, hint=FETCH_AGAIN) from None
+        with torch.device("meta"), _NoValues():
+            return UMT5Encoder(checkpoint.text_config)
+    except Exception:  # as above
+        raise ModelError("its text_encoder/config.json describes no UMT5 encoder", FETCH_AGAIN) from None
 
 
 EMPTY: Mapping[str, Callable[[Checkpoint], nn.Module]] = {
@@ -223,9 +223,3 @@ EMPTY: Mapping[str, Callable[[Checkpoint], nn.Module]] = {
     "vae": empty_vae,
     "text_encoder": empty_text_encoder,
 }
-
-
-def _reason(fault: Exception) -> str:
-    """Why a library could not make a module of a configuration: its own words where it checked, and no raw Python."""
-    words = " ".join(str(fault).split())
-    return f": {printable(words)}" if words.startswith("Validation error") else ""

@@ -20,7 +20,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKLWan
 from torch import Tensor
 
 from fpsgen.pocket import reading
@@ -48,7 +47,7 @@ class Generator:
         cpu = torch.device("cpu")
         self.encoder = load_text_encoder(self.model.checkpoint, cpu, torch.bfloat16)
         self.transformer = load_transformer(self.model.checkpoint, cpu, torch.float32)
-        self.vae: AutoencoderKLWan = load_vae(self.model.checkpoint, cpu)
+        self.vae = load_vae(self.model.checkpoint, cpu)
 
     @torch.no_grad()
     def latents(self, prompts: list[str], seeds: list[int], settings: Settings) -> Tensor:
