@@ -121,13 +121,13 @@ def text(config: WanConfig, prompts: int) -> list[Part]:
 
 
 def decode(latent_shape: Shape3, base: int = VAE_CONFIG["base_dim"], latents: int = VAE_CONFIG["z_dim"]) -> list[Part]:
-    """The VAE's decoder (diffusers `autoencoder_kl_wan.py`, `WanDecoder3d`) in float32, one latent frame at a time."""
+    """The VAE's decoder (`fpsgen.wan.autoencoder`) in float32, one latent frame at a time."""
     frames, height, width = latent_shape
     doubled = (frames, 2 * frames - 1, 4 * frames - 3, 4 * frames - 3)  # at each level; the first frame stays alone
     positions = [count * height * width * 4**level for level, count in enumerate(doubled)]
     given, wide = (4 * base, 2 * base, 2 * base, base), (4 * base, 4 * base, 2 * base, base)
     # Channels in and out, taps, positions; of how many frames at once, where two of the piece before are put before
-    # them, and then a margin around; whether a norm and SiLU come first. In the middle is attention over each frame.
+    # them, and two are kept; whether a norm and SiLU come first. In the middle is attention over each frame.
     convolutions = [(latents, latents, 1, positions[0], 0, False), (latents, wide[0], 27, positions[0], 1, False)]
     convolutions += [(wide[0], 4 * wide[0], 1, positions[0], 0, False)]
     flops, moved = 4.0 * wide[0] * positions[0] * height * width, 0.0
@@ -150,7 +150,8 @@ def decode(latent_shape: Shape3, base: int = VAE_CONFIG["base_dim"], latents: in
         flops += 2 * one * other * taps * own
         least += 4 * (one + other) * own
         convolved += 4 * (one * (1 + more) + other) * own
-        moved += one * own * (normed * (4 + 5 * (4 + 4)) + (2 * (4 + 4) * (1 + more) if at_once else 0))
+        moved += one * own * (normed * (4 + 4 * (4 + 4)) + ((4 + 4) * (1 + 2 * more) if at_once else 0))
+        moved += own * normed * 4 * 8  # a position's length
     return [
         Part("VAE decoder: convolutions", "convolution", flops, convolved, least),
         Part("VAE decoder: the rest", "elementwise", 0, moved, 0),

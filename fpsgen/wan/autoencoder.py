@@ -56,8 +56,8 @@ class CausalConv(nn.Conv3d):
 
     def __init__(self, dim: int, out_dim: int, size: int | tuple[int, int, int]):
         frames, *_, across = (size, size, size) if isinstance(size, int) else size
-        super().__init__(dim, out_dim, size, padding=(0, across // 2, across // 2))
-        self._before = frames - 1
+        self._before, self._margins = frames - 1, (0, across // 2, across // 2)
+        super().__init__(dim, out_dim, size, padding=self._margins)
 
     def forward(self, x: Tensor, memory: Memory | None = None) -> Tensor:
         if self._before and memory is not None:
@@ -65,6 +65,9 @@ class CausalConv(nn.Conv3d):
                 before = x.new_zeros(*x.shape[:2], self._before, *x.shape[3:])
             x = torch.cat([before, x], dim=2)
             memory[self] = x[:, :, -self._before :].clone()
+        onednn = torch.backends.mkldnn
+        if x.device.type == "cpu" and onednn.is_available() and onednn.enabled:  # torch takes a slow way for small ones
+            return torch.mkldnn_convolution(x, self.weight, self.bias, self._margins, self.stride, self.dilation, 1)
         return super().forward(x)
 
 
@@ -76,7 +79,8 @@ class _Norm(nn.Module):
         self.gamma = nn.Parameter(torch.empty(dim, *[1] * places))
 
     def forward(self, x: Tensor) -> Tensor:
-        return functional.normalize(x.float(), dim=1).to(x.dtype) * len(self.gamma) ** 0.5 * self.gamma
+        length = x.float().square().sum(1, keepdim=True).sqrt().clamp_min(1e-12)
+        return (x * (len(self.gamma) ** 0.5 / length)).mul_(self.gamma).to(x.dtype)
 
 
 class _Residual(nn.Module):
@@ -87,8 +91,8 @@ class _Residual(nn.Module):
         self.conv_shortcut = nn.Identity() if dim == out_dim else CausalConv(dim, out_dim, 1)
 
     def forward(self, x: Tensor, memory: Memory) -> Tensor:
-        hidden = self.conv1(functional.silu(self.norm1(x)), memory)
-        return self.conv2(functional.silu(self.norm2(hidden)), memory) + self.conv_shortcut(x)
+        hidden = self.conv1(_silu(self.norm1(x)), memory)
+        return self.conv2(_silu(self.norm2(hidden)), memory) + self.conv_shortcut(x)
 
 
 class _FrameAttention(nn.Module):
@@ -168,7 +172,7 @@ class _Encoder(nn.Module):
         x = self.conv_in(x, memory)
         for block in self.down_blocks:
             x = block(x, memory)
-        return self.conv_out(functional.silu(self.norm_out(self.mid_block(x, memory))), memory)
+        return self.conv_out(_silu(self.norm_out(self.mid_block(x, memory))), memory)
 
 
 class _UpBlock(nn.Module):
@@ -203,7 +207,11 @@ class _Decoder(nn.Module):
         x = self.mid_block(self.conv_in(x, memory), memory)
         for block in self.up_blocks:
             x = block(x, memory)
-        return self.conv_out(functional.silu(self.norm_out(x)), memory)
+        return self.conv_out(_silu(self.norm_out(x)), memory)
+
+
+def _silu(x: Tensor) -> Tensor:
+    return functional.silu(x, inplace=True)
 
 
 def _to_frames(clip: Tensor) -> Tensor:

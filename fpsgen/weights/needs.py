@@ -16,7 +16,7 @@ from fpsgen.weights.layout import PARTS, Checkpoint
 
 # While Wan2.1's VAE decodes one latent frame, for each pixel of the video: some thirteen float32 copies of 4 frames in
 # its 96 last channels, of which about half are what it keeps for the next one. Counted on tensors without values.
-VAE_BYTES_PER_PIXEL = 19_600
+VAE_BYTES_PER_PIXEL = 20_300
 
 
 def weights(checkpoint: Checkpoint, target: Target) -> dict[str, int]:

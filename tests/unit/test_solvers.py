@@ -1,12 +1,14 @@
-"""The noise levels, by the formula of the original."""
+"""The noise levels, by the formula of the original; the steps, by diffusers."""
 
 from __future__ import annotations
 
-from typing import get_args
+from collections.abc import Callable
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 import torch
+from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 
 from fpsgen.solvers import FEW_STEPS, Sigmas, Solver, SolverName, guide, noise, noise_levels
 
@@ -93,15 +95,35 @@ def test_solvers_are_of_their_order_on_a_curved_flow(name: SolverName, order: in
     assert 4**order / 2 < gain < 4**order * 2
 
 
+FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "solver_order": 2, "lower_order_final": True}
+THEIRS: dict[SolverName, Callable[[float], Any]] = {
+    # Set as the original's `fm_solvers_unipc.py` and `fm_solvers.py` are.
+    "unipc": lambda shift: UniPCMultistepScheduler(**FLOW, flow_shift=shift, predict_x0=True, solver_type="bh2"),
+    "dpm++": lambda shift: DPMSolverMultistepScheduler(**FLOW, flow_shift=shift, algorithm_type="dpmsolver++"),
+    "euler": lambda shift: FlowMatchEulerDiscreteScheduler(shift=shift),
+}
+
+
+@pytest.mark.parametrize("sigmas", get_args(Sigmas))
+@pytest.mark.parametrize("name", ANY_STEPS)
 @pytest.mark.parametrize(
-    ("name", "kind"),
-    [("unipc", {"predict_x0": True, "solver_type": "bh2"}), ("dpm++", {"algorithm_type": "dpmsolver++"})],
+    ("steps", "shift"), [(1, 5.0), (2, 5.0), (3, 0.37), (14, 3.0), (20, 3.0), (50, 5.0), (50, 100.0)]
 )
-def test_solvers_are_set_as_the_original_s(name: SolverName, kind: dict) -> None:
-    """The defaults of its `fm_solvers_unipc.py` and `fm_solvers.py`."""
-    own = Solver(50, 5.0, name).scheduler.config
-    wanted = {"solver_order": 2, "lower_order_final": True, "prediction_type": "flow_prediction", **kind}
-    assert {key: own[key] for key in wanted} == wanted
+def test_solvers_are_diffusers_bit_for_bit(steps: int, shift: float, name: SolverName, sigmas: Sigmas) -> None:
+    generator = torch.Generator().manual_seed(1)
+    solver, scheduler = Solver(steps, shift, name, sigmas), THEIRS[name](shift)
+    scheduler.set_timesteps(steps)
+    if sigmas == "diffusers":
+        assert torch.equal(solver.sigmas, scheduler.sigmas)
+        assert torch.equal(solver.timesteps, scheduler.timesteps)
+    scheduler.sigmas = solver.sigmas
+    scheduler.set_begin_index(0)
+    latents = expected = torch.randn(2, 16, 2, 4, 6, generator=generator)
+    for _ in range(steps):
+        velocity = torch.randn(latents.shape, generator=generator)
+        expected = scheduler.step(velocity, 0.0, expected, return_dict=False)[0]
+        latents = solver.step(velocity, latents)
+        assert torch.equal(latents, expected)
 
 
 def test_noise_follows_the_seed() -> None:

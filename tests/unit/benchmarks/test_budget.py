@@ -24,6 +24,7 @@ from benchmarks.card.steps import ROOT
 from fpsgen.attention.tiles import TileGrid
 from fpsgen.presets import cost
 from fpsgen.wan import vae
+from fpsgen.wan.autoencoder import WanVAE
 from fpsgen.wan.config import WAN_14B, WanConfig
 from fpsgen.wan.tokenizer import TEXT_LENGTH
 from fpsgen.wan.transformer import WanTransformer
@@ -45,7 +46,8 @@ class Moved(TorchFunctionMode):
         out = func(*args, **(kwargs or {}))
         given, made = ([x for x in tree_leaves(each) if isinstance(x, torch.Tensor)] for each in ((args, kwargs), out))
         known = {x.untyped_storage().data_ptr() for x in given}
-        if any(x.untyped_storage().data_ptr() not in known for x in made):
+        in_place = func.__name__ == "mul_" or (kwargs or {}).get("inplace")
+        if in_place or any(x.untyped_storage().data_ptr() not in known for x in made):
             self.bytes += sum(x.numel() * x.element_size() for x in (*given, *made))
         return out
 
@@ -63,10 +65,9 @@ def transformer() -> Callable[[], object]:
 
 
 def decoder() -> Callable[[], object]:
-    from diffusers import AutoencoderKLWan
-
-    made = AutoencoderKLWan(base_dim=8, z_dim=16).requires_grad_(False)
+    made = WanVAE({"base_dim": 8}).requires_grad_(False)
     latents = torch.randn(1, 16, 3, 16, 24)
+
     return lambda: list(vae.stream(made, latents))
 
 
@@ -77,6 +78,12 @@ def of_transformer() -> list[parts.Part]:
 
 def of_decoder() -> list[parts.Part]:
     return parts.decode((3, 16, 24), base=8, latents=16)
+
+
+@pytest.fixture(autouse=True)
+def onednn_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody counts the operations of its convolutions."""
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
 
 
 @pytest.mark.parametrize(("module", "counted"), [(transformer, of_transformer), (decoder, of_decoder)])
@@ -91,9 +98,9 @@ def test_operations_are_those_of_the_module(
 
 @pytest.mark.parametrize(
     ("module", "counted", "tolerance"),
-    # Left out, and a little less than this: the transformer's tables of RoPE and of tile order; the decoder's margins,
-    # which are wide around frames as small as these, and what it keeps for the next piece.
-    [(transformer, of_transformer, 0.008), (decoder, of_decoder, 0.05)],
+    # Left out, and a little less than this: the transformer's tables of RoPE and of tile order; what the decoder
+    # puts before a clip's first frame, which counts in one as short as this.
+    [(transformer, of_transformer, 0.008), (decoder, of_decoder, 0.06)],
 )
 def test_bytes_are_those_that_operations_move(
     module: Callable[[], Callable[[], object]], counted: Callable[[], list[parts.Part]], tolerance: float

@@ -1,4 +1,4 @@
-"""Streamed decoding is diffusers' decoding, bit for bit."""
+"""Decoding and encoding are diffusers', but for the order of sums, piece by piece."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ import pytest
 import torch
 from diffusers import WanPipeline
 
+from fpsgen import metrics
 from fpsgen.wan import sizes
 from fpsgen.wan import vae as wan_vae
 from fpsgen.weights.layout import recognise
 from fpsgen.weights.load import load_vae
+
+SUMS: dict[str, float] = {"rtol": 0, "atol": 1e-5}  # of values up to 4 in float32, in another order
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 12), (2, 4, 4), (4, 6, 10)], ids=str)
@@ -22,7 +25,10 @@ def test_stream_equals_decode(wan_pipeline: WanPipeline, wan_folder: Path, shape
     pieces = list(wan_vae.stream(vae, latents))
     assert [piece.shape[2] for piece in pieces] == [1] + [4] * (shape[0] - 1)
     with torch.inference_mode():
-        assert torch.equal(torch.cat(pieces, 2), wan_pipeline.vae.decode(latents).sample)
+        expected = wan_pipeline.vae.decode(latents).sample
+    torch.testing.assert_close(torch.cat(pieces, 2), expected, **SUMS)
+    ours, theirs = wan_vae.to_uint8(torch.cat(pieces, 2)), wan_vae.to_uint8(expected)
+    assert metrics.psnr(metrics.mean_square(ours, theirs)) > 70
 
 
 def test_two_streams_in_a_row_do_not_mix(wan_folder: Path) -> None:
@@ -61,5 +67,5 @@ def test_encode_equals_diffusers(wan_pipeline: WanPipeline, wan_folder: Path, co
         theirs = wan_pipeline.vae.encode(pixels).latent_dist.mode()
     config = wan_pipeline.vae.config
     mean, std = (torch.tensor(own).view(1, -1, 1, 1, 1) for own in (config.latents_mean, config.latents_std))
-    assert torch.equal(latents, (theirs - mean) / std)
+    torch.testing.assert_close(latents, (theirs - mean) / std, **SUMS)
     assert np.array_equal(wan_vae.to_uint8(pixels), frames)

@@ -93,10 +93,12 @@ def test_text_encoder_gives_the_golden_embedding(both_formats: dict[str, Path]) 
     theirs = UMT5EncoderModel.from_pretrained(both_formats["diffusers"] / "text_encoder")
     state = torch.load(both_formats["original"] / "models_t5_umt5-xxl-enc-bf16.pth", weights_only=True)
     ids = torch.randint(0, 13, (1, 200), generator=torch.Generator().manual_seed(3))  # beyond the furthest bucket
-    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    got = load_text_encoder(recognise(both_formats["original"]), CPU, torch.float32).module(**inputs).last_hidden_state
-    # Sums in another order; the values are about 1.
-    torch.testing.assert_close(got, theirs(**inputs).last_hidden_state, rtol=1e-5, atol=1e-5)
+    for dtype in (torch.float32, torch.bfloat16):
+        got = load_text_encoder(recognise(both_formats["original"]), CPU, dtype).module(ids)
+        with torch.inference_mode():
+            expected = theirs.to(dtype)(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
+        assert torch.equal(got, expected)
+    got = load_text_encoder(recognise(both_formats["original"]), CPU, torch.float32).module(ids)
     torch.testing.assert_close(got[0], original_t5.encode(state, ids[0], heads=3), rtol=1e-4, atol=1e-4)
 
 
@@ -110,7 +112,6 @@ def test_the_embedding_may_lie_there_under_either_name_or_both(folder: Path, kep
     check(recognise(folder))
     loaded = load_text_encoder(recognise(folder), CPU, torch.float32).module
     assert same(loaded, whole)
-    assert loaded.shared.weight is loaded.encoder.embed_tokens.weight
 
 
 def test_other_names_may_not_become_one(original: Path) -> None:
@@ -122,13 +123,11 @@ def test_other_names_may_not_become_one(original: Path) -> None:
 
 def test_an_original_vae_is_wan21s(both_formats: dict[str, Path]) -> None:
     """The format carries no latent statistics: they are Wan2.1's (`wan/modules/vae.py`), and so are the blocks."""
-    config = empty_vae(recognise(both_formats["original"])).config
-    assert config.latents_mean[:3] == [-0.7571, -0.7089, -0.9113]
-    assert config.latents_std[-2:] == [2.8251, 1.9160]
-    assert list(config.dim_mult) == [1, 2, 4, 4]
-    assert config.num_res_blocks == 2
-    for key, value in AutoencoderKLWan(base_dim=4).config.items():
-        assert key.startswith("_") or config[key] == value
+    vae, theirs = empty_vae(recognise(both_formats["original"])), AutoencoderKLWan(base_dim=4)
+    assert vae.latents_mean == tuple(theirs.config.latents_mean)
+    assert vae.latents_std == tuple(theirs.config.latents_std)
+    shapes, expected = ({name: x.shape for name, x in each.named_parameters()} for each in (vae, theirs))
+    assert shapes == expected
 
 
 def test_single_files_with_a_prefix(original: Path) -> None:
