@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
 STAGES = ("load", "text", "compile", "denoise", "decode", "encode")
 
@@ -32,7 +34,8 @@ class RunTimes:
 
 @dataclass
 class Timings:
-    """Seconds per stage, from the moment the record is made. Stages do not overlap."""
+    """Seconds per stage, from the moment the record is made, or from its process's begin, see `of_process`. Stages do
+    not overlap."""
 
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
     steps: list[float] = field(default_factory=list)
@@ -40,6 +43,16 @@ class Timings:
     peak_memory: int | None = None  # bytes: allocated on the GPU; on a CPU resident, mapped weights included
     _started: float = field(default_factory=time.perf_counter)
     _paused: float = 0.0
+
+    @staticmethod
+    def of_process() -> Timings:
+        """A record from the moment that the system began this process, if it is a program of its own (`is_program`).
+        What is over is part of the load."""
+        timings = Timings()
+        if _began is not None:
+            timings.seconds["load"] = timings._started - _began
+            timings._started = _began
+        return timings
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -74,3 +87,22 @@ class Timings:
 
     def as_dict(self) -> dict:
         return asdict(self.rounded())
+
+
+_began: float | None = None  # by the clock of `perf_counter`
+
+
+def is_program() -> None:
+    """The process does nothing but the one command that begins now."""
+    global _began
+    _began = time.perf_counter() - _age()
+
+
+def _age() -> float:
+    """Seconds, to a hundredth, since the system began this process."""
+    if hasattr(time, "CLOCK_BOOTTIME"):  # Linux, where psutil knows it to a second only
+        ticks = Path("/proc/self/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[19]
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - int(ticks) / os.sysconf("SC_CLK_TCK")
+    import psutil
+
+    return time.time() - psutil.Process().create_time()

@@ -23,8 +23,10 @@ def main() -> None:
     code: Any = None
     out: Unfailing | None = None
     try:
+        from fpsgen import timing
         from fpsgen.cli import streams
 
+        timing.is_program()
         out = streams.guard()
         from fpsgen.cli.root import app
 
@@ -42,6 +44,7 @@ def main() -> None:
 
         code = code or errors.end(errors.undelivered(out.fault), json=False)
     signals.let_go()
+    gc.freeze()  # or Python would look through a million objects for a third of a second, before the system takes all
     sys.exit(code)
 
 

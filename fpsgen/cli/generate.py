@@ -64,7 +64,7 @@ def generate(
 
     Your own defaults for model, preset and output folder can be set with `fpsgen config`.
     """
-    timings = Timings()
+    timings = Timings.of_process()
     out = Output(json, verbose)
     prompt = read_prompt() if prompt == "-" else as_text(prompt)
     negative = None if negative is None else as_text(negative)
