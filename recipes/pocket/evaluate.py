@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from diffusers import AutoencoderKLWan
 from torch import Tensor
 
 from fpsgen.pocket import reading
@@ -184,7 +185,7 @@ def main() -> None:
     }
     if args.ceiling:
         clips, labels = labelled(args.ceiling, CEILING_SEED)
-        vae = load_vae(model.checkpoint, torch.device("cpu"))
+        vae = AutoencoderKLWan.from_pretrained(model.folder / "vae")
         sets["rendered (ceiling)"] = [clip.video for clip in clips], labels
         sets["through the VAE (ceiling)"] = through_vae(vae, clips), labels
     results = {

@@ -12,10 +12,11 @@ import random
 
 import numpy as np
 import torch
+from diffusers import AutoencoderKLWan
 
 from fpsgen.wan import plan, sizes
 from fpsgen.weights import models
-from fpsgen.weights.load import load_text_encoder, load_transformer, load_vae
+from fpsgen.weights.load import load_text_encoder, load_transformer
 from recipes.pocket import prompts
 from recipes.pocket.train_vae import as_tensors
 from recipes.pocket.world import FRAMES, HEIGHT, WIDTH, render
@@ -27,7 +28,8 @@ SIGMAS = (0.8, 0.5, 0.2)
 @torch.inference_mode()
 def main() -> None:
     cpu, model = torch.device("cpu"), models.find("pocket")
-    vae, encoder = load_vae(model.checkpoint, cpu), load_text_encoder(model.checkpoint, cpu, torch.bfloat16)
+    vae = AutoencoderKLWan.from_pretrained(model.folder / "vae")
+    encoder = load_text_encoder(model.checkpoint, cpu, torch.bfloat16)
     transformer = load_transformer(model.checkpoint, cpu, torch.float32)
     latent_shape = sizes.latent_shape(FRAMES, HEIGHT, WIDTH)
     plans = plan.dense(model.tiles(latent_shape), transformer.config.num_layers)

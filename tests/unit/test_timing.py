@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 
 import pytest
@@ -65,3 +67,27 @@ def test_the_record_tells_the_mean_of_the_steps() -> None:
     assert (told["step_mean"], told["steps"], told["total"]) == (3.0, [1.0, 2.0, 6.0], 9.123)
     assert told["peak_memory_bytes"] == 7
     assert set(STAGES) < set(told)
+
+
+def test_a_program_s_record_begins_with_its_process() -> None:
+    """It sleeps before our first line, as imports would."""
+    code = """
+import subprocess
+import sys
+import time
+time.sleep(0.3)
+from fpsgen import timing
+timing.is_program()
+found = timing.Timings.of_process()
+found.stop()
+print(found.seconds["load"], found.total)
+"""
+    begin = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    whole = time.perf_counter() - begin
+    load, total = map(float, done.stdout.split())
+    assert 0.3 < load <= total < whole + 0.02  # the system counts in hundredths
+
+
+def test_a_record_in_another_s_process_begins_when_it_is_made() -> None:
+    assert Timings.of_process().seconds["load"] == 0

@@ -231,7 +231,7 @@ def test_what_is_trained_and_exported_is_a_model_that_fpsgen_opens(
     opened = models.open_folder(Path("build/pocket/model"), "pocket")
     assert opened.pocket["version"] == 7
     load.check(opened.checkpoint)
-    assert load.load_vae(opened.checkpoint, torch.device("cpu")).config.latents_std == std.tolist()
+    assert load.load_vae(opened.checkpoint, torch.device("cpu")).latents_std == std.tolist()
     first, last = (
         load.load_transformer(models.open_folder(Path("build/pocket") / name, "pocket").checkpoint, CPU, torch.float32)
         for name in ("start", "model")
