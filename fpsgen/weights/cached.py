@@ -17,9 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
-from huggingface_hub import constants, get_cached_repo_tree
-from huggingface_hub.errors import CachedRepoTreeNotFoundError
-from huggingface_hub.utils import filter_repo_objects
+from huggingface_hub import constants
 
 from fpsgen.errors import ModelError, UsageError
 from fpsgen.files import open_regular
@@ -168,6 +166,10 @@ def _listed(repository: str, storage: Path, commit: str) -> dict[str, int]:
     """Files of the repository that fpsgen needs, with their bytes, by the listing of a commit; none without one."""
     if not (storage / "trees" / f"{commit}.json").is_file():
         return {}
+    from huggingface_hub import get_cached_repo_tree  # here, for it loads all that talks to the hub
+    from huggingface_hub.errors import CachedRepoTreeNotFoundError
+    from huggingface_hub.utils import filter_repo_objects
+
     logger = logging.getLogger("huggingface_hub")  # which shows a damaged listing's traceback
     level = logger.level
     logger.setLevel(logging.CRITICAL + 1)

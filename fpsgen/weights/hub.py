@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import constants, errors, get_session, snapshot_download
+import huggingface_hub  # whose functions load where they are first asked for, in a fifth of a second
+from huggingface_hub import constants
 
 from fpsgen import assets
 from fpsgen.errors import DownloadError, ModelError, UsageError, option
@@ -128,8 +129,8 @@ def plan(repository: str, force: bool = False) -> Download:
     copied = f"fetch the model on another machine, copy its folder here, and give it as {option('model')}"
     with _explained(repository, f"check the network; or {copied}"):
         try:
-            remote = snapshot_download(repository, allow_patterns=NEEDED, dry_run=True)
-        except errors.DryRunError as failure:  # says nothing of its own
+            remote = huggingface_hub.snapshot_download(repository, allow_patterns=NEEDED, dry_run=True)
+        except huggingface_hub.errors.DryRunError as failure:  # says nothing of its own
             raise failure.__cause__ or failure from None
     files = {info.filename: info.file_size or 0 for info in remote}
     if not any(name.endswith((".safetensors", ".pth")) for name in files):
@@ -154,10 +155,12 @@ def pull(download: Download) -> Path:
     with _explained(repository, f"what arrived is kept: fpsgen models pull {repository} continues from there"):
         small = [pattern for pattern in NEEDED if pattern.split("/")[-1] in ("config.json", "model_index.json")]
         try:
-            layout.refuse_other_models(Path(snapshot_download(repository, allow_patterns=small)))
+            layout.refuse_other_models(Path(huggingface_hub.snapshot_download(repository, allow_patterns=small)))
         except ModelError as error:
             raise ModelError(f"{repository} cannot be used: {error}", hint=error.marked_hint) from None
-        folder = Path(snapshot_download(repository, allow_patterns=NEEDED, force_download=download.force))
+        folder = Path(
+            huggingface_hub.snapshot_download(repository, allow_patterns=NEEDED, force_download=download.force)
+        )
     from fpsgen.weights import load  # here, for it imports torch
 
     try:
@@ -171,7 +174,7 @@ def pull(download: Download) -> Path:
 @contextmanager
 def _explained(repository: str, hint: str) -> Iterator[None]:
     """Turn failures of the hub and the network into sentences. hint: what to do about those that may pass."""
-    hooks = get_session().event_hooks["request"]
+    hooks = huggingface_hub.get_session().event_hooks["request"]
     if _limit_wait not in hooks:
         hooks.append(_limit_wait)
     try:
@@ -184,6 +187,7 @@ def _explained(repository: str, hint: str) -> Iterator[None]:
 
 def _in_words(fault: Exception, repository: str, hint: str) -> Exception:
     """What to raise for a failure of the hub, the network, the disk or the library."""
+    errors = huggingface_hub.errors  # loaded with whatever failed
     if isinstance(fault, errors.HFValidationError):
         message = f"{printable(repository)} is not a hub id: {printable(fault)}"
         return UsageError(message, "a hub id is OWNER/NAME, such as Wan-AI/Wan2.1-T2V-1.3B")
