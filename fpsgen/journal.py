@@ -69,7 +69,7 @@ class Journal:
 
     def get(self, name: str) -> dict[str, Tensor] | None:
         """The piece, or None where it is not there; one that is damaged is not."""
-        path = self._path(name)
+        path = self.path(name)
         try:
             if path.is_symlink():
                 return None
@@ -84,8 +84,12 @@ class Journal:
         """Keep a piece; returns it as `get` will."""
         kept = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
         body = safetensors.torch.save(kept)
-        self._write(self._path(name), body + self._hash(name, body))
+        self._write(self.path(name), body + self._hash(name, body))
         return kept
+
+    def path(self, name: str) -> Path:
+        """The file of a piece, which may not be there."""
+        return self.folder / f"{name}{_SUFFIX}"
 
     def drop(self, begin: str) -> None:
         """Remove the pieces whose names begin so."""
@@ -105,9 +109,6 @@ class Journal:
 
     def _hash(self, name: str, body: bytes) -> bytes:
         return hashlib.sha256(f"{self.folder.name}/{name}\n".encode() + body).digest()
-
-    def _path(self, name: str) -> Path:
-        return self.folder / f"{name}{_SUFFIX}"
 
 
 @contextlib.contextmanager

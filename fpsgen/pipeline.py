@@ -31,6 +31,7 @@ from fpsgen.video import VideoWriter, check_path
 from fpsgen.wan import vae as wan_vae
 from fpsgen.wan.graphs import Graphs, why_not
 from fpsgen.wan.plan import distinct
+from fpsgen.wan.text_encoder import KnownTexts
 from fpsgen.weights.load import load_text_encoder, load_transformer, load_vae
 from fpsgen.weights.models import Model
 
@@ -41,13 +42,14 @@ def generate(
     target: Target,
     timings: Sequence[Timings] = (),
     accept: Callable[[Step], bool] = lambda step: False,
+    known: KnownTexts | None = None,
 ) -> Generator[Event, None, None]:
     """Make a video of each request, yielding events on the way; timings: filled in, one for each video. What all videos
     wait for, such as a load, counts in the time of each.
 
     Raises UsageError before anything loads when settings or a preset do not fit a video, or when one of several outputs
     cannot be written, and RenderError when a result would not be a video of its prompt. accept: asked whether to go on
-    after a step whose latents are not finite; they are 0 in the video then.
+    after a step whose latents are not finite; they are 0 in the video then. known: embeddings of earlier runs.
     """
     if not requests:
         return
@@ -59,7 +61,7 @@ def generate(
     with _all(videos, "load"):
         plans = [resolve(request, model, target) for request in requests]
         machine.reset_peak(target.device)
-    texts = yield from _encode(plans, model, target, videos)
+    texts = yield from _encode(plans, model, target, videos, known)
     yield Stage("load", "transformer")
     with _all(videos, "load"):
         computed = (step for plan in plans for step in plan.steps if step.compute == "full")
@@ -115,17 +117,17 @@ def _alone(videos: Sequence[Timings], number: int) -> Iterator[None]:
 
 
 def _encode(
-    plans: Sequence[VideoPlan], model: Model, target: Target, videos: Sequence[Timings]
+    plans: Sequence[VideoPlan], model: Model, target: Target, videos: Sequence[Timings], known: KnownTexts | None
 ) -> Generator[Event, None, list[list[Tensor]]]:
     """For each video the embedding of its prompt and, with guidance, of its negative prompt, the generator's return
     value; a text that several videos share is encoded once."""
     guided = [plan for plan in plans if plan.request.settings.branches > 1]
     prompts = list(dict.fromkeys(plan.request.prompt for plan in plans))
     negatives = list(dict.fromkeys(plan.request.settings.negative for plan in guided))
-    texts = yield from encode_prompts(prompts, negatives, model, target, videos)
-    known = dict(zip((*prompts, *negatives), texts, strict=True))  # one text is embedded alike on either side
+    texts = yield from encode_prompts(prompts, negatives, model, target, videos, known=known)
+    found = dict(zip((*prompts, *negatives), texts, strict=True))  # one text is embedded alike on either side
     return [
-        [known[own] for own in (plan.request.prompt, plan.request.settings.negative)[: plan.request.settings.branches]]
+        [found[own] for own in (plan.request.prompt, plan.request.settings.negative)[: plan.request.settings.branches]]
         for plan in plans
     ]
 
@@ -137,11 +139,12 @@ def encode_prompts(
     target: Target,
     videos: Sequence[Timings] = (),
     keep: Callable[[Tensor], Tensor] = lambda text: text,
+    known: KnownTexts | None = None,
 ) -> Generator[Event, None, list[Tensor]]:
     """The text embedding of each prompt, then of each negative one, the generator's return value; the encoder is gone
-    afterwards. keep: what is kept of each embedding, where thousands would fill the memory."""
+    afterwards. keep: what is kept of each embedding, where thousands would fill the memory. known: as in `generate`."""
     with _all(videos, "load"):
-        encoder = load_text_encoder(model.checkpoint, target.device, target.text_dtype)
+        encoder = load_text_encoder(model.checkpoint, target.device, target.text_dtype, known)
     yield Stage("text")
     names = [f"prompt {number}" if len(prompts) > 1 else "prompt" for number in range(1, len(prompts) + 1)]
     texts = []
@@ -151,6 +154,8 @@ def encode_prompts(
             if remark := reading.remark(read, which, model.pocket):
                 yield Notice(remark)
             prompt = read.text
+        with _all(videos, "load"):
+            encoder.make_ready(prompt)
         with _all(videos, "text"):
             encoded = encoder.encode(prompt)
             machine.synchronise(target.device)
@@ -160,6 +165,8 @@ def encode_prompts(
         if encoded.cut:
             yield Notice(f"the {which} is longer than {encoder.tokenizer.length} tokens; its end was left out")
         texts.append(keep(encoded.text))
+    if not encoder.is_loaded:
+        yield Notice("all texts are known from earlier runs: no text encoder was loaded", detail=True)
     with _all(videos, "load"):
         del encoder
         machine.release()

@@ -104,7 +104,7 @@ def kernel_cache(found: KernelCache) -> Iterator[Row]:
 def work_cache(found: WorkCache) -> Iterator[Row]:
     for own in found.folders:
         yield own.of, f"{own.folder} ({readable(own.bytes)})"
-    yield "to clear it", "remove these folders; the next run measures again"
+    yield "to clear it", "remove these folders; what is needed is made again"
 
 
 def model_cache(found: ModelCache) -> Iterator[Row]:
@@ -148,7 +148,7 @@ _SECTIONS: dict[str, tuple[str, Callable[[Any], Iterator[Row]]]] = {
     "gpus": ("GPUs", gpus),
     "fits": ("what fits into memory", fits),
     "kernel_cache": ("compiled kernels", kernel_cache),
-    "work_cache": ("kept by calibrate and bench quality", work_cache),
+    "work_cache": ("kept for later runs", work_cache),
     "model_cache": ("models", model_cache),
     "attention": ("attention at 832x480, 81 frames", attention),
     "linear": ("8-bit linear layers", attention),

@@ -104,6 +104,7 @@ def generate(
         target = chosen.find_target(device, dtype, graphs)
         from fpsgen import machine, pipeline
         from fpsgen.request import Request
+        from fpsgen.texts import Texts
 
         machine.settle()
         found = (named_model or chosen.choose_model(size, target.device, out, timings)).with_loras(loras)
@@ -127,9 +128,14 @@ def generate(
     levels = f"{settings.solver} on the {settings.sigmas} sigmas, shift {settings.shift:g}"
     out.detail(f"{settings.steps} steps of {levels}, guidance {settings.guidance:g}")
     before = state(output)
+    with timings.stage("load"):
+        known = Texts(found, target)
     try:
         # Closed here, not whenever it is collected: a failure while drawing must not leave an encoder running.
-        with contextlib.closing(pipeline.generate([request], found, target, [timings])) as events, drawn(out) as watch:
+        with (
+            contextlib.closing(pipeline.generate([request], found, target, [timings], known=known)) as events,
+            drawn(out) as watch,
+        ):
             for event in events:
                 watch(event)
         signals.check()

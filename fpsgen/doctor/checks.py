@@ -243,13 +243,13 @@ class WorkFolder:
 
 @dataclass(frozen=True)
 class WorkCache:
-    """What calibrations and benches keep, so that a run that was stopped goes on."""
+    """What calibrations and benches keep, so that a run that was stopped goes on; text embeddings of earlier videos."""
 
     folders: list[WorkFolder]
 
 
 def work_cache() -> WorkCache:
-    places = {name: assets.cache(name) for name in ("calibration", "bench")}
+    places = {name: assets.cache(name) for name in ("calibration", "bench", "texts")}
     return WorkCache([WorkFolder(name, str(folder), cache.size(folder)) for name, folder in places.items()])
 
 

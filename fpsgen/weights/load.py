@@ -22,7 +22,7 @@ from fpsgen.printable import printable
 from fpsgen.wan.autoencoder import WanVAE
 from fpsgen.wan.config import FETCH_AGAIN, OURS
 from fpsgen.wan.plan import StepPlan
-from fpsgen.wan.text_encoder import TextEncoder
+from fpsgen.wan.text_encoder import KnownTexts, TextEncoder
 from fpsgen.wan.tokenizer import TEXT_LENGTH, Tokenizer
 from fpsgen.wan.transformer import FLOAT32_PARAMETERS, WanTransformer
 from fpsgen.wan.umt5 import UMT5Encoder
@@ -56,11 +56,16 @@ def load_vae(checkpoint: Checkpoint, device: torch.device) -> WanVAE:
     return _filled(empty_vae(checkpoint), checkpoint, "vae", lambda _, x: x.to(device, torch.float32, copy=True))
 
 
-def load_text_encoder(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> TextEncoder:
-    """Tokenizer and UMT5 encoder, that in `dtype`."""
-    empty = empty_text_encoder(checkpoint)
-    encoder = _filled(empty, checkpoint, "text_encoder", lambda _, x: x.to(device, dtype, copy=True))
-    return TextEncoder(load_tokenizer(checkpoint), encoder)
+def load_text_encoder(
+    checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, known: KnownTexts | None = None
+) -> TextEncoder:
+    """Tokenizer and UMT5 encoder, that in `dtype`, whose weights are loaded when they are first needed."""
+
+    def encoder() -> UMT5Encoder:
+        empty = empty_text_encoder(checkpoint)
+        return _filled(empty, checkpoint, "text_encoder", lambda _, x: x.to(device, dtype, copy=True))
+
+    return TextEncoder(load_tokenizer(checkpoint), encoder, device, known)
 
 
 def _filled(model: Module, checkpoint: Checkpoint, part: str, keep: Callable[[str, Tensor], Tensor]) -> Module:

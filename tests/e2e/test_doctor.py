@@ -157,7 +157,7 @@ def test_what_is_kept_is_told_with_its_size(no_compilation: None, caches: Path) 
     text = run().stdout
     assert f"calibration{folder.parent}(4kB)" in "".join(text.split())  # a long path stands on several lines
     assert "remove these folders" in text
-    assert [own["bytes"] for own in report_of()["work_cache"]["folders"]] == [4321, 0]
+    assert [own["bytes"] for own in report_of()["work_cache"]["folders"]] == [4321, 0, 0]
 
 
 def test_without_a_compiler_all_else_works(no_card: None, monkeypatch: pytest.MonkeyPatch) -> None:

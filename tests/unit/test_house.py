@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 # Rooms, which are folders and single modules of fpsgen/, from the ground up: each imports only those before it.
 ROOMS = [
     "printable", "timing", "errors", "seeds", "assets", "files", "tables", "values", "metrics", "ffmpeg", "video",
-    "kernels", "machine", "target", "attention", "wan", "solvers", "settings", "weights", "journal", "pocket",
+    "kernels", "machine", "target", "attention", "wan", "solvers", "settings", "weights", "journal", "texts", "pocket",
     "presets", "request", "events", "sampling", "pipeline", "doctor", "calibrate", "bench", "train", "report", "cli",
     "__main__",
 ]  # fmt: skip

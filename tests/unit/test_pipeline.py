@@ -40,7 +40,9 @@ def test_texts_are_in_the_order_of_their_prompts_and_named_so(
 ) -> None:
     class Encoder:
         def __init__(self, *_: object) -> None:
-            self.tokenizer = SimpleNamespace(length=512)
+            self.tokenizer, self.is_loaded = SimpleNamespace(length=512), True
+
+        def make_ready(self, prompt: str) -> None: ...
 
         def encode(self, prompt: str) -> SimpleNamespace:
             return SimpleNamespace(text=torch.full((1, 2, 3), float(ord(prompt))), unknown=(), cut=True)
