@@ -112,6 +112,17 @@ def best_device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
+def has_fast_bf16(device: torch.device) -> bool:
+    """Whether convolutions in bfloat16 take less time than in float32: on GPUs since Ampere, and on CPUs whose
+    instructions multiply such numbers; others convert each of them."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    supported = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # older torch lacks some
+    return any(getattr(torch.cpu, name, bool)() for name in supported)
+
+
 def synchronise(device: torch.device) -> None:
     """Wait until the device has done what it was given, so that a clock can be read."""
     if device.type == "cuda":

@@ -8,6 +8,7 @@ all the memory there is. Several videos share each load.
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import partial
 from itertools import groupby
@@ -43,13 +44,15 @@ def generate(
     timings: Sequence[Timings] = (),
     accept: Callable[[Step], bool] = lambda step: False,
     known: KnownTexts | None = None,
+    decode_in_bf16: bool = False,
 ) -> Generator[Event, None, None]:
     """Make a video of each request, yielding events on the way; timings: filled in, one for each video. What all videos
     wait for, such as a load, counts in the time of each.
 
     Raises UsageError before anything loads when settings or a preset do not fit a video, or when one of several outputs
     cannot be written, and RenderError when a result would not be a video of its prompt. accept: asked whether to go on
-    after a step whose latents are not finite; they are 0 in the video then. known: embeddings of earlier runs.
+    after a step whose latents are not finite; they are 0 in the video then. known: embeddings of earlier
+    runs. decode_in_bf16: where frames are as good (`vae.frames_of`).
     """
     if not requests:
         return
@@ -93,9 +96,12 @@ def generate(
     yield Stage("load", "VAE")
     with _all(videos, "load"):
         vae = load_vae(model.checkpoint, target.device)
+        rounded = copy.deepcopy(vae).bfloat16() if decode_in_bf16 else None
     for number, plan in enumerate(plans):
+        notes: list[str] = []
         with _alone(videos, number):
-            yield from decode(plan, wan_vae.frames_of(vae, ends[number]), videos[number], abouts[number])
+            pieces = wan_vae.frames_of(vae, ends[number], rounded, notes.append)
+            yield from decode(plan, pieces, videos[number], abouts[number], notes)
 
 
 @contextlib.contextmanager
@@ -246,10 +252,13 @@ def make_ready(plan: VideoPlan, timings: Timings) -> Iterator[Notice]:
         yield Notice(note)
 
 
-def decode(plan: VideoPlan, pieces: Iterator[np.ndarray], timings: Timings, about: dict) -> Iterator[Event]:
+def decode(
+    plan: VideoPlan, pieces: Iterator[np.ndarray], timings: Timings, about: dict, notes: Sequence[str] = ()
+) -> Iterator[Event]:
     """Pieces of frames to the finished file; each goes to the encoder as soon as it is decoded.
 
-    about: what the file's comment says of how it was made; the timings, which end here, are added to it.
+    about: what the file's comment says of how it was made; the timings, which end here, are added to it. notes: what
+    `pieces` tells on the way.
     """
     yield Stage("decode")
     request, own = plan.request, plan.request.settings
@@ -266,6 +275,7 @@ def decode(plan: VideoPlan, pieces: Iterator[np.ndarray], timings: Timings, abou
             with timings.stage("encode"):
                 writer.write(frames)
             yield Frames(writer.frames, own.frames, frames)
+        yield from (Notice(note, detail=True) for note in notes)
         with timings.stage("encode"):
             writer.close()
         timings.peak_memory = machine.peak_bytes(plan.target.device)

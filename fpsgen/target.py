@@ -5,14 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from fpsgen import machine
+
 if TYPE_CHECKING:
     import torch
 
 
 @dataclass(frozen=True)
 class Target:
-    """dtype: of the transformer's matrix products; text_dtype: of the text encoder's. The VAE runs in float32. graphs:
-    whether videos run as CUDA graphs; None: where they can."""
+    """dtype: of the transformer's matrix products; text_dtype: of the text encoder's. graphs: whether
+    videos run as CUDA graphs; None: where they can."""
 
     device: torch.device
     dtype: torch.dtype
@@ -23,6 +25,11 @@ class Target:
     def dtype_name(self) -> str:
         """The transformer's precision as torch calls it, such as bfloat16."""
         return str(self.dtype).removeprefix("torch.")
+
+    @property
+    def may_decode_in_bf16(self) -> bool:
+        """Unless float32 was asked for, which the text encoder's dtype says, and where it is quicker."""
+        return self.text_dtype.itemsize == 2 and machine.has_fast_bf16(self.device)
 
     def as_dict(self) -> dict[str, Any]:
         """The three by name, for JSON."""

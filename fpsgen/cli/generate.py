@@ -132,10 +132,10 @@ def generate(
         known = Texts(found, target)
     try:
         # Closed here, not whenever it is collected: a failure while drawing must not leave an encoder running.
-        with (
-            contextlib.closing(pipeline.generate([request], found, target, [timings], known=known)) as events,
-            drawn(out) as watch,
-        ):
+        events = pipeline.generate(
+            [request], found, target, [timings], known=known, decode_in_bf16=target.may_decode_in_bf16
+        )
+        with contextlib.closing(events), drawn(out) as watch:
             for event in events:
                 watch(event)
         signals.check()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import torch
 from diffusers import WanPipeline
 
-from fpsgen import metrics
+from fpsgen import assets, metrics
 from fpsgen.wan import sizes
 from fpsgen.wan import vae as wan_vae
 from fpsgen.weights.layout import recognise
@@ -69,3 +70,20 @@ def test_encode_equals_diffusers(wan_pipeline: WanPipeline, wan_folder: Path, co
     mean, std = (torch.tensor(own).view(1, -1, 1, 1, 1) for own in (config.latents_mean, config.latents_std))
     torch.testing.assert_close(latents, (theirs - mean) / std, **SUMS)
     assert np.array_equal(wan_vae.to_uint8(pixels), frames)
+
+
+def test_bfloat16_decodes_where_it_is_as_good(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first frame is float32's either way; the others are one's or the other's, to the bit."""
+    vae = load_vae(recognise(assets.folder("pocket")), torch.device("cpu"))
+    rounded = copy.deepcopy(vae).bfloat16()
+    latents = torch.randn(1, 16, 3, 4, 6, generator=torch.Generator().manual_seed(2))
+    exact, coarse = (np.concatenate([*wan_vae.frames_of(own, latents)]) for own in (vae, rounded))
+    notes: list[str] = []
+    mixed = np.concatenate([*wan_vae.frames_of(vae, latents, rounded, notes.append)])
+    assert np.array_equal(mixed[:1], exact[:1])
+    assert np.array_equal(mixed[1:], coarse[1:])
+    assert not np.array_equal(mixed, exact)
+    assert 45 <= metrics.psnr(metrics.mean_square(mixed, exact)) < 100
+    monkeypatch.setattr(wan_vae, "ENOUGH", 90)
+    assert np.array_equal(np.concatenate([*wan_vae.frames_of(vae, latents, rounded, notes.append)]), exact)
+    assert ["bfloat16:" in note for note in notes] == [True, False]
