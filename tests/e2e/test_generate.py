@@ -88,7 +88,7 @@ def test_guidance_of_one_runs_one_branch(run: Runner, monkeypatch: pytest.Monkey
 def test_branches_run_one_after_the_other_when_memory_is_short(run: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
     def frames(how: str) -> np.ndarray:
         path = run.directory / "branches.mp4"
-        size = ("--res", "96x64", "--frames", 5, "--steps", 2, "--seed", 1)
+        size = ("--res", "96x64", "--frames", 5, "--steps", 2, "--seed", 1, "--dtype", "fp32")
         result = invoke("a cat surfing", "--model", run.folder, *size, "-o", path, "--verbose")
         assert f"guidance branches run {how}" in result.stderr
         return read(path)[1]
