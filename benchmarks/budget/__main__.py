@@ -72,7 +72,7 @@ def budget(own: Video, card: Card) -> dict[str, Any]:
         one |= {"measured_s": known[one["name"]]} if one["name"] in known else {}
     about = {"model": own.model.name, "size": settings.size, "frames": settings.frames, "tokens": own.tiles.tokens}
     about |= {"steps": settings.steps, "branches": settings.branches, "preset": own.preset.name}
-    parts = {"step": step, "once": once, "video": whole}
+    parts = {"step": step, "launches": own.launches, "once": once, "video": whole}
     return {"about": about, "card": asdict(card), "model": NOTE, "model_rates": asdict(rates), **parts}
 
 
@@ -89,6 +89,12 @@ def table(title: str, rows: Sequence[Row], second: float) -> Table:
         return f"{value:,.{0 if value >= 100 else 2}f}" if value else "-"
 
     return Table.of_numbers(title, heads, rows=[[told(row, key) for key in keys] for row in rows])
+
+
+def launches(found: Mapping[str, float]) -> str:
+    host, between, in_graphs = (1e3 * found[f"model_{name}_s"] for name in ("host", "between", "between_in_graphs"))
+    told = f"In bf16 this step launches {found['kernels']:,} kernels. By the model that takes the host {host:.1f} ms, "
+    return f"{told}and between them the GPU is idle for {between:.1f} ms, as CUDA graphs for {in_graphs:.1f} ms."
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -115,6 +121,7 @@ def main(arguments: list[str] | None = None) -> int:
     what = "{model} at {size}, {frames} frames, {branches} guidance branches".format(**found["about"])
     output.show(table(f"One of {own.settings.steps} steps of {what}, on the {card.name}: milliseconds",
                       [*found["step"], {"name": "together", **whole}], 1e-3))  # fmt: skip
+    output.line(launches(found["launches"]))
     output.show(table("Once in a video: milliseconds", found["once"], 1e-3))
     output.show(table(f"The whole video, preset {own.preset.name}: seconds", found["video"], 1))
     output.line(f"Peaks without sparsity: {card}")

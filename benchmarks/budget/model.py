@@ -45,6 +45,10 @@ CARDS = {
         "RTX 4090", 165.2e12, 330.3e12, 660.6e12, 1.008e12, "NVIDIA Ada white paper, appendix A: sums in FP32"
     ),
 }
+# Seconds for each kernel: those that the host takes to launch it, from Python (as is often said); and those between two
+# kernels, launched one by one or in a CUDA graph (NVIDIA's blog "Getting Started with CUDA Graphs", 2019: on a V100,
+# kernels of 2.9 microseconds take 3.8 and 3.4).
+LAUNCH, BETWEEN, BETWEEN_IN_GRAPH = 10e-6, 0.9e-6, 0.5e-6
 _MEMORY = 0.9  # of the datasheet's: an H100 copies at 3.0 TB/s, which `presets/cost.py` has, too
 
 
@@ -121,6 +125,14 @@ class Video:
     def forward_pass(self) -> list[Part]:
         """Of one guidance branch."""
         return parts.forward_pass(self.model.config, self.tiles)
+
+    @property
+    def launches(self) -> dict[str, float]:
+        """Of a step with dense attention in 16 bits, guidance branches one after the other: its kernels, and seconds
+        that `expected` leaves out."""
+        kernels = self.settings.branches * parts.launches(self.model.config)
+        taken = {"host": LAUNCH, "between": BETWEEN, "between_in_graphs": BETWEEN_IN_GRAPH}
+        return {"kernels": kernels, **{f"model_{name}_s": kernels * each for name, each in taken.items()}}
 
     @property
     def once(self) -> list[Part]:
