@@ -123,7 +123,18 @@ def test_where_a_capture_fails_all_goes_on_without(fails: int, monkeypatch: pyte
     assert own.failed
     assert own.refused is not None
     assert own.refused.endswith("the first cause")
-    assert own.as_dict()["why_not"] == own.refused
+    assert own.as_dict() == {"captured": 0, "seconds": 0.0, "why_not": own.refused}
+
+
+def test_a_capture_that_fails_frees_the_graphs_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    use(Recorder(fails=2), monkeypatch)
+    ours, own = denoiser(True)
+    latents(ours, [DENSE, DENSE, ROUNDED])
+    assert own.count == 1
+    latents(ours, [ROUNDED])
+    assert own.failed
+    gc.collect()
+    assert not [each for each in gc.get_objects() if isinstance(each, graphs.Graph)]
 
 
 def test_what_a_graph_reads_lives_as_long_as_it(recorder: Recorder) -> None:
