@@ -158,13 +158,14 @@ class Denoiser:
         kept: Velocities | None = None,
         look: Look | None = None,
         fresh: Callable[[int], Tensor] | None = None,
+        carried: Carried | None = None,
     ) -> Iterator[Moment]:
         """Yields every step from noise to latents, when it is done. plans: one for each step.
 
         kept: velocities that it has are taken from it, and the others are given to it. fresh: what solvers add that add
-        noise, by how many steps are done.
+        noise, by how many steps are done. carried: an empty one that is brought up to date, for a look that computes.
         """
-        solver, carried = self.settings.new_solver(fresh), Carried()
+        solver, carried = self.settings.new_solver(fresh), carried or Carried()
         latents = solver.init_noise_sigma * noise
         for step, plan in enumerate(plans):
             begin = time.perf_counter()

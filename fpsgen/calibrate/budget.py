@@ -65,7 +65,7 @@ def search(problem: Problem, budget: Budget, rounds: int, check: Callable[[Sched
     """All that was tried, the one to take last: the cheapest that holds. UsageError where only dense BF16 holds."""
     from fpsgen.calibrate import solve
 
-    check_possible(budget, float(problem.costs.min()))
+    check_possible(budget, solve.within_error(problem, math.inf).cost)
     mildest = solve.within_cost(problem, budget.value if budget.kind == "cost" else 1 - LEAST_SAVING)
     assert mildest is not None
     if budget.kind == "cost":

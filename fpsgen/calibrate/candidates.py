@@ -12,14 +12,22 @@ from typing import TYPE_CHECKING, Literal, get_args
 from fpsgen.attention.plan import AttentionPlan, KeyTiles, Rest, fit
 from fpsgen.attention.tiles import TileGrid, outlives_inference
 from fpsgen.presets import cost
+from fpsgen.wan.plan import UNROUNDED, Linears
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 Precision = Literal["bf16", "int8", "fp8"]
+# What a calibration may choose: by what attention sees and rounds, of linear layers, and how steps are had.
+Choice = Literal["attention", "linear", "guidance", "compute"]
+EVERYTHING: frozenset[Choice] = frozenset(get_args(Choice))
 
 # Precisions of q and k; with 8 bits P and v are E4M3. The kernel's sparse attention is 8-bit: bf16 is dense alone.
 PRECISIONS: tuple[Precision, ...] = ("bf16", "int8", "fp8")
+# Precisions of linear layers. INT8 errs a third to a half of what FP8 does (benchmarks/results/linears.md), and costs
+# the same. Both parts in 8 bits are taken to err as the sum of each alone.
+LINEAR_PROBES = (Linears(ffn="int8"), Linears(attention="int8"))
+LINEARS = (UNROUNDED, *LINEAR_PROBES, Linears("int8", "int8"))
 _MOST_LENGTHS = 4  # of windows along an axis
 # Of all key tiles, each about a quarter more than the last.
 _SHARES = (0.02, 0.03, 0.04, 0.05, 0.065, 0.08, 0.1, 0.125, 0.16, 0.2, 0.25, 0.32, 0.4, 0.5, 0.63, 0.8)

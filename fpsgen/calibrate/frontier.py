@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 
@@ -12,14 +13,16 @@ from fpsgen.attention.plan import AttentionPlan, KeyTiles
 from fpsgen.calibrate import solve
 from fpsgen.calibrate.budget import Tried
 from fpsgen.calibrate.candidates import PRECISIONS, Candidates
-from fpsgen.calibrate.job import Job, mean_cost, problem
-from fpsgen.calibrate.measure import Measurement
-from fpsgen.calibrate.record import FrontierPoint
+from fpsgen.calibrate.job import Job, problem
+from fpsgen.calibrate.measurement import Measurement
+from fpsgen.calibrate.record import Checked, FrontierPoint
 from fpsgen.errors import UsageError
-from fpsgen.presets import shipped
+from fpsgen.presets import cost, rival, shipped
+from fpsgen.presets.account import denoising_cost, stand_in
 from fpsgen.wan.plan import StepPlan
 
 _ESTIMATED = 24  # points of the estimated frontier
+_FEWER = (1.0, 1.5, 2.0)  # costs of fewer dense steps, in the schedule's
 
 
 def points(job: Job, measurement: Measurement, tried: list[Tried]) -> list[FrontierPoint]:
@@ -36,18 +39,20 @@ def points(job: Job, measurement: Measurement, tried: list[Tried]) -> list[Front
     if not taken.schedule.error or not found[-1].error:
         return found  # there is nothing to scale estimates by
     scale = found[-1].error / taken.schedule.error
-    task = problem(job, measurement.errors)
-    low, high = float(job.candidates.costs.min()) + 0.01, 1.0
+    task = problem(job, measurement)
+    branches = job.settings.branches
+    low, high = solve.within_error(task, math.inf).cost + 0.01, 1.0
     for index in range(_ESTIMATED):
         at = low * (high / low) ** (index / (_ESTIMATED - 1))
         if (solved := solve.within_cost(task, at)) and solved.error > 0:
             found.append(FrontierPoint("calibrated", "", solved.cost, min(solved.error * scale, 1.0)))
-    candidates = job.candidates
+    candidates, linear = job.candidates, cost.of_linear(*stand_in(job.model, job.tiles))
     for p, precision in enumerate(PRECISIONS):
         for c, own in enumerate(candidates.choices):
             if candidates.costs[p, c].isfinite() and precision != "bf16":
                 error = float(measurement.errors[..., p, c].sum()) * scale
-                point = FrontierPoint("uniform", f"{own}, {precision}", float(candidates.costs[p, c]), min(error, 1.0))
+                total = cost.of_video(float(candidates.costs[p, c]), linear)
+                point = FrontierPoint("uniform", f"{own}, {precision}", total, min(error, 1.0))
                 found.append(point)
     for preset in map(shipped.load, shipped.names()):
         sizes = (None, (job.settings.width, job.settings.height))
@@ -57,9 +62,29 @@ def points(job: Job, measurement: Measurement, tried: list[Tried]) -> list[Front
             plans = preset.steps(job.model, job.settings)
         except UsageError:  # for another model, or its windows do not fit
             continue
+        if any(step != StepPlan(step.attention) for step in plans):
+            continue  # of what steps reuse and of linear layers only schedules' own estimates are known
         if (error := estimate(measurement, plans, job) * scale) > 0:
-            found.append(FrontierPoint("preset", preset.name, mean_cost(job, plans), min(error, 1.0)))
+            found.append(
+                FrontierPoint("preset", preset.name, denoising_cost(plans, job.model, branches), min(error, 1.0))
+            )
     return found
+
+
+def fewer_steps(job: Job, plans: Sequence[StepPlan]) -> list[tuple[StepPlan, ...]]:
+    """Dense steps that cost as much as a schedule, and some more, in the precision of its rival."""
+    (once, *_) = dense = rival.of(plans).steps(job.model, job.settings)
+    of_step = denoising_cost([once], job.model, job.settings.branches)
+    whole = denoising_cost(plans, job.model, job.settings.branches) * len(plans) / of_step
+    counts = [max(2, math.floor(factor * whole + 1e-9)) for factor in _FEWER[: job.effort.rivals]]
+    return [dense[:count] for count in dict.fromkeys(counts) if count < len(plans)]
+
+
+def of_dense(job: Job, dense: Sequence[StepPlan], checked: Sequence[Checked]) -> FrontierPoint:
+    """The point of fewer dense steps. checked: their clips."""
+    (error, _), (psnr, _) = (metrics.mean_ci95([getattr(one, key) for one in checked]) for key in ("error", "psnr"))
+    total = denoising_cost(dense, job.model, job.settings.branches) * len(dense) / job.settings.steps
+    return FrontierPoint("dense", f"{len(dense)} steps, {dense[0].attention[0].qk}", total, error, psnr, True)
 
 
 def estimate(measurement: Measurement, plans: Sequence[StepPlan], job: Job) -> float:

@@ -8,6 +8,9 @@ The estimate has three factors:
     local       what a candidate in one head adds to the residual stream, from real q, k and v (`local.errors`), over
                 what the probe plan adds in all heads of the layer
 
+Linear layers in 8 bits are probed one layer at a time, as the probe plan is; the squared change of the velocity says
+what share of the phase's error they have. What steps reuse is in `reuse`.
+
 Errors of different heads, layers and phases are taken to add up, as those of independent causes do in squares. That
 they do not quite is what verification is for. Steps of one phase are not taken to be independent: a phase is probed
 whole.
@@ -15,7 +18,7 @@ whole.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,35 +29,28 @@ from torch import Tensor, nn
 
 from fpsgen import metrics
 from fpsgen.attention.qk import QKTransform, prepare
-from fpsgen.calibrate import local
-from fpsgen.calibrate.candidates import Candidates
+from fpsgen.calibrate import local, reuse
+from fpsgen.calibrate.candidates import LINEAR_PROBES, Candidates, Choice
 from fpsgen.calibrate.job import Effort
+from fpsgen.calibrate.measurement import Measurement, Reused
 from fpsgen.calibrate.trajectory import Clip, Renderer
 from fpsgen.events import Done
 from fpsgen.sampling import not_finite
-from fpsgen.wan.plan import StepPlan, StepSpan
+from fpsgen.wan.plan import UNROUNDED, Linears, StepPlan, StepSpan
 from fpsgen.wan.transformer import Block, SelfAttention, WanTransformer
 
 _TINY = 1e-300  # where nothing is to be divided by 0
 
 
-@dataclass(frozen=True, eq=False)
-class Measurement:
-    """errors: float64 [phases, layers, heads, precisions, choices], what each choice alone, in all steps of its phase,
-    is estimated to do to the final latents (1 - cosine); probed: [phases, layers], the same of the probe plan."""
-
-    errors: Tensor
-    probed: Tensor
-
-
 @dataclass(frozen=True)
 class Measuring:
-    """What is measured, piece by piece through the renderer's journal; `measure` runs it all."""
+    """What is measured, piece by piece through the renderer's journal; `measure` runs it all. choose: for what."""
 
     renderer: Renderer
     candidates: Candidates
     phases: list[StepSpan]
     effort: Effort
+    choose: frozenset[Choice] = frozenset({"attention"})
 
     @cached_property
     def taps(self) -> dict[int, int]:
@@ -64,22 +60,34 @@ class Measuring:
     def measure(self, clips: list[Clip], seed: int) -> Measurement:
         paths = [self._trajectory(clip, f"measure{i}", seed + i) for i, clip in enumerate(clips)]
 
-        def sensitivities(number: int) -> tuple[Tensor, Tensor]:
+        def sensitivities(number: int) -> tuple[Tensor, Tensor, Tensor | None, Reused | None]:
             clip, name, (velocities, final, _) = clips[number], f"measure{number}", paths[number]
-            change = self._layer_changes(clip, name, velocities)
-            share = change / change.sum(1, keepdim=True).clamp(min=_TINY)
-            return share, self._phase_errors(clip, name, velocities, final)
+            change = self._changes(clip, name, velocities, "layer", lambda layer: self._probe([layer]))
+            total = change.sum(1, keepdim=True).clamp(min=_TINY)
+            ended, of_linear, of_reuse = self._phase_errors(clip, name, velocities, final), None, None
+            if linear:
+                of_linear = self._linear_changes(clip, name, velocities) / total[..., None]
+            if stepwise:
+                of_reuse = reuse.measured(self.renderer, clip, name, velocities, self.taps, self._probe())
+            return change / total, ended, of_linear, of_reuse
 
+        linear, stepwise = "linear" in self.choose, bool(self.choose & {"guidance", "compute"})
         probed_clips = range(min(self.effort.probed, len(clips)))
-        changes, ended = zip(*self.renderer.side_by_side(sensitivities, probed_clips), strict=True)
+        changes, ended, linears, reused = zip(*self.renderer.side_by_side(sensitivities, probed_clips), strict=True)
         found = [errors for _, _, errors in paths]
         if any(own.isnan().any() for own in (*found, *changes, *ended)):
             raise not_finite(self.renderer.transformer.dtype)
         errors, share = (torch.stack(each).mean(0) for each in (found, changes))
-        probed = torch.stack(ended).mean(0)[:, None] * share
-        precision, probe = self.candidates.probe
-        of_probe = errors[..., precision, probe].sum(2).clamp(min=_TINY)  # [phases, layers]
-        return Measurement(errors * (probed / of_probe)[:, :, None, None, None], probed)
+        of_phase = torch.stack(ended).mean(0)[:, None]
+        probed = of_phase * share
+        precision, choice = self.candidates.probe
+        of_probe = errors[..., precision, choice].sum(2).clamp(min=_TINY)  # [phases, layers]
+        return Measurement(
+            errors * (probed / of_probe)[:, :, None, None, None],
+            probed,
+            of_phase[..., None] * torch.stack(linears).mean(0) if linear else None,
+            Reused.mean(reused) if stepwise else None,
+        )
 
     def _trajectory(self, clip: Clip, name: str, seed: int) -> tuple[list[Tensor], Tensor, Tensor]:
         """Dense velocities and final latents, and local errors [phases, layers, heads, precisions, choices]."""
@@ -119,21 +127,40 @@ class Measuring:
             velocity = renderer.velocity(renderer.denoiser(clip, self.effort.steps), latents, step, renderer.dense)
         return velocity, torch.stack([torch.stack(own).mean(0).movedim(2, 0) for own in sums])
 
-    def _layer_changes(self, clip: Clip, name: str, velocities: list[Tensor]) -> Tensor:
-        """float64 [phases, layers]: squared change of the guided velocity by the probe plan in one layer. What was not
-        probed is interpolated between layers, in logarithms."""
-        renderer, config, effort = self.renderer, self.renderer.transformer.config, self.effort
-        layers, probe = config.num_layers, self.candidates.probe_plan(config.num_heads)
+    def _probe(self, layers: Sequence[int] | None = None) -> StepPlan:
+        """The probe plan in some layers, or in all, and dense attention elsewhere."""
+        config, plans = self.renderer.transformer.config, list(self.renderer.dense.attention)
+        for layer in range(config.num_layers) if layers is None else layers:
+            plans[layer] = self.candidates.probe_plan(config.num_heads)
+        return StepPlan(tuple(plans))
+
+    def _linear_changes(self, clip: Clip, name: str, velocities: list[Tensor]) -> Tensor:
+        """float64 [phases, layers, linears], as `_changes`, by each of `LINEARS`."""
+        layers, dense = range(self.renderer.transformer.config.num_layers), self.renderer.dense.attention
+
+        def changes(kind: str, probe: Linears) -> Tensor:
+            def of_layer(layer: int) -> StepPlan:
+                return StepPlan(dense, tuple(probe if own == layer else UNROUNDED for own in layers))
+
+            return self._changes(clip, name, velocities, kind, of_layer)
+
+        ffn, attention = (changes(*each) for each in zip(("ffn", "attention"), LINEAR_PROBES, strict=True))
+        return torch.stack([torch.zeros_like(ffn), ffn, attention, ffn + attention], 2)
+
+    def _changes(
+        self, clip: Clip, name: str, velocities: list[Tensor], kind: str, of_layer: Callable[[int], StepPlan]
+    ) -> Tensor:
+        """float64 [phases, layers]: squared change of the guided velocity by the plan that is for one layer. What was
+        not probed is interpolated between layers, in logarithms."""
+        renderer, effort, layers = self.renderer, self.effort, self.renderer.transformer.config.num_layers
         probed = sorted({round(i * (layers - 1) / max(1, effort.layers - 1)) for i in range(effort.layers)})
         changes = torch.zeros(len(self.taps), layers, dtype=torch.float64)
         denoiser = renderer.denoiser(clip, effort.steps)
         for step, latents in renderer.replay(clip, velocities):
             for layer in probed if step in self.taps else ():
-                piece = f"{name}-layer{layer}-{step}"
+                piece = f"{name}-{kind}{layer}-{step}"
                 if (kept := renderer.journal.get(piece)) is None:
-                    plans = list(renderer.dense.attention)
-                    plans[layer] = probe
-                    velocity = renderer.velocity(denoiser, latents, step, StepPlan(tuple(plans))).cpu()
+                    velocity = renderer.velocity(denoiser, latents, step, of_layer(layer)).cpu()
                     change = (velocity - velocities[step]).double().square().sum()
                     kept = renderer.journal.put(piece, change=change.reshape(1))
                 else:
@@ -143,8 +170,7 @@ class Measuring:
 
     def _phase_errors(self, clip: Clip, name: str, velocities: list[Tensor], final: Tensor) -> Tensor:
         """float64 [phases]: error of the final latents with the probe plan in all layers in all steps of the phase."""
-        renderer, config, found = self.renderer, self.renderer.transformer.config, []
-        probe = StepPlan((self.candidates.probe_plan(config.num_heads),) * config.num_layers)
+        renderer, probe, found = self.renderer, self._probe(), []
         for index, span in enumerate(self.phases):
             steps = [probe if span.first <= step <= span.last else renderer.dense for step in range(len(velocities))]
             piece = f"{name}-phase{index}"

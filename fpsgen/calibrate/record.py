@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from fpsgen.attention.plan import KeyTiles
 from fpsgen.attention.tiles import Shape3
+from fpsgen.wan.plan import Compute, Guidance
 
 
 @dataclass(frozen=True)
@@ -21,10 +22,11 @@ class Checked:
 
 @dataclass(frozen=True)
 class FrontierPoint:
-    """A schedule and what it costs in quality; kind: how it came about. measured: whether clips were rendered with it,
-    or the error is an estimate, which ends at 1, and psnr is None. chosen: whether it became the preset."""
+    """A schedule and what it costs in quality. cost: of denoising; kind: how it came about; measured: whether clips
+    were rendered with it, or the error is an estimate, which ends at 1, and psnr is None; chosen: whether it became the
+    preset."""
 
-    kind: Literal["calibrated", "uniform", "preset"]
+    kind: Literal["calibrated", "uniform", "preset", "dense"]
     name: str
     cost: float
     error: float
@@ -41,11 +43,21 @@ class PhaseSteps:
     sigma: tuple[float, float]
 
 
+@dataclass(frozen=True)
+class StepDone:
+    """How a step is had, as `StepPlan` has it."""
+
+    guidance: Guidance
+    compute: Compute
+
+
 @dataclass(frozen=True, kw_only=True)
 class CalibrationRecord:
     """error: of the final latents by the probe, [phases, layers]; density, precision: what was chosen, alike; sees: the
-    key tiles of each head, [phases, layers, heads], empty in older records. summary: means over the clips,
-    with their intervals where there are some. preset: the text of its file."""
+    key tiles of each head, [phases, layers, heads]; linear: the precision of linear layers, [phases, layers]; of phases
+    whose steps are all continued from others, what those do. steps_done: of each step. cost: of attention; denoising:
+    with linear layers. What older records lack is empty, or None. summary: means over the clips, with their intervals
+    where there are some. preset: the text of its file."""
 
     model: str
     weights: str
@@ -84,6 +96,9 @@ class CalibrationRecord:
     baseline: str
     command: tuple[str, ...] = ()
     sees: list[list[list[KeyTiles]]] = field(default_factory=list)
+    linear: list[list[str]] = field(default_factory=list)
+    steps_done: list[StepDone] = field(default_factory=list)
+    denoising: float | None = None
 
     def as_json(self) -> dict[str, Any]:
         """All but the command, which the page says alone."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -15,18 +17,21 @@ from fpsgen.attention import door
 from fpsgen.calibrate import budget as budgets
 from fpsgen.calibrate import frontier
 from fpsgen.calibrate.budget import Tried
-from fpsgen.calibrate.candidates import PRECISIONS
+from fpsgen.calibrate.candidates import LINEARS, PRECISIONS
 from fpsgen.calibrate.job import Job, mean_cost, problem
-from fpsgen.calibrate.measure import Measurement, Measuring
-from fpsgen.calibrate.record import CalibrationRecord, Checked, PhaseSteps
+from fpsgen.calibrate.measure import Measuring
+from fpsgen.calibrate.measurement import Measurement
+from fpsgen.calibrate.record import CalibrationRecord, Checked, FrontierPoint, PhaseSteps, StepDone
 from fpsgen.calibrate.schedule import to_preset
 from fpsgen.calibrate.solve import Schedule
 from fpsgen.calibrate.trajectory import Clip, Renderer
 from fpsgen.calibrate.verify import Checker
+from fpsgen.errors import UsageError, option
 from fpsgen.events import Notice, Stage, Watch, Work, finish, notices
 from fpsgen.journal import Journal
 from fpsgen.metrics import Pair
 from fpsgen.presets import BF16, Measured, Preset, file, label
+from fpsgen.presets.account import denoising_cost
 from fpsgen.seeds import next_seed
 from fpsgen.target import Target
 from fpsgen.wan.plan import StepPlan, mean_density
@@ -53,7 +58,7 @@ def calibrate(job: Job, target: Target, watch: Watch, fresh: bool = False) -> Re
 
     Everything measured is kept, and found again by the next run of the same job, whatever its budget, unless `fresh`.
     """
-    budgets.check_possible(job.budget, float(job.candidates.costs.min()))
+    budgets.check_possible(job.budget, job.least_cost)
     cache = assets.cache("calibration")
     journals.check(cache)
     watch(Work(job.work))
@@ -72,7 +77,7 @@ def calibrate(job: Job, target: Target, watch: Watch, fresh: bool = False) -> Re
     renderer = Renderer(transformer, job.tiles, job.settings, negative, device, journal, watch)
     watch(Stage("measure"))
     begin = time.perf_counter()
-    measurement = Measuring(renderer, job.candidates, job.phases, job.effort).measure(
+    measurement = Measuring(renderer, job.candidates, job.phases, job.effort, job.choose).measure(
         clips[: job.effort.clips], job.seed
     )
     watch(Stage("verify"))
@@ -80,7 +85,7 @@ def calibrate(job: Job, target: Target, watch: Watch, fresh: bool = False) -> Re
     vae = load_vae(job.model.checkpoint, device)
     checker = Checker(renderer, clips[job.effort.clips :], vae, job.effort.decode)
     verify = _verifier(job, checker, watch)
-    tried = budgets.search(problem(job, measurement.errors), job.budget, job.effort.rounds, verify)
+    tried = budgets.search(problem(job, measurement), job.budget, job.effort.rounds, verify)
     taken = tried[-1]
     found = to_preset(job, taken.schedule)
     plans = found.steps(job.model, job.settings)
@@ -88,8 +93,9 @@ def calibrate(job: Job, target: Target, watch: Watch, fresh: bool = False) -> Re
     found = replace(found, measured=measured, about=f"calibrated for {job.budget}")
     baseline = label(BF16.name, target.dtype_name)
     pairs = _pairs(taken, checker, plans, baseline)
+    fewer = _fewer_steps(job, plans, taken, checker, len(tried), watch)
     seconds = {"measure": round(between - begin, 1), "verify": round(time.perf_counter() - between, 1)}
-    told = record(job, measurement, tried, found, seconds=seconds, backend=backend, baseline=baseline)
+    told = record(job, measurement, tried, found, fewer, seconds=seconds, backend=backend, baseline=baseline)
     return Result(found, told, pairs, measurement)
 
 
@@ -119,6 +125,23 @@ def _verifier(job: Job, checker: Checker, watch: Watch) -> Callable[[Schedule], 
     return verify
 
 
+def _fewer_steps(
+    job: Job, plans: Sequence[StepPlan], taken: Tried, checker: Checker, rounds: int, watch: Watch
+) -> list[FrontierPoint]:
+    """Dense steps, fewer of them, rendered; UsageError where they make the schedule worthless."""
+    rivals, found = frontier.fewer_steps(job, plans), []
+    work = sum(job.effort.checks * (len(own) + job.effort.decode) for own in rivals)
+    watch(Work(job.work + (rounds - 1) * job.round + work))
+    error = metrics.mean_ci95([one.error for one in taken.checked])[0]
+    for own in rivals:
+        point = frontier.of_dense(job, own, checker.check(own))
+        found.append(point)
+        if point.cost <= taken.schedule.cost and point.error <= error:
+            told = f"{len(own)} dense steps cost no more than the schedule that was found, and are as close to bf16"
+            raise UsageError(told, hint=f"generate with {option('steps', len(own))}, or give another budget")
+    return found
+
+
 def _key(job: Job, weights: str, backend: str, target: Target) -> dict:
     """All that the measurements depend on; not the budget, nor the preset's name."""
     return {
@@ -142,6 +165,7 @@ def _measured(job: Job, weights: str, plans: Sequence[StepPlan], taken: Tried, d
         clips=len(taken.checked),
         density=mean_density(plans, job.settings.branches),
         cost=mean_cost(job, plans),
+        denoising=denoising_cost(plans, job.model, job.settings.branches),
         error=error,
         error_ci95=error_ci95,
         psnr=psnr,
@@ -165,13 +189,21 @@ def _pairs(taken: Tried, checker: Checker, plans: Sequence[StepPlan], baseline: 
 _SHARED = ("weights", "device", "size", "frames", "steps", "shift", "guidance")  # fields of Measured and the record
 
 
-def record(job: Job, measurement: Measurement, tried: list[Tried], preset: Preset, **where: Any) -> CalibrationRecord:
-    """What the page shows. where: the fields that the run alone knows: backend, baseline, seconds."""
+def record(
+    job: Job, measurement: Measurement, tried: list[Tried], preset: Preset, fewer: list[FrontierPoint], **where: Any
+) -> CalibrationRecord:
+    """What the page shows. fewer: dense steps beside it; where: the fields that the run alone knows: backend, baseline,
+    seconds."""
     taken, measured, tiles, config = tried[-1], preset.measured, job.tiles, job.model.config
     assert measured is not None
     densities = torch.tensor(job.candidates.densities)
     choices = job.candidates.choices
     precision, probe = job.candidates.probe
+    solved, rows = taken.schedule, list(range(len(job.phases)))
+    if solved.runs:  # of each phase the first step that is computed; of one without, that which it continues from
+        began = list(accumulate((run.reused + 1 for run in solved.runs), initial=0))
+        firsts = [job.phase_of_step.index(phase) for phase in rows]
+        rows = [bisect_right(began, first) - 1 for first in firsts]
     steps = [[step for step, own in enumerate(job.phase_of_step, 1) if own == i] for i in range(len(job.phases))]
     return CalibrationRecord(
         model=job.model.full_name,
@@ -191,12 +223,15 @@ def record(job: Job, measurement: Measurement, tried: list[Tried], preset: Prese
         phases=[PhaseSteps(file.ranges(own), span.sigma) for own, span in zip(steps, job.phases, strict=True)],
         error=measurement.probed.tolist(),
         probe=f"{choices[probe]}, {PRECISIONS[precision]}",
-        density=densities[taken.schedule.choice].mean(2).tolist(),
-        precision=[[PRECISIONS[int(p)] for p in layers] for layers in taken.schedule.precision],
-        sees=[[[choices[c] for c in heads] for heads in layers] for layers in taken.schedule.choice.tolist()],
+        density=densities[solved.choice].mean(2)[rows].tolist(),
+        precision=[[PRECISIONS[int(p)] for p in layers] for layers in solved.precision[rows]],
+        sees=[[[choices[c] for c in heads] for heads in layers] for layers in solved.choice[rows].tolist()],
+        linear=[[str(LINEARS[int(own)]) for own in layers] for layers in solved.linear[rows]],
+        steps_done=[StepDone(step.guidance, step.compute) for step in preset.steps(job.model, job.settings)],
+        denoising=measured.denoising,
         cost=measured.cost,
         mean_density=measured.density,
-        frontier=frontier.points(job, measurement, tried),
+        frontier=[*frontier.points(job, measurement, tried), *fewer],
         clips=taken.checked,
         summary={key: value for key, value in measured.as_dict().items() if key.startswith(("error", "psnr"))},
         prompts=job.prompts[: job.effort.clips],

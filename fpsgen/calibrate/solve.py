@@ -1,9 +1,10 @@
 """The cheapest schedule within a budget, from the table of what each choice costs and does.
 
-A layer of a phase has one precision, and each of its heads a choice of key tiles. For a price of error, what minimises
-cost + price times error is found one head at a time, as both are sums; the price is then found by bisection. This
-reaches the lower convex hull of what is possible; what of a budget is left over goes to the single changes that gain
-most for it.
+A layer of a phase has one precision, and each of its heads a choice of key tiles; its linear layers have a precision of
+their own. For a price of error, what minimises cost + price times error is found one head at a time, as both are sums.
+How steps are had (`ways`) is chosen at that price, too, each kind of step with what is best in it. The price is then
+found by bisection. This reaches the lower convex hull of what is possible; what of a budget is left over goes to the
+single changes of heads that gain most for it.
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from fpsgen.calibrate.ways import ComputedStep, Ways
+
 Axis = Literal["phase", "layer", "head"]
 _AXES: tuple[Axis, ...] = ("phase", "layer", "head")
-_BISECTIONS = 80
+_BISECTIONS = 50
 _PRICES = (1e-6, 1e18)
 _ROUNDING = 1e-12  # of a sum of costs
 
@@ -27,37 +30,87 @@ _ROUNDING = 1e-12  # of a sum of costs
 class Problem:
     """errors: float64 [phases, layers, heads, precisions, choices], 1 - cosine; costs: float64 [precisions, choices],
     infinite where there is no such choice; weights: float64 [phases], the share of steps that each has. tied: axes
-    along which all must choose alike."""
+    along which all must choose alike. linear_errors: float64 [phases, layers, linears], linear_costs: float64
+    [linears], of linear layers, alike. attention: the share that dense attention has in a step's cost, in which all
+    costs are summed; the rest is linear layers'. ways: of steps, None where all are computed whole.
+    """
 
     errors: Tensor
     costs: Tensor
     weights: Tensor
     tied: frozenset[Axis] = frozenset()
+    linear_errors: Tensor | None = None
+    linear_costs: Tensor | None = None
+    attention: float = 1.0
+    ways: Ways | None = None
 
-    def tables(self) -> tuple[Tensor, Tensor]:
-        """Errors and costs of each free choice, of one shape: tied axes are of length 1, and sums along them."""
-        shape = self.errors.shape
-        per_head = self.weights[:, None, None, None, None] / (shape[1] * shape[2])
-        costs = (self.costs * per_head).expand(shape)
-        errors = self.errors.where(costs.isfinite(), torch.inf)
+    def tables(self) -> Tables:
+        """Of every row of which a schedule may be made: of phases, or of kinds of steps in them."""
+        if self.ways is None:
+            return Tables.of(self, torch.arange(len(self.weights)), self.weights, torch.ones_like(self.weights))
+        phases = torch.tensor([phase for phase, *_ in self.ways.rows])
+        return Tables.of(self, phases, *self.ways.weights())
+
+
+@dataclass(frozen=True, eq=False)
+class Tables:
+    """Errors and costs of each choice in each row, as they count in a video: [rows, layers, heads, precisions, choices]
+    and, of linear layers, [rows, layers, linears]. Tied axes are of length 1, and sums along them."""
+
+    errors: Tensor
+    costs: Tensor
+    linear_errors: Tensor
+    linear_costs: Tensor
+    shape: tuple[int, int, int]
+
+    @classmethod
+    def of(cls, problem: Problem, phases: Tensor, costs: Tensor, errors: Tensor) -> Tables:
+        """phases: int64 [rows]; costs, errors: float64 [rows], what those of a whole phase count."""
+        _, layers, heads, *_ = problem.errors.shape
+        rows = problem.errors[phases] * errors[:, None, None, None, None]
+        each = problem.costs * (costs * problem.attention / (layers * heads))[:, None, None, None, None]
+        each = each.expand(rows.shape)
+        rows = rows.where(each.isfinite(), torch.inf)
         for axis, name in enumerate(_AXES):
-            if name in self.tied:
-                errors, costs = errors.sum(axis, keepdim=True), costs.sum(axis, keepdim=True)
-        return errors, costs
+            if name in problem.tied:
+                rows, each = rows.sum(axis, keepdim=True), each.sum(axis, keepdim=True)
+        none = torch.zeros(len(problem.weights), layers, 1, dtype=torch.float64)
+        linear = none if problem.linear_errors is None else problem.linear_errors
+        of_linear = none[0, 0] + 1 if problem.linear_costs is None else problem.linear_costs
+        return cls(
+            rows, each, linear[phases] * errors[:, None, None],
+            (of_linear * (costs * (1 - problem.attention) / layers)[:, None, None]).expand(-1, layers, -1),
+            (len(phases), layers, heads),
+        )  # fmt: skip
+
+    def at(self, rows: Tensor, times: Tensor) -> Tables:
+        """Of some rows, counted so many times; where nothing is tied."""
+
+        def own(values: Tensor) -> Tensor:
+            return values[rows] * times.view(-1, *[1] * (values.ndim - 1))
+
+        shape = (len(rows), *self.shape[1:])
+        return Tables(own(self.errors), own(self.costs), own(self.linear_errors), own(self.linear_costs), shape)
 
 
 @dataclass(frozen=True, eq=False)
 class Schedule:
-    """precision: int64 [phases, layers]; choice: int64 [phases, layers, heads], by number; cost, error: estimates."""
+    """precision, linear: int64 [rows, layers]; choice: int64 [rows, layers, heads], by number; cost, error: estimates,
+    reused: the part of the error that is by what steps reuse. A row is a phase or, where there are runs, one of
+    these."""
 
     precision: Tensor
     choice: Tensor
+    linear: Tensor
     cost: float
     error: float
+    runs: tuple[ComputedStep, ...] = ()
+    reused: float = 0.0
 
     def same(self, other: Schedule) -> bool:
         """Whether the choices are."""
-        return torch.equal(self.precision, other.precision) and torch.equal(self.choice, other.choice)
+        mine, theirs = ((own.precision, own.choice, own.linear) for own in (self, other))
+        return self.runs == other.runs and all(map(torch.equal, mine, theirs))
 
 
 def within_error(problem: Problem, error: float) -> Schedule:
@@ -67,8 +120,7 @@ def within_error(problem: Problem, error: float) -> Schedule:
 
 def within_cost(problem: Problem, cost: float) -> Schedule | None:
     """The one of least estimated error that costs at most `cost`; None where none costs so little."""
-    errors, costs = problem.tables()
-    cheapest = _chosen(problem, errors, costs, 0.0)
+    cheapest = _chosen(problem, problem.tables(), 0.0)
     if cheapest.cost > cost + _ROUNDING:
         return None
     found = _search(problem, lambda found: found.cost <= cost, dear_fits=False)
@@ -77,52 +129,76 @@ def within_cost(problem: Problem, cost: float) -> Schedule | None:
 
 def _search(problem: Problem, fits: Callable[[Schedule], bool], dear_fits: bool) -> Schedule:
     """The schedule at the last price that fits, of rising prices of error, or the first where a high price does."""
-    errors, costs = problem.tables()
+    tables = problem.tables()
     low, high = (math.log(price) for price in _PRICES)
     for _ in range(_BISECTIONS):
         middle = (low + high) / 2
-        if fits(_chosen(problem, errors, costs, math.exp(middle))) is dear_fits:
+        if fits(_chosen(problem, tables, math.exp(middle))) is dear_fits:
             high = middle
         else:
             low = middle
-    return _chosen(problem, errors, costs, math.exp(high if dear_fits else low))
+    return _chosen(problem, tables, math.exp(high if dear_fits else low))
 
 
-def _chosen(problem: Problem, errors: Tensor, costs: Tensor, price: float) -> Schedule:
+def _chosen(problem: Problem, tables: Tables, price: float) -> Schedule:
     """What minimises cost + price · error; of equals the first, so that nothing depends on chance."""
-    value = torch.where(costs.isfinite(), costs + price * errors.nan_to_num(posinf=0.0), torch.inf)
-    best, choice = value.min(4)  # [phases, layers, heads, precisions]
-    precision = best.sum(2).argmin(2)  # [phases, layers]
+    value = torch.where(tables.costs.isfinite(), tables.costs + price * tables.errors.nan_to_num(posinf=0.0), torch.inf)
+    best, choice = value.min(4)  # [rows, layers, heads, precisions]
+    best, precision = best.sum(2).min(2)  # [rows, layers]
     choice = choice.gather(3, precision[:, :, None, None].expand(*choice.shape[:3], 1))[..., 0]
-    return _schedule(problem, precision, choice)
+    of_linear, linear = (tables.linear_costs + price * tables.linear_errors).min(2)
+    if problem.ways is None:
+        return _schedule(tables, precision, choice, linear)
+    runs, reused = problem.ways.best(best.sum(1) + of_linear.sum(1), price)
+    rows = torch.tensor([problem.ways.rows.index(run.row) for run in runs])
+    return _schedule(tables, precision, choice, linear, rows, tuple(runs), reused)
 
 
-def _schedule(problem: Problem, precision: Tensor, choice: Tensor) -> Schedule:
-    """With tied axes repeated, and what it costs and does."""
-    phases, layers, heads = problem.errors.shape[:3]
-    precision = precision.expand(phases, layers).contiguous()
-    choice = choice.expand(phases, layers, heads).contiguous()
-    each = precision[:, :, None].expand(choice.shape)
-    costs = problem.costs[each, choice]
-    at = [torch.arange(size).view([-1 if i == axis else 1 for i in range(3)]) for axis, size in enumerate(choice.shape)]
-    errors = problem.errors[(*at, each, choice)]
-    return Schedule(precision, choice, float((costs.mean((1, 2)) * problem.weights).sum()), float(errors.sum()))
+def _schedule(
+    tables: Tables,
+    precision: Tensor,
+    choice: Tensor,
+    linear: Tensor,
+    rows: Tensor | None = None,
+    runs: tuple[ComputedStep, ...] = (),
+    reused: float = 0.0,
+) -> Schedule:
+    """With tied axes repeated, and what it costs and does. precision, choice, linear: of the tables' rows; rows: which
+    of them are taken, None for each once."""
+    pick = precision[:, :, None, None, None].expand(*tables.errors.shape[:3], 1, tables.errors.shape[4])
+    totals = []
+    for own, of_linear in ((tables.costs, tables.linear_costs), (tables.errors, tables.linear_errors)):
+        heads = own.gather(3, pick)[..., 0, :].gather(3, choice[..., None])[..., 0].sum((1, 2))
+        layers = of_linear.gather(2, linear[..., None])[..., 0].sum(1)
+        totals.append(float((heads.sum() + layers.sum()) if rows is None else (heads[rows] + layers[rows]).sum()))
+    every = precision.expand(tables.shape[:2]), choice.expand(tables.shape), linear
+    taken = [own.contiguous() if rows is None else own[rows] for own in every]
+    return Schedule(taken[0], taken[1], taken[2], totals[0], totals[1] + reused, runs, reused)
 
 
 def _spend(problem: Problem, found: Schedule, cost: float) -> Schedule:
-    """Use what is left of `cost` for choices that err less, the best exchange first; precisions stay."""
-    errors, costs = problem.tables()
-    shape = errors.shape[:3]
-    precision, choice = found.precision[: shape[0], : shape[1]], found.choice[: shape[0], : shape[1], : shape[2]]
-    pick = precision[:, :, None, None, None].expand(*shape, 1, errors.shape[4])
-    own_errors, own_costs = errors.gather(3, pick)[..., 0, :], costs.gather(3, pick)[..., 0, :]
+    """Use what is left of `cost` for choices that err less, the best exchange first; all else stays."""
+    tables, rows = problem.tables(), None
+    if problem.ways is not None:  # of runs alike, the choices of the first
+        alike = list(dict.fromkeys(run.row for run in found.runs))
+        first = torch.tensor([[run.row for run in found.runs].index(row) for row in alike])
+        rows = torch.tensor([alike.index(run.row) for run in found.runs])
+        numbers = torch.tensor([problem.ways.rows.index(row) for row in alike])
+        tables, own = (tables.at(numbers, times) for times in (torch.ones(len(alike)), rows.bincount()))
+    else:
+        first, own = torch.arange(tables.errors.shape[0]), tables
+    shape = own.errors.shape[:3]
+    precision, choice = found.precision[first, : shape[1]], found.choice[first, : shape[1], : shape[2]]
+    pick = precision[:, :, None, None, None].expand(*shape, 1, own.errors.shape[4])
+    errors, costs = own.errors.gather(3, pick)[..., 0, :], own.costs.gather(3, pick)[..., 0, :]
     choice, left = choice.clone(), cost - found.cost
     while True:
-        more = own_costs - own_costs.gather(3, choice[..., None])
-        less = own_errors.gather(3, choice[..., None]) - own_errors
+        more = costs - costs.gather(3, choice[..., None])
+        less = errors.gather(3, choice[..., None]) - errors
         gain = torch.where((more <= left) & (less > 0), less / more.clamp(min=1e-12), -1.0)
         best = int(gain.argmax())
         if gain.flatten()[best] <= 0:
-            return _schedule(problem, precision, choice)
+            linear = found.linear[first] if rows is not None else found.linear
+            return _schedule(tables, precision, choice, linear, rows, found.runs, found.reused)
         left -= float(more.flatten()[best])
         choice.view(-1)[best // gain.shape[3]] = best % gain.shape[3]

@@ -14,7 +14,7 @@ from torch import Tensor
 from fpsgen.attention.tiles import TileGrid
 from fpsgen.events import Done, Watch
 from fpsgen.journal import Journal
-from fpsgen.sampling import Denoiser, Look, both_fit, clips_at_once, not_finite, side_by_side
+from fpsgen.sampling import Carried, Denoiser, Look, both_fit, clips_at_once, not_finite, side_by_side
 from fpsgen.settings import Settings
 from fpsgen.wan import plan as plans
 from fpsgen.wan.plan import StepPlan
@@ -108,9 +108,11 @@ class Renderer:
         finally:
             self.watch = before
 
-    def velocity(self, denoiser: Denoiser, latents: Tensor, step: int, plan: StepPlan) -> Tensor:
-        """Guided; RenderError where it is not finite."""
-        velocity = denoiser.velocity(latents, step, plan)
+    def velocity(
+        self, denoiser: Denoiser, latents: Tensor, step: int, plan: StepPlan, carried: Carried | None = None
+    ) -> Tensor:
+        """Guided; RenderError where it is not finite. carried: as `Denoiser.velocity` has it."""
+        velocity = denoiser.velocity(latents, step, plan, carried)
         if not velocity.isfinite().all():
             raise not_finite(self.transformer.dtype)
         self.watch(Done(1))
@@ -130,15 +132,15 @@ class Renderer:
         name: of its pieces in the journal. steps: what each computes. known: velocities of the first steps, which are
         not computed again. look: as `Denoiser.run` has it. again: the clip was rendered, and its steps counted, before.
         """
-        denoiser = self.denoiser(clip, len(steps))
+        denoiser, carried = self.denoiser(clip, len(steps)), Carried()
 
         def compute(step: int, latents: Tensor) -> Tensor:
             seen = None if look is None else look(step, latents)
-            return self.velocity(denoiser, latents, step, steps[step]) if seen is None else seen
+            return self.velocity(denoiser, latents, step, steps[step], carried) if seen is None else seen
 
         pieces = Pieces(self.journal, name, known, None if again else self.watch)
         velocities, latents = [], denoiser.noise(clip.seed)
-        for moment in denoiser.run(latents, steps, pieces, compute):
+        for moment in denoiser.run(latents, steps, pieces, compute, carried=carried):
             velocities.append(moment.velocity.cpu())
             latents = moment.latents
         return velocities, latents

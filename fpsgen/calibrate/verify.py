@@ -39,7 +39,7 @@ class Checker:
         journal, again = self.renderer.journal, number in self._counted
         self._counted.add(number)
         if (kept := journal.get(name)) is not None:
-            self.renderer.watch(Done(self._steps if again else 2 * self._steps))
+            self.renderer.watch(Done(len(plans) if again else len(plans) + self._steps))
         else:
             dense = self.renderer.dense
             velocities, exact = self._exact(number, again)

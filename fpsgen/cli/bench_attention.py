@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
 from fractions import Fraction
 from importlib.util import find_spec
 from pathlib import Path
@@ -64,7 +63,7 @@ def attention(
     out = Output(json, verbose)
     if smoke and (model or res):
         raise UsageError("--smoke has a shape of its own", hint="leave --model and --res out")
-    models = among("--model", [name.lower() for name in options.several("--model", model)], FAMILIES)
+    models = options.among("--model", [name.lower() for name in options.several("--model", model)], FAMILIES, "model")
     resolutions = options.several("--res", res) or list(sizes.NAMED)
     for one in resolutions:
         sizes.check_model_size(*sizes.parse_resolution(one))
@@ -75,7 +74,9 @@ def attention(
     if rest is not None and not tops:
         told = "--rest says what becomes of the tiles that --top does not choose, and there is no --top"
         raise UsageError(told, hint="add --top 1/6, or leave --rest out")
-    variants = among("--variant", list(map(variant_named, options.several("--variant", variant))), VARIANTS)
+    variants = options.among(
+        "--variant", list(map(variant_named, options.several("--variant", variant))), VARIANTS, "variant"
+    )
     if not _LEAST_SECONDS <= seconds <= _MOST_SECONDS:  # nan is neither
         raise UsageError(f"--seconds {seconds:g}: must be {_LEAST_SECONDS} to {_MOST_SECONDS}", hint="try 500")
     options.check_report(report, no_report)
@@ -107,17 +108,6 @@ def attention(
     if any(case.failed for case in record.cases):
         out.note("a contender failed, gave a wrong result, or could not be timed")
         raise typer.Exit(1)
-
-
-def among(option: str, given: list[str], known: Iterable[str]) -> list[str]:
-    """All that are known where none is given; UsageError for one that is not."""
-    every = list(known)
-    for value in given:
-        if value not in every:
-            raise UsageError(
-                f"{option} {value[:40]}: there is no such {option[2:]}", f"give some of {', '.join(every)}"
-            )
-    return list(dict.fromkeys(given)) or every
 
 
 def check_share(option: str, text: str, what: str) -> None:

@@ -28,7 +28,9 @@ if TYPE_CHECKING:
     import torch
 
     from fpsgen.calibrate.budget import Budget
+    from fpsgen.calibrate.candidates import Choice
     from fpsgen.calibrate.job import Job
+    from fpsgen.calibrate.record import CalibrationRecord
     from fpsgen.calibrate.run import Result
     from fpsgen.settings import Settings
     from fpsgen.weights.models import Model
@@ -37,6 +39,7 @@ EXAMPLES = """
 fpsgen calibrate --model pocket --min-psnr 30 -o my.toml
 fpsgen calibrate --model 14b --res 720p --dry-run
 fpsgen calibrate --target-cost 0.3 --prompts mine.txt
+fpsgen calibrate --choose guidance,compute
 """
 
 
@@ -45,6 +48,7 @@ def calibrate(
     min_psnr: float | None = None,
     max_error: float | None = None,
     target_cost: float | None = None,
+    choose: list[str] | None = None,
     output: Path | None = None,
     report: Path | None = None,
     no_report: bool = False,
@@ -64,10 +68,11 @@ def calibrate(
     json: bool = False,
     verbose: bool = False,
 ) -> None:
-    """Find how sparse and how precise attention may be, and write it as a preset.
+    """Find what may be left out of a model's steps, and write it as a preset.
 
-    The dense model makes a few clips. From them fpsgen finds the cheapest schedule for each step, layer and head that
-    stays within a budget, and verifies it on other prompts. Measurements are kept: a run that was stopped continues
+    The dense model makes a few clips. From them fpsgen finds the cheapest schedule that stays within a budget: what
+    each head of a layer attends to, how precise products are, and which steps reuse what others computed. It is
+    verified on other prompts. Measurements are kept: a run that was stopped continues
     where it was, and another budget only needs a new verification.
     """
     out = Output(json, verbose)
@@ -75,6 +80,7 @@ def calibrate(
     check_settings(frames, steps, guidance, shift)
     check_seed(seed)
     budget = budget_of(min_psnr, max_error, target_cost)
+    which = choices_of(choose)
     own = read_prompts(prompts) if prompts is not None else None
     options.check_report(report, no_report)
     if output is not None and not dry_run and (replaced := check_output(output := options.expand(output))):
@@ -90,7 +96,7 @@ def calibrate(
         if not dry_run:
             check_output(output)
             page = report_place(output, report, no_report)
-    job = make_job(found, settings, budget, own, (clips, checks), seed, output.name)
+    job = make_job(found, settings, budget, own, (clips, checks), seed, output.name, which)
     if dry_run:
         tell_estimate(out, job, target.device, target.dtype)
         return
@@ -118,6 +124,14 @@ def budget_of(min_psnr: float | None, max_error: float | None, target_cost: floa
     return budget
 
 
+def choices_of(choose: list[str] | None) -> frozenset[Choice]:
+    """What calibration may choose."""
+    from fpsgen.calibrate.candidates import EVERYTHING
+
+    named = options.among("--choose", options.several("--choose", choose), sorted(EVERYTHING))
+    return frozenset(own for own in EVERYTHING if own in named)
+
+
 def make_job(
     model: Model,
     settings: Settings,
@@ -126,6 +140,7 @@ def make_job(
     counts: tuple[int | None, int | None],
     seed: int,
     name: str,
+    which: frozenset[Choice],
 ) -> Job:
     """All settings together; UsageError where they do not fit the model, or the prompts do not suffice."""
     from fpsgen.calibrate.budget import check_possible
@@ -143,8 +158,10 @@ def make_job(
         told = f"{counted(clips, 'prompt')} to measure on and {checks} to verify on are needed"
         told += f"; there are {len(prompts)}"
         raise UsageError(told, hint="give more with --prompts FILE, or ask for fewer with --clips and --checks")
-    job = Job(model, settings, effort, budget, prompts, seed, printable(name))
-    check_possible(budget, float(job.candidates.costs.min()))
+    if settings.branches == 1 and not (which := which - {"guidance"}):
+        raise UsageError("without guidance there is none to choose", hint="give --choose something else")
+    job = Job(model, settings, effort, budget, prompts, seed, printable(name), which)
+    check_possible(budget, job.least_cost)
     return job
 
 
@@ -180,8 +197,11 @@ def keep_preset(result: Result, output: Path, page: Path | None) -> Kept:
 def tell(out: Output, result: Result, job: Job, kept: Kept) -> None:
     measured = result.preset.measured
     assert measured is not None
-    cost = f"{100 * measured.cost:.1f} % of dense bf16 attention's, modelled for an H100"
-    out.line(f"cost     {cost}; density {measured.density:.3f}")
+    assert measured.denoising is not None
+    out.line(f"cost     {100 * measured.denoising:.1f} % of bf16's denoising, modelled for an H100")
+    pairs = f"{100 * measured.density:.1f} % of all pairs of tokens"
+    out.line(f"         attention alone costs {100 * measured.cost:.1f} % and computes {pairs}")
+    out.line(f"steps    {steps_told(result.record)}")
     spread = "" if measured.error_ci95 is None else f" ± {measured.error_ci95:.1g}"
     clips = f"means over {measured.clips} clips" if measured.clips > 1 else "one clip"
     out.line(f"error    {measured.error:.2g}{spread}, 1 - cosine of the final latents")
@@ -194,6 +214,14 @@ def tell(out: Output, result: Result, job: Job, kept: Kept) -> None:
     if preset := kept.files["preset"]:
         out.line(f"use it   fpsgen generate PROMPT --preset {shlex.quote(str(preset))}", copied=True)
     deliver(out, kept, {**result.record.as_json(), "toml": result.record.preset})
+
+
+def steps_told(record: CalibrationRecord) -> str:
+    """How steps are had, in words."""
+    computed = [own for own in record.steps_done if own.compute == "full"]
+    alone = sum(own.guidance != "full" for own in computed)
+    told = f"{len(computed)} of {record.steps} computed"
+    return told + (f", {alone} of them without the unconditional branch" if alone else "")
 
 
 def tell_estimate(out: Output, job: Job, device: torch.device, dtype: torch.dtype) -> None:
@@ -219,7 +247,8 @@ def tell_estimate(out: Output, job: Job, device: torch.device, dtype: torch.dtyp
         out.show(table)
     choices, size = len(job.candidates.choices), readable(estimate.disk_bytes(job))
     out.line(f"The estimate is for {choices} choices of key tiles in 2 precisions, and bf16, {where}.")
-    out.line(f"Each further round of verification takes as long as the row says. The cache grows by {size}.")
+    out.line("Each further round of verification takes as long as the row says, and fewer dense steps at most as long.")
+    out.line(f"The cache grows by {size}.")
     told = {
         "model": job.model.name,
         **{key: getattr(job.settings, key) for key in ("size", "frames", "steps")},

@@ -116,6 +116,15 @@ def several(option: str, given: Iterable[str] | None) -> list[str]:
     return list(dict.fromkeys(found))
 
 
+def among(option: str, given: list[str], known: Iterable[str], noun: str = "choice") -> list[str]:
+    """All that are known where none is given; UsageError for one that is not."""
+    every = list(known)
+    for value in given:
+        if value not in every:
+            raise UsageError(f"{option} {value[:40]}: there is no such {noun}", hint=f"give some of {', '.join(every)}")
+    return list(dict.fromkeys(given)) or every
+
+
 def expand(path: Path) -> Path:
     """A path with the home folder it means."""
     try:

@@ -78,7 +78,7 @@ class Measured:
     weights: the transformer's `fingerprint`. clips: how many were compared. error: 1 - cosine of the final latents;
     psnr: of the frames, in dB. Both are means over the clips; error_ci95 and psnr_ci95 are half of the 95 %
     intervals, None for a single clip, which has no interval. cost: of attention, in dense BF16 attention's
-    (`fpsgen/presets/cost.py`).
+    (`fpsgen/presets/cost.py`); denoising: of attention and linear layers, in dense BF16's, None in older files.
     """
 
     weights: str
@@ -90,6 +90,7 @@ class Measured:
     clips: int
     density: float
     cost: float
+    denoising: float | None = None
     error: float
     error_ci95: float | None = None
     psnr: float
@@ -102,9 +103,9 @@ class Measured:
     @classmethod
     def rounded(cls, **values: Any) -> Measured:
         """From exact values, in as many digits as a file has."""
-        digits = {"density": ".4f", "cost": ".4f", "error": ".4g", "error_ci95": ".3g"}
+        digits = {"density": ".4f", "cost": ".4f", "denoising": ".4f", "error": ".4g", "error_ci95": ".3g"}
         digits |= dict.fromkeys(("psnr", "psnr_ci95", "psnr_worst"), ".2f")
-        short = {key: float(format(values[key], form)) for key, form in digits.items() if values[key] is not None}
+        short = {key: float(format(values[key], form)) for key, form in digits.items() if values.get(key) is not None}
         return cls(**values | short)
 
     @property

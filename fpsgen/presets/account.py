@@ -12,7 +12,7 @@ from fpsgen.attention.plan import AttentionPlan, KeyTiles, PVPrecision, QKPrecis
 from fpsgen.attention.tiles import TileGrid
 from fpsgen.presets import Preset, cost, file, rival
 from fpsgen.settings import Settings
-from fpsgen.wan.config import WAN_14B
+from fpsgen.wan.config import WAN_14B, WanConfig
 from fpsgen.wan.plan import Compute, Guidance, Linears, StepPlan
 from fpsgen.weights.models import Model
 
@@ -112,7 +112,7 @@ def account(preset: Preset, model: Model, settings: Settings) -> Account:
         )  # fmt: skip
     every = [(*layer, step.share(branches)) for step in plans for layer in step.layers]
     total = Savings(**_savings([plan for plan, *_ in every], [share for *_, share in every], model))
-    config, tokens = WAN_14B if model.pocket else model.config, _tokens(plans[0].tiles, model)
+    config, tokens = stand_in(model, plans[0].tiles)
     exact = cost.of_linear(config, tokens)
     linear = fmean(share * cost.of_linear(config, tokens, precision) / exact for _, precision, share in every)
     dense_steps = _dense_steps(plans, total.cost, linear, exact, tokens)
@@ -128,9 +128,21 @@ def _dense_steps(plans: Sequence[StepPlan], own: float, linear: float, exact: fl
     return DenseSteps(qk=like.qk, pv=like.pv, attention=len(plans) * own / once, video=len(plans) * video)
 
 
-def _tokens(tiles: TileGrid, model: Model) -> int:
-    """How many tokens the cost of a video counts."""
-    return cost.STAND_IN_TOKENS if model.pocket else tiles.tokens
+def stand_in(model: Model, tiles: TileGrid) -> tuple[WanConfig, int]:
+    """The shapes and the number of tokens by which a model's costs are counted: its own, but for a pocket model."""
+    return (WAN_14B, cost.STAND_IN_TOKENS) if model.pocket else (model.config, tiles.tokens)
+
+
+def denoising_cost(steps: Sequence[StepPlan], model: Model, branches: int) -> float:
+    """The cost of a video's attention and linear layers. The unit is as many steps in BF16, with dense attention and so
+    many guidance branches."""
+    config, tokens = stand_in(model, steps[0].tiles)
+    exact = cost.of_linear(config, tokens)
+    return fmean(
+        step.share(branches) * (cost.of_plan(plan, tokens) + cost.of_linear(config, tokens, linear)) / (1 + exact)
+        for step in steps
+        for plan, linear in step.layers
+    )
 
 
 Layer = tuple[AttentionPlan, Linears]
@@ -156,6 +168,6 @@ def _savings(plans: Sequence[AttentionPlan], shares: Sequence[float], model: Mod
     density = fmean(share * plan.density for plan, share in zip(plans, shares, strict=True))
     dense = len(plans) * AttentionPlan(tiles).flops(config.num_heads, config.head_dim)
     mean_cost = fmean(
-        share * cost.of_plan(plan, _tokens(tiles, model)) for plan, share in zip(plans, shares, strict=True)
+        share * cost.of_plan(plan, stand_in(model, tiles)[1]) for plan, share in zip(plans, shares, strict=True)
     )
     return {"density": density, "cost": mean_cost, "dense_flops": dense, "saved_flops": dense * (1 - density)}

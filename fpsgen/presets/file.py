@@ -36,7 +36,7 @@ from fpsgen.wan.plan import UNROUNDED, Linears
 
 _MOST_BYTES = 2**18
 _MOST_DOTS = 20  # in a key: tomllib needs memory by the square of a key's dots
-_MOST_PHASES = 100
+_MOST_PHASES = 1000  # calibration may write one for each step
 _ALL_KEYS = "all keys are in docs/presets.md"
 _WHOLE_FILE = "give a preset's .toml file"
 
@@ -223,7 +223,7 @@ def _linear(value: Any) -> Linears:
 
 
 def _measured(table: dict[str, Any]) -> Measured:
-    said = _values(table, MEASURED, [key for key in MEASURED if key not in INTERVALS], "measured")
+    said = _values(table, MEASURED, [key for key in MEASURED if key not in (*INTERVALS, "denoising")], "measured")
     if said["clips"] == 1:  # older files say an interval of 0.0 there, but one clip has none
         said = {key: value for key, value in said.items() if key not in INTERVALS}
     return Measured(**said)

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import groupby
 from math import prod
 from statistics import fmean
 from typing import Any
 
 from fpsgen.calibrate.record import CalibrationRecord, Checked, FrontierPoint
 from fpsgen.kernels.sm90_attention import HEAD_DIM
-from fpsgen.presets import cost
+from fpsgen.presets import cost, file
 from fpsgen.report import words
-from fpsgen.tables import Cell, Table
+from fpsgen.tables import Cell, Column, Table
 
-KINDS = {"calibrated": "calibrated", "preset": "shipped preset", "uniform": "one plan everywhere"}  # of schedules
+_COMPUTED = {
+    "full": "both branches",
+    "reuse": "the conditional branch; the difference of both is used again",
+    "off": "the conditional branch, without guidance",
+}
+KINDS = {"calibrated": "calibrated", "preset": "shipped preset", "uniform": "one plan everywhere",
+         "dense": "dense, fewer steps"}  # of schedules  # fmt: skip
 
 
 def facts(record: CalibrationRecord) -> dict[str, Any]:
@@ -29,6 +37,7 @@ def facts(record: CalibrationRecord) -> dict[str, Any]:
         "title": f"Calibration of {record.model}",
         "card": cost.CARD,
         "tflops": cost.TFLOPS,
+        "linear_tflops": cost.LINEAR_TFLOPS,
         "rounding": cost.of_pairs(0, "int8", record.cost_tokens),
         "tokens": prod(record.grid),
         "parts": len(cells),
@@ -37,6 +46,8 @@ def facts(record: CalibrationRecord) -> dict[str, Any]:
         "unseen": not {clip.prompt for clip in record.clips} & set(record.prompts),
         "worst": worst,
         "seen": _seen(record),
+        "steps": _steps(record),
+        "linear": _linear(record),
         "schedules": _schedules(record.frontier),
         "clips": _clips(record.clips),
     }
@@ -54,6 +65,24 @@ def _seen(record: CalibrationRecord) -> Table:
         dense, window, top, rest = (f"{100 * count / len(every):.0f} %" for count in counts)
         table.row(phase.steps, dense, window, top, f"{100 * fmean(tops):.0f} %" if tops else "", rest)
     return table
+
+
+def _steps(record: CalibrationRecord) -> Table:
+    """What the schedule leaves out of steps, as far as it does: successive ones that are had alike."""
+    table, last = Table(columns=[Column("Steps"), Column("What is computed")]), 0
+    for done, alike in groupby(record.steps_done):
+        first, last = last + 1, last + len(list(alike))
+        words_of = (
+            _COMPUTED[done.guidance] if done.compute == "full" else "nothing: the velocities before are continued"
+        )
+        table.row(file.ranges(range(first, last + 1)), words_of)
+    return table
+
+
+def _linear(record: CalibrationRecord) -> str:
+    """Of linear layers, the share that each precision has."""
+    every = Counter(own for layers in record.linear for own in layers)
+    return ", ".join(f"{own}: {100 * count / every.total():.0f} %" for own, count in every.most_common())
 
 
 def unbeaten(points: Iterable[FrontierPoint]) -> list[FrontierPoint]:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,12 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from fpsgen.calibrate import frontier
 from fpsgen.calibrate.trajectory import Renderer
 from fpsgen.cli import app
 from fpsgen.errors import RenderError
 from fpsgen.presets import file
+from fpsgen.wan.plan import UNROUNDED
 from tests.tools.calibration import Calibrator, forwards
 from tests.tools.cli import invoke, told
 from tests.tools.disk import fill_disk
@@ -179,6 +182,44 @@ def test_a_process_that_is_killed(calibrator: Calibrator) -> None:
         left = len(calls)
         assert calibrator.preset("--target-cost", 0.3, "--fresh") == resumed
         assert left <= len(calls) - left - 2, "two steps were kept"
+
+
+@pytest.mark.parametrize(
+    ("choose", "has"),
+    [
+        ("attention", {"attention"}),
+        ("linear", {"linear"}),
+        ("guidance,compute", {"guidance", "compute"}),
+        ("guidance, compute,linear,attention", {"attention", "linear", "guidance", "compute"}),
+    ],
+)
+def test_nothing_else_is_chosen(calibrator: Calibrator, tmp_path: Path, choose: str, has: set[str]) -> None:
+    """And what is chosen is in the file, as far as a low cost needs it."""
+    cost = {"attention": 0.4, "linear": 0.96, "guidance,compute": 0.3}.get(choose, 0.1)
+    record = told(calibrator("--target-cost", cost, "--json", choose=choose, steps=8), "calibrate")
+    steps = file.read(tmp_path / "my.toml", "my.toml").phases
+    found = set()
+    for phase in steps:
+        found |= {"attention"} if any(own.qk != "bf16" for own in (phase, *phase.layers)) else set()
+        found |= {"linear"} if any(own.linear != UNROUNDED for own in (phase, *phase.layers)) else set()
+        found |= {"guidance"} if phase.guidance != "full" else set()
+        found |= {"compute"} if phase.compute != "full" else set()
+    assert found <= has
+    assert found
+    assert record["denoising"] <= cost + 1e-4  # rounded to 4 digits
+    assert len(record["steps_done"]) == 8
+
+
+def test_what_fewer_dense_steps_do_as_well_is_not_written(
+    calibrator: Calibrator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They cost as much at most, and their clips are taken to be exact here."""
+    real = frontier.of_dense
+    monkeypatch.setattr(frontier, "of_dense", lambda *args: replace(real(*args), error=0.0))
+    said = calibrator.refused("--target-cost", 0.5, steps=8, choose="attention")
+    assert "6 dense steps cost no more than the schedule that was found, and are as close to bf16" in said
+    assert "--steps 6" in said
+    assert not list(tmp_path.glob("*.toml"))
 
 
 def test_json(calibrator: Calibrator, tmp_path: Path) -> None:

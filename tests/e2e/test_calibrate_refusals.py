@@ -50,6 +50,10 @@ def test_only_dense_meets_it(calibrator: Calibrator) -> None:
         (("--report", "nowhere/my.html"), "nowhere"),
         (("--report", "my.html", "--no-report"), "--report and --no-report contradict each other"),
         (("--model", "no/such/model"), "no/such/model"),
+        (("--choose", "everything"), "--choose everything: there is no such choice"),
+        (("--choose", "attention,"), "--choose has an empty value"),
+        (("--choose", "guidance", "--guidance", 1), "without guidance there is none to choose"),
+        (("--choose", "attention", "--target-cost", 0.1), "--target-cost 0.1: no schedule costs so little"),
         (("--device", "abacus"), "--device abacus: fpsgen runs on cpu and cuda"),
     ],
 )
@@ -109,9 +113,9 @@ def test_dry_run_loads_nothing(calibrator: Calibrator, loads: list[str]) -> None
         "--dry-run", "--json", model="14b", res="720p", prompts=None, clips=None, checks=None, steps=None
     )
     told_ = told(result, "calibrate --dry-run")
-    assert told_["bf16_clips"] <= 3
+    assert told_["bf16_clips"] <= 5
     assert told_["steps"] == 50
-    assert sum(part["forwards"] for part in told_["parts"]) == 314
+    assert sum(part["forwards"] for part in told_["parts"]) == 314 + 2 * 24 + 2 * (8 + 50)
     assert 1e9 < told_["cache_bytes"] < 3e9
     table = calibrator("--dry-run", model="1.3b", prompts=None, clips=None, checks=None, steps=None)
     assert table.exit_code == 0, table.output
@@ -142,7 +146,7 @@ def test_a_cache_that_cannot_be_written(
 def test_wan_itself(calibrator: Calibrator, wan_folder: Path) -> None:
     """A model that is no pocket model, tiles larger than the video: rounding so few tokens costs more than it saves."""
     for res, frames in (("16x16", 1), ("96x64", 9)):
-        said = calibrator.refused(model=wan_folder, res=res, frames=frames)
+        said = calibrator.refused(model=wan_folder, res=res, frames=frames, choose="attention")
         assert "nothing costs less than dense BF16 attention here" in said
 
 

@@ -11,6 +11,7 @@ import torch
 
 from fpsgen.attention.tiles import TileGrid
 from fpsgen.calibrate.budget import Budget
+from fpsgen.calibrate.candidates import Choice
 from fpsgen.calibrate.job import Effort, Job
 from fpsgen.calibrate.trajectory import Clip, Renderer
 from fpsgen.events import Done, Event, Notice, Stage, Watch, Work
@@ -25,7 +26,8 @@ CPU = torch.device("cpu")
 CONFIG = WanConfig(dim=48, ffn_dim=64, num_heads=2, num_layers=2, text_dim=8, freq_dim=16)
 VIDEO = Settings(width=96, height=64, frames=9, fps=8, steps=4, guidance=3.0, shift=3.0, negative="")
 TILES = TileGrid((3, 4, 6), (2, 2, 2))  # of VIDEO
-EFFORT = Effort(clips=1, probed=1, checks=1, steps=4, phases=2, layers=2, tiles=3, rounds=3, look=1, decode=1)
+ATTENTION: frozenset[Choice] = frozenset({"attention"})
+EFFORT = Effort(clips=1, probed=1, checks=1, steps=4, phases=2, layers=2, tiles=3, rounds=3, rivals=0, look=1, decode=1)
 PROMPTS = ("a cat", "a dog", "the sea", "red dog")
 
 
@@ -53,10 +55,16 @@ def clips(count: int) -> list[Clip]:
     return [Clip(f"prompt {number}", number, text(number)) for number in range(count)]
 
 
-def small_job(folder: Path, settings: Settings = VIDEO, effort: Effort = EFFORT, budget: Budget | None = None) -> Job:
+def small_job(
+    folder: Path,
+    settings: Settings = VIDEO,
+    effort: Effort = EFFORT,
+    budget: Budget | None = None,
+    choose: frozenset[Choice] = ATTENTION,
+) -> Job:
     """Of the test pocket in `folder`, loose."""
     model = open_folder(folder, "pocket")
-    return Job(model, settings, effort, budget or Budget("psnr", 20.0), PROMPTS, 0, "small.toml")
+    return Job(model, settings, effort, budget or Budget("psnr", 20.0), PROMPTS, 0, "small.toml", choose)
 
 
 def wan_job(key: str, width: int, height: int, effort: Effort, frames: int = 81, steps: int = 50) -> Job:

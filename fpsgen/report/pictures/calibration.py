@@ -22,7 +22,12 @@ if TYPE_CHECKING:
 _DISTANCE = "1 \N{MINUS SIGN} cosine"
 _MOST_WIDE = 16  # phases; with more, cells are narrower than their words
 # Colour, shape, for those who see no colours, and size of each kind of schedule.
-_LOOKS = {"calibrated": ("C0", "o", 25), "preset": ("C4", "s", 40), "uniform": ("C2", "^", 40)}
+_LOOKS = {
+    "calibrated": ("C0", "o", 25),
+    "preset": ("C4", "s", 40),
+    "uniform": ("C2", "^", 40),
+    "dense": ("C3", "D", 30),
+}
 
 
 def draw(record: CalibrationRecord) -> dict[str, bytes]:
@@ -93,7 +98,7 @@ def _frontier(points: list[FrontierPoint]) -> bytes:
     axes.set_yscale("symlog", linthresh=min(errors) / 2, linscale=0.4, subs=[2, 5])
     least = 0 if min(point.error for point in points) <= 0 else min(errors) / 1.7
     axes.set(xlim=(0, max(1.0, *(point.cost for point in points)) * 1.04), ylim=(least, max(errors) * 1.7),
-             xlabel="modelled cost of attention (dense BF16 on an H100 = 1)",
+             xlabel="modelled cost of denoising (BF16 on an H100 = 1)",
              ylabel=f"error of the final latents ({_DISTANCE})")  # fmt: skip
     axes.yaxis.set_major_formatter(lambda value, _: words.power(value))
     if max(errors) < 300 * min(errors):  # few powers of ten
@@ -110,9 +115,9 @@ def _frontier(points: list[FrontierPoint]) -> bytes:
     chosen = [point for point in points if point.chosen]
     _marks(axes, chosen, "chosen", s=190, marker="o", edgecolors=INK, facecolors="none", linewidths=1.6, zorder=5)
     for point in points:
-        if point.chosen or point.kind == "preset":
+        if point.chosen or point.kind in ("preset", "dense"):
             near = "" if point.psnr is None else f", {words.decibels(point.psnr)}"
-            side: dict[str, Any] = {"xytext": (7, 5), "color": "C4"}
+            side: dict[str, Any] = {"xytext": (7, 5), "color": _LOOKS[point.kind][0]}
             if point.chosen:  # below what calibration offers
                 side = {"xytext": (-11, -8), "ha": "right", "va": "top", "weight": "bold"}
             axes.annotate(f"{written(point.name or 'chosen')}{near}", (point.cost, max(point.error, 0)),

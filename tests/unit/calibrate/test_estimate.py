@@ -9,14 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from fpsgen.calibrate import estimate
+from fpsgen.calibrate import estimate, frontier
 from fpsgen.calibrate.budget import Budget
+from fpsgen.calibrate.candidates import EVERYTHING, Choice
 from fpsgen.calibrate.job import EFFORT as REAL
 from fpsgen.calibrate.job import Job
 from fpsgen.calibrate.run import Result, calibrate
 from fpsgen.target import Target
+from fpsgen.wan.plan import dense
 from fpsgen.wan.transformer import WanTransformer
-from tests.tools.calibration import CPU, EFFORT, VIDEO, Recorder, small_job, wan_job
+from tests.tools.calibration import ATTENTION, CPU, EFFORT, VIDEO, Recorder, small_job, wan_job
 
 
 def run(job: Job, watcher: Recorder | None = None) -> Result:
@@ -51,13 +53,18 @@ def test_14b_at_720p_by_hand() -> None:
     assert parts["verification, a round"].seconds == pytest.approx((1 - saved) * estimate.clip_seconds(job))
 
 
-def test_14b_at_720p_takes_no_more_than_three_clips() -> None:
-    job = wan_job("14b", 1280, 720, REAL["wan"])
-    assert sum(part.seconds for part in estimate.parts(job)) <= 3 * estimate.clip_seconds(job)
+@pytest.mark.parametrize(("choose", "clips"), [(ATTENTION, 3), (EVERYTHING, 5)])
+def test_14b_at_720p_takes_no_more_than_some_clips(choose: frozenset[Choice], clips: int) -> None:
+    """Without the fewer dense steps that the schedule is compared with, whose number it decides."""
+    job = replace(wan_job("14b", 1280, 720, REAL["wan"]), choose=choose)
+    assert sum(part.seconds for part in estimate.parts(job)) <= clips * estimate.clip_seconds(job)
 
 
+@pytest.mark.parametrize("choose", [ATTENTION, EVERYTHING])
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
-def test_as_many_forwards_as_there_are(pocket_folder: Path, monkeypatch: pytest.MonkeyPatch, guidance: float) -> None:
+def test_as_many_forwards_as_there_are(
+    pocket_folder: Path, monkeypatch: pytest.MonkeyPatch, guidance: float, choose: frozenset[Choice]
+) -> None:
     forwards = 0
     real = WanTransformer.forward
 
@@ -68,25 +75,29 @@ def test_as_many_forwards_as_there_are(pocket_folder: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(WanTransformer, "forward", counted)
     video, effort = replace(VIDEO, guidance=guidance), replace(EFFORT, clips=2, probed=1, checks=2)
-    job = small_job(pocket_folder, video, effort, Budget("cost", 0.3))  # one round
-    result = run(job)
-    # Steps that are dense at the beginning are not rendered again.
-    dense = result.preset.steps(job.model, job.settings)
-    same = next(i for i, step in enumerate(dense) if any(plan.is_8bit for plan in step.attention))
+    job = small_job(pocket_folder, video, effort, Budget("cost", 0.4), choose)  # one round
+    steps = run(job).preset.steps(job.model, job.settings)
+    branches = job.settings.branches
+    # Steps that are dense at the beginning are not rendered again, and others only as far as the schedule says.
+    same = next(i for i, step in enumerate(steps) if step != dense(job.tiles, 2))
+    left = sum(1 - step.share(branches) for step in steps) + same
     wanted = sum(part.forwards for part in estimate.parts(job))
-    assert forwards == wanted - same * effort.checks * (1 if guidance == 1 else 2)
+    assert forwards == wanted - left * effort.checks * branches
 
 
 @pytest.mark.parametrize("budget", [Budget("cost", 0.3), Budget("psnr", 57.0), Budget("psnr", 20.0)])
 def test_the_bar_ends_at_its_end(pocket_folder: Path, budget: Budget) -> None:
     """All work is told as done, in several rounds, and again where it was there already."""
-    job = small_job(pocket_folder, effort=replace(EFFORT, look=3, decode=5), budget=budget)
+    effort = replace(EFFORT, rivals=2, look=3, decode=5)
+    job = small_job(pocket_folder, effort=effort, budget=budget, choose=EVERYTHING)
     for _ in range(2):
         watcher = Recorder()
-        run(job, watcher)
+        made = run(job, watcher)
         assert watcher.done == pytest.approx(watcher.wanted)
         assert watcher.stages == ["load", "measure", "verify"]
-        assert watcher.wanted == job.work + (len(watcher.notes) - 1) * job.round
+        rivals = frontier.fewer_steps(job, made.preset.steps(job.model, job.settings))
+        work = sum(job.effort.checks * (len(own) + job.effort.decode) for own in rivals)
+        assert watcher.wanted == job.work + (len(watcher.notes) - 1) * job.round + work
         assert len(watcher.notes) > 1 or budget.value != 57
 
 
@@ -104,7 +115,7 @@ def test_bytes_that_are_kept(pocket_folder: Path, tmp_path: Path) -> None:
 def test_a_table_without_windows(pocket_folder: Path) -> None:
     """One tile: dense in 8 bits is all there is, and it is found."""
     video = replace(VIDEO, width=32, height=16, frames=5)
-    job = small_job(pocket_folder, video, budget=Budget("cost", 0.6))
+    job = small_job(pocket_folder, video, budget=Budget("cost", 0.7))
     assert job.tiles.counts == (1, 1, 1)
     preset = run(job).preset
     assert preset.measured is not None

@@ -14,7 +14,7 @@ from fpsgen.attention.plan import AttentionPlan, KeyTiles
 from fpsgen.calibrate import frontier
 from fpsgen.calibrate.budget import Budget, Tried
 from fpsgen.calibrate.job import problem
-from fpsgen.calibrate.measure import Measurement
+from fpsgen.calibrate.measurement import Measurement
 from fpsgen.calibrate.record import Checked
 from fpsgen.calibrate.schedule import to_preset
 from fpsgen.calibrate.solve import within_cost
@@ -67,7 +67,7 @@ def test_of_what_is_no_candidate_the_nearest_of_its_kind(
 def test_a_solved_schedule_is_estimated_as_it_was_solved(pocket_folder: Path) -> None:
     job = small_job(pocket_folder)
     of = measurement(len(job.candidates.choices))
-    solved = within_cost(problem(job, of.errors), 0.4)
+    solved = within_cost(problem(job, of), 0.4)
     assert solved is not None
     plans = to_preset(job, solved).steps(job.model, job.settings)
     assert frontier.estimate(of, plans, job) == pytest.approx(solved.error)
@@ -83,7 +83,7 @@ def test_a_shipped_preset_of_other_tiles_is_left_out(
     phases = (Phase(sigma=(1.0, 0.0), window=(1, 1, 1), qk="int8", pv="fp8"),)
     monkeypatch.setattr(shipped, "names", lambda: ["theirs"])
     monkeypatch.setattr(shipped, "load", lambda name: Preset(name=name, phases=phases, tile=tile))
-    solved = within_cost(problem(job, of.errors), 0.4)
+    solved = within_cost(problem(job, of), 0.4)
     assert solved is not None
     tried = Tried(solved, [Checked("a cat", 0, 0.01, 30.0)], True)
     points = frontier.points(job, of, [tried])

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from fpsgen.calibrate.job import EFFORT, defaults, phases_of, problem, spans
+from fpsgen.calibrate.measurement import Measurement
 from fpsgen.presets import Phase, Preset, file
 from fpsgen.solvers import FEW_STEPS, Sigmas, Solver, SolverName
 from tests.tools.calibration import VIDEO, small_job, wan_job
@@ -53,7 +54,7 @@ def test_a_budget_of_cost_counts_the_steps_of_the_video(pocket_folder: Path, ste
     """Which may be more than the measured trajectory's: then the phases have other shares of them."""
     job = small_job(pocket_folder, settings=replace(VIDEO, steps=steps, shift=8.0))
     errors = torch.zeros(2, 2, 2, 3, len(job.candidates.choices), dtype=torch.float64)
-    weights = problem(job, errors).weights
+    weights = problem(job, Measurement(errors, errors.sum((2, 3, 4)))).weights
     end = job.phases[0].sigma[1]
     first = sum(sigma > end for sigma in job.settings.noise_levels)
     assert weights.tolist() == [first / steps, 1 - first / steps]

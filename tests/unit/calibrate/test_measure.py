@@ -16,7 +16,8 @@ from fpsgen.attention.plan import AttentionPlan
 from fpsgen.calibrate import local, trajectory
 from fpsgen.calibrate.candidates import Candidates
 from fpsgen.calibrate.job import spans
-from fpsgen.calibrate.measure import Measurement, Measuring, tapping
+from fpsgen.calibrate.measure import Measuring, tapping
+from fpsgen.calibrate.measurement import Measurement
 from fpsgen.calibrate.trajectory import Clip, Renderer
 from fpsgen.errors import RenderError
 from fpsgen.wan.plan import StepPlan

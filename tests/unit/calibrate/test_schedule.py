@@ -36,7 +36,7 @@ def solved(seed: int, candidates: Candidates, phases: int, layers: int, heads: i
             one = rng.randrange(count)
             of_heads = [rng.randrange(count) for _ in range(heads)] if rng.random() < 0.6 else [one] * heads
             window[phase, layer] = torch.tensor(of_heads if precision[phase, layer] else [count - 1] * heads)
-    return Schedule(precision, window, 0.5, 0.1)
+    return Schedule(precision, window, torch.zeros_like(precision), 0.5, 0.1)
 
 
 def check(made: Preset, found: Schedule, candidates: Candidates, phases: list[StepSpan], steps: int) -> None:
@@ -96,7 +96,7 @@ def test_more_choices_than_letters_of_the_alphabet() -> None:
     assert count == 2 * (63 + 16) + 1
     phases = spans(replace(VIDEO, steps=4, shift=SHIFT), 2)
     choice = torch.arange(160).clamp(max=count - 1).repeat(2, 1).view(2, 2, 80)
-    found = Schedule(torch.full((2, 2), 1), choice, 0.5, 0.1)
+    found = Schedule(torch.full((2, 2), 1), choice, torch.zeros(2, 2).long(), 0.5, 0.1)
     made = schedule.preset(found, candidates, phases, "made.toml", "14b")
     assert len(made.windows) == count - 1
     check(made, found, candidates, phases, 4)
@@ -118,7 +118,7 @@ def test_what_most_layers_do_is_said_once() -> None:
     precision, window = torch.ones(1, 6, dtype=torch.int64), torch.zeros(1, 6, 2, dtype=torch.int64)
     window[0, 4] = len(candidates.choices) - 1
     phases = spans(replace(VIDEO, steps=2, shift=SHIFT), 1)
-    found = Schedule(precision, window, 0.5, 0.1)
+    found = Schedule(precision, window, torch.zeros_like(precision), 0.5, 0.1)
     made = schedule.preset(found, candidates, phases, "made.toml", "pocket")
     (phase,) = made.phases
     assert phase.window == candidates.choices[0].window
@@ -131,7 +131,8 @@ def test_a_window_that_spans_its_axis_spans_a_longer_one_as_far_as_odd_lengths_g
     short, longer = TileGrid((7, 6, 10), (2, 2, 2)), TileGrid((15, 6, 10), (2, 2, 2))
     candidates = Candidates(short, 75_600)
     one, other = (candidates.choices.index(KeyTiles(window)) for window in ((4, 1, 1), (4, 1, 3)))
-    found = Schedule(torch.ones(1, 2, dtype=torch.int64), torch.tensor([[[one, one], [one, other]]]), 0.5, 0.1)
+    ones = torch.ones(1, 2, dtype=torch.int64)
+    found = Schedule(ones, torch.tensor([[[one, one], [one, other]]]), torch.zeros_like(ones), 0.5, 0.1)
     phases = spans(replace(VIDEO, steps=2, shift=SHIFT), 1)
     made = schedule.preset(found, candidates, phases, "made.toml", "pocket")
     check(made, found, candidates, phases, 2)

@@ -125,7 +125,8 @@ def test_what_is_left_goes_to_the_exchanges_that_gain_most_for_it() -> None:
 
 
 def test_schedules_are_the_same_where_every_choice_is() -> None:
-    one = Schedule(torch.ones(1, 2, dtype=torch.int64), torch.zeros(1, 2, 2, dtype=torch.int64), 0.5, 0.1)
+    ones, none = torch.ones(1, 2, dtype=torch.int64), torch.zeros(1, 2, 2, dtype=torch.int64)
+    one = Schedule(ones, none, none[..., 0], 0.5, 0.1)
     assert one.same(replace(one, cost=0.6, error=0.2))
     assert not one.same(replace(one, precision=torch.tensor([[1, 2]])))
     assert not one.same(replace(one, choice=torch.tensor([[[0, 0], [0, 1]]])))

@@ -179,7 +179,7 @@ WRONG: list[tuple[str, int | None, str]] = [
     ("format = 1\nphase = []\n", 2, "0 phases"),
     ("format = 1\nphase = [1]\n", 2, "phase = [1]"),
     ("format = 1\n\n[phase]\nsigma = [1, 0]\n", 3, "phase = {'sigma': [1, 0]}"),
-    ("format = 1\n" + "[[phase]]\nsigma = [1, 0]\n" * 101, 2, "101 phases; 1 to 100"),
+    ("format = 1\n" + "[[phase]]\nsigma = [1, 0]\n" * 1001, 2, "1001 phases; 1 to 1000"),
     ("tiles = [1, 2, 3]\n" + ONE, 1, "no key 'tiles'; did you mean tile?"),
     (f"{'x' * 5000} = 1\n" + ONE, 1, "there is no key 'xxx"),
     # The head

@@ -1,0 +1,207 @@
+"""How each step of a video is had: computed with both guidance branches or one, or continued from steps before it.
+
+What is reused is wrong by what it has changed since, which the velocities of a dense trajectory say without any further
+forward pass: of the same quadratic form as theirs, so that a matrix of inner products is all that is kept of them.
+Errors of a step that is computed are there again in the steps that continue from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate, chain, pairwise
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fpsgen.wan.plan import Guidance
+
+MOST_REUSED = 3  # steps in succession that are continued
+_OLDEST = 6  # steps since both guidance branches were computed, where their difference is used again
+
+
+# A kind of step that is computed: its phase, whether the conditional branch is alone, how many steps continue from it.
+Row = tuple[int, bool, int]
+
+
+class ComputedStep(NamedTuple):
+    """A step that is computed, and how many steps after it continue from it. phase: which the step belongs to."""
+
+    phase: int
+    guidance: Guidance
+    reused: int
+
+    @property
+    def row(self) -> Row:
+        """What attention and linear layers depend on."""
+        return self.phase, self.guidance != "full", self.reused
+
+
+class _StepState(NamedTuple):
+    """What decides how steps are best had from `at` on: the steps since the computed one before it, 0 where there is
+    none; the age of the difference of both branches, 0 where none is young enough; the guidance of the step before."""
+
+    at: int
+    gap: int
+    age: int
+    last: Guidance
+
+    def after(self, run: ComputedStep) -> _StepState:
+        gap = run.reused + 1
+        age = gap if run.guidance == "full" else self.age + gap if self.age else 0
+        return _StepState(self.at + gap, gap, age if age <= _OLDEST else 0, run.guidance)
+
+
+@dataclass(frozen=True, eq=False)
+class _Graph:
+    """What follows each state: its runs, their errors, and the number of the state after them, which is one more than
+    there are at the video's end. of_step: the numbers of each step's states. rows (by number), errors, then: the same,
+    [states, ways]; an error is infinite where there is no further way."""
+
+    ways: list[list[tuple[ComputedStep, float, int]]]
+    of_step: list[slice]
+    rows: Tensor
+    errors: Tensor
+    then: Tensor
+
+    @classmethod
+    def of(cls, ways: list[list[tuple[ComputedStep, float, int]]], counts: list[int], rows: list[Row]) -> _Graph:
+        """counts: of the states of each step."""
+        ends = list(accumulate(counts, initial=0))
+        shape, number = (len(ways), max(map(len, ways))), {row: index for index, row in enumerate(rows)}
+        of_row, then = torch.zeros(2, *shape, dtype=torch.int64)
+        errors = torch.full(shape, torch.inf, dtype=torch.float64)
+        for state, each in enumerate(ways):
+            for way, (run, error, after) in enumerate(each):
+                of_row[state, way], errors[state, way], then[state, way] = number[run.row], error, after
+        return cls(ways, [slice(*own) for own in pairwise(ends)], of_row, errors, then)
+
+
+@dataclass(frozen=True, eq=False)
+class Ways:
+    """What there is to choose from in a video's steps, and what it does.
+
+    phase_of_step: their phases. levels: the noise level before each. sensitivity: float64 [phases], error of the final
+    latents for each squared change of a velocity in one step. velocities, differences: float64 [steps, steps], inner
+    products of the guided velocities of a dense trajectory, and of what both branches differ by times guidance - 1;
+    None where that is not to be chosen. conditional: float64 [phases], the squared change of the velocity by attention
+    and linear layers where only the conditional branch has it, over that where both have.
+    """
+
+    phase_of_step: tuple[int, ...]
+    levels: tuple[float, ...]
+    sensitivity: Tensor
+    conditional: Tensor
+    velocities: Tensor | None
+    differences: Tensor | None
+
+    @cached_property
+    def rows(self) -> list[Row]:
+        """All that there may be."""
+        reused = range(1 if self.velocities is None else MOST_REUSED + 1)
+        alone = (False,) if self.differences is None else (False, True)
+        return [(phase, own, n) for phase in range(len(self.sensitivity)) for own in alone for n in reused]
+
+    def weights(self) -> tuple[Tensor, Tensor]:
+        """float64 [rows]: what a row's costs and errors count in one step; both 1 in all steps of a phase are all."""
+        steps, in_phase = len(self.phase_of_step), [self.phase_of_step.count(p) for p in range(len(self.sensitivity))]
+        costs = [(0.5 if alone else 1.0) / steps for _, alone, _ in self.rows]
+        errors = [
+            (n + 1) * (float(self.conditional[phase]) if alone else 1.0) / max(1, in_phase[phase])
+            for phase, alone, n in self.rows
+        ]
+        return torch.tensor(costs, dtype=torch.float64), torch.tensor(errors, dtype=torch.float64)
+
+    def _slope(self, gap: int, at: int, step: int) -> float:
+        """By how much the line goes on, from the computed step `gap` steps before `at`, to `at`, to `step`."""
+        if not gap:
+            return 0.0
+        return (self.levels[step] - self.levels[at]) / (self.levels[at] - self.levels[at - gap])
+
+    @cached_property
+    def _continued(self) -> list[list[list[tuple[float, float, float]]]]:
+        """By the steps since the computed step before (0: there is none), the computed step, and how many steps are
+        continued from it: what is wrong with these, and how often they have what was wrong in the one and the other."""
+        steps = len(self.levels)
+        found = []
+        for gap in range(MOST_REUSED + 2):
+            found.append([[(0.0, 0.0, 0.0)] for _ in range(steps)])
+            for at in range(gap, steps if self.velocities is not None else 0):
+                for step in range(at + 1, min(at + MOST_REUSED + 1, steps)):
+                    slope, (wrong, new, old) = self._slope(gap, at, step), found[gap][at][-1]
+                    terms = [(at, 1 + slope), (at - gap, -slope), (step, -1.0)]
+                    wrong += self._error(self.velocities, terms, step)
+                    found[gap][at].append((wrong, new + (1 + slope) ** 2, old + slope**2))
+        return found
+
+    @cached_property
+    def _guided(self) -> list[list[float]]:
+        """By the age of the difference that is used again (0: without guidance), and the step: the error of that."""
+        steps = len(self.levels)
+        found = [[0.0] * steps for _ in range(_OLDEST + 1)]
+        if (d := self.differences) is None:
+            return found
+        for age in range(_OLDEST + 1):
+            for at in range(age, steps):
+                terms = [(at - age, 1.0), (at, -1.0)] if age else [(at, 1.0)]
+                found[age][at] = self._error(d, terms, at)
+        return found
+
+    def _error(self, products: Tensor | None, terms: Sequence[tuple[int, float]], step: int) -> float:
+        """Of a sum of velocities with these factors, which is what a step is wrong by."""
+        assert products is not None
+        square = sum(a * b * float(products[i, j]) for i, a in terms for j, b in terms)
+        return max(square, 0.0) * float(self.sensitivity[self.phase_of_step[step]])
+
+    def best(self, values: Tensor, price: float) -> tuple[list[ComputedStep], float]:
+        """The runs of least value, and the error of what is reused in them. values: float64 [rows], of a step of each;
+        price: of error. By dynamic programming, from the last step back."""
+        graph = self._graph
+        least = torch.zeros(len(graph.ways) + 1, dtype=torch.float64)  # and of the video's end, where nothing is left
+        picked = torch.zeros(len(graph.ways), dtype=torch.int64)
+        own = torch.where(graph.errors.isfinite(), values[graph.rows] + price * graph.errors, torch.inf)
+        for some in reversed(graph.of_step):
+            least[some], picked[some] = (own[some] + least[graph.then[some]]).min(1)
+        runs, total, state = [], 0.0, 0
+        while state < len(graph.ways):
+            run, error, state = graph.ways[state][int(picked[state])]
+            runs.append(run)
+            total += error
+        return runs, total
+
+    @cached_property
+    def _graph(self) -> _Graph:
+        end = len(self.levels)
+        of_step: list[dict[_StepState, list[tuple[ComputedStep, float]]]] = [{} for _ in range(end)]
+        of_step[0][_StepState(0, 0, 0, "full")] = []
+        for states in of_step:
+            for state, ways in states.items():
+                ways += self._ways(state)
+                for run, _ in ways:
+                    if (then := state.after(run)).at < end:
+                        of_step[then.at].setdefault(then, [])
+        number = {state: index for index, state in enumerate(chain(*of_step))}
+        followed = [
+            [(run, error, number.get(state.after(run), len(number))) for run, error in ways]
+            for states in of_step
+            for state, ways in states.items()
+        ]
+        return _Graph.of(followed, [len(states) for states in of_step], self.rows)
+
+    def _ways(self, state: _StepState) -> Iterator[tuple[ComputedStep, float]]:
+        """Each way to have a step, and the error of what is reused in it and in those that continue from it."""
+        at, gap, age, last = state
+        guidances: list[tuple[Guidance, float]] = [("full", 0.0)]
+        if self.differences is not None:
+            guidances.append(("off", self._guided[0][at]))
+            if age:
+                guidances.append(("reuse", self._guided[age][at]))
+        before = 0.0  # wrong in the computed step before, as its difference was then of another age
+        if last != "full":
+            before = self._guided[0 if last == "off" else age - gap if age else _OLDEST][at - gap]
+        for guidance, own in guidances:
+            for reused, (wrong, new, old) in enumerate(self._continued[gap][at]):
+                error = wrong + own + new * own + old * before
+                yield ComputedStep(self.phase_of_step[at], guidance, reused), error
