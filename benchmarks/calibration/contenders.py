@@ -14,7 +14,7 @@ from benchmarks.calibration.worker import Plans, job_for
 from fpsgen.attention.plan import AttentionPlan, KeyTiles, Rest, fit
 from fpsgen.calibrate import frontier, solve
 from fpsgen.calibrate.job import Job, mean_cost, problem
-from fpsgen.calibrate.measure import Measurement
+from fpsgen.calibrate.measurement import Measurement
 from fpsgen.calibrate.schedule import to_preset
 from fpsgen.calibrate.solve import Axis
 from fpsgen.presets import cost
@@ -48,14 +48,13 @@ def contenders_of(level: str, measurement: Measurement, trial: Trial) -> dict[st
     """All of one level, by name."""
     limit = LEVELS[level]
     job = job_for(limit)
-    errors = measurement.errors
     windows = torch.tensor([own.is_window for own in job.candidates.choices])
     found = {
-        "calibrated": solved(job, errors, limit),
-        "windows alone": solved(job, errors, limit, only=windows),
+        "calibrated": solved(job, measurement, limit),
+        "windows alone": solved(job, measurement, limit, only=windows),
     }
     for name, axis in WITHOUT.items() if level != "least" else ():
-        found[name] = solved(job, errors, limit, tied=axis)
+        found[name] = solved(job, measurement, limit, tied=axis)
     for kind, every in (("top", uniform_tops(job, limit)), ("window", uniform_windows(job, limit))):
         likeliest = sorted(every, key=lambda name: frontier.estimate(measurement, every[name], job))[:TRIED]
         best = least(trial, {name: every[name] for name in likeliest})
@@ -63,7 +62,7 @@ def contenders_of(level: str, measurement: Measurement, trial: Trial) -> dict[st
     once = cost.of_plan(AttentionPlan(job.tiles, qk="int8", pv="fp8"), job.candidates.tokens)
     steps = max(2, math.floor(limit / once * STEPS + 1e-9))
     found[f"fewer steps: {steps}"] = (dense(job),) * steps
-    fewer = {str(steps): solved(job_for(limit, steps), errors, limit * STEPS / steps) for steps in FEWER}
+    fewer = {str(steps): solved(job_for(limit, steps), measurement, limit * STEPS / steps) for steps in FEWER}
     best = least(trial, fewer)
     found[f"calibrated, fewer steps: {best}"] = fewer[best]
     return found
@@ -75,9 +74,12 @@ def least(trial: Trial, every: dict[str, Plans]) -> str:
     return min(zip(errors, every, strict=True))[1]
 
 
-def solved(job: Job, errors: Tensor, limit: float, tied: Axis | None = None, only: Tensor | None = None) -> Plans:
-    """The schedule of least estimated error that costs at most `limit` a step; only: which choices there are."""
-    task = problem(job, errors)
+def solved(
+    job: Job, measurement: Measurement, limit: float, tied: Axis | None = None, only: Tensor | None = None
+) -> Plans:
+    """The schedule of least estimated error whose attention costs at most `limit` a step; only: which choices there
+    are."""
+    task = dataclasses.replace(problem(job, measurement), attention=1.0)
     if only is not None:
         task = dataclasses.replace(task, costs=task.costs.where(only, math.inf))
     if tied is not None:

@@ -15,6 +15,8 @@ from fpsgen.calibrate.record import Checked
 from fpsgen.calibrate.trajectory import Clip, Renderer
 from fpsgen.calibrate.verify import Checker
 from fpsgen.journal import Journal
+from fpsgen.presets import cost
+from fpsgen.wan.config import WAN_14B
 from fpsgen.wan.plan import StepPlan
 from fpsgen.weights import models
 from fpsgen.weights.load import load_text_encoder, load_transformer, load_vae
@@ -26,11 +28,13 @@ Plans = tuple[StepPlan, ...]  # of each step
 
 
 def job_for(level: float, steps: int | None = None) -> Job:
-    """What `fpsgen calibrate --model pocket --target-cost LEVEL` runs, for a video of so many steps."""
+    """What calibrates attention alone, at a level of its cost, for a video of so many steps."""
     model = models.find("pocket")
     effort, prompts = defaults(model.family)
+    linear = cost.of_linear(WAN_14B, cost.STAND_IN_TOKENS)
+    budget = Budget("cost", cost.of_video(level, linear))
     settings = replace(model.defaults, steps=steps or model.defaults.steps)
-    return Job(model, settings, effort, Budget("cost", level), prompts, 0, "calibrated")
+    return Job(model, settings, effort, budget, prompts, 0, "calibrated", frozenset({"attention"}))
 
 
 class Worker:
