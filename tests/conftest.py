@@ -24,9 +24,10 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def no_settings_of_the_developers(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Neither these tests nor the processes that they start read a settings file that is not theirs."""
+def nothing_of_the_developers(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Neither these tests nor the processes that they start read settings, or what is kept, that is not theirs."""
     os.environ["XDG_CONFIG_HOME"] = str(tmp_path_factory.mktemp("config"))
+    os.environ["FPSGEN_CACHE_DIR"] = str(tmp_path_factory.mktemp("cache"))
     for name in ("FPSGEN_MODEL", "FPSGEN_PRESET", "FPSGEN_OUTPUT_DIR"):
         os.environ.pop(name, None)
 
