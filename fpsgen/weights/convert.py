@@ -11,24 +11,26 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import diffusers
+import huggingface_hub
 import torch
-from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import UMT5Config
 
 from fpsgen.errors import RenderError, UsageError, option
 from fpsgen.files import is_full, write_json
+from fpsgen.machine import installed
 from fpsgen.printable import printable, readable
 from fpsgen.settings import defaults_of
 from fpsgen.weights import configs, layout, load
 from fpsgen.weights.headers import read_json, trained_for
 from fpsgen.weights.layout import PARTS, TOKENIZERS, Checkpoint, Format
 from fpsgen.weights.models import Model
+
+if TYPE_CHECKING:
+    from transformers import UMT5Config
 
 SHARD_SIZE = "5GB"
 
@@ -192,7 +194,7 @@ def _copy(source: Path, names: Iterable[str], target: Path) -> None:
 def _config(checkpoint: Checkpoint, part: str, target: Format) -> dict[str, Any]:
     """The content of a part's config.json."""
     if target == "original":
-        return {**configs.to_original(checkpoint.config), "_diffusers_version": diffusers.__version__}
+        return {**configs.to_original(checkpoint.config), "_diffusers_version": installed("diffusers")}
     if part == "transformer":
         return configs.to_diffusers(checkpoint.config)
     if part == "vae":
@@ -202,13 +204,15 @@ def _config(checkpoint: Checkpoint, part: str, target: Format) -> dict[str, Any]
 
 def write_pipeline(out: Path, shift: float) -> None:
     """Add scheduler and index to the parts in a Diffusers folder, which make it a WanPipeline."""
+    import diffusers
+
     scheduler = diffusers.UniPCMultistepScheduler(
         prediction_type="flow_prediction", use_flow_sigmas=True, num_train_timesteps=1000, flow_shift=shift
     )
     scheduler.save_pretrained(out / "scheduler")
     index = {
         "_class_name": "WanPipeline",
-        "_diffusers_version": diffusers.__version__,
+        "_diffusers_version": installed("diffusers"),
         "scheduler": ["diffusers", "UniPCMultistepScheduler"],
         "text_encoder": ["transformers", "UMT5EncoderModel"],
         "tokenizer": ["transformers", "PreTrainedTokenizerFast"],  # which reads tokenizer.json as it is
@@ -220,7 +224,7 @@ def write_pipeline(out: Path, shift: float) -> None:
 
 
 def _write_shards(state: dict[str, Tensor], folder: Path, stem: str, metadata: Mapping[str, str]) -> None:
-    split = split_torch_state_dict_into_shards(
+    split = huggingface_hub.split_torch_state_dict_into_shards(
         state, max_shard_size=SHARD_SIZE, filename_pattern=f"{stem}{{suffix}}.safetensors"
     )
     for name, parameters in split.filename_to_tensors.items():
@@ -261,6 +265,8 @@ def _arithmetic(checkpoint: Checkpoint) -> dict[str, Any]:
 
 def _vae_settings(checkpoint: Checkpoint) -> dict[str, Any]:
     """A VAE's whole configuration as diffusers has it."""
+    import diffusers  # takes seconds, and what is only trained needs it not
+
     with torch.device("meta"):
         config = diffusers.AutoencoderKLWan.from_config(checkpoint.vae_config).config
     return {
@@ -272,4 +278,6 @@ def _vae_settings(checkpoint: Checkpoint) -> dict[str, Any]:
 
 def _text_settings(checkpoint: Checkpoint) -> UMT5Config:
     """A text encoder's whole configuration as transformers has it."""
+    from transformers import UMT5Config  # as above
+
     return UMT5Config.from_dict(checkpoint.text_config)
