@@ -165,6 +165,25 @@ def test_what_can_be_known_without_torch_is_refused_without_it(tmp_path: Path) -
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_a_video_loads_no_library_that_it_does_not_use(wan_folder: Path, tmp_path: Path) -> None:
+    """Each of these takes as long as the pocket model's decoding, or longer."""
+    arguments = [
+        "generate", "cat", "--model", str(wan_folder), "--res", "96x64", "--frames", "5", "--steps", "2",
+        "-o", str(tmp_path / "a.mp4"),
+    ]  # fmt: skip
+    code = (
+        "import sys\n"
+        "from typer.testing import CliRunner\n"
+        "from fpsgen.cli import app\n"
+        f"result = CliRunner().invoke(app, {arguments!r})\n"
+        "assert result.exit_code == 0, result.output\n"
+        "heavy = {'diffusers', 'transformers', 'torch._dynamo', 'sympy', 'scipy', 'matplotlib', 'PIL', 'jinja2',\n"
+        "         'huggingface_hub.hf_api'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_help_starts_as_fast_as_its_libraries() -> None:
     """At most 0.25 s of CPU above a Python that imports typer and rich; best of several runs each, interleaved."""
 
