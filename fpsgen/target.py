@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Target:
     """dtype: of the transformer's matrix products; text_dtype: of the text encoder's. graphs: whether
-    videos run as CUDA graphs; None: where they can."""
+    videos run as CUDA graphs, where they can."""
 
     device: torch.device
     dtype: torch.dtype
     text_dtype: torch.dtype
-    graphs: bool | None = None
+    graphs: bool = False
 
     @property
     def dtype_name(self) -> str:

@@ -57,7 +57,7 @@ def find_device(name: str | None) -> torch.device:
     return device
 
 
-def find_target(name: str | None, dtype: Dtype | None, graphs: bool | None = None) -> Target:
+def find_target(name: str | None, dtype: Dtype | None, graphs: bool = False) -> Target:
     """Device and precisions together; UsageError where the device, or CUDA graphs on it, cannot be had.
 
     Without a choice, bf16 on a GPU and fp32 on a CPU, where bf16 is seldom faster; the text encoder in bf16, as the

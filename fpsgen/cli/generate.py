@@ -56,7 +56,7 @@ def generate(
     no_clobber: bool = False,
     device: str | None = None,
     dtype: chosen.Dtype | None = None,
-    graphs: bool | None = None,
+    graphs: bool = False,
     json: bool = False,
     verbose: bool = False,
 ) -> None:

@@ -31,10 +31,10 @@ from fpsgen.wan.transformer import KeyValue, WanTransformer, sinusoid
 Capture = Callable[[Callable[[], Tensor]], tuple[Callable[[], None], Tensor]]
 
 
-def why_not(device: torch.device, wanted: bool | None, backends: Mapping[AttentionPlan, Choice]) -> str | None:
-    """Why no pass can be a graph; None if they can. wanted: whether the user wants graphs; None: where they can be."""
-    if wanted is False:
-        return "they are switched off"
+def why_not(device: torch.device, wanted: bool, backends: Mapping[AttentionPlan, Choice]) -> str | None:
+    """Why no pass can be a graph; None if they can. wanted: whether the user wants graphs."""
+    if not wanted:
+        return "nobody asked for them"
     if device.type != "cuda":
         return "they are for CUDA GPUs"
     for plan, choice in backends.items():
