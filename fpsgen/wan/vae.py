@@ -85,9 +85,10 @@ def frames_of(
     if rounded is not None:
         first, others = next(pieces), stream(rounded, latents)
         found = metrics.psnr(metrics.mean_square(to_uint8(next(others)), to_uint8(first)))
-        dtype, pieces = ("bfloat16", others) if found >= ENOUGH else ("float32", pieces)
+        dtype = "bfloat16" if found >= ENOUGH else "float32"
         note(f"decoded in {dtype}: in bfloat16, the first frame has a PSNR of {found:.1f} dB to float32's")
-        pieces = chain([first], pieces)
+        pieces = chain([first], others if found >= ENOUGH else pieces)
+        del others  # with what it remembers, if it is not the one that goes on
     for piece in pieces:
         if not piece.isfinite().all():
             raise RenderError("the VAE gave values that are not finite: its weights are damaged", hint=FETCH_AGAIN)
