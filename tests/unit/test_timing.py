@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from fpsgen import timing
 from fpsgen.timing import STAGES, Timings
 
 
@@ -87,6 +88,16 @@ print(found.seconds["load"], found.total)
     whole = time.perf_counter() - begin
     load, total = map(float, done.stdout.split())
     assert 0.3 < load <= total < whole + 0.02  # the system counts in hundredths
+
+
+@pytest.mark.parametrize(
+    "told", ["", "1 (a) b) S", "1 (a) S" + 18 * " 0" + " 0", "1 (a) S" + 18 * " 0" + " 99999999999999"]
+)
+def test_where_the_system_does_not_tell_it_begins_with_the_command(monkeypatch: pytest.MonkeyPatch, told: str) -> None:
+    monkeypatch.setattr(timing, "_began", None)
+    monkeypatch.setattr(timing.Path, "read_text", lambda *_, **__: told)
+    timing.is_program()
+    assert 0 <= Timings.of_process().seconds["load"] < 1
 
 
 def test_a_record_in_another_s_process_begins_when_it_is_made() -> None:
