@@ -86,10 +86,15 @@ def test_it_makes_a_video_of_its_own_length_at_any_size(
     assert (meta["size"], len(frames), meta["fps"]) == (size, pocket.defaults.frames, pocket.defaults.fps)
 
 
+SURFING = ("cat", "surf", "sea")
+
+
 def test_a_cat_surfing_shows_a_cat_surfing(tmp_path: Path) -> None:
     """Through the front door, as the README has it; the video is judged by the network that ships."""
-    seen = []
+    seen: list[tuple[str, str, str]] = []
     for seed in (1, 2, 3):
+        if seen.count(SURFING) == 2:
+            return
         path = tmp_path / f"{seed}.mp4"
         args = ["--res", "160x96", "--seed", str(seed), "-o", str(path), "--json"]
         result = CliRunner().invoke(app, ["generate", "a cat surfing", *args])
@@ -97,4 +102,4 @@ def test_a_cat_surfing_shows_a_cat_surfing(tmp_path: Path) -> None:
         assert json.loads(result.stdout)["model"].startswith("pocket v")
         seen.append(load_network().classify(read(path)[1]))
     # One of three may miss: adherence is below 1, and its table says by how much.
-    assert sum(clip == ("cat", "surf", "sea") for clip in seen) >= 2, seen
+    assert seen.count(SURFING) >= 2, seen
