@@ -23,7 +23,7 @@ from fpsgen.wan.plan import LinearPrecision
 
 # What a GPU multiplies with. On a CPU, and where gradients pass, numbers stay in float32: there it takes longer to
 # convert them than to multiply them.
-_DTYPES: dict[Format, torch.dtype] = {"fp8": torch.float8_e4m3fn, "int8": torch.int8}
+DTYPES: dict[Format, torch.dtype] = {"fp8": torch.float8_e4m3fn, "int8": torch.int8}
 _KERNELS: dict[Format, str] = {"fp8": "torch._scaled_mm", "int8": "torch._int_mm"}
 
 # Rows that are rounded, or whose INT32 sums are scaled, at once: float32 copies of a whole layer would need more memory
@@ -40,9 +40,10 @@ class Rounded:
     dtype: torch.dtype
 
 
-def rounded(x: Tensor, precision: LinearPrecision) -> Tensor | Rounded:
-    """x [..., channels] for one product or several: as it is for "16bit", else with one scale for each token."""
-    if precision == "16bit":
+def rounded(x: Tensor | Rounded, precision: LinearPrecision) -> Tensor | Rounded:
+    """x [..., channels] for one product or several: as it is for "16bit" or where it is rounded already, else with one
+    scale for each token."""
+    if precision == "16bit" or isinstance(x, Rounded):
         return x
     autocast = torch.is_autocast_enabled(x.device.type)  # which training uses
     dtype = torch.get_autocast_dtype(x.device.type) if autocast else x.dtype
@@ -54,7 +55,7 @@ def quantized(x: Tensor, kind: Format) -> Quantized:
     scale = scale_of(x.detach().abs().amax(-1, keepdim=True), LARGEST[kind])
     if x.device.type == "cpu" or (torch.is_grad_enabled() and x.requires_grad):
         return round_by(x, scale, kind)
-    numbers = torch.empty(x.shape, dtype=_DTYPES[kind], device=x.device)
+    numbers = torch.empty(x.shape, dtype=DTYPES[kind], device=x.device)
     rows = (x.flatten(0, -2).split(_ROWS), scale.flatten(0, -2).split(_ROWS), numbers.flatten(0, -2).split(_ROWS))
     for some, own, into in zip(*rows, strict=True):
         scaled = some * (1 / own)  # in float32
@@ -93,7 +94,7 @@ def product(x: Rounded, weight: Quantized, bias: Tensor) -> Tensor:
     """[..., inputs] by [outputs, inputs]: x w + bias, in x's dtype."""
     numbers, scale = x.of.numbers.flatten(0, -2), x.of.scale.flatten(0, -2)
     outputs, inputs = weight.numbers.shape
-    converted = numbers.dtype == weight.numbers.dtype == _DTYPES[x.kind]
+    converted = numbers.dtype == weight.numbers.dtype == DTYPES[x.kind]
     # `_int_mm` wants more than 16 rows.
     if not converted or len(numbers) <= 16 or why_not(numbers.device, x.kind, inputs, outputs):
         sums = F.linear(x.of.numbers.float(), weight.numbers.float())
@@ -126,7 +127,7 @@ def why_not(device: torch.device, kind: Format, inputs: int, outputs: int) -> st
     if inputs % 16 or outputs % 16:
         return f"{inputs} or {outputs} channels are no multiple of 16"
     try:
-        a, one = torch.zeros(32, 32, dtype=_DTYPES[kind], device=device), torch.ones(32, 1, device=device)
+        a, one = torch.zeros(32, 32, dtype=DTYPES[kind], device=device), torch.ones(32, 1, device=device)
         if kind == "fp8":
             torch._scaled_mm(a, a.mT, one, one.mT, one[:, 0].bfloat16(), out_dtype=torch.bfloat16)
         else:

@@ -22,9 +22,10 @@ from fpsgen.attention.door import attend
 from fpsgen.attention.plan import AttentionPlan
 from fpsgen.attention.qk import QKTransform
 from fpsgen.attention.tiles import Shape3, TileGrid, kept
+from fpsgen.wan import elementwise
 from fpsgen.wan import plan as plans
 from fpsgen.wan.config import WanConfig
-from fpsgen.wan.linear import Linear, rounded
+from fpsgen.wan.linear import Linear, Rounded
 from fpsgen.wan.plan import UNROUNDED, LinearPrecision, Linears, StepPlan
 
 _FINGERPRINTED = 256  # values of a parameter, or a few more
@@ -172,9 +173,12 @@ class Block(nn.Module):
         """x: float32 [batch, tokens, dim]; modulation, by time: float32 [batch, 6, dim]."""
         dtype = self.cross_attn.q.weight.dtype
         shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = (self.modulation + modulation).chunk(6, dim=1)
-        x = x + gate * self.self_attn((self.norm1(x) * (1 + scale) + shift).to(dtype), rope, plan, linear.attention)
-        x = x + self.cross_attn(self.norm3(x).to(dtype), key_value)
-        return x + ffn_gate * self.ffn((self.norm2(x) * (1 + ffn_scale) + ffn_shift).to(dtype), linear.ffn)
+        given = elementwise.norm(x, self.norm1, dtype, (shift, scale), linear.attention)
+        made = self.self_attn(given, rope, plan, linear.attention)
+        x, given = elementwise.add_and_norm(x, made, gate, self.norm3, dtype)
+        made = self.cross_attn(given, key_value)
+        x, given = elementwise.add_and_norm(x, made, None, self.norm2, dtype, (ffn_shift, ffn_scale), linear.ffn)
+        return elementwise.add(x, self.ffn(given, linear.ffn), ffn_gate)
 
 
 class FFN(nn.Sequential):
@@ -183,9 +187,9 @@ class FFN(nn.Sequential):
     def __init__(self, config: WanConfig):
         super().__init__(Linear(config.dim, config.ffn_dim), nn.GELU("tanh"), Linear(config.ffn_dim, config.dim))
 
-    def forward(self, x: Tensor, precision: LinearPrecision = "16bit") -> Tensor:
-        up, gelu, down = self
-        return down(rounded(gelu(up(rounded(x, precision))), precision))
+    def forward(self, x: Tensor | Rounded, precision: LinearPrecision = "16bit") -> Tensor:
+        up, _, down = self
+        return down(elementwise.gelu(up(elementwise.rounded(x, precision)), precision))
 
 
 class Attention(nn.Module):
@@ -204,11 +208,13 @@ class Attention(nn.Module):
 
 
 class SelfAttention(Attention):
-    def forward(self, x: Tensor, rope: Tensor, plan: AttentionPlan, precision: LinearPrecision = "16bit") -> Tensor:
+    def forward(
+        self, x: Tensor | Rounded, rope: Tensor, plan: AttentionPlan, precision: LinearPrecision = "16bit"
+    ) -> Tensor:
         transform = QKTransform(self.norm_q.weight, self.norm_k.weight, self.eps, rope)
-        given = rounded(x, precision)
+        given = elementwise.rounded(x, precision)
         q, k, v = (self.split(layer(given)) for layer in (self.q, self.k, self.v))
-        return self.o(rounded(attend(q, k, v, transform, plan).flatten(2), precision))
+        return self.o(elementwise.rounded(attend(q, k, v, transform, plan).flatten(2), precision))
 
 
 class CrossAttention(Attention):

@@ -122,6 +122,7 @@ DEVICE int warp_sum(int x) {
   for (u32 each : all) sum += each;
   return static_cast<int>(sum);
 }
+DEVICE float __fmul_rn(float a, float b) { return a * b; }
 DEVICE int __popc(u32 x) { return __builtin_popcount(x); }
 DEVICE void atomic_max(u32* to, u32 x) { *to = std::max(*to, x); }
 template <int COUNT>

@@ -34,6 +34,7 @@ from fpsgen.attention.qk import QKTransform, prepare
 from fpsgen.attention.sums import HOPPER
 from fpsgen.attention.tiles import TileGrid
 from fpsgen.kernels.cache import Kernel
+from fpsgen.wan import elementwise
 
 SOURCES = assets.folder("kernels_cuda")
 SLOTS = 128
@@ -43,6 +44,7 @@ ENTRIES = {
     "sm90_attention": ("fps_attention",),
     "sm90_prologue": ("fps_rows", "fps_channels", "fps_tiles", "fps_v_again", "fps_summary"),
     "sm90_select": ("fps_select",),
+    "sm90_elementwise": ("fps_norm", "fps_residual", "fps_round", "fps_gelu"),
 }
 
 
@@ -68,8 +70,14 @@ def build(source: str, main: str, options: Mapping[str, int]) -> ctypes.CDLL:
 
 
 def entries(kernel: Kernel) -> tuple[str, ...]:
-    """Its entry functions: a prologue without a SUMMARY makes none."""
-    return tuple(name for name in ENTRIES[kernel.SOURCE] if name != "fps_summary" or kernel.defines["SUMMARY"])
+    """Its entry functions: a prologue without a SUMMARY makes none; what rounds to 8 bits needs them, and the residual
+    stream does not."""
+    absent: set[str] = set()
+    if kernel.SOURCE == "sm90_prologue" and not kernel.defines["SUMMARY"]:
+        absent = {"fps_summary"}
+    if kernel.SOURCE == "sm90_elementwise":
+        absent = {"fps_residual"} if kernel.defines["FORMAT"] else {"fps_round", "fps_gelu"}
+    return tuple(name for name in ENTRIES[kernel.SOURCE] if name not in absent)
 
 
 def exported(entries: tuple[str, ...], cluster: int = 1) -> str:
@@ -103,8 +111,9 @@ def run(library: ctypes.CDLL, entry: str, parameters: np.ndarray, blocks: int, s
 def on_this_machine(
     schedule: Schedule = Schedule(), blocks: int = 3, edited: Mapping[str, str] | None = None
 ) -> Iterator[None]:
-    """Launch on the CPU what `fpsgen.attention.hopper` launches, and let `attend` choose it. blocks: of persistent
-    kernels; edited: text of a source by its name. Memory that is not written shows as NaN."""
+    """Launch on the CPU what `fpsgen.attention.hopper` and `fpsgen.wan.elementwise` launch, and let `attend` and blocks
+    choose it. blocks: of persistent kernels; edited: text of a source by its name. Memory that is not written shows as
+    NaN."""
 
     def launch(kernel: Kernel, entry: str, count: int, parameters: np.ndarray, _: torch.device) -> None:
         text = (edited or {}).get(kernel.SOURCE) or (SOURCES / f"{kernel.SOURCE}.cu").read_text()
@@ -117,7 +126,8 @@ def on_this_machine(
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(True)  # torch.empty then fills with NaN, and with the largest integers
     try:
-        with mock.patch.multiple(hopper, launch=launch, multiprocessors=lambda _: blocks, why_not_here=lambda _: None):
+        here = {"launch": launch, "multiprocessors": lambda _: blocks, "why_not_here": lambda _: None}
+        with mock.patch.multiple(hopper, **here), mock.patch.object(elementwise, "launch", launch):
             yield
     finally:
         choose.cache_clear()
