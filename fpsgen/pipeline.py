@@ -29,6 +29,7 @@ from fpsgen.sampling import Denoiser, not_finite, zero_nonfinite
 from fpsgen.target import Target
 from fpsgen.timing import Timings
 from fpsgen.video import VideoWriter, check_path
+from fpsgen.wan import elementwise
 from fpsgen.wan import vae as wan_vae
 from fpsgen.wan.graphs import Graphs, why_not
 from fpsgen.wan.plan import distinct
@@ -244,6 +245,7 @@ def make_ready(plan: VideoPlan, timings: Timings) -> Iterator[Notice]:
     config = plan.model.config
     with timings.stage("compile"):
         built = door.make_ready(plan.target.device, distinct(plan.steps), config.num_heads, config.head_dim)
+        built += elementwise.make_ready(plan.target.device, plan.target.dtype, list(plan.kernels))
     if fresh := sorted({kernel.name for kernel in built if kernel.fresh and not kernel.note}):
         yield Notice(
             f"compiled {', '.join(fresh)}, which are kept for later runs in {built[0].cubin.parent.parent}", detail=True

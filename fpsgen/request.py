@@ -91,7 +91,7 @@ class VideoPlan:
         return {plan: door.choose(self.target.device, plan, head_dim) for plan in distinct(self.steps)}
 
     @cached_property
-    def kernels(self) -> dict[str, Choice]:
+    def kernels(self) -> dict[Format, Choice]:
         """What multiplies in 8-bit linear layers, by their formats."""
         config, linear = self.model.config, {own for step in self.steps for own in step.linear}
         kinds: list[Format] = [kind for kind in LARGEST if any(kind in (own.attention, own.ffn) for own in linear)]

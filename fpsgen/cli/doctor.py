@@ -140,6 +140,7 @@ def launched(found: TrialLaunch) -> Iterator[Row]:
     else:
         for name, error in found.errors.items():
             yield name, f"right: relative error {error:.1e} ({found.sums[name]})"
+        yield "between products", f"right: relative error {found.elementwise:.1e}"
 
 
 _SECTIONS: dict[str, tuple[str, Callable[[Any], Iterator[Row]]]] = {

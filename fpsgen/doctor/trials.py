@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 from math import isfinite
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 from fpsgen import files, machine
 from fpsgen.attention.plan import AttentionPlan, KeyTiles, QKPrecision, Seen
@@ -14,6 +14,8 @@ from fpsgen.doctor.checks import HEAD_DIM, sentence
 from fpsgen.kernels import cache, nvrtc
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import torch
 
 TRIAL_KERNEL = "attention-fp8-fp16"
@@ -52,7 +54,8 @@ def trial_compile() -> TrialCompile:
 @dataclass(frozen=True)
 class TrialLaunch:
     """The kernels on the GPU, against their emulator. why: if not ok; errors: by plan, None for no number; sums: by
-    plan, the rule by which the GPU's FP8 sums are nearest to the emulator's (`attention.sums`).
+    plan, the rule by which the GPU's FP8 sums are nearest to the emulator's (`attention.sums`); elementwise: the error
+    of what is between products, against PyTorch's operations.
 
     They are compiled into the cache, as `fpsgen generate` would.
     """
@@ -61,6 +64,7 @@ class TrialLaunch:
     why: str | None = "the trial could not begin"
     errors: dict[str, float | None] = field(default_factory=dict)
     sums: dict[str, str] = field(default_factory=dict)
+    elementwise: float | None = None
 
 
 def trial_launch() -> TrialLaunch:
@@ -83,7 +87,14 @@ def trial_launch() -> TrialLaunch:
     if wrong := [f"{name} {error:.2g}" for name, error in nearest.items() if not error <= TOLERANCE]:
         why = f"results are wrong: relative error {', '.join(wrong)}; rounding explains at most {TOLERANCE:g}"
         return TrialLaunch("failed", why, finite, sums)
-    return TrialLaunch("ok", None, finite, sums)
+    try:
+        between = elementwise_error(device)
+    except Exception as fault:
+        return TrialLaunch("failed", sentence(fault), finite, sums)
+    if not between <= TOLERANCE:
+        why = f"results are wrong: relative error between products {between:.2g}; rounding explains {TOLERANCE:g}"
+        return TrialLaunch("failed", why, finite, sums, between if isfinite(between) else None)
+    return TrialLaunch("ok", None, finite, sums, between)
 
 
 def tiny_plans() -> dict[str, AttentionPlan]:
@@ -115,3 +126,29 @@ def relative_errors(device: torch.device, plan: AttentionPlan) -> dict[str, floa
     given = prepare(q, here.norm_q, here), prepare(k, here.norm_k, here), v
     variant = emulator.VARIANTS[hopper.FASTEST[plan.qk]]
     return emulator.errors(found, variant, lambda sums: emulator.emulate(*given, plan, variant, sums=sums))
+
+
+def elementwise_error(device: torch.device) -> float:
+    """The largest error of what `wan.elementwise` makes on `device`, in each precision, against PyTorch on the CPU."""
+    import torch
+
+    from fpsgen.attention.emulator import error
+    from fpsgen.wan import elementwise
+    from fpsgen.wan.linear import Rounded
+    from fpsgen.wan.plan import LinearPrecision
+
+    generator = torch.Generator().manual_seed(_SEED)
+    x, y = torch.randn(2, 1, 5, 384, generator=generator)
+    gate, *modulation = torch.randn(3, 1, 1, 384, generator=generator)
+    norm, half = torch.nn.LayerNorm(384, elementwise_affine=False), torch.bfloat16
+
+    def made(where: torch.device) -> Iterator[torch.Tensor]:
+        shift, scale = (one.to(where) for one in modulation)
+        added, of_norm = y.to(where, half), (x.to(where), y.to(where, half), gate.to(where), norm, half, (shift, scale))
+        for precision in get_args(LinearPrecision):
+            sums, given = elementwise.add_and_norm(*of_norm, precision)
+            for one in (sums, given, elementwise.gelu(added, precision), elementwise.rounded(added, precision)):
+                yield (one.of.dequantize() if isinstance(one, Rounded) else one).cpu()
+
+    with torch.inference_mode():
+        return max(map(error, made(device), made(torch.device("cpu"))))

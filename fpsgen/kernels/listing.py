@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from fpsgen.errors import UsageError
-from fpsgen.kernels import cache, sm90_attention, sm90_prologue, sm90_select
+from fpsgen.kernels import cache, sm90_attention, sm90_elementwise, sm90_prologue, sm90_select
 from fpsgen.kernels.cache import Kernel
 from fpsgen.printable import meant, typed
 
@@ -35,6 +35,9 @@ def _all() -> Iterator[Named]:
             yield Named(f"{name}{smooth}-summary", f"{about}, {words}, with a summary", replace(plain, SUMMARY=True))
     for room, chooser in sm90_select.VARIANTS.items():
         yield Named(f"select-{room}", f"key tiles by their content, of {room} at most", chooser)
+    for precision, between in sm90_elementwise.VARIANTS.items():
+        form = {"16bit": "16 bits"}.get(precision, precision.upper())
+        yield Named(f"elementwise-{precision}", f"norms, residual, GELU; the next product's input in {form}", between)
 
 
 def _formats(variant: str) -> str:

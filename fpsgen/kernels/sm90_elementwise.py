@@ -45,11 +45,15 @@ class ElementwiseKernel:
 
 
 # By the precision of the product that reads what they write.
-VARIANTS = {"16bit": ElementwiseKernel(0), "fp8": ElementwiseKernel(1), "int8": ElementwiseKernel(2)}
+VARIANTS = {
+    "16bit": ElementwiseKernel(0),
+    "fp8": ElementwiseKernel(1),
+    "int8": ElementwiseKernel(2),
+}
 
 
 def traffic(kernel: ElementwiseKernel, rows: int, channels: int, wide: int, adds: bool = True) -> dict[str, Traffic]:
-    """By entry function, bytes that a launch reads from device memory, and writes to it. wide: channels of the rows that
+    """By entry function, bytes that a launch reads from device memory, and writes to it. wide: channels of rows that
     fps_gelu rounds. adds: whether fps_norm adds y.
 
     Gates, factors and addends, which all rows share, are too few to count.

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from math import ceil
 from typing import Any
 
-from fpsgen.kernels import sm90_prologue, sm90_select, traffic
+from fpsgen.kernels import sm90_elementwise, sm90_prologue, sm90_select, traffic
 from fpsgen.kernels.cache import Kernel
 from fpsgen.kernels.disassembly import Code
 from fpsgen.kernels.loops import TILE_TOKENS, Loop, UnknownLoopError, Way, loops
@@ -22,6 +22,7 @@ from fpsgen.kernels.pipes import Pipes
 from fpsgen.kernels.registers import is_wgmma, wgmma
 from fpsgen.kernels.replay import Replay, query_tile, replay
 from fpsgen.kernels.sm90_attention import HEAD_DIM, SLOTS, AttentionKernel
+from fpsgen.kernels.sm90_elementwise import ElementwiseKernel
 from fpsgen.kernels.sm90_prologue import PrologueKernel
 from fpsgen.kernels.sm90_select import SelectKernel
 
@@ -87,15 +88,16 @@ class Speed(Roofs):
 
 @dataclass(frozen=True)
 class Workload:
-    """The self-attention of one layer."""
+    """One layer."""
 
     name: str
     heads: int
     tokens: int
     tiles: int
+    ffn_dim: int
 
 
-WAN_14B_720P = Workload("14b 720p", heads=40, tokens=75_600, tiles=630)
+WAN_14B_720P = Workload("14b 720p", heads=40, tokens=75_600, tiles=630, ffn_dim=13_824)
 
 
 def speed(code: Code, kernel: AttentionKernel, pipes: Pipes) -> Speed:
@@ -135,9 +137,12 @@ def binding(counted: Counts, played: Replay, cycles: float) -> str:
     return name if busy[name] >= 0.9 * cycles else f"latency of one warp, then {name}"
 
 
-def prologue_bytes(kernel: PrologueKernel, work: Workload) -> dict[str, int]:
+def bytes_moved(kernel: PrologueKernel | ElementwiseKernel, work: Workload) -> dict[str, int]:
     """What each entry function reads from the GPU's memory and writes to it."""
-    moved = sm90_prologue.traffic(kernel, work.tokens, work.heads, work.tiles)
+    if isinstance(kernel, ElementwiseKernel):
+        moved = sm90_elementwise.traffic(kernel, work.tokens, work.heads * HEAD_DIM, work.ffn_dim)
+    else:
+        moved = sm90_prologue.traffic(kernel, work.tokens, work.heads, work.tiles)
     return {entry: own.read + own.written for entry, own in moved.items()}
 
 
@@ -242,12 +247,13 @@ def attention(
 
 
 def described(kernel: Kernel, functions: Mapping[str, Code], pipes: Pipes) -> dict[str, Any]:
-    """All of this of a kernel, as values: of attention `speed`, of a prologue what it moves at 14b 720p.
+    """All of this of a kernel, as values: of attention `speed`, of a prologue, and of what is between products, what it
+    moves at 14b 720p.
 
     ValueError where the listing is not one that the model can read.
     """
-    if isinstance(kernel, PrologueKernel):
-        moved = prologue_bytes(kernel, WAN_14B_720P)
+    if isinstance(kernel, PrologueKernel | ElementwiseKernel):
+        moved = bytes_moved(kernel, WAN_14B_720P)
         widths = {entry: traffic.widths(code) for entry, code in functions.items()}
         parts = {entry: {"dram_bytes": moved[entry], "accesses_by_bits": widths[entry]} for entry in functions}
         return {"workload": WAN_14B_720P.name, "functions": parts, "dram_bytes": sum(moved.values())}

@@ -82,13 +82,11 @@ def gelu(x: Tensor, precision: LinearPrecision) -> Tensor | Rounded:
     return linear.rounded(F.gelu(x, approximate="tanh"), precision)
 
 
-def make_ready(
-    device: torch.device, dtype: torch.dtype, precisions: Collection[LinearPrecision]
-) -> list[cache.Built]:
-    """Compile what a model in `dtype` will launch, whose products are in `precisions`, unless it is compiled already."""
+def make_ready(device: torch.device, dtype: torch.dtype, kinds: Collection[Format]) -> list[cache.Built]:
+    """Compile what a model in `dtype` will launch, some of whose products are in `kinds`, unless it is there."""
     if dtype != torch.bfloat16 or hopper.why_not_here(device):
         return []
-    return [cache.build(VARIANTS[one]) for one in dict.fromkeys(("16bit", *precisions))]
+    return [cache.build(VARIANTS[one]) for one in ("16bit", *kinds)]
 
 
 # ---- by the kernels --------------------------------------------------------------------------------------------------
@@ -147,8 +145,8 @@ def _over_tokens(
 def _rounded(function: str, x: Tensor, precision: Format) -> Rounded:
     """By blocks of a row each."""
     made = _room(x, precision)
-    given = {"y": x.contiguous(), "out": made.numbers, "scale": made.scale, "channels": x.shape[-1]}
-    launch(VARIANTS[precision], function, made.scale.numel(), packed(PARAMETERS, _NOTHING | given), x.device)
+    given = _NOTHING | {"y": x.contiguous(), "out": made.numbers, "scale": made.scale, "channels": x.shape[-1]}
+    launch(VARIANTS[precision], function, made.scale.numel(), packed(PARAMETERS, given), x.device)
     return Rounded(made, precision, x.dtype)
 
 

@@ -290,6 +290,7 @@ def test_on_a_card_the_kernels_are_tried(card: None) -> None:
         "fp8": "accumulator aligned, FP16 sums rounded",
         "int8": "accumulator aligned",
     }
+    assert report["launch"]["elementwise"] <= TOLERANCE
     assert report["gpus"]["devices"][0]["capability"] == "9.0"
     assert report["verdict"]["can"] == "NVIDIA H100: Hopper kernels ready."
     assert report["verdict"]["next"] == "fpsgen models pull 1.3b"

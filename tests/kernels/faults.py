@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from tests.kernels import host
 
 ATTENTION, PROLOGUE, SELECT, TILE = "sm90_attention.cu", "sm90_prologue.cu", "sm90_select.cu", "tile.cuh"
+ELEMENTWISE = "sm90_elementwise.cu"
 
 
 @dataclass(frozen=True)
@@ -299,7 +300,79 @@ def of_select() -> Iterator[Fault]:
         yield Fault(name, SELECT, old, new, *number)
 
 
-FAULTS = {fault.name: fault for fault in (*of_attention(), *of_lists(), *of_prologue(), *of_select())}
+def of_elementwise() -> Iterator[Fault]:
+    loop = "channel < P.channels; channel += THREADS * 4"
+    for name, old, new, *number in (
+        ("sums of half a warp", "int lanes = 16", "int lanes = 8"),
+        ("sums of warps are read before they are there", "threadIdx.x / 32] = own[n];\n  }\n  __syncthreads();",
+         "threadIdx.x / 32] = own[n];\n  }"),
+        ("the first warp's sum for all", "sm.warps[turn][n][warp];", "sm.warps[turn][n][0];"),
+        ("both rows have the first one's sums", "sm.warps[turn][n][warp];", "sm.warps[turn][0][warp];"),
+        ("the last of an odd number of rows is left out", "(P.tokens + TOGETHER - 1) / TOGETHER",
+         "P.tokens / TOGETHER"),
+        ("behind the last row comes the next entry's", "min(first + n, P.tokens - 1)", "first + n"),
+        ("rows of the first batch entry", "static_cast<u64>(entry) * P.tokens + min", "min"),
+        ("vectors of the first batch entry", "entry = blockIdx.x / blocks;", "entry = 0;"),
+        ("gates of the first batch entry", "P.gate + entry * P.gate_stride", "P.gate"),
+        ("factors of the first batch entry", "P.factor + rows.entry * P.factor_stride", "P.factor"),
+        ("addends of the first batch entry", "P.addend + rows.entry * P.addend_stride", "P.addend"),
+        ("one gate for four channels", "__fmul_rn(gate.x[i], y.x[i])", "__fmul_rn(gate.x[0], y.x[i])"),
+        ("y without its gate", "__fmul_rn(gate.x[i], y.x[i])", "y.x[i]"),
+        ("a gate where there is none", "Four{1.f, 1.f, 1.f, 1.f}", "Four{}"),
+        ("numbers of a pair swapped", "{bf16_low(low), bf16_high(low),", "{bf16_high(low), bf16_low(low),"),
+        ("the sum is not written", "  put(P.sum + from, x);\n", ""),
+        ("the sum is that of a row alone", "sm.row[n][channel / 4] = x;  // which", "sm.row[0][channel / 4] = x;  //"),
+        ("a residual stream that ends early", loop, "channel < P.channels - 4; channel += THREADS * 4"),
+        ("a mean that ends early", loop, "channel < P.channels - 4; channel += THREADS * 4", 1),
+        ("a variance that ends early", loop, "channel < P.channels - 4; channel += THREADS * 4", 2),
+        ("a norm that ends early", loop, "channel < P.channels - 4; channel += THREADS * 4", 3),
+        ("codes that end early", loop, "channel < P.channels - 4; channel += THREADS * 4", 4),
+        ("a number left out of the mean", "(x.x[2] + x.x[3])", "x.x[2]"),
+        ("a mean over the room for channels", "mean[n] /= P.channels", "mean[n] /= MOST_CHANNELS"),
+        ("mean squares of what the mean was not taken from", "fmaf(x.x[i] - mean[n], x.x[i] - mean[n], rms[n])",
+         "fmaf(x.x[i], x.x[i], rms[n])"),
+        ("a variance over a channel less", "rms[n] / P.channels + P.eps", "rms[n] / (P.channels - 1) + P.eps"),
+        ("no eps", "rms[n] / P.channels + P.eps", "rms[n] / P.channels"),
+        ("the mean stays in the norm", "(x.x[i] - mean[n]) * rms[n]", "x.x[i] * rms[n]"),
+        ("a scale without the 1", "P.base + factor.x[i]", "factor.x[i]"),
+        ("one factor for four channels", "P.base + factor.x[i]", "P.base + factor.x[0]"),
+        ("no addend", "+ addend.x[i];", "+ 0.f;"),
+        ("codes of numbers that were not rounded to bfloat16",
+         "      x = widened(rounded.word[0], rounded.word[1]);\n", ""),
+        ("the largest number of a norm is that above zero", "max_or_nan(largest[n], fabsf(x.x[i]))",
+         "max_or_nan(largest[n], x.x[i])"),
+        ("the largest number of a row is that of even channels",
+         "      largest[0] = max_or_nan(largest[0], fabsf(bf16_high(raw.word[i])));\n", ""),
+        ("both rows have the first one's scale", "scale_for(largest[n])", "scale_for(largest[0])"),
+        ("scales by blocks", "P.scale[rows.row[n]] = scale", "P.scale[blockIdx.x * TOGETHER + n] = scale"),
+        ("zeros have the least scale", "fmaxf(largest / LARGEST, LEAST_NORMAL) : 1.f",
+         "fmaxf(largest / LARGEST, LEAST_NORMAL) : LEAST_NORMAL"),
+        ("scales whose inverse is infinite", "fmaxf(largest / LARGEST, LEAST_NORMAL)", "(largest / LARGEST)"),
+        ("a scale of what is no number", "if (!(largest <= LARGEST_FINITE)) return __int_as_float(0x7fffffff);",
+         "if (!(largest <= LARGEST_FINITE)) return 1.f;"),
+        ("infinity has a scale", "if (!(largest <= LARGEST_FINITE))", "if (largest != largest)"),
+        ("INT8 as large as E4M3", "FORMAT == 2 ? 127.f : 448.f", "448.f"),
+        ("codes without their scale", "__fmul_rn(x.x[3], inverse)", "x.x[3]"),
+        ("INT8 codes by pairs swapped", "0x0040), 0x5410)", "0x0040), 0x1054)"),
+        ("INT8 codes are cut", "c + WHOLE), __float", "c - 0.5f + WHOLE), __float"),
+        ("GELU without its cube", "0.044715f * (x * x * x)", "0.f"),
+        ("GELU of half of its sum", "-2 * LOG2_E * u", "-LOG2_E * u"),
+        ("GELU by the wrong base", "-2 * LOG2_E * u", "-2 * u"),
+        ("GELU of even channels alone", "gelu(bf16_high(raw.word[i])))", "bf16_high(raw.word[i]))"),
+        ("the first row for all", "u64 first = static_cast<u64>(blockIdx.x) * P.channels;", "u64 first = 0;"),
+        ("a row that ends early", "channel < P.channels; channel += THREADS * 8",
+         "channel < P.channels - 8; channel += THREADS * 8"),
+        ("codes of a row that end early", "channel < P.channels; channel += THREADS * 8",
+         "channel < P.channels - 8; channel += THREADS * 8", 1),
+        ("the first four codes twice", "four_codes(widened(raw.word[2], raw.word[3]), inverse)}", "low}"),
+        ("no scale of a row", "P.scale[blockIdx.x] = scale;", "P.scale[0] = scale;"),
+    ):  # fmt: skip
+        yield Fault(name, ELEMENTWISE, old, new, *number)
+
+
+FAULTS = {
+    fault.name: fault for fault in (*of_attention(), *of_lists(), *of_prologue(), *of_select(), *of_elementwise())
+}
 
 
 def digest() -> str:

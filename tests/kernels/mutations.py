@@ -22,8 +22,13 @@ import torch
 
 from fpsgen.attention.emulator import VARIANTS, emulate
 from fpsgen.attention.plan import KeyTiles
+from fpsgen.attention.quantize import Format
 from fpsgen.attention.tiles import TileGrid
-from tests.kernels import host
+from fpsgen.kernels import sm90_elementwise as elementwise_kernels
+from fpsgen.wan import elementwise
+from fpsgen.wan.linear import Rounded
+from fpsgen.wan.plan import LinearPrecision
+from tests.kernels import host, rows
 from tests.kernels.cases import (
     MANY,
     MIXED,
@@ -42,7 +47,7 @@ from tests.kernels.cases import (
     scores_of,
     with_spikes,
 )
-from tests.kernels.faults import ATTENTION, FAULTS, PROLOGUE, SELECT, TILE, digest
+from tests.kernels.faults import ATTENTION, ELEMENTWISE, FAULTS, PROLOGUE, SELECT, TILE, digest
 from tests.kernels.host import Schedule
 
 _LONGEST = 600.0  # seconds that all checks of one fault may take
@@ -199,7 +204,64 @@ def special_scores(source: str) -> None:
     assert found == [[[0, 1, 2, 3]] * len(tiles.valid), [[0, 1, 2, 4]] * len(tiles.valid)], "special scores"
 
 
+def elementwise_checks() -> Iterator[tuple[str, Callable[[str], None]]]:
+    for precision in elementwise_kernels.VARIANTS:
+        for own_weights in (False, True):
+            words = "own weights" if own_weights else "modulated"
+            yield f"norm, {words}, {precision}", partial(normed, precision=precision, own_weights=own_weights)
+    yield "a norm of small rows", partial(normed, precision="16bit", size=1e-4)
+    yield "the residual stream", residual
+    for kind in rows.BITS_8:
+        yield f"rows, {kind}", partial(rounded_rows, kind=kind)
+        yield f"rows that are no numbers, {kind}", partial(damaged_rows, kind=kind)
+
+
+def normed(source: str, precision: LinearPrecision, own_weights: bool = False, size: float = 1.0) -> None:
+    """More channels than threads have at once, in rows of an odd number."""
+    given = rows.given(2, 3, 1288, own_weights, size)
+    for seed in (1, 2):
+        with host.on_this_machine(Schedule(seed), edited={"sm90_elementwise": source}):
+            sums, out = given.made(precision)
+        if precision != "16bit":
+            with host.on_this_machine():
+                again, in_16_bits = given.made("16bit")
+            assert torch.equal(sums, again), "the residual stream"
+            rows.assert_rounded(out, in_16_bits, precision)
+        else:
+            rows.assert_normed((sums, out), given)
+
+
+def residual(source: str) -> None:
+    given = rows.given(2, 3, 1288)
+    expected = elementwise.add(given.x, given.y, given.gate)
+    with torch.no_grad(), host.on_this_machine(edited={"sm90_elementwise": source}):
+        assert torch.equal(elementwise.add(given.x, given.y, given.gate), expected), "the residual stream"
+
+
+def rounded_rows(source: str, kind: Format) -> None:
+    """Of all sizes, the largest number now above zero and now below; zeros; a row without numbers below zero."""
+    x = rows.given(1, 12, 2312).y * torch.logspace(-40, 20, 12)[:, None]
+    x[0, 5], x[0, 6, 9], x[0, 7, 10], x[0, 8] = 0, 1e20, -1e20, x[0, 8].clamp(min=0)
+    x = x.bfloat16()
+    with torch.no_grad(), host.on_this_machine(Schedule(1), edited={"sm90_elementwise": source}):
+        made, after_gelu = elementwise.rounded(x, kind), elementwise.gelu(x, kind)
+    rows.assert_rounded(made, x, kind)
+    rows.assert_gelu(after_gelu, x, kind)
+
+
+def damaged_rows(source: str, kind: Format) -> None:
+    given = rows.given(1, 4, 384)
+    given.y[0, 1, 7], given.y[0, 3, 8] = torch.nan, torch.inf
+    with torch.no_grad(), host.on_this_machine(edited={"sm90_elementwise": source}):
+        _, out = given.made(kind)
+        made = [out, elementwise.rounded(given.y, kind), elementwise.gelu(given.y, kind)]
+    for one in made:
+        assert isinstance(one, Rounded)
+        assert one.of.scale.isnan().flatten().tolist() == [False, True, False, True], "damage"
+
+
 CHECKS = {ATTENTION: attention_checks, PROLOGUE: prologue_checks, TILE: prologue_checks, SELECT: select_checks}
+CHECKS[ELEMENTWISE] = elementwise_checks
 
 
 def first_to_notice(source: str, file: str) -> tuple[str, str] | None:
@@ -262,7 +324,7 @@ def main() -> None:
     multiprocessing.set_start_method("fork")  # a child begins with everything imported
     torch.set_num_threads(1)  # and cannot use its parent's threads
     host.build_folder()  # this process's, hence removed at its end: children build into it, too
-    for file in (ATTENTION, PROLOGUE, SELECT):
+    for file in (ATTENTION, PROLOGUE, SELECT, ELEMENTWISE):
         found = judged((host.SOURCES / file).read_text(), file)
         assert found is None, f"{file} as it is fails: {found}"
     lines, missed, before = [], [], digest()

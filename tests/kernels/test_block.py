@@ -1,4 +1,5 @@
-"""A block of the pocket model, a trained one, with its attention through the kernels' sources: prologue and all."""
+"""A block of the pocket model, a trained one, through the kernels' sources: attention with its prologue, and all else
+between products."""
 
 from __future__ import annotations
 
@@ -10,13 +11,16 @@ from torch import Tensor
 
 from fpsgen import solvers
 from fpsgen.attention import hopper
+from fpsgen.attention.emulator import error
 from fpsgen.attention.plan import AttentionPlan
 from fpsgen.attention.tiles import TileGrid
+from fpsgen.wan import elementwise
+from fpsgen.wan.plan import Linears
 from fpsgen.wan.transformer import Block
 from fpsgen.weights import models
 from fpsgen.weights.load import load_text_encoder, load_transformer
 from tests.kernels import host
-from tests.kernels.cases import assert_near
+from tests.kernels.cases import assert_near, mostly
 
 CPU = torch.device("cpu")
 GRID = (7, 6, 10)  # the pocket model's own
@@ -66,3 +70,23 @@ def test_a_block_through_the_sources_is_the_emulator_s(
     handle.remove()
     assert_near(attended[0], attended[1])
     assert_near(found - x, expected - x)  # what the block adds: the residual stream would hide an error
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(
+    "linear", mostly((Linears(), Linears("fp8", "fp8"), Linears("int8", "fp8")), Linears("int8", "fp8")), ids=str
+)
+def test_between_products_a_block_is_pytorch_s(layer: tuple[Block, tuple], linear: Linears) -> None:
+    """In bfloat16, with dense attention. A last bit of an input that is another one moves what products make of it, and
+    a code of 8 bits: both by less than bfloat16 and 8 bits do."""
+    _, (x, modulation, key_value, rope, dense, _) = layer
+    x, modulation, key_value = x[:1], modulation[:1], tuple(of_text[:1].bfloat16() for of_text in key_value)
+    half = load_transformer(models.find(models.POCKET).checkpoint, CPU, torch.bfloat16)
+    block = list(half.layers())[LAYER]
+    expected = block(x, modulation, key_value, rope, dense, linear)
+    with host.on_this_machine(), mock.patch.object(elementwise, "launch", side_effect=elementwise.launch) as launched:
+        found = block(x, modulation, key_value, rope, dense, linear)
+    names = [call.args[1] for call in launched.call_args_list]
+    of_rounding = [] if linear == Linears() else ["fps_round", "fps_gelu"]
+    assert sorted(names) == sorted(["fps_norm"] * 3 + ["fps_residual"] + of_rounding)
+    assert error(found - x, expected - x) < 2.0**-8

@@ -13,8 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import slots
 from fpsgen.attention import emulator
-from fpsgen.kernels import cache, nvrtc, sm90_attention, sm90_prologue, sm90_select
+from fpsgen.kernels import cache, nvrtc, sm90_attention, sm90_elementwise, sm90_prologue, sm90_select
+from fpsgen.wan.plan import LinearPrecision
 from tests.kernels import host
 
 
@@ -81,6 +83,24 @@ def test_select(tiles: int) -> None:
     assert len(re.findall(r"\bFFMA\b", code)) >= 128
     assert len(re.findall(r"\bLDG\.E\.128\b", code)) >= 16
     assert "REDUX.SUM" in code
+
+
+@pytest.mark.parametrize("by", slots.COMPILERS)
+@pytest.mark.parametrize("precision", sm90_elementwise.VARIANTS)
+def test_elementwise(precision: LinearPrecision, by: str) -> None:
+    """Wide accesses, no spills; and products and sums of the residual stream are not merged: as many of each."""
+    with slots.compiler(by):
+        built = cache.build(kernel := sm90_elementwise.VARIANTS[precision])
+        assert set(built.functions) == set(host.entries(kernel))
+        assert all(used.spilled_bytes == used.stack_bytes == 0 for used in built.functions.values())
+        parts = re.split(r"\.section\s+\.text\.(\w+)", disassembled(built.cubin))
+    code = dict(zip(parts[1::2], parts[2::2], strict=True))
+    accesses = Counter(re.findall(r"\b(?:LDG|STG)\S*", code["fps_norm"]))
+    narrow = [name for name in accesses if not re.search(r"\.(64|128)", name)]
+    assert set(narrow) <= ({"STG.E"} if kernel.FORMAT else set())  # four codes, and a scale
+    if precision == "16bit":
+        counts = Counter(re.findall(r"\b(?:FADD|FMUL|FFMA)\b", code["fps_residual"]))
+        assert counts["FADD"] == counts["FMUL"] > counts["FFMA"] == 0
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,18 @@ from pathlib import Path
 import pytest
 
 from tests.kernels import host
-from tests.kernels.faults import FAULTS, PROLOGUE, TILE, Fault, digest, of_attention, of_lists, of_prologue, of_select
+from tests.kernels.faults import (
+    FAULTS,
+    PROLOGUE,
+    TILE,
+    Fault,
+    digest,
+    of_attention,
+    of_elementwise,
+    of_lists,
+    of_prologue,
+    of_select,
+)
 
 TABLE = Path(__file__).with_name("mutations.md")
 AGAIN = "run python -m tests.kernels.mutations --out tests/kernels/mutations.md"
@@ -22,7 +33,8 @@ def test_each_fault_is_an_edit(fault: Fault) -> None:
 
 
 def test_names_and_faults_are_there_once() -> None:
-    assert len([*of_attention(), *of_lists(), *of_prologue(), *of_select()]) == len(FAULTS)  # by name
+    made = *of_attention(), *of_lists(), *of_prologue(), *of_select(), *of_elementwise()
+    assert len(made) == len(FAULTS)  # by name
     assert len({fault.source() for fault in FAULTS.values()}) == len(FAULTS)
 
 
