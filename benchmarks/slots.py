@@ -219,10 +219,10 @@ def tables(record: dict[str, Any]) -> str:
     text += "without the time of its instructions (kernels_cuda/NOTES.md).\n\n"
     text += layer_table(record["layers"])
     text += (
-        "\n## The prologue, and the choice of tiles\n\nBytes of DRAM at 14b 720p, and accesses to global memory by "
+        "\n## All other kernels\n\nBytes of DRAM for one layer at 14b 720p, and accesses to global memory by "
         "bits for each thread; NVRTC "
     )
-    return text + f"{OLD}.\n\n" + prologue_table(record["rows"])
+    return text + f"{OLD}.\n\n" + other_table(record["rows"])
 
 
 _PIPES = {"MUFU": "exponential unit", "ALU": "ALU", "tensor cores": "tensor cores"}
@@ -273,7 +273,7 @@ def choice_table(rows: list[dict[str, Any]]) -> str:
     return Table.of_numbers("", heads, ("NVRTC",), lines).markdown()
 
 
-def prologue_table(rows: list[dict[str, Any]]) -> str:
+def other_table(rows: list[dict[str, Any]]) -> str:
     heads = ["kernel", "function", "registers", "GB", "loads", "stores"]
     lines = [
         [
