@@ -2,10 +2,10 @@
 
     python -m benchmarks.budget --model 14b --res 720p --card h100
 
-For each part of a step, and of what is done once: operations; bytes, as PyTorch moves them and at least; the floor,
-which tensor cores or memory take at their peak; and the time by a model, without and with what changes a part. Then the
-whole video, with each switch alone and with all of them. Where a record in benchmarks/results is of the card, what was
-measured stands beside the model.
+For each part of a step, and of what is done once: operations; bytes, as PyTorch moves them, with our kernels between
+products, and at least; the floor, which tensor cores or memory take at their peak; and the time by a model, without and
+with what changes a part. Then the whole video, with each switch alone and with all of them. Where a record in
+benchmarks/results is of the card, what was measured stands beside the model.
 """
 
 from __future__ import annotations
@@ -31,10 +31,17 @@ WITHIN = {"bf16": (), "preset": ("preset",), "linear": ("linear",), "fused": ("f
 WITHIN |= {"all": ("preset", "linear", "fused")}
 # What is on in rows of the whole video.
 VIDEOS = {"bf16": (), **{words: (one,) for one, words in SWITCHES.items()}}
-VIDEOS |= {"linear layers in FP8, and each elementwise part in one pass": ("linear", "fused"), "all": tuple(SWITCHES)}
+VIDEOS |= {"linear layers in FP8, rounded by our kernels": ("linear", "fused"), "all": tuple(SWITCHES)}
+# Counts of a part's work: how a table has them.
+UNITS = {
+    "flops": ("TFLOP", 1e12),
+    "moved_bytes": ("GB, PyTorch", 1e9),
+    "fused_bytes": ("GB, our kernels", 1e9),
+    "least_bytes": ("GB, least", 1e9),
+}
 NOTE = (
-    "published rates of an H100, the same shares of other cards' peaks, and no time between kernels; fpsgen's 8-bit "
-    "attention runs on Hopper GPUs, and other cards' is taken to be as good"
+    "published rates of an H100, the same shares of other cards' peaks, and no time between kernels; fpsgen's own "
+    "kernels run on Hopper GPUs, and other cards' are taken to be as good"
 )
 Row = Mapping[str, Any]
 
@@ -56,7 +63,7 @@ def budget(own: Video, card: Card) -> dict[str, Any]:
     expected = {name: own.expected(rates, on) for name, on in WITHIN.items()}
 
     def row(part: Part, branches: int, steps: int, names: Iterable[str]) -> dict[str, Any]:
-        work = {key: branches * getattr(part, key) for key in ("flops", "moved_bytes", "least_bytes")}
+        work = {key: branches * getattr(part, key) for key in UNITS}
         floors = {"floor_s": branches * floor(part, card, 16), "floor_8bit_s": branches * floor(part, card, 8)}
         modelled = {f"model_{name}_s": expected[name][part.name] / steps for name in names}
         return {"name": part.name, **work, **floors, **modelled}
@@ -78,14 +85,13 @@ def budget(own: Video, card: Card) -> dict[str, Any]:
 
 def table(title: str, rows: Sequence[Row], second: float) -> Table:
     """The columns that any of the rows has. second: what a second is divided by."""
-    units = {"flops": ("TFLOP", 1e12), "moved_bytes": ("GB, PyTorch", 1e9), "least_bytes": ("GB, least", 1e9)}
     keys = list(dict.fromkeys(key for row in rows for key in row))
-    heads = [units[key][0] if key in units else key.removesuffix("_s").replace("_", " ") for key in keys]
+    heads = [UNITS[key][0] if key in UNITS else key.removesuffix("_s").replace("_", " ") for key in keys]
 
     def told(row: Row, key: str) -> str:
         if isinstance(value := row.get(key, ""), str):
             return value
-        value /= units[key][1] if key in units else second if key.endswith("_s") else 1
+        value /= UNITS[key][1] if key in UNITS else second if key.endswith("_s") else 1
         return f"{value:,.{0 if value >= 100 else 2}f}" if value else "-"
 
     return Table.of_numbers(title, heads, rows=[[told(row, key) for key in keys] for row in rows])

@@ -83,8 +83,8 @@ def floor(part: Part, card: Card, bits: int) -> float:
 
 
 def seconds(part: Part, rates: Rates, plan: StepPlan, fused: bool = False) -> float:
-    """Of a part, in a forward pass with `plan`. fused: whether parts that move numbers are one pass each."""
-    passes = (part.least_bytes if fused else part.moved_bytes) / rates.memory
+    """Of a part, in a forward pass with `plan`. fused: whether our elementwise kernels run."""
+    passes = (part.fused_bytes if fused else part.moved_bytes) / rates.memory
     if part.kind == "self-attention":
         tokens = plan.tiles.tokens
         return part.flops / rates.attention * fmean(cost.of_plan(own, tokens) for own in plan.attention)
@@ -104,7 +104,7 @@ def seconds(part: Part, rates: Rates, plan: StepPlan, fused: bool = False) -> fl
 SWITCHES = {
     "preset": "the preset",
     "linear": "linear layers in FP8, rounded by PyTorch",
-    "fused": "each elementwise part in one pass",
+    "fused": "norms, residuals, GELU and rounding by our kernels",
     "reuse": "every second step not computed, its velocity continued",
     "guidance": "every second computed step without the unguided branch",
     "steps": "half of the steps",

@@ -1,9 +1,10 @@
 """The parts of a video's work: operations and bytes, counted in the modules that do it.
 
-Products of matrices take 2 operations for each pair of numbers that they multiply. Bytes are counted twice: as PyTorch
-moves them, where each operation reads what it is given and writes what it returns; and at least, where each part is one
-pass that reads every input once and writes every output once. Caches keep nothing between two operations: at 720p a
-tensor of all tokens has 0.8 GB. Of what does not grow with the tokens, weights alone are counted.
+Products of matrices take 2 operations for each pair of numbers that they multiply. Bytes are counted three times: as
+PyTorch moves them, where each operation reads what it is given and writes what it returns; at least, where each part is
+one pass that reads every input once and writes every output once; and as `kernels_cuda/sm90_elementwise.cu` moves them,
+which has a norm in one pass with the sum before it. Caches keep nothing between two operations: at 720p a tensor of all
+tokens has 0.8 GB. Of what does not grow with the tokens, weights alone are counted.
 """
 
 from __future__ import annotations
@@ -26,43 +27,48 @@ Of = Literal["", "attention", "ffn"]
 
 @dataclass(frozen=True)
 class Part:
-    """flops: of products. moved_bytes: by PyTorch; least_bytes: at least. of: the field of `Linears` that has the
-    precision; empty where it is always 16 bits."""
+    """flops: of products. moved_bytes: by PyTorch; least_bytes: at least; fused_bytes: with our elementwise kernels,
+    below 0 for what the pass before no longer writes. of: the field of `Linears` that has the precision; empty where it
+    is always 16 bits."""
 
     name: str
     kind: Kind
     flops: float
     moved_bytes: float
     least_bytes: float
+    fused_bytes: float
     of: Of = ""
 
 
-# Bytes for each channel of a token, as PyTorch moves them, operation by operation, and at least. Norms and the residual
-# stream are float32; products take and give 16 bits (`wan/transformer.py`).
-Bytes = tuple[float, float]
-_MODULATED_NORM = (4 + 4) + (4 + 4) + (4 + 4) + (4 + 2), 4 + 2  # norm; times 1 + scale; plus shift; to 16 bits
-_GATED_RESIDUAL = (2 + 4) + (4 + 4 + 4), 2 + 4 + 4  # times gate; added
-_NORM = (4 + 4) + (4 + 2), 4 + 2  # to 16 bits
-_NORM_Q = (2 + 4) + (4 + 4) + (4 + 2), 2 + 2  # to float32; norm; back
-_RESIDUAL = 2 + 4 + 4, 2 + 4 + 4
-_GELU = 2 + 2, 2 + 2
+# Bytes for each channel of a token, as PyTorch moves them, operation by operation; at least; and with our elementwise
+# kernels. Norms and the residual stream are float32; products take and give 16 bits (`wan/transformer.py`).
+Bytes = tuple[float, float, float]
+_MODULATED_NORM = (4 + 4) + (4 + 4) + (4 + 4) + (4 + 2), 4 + 2, 4 + 2  # norm; times 1 + scale; plus shift; to 16 bits
+_MODULATED_NORM_OF_A_SUM = *_MODULATED_NORM[:2], 2  # the sum is there: the same kernel made it
+_GATED_RESIDUAL = (2 + 4) + (4 + 4 + 4), 2 + 4 + 4, 2 + 4 + 4  # times gate; added
+_NORM_OF_A_SUM = (4 + 4) + (4 + 2), 4 + 2, 2  # to 16 bits
+_NORM_Q = (2 + 4) + (4 + 4) + (4 + 2), 2 + 2, (2 + 4) + (4 + 4) + (4 + 2)  # to float32; norm; back. By PyTorch
+_RESIDUAL = 2 + 4 + 4, 2 + 4 + 4, 2 + 4 + 4
+_GELU = 2 + 2, 2 + 2, 2 + 2
 # `attention/qk.py`: to float32; norm; four products of half of the channels; their difference and sum; both halves into
-# one tensor; to 16 bits.
-_NORM_AND_ROPE = (2 + 4) + (4 + 4) + 4 * (2 + 2) + 2 * (2 + 2 + 2) + (4 + 4) + (4 + 2), 2 + 2
+# one tensor; to 16 bits. By PyTorch where attention is not in 8 bits.
+_ROTATED = (2 + 4) + (4 + 4) + 4 * (2 + 2) + 2 * (2 + 2 + 2) + (4 + 4) + (4 + 2)
+_NORM_AND_ROPE = _ROTATED, 2 + 2, _ROTATED
 # `wan/linear.py`: absolute values; the largest of each row; divided, in float32; clamped; to 8 bits. At least nothing,
-# where the pass before can write 8 bits instead of 16. Attention cannot: its kernel sees one head of a row.
-_ROUNDING = (2 + 2) + 2 + (2 + 4) + (4 + 4) + (4 + 1), 0
-_ROUNDING_OF_ATTENTION = _ROUNDING[0], 2 + 1
+# where the pass before can write 8 bits instead of 16; our kernels do, which saves a byte. Attention cannot: its kernel
+# sees one head of a row.
+_ROUNDING = (2 + 2) + 2 + (2 + 4) + (4 + 4) + (4 + 1), 0, -1
+_ROUNDING_OF_ATTENTION = _ROUNDING[0], 2 + 1, 2 + 1
 
 
 def forward_pass(config: WanConfig, tiles: TileGrid) -> list[Part]:
     """The transformer's, of one guidance branch."""
     tokens, layers, dim, ffn = tiles.tokens, config.num_layers, config.dim, config.ffn_dim
 
-    def passes(name: str, *each: Bytes, wide: Bytes = (0, 0), kind: Kind = "elementwise", of: Of = "") -> Part:
+    def passes(name: str, *each: Bytes, wide: Bytes = (0, 0, 0), kind: Kind = "elementwise", of: Of = "") -> Part:
         """wide: over the FFN's channels."""
-        moved, least = (layers * tokens * (dim * sum(own[one] for own in each) + ffn * wide[one]) for one in (0, 1))
-        return Part(name, kind, 0, moved, least, of)
+        moved = (layers * tokens * (dim * sum(own[one] for own in each) + ffn * wide[one]) for one in range(3))
+        return Part(name, kind, 0, *moved, of)
 
     def products(name: str, of: Of, *shapes: tuple[int, int]) -> Part:
         return replace(_products(name, layers, tokens, *shapes), of=of)
@@ -70,16 +76,16 @@ def forward_pass(config: WanConfig, tiles: TileGrid) -> list[Part]:
     def attention(kind: Kind, keys: int) -> Part:
         whole = AttentionPlan(tiles).flops(config.num_heads, config.head_dim)  # of all pairs of tokens
         moved = layers * 2 * dim * (2 * tokens + 2 * keys)
-        return Part(kind, kind, layers * whole * keys / tokens, moved, moved)
+        return Part(kind, kind, layers * whole * keys / tokens, moved, moved, moved)
 
     square = (dim, dim)
     return [
-        passes("modulated LayerNorm, twice", _MODULATED_NORM, _MODULATED_NORM),
+        passes("modulated LayerNorm, twice", _MODULATED_NORM, _MODULATED_NORM_OF_A_SUM),
         products("q, k, v, o", "attention", *[square] * 4),
         passes("norm and RoPE of q, k", _NORM_AND_ROPE, _NORM_AND_ROPE, kind="norm and RoPE"),
         attention("self-attention", tokens),
         passes("gated residual, twice", _GATED_RESIDUAL, _GATED_RESIDUAL),
-        passes("cross-attention: norms, residual", _NORM, _NORM_Q, _RESIDUAL),
+        passes("cross-attention: norms, residual", _NORM_OF_A_SUM, _NORM_Q, _RESIDUAL),
         products("cross-attention: q, o", "", square, square),
         attention("cross-attention", TEXT_LENGTH),
         products("FFN", "ffn", (dim, ffn), (ffn, dim)),
@@ -104,14 +110,15 @@ def _ends(config: WanConfig, tokens: int) -> Part:
     of_token = 2 + (2 + 4) + 3 * (4 + 4) + 4
     flops = 2 * 2 * tokens * patch * dim + 2 * time
     moved, least = tokens * (patch * of_patch + dim * of_token), 2 * 4 * tokens * (patch + dim)
-    return Part("patches, time, head", "elementwise", flops, moved + 4 * time, least + 4 * time)
+    moved, least = moved + 4 * time, least + 4 * time
+    return Part("patches, time, head", "elementwise", flops, moved, least, moved)
 
 
 def _products(name: str, times: int, rows: int, *shapes: tuple[int, int]) -> Part:
     """Of `rows` rows and a matrix of each shape, in 16 bits."""
     flops = times * sum(2 * rows * a * b for a, b in shapes)
     moved = times * sum(2 * (rows * (a + b) + a * b) for a, b in shapes)
-    return Part(name, "linear", flops, moved, moved)
+    return Part(name, "linear", flops, moved, moved, moved)
 
 
 def text(config: WanConfig, prompts: int) -> list[Part]:
@@ -158,6 +165,6 @@ def decode(latent_shape: Shape3, base: int = VAE_CONFIG["base_dim"], latents: in
         moved += one * own * (normed * (4 + 4 * (4 + 4)) + ((4 + 4) * (1 + 2 * more) if at_once else 0))
         moved += own * normed * 4 * 8  # a position's length
     return [
-        Part("VAE decoder: convolutions", "convolution", flops, convolved, least),
-        Part("VAE decoder: the rest", "elementwise", 0, moved, 0),
+        Part("VAE decoder: convolutions", "convolution", flops, convolved, least, convolved),
+        Part("VAE decoder: the rest", "elementwise", 0, moved, 0, moved),
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from unittest import mock
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fpsgen.attention import hopper
 from fpsgen.attention.quantize import Format
 from fpsgen.kernels.sm90_elementwise import MOST_NORMED, MOST_ROUNDED, VARIANTS, traffic
 from fpsgen.wan import elementwise, linear
@@ -237,3 +239,15 @@ def test_what_a_kernel_would_read_beyond(change: str) -> None:
     }
     with host.on_this_machine(), pytest.raises(ValueError, match="is wanted"):
         wrong[change].made("16bit")
+
+
+def test_what_a_model_compiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FPSGEN_CACHE_DIR", str(tmp_path))
+    cuda = torch.device("cuda", 0)
+    monkeypatch.setattr(hopper, "why_not_here", lambda device: None if device == cuda else "it is for CUDA GPUs")
+    half = torch.bfloat16
+    made = [built.options[-1] for built in elementwise.make_ready(cuda, half, ["int8"])]
+    assert made == ["-DFORMAT=0", "-DFORMAT=2"]
+    assert not any(built.fresh for built in elementwise.make_ready(cuda, half, ["int8"]))
+    assert elementwise.make_ready(cuda, torch.float32, []) == []
+    assert elementwise.make_ready(torch.device("cpu"), half, []) == []

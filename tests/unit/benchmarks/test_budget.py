@@ -23,6 +23,8 @@ from benchmarks.budget import parts
 from benchmarks.budget.model import CARDS, SWITCHES, Rates, Video, floor
 from benchmarks.card.steps import ROOT
 from fpsgen.attention.tiles import TileGrid
+from fpsgen.kernels import sm90_elementwise
+from fpsgen.kernels.sm90_elementwise import ElementwiseKernel
 from fpsgen.presets import cost
 from fpsgen.wan import vae
 from fpsgen.wan.autoencoder import WanVAE
@@ -132,6 +134,26 @@ def test_launches_are_the_operations_of_a_pass(layers: int) -> None:
     with Moved() as moved:
         model.compute(*given, context, dense(tiles, layers))
     assert moved.launches == parts.launches(config)
+
+
+@pytest.mark.parametrize("kind", ["16bit", "fp8", "int8"])
+def test_bytes_of_our_kernels_are_theirs(large: Video, kind: str) -> None:
+    """Of a layer: all norms, residuals and roundings but the norm of cross-attention's q. A scale of each row is left
+    out."""
+    rows, dim, ffn = large.tiles.tokens, WAN_14B.dim, WAN_14B.ffn_dim
+
+    def moved(kernel: ElementwiseKernel, entry: str, adds: bool = True) -> int:
+        return sum(sm90_elementwise.traffic(kernel, rows, dim, ffn, adds)[entry])
+
+    half, own = sm90_elementwise.VARIANTS["16bit"], sm90_elementwise.VARIANTS[kind]
+    expected = moved(own, "fps_norm", adds=False) + moved(half, "fps_norm") + moved(own, "fps_norm")
+    expected += moved(half, "fps_residual")
+    expected += 4 * rows * ffn if kind == "16bit" else moved(own, "fps_round") + moved(own, "fps_gelu")
+    by_name = {part.name: part.fused_bytes / WAN_14B.num_layers for part in large.forward_pass}
+    names = ["modulated LayerNorm, twice", "gated residual, twice", "cross-attention: norms, residual", "GELU"]
+    names += [] if kind == "16bit" else ["rounding for q, k, v, o", "rounding for FFN"]
+    of_norm_q = 20 * rows * dim
+    assert sum(by_name[name] for name in names) - of_norm_q == pytest.approx(expected, rel=3e-4)
 
 
 def test_text_encoder_is_that_of_wan() -> None:
