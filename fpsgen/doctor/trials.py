@@ -148,7 +148,7 @@ def elementwise_error(device: torch.device) -> float:
         for precision in get_args(LinearPrecision):
             sums, given = elementwise.add_and_norm(*of_norm, precision)
             for one in (sums, given, elementwise.gelu(added, precision), elementwise.rounded(added, precision)):
-                yield (one.of.dequantize() if isinstance(one, Rounded) else one).cpu()
+                yield (one.of.numbers.float() * one.of.scale if isinstance(one, Rounded) else one).cpu()
 
     with torch.inference_mode():
         return max(map(error, made(device), made(torch.device("cpu"))))

@@ -341,6 +341,16 @@ def test_a_card_that_computes_nonsense_is_a_fault(card: None, monkeypatch: pytes
     assert "might be" not in text
 
 
+@pytest.mark.parametrize("error", [0.1, float("nan")])
+def test_nonsense_between_products_is_a_fault(card: None, monkeypatch: pytest.MonkeyPatch, error: float) -> None:
+    monkeypatch.setattr(trials, "relative_errors", lambda *_: {"a rule": 0.0})
+    monkeypatch.setattr(trials, "elementwise_error", lambda _: error)
+    launch = report_of(code=1)["launch"]
+    assert launch["state"] == "failed"
+    assert "between products" in launch["why"]
+    assert launch["elementwise"] == (error if error == 0.1 else None)
+
+
 def test_a_card_without_cupy_is_told_how_to_get_it(card: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hopper, "why_not_here", lambda device: "it needs CuPy")
     monkeypatch.setitem(checks.PARTS, "cupy", (lambda: None, 'pip install "fpsgen[cuda13]"'))
