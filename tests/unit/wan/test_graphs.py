@@ -17,7 +17,7 @@ from fpsgen.attention import door, hopper, select
 from fpsgen.attention.plan import AttentionPlan, KeyTiles
 from fpsgen.attention.tiles import TileGrid
 from fpsgen.sampling import Denoiser
-from fpsgen.wan import graphs, transformer
+from fpsgen.wan import elementwise, graphs, transformer
 from fpsgen.wan.config import WanConfig
 from fpsgen.wan.graphs import Graphs
 from fpsgen.wan.plan import Linears, StepPlan
@@ -198,14 +198,15 @@ META = torch.device("meta")
 
 @pytest.fixture
 def hopper_without_card(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """The backend's host code for tensors without values; the names of the kernels that it would launch."""
+    """Our host code for tensors without values; the names of the kernels that it would launch."""
     launched: list[str] = []
     door.choose.cache_clear()
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # which knows no such device
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda _: False)
     monkeypatch.setattr(hopper, "why_not_here", lambda device: None)
     monkeypatch.setattr(hopper, "multiprocessors", lambda device: 132)
-    monkeypatch.setattr(hopper, "launch", lambda kernel, function, *_: launched.append(function))
+    for launching in (hopper, elementwise):
+        monkeypatch.setattr(launching, "launch", lambda kernel, function, *_: launched.append(function))
     yield launched
     door.choose.cache_clear()
 
@@ -224,7 +225,7 @@ def hopper_without_card(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 def test_a_second_pass_copies_nothing_from_the_host(
     hopper_without_card: list[str], attention: AttentionPlan, linear: tuple[Linears, ...]
 ) -> None:
-    """On a device without values, in BF16, with our kernels where the plan is in 8 bits."""
+    """On a device without values, in BF16, with our kernels: of attention where the plan is in 8 bits."""
     model = WanTransformer(WIDE).requires_grad_(False).to(META)
     for name, parameter in model.named_parameters():
         parameter.data = parameter.data.to(load.by_name(torch.bfloat16)(name))
@@ -238,7 +239,9 @@ def test_a_second_pass_copies_nothing_from_the_host(
     launched = list(hopper_without_card)
     with Capturing(META):
         model.compute(*given, context, plan)
-    assert hopper_without_card == launched * 2 if attention.is_8bit else not launched
+    assert hopper_without_card == launched * 2
+    assert "fps_norm" in launched
+    assert ("fps_attention" in launched) == attention.is_8bit
 
 
 def test_the_watch_over_a_capture_sees_what_a_gpu_forbids() -> None:
