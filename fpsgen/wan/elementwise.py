@@ -123,23 +123,27 @@ def _over_tokens(
     """By blocks of a few tokens of a batch entry; x plus y times its gate. values: what else the kernel is given, a
     vector for each batch entry, or for all, among it. ValueError for what it would read beyond its end."""
     (batch, tokens, channels), kernel = x.shape, VARIANTS[precision]
+    _check("x", x, torch.float32, x.numel())
     given = _NOTHING | {"x": x, "tokens": tokens, "channels": channels}
     sums = x
     if y is not None:
-        if y.shape != x.shape:
-            raise ValueError(f"y is {list(y.shape)}; {list(x.shape)} is wanted")
+        _check("y", y, torch.bfloat16, x.numel())
         sums = torch.empty_like(x)
         given |= {"y": y.contiguous(), "sum": sums}
     for name, value in values.items():
         if isinstance(value, Tensor) and name in ("gate", "factor", "addend"):
-            if value.numel() not in (channels, batch * channels):
-                raise ValueError(f"{name} is {list(value.shape)}; {[batch, 1, channels]} is wanted")
+            _check(name, value, torch.float32, channels, batch * channels)
             vectors = value.view(-1, channels)
             given |= {name: vectors.data_ptr(), f"{name}_stride": vectors.stride(0) if len(vectors) > 1 else 0}
         elif value is not None:
             given[name] = value
     launch(kernel, function, batch * ceil(tokens / kernel.TOGETHER), packed(PARAMETERS, given), x.device)
     return sums
+
+
+def _check(name: str, value: Tensor, dtype: torch.dtype, *sizes: int) -> None:
+    if value.dtype != dtype or value.numel() not in sizes:
+        raise ValueError(f"{name} is {list(value.shape)} in {value.dtype}; {sizes[-1]} numbers in {dtype} are wanted")
 
 
 def _rounded(function: str, x: Tensor, precision: Format) -> Rounded:

@@ -228,16 +228,18 @@ def test_16_bits_are_pytorch_s_own_gelu() -> None:
     assert torch.equal(made, F.gelu(x, approximate="tanh"))
 
 
-@pytest.mark.parametrize("change", ["y", "gate", "shift"])
+@pytest.mark.parametrize("change", ["y", "half of y", "x", "gate", "shift"])
 def test_what_a_kernel_would_read_beyond(change: str) -> None:
     own, short = given(2, 3, 384), torch.zeros(2, 1, 376)
     assert own.modulation
     wrong = {
         "y": Given(own.x, own.y[:, :2], own.gate, own.layer, own.modulation),
+        "half of y": Given(own.x, own.y.half(), own.gate, own.layer, own.modulation),
+        "x": Given(own.x.bfloat16(), own.y, own.gate, own.layer, own.modulation),
         "gate": Given(own.x, own.y, short, own.layer, own.modulation),
         "shift": Given(own.x, own.y, own.gate, own.layer, (short, own.modulation[1])),
     }
-    with host.on_this_machine(), pytest.raises(ValueError, match="is wanted"):
+    with host.on_this_machine(), pytest.raises(ValueError, match="are wanted"):
         wrong[change].made("16bit")
 
 
