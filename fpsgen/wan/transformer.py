@@ -4,8 +4,8 @@ Module and parameter names are the original's (Wan2.1 `wan/modules/model.py`). I
 the residual stream, norms, modulation and the time path are float32; matrix products run in the dtype of
 the weights. What is ours: tokens are put in tile order once, at patchify, and stay so through all blocks;
 cross-attention keys and values are computed once per prompt; self-attention goes through
-`fpsgen.attention.door.attend`; linear layers of a block may be in 8 bits (`fpsgen.wan.linear`), and `fpsgen.wan.elementwise` has what is
-between them.
+`fpsgen.attention.door.attend`; linear layers of a block may be in 8 bits (`fpsgen.wan.linear`); what
+is between them is in `fpsgen.wan.elementwise`.
 """
 
 from __future__ import annotations
