@@ -18,7 +18,7 @@ Kind = Literal["psnr", "error", "cost"]
 
 # The settings that give them.
 FIELDS: dict[Kind, str] = {"psnr": "min_psnr", "error": "max_error", "cost": "target_cost"}
-LEAST_SAVING = 0.01  # of dense BF16 attention's cost: a schedule that saves less is not worth a file
+LEAST_SAVING = 0.01  # of denoising's cost in BF16: a schedule that saves less is not worth a file
 _NEAR = 0.5  # dB above the budget, where the search ends
 _AIM = 0.25  # dB above it, that a guess aims at
 _NARROW = 0.02  # of a bracket, in powers of ten of the estimated error
@@ -27,7 +27,7 @@ _MOST_GUESSES = 60  # of which those that lead to a schedule that is known cost 
 
 @dataclass(frozen=True)
 class Budget:
-    """psnr: at least so many dB, mean over the clips; error: at most, mean; cost: at most, in BF16 attention's. words:
+    """psnr: at least so many dB, mean over the clips; error: at most, mean; cost: at most, of denoising in BF16. words:
     how its user gave it, for preset and record."""
 
     kind: Kind
@@ -100,15 +100,17 @@ def search(problem: Problem, budget: Budget, rounds: int, check: Callable[[Sched
         below = min((one for one in levels if one[1] < budget.wanted), default=None)
         if above and below and below[0] - above[0] < _NARROW:
             break
-        guess = _next(above, below, budget.wanted + _AIM, halve=same is not None)
+        # Where three guesses in succession lie on one side of a jump, being proportional does not find the other.
+        one_side = len(levels) > 2 and len({reached >= budget.wanted for _, reached in levels[-3:]}) == 1
+        guess = _next(above, below, budget.wanted + _AIM, halve=same is not None or one_side)
     holding = [one for one in tried if one.holds]
     if not holding and schedule is not mildest:  # the rounds are spent, and there is still somewhere to go
         checked = check(mildest)
         tried.append(Tried(mildest, checked, budget.level(checked) >= budget.wanted))
         holding = [one for one in tried if one.holds]
     if not holding:
-        told = f"only dense BF16 attention meets {budget}"
-        saving = f"at least {LEAST_SAVING:.0%} of attention's cost"
+        told = f"only BF16 meets {budget}"
+        saving = f"at least {LEAST_SAVING:.0%} of denoising's cost"
         told += f": the mildest schedule that saves {saving} reaches {budget.reached(tried[-1].checked)}"
         raise UsageError(told, hint=f"use {option('preset', 'bf16')}")
     best = min(holding, key=lambda one: one.schedule.cost)
@@ -130,8 +132,8 @@ def _next(above: tuple[float, float] | None, below: tuple[float, float] | None, 
 def check_possible(budget: Budget, least: float) -> None:
     """UsageError where the cheapest that there is, whose cost is `least`, is too dear."""
     if least > 1 - LEAST_SAVING:
-        told = "nothing costs less than dense BF16 attention here: in a video this small, rounding saves nothing"
-        raise UsageError(told, hint=f"use {option('preset', 'bf16')}, or calibrate at a larger size")
+        told = "nothing that may be chosen costs less than BF16 here: in a video so small or short it saves nothing"
+        raise UsageError(told, hint=f"use {option('preset', 'bf16')}, or calibrate a larger video")
     if budget.kind == "cost" and least > budget.value:
         enough = math.ceil(least * 1000) / 1000
         raise UsageError(f"{budget}: no schedule costs so little", hint=f"the lowest cost here is {enough:.3f}")

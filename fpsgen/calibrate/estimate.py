@@ -94,8 +94,13 @@ def looking(job: Job) -> float:
 
 
 def disk_bytes(job: Job) -> int:
-    """The size of what is kept: a velocity for each step of each dense trajectory, the frames of each BF16 clip."""
+    """The largest size of what is kept: a velocity for each step of each dense trajectory, the frames of each BF16
+    clip. For a while also a velocity and a difference of both branches for each step of the video, in the probed clips,
+    before any BF16 clip of verification is there."""
     t, h, w = job.settings.latent_shape
-    steps = job.effort.clips * job.effort.steps + job.effort.checks * job.settings.steps
+    steps, checks = job.effort.clips * job.effort.steps, job.effort.checks * job.settings.steps
+    if job.choose & {"guidance", "compute"}:
+        checks = max(checks, job.effort.probed * job.settings.steps * job.settings.branches)
+    steps += checks
     frames = job.effort.checks * job.settings.frames * job.settings.height * job.settings.width * 3
     return steps * job.model.config.in_channels * t * h * w * 4 + frames

@@ -13,20 +13,23 @@ from fpsgen.attention.plan import AttentionPlan, KeyTiles
 from fpsgen.calibrate import solve
 from fpsgen.calibrate.budget import Tried
 from fpsgen.calibrate.candidates import PRECISIONS, Candidates
-from fpsgen.calibrate.job import Job, problem
+from fpsgen.calibrate.job import Job
 from fpsgen.calibrate.measurement import Measurement
 from fpsgen.calibrate.record import Checked, FrontierPoint
+from fpsgen.calibrate.solve import Problem
 from fpsgen.errors import UsageError
-from fpsgen.presets import cost, rival, shipped
+from fpsgen.presets import BF16, cost, shipped
 from fpsgen.presets.account import denoising_cost, stand_in
 from fpsgen.wan.plan import StepPlan
 
-_ESTIMATED = 24  # points of the estimated frontier
+# Points of the estimated frontier: prices of error, in the cost of denoising, from a tenth on, three in a power of ten.
+_ESTIMATED, _LEAST_POWER, _PER_POWER = 24, -1, 3
 _FEWER = (1.0, 1.5, 2.0)  # costs of fewer dense steps, in the schedule's
 
 
-def points(job: Job, measurement: Measurement, tried: list[Tried]) -> list[FrontierPoint]:
-    """Schedules that were verified, and estimates: of others along the frontier, of uniform plans, of shipped presets.
+def points(job: Job, task: Problem, measurement: Measurement, tried: list[Tried]) -> list[FrontierPoint]:
+    """Schedules that were verified, and estimates: of others along the frontier and, where attention was chosen, of
+    uniform plans and of shipped presets. task: what was solved.
 
     Estimates are scaled by what the schedule that was taken came to over what it was estimated at, and end at 1.
     """
@@ -39,13 +42,15 @@ def points(job: Job, measurement: Measurement, tried: list[Tried]) -> list[Front
     if not taken.schedule.error or not found[-1].error:
         return found  # there is nothing to scale estimates by
     scale = found[-1].error / taken.schedule.error
-    task = problem(job, measurement)
-    branches = job.settings.branches
-    low, high = solve.within_error(task, math.inf).cost + 0.01, 1.0
-    for index in range(_ESTIMATED):
-        at = low * (high / low) ** (index / (_ESTIMATED - 1))
-        if (solved := solve.within_cost(task, at)) and solved.error > 0:
+    branches, tables = job.settings.branches, task.tables()
+    known: set[float] = set()
+    for power in range(_ESTIMATED):  # from where errors count for nothing to where they count for all
+        solved = solve.at_price(task, 10 ** (_LEAST_POWER + power / _PER_POWER), tables)
+        if solved.cost not in known and solved.error > 0:
+            known.add(solved.cost)
             found.append(FrontierPoint("calibrated", "", solved.cost, min(solved.error * scale, 1.0)))
+    if "attention" not in job.choose:
+        return found
     candidates, linear = job.candidates, cost.of_linear(*stand_in(job.model, job.tiles))
     for p, precision in enumerate(PRECISIONS):
         for c, own in enumerate(candidates.choices):
@@ -72,11 +77,10 @@ def points(job: Job, measurement: Measurement, tried: list[Tried]) -> list[Front
 
 
 def fewer_steps(job: Job, plans: Sequence[StepPlan]) -> list[tuple[StepPlan, ...]]:
-    """Dense steps that cost as much as a schedule, and some more, in the precision of its rival."""
-    (once, *_) = dense = rival.of(plans).steps(job.model, job.settings)
-    of_step = denoising_cost([once], job.model, job.settings.branches)
-    whole = denoising_cost(plans, job.model, job.settings.branches) * len(plans) / of_step
-    counts = [max(2, math.floor(factor * whole + 1e-9)) for factor in _FEWER[: job.effort.rivals]]
+    """Dense steps in BF16 that cost as much as a schedule, and some more: what anyone can have without it."""
+    dense = BF16.steps(job.model, job.settings)
+    whole = denoising_cost(plans, job.model, job.settings.branches) * len(plans)
+    counts = [max(1, math.floor(factor * whole + 1e-9)) for factor in _FEWER[: job.effort.rivals]]
     return [dense[:count] for count in dict.fromkeys(counts) if count < len(plans)]
 
 
@@ -84,7 +88,7 @@ def of_dense(job: Job, dense: Sequence[StepPlan], checked: Sequence[Checked]) ->
     """The point of fewer dense steps. checked: their clips."""
     (error, _), (psnr, _) = (metrics.mean_ci95([getattr(one, key) for one in checked]) for key in ("error", "psnr"))
     total = denoising_cost(dense, job.model, job.settings.branches) * len(dense) / job.settings.steps
-    return FrontierPoint("dense", f"{len(dense)} steps, {dense[0].attention[0].qk}", total, error, psnr, True)
+    return FrontierPoint("dense", f"{len(dense)} steps", total, error, psnr, True)
 
 
 def estimate(measurement: Measurement, plans: Sequence[StepPlan], job: Job) -> float:

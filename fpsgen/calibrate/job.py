@@ -17,11 +17,11 @@ from fpsgen.calibrate.budget import Budget
 from fpsgen.calibrate.candidates import EVERYTHING, LINEAR_PROBES, LINEARS, PRECISIONS, Candidates, Choice
 from fpsgen.calibrate.measurement import Measurement
 from fpsgen.calibrate.solve import Problem
-from fpsgen.calibrate.ways import MOST_REUSED, Ways
+from fpsgen.calibrate.ways import Ways
 from fpsgen.presets import Phase, Preset, cost
 from fpsgen.presets.account import stand_in
 from fpsgen.settings import Settings
-from fpsgen.wan.plan import StepPlan, StepSpan
+from fpsgen.wan.plan import MOST_REUSED, StepPlan, StepSpan
 from fpsgen.weights.models import Model
 
 _LEAST_STEPS = 2  # in a phase, where the trajectory has that many
@@ -49,7 +49,8 @@ class Effort:
     decode: float
 
 
-# The pocket model: minutes on two cores. Wan2.1: at most what three BF16 clips take, verification included.
+# The pocket model: minutes on two cores. Wan2.1: at most what five BF16 clips take, verification included, and three
+# where only attention may be chosen; fewer dense steps, which are compared with the schedule, come on top.
 EFFORT = {
     "pocket": Effort(
         clips=4, probed=4, checks=8, steps=20, phases=10, layers=6, tiles=12, rounds=6, rivals=3, look=10, decode=12

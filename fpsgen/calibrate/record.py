@@ -45,7 +45,7 @@ class PhaseSteps:
 
 @dataclass(frozen=True)
 class StepDone:
-    """How a step is had, as `StepPlan` has it."""
+    """How a step is obtained, as `StepPlan` has it."""
 
     guidance: Guidance
     compute: Compute
@@ -54,10 +54,10 @@ class StepDone:
 @dataclass(frozen=True, kw_only=True)
 class CalibrationRecord:
     """error: of the final latents by the probe, [phases, layers]; density, precision: what was chosen, alike; sees: the
-    key tiles of each head, [phases, layers, heads]; linear: the precision of linear layers, [phases, layers]; of phases
-    whose steps are all continued from others, what those do. steps_done: of each step. cost: of attention; denoising:
-    with linear layers. What older records lack is empty, or None. summary: means over the clips, with their intervals
-    where there are some. preset: the text of its file."""
+    key tiles of each head, [phases, layers, heads]; of phases whose steps are all continued from others, what those do.
+    linear: the precision of linear layers, [phases or computed steps, layers]; steps_done: of each step. cost: of
+    attention; denoising: with linear layers. summary: means over the clips, with their intervals where there are some.
+    preset: the text of its file."""
 
     model: str
     weights: str

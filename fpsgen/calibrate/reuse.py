@@ -67,10 +67,10 @@ def _products(renderer: Renderer, clip: Clip, name: str) -> tuple[Tensor, Tensor
         if guided:
             found["differences"] = _inner([own["difference"] for own in differences if own is not None])
         kept = journal.put(f"{name}-products", **found)
-        journal.drop(f"{name}-step")
-        journal.drop(f"{name}-difference")
     else:
         renderer.watch(Done(steps))
+    journal.drop(f"{name}-step")
+    journal.drop(f"{name}-difference")
     return kept["velocities"], kept.get("differences")
 
 

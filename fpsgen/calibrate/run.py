@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import time
-from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import accumulate
 from typing import Any
 
 import torch
@@ -85,7 +83,8 @@ def calibrate(job: Job, target: Target, watch: Watch, fresh: bool = False) -> Re
     vae = load_vae(job.model.checkpoint, device)
     checker = Checker(renderer, clips[job.effort.clips :], vae, job.effort.decode)
     verify = _verifier(job, checker, watch)
-    tried = budgets.search(problem(job, measurement), job.budget, job.effort.rounds, verify)
+    task = problem(job, measurement)
+    tried = budgets.search(task, job.budget, job.effort.rounds, verify)
     taken = tried[-1]
     found = to_preset(job, taken.schedule)
     plans = found.steps(job.model, job.settings)
@@ -95,7 +94,8 @@ def calibrate(job: Job, target: Target, watch: Watch, fresh: bool = False) -> Re
     pairs = _pairs(taken, checker, plans, baseline)
     fewer = _fewer_steps(job, plans, taken, checker, len(tried), watch)
     seconds = {"measure": round(between - begin, 1), "verify": round(time.perf_counter() - between, 1)}
-    told = record(job, measurement, tried, found, fewer, seconds=seconds, backend=backend, baseline=baseline)
+    points = [*frontier.points(job, task, measurement, tried), *fewer]
+    told = record(job, measurement, tried, found, points, seconds=seconds, backend=backend, baseline=baseline)
     return Result(found, told, pairs, measurement)
 
 
@@ -136,7 +136,7 @@ def _fewer_steps(
     for own in rivals:
         point = frontier.of_dense(job, own, checker.check(own))
         found.append(point)
-        if point.cost <= taken.schedule.cost and point.error <= error:
+        if point.cost <= taken.schedule.cost + 1e-9 and point.error <= error:
             told = f"{len(own)} dense steps cost no more than the schedule that was found, and are as close to bf16"
             raise UsageError(told, hint=f"generate with {option('steps', len(own))}, or give another budget")
     return found
@@ -190,9 +190,9 @@ _SHARED = ("weights", "device", "size", "frames", "steps", "shift", "guidance") 
 
 
 def record(
-    job: Job, measurement: Measurement, tried: list[Tried], preset: Preset, fewer: list[FrontierPoint], **where: Any
+    job: Job, measurement: Measurement, tried: list[Tried], preset: Preset, points: list[FrontierPoint], **where: Any
 ) -> CalibrationRecord:
-    """What the page shows. fewer: dense steps beside it; where: the fields that the run alone knows: backend, baseline,
+    """What the page shows. points: of the frontier; where: the fields that the run alone knows: backend, baseline,
     seconds."""
     taken, measured, tiles, config = tried[-1], preset.measured, job.tiles, job.model.config
     assert measured is not None
@@ -201,9 +201,8 @@ def record(
     precision, probe = job.candidates.probe
     solved, rows = taken.schedule, list(range(len(job.phases)))
     if solved.runs:  # of each phase the first step that is computed; of one without, that which it continues from
-        began = list(accumulate((run.reused + 1 for run in solved.runs), initial=0))
-        firsts = [job.phase_of_step.index(phase) for phase in rows]
-        rows = [bisect_right(began, first) - 1 for first in firsts]
+        phases = [run.phase for run in solved.runs]
+        rows = [phases.index(max(own for own in phases if own <= phase)) for phase in rows]
     steps = [[step for step, own in enumerate(job.phase_of_step, 1) if own == i] for i in range(len(job.phases))]
     return CalibrationRecord(
         model=job.model.full_name,
@@ -226,12 +225,12 @@ def record(
         density=densities[solved.choice].mean(2)[rows].tolist(),
         precision=[[PRECISIONS[int(p)] for p in layers] for layers in solved.precision[rows]],
         sees=[[[choices[c] for c in heads] for heads in layers] for layers in solved.choice[rows].tolist()],
-        linear=[[str(LINEARS[int(own)]) for own in layers] for layers in solved.linear[rows]],
+        linear=[[str(LINEARS[int(own)]) for own in layers] for layers in solved.linear],
         steps_done=[StepDone(step.guidance, step.compute) for step in preset.steps(job.model, job.settings)],
         denoising=measured.denoising,
         cost=measured.cost,
         mean_density=measured.density,
-        frontier=[*frontier.points(job, measurement, tried), *fewer],
+        frontier=points,
         clips=taken.checked,
         summary={key: value for key, value in measured.as_dict().items() if key.startswith(("error", "psnr"))},
         prompts=job.prompts[: job.effort.clips],

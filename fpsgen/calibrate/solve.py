@@ -10,7 +10,7 @@ single changes of heads that gain most for it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -83,14 +83,17 @@ class Tables:
             (len(phases), layers, heads),
         )  # fmt: skip
 
-    def at(self, rows: Tensor, times: Tensor) -> Tables:
-        """Of some rows, counted so many times; where nothing is tied."""
+    def at(self, rows: Tensor, costs: Tensor, errors: Tensor) -> Tables:
+        """Of some rows, whose costs and errors count so many times; where nothing is tied."""
 
-        def own(values: Tensor) -> Tensor:
+        def own(values: Tensor, times: Tensor) -> Tensor:
             return values[rows] * times.view(-1, *[1] * (values.ndim - 1))
 
         shape = (len(rows), *self.shape[1:])
-        return Tables(own(self.errors), own(self.costs), own(self.linear_errors), own(self.linear_costs), shape)
+        return Tables(
+            own(self.errors, errors), own(self.costs, costs),
+            own(self.linear_errors, errors), own(self.linear_costs, costs), shape,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,7 +123,7 @@ def within_error(problem: Problem, error: float) -> Schedule:
 
 def within_cost(problem: Problem, cost: float) -> Schedule | None:
     """The one of least estimated error that costs at most `cost`; None where none costs so little."""
-    cheapest = _chosen(problem, problem.tables(), 0.0)
+    cheapest = at_price(problem, 0.0)
     if cheapest.cost > cost + _ROUNDING:
         return None
     found = _search(problem, lambda found: found.cost <= cost, dear_fits=False)
@@ -133,72 +136,98 @@ def _search(problem: Problem, fits: Callable[[Schedule], bool], dear_fits: bool)
     low, high = (math.log(price) for price in _PRICES)
     for _ in range(_BISECTIONS):
         middle = (low + high) / 2
-        if fits(_chosen(problem, tables, math.exp(middle))) is dear_fits:
+        if fits(at_price(problem, math.exp(middle), tables)) is dear_fits:
             high = middle
         else:
             low = middle
-    return _chosen(problem, tables, math.exp(high if dear_fits else low))
+    return at_price(problem, math.exp(high if dear_fits else low), tables)
 
 
-def _chosen(problem: Problem, tables: Tables, price: float) -> Schedule:
-    """What minimises cost + price · error; of equals the first, so that nothing depends on chance."""
+def at_price(problem: Problem, price: float, tables: Tables | None = None) -> Schedule:
+    """What minimises cost + price · error; of equals the first, so that nothing depends on chance. tables: the
+    problem's, where they are made already."""
+    tables = tables or problem.tables()
     value = torch.where(tables.costs.isfinite(), tables.costs + price * tables.errors.nan_to_num(posinf=0.0), torch.inf)
     best, choice = value.min(4)  # [rows, layers, heads, precisions]
     best, precision = best.sum(2).min(2)  # [rows, layers]
     choice = choice.gather(3, precision[:, :, None, None].expand(*choice.shape[:3], 1))[..., 0]
     of_linear, linear = (tables.linear_costs + price * tables.linear_errors).min(2)
+    picks = Picks(precision, choice, linear)
     if problem.ways is None:
-        return _schedule(tables, precision, choice, linear)
-    runs, reused = problem.ways.best(best.sum(1) + of_linear.sum(1), price)
-    rows = torch.tensor([problem.ways.rows.index(run.row) for run in runs])
-    return _schedule(tables, precision, choice, linear, rows, tuple(runs), reused)
+        return picks.schedule(tables)
+    _, errors = picks.totals(tables)
+    runs, reused = problem.ways.best(best.sum(1) + of_linear.sum(1), errors, price)
+    return picks.schedule(tables, [problem.ways.rows.index(run.row) for run in runs], tuple(runs), reused)
 
 
-def _schedule(
-    tables: Tables,
-    precision: Tensor,
-    choice: Tensor,
-    linear: Tensor,
-    rows: Tensor | None = None,
-    runs: tuple[ComputedStep, ...] = (),
-    reused: float = 0.0,
-) -> Schedule:
-    """With tied axes repeated, and what it costs and does. precision, choice, linear: of the tables' rows; rows: which
-    of them are taken, None for each once."""
-    pick = precision[:, :, None, None, None].expand(*tables.errors.shape[:3], 1, tables.errors.shape[4])
-    totals = []
-    for own, of_linear in ((tables.costs, tables.linear_costs), (tables.errors, tables.linear_errors)):
-        heads = own.gather(3, pick)[..., 0, :].gather(3, choice[..., None])[..., 0].sum((1, 2))
-        layers = of_linear.gather(2, linear[..., None])[..., 0].sum(1)
-        totals.append(float((heads.sum() + layers.sum()) if rows is None else (heads[rows] + layers[rows]).sum()))
-    every = precision.expand(tables.shape[:2]), choice.expand(tables.shape), linear
-    taken = [own.contiguous() if rows is None else own[rows] for own in every]
-    return Schedule(taken[0], taken[1], taken[2], totals[0], totals[1] + reused, runs, reused)
+@dataclass(frozen=True, eq=False)
+class Picks:
+    """What is chosen in each row of tables: precision, linear: int64 [rows, layers]; choice: int64 [rows, layers,
+    heads]."""
+
+    precision: Tensor
+    choice: Tensor
+    linear: Tensor
+
+    def of_heads(self, tables: Tables) -> tuple[Tensor, Tensor]:
+        """Costs and errors of each choice of a head, float64 [rows, layers, heads, choices], with the precisions."""
+        shape = (*tables.errors.shape[:3], 1, tables.errors.shape[4])
+        pick = self.precision[:, :, None, None, None].expand(shape)
+        return tables.costs.gather(3, pick)[..., 0, :], tables.errors.gather(3, pick)[..., 0, :]
+
+    def totals(self, tables: Tables) -> tuple[Tensor, Tensor]:
+        """Costs and errors, float64 [rows]. Of tied phases, all in one row."""
+        found = []
+        for heads, layers in zip(self.of_heads(tables), (tables.linear_costs, tables.linear_errors), strict=True):
+            own = heads.gather(3, self.choice[..., None])[..., 0].sum((1, 2))
+            of_linear = layers.gather(2, self.linear[..., None])[..., 0].sum(1)
+            found.append(own + of_linear if len(own) == len(of_linear) else own + of_linear.sum())
+        return found[0], found[1]
+
+    def schedule(
+        self,
+        tables: Tables,
+        rows: Sequence[int] | None = None,
+        runs: tuple[ComputedStep, ...] = (),
+        reused: float = 0.0,
+    ) -> Schedule:
+        """With tied axes repeated, and what it costs and does. rows: that of each run."""
+        every = [self.precision.expand(tables.shape[:2]), self.choice.expand(tables.shape), self.linear]
+        costs, errors = self.totals(tables)
+        if rows is None:
+            precision, choice, linear = (own.contiguous() for own in every)
+            return Schedule(precision, choice, linear, float(costs.sum()), float(errors.sum()))
+        precision, choice, linear = (own[rows] for own in every)
+        counted = torch.tensor([run.counted / (run.reused + 1) for run in runs], dtype=torch.float64)
+        error = float((errors[rows] * counted).sum()) + reused
+        return Schedule(precision, choice, linear, float(costs[rows].sum()), error, runs, reused)
 
 
 def _spend(problem: Problem, found: Schedule, cost: float) -> Schedule:
     """Use what is left of `cost` for choices that err less, the best exchange first; all else stays."""
     tables, rows = problem.tables(), None
+    own, first = tables, torch.arange(tables.errors.shape[0])
     if problem.ways is not None:  # of runs alike, the choices of the first
-        alike = list(dict.fromkeys(run.row for run in found.runs))
-        first = torch.tensor([[run.row for run in found.runs].index(row) for row in alike])
-        rows = torch.tensor([alike.index(run.row) for run in found.runs])
+        each = [run.row for run in found.runs]
+        alike = list(dict.fromkeys(each))
+        rows, first = [alike.index(row) for row in each], torch.tensor([each.index(row) for row in alike])
         numbers = torch.tensor([problem.ways.rows.index(row) for row in alike])
-        tables, own = (tables.at(numbers, times) for times in (torch.ones(len(alike)), rows.bincount()))
-    else:
-        first, own = torch.arange(tables.errors.shape[0]), tables
-    shape = own.errors.shape[:3]
-    precision, choice = found.precision[first, : shape[1]], found.choice[first, : shape[1], : shape[2]]
-    pick = precision[:, :, None, None, None].expand(*shape, 1, own.errors.shape[4])
-    errors, costs = own.errors.gather(3, pick)[..., 0, :], own.costs.gather(3, pick)[..., 0, :]
-    choice, left = choice.clone(), cost - found.cost
+        once, times = torch.ones(len(alike), dtype=torch.float64), torch.tensor(rows).bincount().double()
+        counted = torch.tensor([run.counted / (run.reused + 1) for run in found.runs], dtype=torch.float64)
+        errors = torch.zeros(len(alike), dtype=torch.float64).index_add(0, torch.tensor(rows), counted)
+        tables, own = tables.at(numbers, once, once), tables.at(numbers, times, errors)
+    layers, heads = own.errors.shape[1:3]
+    picks = Picks(
+        found.precision[first, :layers], found.choice[first, :layers, :heads].clone(),
+        found.linear if rows is None else found.linear[first],
+    )  # fmt: skip
+    (costs, errors), choice, left = picks.of_heads(own), picks.choice, cost - found.cost
     while True:
         more = costs - costs.gather(3, choice[..., None])
         less = errors.gather(3, choice[..., None]) - errors
         gain = torch.where((more <= left) & (less > 0), less / more.clamp(min=1e-12), -1.0)
         best = int(gain.argmax())
         if gain.flatten()[best] <= 0:
-            linear = found.linear[first] if rows is not None else found.linear
-            return _schedule(tables, precision, choice, linear, rows, found.runs, found.reused)
+            return picks.schedule(tables, rows, found.runs, found.reused)
         left -= float(more.flatten()[best])
         choice.view(-1)[best // gain.shape[3]] = best % gain.shape[3]

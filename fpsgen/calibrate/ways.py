@@ -1,8 +1,9 @@
-"""How each step of a video is had: computed with both guidance branches or one, or continued from steps before it.
+"""How each step of a video is obtained: computed with both guidance branches or one, or continued from earlier steps.
 
-What is reused is wrong by what it has changed since, which the velocities of a dense trajectory say without any further
-forward pass: of the same quadratic form as theirs, so that a matrix of inner products is all that is kept of them.
-Errors of a step that is computed are there again in the steps that continue from it.
+What is reused is wrong by what has changed since, which the velocities of a dense trajectory say without any further
+forward pass: only differences of velocities count, so that a matrix of their inner products is all that is kept.
+Errors of a step that is computed return in the steps that continue from it: those of attention and linear layers are
+alike in neighbouring steps, and mostly stay as they are; those of a reused difference are not, and grow with the line.
 """
 
 from __future__ import annotations
@@ -16,32 +17,43 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fpsgen.wan.plan import Guidance
+from fpsgen.wan.plan import MOST_REUSED, Guidance
 
-MOST_REUSED = 3  # steps in succession that are continued
 _OLDEST = 6  # steps since both guidance branches were computed, where their difference is used again
 
 
-# A kind of step that is computed: its phase, whether the conditional branch is alone, how many steps continue from it.
-Row = tuple[int, bool, int]
+# How alike errors of attention are in computed steps that follow each other: their cosine is 0.72 to 0.88 in the pocket
+# model. What is alike, the line through both steps leaves as it is.
+_ALIKE = 0.8
+
+# A kind of step that is computed: its phase, its guidance, how many steps continue from it.
+Row = tuple[int, Guidance, int]
 
 
 class ComputedStep(NamedTuple):
-    """A step that is computed, and how many steps after it continue from it. phase: which the step belongs to."""
+    """A step that is computed, and how many steps after it continue from it. phase: which the step belongs to; counted:
+    how often the error of its attention and linear layers counts, in all these steps."""
 
     phase: int
     guidance: Guidance
     reused: int
+    counted: float
 
     @property
     def row(self) -> Row:
         """What attention and linear layers depend on."""
-        return self.phase, self.guidance != "full", self.reused
+        return self.phase, self.guidance, self.reused
+
+    @property
+    def more(self) -> float:
+        """How often the error counts beside the once for each step that its row has."""
+        return self.counted - (self.reused + 1)
 
 
 class _StepState(NamedTuple):
-    """What decides how steps are best had from `at` on: the steps since the computed one before it, 0 where there is
-    none; the age of the difference of both branches, 0 where none is young enough; the guidance of the step before."""
+    """What decides how steps are best obtained from `at` on: the steps since the computed one before it, 0 where there
+    is none; the age of the difference of both branches, 0 where none is young enough; the guidance of the step before.
+    """
 
     at: int
     gap: int
@@ -57,13 +69,14 @@ class _StepState(NamedTuple):
 @dataclass(frozen=True, eq=False)
 class _Graph:
     """What follows each state: its runs, their errors, and the number of the state after them, which is one more than
-    there are at the video's end. of_step: the numbers of each step's states. rows (by number), errors, then: the same,
-    [states, ways]; an error is infinite where there is no further way."""
+    there are at the video's end. of_step: the numbers of each step's states. rows (by number), errors, more, then: the
+    same, [states, ways]; an error is infinite where there is no further way."""
 
     ways: list[list[tuple[ComputedStep, float, int]]]
     of_step: list[slice]
     rows: Tensor
     errors: Tensor
+    more: Tensor
     then: Tensor
 
     @classmethod
@@ -72,11 +85,12 @@ class _Graph:
         ends = list(accumulate(counts, initial=0))
         shape, number = (len(ways), max(map(len, ways))), {row: index for index, row in enumerate(rows)}
         of_row, then = torch.zeros(2, *shape, dtype=torch.int64)
-        errors = torch.full(shape, torch.inf, dtype=torch.float64)
+        errors, more = torch.full((2, *shape), torch.inf, dtype=torch.float64)
         for state, each in enumerate(ways):
             for way, (run, error, after) in enumerate(each):
-                of_row[state, way], errors[state, way], then[state, way] = number[run.row], error, after
-        return cls(ways, [slice(*own) for own in pairwise(ends)], of_row, errors, then)
+                of_row[state, way], then[state, way] = number[run.row], after
+                errors[state, way], more[state, way] = error, run.more
+        return cls(ways, [slice(*own) for own in pairwise(ends)], of_row, errors, more, then)
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,8 +100,8 @@ class Ways:
     phase_of_step: their phases. levels: the noise level before each. sensitivity: float64 [phases], error of the final
     latents for each squared change of a velocity in one step. velocities, differences: float64 [steps, steps], inner
     products of the guided velocities of a dense trajectory, and of what both branches differ by times guidance - 1;
-    None where that is not to be chosen. conditional: float64 [phases], the squared change of the velocity by attention
-    and linear layers where only the conditional branch has it, over that where both have.
+    None where that is not to be chosen. conditional: float64 [phases], the squared change of the conditional velocity
+    by attention and linear layers, over that of the guided one, which has it where a difference is used again, too.
     """
 
     phase_of_step: tuple[int, ...]
@@ -101,16 +115,16 @@ class Ways:
     def rows(self) -> list[Row]:
         """All that there may be."""
         reused = range(1 if self.velocities is None else MOST_REUSED + 1)
-        alone = (False,) if self.differences is None else (False, True)
-        return [(phase, own, n) for phase in range(len(self.sensitivity)) for own in alone for n in reused]
+        guidances: tuple[Guidance, ...] = ("full",) if self.differences is None else ("full", "reuse", "off")
+        return [(phase, own, n) for phase in range(len(self.sensitivity)) for own in guidances for n in reused]
 
     def weights(self) -> tuple[Tensor, Tensor]:
         """float64 [rows]: what a row's costs and errors count in one step; both 1 in all steps of a phase are all."""
         steps, in_phase = len(self.phase_of_step), [self.phase_of_step.count(p) for p in range(len(self.sensitivity))]
-        costs = [(0.5 if alone else 1.0) / steps for _, alone, _ in self.rows]
+        costs = [(1.0 if guidance == "full" else 0.5) / steps for _, guidance, _ in self.rows]
         errors = [
-            (n + 1) * (float(self.conditional[phase]) if alone else 1.0) / max(1, in_phase[phase])
-            for phase, alone, n in self.rows
+            (n + 1) * (float(self.conditional[phase]) if guidance == "off" else 1.0) / max(1, in_phase[phase])
+            for phase, guidance, n in self.rows
         ]
         return torch.tensor(costs, dtype=torch.float64), torch.tensor(errors, dtype=torch.float64)
 
@@ -155,13 +169,15 @@ class Ways:
         square = sum(a * b * float(products[i, j]) for i, a in terms for j, b in terms)
         return max(square, 0.0) * float(self.sensitivity[self.phase_of_step[step]])
 
-    def best(self, values: Tensor, price: float) -> tuple[list[ComputedStep], float]:
-        """The runs of least value, and the error of what is reused in them. values: float64 [rows], of a step of each;
-        price: of error. By dynamic programming, from the last step back."""
+    def best(self, values: Tensor, errors: Tensor, price: float) -> tuple[list[ComputedStep], float]:
+        """The runs of least value, and the error of what is reused in them. values, errors: float64 [rows], of a step
+        of each and those that continue from it; price: of error. By dynamic programming, from the last step back."""
         graph = self._graph
         least = torch.zeros(len(graph.ways) + 1, dtype=torch.float64)  # and of the video's end, where nothing is left
         picked = torch.zeros(len(graph.ways), dtype=torch.int64)
-        own = torch.where(graph.errors.isfinite(), values[graph.rows] + price * graph.errors, torch.inf)
+        rows, steps = graph.rows, torch.tensor([n + 1.0 for *_, n in self.rows], dtype=torch.float64)
+        more = graph.more * (errors / steps)[rows]
+        own = torch.where(graph.errors.isfinite(), values[rows] + price * (graph.errors + more), torch.inf)
         for some in reversed(graph.of_step):
             least[some], picked[some] = (own[some] + least[graph.then[some]]).min(1)
         runs, total, state = [], 0.0, 0
@@ -204,4 +220,6 @@ class Ways:
         for guidance, own in guidances:
             for reused, (wrong, new, old) in enumerate(self._continued[gap][at]):
                 error = wrong + own + new * own + old * before
-                yield ComputedStep(self.phase_of_step[at], guidance, reused), error
+                # The step before is taken to err as much as this one, which is mostly in the same phase.
+                counted = 1 + _ALIKE * reused + (1 - _ALIKE) * (new + old)
+                yield ComputedStep(self.phase_of_step[at], guidance, reused, counted), error

@@ -144,6 +144,7 @@ def make_job(
 ) -> Job:
     """All settings together; UsageError where they do not fit the model, or the prompts do not suffice."""
     from fpsgen.calibrate.budget import check_possible
+    from fpsgen.calibrate.candidates import EVERYTHING
     from fpsgen.calibrate.job import Job, defaults, phases_of
 
     effort, ours = defaults(model.family)
@@ -158,8 +159,10 @@ def make_job(
         told = f"{counted(clips, 'prompt')} to measure on and {checks} to verify on are needed"
         told += f"; there are {len(prompts)}"
         raise UsageError(told, hint="give more with --prompts FILE, or ask for fewer with --clips and --checks")
-    if settings.branches == 1 and not (which := which - {"guidance"}):
-        raise UsageError("without guidance there is none to choose", hint="give --choose something else")
+    if settings.branches == 1 and "guidance" in which:
+        if which != EVERYTHING:
+            raise UsageError("--guidance 1 leaves no guidance to choose", hint="leave guidance out of --choose")
+        which -= {"guidance"}
     job = Job(model, settings, effort, budget, prompts, seed, printable(name), which)
     check_possible(budget, job.least_cost)
     return job
@@ -207,17 +210,18 @@ def tell(out: Output, result: Result, job: Job, kept: Kept) -> None:
     out.line(f"error    {measured.error:.2g}{spread}, 1 - cosine of the final latents")
     out.line(f"PSNR     {measured.psnr_told} dB against bf16, worst {measured.psnr_worst:.1f}")
     out.line(f"         {clips} of prompts that calibration did not measure on; the budget was {job.budget}")
-    if result.record.backend == "reference":
-        out.line(
-            "         on this machine plain PyTorch runs the preset and saves no time: the cost is for a Hopper GPU"
-        )
+    if result.record.backend == "reference" and any(
+        own != "bf16" for layers in result.record.precision for own in layers
+    ):
+        told = "on this machine plain PyTorch runs 8-bit attention and saves no time in it"
+        out.line(f"         {told}: the cost is for a Hopper GPU")
     if preset := kept.files["preset"]:
         out.line(f"use it   fpsgen generate PROMPT --preset {shlex.quote(str(preset))}", copied=True)
     deliver(out, kept, {**result.record.as_json(), "toml": result.record.preset})
 
 
 def steps_told(record: CalibrationRecord) -> str:
-    """How steps are had, in words."""
+    """How steps are obtained, in words."""
     computed = [own for own in record.steps_done if own.compute == "full"]
     alone = sum(own.guidance != "full" for own in computed)
     told = f"{len(computed)} of {record.steps} computed"
@@ -248,7 +252,7 @@ def tell_estimate(out: Output, job: Job, device: torch.device, dtype: torch.dtyp
     choices, size = len(job.candidates.choices), readable(estimate.disk_bytes(job))
     out.line(f"The estimate is for {choices} choices of key tiles in 2 precisions, and bf16, {where}.")
     out.line("Each further round of verification takes as long as the row says, and fewer dense steps at most as long.")
-    out.line(f"The cache grows by {size}.")
+    out.line(f"The cache grows by at most {size}.")
     told = {
         "model": job.model.name,
         **{key: getattr(job.settings, key) for key in ("size", "frames", "steps")},

@@ -68,7 +68,7 @@ def _seen(record: CalibrationRecord) -> Table:
 
 
 def _steps(record: CalibrationRecord) -> Table:
-    """What the schedule leaves out of steps, as far as it does: successive ones that are had alike."""
+    """What the schedule leaves out of steps, as far as it does: successive ones that are obtained alike."""
     table, last = Table(columns=[Column("Steps"), Column("What is computed")]), 0
     for done, alike in groupby(record.steps_done):
         first, last = last + 1, last + len(list(alike))

@@ -15,6 +15,7 @@ LinearPrecision = Literal["16bit", "fp8", "int8"]  # 16bit: the weights' own
 # that computed both is used again; or the conditional one, without guidance.
 Guidance = Literal["full", "reuse", "off"]
 Compute = Literal["full", "reuse"]  # the velocity is computed; or continued from the latest two that were
+MOST_REUSED = 3  # steps in succession that are continued: a line goes no further
 
 
 @dataclass(frozen=True)
@@ -92,10 +93,12 @@ def mean_density(steps: Sequence[StepPlan], branches: int) -> float:
 
 
 def startable(steps: Sequence[StepPlan]) -> list[StepPlan]:
-    """The same steps, but for those that would use again what no step before them has left: they compute it."""
+    """The same steps, but for those that would use again what no step before them has left, or too often: they compute
+    it."""
     found: list[StepPlan] = []
     for step in steps:
-        if not found:
+        latest = found[-MOST_REUSED:]
+        if not latest or (len(latest) == MOST_REUSED and all(old.compute == "reuse" for old in latest)):
             step = replace(step, compute="full")
         if step.guidance == "reuse" and all(old.guidance != "full" or old.compute == "reuse" for old in found):
             step = replace(step, guidance="full")

@@ -106,7 +106,7 @@ def test_saturation() -> None:
     cheapest = solve.within_error(task, math.inf)
     assert tried[-1].schedule.cost == cheapest.cost, "all hold, so that the cheapest does"
     bad = Truth(level=12.0)
-    with pytest.raises(UsageError, match="only dense BF16 attention meets min_psnr=30"):
+    with pytest.raises(UsageError, match="only BF16 meets min_psnr=30"):
         search(task, Budget("psnr", 30.0), ROUNDS, bad)
     assert bad.asked <= ROUNDS + 1
 
@@ -115,7 +115,7 @@ def test_an_impossible_budget() -> None:
     truth = Truth(worst=88.0)
     with pytest.raises(UsageError) as told:
         search(problem(), Budget("psnr", 99.0), ROUNDS, truth)
-    assert str(told.value).startswith("only dense BF16 attention meets min_psnr=99: the mildest schedule")
+    assert str(told.value).startswith("only BF16 meets min_psnr=99: the mildest schedule")
     assert "dB" in str(told.value)
     assert told.value.marked_hint == f"use {option('preset', 'bf16')}"
     assert truth.asked <= ROUNDS + 1
@@ -150,7 +150,7 @@ def test_estimates_that_are_all_zero() -> None:
     tried = search(task, Budget("psnr", 30.0), ROUNDS, truth)
     check_last(tried, truth)
     assert tried[-1].schedule.cost == pytest.approx(0.09)
-    with pytest.raises(UsageError, match="only dense"):
+    with pytest.raises(UsageError, match="only BF16"):
         search(task, Budget("psnr", 30.0), ROUNDS, Truth(level=20.0))
 
 
@@ -227,7 +227,7 @@ def test_nothing_is_cheaper_than_dense() -> None:
     dear = Problem(task.errors, COSTS + torch.tensor([[0.0], [2.0], [2.0]]), task.weights)
     truth = Truth()
     for budget in (Budget("psnr", 30.0), Budget("cost", 0.5)):
-        with pytest.raises(UsageError, match="nothing costs less than dense BF16 attention here"):
+        with pytest.raises(UsageError, match="nothing that may be chosen costs less than BF16 here"):
             search(dear, budget, ROUNDS, truth)
     assert truth.asked == 0
 

@@ -86,7 +86,7 @@ def test_a_shipped_preset_of_other_tiles_is_left_out(
     solved = within_cost(problem(job, of), 0.4)
     assert solved is not None
     tried = Tried(solved, [Checked("a cat", 0, 0.01, 30.0)], True)
-    points = frontier.points(job, of, [tried])
+    points = frontier.points(job, problem(job, of), of, [tried])
     assert any(point.name == "theirs" for point in points) is shown
     assert [point.error for point in points if point.chosen] == [0.01]
 

@@ -1,4 +1,4 @@
-"""How steps are had: the best way of all, and schedules of which it is a part."""
+"""How steps are obtained: the best way of all, and schedules of which it is a part."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from torch import Tensor
 
 from fpsgen.calibrate import solve
 from fpsgen.calibrate.solve import Problem, Schedule
-from fpsgen.calibrate.ways import MOST_REUSED, ComputedStep, Ways
+from fpsgen.calibrate.ways import ComputedStep, Ways
+from fpsgen.wan.plan import MOST_REUSED
 from tests.unit.calibrate.test_solve import COSTS, random_problem
 
 SMALL = 1e-9  # relative, of sums in another order
@@ -77,14 +78,18 @@ class Steps:
     def every(self, compute: bool, guidance: bool) -> Iterator[tuple[ComputedStep, ...]]:
         """All runs that there may be."""
 
-        def after(at: int) -> Iterator[tuple[ComputedStep, ...]]:
+        def after(at: int, *before: int) -> Iterator[tuple[ComputedStep, ...]]:
             if at == len(self.levels):
                 yield ()
                 return
+            computed = (*before[-1:], at)
             most = min(MOST_REUSED, len(self.levels) - 1 - at) if compute else 0
             for how, n in itertools.product(("full", "reuse", "off") if guidance else ("full",), range(most + 1)):
-                for rest in after(at + n + 1):
-                    yield (ComputedStep(self.phase[at], how, n), *rest)  # type: ignore[arg-type]
+                # Of errors 0.8 is alike in both ends of the line, and stays as it is.
+                lines = [self.line(computed, step) for step in range(at + 1, at + n + 1)]
+                counted = 1 + sum(0.8 + 0.2 * (new**2 + old**2) for new, old in lines)
+                for rest in after(at + n + 1, *computed):
+                    yield (ComputedStep(self.phase[at], how, n, counted), *rest)  # type: ignore[arg-type]
 
         return (runs for runs in after(0) if self.error(runs) is not None)
 
@@ -95,17 +100,19 @@ def test_nothing_is_better_than_the_best(seed: int, compute: bool, guidance: boo
     steps = Steps(seed)
     ways = steps.ways(compute, guidance)
     rng = torch.Generator().manual_seed(seed)
-    values = torch.rand(len(ways.rows), generator=rng, dtype=torch.float64)
-    of_row = dict(zip(ways.rows, values.tolist(), strict=True))
-    every = {runs: steps.error(runs) or 0.0 for runs in steps.every(compute, guidance)}
+    values, errors = torch.rand(2, len(ways.rows), generator=rng, dtype=torch.float64)
+    of_row, by_row = (dict(zip(ways.rows, own.tolist(), strict=True)) for own in (values, errors))
+    every = [(runs, steps.error(runs) or 0.0) for runs in steps.every(compute, guidance)]
     for price in (0.0, 0.3, 3.0, 30.0, 1e6):
 
-        def value(runs: Sequence[ComputedStep], price: float = price) -> float:
-            return sum(of_row[run.row] for run in runs) + price * every[tuple(runs)]
+        def value(runs: Sequence[ComputedStep], wrong: float, price: float = price) -> float:
+            """An error counts once for each step in a row's value, and as often as it is there altogether."""
+            more = sum(by_row[run.row] * (run.counted / (run.reused + 1) - 1) for run in runs)
+            return sum(of_row[run.row] for run in runs) + price * (wrong + more)
 
-        runs, error = ways.best(values, price)
-        assert error == pytest.approx(every[tuple(runs)], rel=SMALL, abs=1e-12)
-        assert value(runs) == pytest.approx(min(map(value, every)), rel=SMALL)
+        runs, error = ways.best(values, errors, price)
+        assert error == pytest.approx(steps.error(runs), rel=SMALL, abs=1e-12)
+        assert value(runs, error) == pytest.approx(min(value(*each) for each in every), rel=SMALL)
 
 
 def joint(seed: int, **chosen: bool) -> Problem:
@@ -136,8 +143,8 @@ def recounted(problem: Problem, found: Schedule, steps: Steps) -> tuple[float, f
             for layer, of_heads in enumerate(choices.tolist())
             for head, choice in enumerate(of_heads)
         ) + sum(float(problem.linear_errors[run.phase, layer, own]) for layer, own in enumerate(linears.tolist()))
-        share = float(steps.conditional[run.phase]) if alone else 1.0
-        error += wrong * share * (run.reused + 1) / steps.phase.count(run.phase)
+        share = float(steps.conditional[run.phase]) if run.guidance == "off" else 1.0
+        error += wrong * share * run.counted / steps.phase.count(run.phase)
     return cost, error
 
 
