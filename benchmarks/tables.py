@@ -61,6 +61,24 @@ def calibration() -> str:
     )
 
 
+CHOICES = ("attention only", "+ linear layers", "+ guidance", "+ reused steps", "all")
+
+
+def denoising() -> str:
+    """Mean PSNR and error of what may be chosen at each cost of denoising, and of fewer dense steps."""
+    [record] = read("denoising.json")
+    cells = {(row["level"], row["name"].split(":")[0]): row for row in record["rows"]}
+    names = [*CHOICES, "fewer steps, int8", "fewer steps, bf16"]
+    return table(
+        ["PSNR in dB; error", *(f"at cost {cost:.2f}" for cost in record["levels"].values())],
+        [[name, *(near(cells.get((level, name))) for level in record["levels"])] for name in names],
+    )
+
+
+def near(row: dict[str, Any] | None) -> str:
+    return f"{row['psnr']:.1f} ± {row['psnr_ci95']:.1f}; {row['error']:.4f}" if row else "-"
+
+
 def mean(row: dict[str, Any] | None) -> str:
     return f"{row['error']:.4f} ± {row['error_ci95']:.4f}" if row else "-"
 
@@ -104,6 +122,7 @@ def attention() -> str:
 
 TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "calibration": ("calibration.json", calibration),
+    "denoising": ("denoising.json", denoising),
     "bench": ("bench-*.json", bench),
     "attention": (_ATTENTION, attention),
 }
