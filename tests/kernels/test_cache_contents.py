@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from fpsgen.errors import UsageError
-from fpsgen.kernels import cache, listing, sm90_attention
+from fpsgen.kernels import cache, listing, sm90_attention, sm90_elementwise
 
 NAME = "sm90_attention-" + "0123456789abcdef" * 2
 
@@ -31,14 +31,14 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return place
 
 
-def test_a_name_for_every_kernel_that_a_plan_needs() -> None:
+def test_a_name_for_every_kernel_that_is_launched() -> None:
     from fpsgen.attention import hopper  # not above: processes that build and clear import this file, too
     from fpsgen.attention.plan import AttentionPlan, KeyTiles
     from fpsgen.attention.tiles import TileGrid
 
     named = {own.kernel for own in listing.KERNELS.values()}
     assert len(named) == len(listing.KERNELS)
-    needed, tops = set(), (None, KeyTiles(top=0.5), KeyTiles(top=0.5, rest="summary"))
+    needed, tops = set(sm90_elementwise.VARIANTS.values()), (None, KeyTiles(top=0.5), KeyTiles(top=0.5, rest="summary"))
     grids = (2, 5, 9), (2, 3, 4), (2, 8, 16), (2, 8, 8), (1, 1, 700), (1, 1, 1)
     for tiles in map(TileGrid, grids[::2], grids[1::2]):
         for seen, smooth_k in product(tops, (True, False)):
