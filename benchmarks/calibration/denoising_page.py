@@ -6,6 +6,7 @@ from itertools import groupby
 
 from benchmarks.calibration.page import mean_ci95, named, ratio
 from benchmarks.markdown import page
+from fpsgen.report import words
 from fpsgen.report.pictures import drawing
 
 # Aims of the protocol: PSNR of all together at a level.
@@ -101,6 +102,7 @@ def picture(record: dict) -> bytes:
                 label=name, color=colour, marker=marker, markersize=9 if marker == "*" else 5, linewidth=1, capsize=2,
             )  # fmt: skip
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(lambda value, _: words.power(value))
         axes.set(xlim=(0, None), xlabel="modelled cost of denoising (BF16 in 20 steps = 1)",
                  ylabel="error of the final latents")  # fmt: skip
         axes.grid(True)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from benchmarks import grades, linears, numerics, pairs, pocket_plans, slots
+from benchmarks.calibration import denoising_page as denoising
 from benchmarks.calibration import page as calibration
 from benchmarks.record import RESULTS
 from benchmarks.training import page as training
@@ -22,6 +23,8 @@ def maker(name: str) -> Callable[[dict], str]:
     """What makes a page of its results."""
     return {
         "calibration": calibration.document,
+        "denoising": denoising.document,
+        "denoising-first": denoising.document,
         "grades": grades.document,
         "pairs": pairs.document,
         "linears": linears.document,

@@ -24,10 +24,13 @@ def test_there_is_a_table_where_there_are_results_and_no_other(name: str) -> Non
     assert len(marked) == bool(list(tables.RESULTS.glob(pattern)))
 
 
-def test_another_result_makes_another_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    record = json.loads((tables.RESULTS / "calibration.json").read_text())
-    record["rows"][1]["error"] *= 2  # the first row has no cost to be compared at
-    (tmp_path / "calibration.json").write_text(json.dumps(record))
+@pytest.mark.parametrize("changed", ["calibration.json", "denoising.json"])
+def test_another_result_makes_another_page(changed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("calibration.json", "denoising.json"):
+        (tmp_path / name).write_bytes((tables.RESULTS / name).read_bytes())
+    record = json.loads((tables.RESULTS / changed).read_text())
+    record["rows"][1]["error"] *= 2  # calibration's first row has no cost to be compared at
+    (tmp_path / changed).write_text(json.dumps(record))
     monkeypatch.setattr(tables, "RESULTS", tmp_path)
     assert tables.rendered(TEXTS["calibrate.md"]) != TEXTS["calibrate.md"]
 
