@@ -144,13 +144,15 @@ def _fewer_steps(
 
 def _key(job: Job, weights: str, backend: str, target: Target) -> dict:
     """All that the measurements depend on; not the budget, nor the preset's name."""
+    effort = asdict(job.effort) | {"rounds": None}
+    del effort["rivals"]
     return {
         **journals.surroundings(job.model, weights, target),
         "version": _VERSION,
         "backend": backend,
         "video": asdict(job.settings),
         "tiles": asdict(job.tiles),
-        "effort": {**asdict(job.effort), "rounds": None},
+        "effort": effort,
         "prompts": job.prompts[: job.effort.clips + job.effort.checks],
         "seed": job.seed,
     }

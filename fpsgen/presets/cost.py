@@ -37,7 +37,8 @@ _SELECT = (2 / 6e12) / (4 / 470e12)
 LINEAR_TFLOPS = {"16bit": 0.8 * 989, "fp8": 0.7 * 1979, "int8": 0.7 * 1979}
 
 # What is rounded for them is read twice in 16 bits, for its largest number and for itself, and written in 8: 5 bytes
-# for each token and channel, at 3.0 TB/s. PyTorch's own passes, which are not fused, move several times that.
+# for each token and channel, at 3.0 TB/s. Our kernels between products (`wan/elementwise`) move less, as most of it is
+# rounded in a pass that is there anyway; PyTorch's own passes, which are not fused, move five times that.
 _ROUNDED_SECONDS = 5 / 3.0e12
 
 # The pocket model stands in for the models that schedules are for: its 420 tokens count as Wan2.1's at 720p, its tiles
