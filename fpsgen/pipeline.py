@@ -44,7 +44,7 @@ def generate(
     target: Target,
     timings: Sequence[Timings] = (),
     accept: Callable[[Step], bool] = lambda step: False,
-    known: KnownTexts | None = None,
+    known: Callable[[], KnownTexts] | None = None,
     decode_in_bf16: bool = False,
 ) -> Generator[Event, None, None]:
     """Make a video of each request, yielding events on the way; timings: filled in, one for each video. What all videos
@@ -52,8 +52,8 @@ def generate(
 
     Raises UsageError before anything loads when settings or a preset do not fit a video, or when one of several outputs
     cannot be written, and RenderError when a result would not be a video of its prompt. accept: asked whether to go on
-    after a step whose latents are not finite; they are 0 in the video then. known: embeddings of earlier
-    runs. decode_in_bf16: where frames are as good (`vae.frames_of`).
+    after a step whose latents are not finite; they are 0 in the video then. known: opens embeddings of earlier
+    runs. decode_in_bf16: on devices that are quick in it, where frames are as good (`vae.frames_of`).
     """
     if not requests:
         return
@@ -65,7 +65,8 @@ def generate(
     with _all(videos, "load"):
         plans = [resolve(request, model, target) for request in requests]
         machine.reset_peak(target.device)
-    texts = yield from _encode(plans, model, target, videos, known)
+        kept = known() if known else None
+    texts = yield from _encode(plans, model, target, videos, kept)
     yield Stage("load", "transformer")
     with _all(videos, "load"):
         computed = (step for plan in plans for step in plan.steps if step.compute == "full")
@@ -97,7 +98,7 @@ def generate(
     yield Stage("load", "VAE")
     with _all(videos, "load"):
         vae = load_vae(model.checkpoint, target.device)
-        rounded = copy.deepcopy(vae).bfloat16() if decode_in_bf16 else None
+        rounded = copy.deepcopy(vae).bfloat16() if decode_in_bf16 and target.may_decode_in_bf16 else None
     for number, plan in enumerate(plans):
         notes: list[str] = []
         with _alone(videos, number):
@@ -149,7 +150,8 @@ def encode_prompts(
     known: KnownTexts | None = None,
 ) -> Generator[Event, None, list[Tensor]]:
     """The text embedding of each prompt, then of each negative one, the generator's return value; the encoder is gone
-    afterwards. keep: what is kept of each embedding, where thousands would fill the memory. known: as in `generate`."""
+    afterwards. keep: what is kept of each embedding, where thousands would fill the memory. known: those of earlier
+    runs."""
     with _all(videos, "load"):
         encoder = load_text_encoder(model.checkpoint, target.device, target.text_dtype, known)
     yield Stage("text")

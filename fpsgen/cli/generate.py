@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import secrets
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -128,12 +129,10 @@ def generate(
     levels = f"{settings.solver} on the {settings.sigmas} sigmas, shift {settings.shift:g}"
     out.detail(f"{settings.steps} steps of {levels}, guidance {settings.guidance:g}")
     before = state(output)
-    with timings.stage("load"):
-        known = Texts(found, target)
     try:
         # Closed here, not whenever it is collected: a failure while drawing must not leave an encoder running.
         events = pipeline.generate(
-            [request], found, target, [timings], known=known, decode_in_bf16=target.may_decode_in_bf16
+            [request], found, target, [timings], known=functools.partial(Texts, found, target), decode_in_bf16=True
         )
         with contextlib.closing(events), drawn(out) as watch:
             for event in events:

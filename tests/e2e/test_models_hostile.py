@@ -197,4 +197,6 @@ def test_a_file_that_cannot_be_mapped_is_told_as_memory(original: Path, monkeypa
 
     monkeypatch.setattr("torch.load", full)
     with pytest.raises(MemoryError):
-        load.load_text_encoder(by_name.find(str(original)).checkpoint, torch.device("cpu"), torch.float32)
+        load.load_text_encoder(by_name.find(str(original)).checkpoint, torch.device("cpu"), torch.float32).encode(
+            "a cat"
+        )

@@ -90,7 +90,7 @@ def test_a_gpu_owner_without_weights_is_asked_on_a_terminal(
 ) -> None:
     rendered = []
 
-    def generate(requests: list[Request], model: Model, *_: object) -> Iterator[Event]:
+    def generate(requests: list[Request], model: Model, *_: object, **__: object) -> Iterator[Event]:
         rendered.extend((model.name, request.settings.size) for request in requests)
         yield Stage("load", "text encoder")
         raise RenderError("this test makes no video")
