@@ -12,10 +12,9 @@ from torch import Tensor
 
 from fpsgen import __version__, assets
 from fpsgen.errors import RenderError, UsageError
-from fpsgen.journal import Journal
+from fpsgen.journal import Journal, identity
 from fpsgen.machine import device_name
 from fpsgen.target import Target
-from fpsgen.weights import load
 from fpsgen.weights.models import Model
 
 MOST_BYTES = 2**28  # on disk: 64 of Wan2.1's longest texts, hundreds of usual ones
@@ -29,11 +28,7 @@ class Texts:
         device, checkpoint = target.device, model.checkpoint
         key = {
             "versions": [__version__, torch.__version__],
-            # The values by their beginnings, which are the same in every dtype; so the bytes tell the dtype.
-            "encoder": [
-                load.identity(checkpoint, "text_encoder"),
-                sum(x.stat().st_size for x in checkpoint.text_encoder),
-            ],
+            "encoder": [identity(path) for path in checkpoint.text_encoder],
             "config": checkpoint.text_config,
             "dtype": str(target.text_dtype),
             "device": device_name(device),

@@ -71,6 +71,8 @@ def plan(folder: Path) -> tuple[Step, ...]:
         Step("counters", "what binds them: stalls, pipes, bytes from L2", 80,
              (*ncu.split(), out("ncu.csv"), *own("once")), "ncu"),
         Step("ablations", "what each part costs", 90, own("ablations", "--out", out("ablations.json"))),
+        Step("between", "whether the kernels between products are right", 60, tests("test_elementwise.py")),
+        Step("decoding", "whether decoding is, and how fast", 45, tests("test_decoding.py", "-s")),
         Step("graphs", "whether steps run as CUDA graphs, to the same bits", 45, tests("test_graphs.py")),
         Step("memcheck", "whether they leave other memory alone", 40, (*check, "memcheck", *own("once", "--tiny")),
              "compute-sanitizer"),

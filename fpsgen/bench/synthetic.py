@@ -134,7 +134,7 @@ def randomise(model: Module, device: torch.device, dtype: Callable[[str], torch.
             values.fill_(1)
         else:
             values.normal_(0, 1 / math.sqrt(math.prod(parameter.shape[1:])), generator=generator)
-    model.load_state_dict(state, assign=True, strict=False)  # tied parameters have two names there, and one here
+    model.load_state_dict(state, assign=True)
     return model.eval().requires_grad_(False)
 
 

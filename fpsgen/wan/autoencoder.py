@@ -1,7 +1,7 @@
 """Wan2.1's VAE: a causal 3-D convolutional network that goes through a clip piece by piece.
 
-Parameters have the names of diffusers' AutoencoderKLWan, and so have the settings; tests hold both directions
-bit-identical to it. The structure is the original's (`wan/modules/vae.py`).
+Parameters have the names of diffusers' AutoencoderKLWan, and so have the settings; tests hold both directions equal to
+it, but for the order of sums. The structure is the original's (`wan/modules/vae.py`).
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """What a block does between its products: LayerNorm and modulation, gated residual, GELU, and rounding of the next
 product's input.
 
-In inference on a Hopper GPU, with products in bfloat16, each is one pass by `sm90_elementwise.cu`; elsewhere PyTorch's
-operations. Both round at the same places. What differs is the order in which a norm sums a row, and GELU's exponential:
+In blocks with 8-bit products, in inference on a Hopper GPU and with all else in bfloat16, each is one pass by
+`sm90_elementwise.cu`; elsewhere PyTorch's operations, so that without 8-bit products all stays what it was, bit for
+bit. Both round at the same places. What differs is the order in which a norm sums a row, and GELU's exponential:
 last bits of float32, which bfloat16 seldom shows.
 """
 
@@ -32,11 +33,16 @@ Modulation = tuple[Tensor, Tensor]
 
 
 def norm(
-    x: Tensor, layer: nn.LayerNorm, dtype: torch.dtype, modulation: Modulation | None, precision: LinearPrecision
+    x: Tensor,
+    layer: nn.LayerNorm,
+    dtype: torch.dtype,
+    modulation: Modulation | None,
+    precision: LinearPrecision,
+    ours: bool = True,
 ) -> Tensor | Rounded:
     """The norm of x, float32 [batch, tokens, channels], times 1 + scale, plus shift: the input of a product in
-    `precision`, whose weights are in `dtype`."""
-    if _runs(x, dtype, MOST_NORMED):
+    `precision`, whose weights are in `dtype`. ours: by the kernels, where they run."""
+    if ours and _runs(x, dtype, MOST_NORMED):
         return _norm(x, layer, modulation, precision)[1]
     made = layer(x)
     if modulation is not None:
@@ -53,17 +59,18 @@ def add_and_norm(
     dtype: torch.dtype,
     modulation: Modulation | None = None,
     precision: LinearPrecision = "16bit",
+    ours: bool = True,
 ) -> tuple[Tensor, Tensor | Rounded]:
     """x plus y times its gate, as `add`; and the norm of that, as `norm`."""
-    if _runs(x, dtype, MOST_NORMED):
+    if ours and _runs(x, dtype, MOST_NORMED):
         return _norm(x, layer, modulation, precision, y, gate)
-    x = add(x, y, gate)
-    return x, norm(x, layer, dtype, modulation, precision)
+    x = add(x, y, gate, ours)
+    return x, norm(x, layer, dtype, modulation, precision, ours)
 
 
-def add(x: Tensor, y: Tensor, gate: Tensor | None) -> Tensor:
-    """x plus y times its gate, float32 [batch, tokens, channels]; gate: [batch, 1, channels]."""
-    if _runs(x, y.dtype, MOST_NORMED):
+def add(x: Tensor, y: Tensor, gate: Tensor | None, ours: bool = True) -> Tensor:
+    """x plus y times its gate, float32 [batch, tokens, channels]; gate: [batch, 1, channels]. ours: as in `norm`."""
+    if ours and _runs(x, y.dtype, MOST_NORMED):
         return _over_tokens("fps_residual", "16bit", x, y, {"gate": gate})
     return x + (y if gate is None else gate * y)
 
@@ -84,7 +91,7 @@ def gelu(x: Tensor, precision: LinearPrecision) -> Tensor | Rounded:
 
 def make_ready(device: torch.device, dtype: torch.dtype, kinds: Collection[Format]) -> list[cache.Built]:
     """Compile what a model in `dtype` will launch, some of whose products are in `kinds`, unless it is there."""
-    if dtype != torch.bfloat16 or hopper.why_not_here(device):
+    if not kinds or dtype != torch.bfloat16 or hopper.why_not_here(device):
         return []
     return [cache.build(VARIANTS[one]) for one in ("16bit", *kinds)]
 

@@ -174,12 +174,13 @@ class Block(nn.Module):
         """x: float32 [batch, tokens, dim]; modulation, by time: float32 [batch, 6, dim]."""
         dtype = self.cross_attn.q.weight.dtype
         shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = (self.modulation + modulation).chunk(6, dim=1)
-        given = elementwise.norm(x, self.norm1, dtype, (shift, scale), linear.attention)
+        ours, of_ffn = linear != UNROUNDED, (ffn_shift, ffn_scale)
+        given = elementwise.norm(x, self.norm1, dtype, (shift, scale), linear.attention, ours)
         made = self.self_attn(given, rope, plan, linear.attention)
-        x, given = elementwise.add_and_norm(x, made, gate, self.norm3, dtype)
+        x, given = elementwise.add_and_norm(x, made, gate, self.norm3, dtype, ours=ours)
         made = self.cross_attn(given, key_value)
-        x, given = elementwise.add_and_norm(x, made, None, self.norm2, dtype, (ffn_shift, ffn_scale), linear.ffn)
-        return elementwise.add(x, self.ffn(given, linear.ffn), ffn_gate)
+        x, given = elementwise.add_and_norm(x, made, None, self.norm2, dtype, of_ffn, linear.ffn, ours)
+        return elementwise.add(x, self.ffn(given, linear.ffn), ffn_gate, ours)
 
 
 class FFN(nn.Sequential):

@@ -1,7 +1,7 @@
 """UMT5's encoder, which Wan2.1 reads prompts with. Parameters have transformers' names; so have the settings.
 
-Written out because transformers takes seconds to load, for a network of forty lines. A test holds it bit-identical to
-transformers' `UMT5EncoderModel`.
+Written out because transformers takes seconds to load, for a network of a hundred lines. A test holds it
+bit-identical to transformers' `UMT5EncoderModel`.
 """
 
 from __future__ import annotations

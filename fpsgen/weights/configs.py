@@ -191,16 +191,19 @@ def check_kinds_of_parts(vae: dict[str, Any], text_encoder: dict[str, Any]) -> N
     """Refuse components of another kind, before any work is done with them."""
     if (name := vae.get("_class_name", "AutoencoderKLWan")) != "AutoencoderKLWan":
         raise ModelError(f"its VAE is a {printable(name, 60)}, not an AutoencoderKLWan", hint=OURS)
+    if vae.get("patch_size") is not None or vae.get("is_residual"):
+        raise ModelError("its VAE is one of Wan2.2's", hint=OURS)
     for key in ("latents_mean", "latents_std"):
         values = vae.get(key, [1.0] * 16)
         if not (isinstance(values, list) and len(values) == 16 and all(map(_is_number, values))):
             raise ModelError(f"its vae/config.json has a {key} that is not 16 numbers", FETCH_AGAIN)
     if min(vae.get("latents_std", [1.0])) <= 0:
         raise ModelError("its vae/config.json has a latents_std that is not above 0", FETCH_AGAIN)
-    if vae.get("patch_size") is not None or vae.get("is_residual"):
-        raise ModelError("its VAE is one of Wan2.2's", hint=OURS)
     if (blocks := vae.get("num_res_blocks", 2)) not in range(1, 17):
         raise ModelError(f"its vae/config.json says num_res_blocks = {shown(blocks)}; Wan2.1 has 2", FETCH_AGAIN)
+    eps = text_encoder.get("layer_norm_epsilon", 1e-6)
+    if not (_is_number(eps) and 0 < eps < 1):
+        raise ModelError(f"its text encoder has layer_norm_epsilon = {shown(eps)}; Wan2.1 has 1e-06", FETCH_AGAIN)
     umt5 = {"model_type": "umt5", "feed_forward_proj": "gated-gelu", "relative_attention_max_distance": 128}
     for key, wanted in umt5.items():
         if (have := text_encoder.get(key, wanted)) != wanted:

@@ -81,6 +81,12 @@ def test_what_an_embedding_depends_on_is_told_apart(cache: Path, model: Model, t
         changed = replace(model, checkpoint=replace(model.checkpoint, text_encoder=[other]))
         assert Texts(changed, TARGET).get(tokens) is None, change
 
+    data = bytearray(file.read_bytes())
+    data[-4] ^= 1  # a damaged copy, whose embeddings must not outlive its repair
+    (damaged := tmp_path / "damaged.safetensors").write_bytes(data)
+    changed = replace(model, checkpoint=replace(model.checkpoint, text_encoder=[damaged]))
+    assert Texts(changed, TARGET).get(tokens) is None
+
 
 @pytest.mark.parametrize(
     "damage", [lambda data: data[:-40], lambda data: b"", lambda data: data[:200] + b"x" + data[201:]]

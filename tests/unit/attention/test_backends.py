@@ -176,7 +176,7 @@ def test_not_a_number_comes_through() -> None:
         # What is marked is compiled anew, and the last one has a part of each.
         pytest.param(AttentionPlan(RAGGED, ((1, 3, 3),)), marks=pytest.mark.slow),
         pytest.param(AttentionPlan(RAGGED, PER_HEAD, (2, 0, 1)), marks=pytest.mark.slow),
-        AttentionPlan(WHOLE, ((1, 1, 1),)),
+        pytest.param(AttentionPlan(WHOLE, ((1, 1, 1),)), marks=pytest.mark.slow),
         AttentionPlan(TileGrid((6, 6, 16), (6, 6, 8)), ((1, 1, 1),)),  # 288 tokens, more than one block of 128
         AttentionPlan(RAGGED, (KeyTiles(top=0.3), None, (1, 3, 3)), (0, 1, 2)),
     ],

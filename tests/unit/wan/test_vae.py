@@ -73,17 +73,21 @@ def test_encode_equals_diffusers(wan_pipeline: WanPipeline, wan_folder: Path, co
 
 
 def test_bfloat16_decodes_where_it_is_as_good(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first frame is float32's either way; the others are one's or the other's, to the bit."""
+    """The first five frames are float32's either way; the others are one's or the other's, to the bit."""
     vae = load_vae(recognise(assets.folder("pocket")), torch.device("cpu"))
     rounded = copy.deepcopy(vae).bfloat16()
-    latents = torch.randn(1, 16, 3, 4, 6, generator=torch.Generator().manual_seed(2))
+    latents = torch.randn(1, 16, 4, 4, 6, generator=torch.Generator().manual_seed(2))
     exact, coarse = (np.concatenate([*wan_vae.frames_of(own, latents)]) for own in (vae, rounded))
     notes: list[str] = []
     mixed = np.concatenate([*wan_vae.frames_of(vae, latents, rounded, notes.append)])
-    assert np.array_equal(mixed[:1], exact[:1])
-    assert np.array_equal(mixed[1:], coarse[1:])
+    assert np.array_equal(mixed[:5], exact[:5])
+    assert np.array_equal(mixed[5:], coarse[5:])
     assert not np.array_equal(mixed, exact)
     assert 45 <= metrics.psnr(metrics.mean_square(mixed, exact)) < 100
     monkeypatch.setattr(wan_vae, "ENOUGH", 90)
     assert np.array_equal(np.concatenate([*wan_vae.frames_of(vae, latents, rounded, notes.append)]), exact)
     assert ["bfloat16:" in note for note in notes] == [True, False]
+    monkeypatch.setattr(wan_vae, "ENOUGH", 45)
+    for name, value in rounded.decoder.named_parameters():  # which a clip's first frame does not go through
+        value.data.mul_(0 if "time_conv" in name else 1)
+    assert np.array_equal(np.concatenate([*wan_vae.frames_of(vae, latents, rounded, notes.append)]), exact)

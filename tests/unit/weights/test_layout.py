@@ -29,12 +29,23 @@ def test_an_index_reads_no_files_elsewhere(folder: Path) -> None:
         ("vae/config.json", "latents_std", [0.0] * 16, "not above 0"),
         ("vae/config.json", "latents_mean", [float("nan")] * 16, "not 16 numbers"),
         ("vae/config.json", "num_res_blocks", 10**8, "num_res_blocks"),
+        ("text_encoder/config.json", "layer_norm_epsilon", "1e-6", "layer_norm_epsilon"),
+        ("text_encoder/config.json", "layer_norm_epsilon", -5.0, "layer_norm_epsilon"),
     ],
 )
 def test_other_pipelines_are_refused(folder: Path, file: str, key: str, value: object, says: str) -> None:
     config = json.loads((folder / file).read_text())
     (folder / file).write_text(json.dumps(config | {key: value}))
     with pytest.raises(ModelError, match=says):
+        recognise(folder)
+
+
+def test_a_vae_of_wan22_is_called_so(folder: Path) -> None:
+    """Whose every moment is wrong for Wan2.1, too."""
+    file = folder / "vae/config.json"
+    theirs = {"z_dim": 48, "is_residual": True, "patch_size": 2, "latents_mean": [0.0] * 48, "latents_std": [1.0] * 48}
+    file.write_text(json.dumps(json.loads(file.read_text()) | theirs))
+    with pytest.raises(ModelError, match=r"Wan2\.2"):
         recognise(folder)
 
 
