@@ -9,9 +9,6 @@ Every clip is kept in fpsgen's cache (FPSGEN_CACHE_DIR), so that a run which was
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from typing import TypeVar
 
 import torch
@@ -20,7 +17,7 @@ from rich.console import Console
 from benchmarks.calibration import held_out
 from benchmarks.calibration.contenders import LEVELS, attention_cost, contenders_of, dense, video_cost
 from benchmarks.calibration.page import document, rows_of
-from benchmarks.calibration.worker import CPU, Plans, Spec, Worker, job_for
+from benchmarks.calibration.worker import CPU, Plans, Pool, Worker, job_for
 from benchmarks.record import RESULTS
 from fpsgen import files
 from fpsgen.calibrate.run import calibrate
@@ -30,25 +27,6 @@ from fpsgen.target import Target
 from fpsgen.wan.plan import mean_density
 
 T = TypeVar("T")
-
-
-class Pool:
-    """Clips side by side, and how many are done."""
-
-    def __init__(self, workers: int, console: Console):
-        # Processes of their own: torch's threads do not survive a fork.
-        self._pool = ProcessPoolExecutor(workers, get_context("spawn"), Worker.start)
-        self._console = console
-
-    def run(
-        self, title: str, work: Callable[[Spec, list[Plans]], list[T]], specs: list[Spec], contenders: list[Plans]
-    ) -> list[list[T]]:
-        """By contender, then by clip."""
-        found = []
-        for number, one in enumerate(self._pool.map(work, specs, [contenders] * len(specs)), 1):
-            found.append(one)
-            self._console.print(f"{title}: {number} of {len(specs)} clips")
-        return [list(own) for own in zip(*found, strict=True)]
 
 
 def main() -> None:
@@ -75,13 +53,9 @@ def main() -> None:
         every |= {(level, name): plans for name, plans in found.items()}
     specs = held_out.specs(args.clips)
     checked = pool.run("held-out clips", Worker.check, specs, list(every.values()))
-    pocket = base.model.pocket or {}
     record = {
         **begin,
-        "pocket": {key: pocket[key] for key in ("version", "sha256")},
-        "planned_clips": held_out.HELD_OUT,
-        "levels": LEVELS,
-        "prompts": [prompt for prompt, _ in specs],
+        **held_out.about(base, LEVELS, specs),
         "contenders": [
             {
                 "level": level,

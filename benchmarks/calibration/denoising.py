@@ -17,9 +17,8 @@ import torch
 from rich.console import Console
 
 from benchmarks.calibration import held_out
-from benchmarks.calibration.__main__ import Pool
 from benchmarks.calibration.denoising_page import document, picture, rows_of
-from benchmarks.calibration.worker import CPU, Plans, Worker, job_for
+from benchmarks.calibration.worker import CPU, Plans, Pool, Worker, job_for
 from benchmarks.record import RESULTS
 from fpsgen import files
 from fpsgen.calibrate import solve
@@ -85,13 +84,9 @@ def main() -> None:
     }
     specs = held_out.specs(args.clips)
     checked = Pool(args.workers, console).run("held-out clips", Worker.check, specs, list(every.values()))
-    pocket = base.model.pocket or {}
     record = {
         **begin,
-        "pocket": {key: pocket[key] for key in ("version", "sha256")},
-        "planned_clips": held_out.HELD_OUT,
-        "levels": LEVELS,
-        "prompts": [prompt for prompt, _ in specs],
+        **held_out.about(base, LEVELS, specs),
         "contenders": [
             {
                 "level": level,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import groupby
 
-from benchmarks.calibration.page import mean_ci95, named, ratio
+from benchmarks.calibration.page import mean_ci95, named, ratio, shortfall
 from benchmarks.markdown import page
 from fpsgen.report import words
 from fpsgen.report.pictures import drawing
@@ -72,13 +72,12 @@ def verdicts(record: dict) -> list[str]:
 
 def document(record: dict) -> str:
     """What is published, in Markdown."""
-    clips, planned = len(record["prompts"]), record["planned_clips"]
-    short = "" if clips == planned else f" Only the first {clips} of its {planned} clips had been rendered."
+    clips = len(record["prompts"])
     head = page(
         "One budget over the whole step",
         f"""The pocket model renders {clips} clips of held-out combinations with every contender, each clip from the
         same noise, in float32 on a CPU by the `reference` backend. [The protocol](../calibration/PROTOCOL.md), its
-        third measurement, was committed before the run; it says who the contenders are.{short}""",
+        third measurement, was committed before the run; it says who the contenders are.{shortfall(record)}""",
         """The cost is that of denoising, attention and linear layers of both branches in all steps, by a stated model
         (`fpsgen/presets/cost.py`) and as at 14B 720p, where BF16 in 20 steps has cost 1. The error is 1 - cosine of the
         final latents, and PSNR is that of the frames; both compare with dense attention in 20 steps that is not

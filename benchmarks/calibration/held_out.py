@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.calibration.worker import Spec
+from fpsgen.calibrate.job import Job
 from fpsgen.pocket.words import Combination
 from recipes.pocket.evaluate import NOISE_SEED, prompts_for
 
@@ -31,6 +33,17 @@ def specs(clips: int) -> list[Spec]:
     """The first `clips` of them."""
     prompts, _ = prompts_for(_FIRST + HELD_OUT, True, True)
     return [(prompt, NOISE_SEED + 1000 + i) for i, prompt in enumerate(prompts[_FIRST:][:clips])]
+
+
+def about(job: Job, levels: Mapping[str, float], clips: Sequence[Spec]) -> dict:
+    """What every record says beside its contenders: the model, the levels and the clips."""
+    pocket = job.model.pocket or {}
+    return {
+        "pocket": {key: pocket[key] for key in ("version", "sha256")},
+        "planned_clips": HELD_OUT,
+        "levels": levels,
+        "prompts": [prompt for prompt, _ in clips],
+    }
 
 
 def labels(clips: int) -> list[Combination]:

@@ -86,15 +86,20 @@ def verdicts(record: dict) -> list[str]:
     return found
 
 
+def shortfall(record: dict) -> str:
+    """What a page says where not all of the protocol's clips were rendered."""
+    clips, planned = len(record["prompts"]), record["planned_clips"]
+    return "" if clips == planned else f" Only the first {clips} of its {planned} clips had been rendered."
+
+
 def document(record: dict) -> str:
     """What is published, in Markdown."""
-    clips, planned = len(record["prompts"]), record["planned_clips"]
-    short = "" if clips == planned else f" Only the first {clips} of its {planned} clips had been rendered."
+    clips = len(record["prompts"])
     head = page(
         "Is calibration worth it?",
         f"""The pocket model renders {clips} clips of held-out combinations with every contender, each clip from the
         same noise, in float32 on a CPU by the `reference` backend. [The protocol](../calibration/PROTOCOL.md) was
-        committed before the measurement; it says who the contenders are.{short}""",
+        committed before the measurement; it says who the contenders are.{shortfall(record)}""",
         """The costs are those of a stated model (`fpsgen/presets/cost.py`), not of a clock: of attention alone, where
         dense BF16 attention in 20 steps has cost 1, and of the whole video, where linear layers count as at 14B 720p.
         The error is 1 - cosine of the final latents, and PSNR is that of the frames. Both compare with dense attention

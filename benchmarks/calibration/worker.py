@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from multiprocessing import get_context
+from typing import TypeVar
 
 import numpy as np
 import torch
+from rich.console import Console
 
 from fpsgen import assets, metrics
 from fpsgen.calibrate.budget import Budget
@@ -22,6 +27,8 @@ from fpsgen.weights import models
 from fpsgen.weights.load import load_text_encoder, load_transformer, load_vae
 
 CPU = torch.device("cpu")
+
+T = TypeVar("T")
 
 Spec = tuple[str, int]  # prompt, seed
 Plans = tuple[StepPlan, ...]  # of each step
@@ -95,3 +102,22 @@ class Worker:
             checker.check(plans)
         pairs = [checker.frames(plans, 0) for plans in contenders]
         return [pairs[0][0], *(ours for _, ours in pairs)]
+
+
+class Pool:
+    """Clips side by side, and how many are done."""
+
+    def __init__(self, workers: int, console: Console):
+        # Processes of their own: torch's threads do not survive a fork.
+        self._pool = ProcessPoolExecutor(workers, get_context("spawn"), Worker.start)
+        self._console = console
+
+    def run(
+        self, title: str, work: Callable[[Spec, list[Plans]], list[T]], specs: list[Spec], contenders: list[Plans]
+    ) -> list[list[T]]:
+        """By contender, then by clip."""
+        found = []
+        for number, one in enumerate(self._pool.map(work, specs, [contenders] * len(specs)), 1):
+            found.append(one)
+            self._console.print(f"{title}: {number} of {len(specs)} clips")
+        return [list(own) for own in zip(*found, strict=True)]

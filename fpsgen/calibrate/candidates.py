@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Precision = Literal["bf16", "int8", "fp8"]
-# What a calibration may choose: by what attention sees and rounds, of linear layers, and how steps are had.
+# What a calibration may choose: by what attention sees and rounds, of linear layers, and how steps are obtained.
 Choice = Literal["attention", "linear", "guidance", "compute"]
 EVERYTHING: frozenset[Choice] = frozenset(get_args(Choice))
 

@@ -42,10 +42,10 @@ def points(job: Job, task: Problem, measurement: Measurement, tried: list[Tried]
     if not taken.schedule.error or not found[-1].error:
         return found  # there is nothing to scale estimates by
     scale = found[-1].error / taken.schedule.error
-    branches, tables = job.settings.branches, task.tables()
+    branches = job.settings.branches
     known: set[float] = set()
     for power in range(_ESTIMATED):  # from where errors count for nothing to where they count for all
-        solved = solve.at_price(task, 10 ** (_LEAST_POWER + power / _PER_POWER), tables)
+        solved = solve.at_price(task, 10 ** (_LEAST_POWER + power / _PER_POWER))
         if solved.cost not in known and solved.error > 0:
             known.add(solved.cost)
             found.append(FrontierPoint("calibrated", "", solved.cost, min(solved.error * scale, 1.0)))

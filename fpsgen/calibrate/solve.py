@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -44,6 +45,7 @@ class Problem:
     attention: float = 1.0
     ways: Ways | None = None
 
+    @cached_property
     def tables(self) -> Tables:
         """Of every row of which a schedule may be made: of phases, or of kinds of steps in them."""
         if self.ways is None:
@@ -132,21 +134,19 @@ def within_cost(problem: Problem, cost: float) -> Schedule | None:
 
 def _search(problem: Problem, fits: Callable[[Schedule], bool], dear_fits: bool) -> Schedule:
     """The schedule at the last price that fits, of rising prices of error, or the first where a high price does."""
-    tables = problem.tables()
     low, high = (math.log(price) for price in _PRICES)
     for _ in range(_BISECTIONS):
         middle = (low + high) / 2
-        if fits(at_price(problem, math.exp(middle), tables)) is dear_fits:
+        if fits(at_price(problem, math.exp(middle))) is dear_fits:
             high = middle
         else:
             low = middle
-    return at_price(problem, math.exp(high if dear_fits else low), tables)
+    return at_price(problem, math.exp(high if dear_fits else low))
 
 
-def at_price(problem: Problem, price: float, tables: Tables | None = None) -> Schedule:
-    """What minimises cost + price · error; of equals the first, so that nothing depends on chance. tables: the
-    problem's, where they are made already."""
-    tables = tables or problem.tables()
+def at_price(problem: Problem, price: float) -> Schedule:
+    """What minimises cost + price · error; of equals the first, so that nothing depends on chance."""
+    tables = problem.tables
     value = torch.where(tables.costs.isfinite(), tables.costs + price * tables.errors.nan_to_num(posinf=0.0), torch.inf)
     best, choice = value.min(4)  # [rows, layers, heads, precisions]
     best, precision = best.sum(2).min(2)  # [rows, layers]
@@ -198,14 +198,14 @@ class Picks:
             precision, choice, linear = (own.contiguous() for own in every)
             return Schedule(precision, choice, linear, float(costs.sum()), float(errors.sum()))
         precision, choice, linear = (own[rows] for own in every)
-        counted = torch.tensor([run.counted / (run.reused + 1) for run in runs], dtype=torch.float64)
+        counted = torch.tensor([run.factor for run in runs], dtype=torch.float64)
         error = float((errors[rows] * counted).sum()) + reused
         return Schedule(precision, choice, linear, float(costs[rows].sum()), error, runs, reused)
 
 
 def _spend(problem: Problem, found: Schedule, cost: float) -> Schedule:
     """Use what is left of `cost` for choices that err less, the best exchange first; all else stays."""
-    tables, rows = problem.tables(), None
+    tables, rows = problem.tables, None
     own, first = tables, torch.arange(tables.errors.shape[0])
     if problem.ways is not None:  # of runs alike, the choices of the first
         each = [run.row for run in found.runs]
@@ -213,7 +213,7 @@ def _spend(problem: Problem, found: Schedule, cost: float) -> Schedule:
         rows, first = [alike.index(row) for row in each], torch.tensor([each.index(row) for row in alike])
         numbers = torch.tensor([problem.ways.rows.index(row) for row in alike])
         once, times = torch.ones(len(alike), dtype=torch.float64), torch.tensor(rows).bincount().double()
-        counted = torch.tensor([run.counted / (run.reused + 1) for run in found.runs], dtype=torch.float64)
+        counted = torch.tensor([run.factor for run in found.runs], dtype=torch.float64)
         errors = torch.zeros(len(alike), dtype=torch.float64).index_add(0, torch.tensor(rows), counted)
         tables, own = tables.at(numbers, once, once), tables.at(numbers, times, errors)
     layers, heads = own.errors.shape[1:3]

@@ -45,9 +45,9 @@ class ComputedStep(NamedTuple):
         return self.phase, self.guidance, self.reused
 
     @property
-    def more(self) -> float:
-        """How often the error counts beside the once for each step that its row has."""
-        return self.counted - (self.reused + 1)
+    def factor(self) -> float:
+        """How often the error counts, where its row counts it once in each of these steps."""
+        return self.counted / (self.reused + 1)
 
 
 class _StepState(NamedTuple):
@@ -69,14 +69,14 @@ class _StepState(NamedTuple):
 @dataclass(frozen=True, eq=False)
 class _Graph:
     """What follows each state: its runs, their errors, and the number of the state after them, which is one more than
-    there are at the video's end. of_step: the numbers of each step's states. rows (by number), errors, more, then: the
-    same, [states, ways]; an error is infinite where there is no further way."""
+    there are at the video's end. of_step: the numbers of each step's states. rows (by number), errors, factors, then:
+    the same, [states, ways]; an error is infinite where there is no further way."""
 
     ways: list[list[tuple[ComputedStep, float, int]]]
     of_step: list[slice]
     rows: Tensor
     errors: Tensor
-    more: Tensor
+    factors: Tensor
     then: Tensor
 
     @classmethod
@@ -85,12 +85,12 @@ class _Graph:
         ends = list(accumulate(counts, initial=0))
         shape, number = (len(ways), max(map(len, ways))), {row: index for index, row in enumerate(rows)}
         of_row, then = torch.zeros(2, *shape, dtype=torch.int64)
-        errors, more = torch.full((2, *shape), torch.inf, dtype=torch.float64)
+        errors, factors = torch.full((2, *shape), torch.inf, dtype=torch.float64)
         for state, each in enumerate(ways):
             for way, (run, error, after) in enumerate(each):
                 of_row[state, way], then[state, way] = number[run.row], after
-                errors[state, way], more[state, way] = error, run.more
-        return cls(ways, [slice(*own) for own in pairwise(ends)], of_row, errors, more, then)
+                errors[state, way], factors[state, way] = error, run.factor
+        return cls(ways, [slice(*own) for own in pairwise(ends)], of_row, errors, factors, then)
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,9 +175,8 @@ class Ways:
         graph = self._graph
         least = torch.zeros(len(graph.ways) + 1, dtype=torch.float64)  # and of the video's end, where nothing is left
         picked = torch.zeros(len(graph.ways), dtype=torch.int64)
-        rows, steps = graph.rows, torch.tensor([n + 1.0 for *_, n in self.rows], dtype=torch.float64)
-        more = graph.more * (errors / steps)[rows]
-        own = torch.where(graph.errors.isfinite(), values[rows] + price * (graph.errors + more), torch.inf)
+        more = (graph.factors - 1) * errors[graph.rows]
+        own = torch.where(graph.errors.isfinite(), values[graph.rows] + price * (graph.errors + more), torch.inf)
         for some in reversed(graph.of_step):
             least[some], picked[some] = (own[some] + least[graph.then[some]]).min(1)
         runs, total, state = [], 0.0, 0
