@@ -17,9 +17,10 @@ from fpsgen import machine, solvers
 from fpsgen.errors import RenderError, option
 from fpsgen.events import Event, Watch
 from fpsgen.settings import Settings
+from fpsgen.solvers import FewStepSolver, Solver
 from fpsgen.wan.graphs import Graphs
 from fpsgen.wan.plan import StepPlan
-from fpsgen.wan.transformer import WanTransformer
+from fpsgen.wan.transformer import KeyValue, WanTransformer
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -54,6 +55,15 @@ class Moment:
 Look = Callable[[int, Tensor], Tensor | None]
 
 
+@dataclass(frozen=True)
+class Expert:
+    """A transformer, called as it is or as CUDA graphs. contexts: for each batch of texts, the keys and values of its
+    layers."""
+
+    velocity: Graphs | WanTransformer
+    contexts: list[list[KeyValue]]
+
+
 @dataclass
 class Carried:
     """What steps leave for later ones to use again. velocities: noise levels and guided velocities of the latest steps
@@ -66,12 +76,24 @@ class Carried:
     source: tuple[Tensor, int, StepPlan] | None = None
 
 
+@dataclass
+class State:
+    """A trajectory before one of its steps: the latents, the solver, and what earlier steps left. Another denoiser, of
+    another expert, may go on with it."""
+
+    latents: Tensor
+    solver: Solver | FewStepSolver
+    carried: Carried
+    step: int = 0
+
+
 class Denoiser:
     """A transformer with all that a trajectory needs, except its noise and the plans of its steps.
 
     texts: [clips, length, text_dim], the prompts' embeddings and, with guidance, the negative prompt's. together:
     whether both guidance branches run in one batch; None: if they fit into free memory. graphs: of the transformer,
-    for steps that are repeated.
+    for steps that are repeated. low: the low-noise expert, where both are in memory; else whoever holds the other one
+    goes on from its `State`.
     """
 
     @torch.inference_mode()
@@ -83,6 +105,7 @@ class Denoiser:
         device: torch.device,
         together: bool | None = None,
         graphs: Graphs | None = None,
+        low: WanTransformer | None = None,
     ):
         self.transformer, self.settings, self.device = transformer, settings, device
         self.together = both_fit(transformer, settings, device) if together is None else together
@@ -92,15 +115,20 @@ class Denoiser:
                 most_branches(transformer, settings, device) < 2 * at_once
             ):  # graphs keep what a pass needs beside others
                 graphs.refused = "they need memory for two steps at once, and too little is free"
-        self._contexts = [transformer.embed_text(text) for text in ([torch.cat([*texts])] if self.together else texts)]
-        self.branches, self._pass = len(texts), graphs or transformer
+        given = [torch.cat([*texts])] if self.together else texts
+        self._experts = [
+            Expert(graphs if graphs and expert is transformer else expert, [expert.embed_text(text) for text in given])
+            for expert in (transformer, low)
+            if expert is not None
+        ]
+        self.branches = len(texts)
         solver = settings.new_solver()
         self._timesteps, self._levels = solver.timesteps, solver.sigmas.tolist()
 
     def noise(self, seed: int, done: int = 0) -> Tensor:
         """The noise that a trajectory begins with, from a seed: float32 [1, 16, T, h, w]; or what it adds after `done`
         steps, by solvers that add noise."""
-        channels = self.transformer.config.in_channels
+        channels = self.transformer.config.out_channels
         return solvers.noise(channels, self.settings.latent_shape, seed, done).to(self.device)
 
     @torch.inference_mode()
@@ -114,10 +142,11 @@ class Denoiser:
             return self._conditional(latents, step, plan)
         if plan.guidance == "reuse":
             # u + g (c - u) = c + (g - 1) (c - u)
-            return self._conditional(latents, step, plan) + (self.settings.guidance - 1) * self._difference(carried)
+            stronger = self.settings.guidance_at(step) - 1
+            return self._conditional(latents, step, plan) + stronger * self._difference(carried)
         conditional, unconditional = self._both(latents, step, plan)
         carried.difference = conditional - unconditional
-        return solvers.guide(conditional, unconditional, self.settings.guidance)
+        return solvers.guide(conditional, unconditional, self.settings.guidance_at(step))
 
     def _continued(self, velocities: Sequence[tuple[float, Tensor]], step: int) -> Tensor:
         """The line through the latest velocities over the noise level, at a step's; with one, that velocity."""
@@ -129,19 +158,24 @@ class Denoiser:
 
     def _both(self, latents: Tensor, step: int, plan: StepPlan) -> Sequence[Tensor]:
         """The conditional and the unconditional velocity."""
-        timestep, branches = self._timesteps[step], self.branches // len(self._contexts)
+        expert, timestep = self._expert(step), self._timesteps[step]
+        branches = self.branches // len(expert.contexts)
         batch = latents.repeat(branches, 1, 1, 1, 1)
         return [
             velocity
-            for context in self._contexts
-            for velocity in self._pass(batch, timestep.expand(len(batch)), context, plan).chunk(branches)
+            for context in expert.contexts
+            for velocity in expert.velocity(batch, timestep.expand(len(batch)), context, plan).chunk(branches)
         ]
 
     def _conditional(self, latents: Tensor, step: int, plan: StepPlan) -> Tensor:
-        context, clips = self._contexts[0], len(latents)
+        expert, clips = self._expert(step), len(latents)
+        context = expert.contexts[0]
         if self.together:
             context = [(key[:clips], value[:clips]) for key, value in context]
-        return self._pass(latents, self._timesteps[step].expand(clips), context, plan)
+        return expert.velocity(latents, self._timesteps[step].expand(clips), context, plan)
+
+    def _expert(self, step: int) -> Expert:
+        return self._experts[0 if step < self.settings.high_steps else -1]
 
     def _difference(self, carried: Carried) -> Tensor:
         if carried.difference is None:
@@ -150,7 +184,14 @@ class Denoiser:
             carried.difference = conditional - unconditional
         return carried.difference
 
-    @torch.inference_mode()
+    def begin(
+        self, noise: Tensor, fresh: Callable[[int], Tensor] | None = None, carried: Carried | None = None
+    ) -> State:
+        """A trajectory before its first step. fresh: what solvers add that add noise, by how many steps are done.
+        carried: an empty one that is brought up to date, for a look that computes."""
+        solver = self.settings.new_solver(fresh)
+        return State(solver.init_noise_sigma * noise, solver, carried or Carried())
+
     def run(
         self,
         noise: Tensor,
@@ -160,15 +201,28 @@ class Denoiser:
         fresh: Callable[[int], Tensor] | None = None,
         carried: Carried | None = None,
     ) -> Iterator[Moment]:
-        """Yields every step from noise to latents, when it is done. plans: one for each step.
+        """Yields every step from noise to latents, when it is done; see `begin` and `go_on`."""
+        return self.go_on(self.begin(noise, fresh, carried), plans, kept, look)
 
-        kept: velocities that it has are taken from it, and the others are given to it. fresh: what solvers add that add
-        noise, by how many steps are done. carried: an empty one that is brought up to date, for a look that computes.
+    @torch.inference_mode()
+    def go_on(
+        self,
+        state: State,
+        plans: Sequence[StepPlan],
+        kept: Velocities | None = None,
+        look: Look | None = None,
+        end: int | None = None,
+    ) -> Iterator[Moment]:
+        """Yields every further step of a trajectory, when it is done, and brings its state up to date. plans: one for
+        each step, the first ones included; end: before which step it pauses.
+
+        kept: velocities that it has are taken from it, and the others are given to it.
         """
-        solver, carried = self.settings.new_solver(fresh), carried or Carried()
-        latents = solver.init_noise_sigma * noise
-        for step, plan in enumerate(plans):
-            begin = time.perf_counter()
+        solver, carried = state.solver, state.carried
+        for step, plan in enumerate(plans[:end]):
+            if step < state.step:
+                continue
+            begin, latents = time.perf_counter(), state.latents
             if plan.guidance == "full" and plan.compute == "full":
                 carried.difference, carried.source = None, (latents, step, plan)
             velocity = None if kept is None else kept.get(step)
@@ -182,6 +236,7 @@ class Denoiser:
                 carried.velocities = [*carried.velocities[-1:], (self._levels[step], velocity)]
             latents = solver.step(velocity, latents)
             finite = bool(latents.isfinite().all())  # waits for the device, too
+            state.latents, state.step = latents, step + 1
             yield Moment(step, velocity, latents, time.perf_counter() - begin, finite)
 
 

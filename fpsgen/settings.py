@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, get_args
 
 from fpsgen.errors import UsageError, option
-from fpsgen.solvers import FEW_STEPS, FewStepSolver, Sigmas, Solver, SolverName, noise_levels
+from fpsgen.solvers import FEW_STEPS, FewStepSolver, Sigmas, Solver, SolverName, noise_levels, steps_from
 from fpsgen.wan import sizes
 
 if TYPE_CHECKING:
@@ -27,6 +28,9 @@ class Settings:
 
     width, height: rendered, in pixels; negative: the prompt that guidance leads away from; sigmas: the noise levels of
     the steps, the original's or diffusers'; a solver for few steps has its authors', which count as the original's.
+    boundary: the noise level from which up the high-noise expert computes steps, None for a model of one transformer;
+    guidance_low: of the low-noise expert's steps, None for `guidance`. stride: pixels per latent, along height and
+    width.
     """
 
     width: int
@@ -39,17 +43,23 @@ class Settings:
     negative: str
     solver: SolverName = "unipc"
     sigmas: Sigmas = "original"
+    boundary: float | None = None
+    guidance_low: float | None = None
+    stride: int = sizes.STRIDE
 
     def override(self, **given: Any) -> Settings:
         """These, but for every keyword that is not None, and for what a solver for few steps brings with it."""
         told = {name: value for name, value in given.items() if value is not None}
         few = FEW_STEPS.get(told.get("solver", ""))
-        return replace(self, **(few.settings if few else {}) | told)
+        told = (few.settings if few else {}) | told
+        if "guidance" in told:  # of both experts, unless the low-noise one's is given as well
+            told = {"guidance_low": None} | told
+        return replace(self, **told)
 
     def check(self) -> None:
         """UsageError where no video can have these settings."""
         check_settings(self.frames, self.steps, self.guidance, self.shift, self.solver, self.sigmas)
-        sizes.check_model_size(self.width, self.height)
+        sizes.check_model_size(self.width, self.height, self.stride)
         for field, value, choices in (
             ("solver", self.solver, get_args(SolverName)),
             ("sigmas", self.sigmas, get_args(Sigmas)),
@@ -67,12 +77,24 @@ class Settings:
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         """Frames, rows and columns of the latents."""
-        return sizes.latent_shape(self.frames, self.height, self.width)
+        return sizes.latent_shape(self.frames, self.height, self.width, self.stride)
 
     @property
     def branches(self) -> int:
         """How many velocities each step computes: with guidance the conditional and the unconditional one."""
-        return 1 if self.guidance == 1 else 2
+        return 1 if self.guidance == 1 and self.guidance_low in (None, 1) else 2
+
+    @cached_property
+    def high_steps(self) -> int:
+        """How many of the first steps the high-noise expert computes: those whose timestep is not below the boundary
+        (Wan2.2 `wan/text2video.py`); all where there is no other expert."""
+        if self.boundary is None:
+            return self.steps
+        return steps_from(self.boundary, self.new_solver())
+
+    def guidance_at(self, step: int) -> float:
+        """The guidance of a step, counted from 0."""
+        return self.guidance if self.guidance_low is None or step < self.high_steps else self.guidance_low
 
     @property
     def noise_levels(self) -> list[float]:
@@ -86,18 +108,19 @@ class Settings:
         return Solver(self.steps, self.shift, self.solver, self.sigmas)
 
 
-# Wan2.1 `generate.py` and README: 50 steps, 81 frames, shift 5 and guidance 5; for 1.3B the README
-# advises guidance 6 and shift 8. They do not depend on the video's size: `generate.py` lowers the shift at 480p
-# for image-to-video alone.
+_LARGE = Settings(1280, 720, 81, 16, 50, guidance=5.0, shift=5.0, negative=WAN_NEGATIVE)
+# By the names of `wan.config.SHAPES`. Wan2.1 `generate.py` and README: 50 steps, 81 frames, shift 5 and guidance 5; for
+# 1.3B the README advises guidance 6 and shift 8. They do not depend on the video's size: `generate.py` lowers the shift
+# at 480p for image-to-video alone. Wan2.2 `wan/configs/wan_t2v_A14B.py`, `wan_i2v_A14B.py` and `wan_ti2v_5B.py`.
 DEFAULTS = {
-    "1.3b": Settings(832, 480, 81, 16, 50, guidance=6.0, shift=8.0, negative=WAN_NEGATIVE),
-    "14b": Settings(1280, 720, 81, 16, 50, guidance=5.0, shift=5.0, negative=WAN_NEGATIVE),
+    "1.3b": replace(_LARGE, width=832, height=480, guidance=6.0, shift=8.0),
+    "14b": _LARGE,
+    "2.2-14b": replace(_LARGE, steps=40, shift=12.0, guidance=4.0, guidance_low=3.0, boundary=0.875),
+    "5b": replace(_LARGE, height=704, frames=121, fps=24, stride=16),
+    "i2v-14b": replace(_LARGE, steps=40),
+    "flf2v-14b": replace(_LARGE, shift=16.0),
+    "2.2-i2v": replace(_LARGE, steps=40, guidance=3.5, boundary=0.9),
 }
-
-
-def defaults_of(dim: int) -> Settings:
-    """Defaults of a model by the width of its transformer."""
-    return DEFAULTS[sizes.family_of(dim)]
 
 
 def check_settings(

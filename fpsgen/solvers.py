@@ -219,6 +219,11 @@ class FewStepSolver:
         return (1 - after) * x0 + after * self._fresh(self._done)
 
 
+def steps_from(level: float, solver: Solver | FewStepSolver) -> int:
+    """How many of a solver's first steps have a timestep that is not below that of a noise level."""
+    return int((solver.timesteps >= TRAIN_TIMESTEPS * level).sum())
+
+
 def noise(channels: int, shape: tuple[int, int, int], seed: int, done: int = 0) -> Tensor:
     """float32 [1, channels, frames, height, width], drawn on the CPU: the same on every device. done: after how many
     steps it is added; a seed's generator draws for one after the other, first for the start."""

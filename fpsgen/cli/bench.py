@@ -176,13 +176,13 @@ def check_alone(context: typer.Context) -> None:
 
 def check_random(name: str, others: dict[str, object]) -> None:
     """UsageError for a model whose shapes are not known, or beside options that need a checkpoint."""
-    from fpsgen.wan.config import FAMILIES
+    from fpsgen.wan.config import SHAPES
 
     for flag, value in others.items():
         if value is not None:
             told = f"--random-weights and {flag} contradict each other: random weights make no video of a prompt"
             raise UsageError(told, hint=f"leave {flag} out")
-    if name.lower() not in FAMILIES:
+    if name.lower() not in SHAPES:
         raise UsageError(f"--random-weights {printable(name)}: there is no such model", hint="give 1.3b or 14b")
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from fpsgen.cli.preferences import KEYS
-from fpsgen.wan.config import FAMILIES
+from fpsgen.wan.config import SHAPES
 from fpsgen.wan.sizes import NAMED
 
 
@@ -48,7 +48,7 @@ def _contender_names() -> Iterable[str]:
 
 
 models = offered(KEYS["model"].names, ".safetensors")
-wan_models = offered(lambda: FAMILIES)
+wan_models = offered(lambda: SHAPES)
 trainable = offered(lambda: ("prepare", *KEYS["model"].names()))  # the group's command stands in the model's place
 presets = offered(KEYS["preset"].names, ".toml")
 contenders = offered(_contender_names, ".toml")

@@ -6,6 +6,7 @@ import contextlib
 import inspect
 import json
 import tomllib
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import fields
 from pathlib import Path
@@ -79,19 +80,25 @@ def _typer(name: str, entry: dict[str, Any]) -> Any:
 
 
 class _Defaults(dict[str, str]):
-    """Defaults that the models have, in words: "4 for pocket, 6 for 1.3b, 5 for 14b"; looked up where a help needs
+    """Defaults that the models have, in words: "4 for pocket, 6 for 1.3b, else 5"; looked up where a help needs
     them."""
 
     def __missing__(self, setting: str) -> str:
-        if setting == "wan_sizes":
-            return ", ".join(f"{own.size} for {name}" for name, own in DEFAULTS.items())
         values = {}
+        if setting == "wan_sizes":
+            return _in_words({name: own.size for name, own in DEFAULTS.items()})
         with contextlib.suppress(OSError, ValueError, KeyError):  # a damaged installation is told when it is used
             pocket = json.loads((assets.folder("pocket") / "pocket.json").read_text(encoding="utf-8"))
             values["pocket"] = f"{pocket[setting]:g}"
-        small, large = (f"{getattr(DEFAULTS[name], setting):g}" for name in ("1.3b", "14b"))
-        values |= {"Wan2.1": large} if small == large else {"1.3b": small, "14b": large}
-        return ", ".join(f"{value} for {name}" for name, value in values.items())
+        return _in_words(values | {name: f"{getattr(own, setting):g}" for name, own in DEFAULTS.items()})
+
+
+def _in_words(values: dict[str, str]) -> str:
+    """Which models have which value; what most of them have comes last, without their names."""
+    usual, _ = Counter(values.values()).most_common(1)[0]
+    told = {value: " and ".join(name for name in values if values[name] == value) for value in values.values()}
+    del told[usual]
+    return ", ".join([*(f"{value} for {names}" for value, names in told.items()), f"else {usual}" if told else usual])
 
 
 def check_report(report: Path | None, no_report: bool) -> None:

@@ -16,7 +16,7 @@ import typer
 from fpsgen import files
 from fpsgen.errors import UsageError, reason
 from fpsgen.printable import meant, printable
-from fpsgen.wan.config import FAMILIES
+from fpsgen.wan.config import SHAPES
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ KEYS = {
     "model": Key(
         "The model that generate, bench and calibrate take, as --model.",
         "chosen by size and by what is on this disk",
-        lambda: ("pocket", *FAMILIES),
+        lambda: ("pocket", *SHAPES),
     ),
     "preset": Key("The preset that generate takes, as --preset.", "chosen by model and GPU", _presets),
     "output_dir": Key("The folder for videos of generate that have no -o.", "the current folder", tuple),

@@ -14,7 +14,7 @@ from fpsgen.wan import sizes
 from fpsgen.wan.plan import Compute, Guidance, LinearPrecision, Linears
 
 FORMAT = 1
-FAMILIES = ("1.3b", "14b", "pocket")
+FAMILIES = ("1.3b", "14b", "2.2-14b", "5b", "pocket")
 _MOST_LAYERS = 1000
 _ROUNDING = 1e-6
 LINEAR = (*get_args(LinearPrecision), "bf16")  # of linear layers; the last one is what older files call the first

@@ -1,8 +1,8 @@
-"""The shapes of a Wan2.1 text-to-video transformer."""
+"""The shapes of a Wan transformer."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fpsgen.errors import ModelError
 
@@ -15,7 +15,12 @@ _WIDEST = 2**17  # channels; Wan2.1 14B's feed-forward has 13,824
 class WanConfig:
     """Hyperparameters of the DiT (Wan2.1 `wan/configs/wan_t2v_*.py`, `wan/modules/model.py`).
 
-    What Wan2.1 never varies is no field: one patch size, q and k normalised over all heads, an affine norm
+    in_channels: of the noisy latents, as many as out_channels, and of what an image-to-video model is given beside
+    them. image_dim: width of an image encoder's states, which cross-attention reads beside the text; None where it
+    reads none. image_positions: how many such states have a learned position, as in models that take a first and a last
+    image; None where they have none. time_per_token: whether each token has a timestep of its own (Wan2.2's TI2V-5B).
+
+    What Wan never varies is no field: one patch size, q and k normalised over all heads, an affine norm
     before cross-attention, global attention. A configuration that says otherwise is refused.
     """
 
@@ -28,6 +33,9 @@ class WanConfig:
     in_channels: int = 16
     out_channels: int = 16
     eps: float = 1e-6
+    image_dim: int | None = None
+    image_positions: int | None = None
+    time_per_token: bool = False
 
     PATCH = (1, 2, 2)  # latent frames, rows, columns of one token
     ROPE_THETA = 10_000.0
@@ -44,15 +52,20 @@ class WanConfig:
             )
         if self.freq_dim % 2:
             raise ModelError(f"its transformer has freq_dim = {self.freq_dim}, which is odd", hint=OURS)
-        if self.in_channels != self.out_channels:
+        if self.in_channels < self.out_channels:
             raise ModelError(
-                f"its transformer takes {self.in_channels} channels and gives {self.out_channels}, as from an image",
+                f"its transformer takes {self.in_channels} channels and gives {self.out_channels}, which is impossible",
                 hint=OURS,
             )
 
     @property
     def head_dim(self) -> int:
         return self.dim // self.num_heads
+
+    @property
+    def condition_channels(self) -> int:
+        """Of what it is given beside the noisy latents: 20 for an image, 4 of its mask and 16 of its latents."""
+        return self.in_channels - self.out_channels
 
     @property
     def weights_per_token(self) -> int:
@@ -75,5 +88,35 @@ class WanConfig:
 WAN_1_3B = WanConfig(dim=1536, ffn_dim=8960, num_heads=12, num_layers=30)
 WAN_14B = WanConfig(dim=5120, ffn_dim=13824, num_heads=40, num_layers=40)
 
-# By the family whose presets they take.
-FAMILIES = {"1.3b": WAN_1_3B, "14b": WAN_14B}
+WAN_5B = WanConfig(3072, 14336, num_heads=24, num_layers=30, in_channels=48, out_channels=48, time_per_token=True)
+_FROM_IMAGE = replace(WAN_14B, in_channels=36)
+
+# By names of models: Wan2.1's, Wan2.2's, and those that begin with an image.
+SHAPES = {
+    "1.3b": WAN_1_3B,
+    "14b": WAN_14B,
+    "2.2-14b": WAN_14B,
+    "5b": WAN_5B,
+    "i2v-14b": replace(_FROM_IMAGE, image_dim=1280),
+    "flf2v-14b": replace(_FROM_IMAGE, image_dim=1280, image_positions=514),
+    "2.2-i2v": _FROM_IMAGE,
+}
+# The family whose presets a model takes, where that is not its own name.
+_FAMILIES = {"i2v-14b": "14b", "flf2v-14b": "14b", "2.2-i2v": "2.2-14b"}
+
+
+def kind_of(shapes: WanConfig, experts: int = 1) -> str:
+    """Which of `SHAPES` a model is taken for, by its inputs, the number of its experts and its width: 1.3B up to that
+    model's width, 14B above."""
+    if shapes.time_per_token:
+        return "5b"
+    if experts > 1:
+        return "2.2-i2v" if shapes.condition_channels else "2.2-14b"
+    if shapes.condition_channels:
+        return "flf2v-14b" if shapes.image_positions else "i2v-14b"
+    return "1.3b" if shapes.dim <= WAN_1_3B.dim else "14b"
+
+
+def family_of(kind: str) -> str:
+    """The family whose presets a model of a kind takes."""
+    return _FAMILIES.get(kind, kind)

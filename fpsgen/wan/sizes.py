@@ -5,23 +5,18 @@ from __future__ import annotations
 import re
 
 from fpsgen.errors import UsageError, option
-from fpsgen.wan.config import WAN_1_3B
 
 NAMED = {"480p": (832, 480), "720p": (1280, 720)}
-MULTIPLE = 16  # pixels: 8 by the VAE, 2 by the patch
-TEMPORAL, SPATIAL = 4, 8  # pixels per latent along time, and along height and width, in Wan2.1's VAE
+PATCH = 2  # latents per token along height and width
+TEMPORAL = 4  # frames per latent
+STRIDE = 8  # pixels per latent along height and width, in Wan2.1's VAE
 LARGEST = 4096
 MOST_FRAMES = 4 * 1023 + 1  # Wan2.1's rotary table has 1024 positions in time
 
 
-def latent_shape(frames: int, height: int, width: int) -> tuple[int, int, int]:
-    """Latent frames, rows and columns of a video; frames are 4n + 1."""
-    return (frames - 1) // TEMPORAL + 1, height // SPATIAL, width // SPATIAL
-
-
-def family_of(dim: int) -> str:
-    """Which of Wan2.1's two a model is taken for, by the width of its transformer: 1.3B up to its width, 14B above."""
-    return "1.3b" if dim <= WAN_1_3B.dim else "14b"
+def latent_shape(frames: int, height: int, width: int, stride: int = STRIDE) -> tuple[int, int, int]:
+    """Latent frames, rows and columns of a video; frames are 4n + 1. stride: of the VAE, in pixels."""
+    return (frames - 1) // TEMPORAL + 1, height // stride, width // stride
 
 
 def named_size(width: int, height: int) -> str:
@@ -37,18 +32,20 @@ def parse_resolution(text: str) -> tuple[int, int]:
     if not match:
         raise UsageError(f"{option('res', text)} is not a size", hint="use 480p, 720p or WIDTHxHEIGHT such as 832x480")
     width, height = int(match[1]), int(match[2])
-    if not (MULTIPLE <= width <= LARGEST and MULTIPLE <= height <= LARGEST):
-        told = f"{option('res', text)}: each side must be {MULTIPLE} to {LARGEST} pixels"
+    least = PATCH * STRIDE
+    if not (least <= width <= LARGEST and least <= height <= LARGEST):
+        told = f"{option('res', text)}: each side must be {least} to {LARGEST} pixels"
         raise UsageError(told, hint=f"try {option('res', '832x480')}")
     return width, height
 
 
-def check_model_size(width: int, height: int) -> None:
-    """Refuse what the model cannot render, and name the nearest size that it can."""
-    if width % MULTIPLE or height % MULTIPLE:
-        near = "x".join(str(max(MULTIPLE, round(side / MULTIPLE) * MULTIPLE)) for side in (width, height))
+def check_model_size(width: int, height: int, stride: int = STRIDE) -> None:
+    """Refuse what the model cannot render, and name the nearest size that it can. stride: of its VAE, in pixels."""
+    multiple = PATCH * stride
+    if width % multiple or height % multiple:
+        near = "x".join(str(max(multiple, round(side / multiple) * multiple)) for side in (width, height))
         raise UsageError(
-            f"{width}x{height}: both sides must be multiples of {MULTIPLE}", hint=f"try {option('res', near)}"
+            f"{width}x{height}: both sides must be multiples of {multiple}", hint=f"try {option('res', near)}"
         )
 
 

@@ -23,7 +23,7 @@ from fpsgen.errors import RenderError, UsageError, option
 from fpsgen.files import is_full, write_json
 from fpsgen.machine import installed
 from fpsgen.printable import printable, readable
-from fpsgen.settings import defaults_of
+from fpsgen.settings import DEFAULTS
 from fpsgen.weights import configs, layout, load
 from fpsgen.weights.headers import read_json, trained_for
 from fpsgen.weights.layout import PARTS, TOKENIZERS, Checkpoint, Format
@@ -49,14 +49,15 @@ def convert(checkpoint: Checkpoint, target: Format, out: Path) -> Iterator[str]:
         _check_representable(checkpoint)
     preset = trained_for(checkpoint.transformer[0])
     with _complete(_claim(checkpoint, out), out) as partial:
-        for name, part in PARTS.items():
+        for name in checkpoint.parts:
+            part = PARTS[name]
             yield part.words
             own = {"trained_for": preset} if preset and name == "transformer" else {}
             _write_part(checkpoint, name, _read(checkpoint, name, target), target, partial, **own)
         yield "tokenizer"
         _copy_tokenizer(checkpoint, target, partial)
         if target == "diffusers":
-            write_pipeline(partial, defaults_of(checkpoint.config.dim).shift)
+            write_pipeline(partial, DEFAULTS[checkpoint.kind].shift)
 
 
 def write_model(model: Model, transformer: Mapping[str, Tensor], out: Path, **metadata: str) -> None:
@@ -84,7 +85,7 @@ def write_model(model: Model, transformer: Mapping[str, Tensor], out: Path, **me
         written = layout.recognise(partial)
         load.check(written)
         if model.pocket:
-            files = sorted(file for name in PARTS for file in getattr(written, name))
+            files = sorted(file for name in written.parts for file in getattr(written, name))
             digests = {
                 file.relative_to(partial).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest() for file in files
             }

@@ -6,14 +6,14 @@ Recognising a folder reads names, configurations and headers, no weights.
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from fpsgen.errors import ModelError
 from fpsgen.files import open_regular
 from fpsgen.printable import printable
-from fpsgen.wan.config import OURS, WanConfig
+from fpsgen.wan.config import OURS, WanConfig, kind_of
 from fpsgen.weights import headers, keys, kinds
 from fpsgen.weights.configs import (
     check_kinds_of_parts,
@@ -61,9 +61,11 @@ class Part:
 # By Diffusers' folder of each, which is the field of a `Checkpoint` as well.
 PARTS = {
     "transformer": Part("transformer", "diffusion_pytorch_model", "", keys.TRANSFORMER, "original"),
+    "transformer_2": Part("low-noise expert", "diffusion_pytorch_model", "", keys.TRANSFORMER, "original"),
     "text_encoder": Part("text encoder", "model", "models_t5_umt5-xxl-enc-bf16.pth", keys.TEXT_ENCODER, "diffusers"),
     "vae": Part("VAE", "diffusion_pytorch_model", "Wan2.1_VAE.pth", keys.VAE, "diffusers"),
 }
+NEEDED = ("transformer", "text_encoder", "vae")  # parts that every model has
 OTHERS = ("text_encoder", "vae")  # parts that all Wan2.1 models share
 TOKENIZERS: dict[Format, Path] = {"original": Path("google") / "umt5-xxl", "diffusers": Path("tokenizer")}
 # Others that lie there, code above all, are neither fetched nor copied.
@@ -76,7 +78,8 @@ TOKENIZER_FILES = (
 class Checkpoint:
     """Where each component's weights and configuration are. vae_config and text_config are Diffusers' and
     transformers' own; where the format has none, they are what the tensors' shapes say. loras: merged with the
-    transformer as it is loaded."""
+    transformer as it is loaded. transformer_2: of a model of two experts, the low-noise one; `transformer` is the
+    high-noise one then."""
 
     format: Format
     config: WanConfig
@@ -87,12 +90,23 @@ class Checkpoint:
     text_config: dict[str, Any]
     tokenizer: Path
     loras: tuple[Lora, ...] = ()
+    transformer_2: list[Path] = field(default_factory=list)
+
+    @property
+    def parts(self) -> list[str]:
+        """Those of `PARTS` that it has."""
+        return [part for part in PARTS if part in NEEDED or getattr(self, part)]
+
+    @property
+    def kind(self) -> str:
+        """Which of `wan.config.SHAPES` it is taken for."""
+        return kind_of(self.config, experts=2 if self.transformer_2 else 1)
 
     @property
     def bytes(self) -> int:
         """The size of all weight files; ModelError where one is gone."""
         with headers.reading(self.transformer[0].parent):
-            return sum(file.stat().st_size for part in PARTS for file in getattr(self, part))
+            return sum(file.stat().st_size for part in self.parts for file in getattr(self, part))
 
 
 def recognise(folder: Path) -> Checkpoint:
@@ -107,14 +121,14 @@ def _recognise(folder: Path) -> Checkpoint:
     if any((folder / name).is_dir() for name in ("high_noise_model", "low_noise_model")):
         raise ModelError(f"{printable(folder)} holds Wan2.2, a model of two experts", hint=OURS)
     original = any((folder / PARTS[part].file).exists() for part in OTHERS)
-    if (folder / "model_index.json").exists() or (not original and any((folder / part).is_dir() for part in PARTS)):
+    if (folder / "model_index.json").exists() or (not original and any((folder / part).is_dir() for part in NEEDED)):
         return _diffusers(folder)
     if original or any(folder.glob("*.safetensors")):
         return _original(folder)
     for file in sorted(folder.glob("*.gguf")):
         headers.contents(file)  # says what it is
     files = f"an original one contains {PARTS['vae'].file} and others"
-    hint = f"a Diffusers folder contains {', '.join(PARTS)} and tokenizer; {files}"
+    hint = f"a Diffusers folder contains {', '.join(NEEDED)} and tokenizer; {files}"
     if inside := next(folder.glob("snapshots/*/"), None):  # a repository in the hub's cache
         hint = f"give the model's own folder: {shlex.quote(str(inside))}"
     raise ModelError(f"{printable(folder)} holds no Wan2.1 checkpoint", hint)
@@ -144,14 +158,14 @@ def check_index(folder: Path) -> None:
 
 def _diffusers(folder: Path) -> Checkpoint:
     tokenizer = TOKENIZERS["diffusers"]
-    if absent := [part for part in (*PARTS, str(tokenizer)) if not (folder / part).is_dir()]:
-        hint = f"a Wan2.1 Diffusers folder holds {', '.join(PARTS)} and {tokenizer}"
+    if absent := [part for part in (*NEEDED, str(tokenizer)) if not (folder / part).is_dir()]:
+        hint = f"a Wan2.1 Diffusers folder holds {', '.join(NEEDED)} and {tokenizer}"
         raise ModelError(f"{printable(folder)} lacks {', '.join(absent)}", hint)
     check_index(folder)
-    configs = {part: read_json(folder / part / "config.json") for part in PARTS}
+    configs = {part: read_json(folder / part / "config.json") for part in NEEDED}
     vae, text, config = configs["vae"], configs["text_encoder"], from_diffusers(configs["transformer"])
     check_kinds_of_parts(vae, text)
-    files: dict[str, Any] = {part: shards(folder / part, each.stem) for part, each in PARTS.items()}
+    files: dict[str, Any] = {part: shards(folder / part, PARTS[part].stem) for part in NEEDED}
     _check_depth("transformer", config.num_layers, _tensors("transformer", files["transformer"]), "blocks.")
     text_tensors = headers.renamed(headers.headers(files["text_encoder"]), PARTS["text_encoder"].rename)
     _check_depth("text_encoder", text.get("num_layers"), text_tensors, "encoder.block.")
@@ -162,12 +176,16 @@ def _diffusers(folder: Path) -> Checkpoint:
 def check_widths(checkpoint: Checkpoint) -> None:
     """Refuse parts that are complete but belong to different models."""
     config = checkpoint.config
-    latent, text = checkpoint.vae_config.get("z_dim", config.in_channels), checkpoint.text_config.get("d_model")
+    latent, text = checkpoint.vae_config.get("z_dim", config.out_channels), checkpoint.text_config.get("d_model")
     message = None
+    if config.condition_channels:
+        message = (
+            f"its transformer takes {config.in_channels} channels and gives {config.out_channels}, as from an image"
+        )
     if config.text_dim != text:
         message = f"its transformer reads text of width {config.text_dim}, its text encoder writes {shown(text)}"
-    if config.in_channels != latent:
-        message = f"its transformer works on {config.in_channels} latent channels, its VAE on {shown(latent)}"
+    if config.out_channels != latent:
+        message = f"its transformer works on {config.out_channels} latent channels, its VAE on {shown(latent)}"
     if message:
         raise ModelError(message, hint="take all parts from one Wan2.1 model")
 
@@ -233,9 +251,9 @@ def _tensors(part: str, files: list[Path]) -> dict[str, Header]:
 
 def fields_of(part: str, files: list[Path]) -> dict[str, Any]:
     """The fields of a `Checkpoint` that a part's files give: the files, and the configuration by their shapes."""
-    field, config = {
+    name, config = {
         "transformer": ("config", config_of),
         "vae": ("vae_config", vae_config_of),
         "text_encoder": ("text_config", text_config_of),
     }[part]
-    return {part: files, field: config(_tensors(part, files))}
+    return {part: files, name: config(_tensors(part, files))}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import tokenizers
 import torch
@@ -37,18 +37,22 @@ _IDENTIFIED = 64  # values of a parameter
 
 
 def load_transformer(
-    checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, steps: Sequence[StepPlan] = ()
+    checkpoint: Checkpoint,
+    device: torch.device,
+    dtype: torch.dtype,
+    steps: Sequence[StepPlan] = (),
+    part: Literal["transformer", "transformer_2"] = "transformer",
 ) -> WanTransformer:
     """The transformer, its matrix products in `dtype`, with the checkpoint's LoRAs in its weights. steps: all that it
-    will compute, if that is known, so that weights are rounded to 8 bits for it as they are read. ModelError where
-    files do not fit, as for the other parts."""
+    will compute, if that is known, so that weights are rounded to 8 bits for it as they are read. part: which of two
+    experts. ModelError where files do not fit, as for the other parts."""
     merge = lora.merging(checkpoint.loras, checkpoint.config, device)
     model, dtypes = empty_transformer(checkpoint), by_name(dtype)
 
     def keep(name: str, tensor: Tensor) -> Tensor:
         return model.hold(name, merge(name, tensor).to(device, dtypes(name), copy=True), steps)
 
-    return _filled(model, checkpoint, "transformer", keep)
+    return _filled(model, checkpoint, part, keep)
 
 
 def load_vae(checkpoint: Checkpoint, device: torch.device) -> WanVAE:
@@ -155,8 +159,8 @@ def _longest(config: dict[str, Any]) -> int:
 
 def check(checkpoint: Checkpoint) -> None:
     """Compare all files with what is to be loaded from them, weights by their headers; ModelError tells all misfits."""
-    for part, empty in EMPTY.items():
-        _check_part(empty(checkpoint), checkpoint, part)
+    for part in checkpoint.parts:
+        _check_part(EMPTY[part](checkpoint), checkpoint, part)
     load_tokenizer(checkpoint)
 
 
@@ -186,7 +190,10 @@ def _check_part(model: nn.Module, checkpoint: Checkpoint, part: str) -> None:
 
 def dtypes(checkpoint: Checkpoint) -> dict[str, list[str]]:
     """The dtypes of each component's tensors on disk, by safetensors' names."""
-    return {part: sorted({header.dtype for header in headers(getattr(checkpoint, part)).values()}) for part in PARTS}
+    return {
+        part: sorted({header.dtype for header in headers(getattr(checkpoint, part)).values()})
+        for part in checkpoint.parts
+    }
 
 
 def by_name(dtype: torch.dtype) -> Callable[[str], torch.dtype]:
@@ -225,6 +232,7 @@ def empty_text_encoder(checkpoint: Checkpoint) -> UMT5Encoder:
 
 EMPTY: Mapping[str, Callable[[Checkpoint], nn.Module]] = {
     "transformer": empty_transformer,
+    "transformer_2": empty_transformer,
     "vae": empty_vae,
     "text_encoder": empty_text_encoder,
 }

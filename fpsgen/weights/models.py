@@ -11,7 +11,7 @@ from fpsgen import assets
 from fpsgen.attention.tiles import Shape3, TileGrid, default_tile
 from fpsgen.errors import ModelError, UsageError, option, reason
 from fpsgen.printable import printable
-from fpsgen.settings import DEFAULTS, Settings, check_settings, defaults_of
+from fpsgen.settings import DEFAULTS, Settings, check_settings
 from fpsgen.wan import config, sizes
 from fpsgen.wan.config import WanConfig
 from fpsgen.weights import configs, headers, hub, kinds, layout, lora
@@ -46,8 +46,8 @@ class Model:
 
     @property
     def family(self) -> str:
-        """1.3b, 14b or pocket: the model whose presets this one takes; by its width if it is another model."""
-        return POCKET if self.pocket else sizes.family_of(self.config.dim)
+        """1.3b, 14b, 2.2-14b, 5b or pocket: the model whose presets this one takes."""
+        return POCKET if self.pocket else config.family_of(self.checkpoint.kind)
 
     @property
     def full_name(self) -> str:
@@ -79,10 +79,11 @@ class Model:
 
 
 def absent(key: str) -> Model:
-    """Wan2.1 `1.3b` or `14b` without its files: shapes and defaults, for what is worked out beforehand."""
+    """A model of `config.SHAPES` without its files: shapes and defaults, for what is worked out beforehand."""
     nothing: Any = ()
-    shapes, text, vae = config.FAMILIES[key], configs.TEXT_CONFIG, configs.VAE_CONFIG
-    checkpoint = Checkpoint("original", shapes, nothing, nothing, vae, nothing, text, Path())
+    shapes, text, vae = config.SHAPES[key], configs.TEXT_CONFIG, configs.VAE_CONFIG
+    low: Any = (Path(),) if DEFAULTS[key].boundary else ()
+    checkpoint = Checkpoint("original", shapes, nothing, nothing, vae, nothing, text, Path(), transformer_2=low)
     return Model(key, Path(), checkpoint, DEFAULTS[key])
 
 
@@ -165,7 +166,7 @@ def open_folder(folder: Path, name: str) -> Model:
     """Read a folder's configuration; ModelError that says what is wrong with it."""
     try:
         checkpoint = layout.recognise(folder)
-        pocket, defaults = None, defaults_of(checkpoint.config.dim)
+        pocket, defaults = None, DEFAULTS[checkpoint.kind]
         if (folder / "pocket.json").exists():
             pocket, defaults = _read_pocket(folder / "pocket.json")
     except ModelError as error:
@@ -198,7 +199,7 @@ def open_file(file: Path) -> Model:
     if checkpoint.transformer != [file]:
         checkpoint = replace(checkpoint, **fields)
     layout.check_widths(checkpoint)
-    return Model(printable(file.name), file.parent, checkpoint, defaults_of(checkpoint.config.dim))
+    return Model(printable(file.name), file.parent, checkpoint, DEFAULTS[checkpoint.kind])
 
 
 def _assembled(file: Path, fields: dict[str, Any]) -> Checkpoint:

@@ -23,6 +23,7 @@ def weights(checkpoint: Checkpoint, target: Target) -> dict[str, int]:
     """Bytes of each part's weights."""
     dtypes = {
         "transformer": load.by_name(target.dtype),
+        "transformer_2": load.by_name(target.dtype),
         "vae": lambda name: torch.float32,
         "text_encoder": lambda name: target.text_dtype,
     }
@@ -31,7 +32,7 @@ def weights(checkpoint: Checkpoint, target: Target) -> dict[str, int]:
         named = load.EMPTY[part](checkpoint).named_parameters()
         return sum(value.numel() * dtypes[part](name).itemsize for name, value in named)
 
-    return {PARTS[part].words: size(part) for part in PARTS}
+    return {PARTS[part].words: size(part) for part in checkpoint.parts}
 
 
 def memory(checkpoint: Checkpoint, video: tuple[int, int, int], target: Target) -> dict[str, int]:

@@ -86,18 +86,23 @@ def test_a_group_that_is_a_command_says_how_it_is_called_either_way() -> None:
 
 
 def test_defaults_in_a_help_are_the_pockets_own_numbers_too() -> None:
-    """Numbers of the pocket's card, and of the one table for Wan2.1."""
+    """Numbers of the pocket's card, and of the one table for Wan; what most models have comes last."""
     card = json.loads((assets.folder("pocket") / "pocket.json").read_text(encoding="utf-8"))
     text = " ".join(" ".join(shown(("generate",), 80)).split())
     for setting in ("frames", "steps", "guidance", "shift"):
-        small, large = (f"{getattr(DEFAULTS[name], setting):g}" for name in ("1.3b", "14b"))
-        others = f"{small} for 1.3b, {large} for 14b" if small != large else f"{small} for Wan2.1"
-        assert re.search(rf"--{setting} \w+ [^\[]*\[default: {card[setting]:g} for pocket, {others}\]", text)
+        found = re.search(rf"--{setting} \w+ [^\[]*\[default: ([^\]]+), else ([\d.]+)\]", text)
+        assert found is not None
+        told = [part.split(" for ") for part in found[1].split(", ")]
+        values = {name: value for value, names in told for name in names.split(" and ")}
+        models = {name: f"{getattr(own, setting):g}" for name, own in DEFAULTS.items()} | {
+            "pocket": f"{card[setting]:g}"
+        }
+        assert {name: values.get(name, found[2]) for name in models} == models
     width, height = card["size"]
-    own = {"generate": f"{ENLARGED * width}x{ENLARGED * height}", "calibrate": f"{width}x{height}"}
-    wan = ", ".join(f"{defaults.width}x{defaults.height} for {name}" for name, defaults in DEFAULTS.items())
-    for command, size in own.items():
-        assert f"[default: {size} for pocket, {wan}]" in " ".join(" ".join(shown((command,), 80)).split())
+    sizes = {"generate": f"{ENLARGED * width}x{ENLARGED * height}", "calibrate": f"{width}x{height}"}
+    for command, size in sizes.items():
+        wanted = f"[default: {size} for pocket, 832x480 for 1.3b, 1280x704 for 5b, else 1280x720]"
+        assert wanted in " ".join(" ".join(shown((command,), 80)).split())
 
 
 @pytest.mark.parametrize("name", [name for names in OTHER_NAMES.values() for name in names])

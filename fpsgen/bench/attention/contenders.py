@@ -24,7 +24,7 @@ from fpsgen.bench.attention.record import Line
 from fpsgen.bench.attention.shapes import HEAD_DIM, Shape, plan_8bit
 from fpsgen.bench.dense_kernels import KERNELS, DenseKernel
 from fpsgen.bench.roofline import Amounts
-from fpsgen.wan.config import FAMILIES, WanConfig
+from fpsgen.wan.config import SHAPES, WanConfig
 from fpsgen.wan.transformer import rope_table
 
 # The largest error to exact attention. In BF16, P and the result are rounded to 2^-9 each: 4e-3 was measured
@@ -60,7 +60,7 @@ class Inputs:
         self.shape = shape
         self.q, self.k, self.v = (random(1, tiles.tokens, heads, HEAD_DIM) for _ in range(3))
         norm_q, norm_k = (1 + 0.1 * random(heads * HEAD_DIM).float() for _ in range(2))
-        config = FAMILIES.get(shape.model, FAMILIES["1.3b"])  # smoke is neither
+        config = SHAPES.get(shape.model, SHAPES["1.3b"])  # smoke is neither
         rope = rope_table(tiles.grid, HEAD_DIM, WanConfig.ROPE_THETA)[tiles.inverse].to(device)
         self.transform = QKTransform(norm_q, norm_k, config.eps, rope)
         self.heads = spread(heads, _CHECKED_HEADS).to(device)

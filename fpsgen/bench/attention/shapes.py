@@ -16,7 +16,7 @@ from fpsgen.bench.roofline import Amounts
 from fpsgen.kernels.sm90_attention import SLOTS, TRAILER_BYTES
 from fpsgen.kernels.sm90_prologue import VARIANTS as PROLOGUES
 from fpsgen.settings import DEFAULTS
-from fpsgen.wan.config import FAMILIES, WAN_14B
+from fpsgen.wan.config import SHAPES, WAN_14B
 from fpsgen.wan.sizes import check_model_size, parse_resolution
 
 HEAD_DIM = WAN_14B.head_dim  # and of 1.3B
@@ -104,8 +104,8 @@ def shape(model: str, res: str) -> Shape:
     size that generate would not take."""
     width, height = parse_resolution(res)
     check_model_size(width, height)
-    grid = FAMILIES[model].grid(((DEFAULTS[model].frames - 1) // 4 + 1, height // 8, width // 8))
-    return Shape(model, res, TileGrid.cut(grid), FAMILIES[model].num_heads)
+    grid = SHAPES[model].grid(((DEFAULTS[model].frames - 1) // 4 + 1, height // 8, width // 8))
+    return Shape(model, res, TileGrid.cut(grid), SHAPES[model].num_heads)
 
 
 def chosen_windows(tiles: TileGrid, wanted: Iterable[str]) -> dict[str, Shape3 | None]:

@@ -24,7 +24,6 @@ from fpsgen.bench.attention.record import DENSE, Line
 from fpsgen.bench.attention.shapes import DENSITIES, Shape, chosen_tiles, chosen_windows, shape
 from fpsgen.bench.roofline import Amounts
 from fpsgen.presets import file
-from fpsgen.wan.config import FAMILIES
 from tests.tools.attention import CARD, line
 
 RAGGED = TileGrid((5, 6, 7), (2, 2, 3))
@@ -35,7 +34,7 @@ TINY = Shape("tiny", "5x6x7", RAGGED, 3)
 
 
 def test_shapes_are_wan_s() -> None:
-    found = {(m, r): shape(m, r) for m in FAMILIES for r in ("480p", "720p")}
+    found = {(m, r): shape(m, r) for m in ("1.3b", "14b") for r in ("480p", "720p")}
     assert {key: (s.tiles.grid, s.tiles.tile, s.heads) for key, s in found.items()} == {
         ("1.3b", "480p"): ((21, 30, 52), (3, 10, 4), 12),
         ("1.3b", "720p"): ((21, 45, 80), (3, 5, 8), 12),

@@ -51,7 +51,7 @@ TWO = Preset(name="two", phases=(Phase(sigma=(1.0, 0.6)), Phase(sigma=(0.6, 0.0)
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wan2.1 14B of a few thousand parameters."""
     small = WanConfig(dim=48, ffn_dim=64, num_heads=2, num_layers=2, text_dim=WIDTH, freq_dim=16)
-    monkeypatch.setitem(config.FAMILIES, "14b", small)
+    monkeypatch.setitem(config.SHAPES, "14b", small)
     text = {"vocab_size": 50, "d_model": WIDTH, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 3}
     monkeypatch.setattr(configs, "TEXT_CONFIG", {**configs.TEXT_CONFIG, **text})
     blocks = {"dim_mult": [1, 1, 1, 1], "num_res_blocks": 1, "temperal_downsample": [False, True, True]}

@@ -183,7 +183,7 @@ WRONG: list[tuple[str, int | None, str]] = [
     ("tiles = [1, 2, 3]\n" + ONE, 1, "no key 'tiles'; did you mean tile?"),
     (f"{'x' * 5000} = 1\n" + ONE, 1, "there is no key 'xxx"),
     # The head
-    ('model = "15b"\n' + ONE, 1, "model = '15b' is not valid; did you mean 14b?"),
+    ('model = "14bb"\n' + ONE, 1, "model = '14bb' is not valid; did you mean 14b?"),
     ("model = 14\n" + ONE, 1, "model = 14 "),
     ("model = [1]\n" + ONE, 1, "model = [1] "),
     ('about = "a\\nb"\n' + ONE, 1, "about = "),

@@ -141,10 +141,13 @@ def test_what_a_graph_reads_lives_as_long_as_it(recorder: Recorder) -> None:
     ours, own = denoiser(True)
     latents(ours, [DENSE] * 2)
     read = [weakref.ref(x) for x in transformer.orders(TILES, CPU)]
-    read += [weakref.ref(transformer.rope_in_tile_order(TILES, 24, CPU)), weakref.ref(ours._contexts[0][0][0])]
+    read += [
+        weakref.ref(transformer.rope_in_tile_order(TILES, 24, CPU)),
+        weakref.ref(ours._experts[0].contexts[0][0][0]),
+    ]
     transformer.orders.cache_clear()
     transformer.rope_in_tile_order.cache_clear()
-    ours._contexts = []
+    ours._experts = []
     gc.collect()
     assert all(one() is not None for one in read)
     del ours, own

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from fpsgen import settings
 from fpsgen.errors import UsageError, option
-from fpsgen.wan import sizes
+from fpsgen.wan import config, sizes
 
 
 @pytest.mark.parametrize(
@@ -103,10 +105,30 @@ def test_latents_of_a_video() -> None:
     assert sizes.latent_shape(1, 720, 1280) == (1, 90, 160)
 
 
-@pytest.mark.parametrize(("dim", "family"), [(192, "1.3b"), (1536, "1.3b"), (1664, "14b"), (5120, "14b")])
-def test_a_model_is_taken_for_the_family_of_its_width(dim: int, family: str) -> None:
-    assert sizes.family_of(dim) == family
-    assert settings.defaults_of(dim) is settings.DEFAULTS[family]
+@pytest.mark.parametrize(("dim", "kind"), [(192, "1.3b"), (1536, "1.3b"), (1664, "14b"), (5120, "14b")])
+def test_a_model_is_taken_for_the_one_of_its_width(dim: int, kind: str) -> None:
+    assert config.kind_of(replace(config.WAN_14B, dim=dim, num_heads=dim // 32)) == kind
+
+
+def test_models_are_told_by_their_inputs_and_experts() -> None:
+    for kind, shapes in config.SHAPES.items():
+        assert config.kind_of(shapes, experts=1 + kind.startswith("2.2")) == kind
+    assert {config.family_of(kind) for kind in config.SHAPES} == {"1.3b", "14b", "2.2-14b", "5b"}
+
+
+def test_steps_of_two_experts_are_counted_from_the_noise_levels() -> None:
+    """Wan2.2's 40 steps at shift 12: the original's timesteps that are 875 and more; then LightX2V's 4 steps."""
+    own = settings.DEFAULTS["2.2-14b"]
+    levels = [12 * s / (1 + 11 * s) for s in (0.999 * (1 - n / 40) for n in range(40))]
+    assert own.high_steps == sum(int(1000 * level) >= 875 for level in levels) == 26
+    assert (
+        own.override(solver="lightx2v").high_steps
+        == settings.DEFAULTS["2.2-i2v"].override(solver="lightx2v").high_steps
+        == 2
+    )
+    assert (own.guidance_at(0), own.guidance_at(25), own.guidance_at(26)) == (4, 4, 3)
+    assert own.override(guidance=6.0).guidance_at(39) == 6
+    assert settings.DEFAULTS["14b"].high_steps == 50
 
 
 @pytest.mark.parametrize(
