@@ -30,6 +30,7 @@ from fpsgen.weights.headers import read_json, shards, some
 from fpsgen.weights.keys import KeyMap
 from fpsgen.weights.kinds import Contents, Header
 from fpsgen.weights.lora import Lora
+from fpsgen.weights.lora_changes import Expert
 
 Format = Literal["original", "diffusers"]
 
@@ -96,6 +97,11 @@ class Checkpoint:
     def parts(self) -> list[str]:
         """Those of `PARTS` that it has."""
         return [part for part in PARTS if part in NEEDED or getattr(self, part)]
+
+    @property
+    def experts(self) -> dict[str, Expert]:
+        """Those of its parts that are transformers, with the noise that each is for; empty where there is one."""
+        return {"transformer": "high", "transformer_2": "low"} if self.transformer_2 else {"transformer": ""}
 
     @property
     def kind(self) -> str:

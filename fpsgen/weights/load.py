@@ -46,8 +46,8 @@ def load_transformer(
     """The transformer, its matrix products in `dtype`, with the checkpoint's LoRAs in its weights. steps: all that it
     will compute, if that is known, so that weights are rounded to 8 bits for it as they are read. part: which of two
     experts. ModelError where files do not fit, as for the other parts."""
-    merge = lora.merging(checkpoint.loras, checkpoint.config, device)
     model, dtypes = empty_transformer(checkpoint), by_name(dtype)
+    merge = lora.merging(checkpoint.loras, shapes(model), device, checkpoint.experts[part])
 
     def keep(name: str, tensor: Tensor) -> Tensor:
         return model.hold(name, merge(name, tensor).to(device, dtypes(name), copy=True), steps)
@@ -168,8 +168,7 @@ def _check_part(model: nn.Module, checkpoint: Checkpoint, part: str) -> None:
     """Compare a part's files with its module, by headers alone; ModelError that counts and names all that does not
     fit."""
     files: list[Path] = getattr(checkpoint, part)
-    there = renamed(headers(files), PARTS[part].rename)
-    wanted = {name: tuple(value.shape) for name, value in model.named_parameters()}
+    there, wanted = renamed(headers(files), PARTS[part].rename), shapes(model)
     misfits = {
         "missing": [name for name in wanted if name not in there],
         "unexpected": [name for name in there if name not in wanted],
@@ -186,6 +185,11 @@ def _check_part(model: nn.Module, checkpoint: Checkpoint, part: str) -> None:
         which = files[0] if len(files) == 1 else files[0].parent
         hint = "use the fp32, fp16 or bf16 files of a Wan2.1 text-to-video model"
         raise ModelError(f"{printable(which)} does not fit Wan2.1; parameters {message}", hint=hint)
+
+
+def shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Of all parameters, by name."""
+    return {name: tuple(value.shape) for name, value in model.named_parameters()}
 
 
 def dtypes(checkpoint: Checkpoint) -> dict[str, list[str]]:

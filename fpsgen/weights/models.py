@@ -14,7 +14,7 @@ from fpsgen.printable import printable
 from fpsgen.settings import DEFAULTS, Settings, check_settings
 from fpsgen.wan import config, sizes
 from fpsgen.wan.config import WanConfig
-from fpsgen.weights import configs, headers, hub, kinds, layout, lora
+from fpsgen.weights import configs, headers, hub, kinds, layout
 from fpsgen.weights.cached import Cached
 from fpsgen.weights.headers import read_json
 from fpsgen.weights.layout import OTHERS, PARTS, TOKENIZERS, Checkpoint
@@ -61,9 +61,21 @@ class Model:
         return tuple(dict.fromkeys(preset for file in files if (preset := headers.trained_for(file))))
 
     def with_loras(self, loras: Sequence[Lora]) -> Model:
-        """This model, LoRAs merged with its transformer as it is loaded; ModelError where one does not fit."""
-        for each in loras:
-            lora.changes(each, self.config)
+        """This model, LoRAs merged with its transformer as it is loaded: of two, with the expert that each was given to
+        or says that it is for, else with both. UsageError where one does not fit."""
+        two = len(self.checkpoint.experts) > 1
+        if not two and (given := next((each for each in loras if each.expert), None)):
+            told = f"{option('lora', f'{given.expert}={given.file}')}: {printable(self.name)} has one transformer"
+            raise UsageError(f"{told}, no experts for high and low noise", hint="leave out the expert and the sign =")
+        if two:
+            loras = [each if each.expert else replace(each, expert=each.meant_for()) for each in loras]
+        if loras:
+            from fpsgen.weights import load  # which imports torch
+
+            shapes = load.shapes(load.empty_transformer(self.checkpoint))
+            for each in loras:
+                for expert in self.checkpoint.experts.values():
+                    each.changes(shapes, expert)
         return replace(self, checkpoint=replace(self.checkpoint, loras=tuple(loras)))
 
     def tiles(self, latent_shape: Shape3, tile: Shape3 | None = None) -> TileGrid:
