@@ -60,6 +60,11 @@ def _transformer() -> Iterator[Pair]:
     yield "blocks.{n}.norm3", "blocks.{n}.norm2"  # the original's norm1 and norm2 have no parameters
     yield "blocks.{n}.ffn.0", "blocks.{n}.ffn.net.0.proj"
     yield "blocks.{n}.ffn.2", "blocks.{n}.ffn.net.2"
+    yield "img_emb.emb_pos", "condition_embedder.image_embedder.pos_embed"
+    for ours, theirs in (("0", "norm1"), ("1", "ff.net.0.proj"), ("3", "ff.net.2"), ("4", "norm2")):
+        yield f"img_emb.proj.{ours}", f"condition_embedder.image_embedder.{theirs}"
+    for ours, theirs in (("k_img", "add_k_proj"), ("v_img", "add_v_proj"), ("norm_k_img", "norm_added_k")):
+        yield f"blocks.{{n}}.cross_attn.{ours}", f"blocks.{{n}}.attn2.{theirs}"
     parts = (("q", "to_q"), ("k", "to_k"), ("v", "to_v"), ("o", "to_out.0"), ("norm_q", "norm_q"), ("norm_k", "norm_k"))
     for ours, theirs in (("self_attn", "attn1"), ("cross_attn", "attn2")):
         yield from ((f"blocks.{{n}}.{ours}.{a}", f"blocks.{{n}}.{theirs}.{b}") for a, b in parts)

@@ -15,7 +15,7 @@ from fpsgen.wan.config import WAN_1_3B, WAN_5B, WAN_14B
 from fpsgen.weights import headers, lora_names
 from fpsgen.weights.headers import some
 from fpsgen.weights.kinds import FLOATS, Contents
-from fpsgen.weights.lora_names import Named, Part
+from fpsgen.weights.lora_names import LoraTensor, Part
 
 Expert = Literal["", "high", "low"]
 Shapes = Mapping[str, Sequence[int]]  # of a transformer's parameters, by name
@@ -123,13 +123,13 @@ class _Fitting:
         self.misfits.setdefault(kind, []).append(told)
 
 
-def _refuse_other_sizes(contents: Contents, found: Mapping[str, Named], shapes: Shapes) -> None:
+def _refuse_other_sizes(contents: Contents, found: Mapping[str, LoraTensor], shapes: Shapes) -> None:
     """ModelError where the file is for a transformer of another width, of more layers, or with an image's part."""
-    into = r"(self_attn\.[qkvo]|cross_attn\.[qo]|ffn\.0)$"  # layers that take the residual stream
+    into = r"blocks\.\d+\.(self_attn\.[qkvo]|cross_attn\.[qo]|ffn\.0)$"  # layers that take the residual stream
     widths = Counter(
         contents.tensors[key].shape[1]
         for key, own in found.items()
-        if own.part == "A" and len(contents.tensors[key].shape) == 2 and re.search(into, own.module)
+        if own.part == "A" and len(contents.tensors[key].shape) == 2 and re.match(into, own.module)
     )
     file, width = printable(contents.file), _width(shapes)
     if widths and (most := widths.most_common(1)[0][0]) != width:

@@ -45,14 +45,14 @@ _OTHERS = {
     r"\.dora_scale$|lora_magnitude_vector": "DoRA",
     r"\.hada_[wt]\d": "LoHa",
     r"\.lokr_[wt]\d": "LoKr",
-    r"\.(boft|oft)_|\.oft_(blocks|diag|R)": "OFT",
+    r"\.b?oft_": "OFT",
     r"\.[ab][12]\.weight$": "GLoRA",
-    r"\.lora_mid\.": "LoCon with a middle layer",
-    r"\.(w|b)_norm$|\.reshape_weight$|\.set_weight$": "LyCORIS file of whole layers",
+    r"\.lora_mid\.": "convolutions with a middle layer",
+    r"\.(w|b)_norm$|\.reshape_weight$|\.set_weight$": "whole layers of LyCORIS",
 }
 
 
-class Named(NamedTuple):
+class LoraTensor(NamedTuple):
     """What a tensor's name says. second: whether it belongs to the second transformer of two; module: by the original's
     name; dialect: whose names these are, None for a module that no Wan transformer has, or that all call alike."""
 
@@ -62,7 +62,7 @@ class Named(NamedTuple):
     dialect: Literal["original", "Diffusers", "musubi"] | None
 
 
-def named(key: str) -> Named | None:
+def named(key: str) -> LoraTensor | None:
     """None for a tensor that is no part of a LoRA."""
     match, part = next(((match, part) for end, part in _ENDINGS if (match := end.fullmatch(key))), (None, None))
     if match is None or part is None:
@@ -76,20 +76,20 @@ def named(key: str) -> Named | None:
         module += ".modulation"
     original = keys.TRANSFORMER.to_original(module)
     if original != module:
-        return Named(second, original, part, "Diffusers")
+        return LoraTensor(second, original, part, "Diffusers")
     if flat and module == _SHARED:
-        return Named(second, module, part, "musubi")
+        return LoraTensor(second, module, part, "musubi")
     is_known = keys.TRANSFORMER.to_diffusers(module) != module
-    return Named(second, module, part, None if not is_known else "musubi" if flat else "original")
+    return LoraTensor(second, module, part, None if not is_known else "musubi" if flat else "original")
 
 
-def read(contents: Contents) -> tuple[dict[str, Named], list[str]]:
+def read(contents: Contents) -> tuple[dict[str, LoraTensor], list[str]]:
     """What the tensors of a LoRA are, by name, and those that are no part of one. ModelError where the file changes
     weights in another way, is for another kind of model, mixes dialects, or holds something twice."""
     file = printable(contents.file)
     for pattern, other in _OTHERS.items():
         if keys_of_it := [key for key in contents.tensors if re.search(pattern, key)]:
-            told = f"{file} is a {other} ({some(keys_of_it)}), and fpsgen merges plain LoRAs only"
+            told = f"{file} holds {other} ({some(keys_of_it, 2)}), and fpsgen merges plain LoRAs only"
             raise ModelError(
                 told, hint="use a plain LoRA of the same, with lora_A and lora_B, or lora_down and lora_up"
             )
@@ -108,7 +108,7 @@ def read(contents: Contents) -> tuple[dict[str, Named], list[str]]:
     return found, [key for key in contents.tensors if key not in found]
 
 
-def _twice(found: Mapping[str, Named]) -> list[str]:
+def _twice(found: Mapping[str, LoraTensor]) -> list[str]:
     seen: set[tuple[bool, str, Part]] = set()
     repeated = []
     for key, (second, module, part, _) in found.items():

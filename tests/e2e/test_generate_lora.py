@@ -57,7 +57,7 @@ def test_a_lora_changes_the_picture_by_its_scale_and_is_recorded(run: Runner, fi
     assert (pictures[0] == pictures[3]).all()
     assert plain["loras"] == []
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
-    assert half["loras"] == [{"file": str(file), "scale": 0.5, "sha256": digest}]
+    assert half["loras"] == [{"file": str(file), "scale": 0.5, "sha256": digest, "expert": None}]
     assert metadata(half["output"])["loras"] == half["loras"]
     assert len({told["weights"] for told in (plain, half, whole)}) == 3
 
@@ -142,8 +142,12 @@ def halves(student: Student) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         ("style.safetensors:strong", "the scale strong is no number", "--lora style.safetensors:0.8"),
         ("style.safetensors:inf", "the scale inf is no number", "--lora style.safetensors:0.8"),
         ("text.safetensors", "is text, not weights", "fetch the file again"),
-        ("wide.safetensors", "does not fit this transformer of 2 layers of width 64", "made for this model"),
-        ("deep.safetensors", "40 unknown: diffusion_model.blocks.2.cross_attn.k", "made for this model"),
+        ("wide.safetensors", "is for a model of width 128; this one has width 64", "made for this model"),
+        (
+            "deep.safetensors",
+            "is for a model of 4 layers or more; this one has 2, and 40 tensors",
+            "made for this model",
+        ),
         ("none.safetensors", "20 of rank 0", "made for this model"),
         ("half.safetensors", "10 missing: B of blocks.0.cross_attn.k", "made for this model"),
     ],

@@ -160,8 +160,16 @@ def without(name: str) -> Callable[[dict[str, Tensor]], object]:
     [
         (without("lora_A.weight"), "1 missing: A of blocks.0.self_attn.q"),
         (without("lora_B.weight"), "1 missing: B of blocks.0.self_attn.q"),
-        (lambda s: s.update({f"{Q}.diff_b": torch.zeros(64)}), f"1 unknown: {Q}.diff_b"),
-        (lambda s: s.update({f"diffusion_model.blocks.{n}.ffn.0.alpha": torch.ones(1) for n in (7, 8)}), "2 unknown: "),
+        (lambda s: s.update({f"{Q}.other": torch.zeros(64)}), f"1 unknown: {Q}.other"),
+        (lambda s: s.update({f"{Q}_{n}.lora_A.weight": torch.zeros(2, 64) for n in (7, 8)}), "2 unknown: "),
+        (
+            lambda s: s.update({f"{Q}.diff_b": torch.zeros(63)}),
+            "1 of another shape: diffusion_model.blocks.0.self_attn",
+        ),
+        (lambda s: s.update({f"{Q}.diff": torch.zeros(64)}), "self_attn.q.diff [64], not [64, 64]"),
+        (lambda s: s.update({f"{Q}.lora_B.bias": torch.zeros(1, 64)}), "q.lora_B.bias [1, 64], not [64]"),
+        (lambda s: s.update({"diffusion_model.blocks.0.norm3.lora_A.weight": torch.zeros(2, 64)}), "1 missing: B of"),
+        (lambda s: s.update({"diffusion_model.blocks.0.modulation.diff_b": torch.zeros(64)}), "1 unknown: "),
         (lambda s: s.update({f"{Q}.lora_A.weight": torch.zeros(2, 64, dtype=torch.float64)}), "1 neither F32, BF16"),
         (lambda s: s.update({f"{Q}.lora_A.weight": torch.zeros(3, 64)}), "1 of another shape: blocks.0.self_attn.q"),
         (lambda s: s.update({f"{Q}.lora_A.weight": torch.zeros(())}), "1 of another shape: blocks.0.self_attn.q"),
@@ -188,5 +196,5 @@ def test_rank_0_and_another_model_are_told(model: Model, both_formats: dict[str,
         model.with_loras([none])
     other = lora.find(str(write(tmp_path / "a.safetensors", model.config)))
     wider = open_folder(both_formats["original"], "wider")
-    with pytest.raises(ModelError, match=r"2 layers of width 128; tensors 20 of another shape: .*\[128, rank\]"):
+    with pytest.raises(ModelError, match=r"is for a model of width 64; this one has width 128"):
         wider.with_loras([other])
