@@ -17,7 +17,6 @@ import fpsgen  # noqa: F401  # before torch, whose threads then wait as the prod
 
 # isort: split
 import pytest
-import torch
 
 if TYPE_CHECKING:
     from diffusers import WanPipeline
@@ -53,35 +52,32 @@ def both_formats(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
     Of Wan2.1's own structure, which is all that the original format can say: heads 128 wide, the VAE's blocks.
     """
-    from diffusers import AutoencoderKLWan, WanTransformer3DModel
-    from safetensors.torch import save_file
+    from tests.tools.wan_pipeline import make_plain_pipeline, save_original
 
-    from fpsgen.weights import keys
-    from tests.tools import original_t5
-    from tests.tools.wan_pipeline import TEXT_DIM, make_wan_pipeline
-
-    torch.manual_seed(1)
-    vae = AutoencoderKLWan(base_dim=4)
-    transformer = WanTransformer3DModel(
-        num_attention_heads=1, attention_head_dim=128, text_dim=TEXT_DIM, freq_dim=32, ffn_dim=96, num_layers=2
-    )
-    pipeline = make_wan_pipeline(seed=2)
-    pipeline.register_modules(vae=vae, transformer=transformer)
-    for parameter in transformer.parameters():
-        parameter.data.add_(0.1 * torch.randn_like(parameter))
+    pipeline = make_plain_pipeline(seed=1)
     theirs, ours = tmp_path_factory.mktemp("diffusers"), tmp_path_factory.mktemp("original")
     pipeline.save_pretrained(theirs)
-
-    state = {keys.TRANSFORMER.to_original(name): value for name, value in transformer.state_dict().items()}
-    save_file(state, ours / "diffusion_pytorch_model.safetensors", {"format": "pt"})
-    text = pipeline.text_encoder.state_dict()
-    named = {original: text[name] for original, name in original_t5.names(layers=2).items()}
-    torch.save(named, ours / "models_t5_umt5-xxl-enc-bf16.pth")
-    torch.save({keys.VAE.to_original(name): value for name, value in vae.state_dict().items()}, ours / "Wan2.1_VAE.pth")
-    pipeline.tokenizer.save_pretrained(ours / "google" / "umt5-xxl")
-    config = {"model_type": "t2v", "dim": 128, "ffn_dim": 96, "num_heads": 1, "num_layers": 2, "in_dim": 16}
-    (ours / "config.json").write_text(json.dumps(config))
+    save_original(pipeline, ours)
     return {"diffusers": theirs, "original": ours}
+
+
+@pytest.fixture(scope="session")
+def experts_pipeline() -> WanPipeline:
+    """As Wan2.2 A14B: two experts."""
+    from tests.tools.wan_pipeline import make_plain_pipeline
+
+    return make_plain_pipeline(seed=11, boundary_ratio=0.875)
+
+
+@pytest.fixture(scope="session")
+def experts(experts_pipeline: WanPipeline, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The same weights in both formats. Tests must not change them."""
+    from tests.tools.wan_pipeline import save_original
+
+    folders = {name: tmp_path_factory.mktemp(f"experts-{name}") for name in ("diffusers", "original")}
+    experts_pipeline.save_pretrained(folders["diffusers"])
+    save_original(experts_pipeline, folders["original"])
+    return folders
 
 
 @pytest.fixture(scope="session")

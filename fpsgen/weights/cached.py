@@ -25,12 +25,13 @@ from fpsgen.printable import printable, readable
 from fpsgen.wan.config import OURS
 from fpsgen.weights import layout
 from fpsgen.weights.headers import UnreadableError, some
-from fpsgen.weights.layout import PARTS, TOKENIZER_FILES, TOKENIZERS, Checkpoint
+from fpsgen.weights.layout import EXPERTS, PARTS, TOKENIZER_FILES, TOKENIZERS, Checkpoint
 
 ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
+_ORIGINAL = ("", *(f"{name}/" for name in EXPERTS.values()))  # where a transformer lies in the original format
 # What a repository holds beside these (pictures, examples, other precisions) is not fetched.
 NEEDED = [
-    "config.json",
+    *(f"{place}config.json" for place in _ORIGINAL),
     "model_index.json",
     "scheduler/*.json",
     *(f"{part}/config.json" for part in PARTS),
@@ -38,7 +39,10 @@ NEEDED = [
     *(f"{folder.as_posix()}/{name}" for folder in TOKENIZERS.values() for name in TOKENIZER_FILES),
     *(
         f"{stem}{ending}"
-        for stem in (PARTS["transformer"].stem, *(f"{name}/{part.stem}" for name, part in PARTS.items()))
+        for stem in (
+            *(f"{place}{PARTS['transformer'].stem}" for place in _ORIGINAL),
+            *(f"{name}/{part.stem}" for name, part in PARTS.items()),
+        )
         for ending in (".safetensors", "-*-of-*.safetensors", ".safetensors.index.json")
     ),
 ]

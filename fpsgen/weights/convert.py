@@ -50,14 +50,14 @@ def convert(checkpoint: Checkpoint, target: Format, out: Path) -> Iterator[str]:
     preset = trained_for(checkpoint.transformer[0])
     with _complete(_claim(checkpoint, out), out) as partial:
         for name in checkpoint.parts:
-            part = PARTS[name]
-            yield part.words
+            yield checkpoint.words(name)
             own = {"trained_for": preset} if preset and name == "transformer" else {}
             _write_part(checkpoint, name, _read(checkpoint, name, target), target, partial, **own)
         yield "tokenizer"
         _copy_tokenizer(checkpoint, target, partial)
         if target == "diffusers":
-            write_pipeline(partial, DEFAULTS[checkpoint.kind].shift)
+            published = DEFAULTS[checkpoint.kind]
+            write_pipeline(partial, published.shift, checkpoint.boundary or published.boundary)
 
 
 def write_model(model: Model, transformer: Mapping[str, Tensor], out: Path, **metadata: str) -> None:
@@ -157,7 +157,9 @@ def _write_part(
     if target == "original" and part.file:
         torch.save(state, out / part.file)
         return
-    folder = out if target == "original" else out / name
+    folder = out / name
+    if target == "original":
+        folder = out / layout.EXPERTS[name] if checkpoint.transformer_2 else out
     folder.mkdir(exist_ok=True)
     write_json(folder / "config.json", _config(checkpoint, name, target))
     _write_shards(state, folder, part.stem, metadata)
@@ -196,15 +198,16 @@ def _config(checkpoint: Checkpoint, part: str, target: Format) -> dict[str, Any]
     """The content of a part's config.json."""
     if target == "original":
         return {**configs.to_original(checkpoint.config), "_diffusers_version": installed("diffusers")}
-    if part == "transformer":
+    if part in layout.EXPERTS:
         return configs.to_diffusers(checkpoint.config)
     if part == "vae":
         return {"_class_name": "AutoencoderKLWan", **_vae_settings(checkpoint)}
     return {**_text_settings(checkpoint).to_dict(), "architectures": ["UMT5EncoderModel"]}
 
 
-def write_pipeline(out: Path, shift: float) -> None:
-    """Add scheduler and index to the parts in a Diffusers folder, which make it a WanPipeline."""
+def write_pipeline(out: Path, shift: float, boundary: float | None = None) -> None:
+    """Add scheduler and index to the parts in a Diffusers folder, which make it a WanPipeline. boundary: the noise
+    level between two experts."""
     import diffusers
 
     scheduler = diffusers.UniPCMultistepScheduler(
@@ -218,7 +221,8 @@ def write_pipeline(out: Path, shift: float) -> None:
         "text_encoder": ["transformers", "UMT5EncoderModel"],
         "tokenizer": ["transformers", "PreTrainedTokenizerFast"],  # which reads tokenizer.json as it is
         "transformer": ["diffusers", "WanTransformer3DModel"],
-        "transformer_2": [None, None],  # Wan2.2 has one
+        "transformer_2": ["diffusers", "WanTransformer3DModel"] if boundary else [None, None],
+        "boundary_ratio": boundary,
         "vae": ["diffusers", "AutoencoderKLWan"],
     }
     write_json(out / "model_index.json", index)
@@ -242,7 +246,8 @@ def _write_shards(state: dict[str, Tensor], folder: Path, stem: str, metadata: M
 
 
 def _check_representable(checkpoint: Checkpoint) -> None:
-    """The original format has no configuration for VAE and text encoder: Wan2.1's own code is that configuration."""
+    """The original format has no configuration for VAE, text encoder and the boundary between experts: Wan's own code
+    is that configuration."""
     plain = checkpoint
     for part in ("vae", "text_encoder"):
         plain = replace(plain, **layout.fields_of(part, getattr(checkpoint, part)))
@@ -250,6 +255,10 @@ def _check_representable(checkpoint: Checkpoint) -> None:
         ("VAE", _vae_settings(plain), _vae_settings(checkpoint)),
         ("text encoder", _arithmetic(plain), _arithmetic(checkpoint)),
     )
+    published = DEFAULTS[checkpoint.kind].boundary
+    if checkpoint.boundary not in (None, published):
+        told = f"the original format cannot say that the boundary between the two experts is {checkpoint.boundary:g}"
+        raise UsageError(f"{told}; there it is {published:g}", hint="keep it in Diffusers' format, which says it")
     for part, wanted, have in parts:
         if differ := sorted(key for key in wanted if wanted[key] != have.get(key)):
             message = "this model cannot be written in the original format, which has no place for the settings of its"

@@ -75,6 +75,7 @@ class Kind:
 
     name: str
     says: str = ""
+    expert: bool = False
     hint: str = OURS
     when: Mapping[str, str] = field(default_factory=dict)
 
@@ -108,17 +109,19 @@ def kind_of(contents: Contents) -> Kind:
     return next(kind for kind in table("tensors") if kind.fits(contents))
 
 
-def refuse_other_kinds(contents: Contents, wanted: str = "transformer") -> None:
-    """ModelError where a file is not of the kind `wanted`, or holds it in numbers that fpsgen does not read."""
+def refuse_other_kinds(contents: Contents, wanted: str = "transformer", paired: bool = False) -> None:
+    """ModelError where a file is not of the kind `wanted`, or holds it in numbers that fpsgen does not read. paired:
+    whether it lies beside the other one of two experts."""
     kind, eight = kind_of(contents), contents.dtype.startswith(("F8_", "I8", "U8"))
-    if kind.name == wanted and not eight:
+    fits = kind.name == wanted or (paired and kind.expert)
+    if fits and not eight:
         return
     tensors = ", ".join(printable(name, 40) for name in list(contents.tensors)[:3])
     says = (kind.says or "is a transformer").format(
         channels=contents.channels, tensors=tensors or "nothing, for there are none"
     )
     hint = kind.hint
-    if kind.name == wanted:
+    if fits:
         says = f"holds the {wanted} in 8 bits, which fpsgen does not read yet"
         hint = "use the fp16 or bf16 file of the same model; later versions of fpsgen will read FP8"
     elif wanted != "transformer":

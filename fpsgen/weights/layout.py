@@ -6,14 +6,14 @@ Recognising a folder reads names, configurations and headers, no weights.
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from fpsgen.errors import ModelError
 from fpsgen.files import open_regular
 from fpsgen.printable import printable
-from fpsgen.wan.config import OURS, WanConfig, kind_of
+from fpsgen.wan.config import FETCH_AGAIN, OURS, WanConfig, kind_of
 from fpsgen.weights import headers, keys, kinds
 from fpsgen.weights.configs import (
     check_kinds_of_parts,
@@ -67,6 +67,7 @@ PARTS = {
     "vae": Part("VAE", "diffusion_pytorch_model", "Wan2.1_VAE.pth", keys.VAE, "diffusers"),
 }
 NEEDED = ("transformer", "text_encoder", "vae")  # parts that every model has
+EXPERTS = {"transformer": "high_noise_model", "transformer_2": "low_noise_model"}  # the original's folders of two
 OTHERS = ("text_encoder", "vae")  # parts that all Wan2.1 models share
 TOKENIZERS: dict[Format, Path] = {"original": Path("google") / "umt5-xxl", "diffusers": Path("tokenizer")}
 # Others that lie there, code above all, are neither fetched nor copied.
@@ -80,7 +81,7 @@ class Checkpoint:
     """Where each component's weights and configuration are. vae_config and text_config are Diffusers' and
     transformers' own; where the format has none, they are what the tensors' shapes say. loras: merged with the
     transformer as it is loaded. transformer_2: of a model of two experts, the low-noise one; `transformer` is the
-    high-noise one then."""
+    high-noise one then. boundary: the noise level between the two, where the format says it."""
 
     format: Format
     config: WanConfig
@@ -92,11 +93,16 @@ class Checkpoint:
     tokenizer: Path
     loras: tuple[Lora, ...] = ()
     transformer_2: list[Path] = field(default_factory=list)
+    boundary: float | None = None
 
     @property
     def parts(self) -> list[str]:
         """Those of `PARTS` that it has."""
         return [part for part in PARTS if part in NEEDED or getattr(self, part)]
+
+    def words(self, part: str) -> str:
+        """What a part is called in this model."""
+        return "high-noise expert" if part == "transformer" and self.transformer_2 else PARTS[part].words
 
     @property
     def experts(self) -> dict[str, Expert]:
@@ -124,9 +130,8 @@ def recognise(folder: Path) -> Checkpoint:
 
 
 def _recognise(folder: Path) -> Checkpoint:
-    if any((folder / name).is_dir() for name in ("high_noise_model", "low_noise_model")):
-        raise ModelError(f"{printable(folder)} holds Wan2.2, a model of two experts", hint=OURS)
-    original = any((folder / PARTS[part].file).exists() for part in OTHERS)
+    refuse_half(folder, folder)
+    original = any((folder / PARTS[part].file).exists() for part in OTHERS) or _has_noise_folders(folder)
     if (folder / "model_index.json").exists() or (not original and any((folder / part).is_dir() for part in NEEDED)):
         return _diffusers(folder)
     if original or any(folder.glob("*.safetensors")):
@@ -144,39 +149,69 @@ def refuse_other_models(folder: Path) -> None:
     """ModelError where the configuration files in a folder, which may hold nothing else yet, are not Wan2.1
     text-to-video's."""
     check_index(folder)
-    if (folder / "transformer" / "config.json").exists():
-        from_diffusers(read_json(folder / "transformer" / "config.json"))
-    elif (folder / "config.json").exists():
-        check_original_kind(read_json(folder / "config.json"))
+    for part in filter(lambda part: (folder / part / "config.json").exists(), EXPERTS):
+        from_diffusers(read_json(folder / part / "config.json"))
+    for place in (folder, *(folder / name for name in EXPERTS.values())):
+        if (place / "config.json").exists():
+            check_original_kind(read_json(place / "config.json"))
 
 
-def check_index(folder: Path) -> None:
-    """Refuse other pipelines, and Wan2.2's, which are WanPipelines of two transformers. An index may be absent."""
+def check_index(folder: Path) -> dict[str, Any]:
+    """What a Diffusers folder's index says, nothing where it is absent; other pipelines are refused."""
     if not (folder / "model_index.json").exists():
-        return
+        return {}
     index = read_json(folder / "model_index.json")
     if (name := index.get("_class_name")) != "WanPipeline":
         raise ModelError(f"it is a {printable(name, 60)}, not a WanPipeline", hint=OURS)
-    two = index.get("transformer_2")
-    if index.get("boundary_ratio") is not None or (isinstance(two, list) and any(two)):
-        raise ModelError("it is a Wan2.2 model of two transformers", hint=OURS)
+    boundary = index.get("boundary_ratio", 0.5)
+    if boundary is not None and not (type(boundary) is float and 0 < boundary < 1):
+        told = f"its model_index.json says boundary_ratio = {shown(boundary)}, which is not between 0 and 1"
+        raise ModelError(told, hint=FETCH_AGAIN)
+    return index
+
+
+def holds_two(folder: Path) -> bool:
+    """Whether a folder is said to be of a model of two experts, in either format; one of them may be absent."""
+    if _has_noise_folders(folder):
+        return True
+    index = check_index(folder)
+    if (two := index.get("transformer_2")) is None:
+        return index.get("boundary_ratio") is not None or (folder / "transformer_2").is_dir()
+    return index.get("boundary_ratio") is not None or (isinstance(two, list) and any(two))
+
+
+def _has_noise_folders(folder: Path) -> bool:
+    return any((folder / name).is_dir() for name in EXPERTS.values())
+
+
+def refuse_half(path: Path, part: Path) -> None:
+    """ModelError where `path`, which may be in the folder `part`, is one of the two experts of a model in a folder."""
+    name, whole = part.absolute().name, part.absolute().parent
+    if name in EXPERTS.values() or (name in EXPERTS and holds_two(whole)):
+        told = f"{printable(path)} is one of the two experts of a Wan2.2 model: half a model"
+        raise ModelError(told, hint=f"give the whole model's folder: {shlex.quote(str(whole))}")
 
 
 def _diffusers(folder: Path) -> Checkpoint:
-    tokenizer = TOKENIZERS["diffusers"]
-    if absent := [part for part in (*NEEDED, str(tokenizer)) if not (folder / part).is_dir()]:
-        hint = f"a Wan2.1 Diffusers folder holds {', '.join(NEEDED)} and {tokenizer}"
+    tokenizer, index, two = TOKENIZERS["diffusers"], check_index(folder), holds_two(folder)
+    parts = [part for part in PARTS if part in NEEDED or (two and part in EXPERTS)]
+    if absent := [part for part in (*parts, str(tokenizer)) if not (folder / part).is_dir()]:
+        hint = f"the model's Diffusers folder holds {', '.join(parts)} and {tokenizer}"
         raise ModelError(f"{printable(folder)} lacks {', '.join(absent)}", hint)
-    check_index(folder)
-    configs = {part: read_json(folder / part / "config.json") for part in NEEDED}
-    vae, text, config = configs["vae"], configs["text_encoder"], from_diffusers(configs["transformer"])
+    configs = {part: read_json(folder / part / "config.json") for part in parts}
+    vae, text = configs["vae"], configs["text_encoder"]
+    shapes = {part: from_diffusers(configs[part]) for part in EXPERTS if part in configs}
     check_kinds_of_parts(vae, text)
-    files: dict[str, Any] = {part: shards(folder / part, PARTS[part].stem) for part in NEEDED}
-    _check_depth("transformer", config.num_layers, _tensors("transformer", files["transformer"]), "blocks.")
+    files: dict[str, Any] = {part: shards(folder / part, PARTS[part].stem) for part in parts}
+    for part, own in shapes.items():
+        _check_depth(part, own.num_layers, _tensors(part, files[part], two), "blocks.")
     text_tensors = headers.renamed(headers.headers(files["text_encoder"]), PARTS["text_encoder"].rename)
     _check_depth("text_encoder", text.get("num_layers"), text_tensors, "encoder.block.")
     _check_tokenizer(folder / tokenizer)
-    return Checkpoint("diffusers", config, vae_config=vae, text_config=text, tokenizer=folder / tokenizer, **files)
+    files |= {"boundary": index.get("boundary_ratio")} if two else {}
+    return Checkpoint(
+        "diffusers", _of_both(*shapes.values()), vae_config=vae, text_config=text, tokenizer=folder / tokenizer, **files
+    )
 
 
 def check_widths(checkpoint: Checkpoint) -> None:
@@ -205,8 +240,14 @@ def _check_depth(part: str, says: object, tensors: dict[str, Header], stem: str)
 
 
 def _original(folder: Path) -> Checkpoint:
-    if any(folder.glob("*.safetensors")):  # what they are comes first: beside a LoRA nothing lacks
-        _tensors("transformer", _original_transformer(folder))
+    homes = {part: folder / name for part, name in EXPERTS.items()} if _has_noise_folders(folder) else {}
+    if absent := [home.name for home in homes.values() if not home.is_dir()]:
+        hint = f"a Wan2.2 model is two experts: {' and '.join(EXPERTS.values())}"
+        raise ModelError(f"{printable(folder)} lacks {', '.join(absent)}", hint)
+    homes = homes or {"transformer": folder}
+    if len(homes) > 1 or any(folder.glob("*.safetensors")):  # what they are comes first: beside a LoRA nothing lacks
+        for part, home in homes.items():
+            _tensors(part, _original_transformer(home), len(homes) > 1)
     files = {part: [folder / PARTS[part].file] for part in OTHERS}
     if absent := [file.name for (file,) in files.values() if not file.is_file()]:
         hint = "the text encoder and the VAE belong beside the transformer"
@@ -214,11 +255,13 @@ def _original(folder: Path) -> Checkpoint:
             hint = f"give the whole model's folder: {shlex.quote(str(folder.parent))}"
         raise ModelError(f"{printable(folder)} lacks {', '.join(absent)}", hint)
     fields: dict[str, Any] = {"tokenizer": folder / TOKENIZERS["original"]}
-    for part, parts_files in ({"transformer": _original_transformer(folder)} | files).items():
+    own = [_original_transformer(home) for home in homes.values()]
+    fields |= fields_of_experts(*own) if len(own) > 1 else fields_of("transformer", *own)
+    for part, parts_files in files.items():
         fields |= fields_of(part, parts_files)
     _check_tokenizer(fields["tokenizer"])
-    if (folder / "config.json").exists():
-        fields["config"] = with_original(fields["config"], read_json(folder / "config.json"))
+    if told := [read_json(home / "config.json") for home in homes.values() if (home / "config.json").exists()]:
+        fields["config"] = _of_both(*(with_original(fields["config"], each) for each in told))
     return Checkpoint("original", **fields)
 
 
@@ -246,12 +289,13 @@ def _check_tokenizer(folder: Path) -> None:
         kinds.refuse_plain(folder / "tokenizer.json", content.read(kinds.FIRST_BYTES), "json", "text")
 
 
-def _tensors(part: str, files: list[Path]) -> dict[str, Header]:
-    """The headers of a part's files under our module's names; ModelError if the files are of another kind."""
+def _tensors(part: str, files: list[Path], paired: bool = False) -> dict[str, Header]:
+    """The headers of a part's files under our module's names; ModelError if the files are of another kind. paired:
+    whether they may say that they are one of two experts."""
     contents = headers.contents(files[0])
     if len(files) > 1:
         contents = Contents(files[0].parent, headers.headers(files), contents.metadata)
-    kinds.refuse_other_kinds(contents, PARTS[part].words)
+    kinds.refuse_other_kinds(contents, "transformer" if part in EXPERTS else PARTS[part].words, paired)
     return headers.renamed(contents.tensors, PARTS[part].rename)
 
 
@@ -263,3 +307,20 @@ def fields_of(part: str, files: list[Path]) -> dict[str, Any]:
         "text_encoder": ("text_config", text_config_of),
     }[part]
     return {part: files, name: config(_tensors(part, files))}
+
+
+def fields_of_experts(high: list[Path], low: list[Path]) -> dict[str, Any]:
+    """The same of the two transformers of one model, the high-noise expert's files and the low-noise one's; ModelError
+    where they are not of one model."""
+    files = {"transformer": high, "transformer_2": low}
+    return files | {"config": _of_both(*(config_of(_tensors(part, own, paired=True)) for part, own in files.items()))}
+
+
+def _of_both(*shapes: WanConfig) -> WanConfig:
+    """The shapes of a transformer, which two experts must have in common."""
+    for other in shapes[1:]:
+        for name, value in asdict(shapes[0]).items():
+            if (low := getattr(other, name)) != value:
+                told = f"its experts are of two models: {name} is {value} in the high-noise one, {low} in the other"
+                raise ModelError(told, hint="take both experts from one model")
+    return shapes[0]

@@ -17,7 +17,7 @@ from fpsgen.wan.config import WanConfig
 from fpsgen.weights import configs, headers, hub, kinds, layout
 from fpsgen.weights.cached import Cached
 from fpsgen.weights.headers import read_json
-from fpsgen.weights.layout import OTHERS, PARTS, TOKENIZERS, Checkpoint
+from fpsgen.weights.layout import EXPERTS, OTHERS, PARTS, TOKENIZERS, Checkpoint
 from fpsgen.weights.lora import Lora
 
 POCKET = "pocket"
@@ -178,7 +178,7 @@ def open_folder(folder: Path, name: str) -> Model:
     """Read a folder's configuration; ModelError that says what is wrong with it."""
     try:
         checkpoint = layout.recognise(folder)
-        pocket, defaults = None, DEFAULTS[checkpoint.kind]
+        pocket, defaults = None, _defaults(checkpoint)
         if (folder / "pocket.json").exists():
             pocket, defaults = _read_pocket(folder / "pocket.json")
     except ModelError as error:
@@ -195,15 +195,16 @@ def open_file(file: Path) -> Model:
     if headers.is_pickled(file) and headers.contents(file).channels:
         message = f"{printable(file)} is a transformer in a pickled file"
         raise ModelError(message, hint="use the .safetensors file of the same model")
-    fields = layout.fields_of("transformer", [file])
-    folder = file.parent.parent if file.parent.name in ("transformer", "transformer_2") else file.parent
+    folder = file.parent.parent if file.parent.name in (*EXPERTS, *EXPERTS.values()) else file.parent
     if folder != file.parent:  # half of a Wan2.2 looks like a Wan2.1
+        layout.refuse_half(file, file.parent)
         try:
             layout.check_index(folder)
         except ModelError as error:
             raise ModelError(
                 f"{printable(file)} is a part of {printable(folder)}: {error}", error.marked_hint
             ) from None
+    fields = layout.fields_of("transformer", [file])
     try:
         checkpoint = layout.recognise(folder)
     except ModelError:
@@ -211,7 +212,13 @@ def open_file(file: Path) -> Model:
     if checkpoint.transformer != [file]:
         checkpoint = replace(checkpoint, **fields)
     layout.check_widths(checkpoint)
-    return Model(printable(file.name), file.parent, checkpoint, DEFAULTS[checkpoint.kind])
+    return Model(printable(file.name), file.parent, checkpoint, _defaults(checkpoint))
+
+
+def _defaults(checkpoint: Checkpoint) -> Settings:
+    """Those of the published model of its kind, with the boundary between two experts that its own files say."""
+    own = DEFAULTS[checkpoint.kind]
+    return replace(own, boundary=checkpoint.boundary) if checkpoint.boundary else own
 
 
 def _assembled(file: Path, fields: dict[str, Any]) -> Checkpoint:

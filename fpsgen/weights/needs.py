@@ -12,7 +12,7 @@ import torch
 from fpsgen.target import Target
 from fpsgen.wan import sizes
 from fpsgen.weights import load
-from fpsgen.weights.layout import PARTS, Checkpoint
+from fpsgen.weights.layout import EXPERTS, Checkpoint
 
 # While Wan2.1's VAE decodes one latent frame, for each pixel of the video: some thirteen float32 copies of 4 frames in
 # its 96 last channels, of which about half are what it keeps for the next one. Counted on tensors without values.
@@ -32,7 +32,7 @@ def weights(checkpoint: Checkpoint, target: Target) -> dict[str, int]:
         named = load.EMPTY[part](checkpoint).named_parameters()
         return sum(value.numel() * dtypes[part](name).itemsize for name, value in named)
 
-    return {PARTS[part].words: size(part) for part in checkpoint.parts}
+    return {checkpoint.words(part): size(part) for part in checkpoint.parts}
 
 
 def memory(checkpoint: Checkpoint, video: tuple[int, int, int], target: Target) -> dict[str, int]:
@@ -41,6 +41,7 @@ def memory(checkpoint: Checkpoint, video: tuple[int, int, int], target: Target) 
     width, height, frames = video
     tokens = prod(checkpoint.config.grid(sizes.latent_shape(frames, height, width)))
     needed = weights(checkpoint, target)
-    needed["transformer"] += tokens * checkpoint.config.bytes_per_token(target.dtype.itemsize)
+    for expert in EXPERTS.keys() & checkpoint.parts:
+        needed[checkpoint.words(expert)] += tokens * checkpoint.config.bytes_per_token(target.dtype.itemsize)
     needed["VAE"] += width * height * VAE_BYTES_PER_PIXEL
     return needed

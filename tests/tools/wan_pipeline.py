@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import torch
 from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
+from safetensors.torch import save_file
 from transformers import UMT5Config, UMT5EncoderModel
 
+from fpsgen.weights import keys
+from tests.tools import original_t5
 from tests.tools.tokenizer import make_tokenizer
 
 TEXT_DIM = 24
@@ -38,3 +44,39 @@ def make_wan_pipeline(seed: int = 0) -> WanPipeline:
         for parameter in component.parameters():
             parameter.data.add_(0.1 * torch.randn_like(parameter))
     return pipeline
+
+
+def make_plain_pipeline(seed: int, boundary_ratio: float | None = None) -> WanPipeline:
+    """One of Wan's own structure, which is all that the original format can say: heads 128 wide, the VAE's blocks.
+    boundary_ratio: of two experts; None for one transformer."""
+    torch.manual_seed(seed)
+    vae = AutoencoderKLWan(base_dim=4)
+    pipeline = make_wan_pipeline(seed + 1)
+    for name in ("transformer", "transformer_2") if boundary_ratio else ("transformer",):
+        transformer = WanTransformer3DModel(
+            num_attention_heads=1, attention_head_dim=128, text_dim=TEXT_DIM, freq_dim=32, ffn_dim=96, num_layers=2
+        )
+        for parameter in transformer.parameters():
+            parameter.data.add_(0.1 * torch.randn_like(parameter))
+        pipeline.register_modules(**{name: transformer})
+    pipeline.register_modules(vae=vae)
+    pipeline.register_to_config(boundary_ratio=boundary_ratio)
+    return pipeline
+
+
+def save_original(pipeline: WanPipeline, folder: Path) -> None:
+    """A plain pipeline by hand in the original's files and names."""
+    two = pipeline.transformer_2 is not None
+    experts = {"high_noise_model": pipeline.transformer, "low_noise_model": pipeline.transformer_2}
+    for name, transformer in (experts if two else {".": pipeline.transformer}).items():
+        (folder / name).mkdir(exist_ok=True)
+        state = {keys.TRANSFORMER.to_original(key): value for key, value in transformer.state_dict().items()}
+        save_file(state, folder / name / "diffusion_pytorch_model.safetensors", {"format": "pt"})
+        config = {"model_type": "t2v", "dim": 128, "ffn_dim": 96, "num_heads": 1, "num_layers": 2, "in_dim": 16}
+        (folder / name / "config.json").write_text(json.dumps(config))
+    text = pipeline.text_encoder.state_dict()
+    named = {original: text[name] for original, name in original_t5.names(layers=2).items()}
+    torch.save(named, folder / "models_t5_umt5-xxl-enc-bf16.pth")
+    vae = {keys.VAE.to_original(name): value for name, value in pipeline.vae.state_dict().items()}
+    torch.save(vae, folder / "Wan2.1_VAE.pth")
+    pipeline.tokenizer.save_pretrained(folder / "google" / "umt5-xxl")

@@ -23,8 +23,8 @@ def test_an_index_reads_no_files_elsewhere(folder: Path) -> None:
     ("file", "key", "value", "says"),
     [
         ("model_index.json", "_class_name", "WanImageToVideoPipeline", "WanImageToVideoPipeline"),
-        ("model_index.json", "transformer_2", ["diffusers", "WanTransformer3DModel"], "two transformers"),
-        ("model_index.json", "boundary_ratio", 0.875, "two transformers"),
+        ("model_index.json", "transformer_2", ["diffusers", "WanTransformer3DModel"], "lacks transformer_2"),
+        ("model_index.json", "boundary_ratio", 0.875, "lacks transformer_2"),
         ("vae/config.json", "patch_size", 2, "Wan2.2"),
         ("vae/config.json", "latents_std", [0.0] * 16, "not above 0"),
         ("vae/config.json", "latents_mean", [float("nan")] * 16, "not 16 numbers"),
