@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 
-from fpsgen import __version__
+from fpsgen import __version__, images
 from fpsgen.attention import door
 from fpsgen.attention.door import Choice
 from fpsgen.attention.plan import AttentionPlan
 from fpsgen.attention.quantize import LARGEST, Format
 from fpsgen.attention.tiles import TileGrid
-from fpsgen.errors import UsageError
+from fpsgen.errors import UsageError, option
 from fpsgen.presets import BF16, Preset, file, shipped
 from fpsgen.seeds import check_seed
 from fpsgen.settings import Settings
@@ -32,7 +32,8 @@ from fpsgen.weights.models import Model
 class Request:
     """One video. preset: None for the default, which depends on model and device. scale_to: the file's width and
     height, if they are not those that are rendered. may_replace: whether an existing file `output` is replaced;
-    otherwise a number is added to the name."""
+    otherwise a number is added to the name. image, last_image: what the video begins and ends with, where the model
+    takes images."""
 
     prompt: str
     settings: Settings
@@ -41,16 +42,19 @@ class Request:
     preset: Preset | None = BF16
     scale_to: tuple[int, int] | None = None
     may_replace: bool = True
+    image: Path | None = None
+    last_image: Path | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """What the video depends on, for JSON: everything except the preset and the file."""
         told = {"prompt": self.prompt, **asdict(self.settings), "seed": self.seed, "scale_to": self.scale_to}
+        told |= {"image": images.described(self.image), "last_image": images.described(self.last_image)}
         return {_IN_FILES.get(name, name): value for name, value in told.items()}
 
     @staticmethod
     def from_dict(told: Mapping[str, Any], output: Path) -> Request:
-        """The request of a video, from the comment in its file; UsageError if that is damaged, or no comment of
-        fpsgen's."""
+        """The request of a video but for its images, from the comment in its file; UsageError if that is damaged, or
+        no comment of fpsgen's."""
         try:
             settings = from_dict(Settings, {**told, "sigmas": told[_IN_FILES["sigmas"]]})
             settings.check()
@@ -132,6 +136,7 @@ def resolve(request: Request, model: Model, target: Target) -> VideoPlan:
     """
     request.settings.check()
     check_seed(request.seed)
+    check_images(request.image, request.last_image, model)
     if request.preset is not None:
         return _with(request, request.preset, model, target)
     own = request.settings
@@ -141,6 +146,23 @@ def resolve(request: Request, model: Model, target: Target) -> VideoPlan:
         if all(plan.backends[each].name == "hopper" for each in plan.backends if not each.is_dense or each.is_8bit):
             return plan
     return _with(request, BF16, model, target)
+
+
+def check_images(image: Path | None, last: Path | None, model: Model) -> None:
+    """UsageError where a model does not take the images that are given, or lacks one."""
+    config = model.config
+    if image is not None and not config.may_have_image:
+        told = f"{option('image', image.name)}: {model.full_name} makes videos of text alone"
+        raise UsageError(told, hint=f"leave {option('image')} out, or use an image-to-video model such as i2v-14b")
+    if last is not None and not config.may_have_last_image:
+        told = f"{option('last_image', last.name)}: {model.full_name} takes no last image"
+        raise UsageError(told, hint=f"leave {option('last_image')} out, or use flf2v-14b or 2.2-i2v")
+    if image is None and (config.condition_channels or last is not None):
+        told = f"{model.full_name} begins a video with an image, and none is given"
+        raise UsageError(told, hint=f"name it with {option('image')}")
+    if last is None and config.image_positions is not None:
+        told = f"{model.full_name} makes the frames between a first and a last image, and no last one is given"
+        raise UsageError(told, hint=f"name it with {option('last_image')}, or use i2v-14b")
 
 
 def _with(request: Request, preset: Preset, model: Model, target: Target) -> VideoPlan:

@@ -8,7 +8,7 @@ import secrets
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fpsgen import files
+from fpsgen import files, images
 from fpsgen.cli import chosen, options, preferences, signals
 from fpsgen.cli.output import Output
 from fpsgen.cli.progress import drawn
@@ -33,6 +33,7 @@ EXAMPLES = """
 fpsgen generate "a cat surfing"
 fpsgen generate "a cat surfing" --seed 7 -o cat.mp4
 fpsgen generate "a lighthouse" --model 14b --res 720p
+fpsgen generate "the cat jumps" --model i2v-14b --image cat.png --res 480p
 echo "a dog in the city" | fpsgen generate - --json
 """
 
@@ -45,6 +46,8 @@ def generate(
     frames: int | None = None,
     model: str | None = None,
     lora: list[str] | None = None,
+    image: Path | None = None,
+    last_image: Path | None = None,
     steps: int | None = None,
     guidance: float | None = None,
     shift: float | None = None,
@@ -89,6 +92,10 @@ def generate(
         if no_clobber and output.exists():
             raise UsageError(f"{output} exists, and --no-clobber keeps it", hint="choose another name with -o")
         check_path(output)
+        image, last_image = (path and options.expand(path) for path in (image, last_image))
+        shown = None if image is None else images.read(image)
+        if last_image is not None:
+            images.read(last_image, "last_image")
         from fpsgen.presets import label, shipped
 
         with preferences.using("preset", preset) as wanted:
@@ -104,11 +111,15 @@ def generate(
             out.loading()
         target = chosen.find_target(device, dtype, graphs)
         from fpsgen import machine, pipeline
-        from fpsgen.request import Request
+        from fpsgen.request import Request, check_images
         from fpsgen.texts import Texts
 
         machine.settle()
         found = (named_model or chosen.choose_model(size, target.device, out, timings)).with_loras(loras)
+    check_images(image, last_image, found)
+    if shown and (res is None or res.lower() in sizes.NAMED):  # which are areas then, not proportions
+        own = found.defaults
+        size = sizes.of_area(shown.size, size or (own.width, own.height), own.stride)
     settings, scale_to = chosen.fit(
         found, size, out, frames=frames, steps=steps, guidance=guidance, shift=shift, negative=negative, solver=solver,
         sigmas=sigmas,
@@ -120,7 +131,7 @@ def generate(
     if named is not None:
         with preferences.using("preset", preset):
             named.check_family(found.family)
-    request = Request(prompt.strip(), settings, seed, output, named, scale_to, may_replace)
+    request = Request(prompt.strip(), settings, seed, output, named, scale_to, may_replace, image, last_image)
     if found.pocket and settings.frames > found.defaults.frames:
         out.note(f"the pocket model was trained on clips of {found.defaults.frames} frames; longer ones may drift")
     out.detail(f"model {found.name} from {found.folder}; {target.device}, {target.dtype_name}")

@@ -68,6 +68,16 @@ class WanConfig:
         return self.in_channels - self.out_channels
 
     @property
+    def may_have_image(self) -> bool:
+        """Whether a video may begin with an image."""
+        return self.condition_channels > 0 or self.time_per_token
+
+    @property
+    def may_have_last_image(self) -> bool:
+        """Whether a video may end with an image as well: not where an image encoder's states are those of one."""
+        return self.condition_channels > 0 and (self.image_dim is None or self.image_positions is not None)
+
+    @property
     def weights_per_token(self) -> int:
         """The blocks' weights, each multiplied once for each token: attention's four matrices, those of
         cross-attention that see tokens, the FFN."""

@@ -39,6 +39,19 @@ def parse_resolution(text: str) -> tuple[int, int]:
     return width, height
 
 
+def of_area(image: tuple[int, int], area: tuple[int, int], stride: int = STRIDE) -> tuple[int, int]:
+    """Width and height with an image's proportions and the area of another size, both rounded down to what a model
+    renders (Wan2.1 `wan/image2video.py`). UsageError where a side would be too short or too long."""
+    proportion, pixels, multiple = image[1] / image[0], area[0] * area[1], PATCH * stride
+    width, height = (
+        int(side**0.5 + 1e-6) // multiple * multiple for side in (pixels / proportion, pixels * proportion)
+    )
+    if not (multiple <= width <= LARGEST and multiple <= height <= LARGEST):
+        told = f"the image of {image[0]}x{image[1]} pixels is too narrow for a video of its proportions"
+        raise UsageError(told, hint=f"give a size, to which it is cropped: {option('res', f'{area[0]}x{area[1]}')}")
+    return width, height
+
+
 def check_model_size(width: int, height: int, stride: int = STRIDE) -> None:
     """Refuse what the model cannot render, and name the nearest size that it can. stride: of its VAE, in pixels."""
     multiple = PATCH * stride

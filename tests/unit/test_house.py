@@ -16,9 +16,9 @@ ROOT = Path(__file__).parents[2]
 # Rooms, which are folders and single modules of fpsgen/, from the ground up: each imports only those before it.
 ROOMS = [
     "printable", "timing", "errors", "seeds", "assets", "files", "tables", "values", "metrics", "ffmpeg", "video",
-    "kernels", "machine", "target", "attention", "wan", "solvers", "settings", "weights", "journal", "texts", "pocket",
-    "presets", "request", "events", "sampling", "pipeline", "doctor", "calibrate", "bench", "train", "report", "cli",
-    "__main__",
+    "images", "kernels", "machine", "target", "attention", "wan", "solvers", "settings", "weights", "journal", "texts",
+    "pocket", "presets", "request", "events", "sampling", "pipeline", "doctor", "calibrate", "bench", "train", "report",
+    "cli", "__main__",
 ]  # fmt: skip
 # Modules of fpsgen/cli that are commands, or groups of them; `root` alone knows them all.
 COMMANDS = {
