@@ -128,7 +128,7 @@ def check_settings(
     steps: int | None,
     guidance: float | None,
     shift: float | None,
-    solver: str = "unipc",
+    solver: str | None = None,
     sigmas: str = "original",
 ) -> None:
     """Refuse numbers that mean nothing, and what a solver for few steps contradicts; None is none."""
@@ -141,7 +141,7 @@ def check_settings(
     ):
         if value is not None and not low <= value <= high:
             raise UsageError(f"{option(field, value)}: must be {low} to {high}", hint=f"try {option(field, usual)}")
-    if few := FEW_STEPS.get(solver):
+    if few := FEW_STEPS.get(solver or ""):
         most = len(few.points)
         counts = f"{few.fewest} to {most}" if few.fewest < most else str(most)
         if steps is not None and not few.fewest <= steps <= most:

@@ -64,7 +64,7 @@ def bench(
     steps: int | None = None,
     guidance: float | None = None,
     shift: float | None = None,
-    solver: SolverName = "unipc",
+    solver: SolverName | None = None,
     sigmas: Sigmas = "original",
     seed: int = 0,
     pairs: int = 2,

@@ -131,12 +131,13 @@ def fit(model: Model, size: Size | None, out: Output, **given: Any) -> tuple[Set
 
 def settings_of(model: Model, size: Size | None, **given: Any) -> Settings:
     """The model's own, but for what was given; UsageError where it cannot render the size."""
-    own = (model.defaults.width, model.defaults.height)
+    defaults = model.defaults_by(given.get("solver"))
+    own = (defaults.width, defaults.height)
     if model.pocket is not None and size not in (None, own):
         raise UsageError(f"the pocket model renders only {own[0]}x{own[1]}", hint="leave --res out")
     width, height = size or own
     sizes.check_model_size(width, height)
-    return model.defaults.override(width=width, height=height, **given)
+    return defaults.override(width=width, height=height, **given)
 
 
 def video_name(prompt: str, seed: int) -> str:

@@ -51,7 +51,7 @@ def generate(
     steps: int | None = None,
     guidance: float | None = None,
     shift: float | None = None,
-    solver: SolverName = "unipc",
+    solver: SolverName | None = None,
     sigmas: Sigmas = "original",
     negative: str | None = None,
     seed: int | None = None,

@@ -125,7 +125,7 @@ def show(
     frames: int | None = None,
     steps: int | None = None,
     shift: float | None = None,
-    solver: SolverName = "unipc",
+    solver: SolverName | None = None,
     sigmas: Sigmas = "original",
     json: bool = False,
     verbose: bool = False,

@@ -12,9 +12,10 @@ from fpsgen.attention.tiles import Shape3, TileGrid, default_tile
 from fpsgen.errors import ModelError, UsageError, option, reason
 from fpsgen.printable import printable
 from fpsgen.settings import DEFAULTS, Settings, check_settings
+from fpsgen.solvers import FEW_STEPS
 from fpsgen.wan import config, sizes
 from fpsgen.wan.config import WanConfig
-from fpsgen.weights import configs, headers, hub, kinds, layout
+from fpsgen.weights import configs, few_steps, headers, hub, kinds, layout
 from fpsgen.weights.cached import Cached
 from fpsgen.weights.headers import read_json
 from fpsgen.weights.layout import EXPERTS, OTHERS, PARTS, TOKENIZERS, Checkpoint
@@ -59,6 +60,12 @@ class Model:
         """The presets that `fpsgen train` made its weights and LoRAs for."""
         files = [*self.checkpoint.transformer[:1], *(each.file for each in self.checkpoint.loras)]
         return tuple(dict.fromkeys(preset for file in files if (preset := headers.trained_for(file))))
+
+    def defaults_by(self, solver: str | None) -> Settings:
+        """The defaults of a video that the user wants by a solver; None for the model's own. What is a default for few
+        steps holds for no other solver."""
+        plain = solver and solver not in FEW_STEPS and self.defaults.solver in FEW_STEPS
+        return _plain_defaults(self.checkpoint) if plain else self.defaults
 
     def with_loras(self, loras: Sequence[Lora]) -> Model:
         """This model, LoRAs merged with its transformer as it is loaded: of two, with the expert that each was given to
@@ -178,7 +185,7 @@ def open_folder(folder: Path, name: str) -> Model:
     """Read a folder's configuration; ModelError that says what is wrong with it."""
     try:
         checkpoint = layout.recognise(folder)
-        pocket, defaults = None, _defaults(checkpoint)
+        pocket, defaults = None, _defaults(checkpoint, f"{name} {_called(folder)}")
         if (folder / "pocket.json").exists():
             pocket, defaults = _read_pocket(folder / "pocket.json")
     except ModelError as error:
@@ -212,13 +219,26 @@ def open_file(file: Path) -> Model:
     if checkpoint.transformer != [file]:
         checkpoint = replace(checkpoint, **fields)
     layout.check_widths(checkpoint)
-    return Model(printable(file.name), file.parent, checkpoint, _defaults(checkpoint))
+    whole = folder.name if folder != file.parent else ""
+    return Model(printable(file.name), file.parent, checkpoint, _defaults(checkpoint, f"{file.name} {whole}"))
 
 
-def _defaults(checkpoint: Checkpoint) -> Settings:
+def _called(folder: Path) -> str:
+    """A folder's name; in the hub's cache the repository's."""
+    return folder.parents[1].name if folder.parent.name == "snapshots" else folder.name
+
+
+def _plain_defaults(checkpoint: Checkpoint) -> Settings:
     """Those of the published model of its kind, with the boundary between two experts that its own files say."""
     own = DEFAULTS[checkpoint.kind]
     return replace(own, boundary=checkpoint.boundary) if checkpoint.boundary else own
+
+
+def _defaults(checkpoint: Checkpoint, called: str) -> Settings:
+    """The same; for few steps where what the model is called, or its transformer's file, says that it was distilled for
+    them."""
+    label = headers.contents(checkpoint.transformer[0]).label
+    return _plain_defaults(checkpoint).override(solver=few_steps.solver_of(f"{called} {label}"))
 
 
 def _assembled(file: Path, fields: dict[str, Any]) -> Checkpoint:

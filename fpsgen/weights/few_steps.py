@@ -1,0 +1,21 @@
+"""Models and LoRAs that were distilled for few steps: which solver they are for, by what people call them."""
+
+from __future__ import annotations
+
+import re
+
+from fpsgen.solvers import SolverName
+
+# The first that is found decides. FastVideo's names are FastWan, its pipeline in model_index.json WanDMDPipeline;
+# LightX2V's have lightx2v, StepDistill or 4step in them, and those of its Wan2.2 LoRAs Lightning; the rCM family's are
+# TurboWan (TurboDiffusion), SparkWan and rCM.
+_NAMES: tuple[tuple[str, SolverName], ...] = (
+    (r"fast[-_. ]?wan|wan[-_. ]?dmd", "fastwan"),
+    (r"(turbo|spark)[-_. ]?(wan|diffusion)|(?<![a-z])rcm(?![a-z])", "turbowan"),
+    (r"lightx2v|step[-_. ]?distill|lightning|(?<!\d)4[-_. ]?steps?(?![a-z0-9])", "lightx2v"),
+)
+
+
+def solver_of(label: str) -> SolverName | None:
+    """The solver for few steps that a file, folder, repository or its metadata names; None where there is none."""
+    return next((solver for pattern, solver in _NAMES if re.search(pattern, label, re.IGNORECASE)), None)
