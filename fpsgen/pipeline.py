@@ -77,7 +77,7 @@ def generate(
     ends = []
     for number, plan in enumerate(plans):
         own = plan.request.settings
-        if told := plan.preset.stranger(weights, trained_for) or plan.preset.surprise(weights, own):
+        if told := plan.preset.stranger(weights, trained_for) or plan.preset.surprise(weights, own, model.loras):
             yield Notice(told)
         if len(plans) > 1:
             machine.release()  # what the video before has left, which would seem to lack

@@ -44,6 +44,8 @@ class Diffusers(VideoContender):
             return "it reads a checkpoint, and there is none"
         if model.checkpoint.format != "diffusers" or not (model.folder / "model_index.json").is_file():
             return "it reads a checkpoint in Diffusers' format: `fpsgen models convert` makes one"
+        if model.checkpoint.loras:
+            return "it reads the checkpoint without the LoRAs"
         if guidance < 1:
             return f"diffusers uses guidance only above 1, and this is {option('guidance', guidance)}"
         if (solver := self.settings.solver) in solvers.FEW_STEPS:

@@ -53,7 +53,8 @@ class LineUp:
         running code."""
         plan, target = self.plan, self.plan.target
         card = stopwatch.card(target.device)
-        about = {**machine.provenance(command), "card": card, "model": plan.model.full_name, **target.as_dict()}
+        about = {**machine.provenance(command), "card": card, "model": plan.model.name_with_loras, **target.as_dict()}
+        about["loras"] = [each.as_dict() for each in plan.model.checkpoint.loras]
         return about | {"video": from_dict(VideoRecord, plan.request.as_dict()), "reference": self.reference.name}
 
 

@@ -117,7 +117,7 @@ def run(
     transformer = load_transformer(model.checkpoint, target.device, target.dtype)
     weights = transformer.fingerprint()
     for one in line_up.contenders:
-        note(one.plan.preset.surprise(weights, one.settings))
+        note(one.plan.preset.surprise(weights, one.settings, model.loras))
     journal = Journal(cache, key(job, transformer, weights))
     if fresh:
         journal.forget()

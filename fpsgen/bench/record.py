@@ -5,7 +5,7 @@ A field with a default is one that older records do not have.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from math import inf
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
@@ -71,6 +71,7 @@ class VideoBenchRecord(BenchRecord, Generic[Contender]):
     video: VideoRecord
     reference: str
     notes: list[str]
+    loras: list[dict[str, Any]] = field(default_factory=list)
     if TYPE_CHECKING:
         contenders: list[Contender]
 

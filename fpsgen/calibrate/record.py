@@ -99,6 +99,7 @@ class CalibrationRecord:
     linear: list[list[str]] = field(default_factory=list)
     steps_done: list[StepDone] = field(default_factory=list)
     denoising: float | None = None
+    loras: list[dict[str, Any]] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
         """All but the command, which the page says alone."""

@@ -207,7 +207,8 @@ def record(
         rows = [phases.index(max(own for own in phases if own <= phase)) for phase in rows]
     steps = [[step for step, own in enumerate(job.phase_of_step, 1) if own == i] for i in range(len(job.phases))]
     return CalibrationRecord(
-        model=job.model.full_name,
+        model=job.model.name_with_loras,
+        loras=[each.as_dict() for each in job.model.checkpoint.loras],
         **{key: getattr(measured, key) for key in _SHARED},
         versions={"fpsgen": measured.fpsgen, "torch": measured.torch},
         fps=job.model.defaults.fps,

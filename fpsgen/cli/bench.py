@@ -13,7 +13,7 @@ import typer
 
 from fpsgen import files
 from fpsgen.cli import bench_attention, bench_quality, options
-from fpsgen.cli.chosen import Dtype, choose_model, find_model, find_target, fit
+from fpsgen.cli.chosen import Dtype, choose_model, find_loras, find_model, find_target, fit, with_loras
 from fpsgen.cli.command import App
 from fpsgen.cli.output import Output
 from fpsgen.cli.progress import drawn
@@ -58,6 +58,7 @@ def bench(
     preset: str = "quality",
     prompt: str | None = None,
     model: str | None = None,
+    lora: list[str] | None = None,
     random_weights: str | None = None,
     res: str | None = None,
     frames: int | None = None,
@@ -96,16 +97,17 @@ def bench(
     names = options.several("--compare", compare) or ["bf16"]
     options.check_report(report, no_report)
     if random_weights is not None:
-        check_random(random_weights, {"--model": model, "--videos": videos, "--prompt": prompt})
+        check_random(random_weights, {"--model": model, "--lora": lora, "--videos": videos, "--prompt": prompt})
     from fpsgen.bench import names as known
     from fpsgen.weights import models
 
     names = known.check(preset, names)  # it imports no torch: so far, whatever cannot be is told at once
     places = None if output is None else result_places(output, report, no_report, out)
     out.loading()
+    loras = find_loras(lora)
     named = find_model(model) if random_weights is None else models.absent(random_weights.lower())
     target = find_target(device, dtype)
-    chosen = named or choose_model(size, target.device, out)
+    chosen = with_loras(named or choose_model(size, target.device, out), loras, out)
     settings, scale_to = fit(
         chosen, size, out, frames=frames, steps=steps, guidance=guidance, shift=shift, solver=solver, sigmas=sigmas
     )

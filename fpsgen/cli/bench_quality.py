@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING
 
 from fpsgen import assets, files
 from fpsgen.cli import options
-from fpsgen.cli.chosen import Dtype, choose_model, find_model, find_target, settings_of, video_name
+from fpsgen.cli.chosen import (
+    Dtype,
+    choose_model,
+    find_loras,
+    find_model,
+    find_target,
+    settings_of,
+    video_name,
+    with_loras,
+)
 from fpsgen.cli.output import Output
 from fpsgen.cli.progress import drawn
 from fpsgen.cli.prompts import read_prompts
@@ -40,6 +49,7 @@ def quality(
     preset: str = "quality",
     compare: list[str] | None = None,
     model: str | None = None,
+    lora: list[str] | None = None,
     res: str | None = None,
     frames: int | None = None,
     steps: int | None = None,
@@ -80,9 +90,10 @@ def quality(
     names = known.check(preset, names, clips=True)  # it imports no torch: so far, whatever cannot be is told at once
     places = result_places(output or "bench-quality.json", report, no_report, out)
     out.loading()
+    loras = find_loras(lora)
     named = find_model(model)
     target = find_target(device, dtype)
-    chosen = named or choose_model(size, target.device, out)
+    chosen = with_loras(named or choose_model(size, target.device, out), loras, out)
     settings = settings_of(chosen, size, frames=frames, steps=steps, guidance=guidance, shift=shift)
     from fpsgen.bench import lineup
     from fpsgen.bench.quality import QualityJob, run

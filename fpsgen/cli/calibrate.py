@@ -45,6 +45,7 @@ fpsgen calibrate --choose guidance,compute
 
 def calibrate(
     model: str | None = None,
+    lora: list[str] | None = None,
     min_psnr: float | None = None,
     max_error: float | None = None,
     target_cost: float | None = None,
@@ -87,9 +88,10 @@ def calibrate(
         out.note(f"{printable(output)} is replaced: {replaced}")
     page = None if output is None or dry_run else report_place(output, report, no_report)
     out.loading()
+    loras = chosen.find_loras(lora)
     named = chosen.find_model(model, may_be_absent=dry_run)
     target = chosen.find_target(device, dtype)  # which imports torch: so far, whatever cannot be is told at once
-    found = named or chosen.choose_model(size, target.device, out)
+    found = chosen.with_loras(named or chosen.choose_model(size, target.device, out), loras, out)
     settings = chosen.settings_of(found, size, frames=frames, steps=steps, guidance=guidance, shift=shift)
     if output is None:
         output = files.free(Path(f"{files.safe_name(found.name)}-calibrated.toml"), ".html")

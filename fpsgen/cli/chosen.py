@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import typer
@@ -12,7 +13,7 @@ from fpsgen import machine
 from fpsgen.cli import preferences
 from fpsgen.cli.output import Output
 from fpsgen.errors import UsageError
-from fpsgen.printable import typed
+from fpsgen.printable import printable, typed
 from fpsgen.timing import Timings
 from fpsgen.wan import sizes
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     from fpsgen.settings import Settings
     from fpsgen.target import Target
+    from fpsgen.weights.lora import Lora
     from fpsgen.weights.models import Model
 
 Dtype = Literal["bf16", "fp32"]
@@ -116,6 +118,28 @@ def choose_model(size: Size | None, device: torch.device, out: Output, timings: 
     if surprise:
         out.note(surprise)
     return model
+
+
+def find_loras(given: Sequence[str] | None) -> list[Lora]:
+    """The LoRAs that were named; their files are looked at. UsageError where one is none."""
+    from fpsgen.weights import lora
+
+    return [lora.find(own) for own in given or ()]
+
+
+def with_loras(model: Model, loras: Sequence[Lora], out: Output) -> Model:
+    """The model with them, and what the user should know of it."""
+    found = model.with_loras(loras)
+    for given, own in zip(loras, found.checkpoint.loras, strict=True):
+        which = f", {own.expert}-noise expert" if own.expert else ""
+        out.detail(f"LoRA {own.file}, scale {own.scale:g}{which}")
+        if own.expert != given.expert:
+            other = "low" if own.expert == "high" else "high"
+            told = (
+                f"{printable(own.file.name)} says that it is for the {own.expert}-noise expert, so only that one has it"
+            )
+            out.note(f"{told}; --lora {other}=FILE gives it to the other one")
+    return found
 
 
 def fit(model: Model, size: Size | None, out: Output, **given: Any) -> tuple[Settings, Size | None]:

@@ -102,9 +102,7 @@ def generate(
             named = None if wanted is None or wanted in shipped.GRADES else shipped.find(wanted)
         if wanted and output.exists() and (given := Path(wanted).expanduser()).exists() and output.samefile(given):
             raise UsageError(f"{output} is the preset: the video would replace it", hint="choose another -o")
-        from fpsgen.weights.lora import find as find_lora
-
-        loras = [find_lora(given) for given in lora or ()]
+        loras = chosen.find_loras(lora)
         named_model = chosen.find_model(model)
         if output.exists():
             out.note(f"{output} exists: the new video will replace it")
@@ -115,7 +113,8 @@ def generate(
         from fpsgen.texts import Texts
 
         machine.settle()
-        found = (named_model or chosen.choose_model(size, target.device, out, timings)).with_loras(loras)
+        found = named_model or chosen.choose_model(size, target.device, out, timings)
+        found = chosen.with_loras(found, loras, out)
     check_images(image, last_image, found)
     if shown and (res is None or res.lower() in sizes.NAMED):  # which are areas then, not proportions
         own = found.defaults
@@ -135,8 +134,6 @@ def generate(
     if found.pocket and settings.frames > found.defaults.frames:
         out.note(f"the pocket model was trained on clips of {found.defaults.frames} frames; longer ones may drift")
     out.detail(f"model {found.name} from {found.folder}; {target.device}, {target.dtype_name}")
-    for each in loras:
-        out.detail(f"LoRA {each.file}, scale {each.scale:g}")
     levels = f"{settings.solver} on the {settings.sigmas} sigmas, shift {settings.shift:g}"
     out.detail(f"{settings.steps} steps of {levels}, guidance {settings.guidance:g}")
     before = state(output)

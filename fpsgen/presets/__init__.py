@@ -172,13 +172,16 @@ class Preset:
         others += [] if settings.solver == "unipc" else ["the solver unipc"]
         return others + ([] if settings.sigmas == "original" else ["the original sigmas"])
 
-    def surprise(self, weights: str, settings: Settings) -> str | None:
-        """What a user should know before trusting it with a video, in one sentence."""
+    def surprise(self, weights: str, settings: Settings, loras: str = "") -> str | None:
+        """What a user should know before trusting it with a video, in one sentence. loras: those that are merged with
+        the weights, in words."""
         if self.is_exact or self is DENSE_INT8:  # nobody calibrates it, and only benches run it
             return None
         if self.measured is None:
             return f"preset {self.name} is not calibrated: nobody has measured how close its videos are to bf16's"
         if others := self.differences(weights, settings):
+            if loras and others[0] == "other weights":
+                others[0] += f" (here with the LoRA {loras})"
             told = f"preset {self.name} was measured with {', '.join(others)}"
             return f"{told}: how close its videos are to bf16's here is not known"
         return None

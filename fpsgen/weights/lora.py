@@ -44,6 +44,12 @@ class Lora:
     sha256: str
     expert: Expert = ""
 
+    @property
+    def told(self) -> str:
+        """As it is given, but for its folder."""
+        expert = f"{self.expert}=" if self.expert else ""
+        return f"{expert}{printable(self.file.name, 60)}" + ("" if self.scale == 1 else f":{self.scale:g}")
+
     def as_dict(self) -> dict[str, Any]:
         told = {"file": printable(self.file, 4096), "scale": self.scale, "sha256": self.sha256}
         return told | {"expert": self.expert or None}

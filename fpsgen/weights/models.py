@@ -56,6 +56,16 @@ class Model:
         return f"pocket v{self.pocket['version']}" if self.pocket else self.name
 
     @property
+    def loras(self) -> str:
+        """The LoRAs that are merged, in words; empty where there are none."""
+        return " and ".join(each.told for each in self.checkpoint.loras)
+
+    @property
+    def name_with_loras(self) -> str:
+        """The name in records of what was measured with LoRAs."""
+        return f"{self.full_name} with {self.loras}" if self.loras else self.full_name
+
+    @property
     def trained_for(self) -> tuple[str, ...]:
         """The presets that `fpsgen train` made its weights and LoRAs for."""
         files = [*self.checkpoint.transformer[:1], *(each.file for each in self.checkpoint.loras)]
