@@ -35,8 +35,8 @@ from fpsgen.seeds import next_seed
 from fpsgen.values import from_dict
 from fpsgen.video import VideoWriter
 from fpsgen.wan import vae as wan_vae
-from fpsgen.wan.autoencoder import WanVAE
 from fpsgen.wan.transformer import WanTransformer
+from fpsgen.wan.vae import VAE
 from fpsgen.weights.load import load_transformer, load_vae
 
 # The measures that are averaged over clips, and which of several values is the worst.
@@ -201,7 +201,7 @@ class Screen:
     """Clips as frames: decoded where they are needed, one take at a time, and measured once. weights: the
     transformer's fingerprint."""
 
-    def __init__(self, job: QualityJob, vae: WanVAE, journal: Journal, lpips: Lpips | None, weights: str):
+    def __init__(self, job: QualityJob, vae: VAE, journal: Journal, lpips: Lpips | None, weights: str):
         self._vae, self._journal, self._lpips, self._weights = vae, journal, lpips, weights
         self._reference = job.line_up.reference
         self._network = judge.load_network() if job.judged else None

@@ -19,13 +19,13 @@ from fpsgen.wan import vae as wan_vae
 from fpsgen.wan.plan import StepPlan
 
 if TYPE_CHECKING:
-    from fpsgen.wan.autoencoder import WanVAE
+    from fpsgen.wan.vae import VAE
 
 
 class Checker:
     """Renders the verification clips, dense ones once. decoding: the time of decoding a clip, in a step's."""
 
-    def __init__(self, renderer: Renderer, clips: list[Clip], vae: WanVAE, decoding: float):
+    def __init__(self, renderer: Renderer, clips: list[Clip], vae: VAE, decoding: float):
         self.renderer, self.clips, self._vae, self._decoding = renderer, clips, vae, decoding
         self._steps = renderer.settings.steps
         self._counted: set[int] = set()  # clips whose dense rendering the ticks tell of

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-# By layer, what it has to remember of the pieces before: its last inputs, or None where it began with this piece.
-# A clip has a memory of its own, which begins empty.
-Memory = dict[nn.Module, Tensor | None]
+# By layer, what it has to remember of the pieces before: its last inputs, or None where it began with this piece; in
+# diffusers' VAE, by half, the list of all that. A clip has a memory of its own, which begins empty.
+Memory = dict[nn.Module, Any]
 
 
 class WanVAE(nn.Module):
@@ -41,6 +41,16 @@ class WanVAE(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         return self.post_quant_conv.weight.dtype
+
+    def encode_piece(self, frames: Tensor, memory: Memory) -> Tensor:
+        """A clip's next frames, 1 and then 4 at a time, [1, 3, frames, height, width] in [-1, 1], to mean and logarithm
+        of the variance of a latent frame, as they are before `quant_conv`, [1, 2 z_dim, 1, h, w]."""
+        return self.encoder(frames, memory)
+
+    def decode_piece(self, latents: Tensor, memory: Memory) -> Tensor:
+        """A clip's next latent frame after `post_quant_conv`, [1, z_dim, 1, h, w], to frames, 1 and then 4 at a time,
+        about in [-1, 1]."""
+        return self.decoder(latents, memory)
 
 
 _MOMENTS = {

@@ -56,7 +56,7 @@ class Graphs:
 
     def __call__(self, latents: Tensor, timestep: Tensor, context: Sequence[KeyValue], plan: StepPlan) -> Tensor:
         """As `WanTransformer.forward`; the context has to stay at its place."""
-        kind = plan.layers, latents.shape, context[0][0].data_ptr()
+        kind = plan.layers, latents.shape, timestep.shape, context[0][0].data_ptr()
         if self.refused is None and kind in self._kinds:
             waves = sinusoid(timestep, self._transformer.config.freq_dim).to(latents.device)
             if graph := self._kinds[kind] or self._captured([latents, waves], context, plan):

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import cast
 
 import torch
@@ -102,8 +103,9 @@ class WanTransformer(nn.Module):
     ) -> Tensor:
         """Velocity of `latents` [batch, channels, frames, height, width], in float32.
 
-        timestep: [batch], 0 to 1000, on any device. context: from `embed_text`, batch 1 or that of the latents.
-        plan: what each layer computes; dense attention when left out.
+        timestep: [batch], 0 to 1000, on any device; or [batch, 2], of the first latent frame and of all others
+        (Wan2.2's 5B). context: from `embed_text`, batch 1 or that of the latents. plan: what each layer computes;
+        dense attention when left out.
         """
         frames, height, width = latents.shape[2:]
         grid = self.config.grid((frames, height, width))
@@ -112,18 +114,18 @@ class WanTransformer(nn.Module):
         return self.compute(latents, waves, context, plan)
 
     def compute(self, latents: Tensor, waves: Tensor, context: Sequence[KeyValue], plan: StepPlan) -> Tensor:
-        """`forward` of timesteps as `sinusoid` has them, [batch, freq_dim], all tensors on one device. What the plan
-        needs there is made the first time; after that nothing is copied from the host, and nothing waits, unless
-        attention does."""
+        """`forward` of timesteps as `sinusoid` has them, all tensors on one device. What the plan needs there is made
+        the first time; after that nothing is copied from the host, and nothing waits, unless attention does."""
         tiles = plan.tiles
         with torch.autocast(latents.device.type, enabled=False):  # which training uses
-            time = self.time_embedding(waves)  # [batch, dim]
-            modulation = self.time_projection(time).unflatten(1, (6, -1))
+            time = self.time_embedding(waves)  # [batch, dim], or [batch, 2, dim]
+            modulation = self.time_projection(time).unflatten(-1, (6, -1))
+        later = None if time.ndim == 2 else after_first_frame(tiles, latents.device)
         x = self.patchify(latents, tiles)
         rope = rope_in_tile_order(tiles, self.config.head_dim, latents.device)
         for block, key_value, (attention, linear) in zip(self.layers(), context, plan.layers, strict=True):
-            x = block(x, modulation, key_value, rope, attention, linear)
-        return self.unpatchify(self.head(x, time), tiles)
+            x = block(x, modulation, key_value, rope, attention, linear, later)
+        return self.unpatchify(self.head(x, time, later), tiles)
 
     def patchify(self, latents: Tensor, tiles: TileGrid) -> Tensor:
         """Latents to float32 tokens [batch, tokens, dim], in tile order."""
@@ -170,17 +172,23 @@ class Block(nn.Module):
         rope: Tensor,
         plan: AttentionPlan,
         linear: Linears = UNROUNDED,
+        later: Tensor | None = None,
     ) -> Tensor:
-        """x: float32 [batch, tokens, dim]; modulation, by time: float32 [batch, 6, dim]."""
+        """x: float32 [batch, tokens, dim]; modulation, by time: float32 [batch, 6, dim], or [batch, 2, 6, dim] where
+        the first latent frame has a time of its own; later: from `after_first_frame` then."""
         dtype = self.cross_attn.q.weight.dtype
-        shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = (self.modulation + modulation).chunk(6, dim=1)
-        ours, of_ffn = linear != UNROUNDED, (ffn_shift, ffn_scale)
-        given = elementwise.norm(x, self.norm1, dtype, (shift, scale), linear.attention, ours)
+        shift, scale, gate, *of_ffn = (self.modulation + modulation).chunk(6, dim=-2)
+        ours = linear != UNROUNDED and later is None  # the kernels read one row of modulation for all tokens
+        own = partial(of_tokens, later=later)  # of one or two vectors at a time: those of all tokens are large
+        given = elementwise.norm(x, self.norm1, dtype, (own(shift), own(scale)), linear.attention, ours)
         made = self.self_attn(given, rope, plan, linear.attention)
-        x, given = elementwise.add_and_norm(x, made, gate, self.norm3, dtype, ours=ours)
+        x, given = elementwise.add_and_norm(x, made, own(gate), self.norm3, dtype, ours=ours)
         made = self.cross_attn(given, key_value)
-        x, given = elementwise.add_and_norm(x, made, None, self.norm2, dtype, of_ffn, linear.ffn, ours)
-        return elementwise.add(x, self.ffn(given, linear.ffn), ffn_gate, ours)
+        shift, scale, gate = of_ffn
+        modulated = own(shift), own(scale)
+        x, given = elementwise.add_and_norm(x, made, None, self.norm2, dtype, modulated, linear.ffn, ours)
+        del modulated
+        return elementwise.add(x, self.ffn(given, linear.ffn), own(gate), ours)
 
 
 class FFN(nn.Sequential):
@@ -242,19 +250,33 @@ class Head(nn.Module):
         self.head = nn.Linear(config.dim, ph * pw * config.out_channels)
         self.modulation = modulation(2, config.dim)
 
-    def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        """x: float32 [batch, tokens, dim]; time: float32 [batch, dim]."""
-        shift, scale = (self.modulation + time[:, None]).chunk(2, dim=1)
+    def forward(self, x: Tensor, time: Tensor, later: Tensor | None = None) -> Tensor:
+        """x: float32 [batch, tokens, dim]; time: float32 [batch, dim], or [batch, 2, dim]; later: as a block's."""
+        shift, scale = (self.modulation + time[..., None, :]).chunk(2, dim=-2)
         with torch.autocast(x.device.type, enabled=False):
-            return self.head(self.norm(x) * (1 + scale) + shift).float()
+            return self.head(self.norm(x) * (1 + of_tokens(scale, later)) + of_tokens(shift, later)).float()
 
 
 def sinusoid(timestep: Tensor, dim: int) -> Tensor:
-    """float32 [batch, dim] embedding of timesteps, cosines first (`sinusoidal_embedding_1d`, in float64)."""
+    """float32 [batch, dim] embedding of timesteps [batch], or [batch, 2, dim] of [batch, 2]; cosines first
+    (`sinusoidal_embedding_1d`, in float64)."""
     half = dim // 2
     rates = 10_000.0 ** (-torch.arange(half, dtype=torch.float64, device=timestep.device) / half)
-    angles = timestep.double()[:, None] * rates
-    return torch.cat([angles.cos(), angles.sin()], dim=1).float()
+    angles = timestep.double()[..., None] * rates
+    return torch.cat([angles.cos(), angles.sin()], dim=-1).float()
+
+
+def of_tokens(modulation: Tensor, later: Tensor | None) -> Tensor:
+    """A vector of all tokens, float32 [batch, 1, dim], as it is; or, of two, [batch, 2, 1, dim], each token's own,
+    [batch, tokens, dim]. later: from `after_first_frame`."""
+    return modulation if later is None else modulation[:, later, 0]
+
+
+@kept(1)
+def after_first_frame(tiles: TileGrid, device: torch.device) -> Tensor:
+    """Of each token in tile order 0 in the first latent frame, else 1: int64 [tokens]."""
+    _, height, width = tiles.grid
+    return (tiles.inverse >= height * width).long().to(device)
 
 
 @kept(4)

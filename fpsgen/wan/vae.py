@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain, islice
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import numpy as np
 import torch
@@ -15,6 +15,10 @@ from fpsgen.errors import RenderError
 from fpsgen.wan.autoencoder import Memory, WanVAE
 from fpsgen.wan.config import FETCH_AGAIN
 
+if TYPE_CHECKING:
+    from fpsgen.wan.residual_vae import ResidualVAE
+
+VAE: TypeAlias = "WanVAE | ResidualVAE"  # Wan2.1's; Wan2.2's of 48 channels
 ENOUGH = 45.0  # dB between frames of 8 bits: they differ by 1.4 of 255 levels, root mean square
 
 
@@ -45,8 +49,8 @@ def _moments(vae: Moments, device: torch.device) -> Iterator[Tensor]:
 
 
 @torch.inference_mode()
-def encode(vae: WanVAE, frames: np.ndarray) -> Tensor:
-    """uint8 frames [4 n + 1, height, width, 3] to the model's latents, float32 [1, 16, n + 1, height / 8, width / 8].
+def encode(vae: VAE, frames: np.ndarray) -> Tensor:
+    """uint8 frames [4 n + 1, height, width, 3] to the model's latents, float32 [1, channels, n + 1, h, w].
 
     The mode of what the VAE gives. The frames go to the device as they are encoded, 1 first and then 4 for each latent
     frame.
@@ -56,26 +60,26 @@ def encode(vae: WanVAE, frames: np.ndarray) -> Tensor:
     for first in (0, *range(1, len(frames), 4)):
         pixels = torch.from_numpy(frames[first : first + (4 if first else 1)]).to(vae.device)
         pixels = from_uint8(pixels).to(vae.dtype)
-        pieces.append(vae.encoder(pixels, memory))
+        pieces.append(vae.encode_piece(pixels, memory))
     mode, _ = vae.quant_conv(torch.cat(pieces, 2)).chunk(2, dim=1)
     return normalise(vae, mode.float())
 
 
 @torch.inference_mode()
-def stream(vae: WanVAE, latents: Tensor) -> Iterator[Tensor]:
-    """Decode the VAE's own latents [1, 16, T, h, w] piece by piece: 1 frame first, then 4 for each latent frame.
+def stream(vae: VAE, latents: Tensor) -> Iterator[Tensor]:
+    """Decode the VAE's own latents [1, channels, T, h, w] piece by piece: 1 frame first, then 4 for each latent frame.
 
     Yields [1, 3, frames, height, width] in [-1, 1].
     """
     memory: Memory = {}
     for piece in vae.post_quant_conv(latents.to(vae.dtype)).split(1, dim=2):
-        yield vae.decoder(piece, memory).clamp(-1, 1)
+        yield vae.decode_piece(piece, memory).clamp(-1, 1)
 
 
 def frames_of(
-    vae: WanVAE, latents: Tensor, rounded: WanVAE | None = None, note: Callable[[str], object] = str
+    vae: VAE, latents: Tensor, rounded: VAE | None = None, note: Callable[[str], object] = str
 ) -> Iterator[np.ndarray]:
-    """The model's latents [1, 16, T, h, w] to uint8 frames [n, height, width, 3], piece by piece as `stream`.
+    """The model's latents [1, channels, T, h, w] to uint8 frames [n, height, width, 3], piece by piece as `stream`.
 
     rounded: the same VAE in bfloat16, which decodes all but the first two pieces, if its own are as good: the second is
     the first that remembers frames before it; note: is told whether it does. RenderError where the VAE's values are not

@@ -7,7 +7,7 @@ from typing import Any
 
 from fpsgen.errors import ModelError
 from fpsgen.printable import printable
-from fpsgen.wan.config import FETCH_AGAIN, OURS, WanConfig
+from fpsgen.wan.config import FETCH_AGAIN, OURS, WAN_5B, WanConfig
 from fpsgen.weights.kinds import Header
 
 # What the files of Wan2.1 say (`layout.text_config_of`, `layout.vae_config_of`).
@@ -22,6 +22,26 @@ TEXT_CONFIG: dict[str, Any] = {
     "feed_forward_proj": "gated-gelu",
 }
 VAE_CONFIG: dict[str, Any] = {"base_dim": 96, "z_dim": 16}
+# Of Wan2.2's 5B, whose VAE folds 2 x 2 pixels into 12 channels first (Wan2.2 `wan/modules/vae2_2.py`).
+_FOLDED = {"is_residual": True, "in_channels": 12, "out_channels": 12, "patch_size": 2, "scale_factor_spatial": 16}
+VAE_2_2_CONFIG: dict[str, Any] = {
+    **_FOLDED,
+    "base_dim": 160,
+    "decoder_base_dim": 256,
+    "z_dim": 48,
+    "latents_mean": [
+        -0.2289, -0.0052, -0.1323, -0.2339, -0.2799, 0.0174, 0.1838, 0.1557, -0.1382, 0.0542, 0.2813, 0.0891,
+        0.1570, -0.0098, 0.0375, -0.1825, -0.2246, -0.1207, -0.0698, 0.5109, 0.2665, -0.2108, -0.2158, 0.2502,
+        -0.2055, -0.0322, 0.1109, 0.1567, -0.0729, 0.0899, -0.2799, -0.1230, -0.0313, -0.1649, 0.0117, 0.0723,
+        -0.2839, -0.2083, -0.0520, 0.3748, 0.0152, 0.1957, 0.1433, -0.2944, 0.3573, -0.0548, -0.1681, -0.0667,
+    ],
+    "latents_std": [
+        0.4765, 1.0364, 0.4514, 1.1677, 0.5313, 0.4990, 0.4818, 0.5013, 0.8158, 1.0344, 0.5894, 1.0901,
+        0.6885, 0.6165, 0.8454, 0.4978, 0.5759, 0.3523, 0.7135, 0.6804, 0.5833, 1.4146, 0.8986, 0.5659,
+        0.7069, 0.5338, 0.4889, 0.4917, 0.4069, 0.4999, 0.6866, 0.4093, 0.5709, 0.6065, 0.6415, 0.4944,
+        0.5726, 1.2042, 0.5458, 1.6887, 0.3971, 1.0600, 0.3943, 0.5537, 0.5444, 0.4089, 0.7468, 0.7744,
+    ],
+}  # fmt: skip
 
 
 def from_diffusers(config: dict) -> WanConfig:
@@ -57,6 +77,7 @@ def from_diffusers(config: dict) -> WanConfig:
         in_channels=in_channels,
         out_channels=in_channels if config.get("out_channels") is None else count("out_channels"),
         eps=_epsilon(config),
+        time_per_token=in_channels == WAN_5B.in_channels,
     )
 
 
@@ -110,7 +131,7 @@ def to_original(own: WanConfig) -> dict[str, Any]:
         "ffn_dim": own.ffn_dim,
         "freq_dim": own.freq_dim,
         "in_dim": own.in_channels,
-        "model_type": "t2v",
+        "model_type": "ti2v" if own.time_per_token else "t2v",
         "num_heads": own.num_heads,
         "num_layers": own.num_layers,
         "out_dim": own.out_channels,
@@ -120,7 +141,7 @@ def to_original(own: WanConfig) -> dict[str, Any]:
 
 def check_original_kind(config: dict) -> None:
     """Refuse an original checkpoint's config.json that is not text-to-video's."""
-    if (kind := config.get("model_type", "t2v")) != "t2v":
+    if (kind := config.get("model_type", "t2v")) not in ("t2v", "ti2v"):
         raise ModelError(f"it is a {printable(kind, 60)} model", hint=OURS)
 
 
@@ -159,15 +180,17 @@ def config_of(tensors: dict[str, Header]) -> WanConfig:
         freq_dim=shape_of(tensors, "time_embedding.0.weight", 2)[1],
         in_channels=in_channels,
         out_channels=shape_of(tensors, "head.head.weight", 2)[0] // patch,
+        time_per_token=in_channels == WAN_5B.in_channels,
     )
 
 
 def vae_config_of(tensors: dict[str, Header]) -> dict[str, Any]:
-    """diffusers' configuration of Wan2.1's VAE: its defaults but for the widths."""
-    return {
-        "base_dim": shape_of(tensors, "encoder.conv_in.weight", 5)[0],
-        "z_dim": shape_of(tensors, "post_quant_conv.weight", 5)[0],
-    }
+    """diffusers' configuration of Wan2.1's VAE, or of Wan2.2's, but for the widths, which are the tensors'."""
+    width, channels = shape_of(tensors, "encoder.conv_in.weight", 5)[:2]
+    own = {"base_dim": width, "z_dim": shape_of(tensors, "post_quant_conv.weight", 5)[0]}
+    if channels == _FOLDED["in_channels"]:
+        return {**VAE_2_2_CONFIG, **own, "decoder_base_dim": shape_of(tensors, "decoder.conv_out.weight", 5)[1]}
+    return own
 
 
 def text_config_of(tensors: dict[str, Header]) -> dict[str, Any]:
@@ -191,12 +214,15 @@ def check_kinds_of_parts(vae: dict[str, Any], text_encoder: dict[str, Any]) -> N
     """Refuse components of another kind, before any work is done with them."""
     if (name := vae.get("_class_name", "AutoencoderKLWan")) != "AutoencoderKLWan":
         raise ModelError(f"its VAE is a {printable(name, 60)}, not an AutoencoderKLWan", hint=OURS)
-    if vae.get("patch_size") is not None or vae.get("is_residual"):
-        raise ModelError("its VAE is one of Wan2.2's", hint=OURS)
+    version, fixed = ("2.2", _FOLDED) if vae.get("is_residual") else ("2.1", {"patch_size": None})
+    for key, value in fixed.items():
+        if (have := vae.get(key)) != value:
+            raise ModelError(f"its VAE has {key} = {shown(have)}; Wan{version}'s has {value!r}", hint=OURS)
+    channels = VAE_2_2_CONFIG["z_dim"] if vae.get("is_residual") else VAE_CONFIG["z_dim"]
     for key in ("latents_mean", "latents_std"):
-        values = vae.get(key, [1.0] * 16)
-        if not (isinstance(values, list) and len(values) == 16 and all(map(_is_number, values))):
-            raise ModelError(f"its vae/config.json has a {key} that is not 16 numbers", FETCH_AGAIN)
+        values = vae.get(key, [1.0] * VAE_CONFIG["z_dim"])
+        if not (isinstance(values, list) and len(values) == channels and all(map(_is_number, values))):
+            raise ModelError(f"its vae/config.json has a {key} that is not {channels} numbers", FETCH_AGAIN)
     if min(vae.get("latents_std", [1.0])) <= 0:
         raise ModelError("its vae/config.json has a latents_std that is not above 0", FETCH_AGAIN)
     if (blocks := vae.get("num_res_blocks", 2)) not in range(1, 17):

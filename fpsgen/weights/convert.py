@@ -56,8 +56,9 @@ def convert(checkpoint: Checkpoint, target: Format, out: Path) -> Iterator[str]:
         yield "tokenizer"
         _copy_tokenizer(checkpoint, target, partial)
         if target == "diffusers":
-            published = DEFAULTS[checkpoint.kind]
-            write_pipeline(partial, published.shift, checkpoint.boundary or published.boundary)
+            published, boundary = DEFAULTS[checkpoint.kind], checkpoint.boundary
+            per_token = checkpoint.config.time_per_token
+            write_pipeline(partial, published.shift, boundary or published.boundary, per_token)
 
 
 def write_model(model: Model, transformer: Mapping[str, Tensor], out: Path, **metadata: str) -> None:
@@ -146,14 +147,14 @@ def _read(checkpoint: Checkpoint, name: str, target: Format) -> dict[str, Tensor
     """A part's tensors by their names in `target`, on the memory map: writing reads each once."""
     state: dict[str, Tensor] = {}
     for key, tensor in load.read(getattr(checkpoint, name)):
-        state.setdefault(PARTS[name].in_format(key, target), tensor)  # the first of two, as loading has it
+        state.setdefault(checkpoint.part(name).in_format(key, target), tensor)  # the first of two, as loading has it
     return state
 
 
 def _write_part(
     checkpoint: Checkpoint, name: str, state: dict[str, Tensor], target: Format, out: Path, **metadata: str
 ) -> None:
-    part = PARTS[name]
+    part = checkpoint.part(name)
     if target == "original" and part.file:
         torch.save(state, out / part.file)
         return
@@ -168,7 +169,7 @@ def _write_part(
 def _link_part(checkpoint: Checkpoint, name: str, out: Path) -> bool:
     """Put a part's files, as they are, into a folder of the checkpoint's own format; False where they lie elsewhere in
     another form, beside a transformer in a file of its own."""
-    part, files = PARTS[name], getattr(checkpoint, name)
+    part, files = checkpoint.part(name), getattr(checkpoint, name)
     folder = out / name if checkpoint.format == "diffusers" else out
     if checkpoint.format == "original" and [file.name for file in files] != [part.file]:
         return False
@@ -205,9 +206,9 @@ def _config(checkpoint: Checkpoint, part: str, target: Format) -> dict[str, Any]
     return {**_text_settings(checkpoint).to_dict(), "architectures": ["UMT5EncoderModel"]}
 
 
-def write_pipeline(out: Path, shift: float, boundary: float | None = None) -> None:
+def write_pipeline(out: Path, shift: float, boundary: float | None = None, time_per_token: bool = False) -> None:
     """Add scheduler and index to the parts in a Diffusers folder, which make it a WanPipeline. boundary: the noise
-    level between two experts."""
+    level between two experts; time_per_token: as `WanConfig` has it."""
     import diffusers
 
     scheduler = diffusers.UniPCMultistepScheduler(
@@ -224,6 +225,7 @@ def write_pipeline(out: Path, shift: float, boundary: float | None = None) -> No
         "transformer_2": ["diffusers", "WanTransformer3DModel"] if boundary else [None, None],
         "boundary_ratio": boundary,
         "vae": ["diffusers", "AutoencoderKLWan"],
+        "expand_timesteps": time_per_token,
     }
     write_json(out / "model_index.json", index)
 

@@ -2,7 +2,7 @@
 
 One table of (original, Diffusers) pairs per component. `{n}` stands for any number, alike on both sides; a
 trailing `.weight`, `.bias` or `.gamma` is carried over. Patterns match whole names, so no name can be caught
-by a part of another. Sources: diffusers `scripts/convert_wan_to_diffusers.py` (transformer, VAE), Wan2.1
+by a part of another. Sources: diffusers `scripts/convert_wan_to_diffusers.py` (transformer, VAEs), Wan2.1
 `wan/modules/t5.py` and transformers `models/umt5/modeling_umt5.py` (text encoder).
 """
 
@@ -75,7 +75,8 @@ def _residual(original: str, diffusers: str) -> Iterator[Pair]:
     yield from ((f"{original}.{a}", f"{diffusers}.{b}") for a, b in (*parts, ("shortcut", "conv_shortcut")))
 
 
-def _vae() -> Iterator[Pair]:
+def _vae_ends() -> Iterator[Pair]:
+    """What the VAEs of Wan2.1 and Wan2.2 call alike."""
     yield "conv1", "quant_conv"
     yield "conv2", "post_quant_conv"
     for half in ("encoder", "decoder"):
@@ -86,6 +87,10 @@ def _vae() -> Iterator[Pair]:
         yield from _residual(f"{half}.middle.2", f"{half}.mid_block.resnets.1")
         for part in ("norm", "to_qkv", "proj"):
             yield f"{half}.middle.1.{part}", f"{half}.mid_block.attentions.0.{part}"
+
+
+def _vae() -> Iterator[Pair]:
+    yield from _vae_ends()
     yield from _residual("encoder.downsamples.{n}", "encoder.down_blocks.{n}")
     for part in ("resample.1", "time_conv"):
         yield f"encoder.downsamples.{{n}}.{part}", f"encoder.down_blocks.{{n}}.{part}"
@@ -95,6 +100,20 @@ def _vae() -> Iterator[Pair]:
             yield from _residual(f"decoder.upsamples.{4 * level + block}", f"decoder.up_blocks.{level}.resnets.{block}")
         for part in ("resample.1", "time_conv"):
             yield f"decoder.upsamples.{4 * level + 3}.{part}", f"decoder.up_blocks.{level}.upsamplers.0.{part}"
+
+
+def _vae_2_2() -> Iterator[Pair]:
+    yield from _vae_ends()
+    # In the original the resampler of a level is the last of its list: after two residual blocks, or three.
+    for half, levels, blocks, resampler, last in (
+        ("encoder", "downsamples", "down_blocks", "downsampler", 2),
+        ("decoder", "upsamples", "up_blocks", "upsampler", 3),
+    ):
+        for block in range(last):
+            original, diffusers = f"{half}.{levels}.{{n}}.{levels}.{block}", f"{half}.{blocks}.{{n}}.resnets.{block}"
+            yield from _residual(original, diffusers)
+        for part in ("resample.1", "time_conv"):
+            yield f"{half}.{levels}.{{n}}.{levels}.{last}.{part}", f"{half}.{blocks}.{{n}}.{resampler}.{part}"
 
 
 def _text_encoder() -> Iterator[Pair]:
@@ -113,4 +132,5 @@ def _text_encoder() -> Iterator[Pair]:
 
 TRANSFORMER = KeyMap(_transformer())
 VAE = KeyMap(_vae())
+VAE_2_2 = KeyMap(_vae_2_2())
 TEXT_ENCODER = KeyMap(_text_encoder())

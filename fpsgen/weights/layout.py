@@ -66,6 +66,8 @@ PARTS = {
     "text_encoder": Part("text encoder", "model", "models_t5_umt5-xxl-enc-bf16.pth", keys.TEXT_ENCODER, "diffusers"),
     "vae": Part("VAE", "diffusion_pytorch_model", "Wan2.1_VAE.pth", keys.VAE, "diffusers"),
 }
+# In the place of "vae" in a model of 48 latent channels.
+VAE_2_2 = Part("VAE", "diffusion_pytorch_model", "Wan2.2_VAE.pth", keys.VAE_2_2, "diffusers")
 NEEDED = ("transformer", "text_encoder", "vae")  # parts that every model has
 EXPERTS = {"transformer": "high_noise_model", "transformer_2": "low_noise_model"}  # the original's folders of two
 OTHERS = ("text_encoder", "vae")  # parts that all Wan2.1 models share
@@ -109,6 +111,10 @@ class Checkpoint:
         """Those of its parts that are transformers, with the noise that each is for; empty where there is one."""
         return {"transformer": "high", "transformer_2": "low"} if self.transformer_2 else {"transformer": ""}
 
+    def part(self, name: str) -> Part:
+        """What `PARTS` says of a part, or what is this model's own."""
+        return VAE_2_2 if name == "vae" and self.vae_config.get("is_residual") else PARTS[name]
+
     @property
     def kind(self) -> str:
         """Which of `wan.config.SHAPES` it is taken for."""
@@ -131,7 +137,8 @@ def recognise(folder: Path) -> Checkpoint:
 
 def _recognise(folder: Path) -> Checkpoint:
     refuse_half(folder, folder)
-    original = any((folder / PARTS[part].file).exists() for part in OTHERS) or _has_noise_folders(folder)
+    parts = (*map(PARTS.__getitem__, OTHERS), VAE_2_2)
+    original = any((folder / part.file).exists() for part in parts) or _has_noise_folders(folder)
     if (folder / "model_index.json").exists() or (not original and any((folder / part).is_dir() for part in NEEDED)):
         return _diffusers(folder)
     if original or any(folder.glob("*.safetensors")):
@@ -225,6 +232,9 @@ def check_widths(checkpoint: Checkpoint) -> None:
         )
     if config.text_dim != text:
         message = f"its transformer reads text of width {config.text_dim}, its text encoder writes {shown(text)}"
+    if config.time_per_token != bool(checkpoint.vae_config.get("is_residual")):
+        own, other = ("Wan2.2 5B's", "Wan2.1's") if config.time_per_token else ("Wan2.1's", "Wan2.2 5B's")
+        message = f"its transformer is {own}, its VAE is {other}"
     if config.out_channels != latent:
         message = f"its transformer works on {config.out_channels} latent channels, its VAE on {shown(latent)}"
     if message:
@@ -244,11 +254,12 @@ def _original(folder: Path) -> Checkpoint:
     if absent := [home.name for home in homes.values() if not home.is_dir()]:
         hint = f"a Wan2.2 model is two experts: {' and '.join(EXPERTS.values())}"
         raise ModelError(f"{printable(folder)} lacks {', '.join(absent)}", hint)
-    homes = homes or {"transformer": folder}
+    homes, others = homes or {"transformer": folder}, {name: PARTS[name] for name in OTHERS}
     if len(homes) > 1 or any(folder.glob("*.safetensors")):  # what they are comes first: beside a LoRA nothing lacks
         for part, home in homes.items():
-            _tensors(part, _original_transformer(home), len(homes) > 1)
-    files = {part: [folder / PARTS[part].file] for part in OTHERS}
+            shapes = config_of(_tensors(part, _original_transformer(home), len(homes) > 1))
+            others |= {"vae": VAE_2_2} if shapes.time_per_token else {}
+    files = {name: [folder / part.file] for name, part in others.items()}
     if absent := [file.name for (file,) in files.values() if not file.is_file()]:
         hint = "the text encoder and the VAE belong beside the transformer"
         if (folder.parent / "model_index.json").exists():

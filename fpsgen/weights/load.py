@@ -26,10 +26,11 @@ from fpsgen.wan.text_encoder import KnownTexts, TextEncoder
 from fpsgen.wan.tokenizer import TEXT_LENGTH, Tokenizer
 from fpsgen.wan.transformer import FLOAT32_PARAMETERS, WanTransformer
 from fpsgen.wan.umt5 import UMT5Encoder
+from fpsgen.wan.vae import VAE
 from fpsgen.weights import lora
 from fpsgen.weights.headers import headers, is_pickled, opened, read_json, renamed, some, unpickling
 from fpsgen.weights.kinds import FLOATS
-from fpsgen.weights.layout import PARTS, Checkpoint
+from fpsgen.weights.layout import Checkpoint
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -55,7 +56,7 @@ def load_transformer(
     return _filled(model, checkpoint, part, keep)
 
 
-def load_vae(checkpoint: Checkpoint, device: torch.device) -> WanVAE:
+def load_vae(checkpoint: Checkpoint, device: torch.device) -> VAE:
     """The VAE, in float32 as the original runs it."""
     return _filled(empty_vae(checkpoint), checkpoint, "vae", lambda _, x: x.to(device, torch.float32, copy=True))
 
@@ -78,7 +79,7 @@ def _filled(model: Module, checkpoint: Checkpoint, part: str, keep: Callable[[st
     _check_part(model, checkpoint, part)
     state: dict[str, Tensor] = {}
     for key, tensor in read(getattr(checkpoint, part)):
-        name = PARTS[part].rename(key)
+        name = checkpoint.part(part).rename(key)
         if name not in state:  # the text encoder's embedding may be there twice, see `renamed`
             state[name] = keep(name, tensor)
     model.load_state_dict(state, assign=True)
@@ -103,7 +104,7 @@ def identity(checkpoint: Checkpoint, part: str) -> str:
     """16 hexadecimal digits that tell a part's weights from others, the same in either format, in any dtype and on any
     disk: of the first values of each parameter, as bfloat16. Little is read for them."""
     told = hashlib.sha256()
-    state = {PARTS[part].rename(key): tensor for key, tensor in read(getattr(checkpoint, part))}
+    state = {checkpoint.part(part).rename(key): tensor for key, tensor in read(getattr(checkpoint, part))}
     for name, tensor in sorted(state.items()):
         told.update(name.encode() + tensor.flatten()[:_IDENTIFIED].bfloat16().view(torch.int16).numpy().tobytes())
     return told.hexdigest()[:16]
@@ -168,7 +169,7 @@ def _check_part(model: nn.Module, checkpoint: Checkpoint, part: str) -> None:
     """Compare a part's files with its module, by headers alone; ModelError that counts and names all that does not
     fit."""
     files: list[Path] = getattr(checkpoint, part)
-    there, wanted = renamed(headers(files), PARTS[part].rename), shapes(model)
+    there, wanted = renamed(headers(files), checkpoint.part(part).rename), shapes(model)
     misfits = {
         "missing": [name for name in wanted if name not in there],
         "unexpected": [name for name in there if name not in wanted],
@@ -218,12 +219,16 @@ def empty_transformer(checkpoint: Checkpoint) -> WanTransformer:
         return WanTransformer(checkpoint.config)
 
 
-def empty_vae(checkpoint: Checkpoint) -> WanVAE:
+def empty_vae(checkpoint: Checkpoint) -> VAE:
     try:
         with torch.device("meta"), _NoValues():
+            if checkpoint.vae_config.get("is_residual"):
+                from fpsgen.wan.residual_vae import ResidualVAE  # diffusers' takes a second to load
+
+                return ResidualVAE(checkpoint.vae_config)
             return WanVAE(checkpoint.vae_config)
     except Exception:  # whatever comes of values that are none
-        raise ModelError("its vae/config.json describes no VAE of Wan2.1", OURS) from None
+        raise ModelError("its vae/config.json describes no VAE of Wan", OURS) from None
 
 
 def empty_text_encoder(checkpoint: Checkpoint) -> UMT5Encoder:

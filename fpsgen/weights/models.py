@@ -110,7 +110,8 @@ class Model:
 def absent(key: str) -> Model:
     """A model of `config.SHAPES` without its files: shapes and defaults, for what is worked out beforehand."""
     nothing: Any = ()
-    shapes, text, vae = config.SHAPES[key], configs.TEXT_CONFIG, configs.VAE_CONFIG
+    shapes, text = config.SHAPES[key], configs.TEXT_CONFIG
+    vae = configs.VAE_2_2_CONFIG if shapes.time_per_token else configs.VAE_CONFIG
     low: Any = (Path(),) if DEFAULTS[key].boundary else ()
     checkpoint = Checkpoint("original", shapes, nothing, nothing, vae, nothing, text, Path(), transformer_2=low)
     return Model(key, Path(), checkpoint, DEFAULTS[key])

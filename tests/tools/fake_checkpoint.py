@@ -24,10 +24,12 @@ from transformers import UMT5Config, UMT5EncoderModel
 from tests.tools import golden
 from tests.tools.golden import Shapes
 from tests.tools.tokenizer import make_tokenizer
+from tests.tools.wan_pipeline import VAE_2_2
 
 SIZES = {
     "1.3b": {"dim": 1536, "ffn_dim": 8960, "num_heads": 12, "num_layers": 30},
     "14b": {"dim": 5120, "ffn_dim": 13824, "num_heads": 40, "num_layers": 40},
+    "5b": {"dim": 3072, "ffn_dim": 14336, "num_heads": 24, "num_layers": 30, "in_dim": 48},
 }
 SHARD_BYTES = {"original": 10e9, "diffusers": 5e9}
 SAFETENSORS_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16"}
@@ -40,25 +42,32 @@ def make(size: str, form: str, out: Path, meta: bool) -> None:
 
 
 def original(size: dict[str, int], out: Path, meta: bool) -> None:
-    transformer = golden.transformer(size["dim"], size["ffn_dim"], size["num_layers"])
+    channels = size.get("in_dim", 16)
+    transformer = golden.transformer(size["dim"], size["ffn_dim"], size["num_layers"], channels)
     write_shards(out, "diffusion_pytorch_model", transformer, torch.float32, SHARD_BYTES["original"], meta)
     told = {"_class_name": "WanModel", "_diffusers_version": "0.30.0", "eps": 1e-6, "freq_dim": 256, "in_dim": 16}
-    write_json(out / "config.json", {**told, **size, "model_type": "t2v", "out_dim": 16, "text_len": 512})
+    kind = "ti2v" if channels == 48 else "t2v"
+    write_json(out / "config.json", {**told, **size, "model_type": kind, "out_dim": channels, "text_len": 512})
     write_pth(out / "models_t5_umt5-xxl-enc-bf16.pth", golden.text_encoder(), torch.bfloat16, meta)
-    write_pth(out / "Wan2.1_VAE.pth", golden.vae(), torch.float32, meta)
+    if channels == 48:
+        write_pth(out / "Wan2.2_VAE.pth", golden.vae_2_2(), torch.float32, meta)
+    else:
+        write_pth(out / "Wan2.1_VAE.pth", golden.vae(), torch.float32, meta)
     make_tokenizer().save_pretrained(out / "google" / "umt5-xxl")
 
 
 def diffusers(size: dict[str, int], out: Path, meta: bool) -> None:
+    channels = size.get("in_dim", 16)
     with torch.device("meta"):
         parts: dict[str, tuple[nn.Module, str]] = {
             "transformer": (
                 WanTransformer3DModel(
-                    num_attention_heads=size["num_heads"], ffn_dim=size["ffn_dim"], num_layers=size["num_layers"]
+                    num_attention_heads=size["num_heads"], ffn_dim=size["ffn_dim"], num_layers=size["num_layers"],
+                    in_channels=channels, out_channels=channels,
                 ),
                 "diffusion_pytorch_model",
             ),
-            "vae": (AutoencoderKLWan(), "diffusion_pytorch_model"),
+            "vae": (AutoencoderKLWan(**(VAE_2_2 if channels == 48 else {})), "diffusion_pytorch_model"),
             "text_encoder": (
                 UMT5EncoderModel(
                     UMT5Config(
@@ -77,7 +86,7 @@ def diffusers(size: dict[str, int], out: Path, meta: bool) -> None:
         shapes = {key: tuple(value.shape) for key, value in module.named_parameters()}
         write_shards(out / name, stem, shapes, torch.float32, SHARD_BYTES["diffusers"], meta)
     make_tokenizer().save_pretrained(out / "tokenizer")
-    write_json(out / "model_index.json", {"_class_name": "WanPipeline"})
+    write_json(out / "model_index.json", {"_class_name": "WanPipeline", "expand_timesteps": channels == 48})
 
 
 def write_shards(folder: Path, stem: str, shapes: Shapes, dtype: torch.dtype, most: float, meta: bool) -> None:

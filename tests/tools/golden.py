@@ -16,17 +16,17 @@ def linear(name: str, inputs: int, outputs: int) -> Shapes:
     return {f"{name}.weight": (outputs, inputs), f"{name}.bias": (outputs,)}
 
 
-def transformer(dim: int, ffn_dim: int, num_layers: int) -> Shapes:
+def transformer(dim: int, ffn_dim: int, num_layers: int, channels: int = VAE_LATENT) -> Shapes:
     """`diffusion_pytorch_model*.safetensors` of text-to-video."""
     found: Shapes = {
-        "patch_embedding.weight": (dim, 16, 1, 2, 2),
+        "patch_embedding.weight": (dim, channels, 1, 2, 2),
         "patch_embedding.bias": (dim,),
         **linear("text_embedding.0", T5_WIDTH, dim),
         **linear("text_embedding.2", dim, dim),
         **linear("time_embedding.0", 256, dim),
         **linear("time_embedding.2", dim, dim),
         **linear("time_projection.1", dim, 6 * dim),
-        **linear("head.head", dim, 64),
+        **linear("head.head", dim, 4 * channels),
         "head.modulation": (1, 2, dim),
     }
     for n in range(num_layers):
@@ -86,6 +86,37 @@ def vae() -> Shapes:
                 found |= _conv(f"decoder.upsamples.{index}.time_conv", width, 2 * width, 3, 1, 1)
             index, width = index + 1, width // 2
     return found | _middle_and_head("decoder", widths[-1], width, 3)
+
+
+def vae_2_2(encoder: int = 160, decoder: int = 256, latent: int = 48) -> Shapes:
+    """`Wan2.2_VAE.pth` (Wan2.2 `wan/modules/vae2_2.py`): 2 x 2 pixels are 12 channels; every level has a list."""
+    factors = (1, 2, 4, 4)
+    found: Shapes = _conv("conv1", 2 * latent, 2 * latent, 1, 1, 1) | _conv("conv2", latent, latent, 1, 1, 1)
+    found |= _conv("encoder.conv1", 12, encoder, 3, 3, 3)
+    width = encoder
+    for level, factor in enumerate(factors):
+        stem = f"encoder.downsamples.{level}.downsamples"
+        for block in range(2):
+            found |= _residual(f"{stem}.{block}", width, encoder * factor)
+            width = encoder * factor
+        if level < 3:
+            found |= _conv(f"{stem}.2.resample.1", width, width, 3, 3)
+        if level in (1, 2):
+            found |= _conv(f"{stem}.2.time_conv", width, width, 3, 1, 1)
+    found |= _middle_and_head("encoder", width, width, 2 * latent)
+
+    width = decoder * factors[-1]
+    found |= _conv("decoder.conv1", latent, width, 3, 3, 3)
+    for level, factor in enumerate(reversed(factors)):
+        stem = f"decoder.upsamples.{level}.upsamples"
+        for block in range(3):
+            found |= _residual(f"{stem}.{block}", width, decoder * factor)
+            width = decoder * factor
+        if level < 3:
+            found |= _conv(f"{stem}.3.resample.1", width, width, 3, 3)
+        if level < 2:
+            found |= _conv(f"{stem}.3.time_conv", width, 2 * width, 3, 1, 1)
+    return found | _middle_and_head("decoder", decoder * factors[-1], width, 12)
 
 
 def _conv(name: str, inputs: int, outputs: int, *kernel: int) -> Shapes:

@@ -48,6 +48,25 @@ def test_equals_diffusers(wan_pipeline: WanPipeline, ours: WanTransformer, laten
     assert (got - expected).norm() <= TOLERANCE * expected.norm()
 
 
+@pytest.mark.parametrize("tile", [(2, 2, 2), (3, 5, 4)], ids=str)
+def test_the_first_frame_may_have_a_time_of_its_own(
+    wan_pipeline: WanPipeline, ours: WanTransformer, tile: tuple
+) -> None:
+    """As diffusers' with a timestep for each token; and two equal ones are one."""
+    x, timestep, text = inputs((3, 8, 12))
+    grid = ours.config.grid((3, 8, 12))
+    plan, per_frame = dense(TileGrid(grid, tile), ours.config.num_layers), grid[1] * grid[2]
+    both = torch.stack([torch.zeros(2), timestep], dim=1)
+    per_token = torch.cat([both[:, :1].expand(-1, per_frame), both[:, 1:].expand(-1, 2 * per_frame)], dim=1)
+    with torch.inference_mode():
+        context = ours.embed_text(text)
+        expected, got = wan_pipeline.transformer(x, per_token, text).sample, ours(x, both, context, plan)
+        alike, one = ours(x, timestep[:, None].expand(2, 2), context, plan), ours(x, timestep, context, plan)
+    assert (got - expected).norm() <= TOLERANCE * expected.norm()
+    torch.testing.assert_close(alike, one, rtol=1e-4, atol=1e-5)
+    assert (got - one).norm() > 0.01 * one.norm()
+
+
 def test_branches_together_equal_branches_apart(ours: WanTransformer) -> None:
     x, timestep, text = inputs((3, 8, 12))
     x = x[:1].expand(2, -1, -1, -1, -1)

@@ -8,13 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import WanPipeline
+from diffusers import AutoencoderKLWan, WanPipeline
 
 from fpsgen import assets, metrics
 from fpsgen.wan import sizes
 from fpsgen.wan import vae as wan_vae
+from fpsgen.wan.residual_vae import ResidualVAE
 from fpsgen.weights.layout import recognise
 from fpsgen.weights.load import load_vae
+from tests.tools.wan_pipeline import VAE_2_2
 
 SUMS: dict[str, float] = {"rtol": 0, "atol": 1e-5}  # of values up to 4 in float32, in another order
 
@@ -91,3 +93,21 @@ def test_bfloat16_decodes_where_it_is_as_good(monkeypatch: pytest.MonkeyPatch) -
     for name, value in rounded.decoder.named_parameters():  # which a clip's first frame does not go through
         value.data.mul_(0 if "time_conv" in name else 1)
     assert np.array_equal(np.concatenate([*wan_vae.frames_of(vae, latents, rounded, notes.append)]), exact)
+
+
+def test_wan22s_vae_goes_piece_by_piece_as_diffusers_as_a_whole() -> None:
+    """Through the same layers, in the same order; what it kept of another clip changes nothing."""
+    theirs = AutoencoderKLWan(**{**VAE_2_2, "base_dim": 4, "decoder_base_dim": 4}).requires_grad_(False)
+    vae = ResidualVAE(theirs.config)
+    vae.load_state_dict(theirs.state_dict())
+    assert sizes.latent_shape(9, 32, 64, stride=16) == (3, 2, 4)
+    latents = torch.randn(1, 48, 3, 2, 4, generator=torch.Generator().manual_seed(2))
+    next(wan_vae.stream(vae, latents))  # abandoned after one piece
+    pieces = list(wan_vae.stream(vae, latents))
+    assert [piece.shape[2] for piece in pieces] == [1, 4, 4]
+    assert torch.equal(torch.cat(pieces, 2), theirs.decode(latents).sample)
+    frames = np.random.default_rng(4).integers(0, 256, (9, 32, 64, 3), dtype=np.uint8)
+    mode = theirs.encode(wan_vae.from_uint8(torch.from_numpy(frames))).latent_dist.mode()
+    found = wan_vae.encode(vae, frames)
+    assert torch.equal(found, wan_vae.normalise(vae, mode))
+    torch.testing.assert_close(wan_vae.denormalise(vae, found), mode, **SUMS)

@@ -14,6 +14,7 @@ from fpsgen.weights import keys
 from fpsgen.weights.layout import PARTS
 from tests.tools import golden as shapes
 from tests.tools import original_t5
+from tests.tools.wan_pipeline import VAE_2_2
 
 TINY = WanConfig(dim=64, ffn_dim=96, num_heads=2, num_layers=12, text_dim=24, freq_dim=32)
 
@@ -57,6 +58,16 @@ def test_vae_names_are_diffusers_own_both_ways(base_dim: int) -> None:
         assert PARTS["vae"].rename(original) == PARTS["vae"].rename(diffusers) == diffusers
 
 
+def test_vae_2_2_names_are_diffusers_own_both_ways() -> None:
+    """diffusers' converter of this VAE is in no package; the original's names and shapes are written down by hand."""
+    with torch.device("meta"):
+        made = AutoencoderKLWan(**{**VAE_2_2, "base_dim": 4, "decoder_base_dim": 6})
+    theirs = {name: tuple(value.shape) for name, value in made.named_parameters()}
+    originals = shapes.vae_2_2(4, 6)
+    assert {keys.VAE_2_2.to_diffusers(name): shape for name, shape in originals.items()} == theirs
+    assert all(keys.VAE_2_2.to_original(keys.VAE_2_2.to_diffusers(name)) == name for name in originals)
+
+
 def test_text_encoder_names_are_the_golden_ones_both_ways() -> None:
     layers = 24
     with torch.device("meta"):
@@ -77,5 +88,5 @@ def test_text_encoder_names_are_the_golden_ones_both_ways() -> None:
     "key", ["blocks.x.self_attn.q.weight", "xblocks.0.modulation", "head.modulation.extra", "conv1x.bias"]
 )
 def test_other_names_are_left_alone(key: str) -> None:
-    for table in (keys.TRANSFORMER, keys.VAE, keys.TEXT_ENCODER):
+    for table in (keys.TRANSFORMER, keys.VAE, keys.VAE_2_2, keys.TEXT_ENCODER):
         assert table.to_diffusers(key) == table.to_original(key) == key

@@ -73,7 +73,7 @@ EXPERT = "wan2.2 expert"
         ("a", diffusers(wan()) | prefixed("condition_embedder.image_embedder.", "norm1.weight"), "image to video"),
         ("a", wan(img_emb__proj__0__weight=(1280,), img_emb__emb_pos=(1, 514, 1280)), "first and last frame"),
         ("a", wan(vace_blocks__0__before_proj__weight=(8, 8)), "vace"),
-        ("a", wan(patch_embedding__weight=(128, 48, 1, 2, 2), head__head__weight=(192, 128)), "wan2.2 5B"),
+        ("a", wan(patch_embedding__weight=(128, 48, 1, 2, 2), head__head__weight=(192, 128)), "transformer"),
         ("a", wan(patch_embedding__weight=(128, 36, 1, 2, 2)), "other channels"),
         ("Wan2.2-I2V-A14B-low", wan(patch_embedding__weight=(128, 36, 1, 2, 2)), "wan2.2 image-to-video expert"),
         ("a", wan(blocks__0__to_gate_compress__weight=(8, 8)), "other attention"),

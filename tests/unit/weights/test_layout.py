@@ -9,6 +9,7 @@ import pytest
 
 from fpsgen.errors import ModelError
 from fpsgen.weights.layout import recognise
+from tests.tools.wan_pipeline import VAE_2_2
 
 
 def test_an_index_reads_no_files_elsewhere(folder: Path) -> None:
@@ -25,7 +26,8 @@ def test_an_index_reads_no_files_elsewhere(folder: Path) -> None:
         ("model_index.json", "_class_name", "WanImageToVideoPipeline", "WanImageToVideoPipeline"),
         ("model_index.json", "transformer_2", ["diffusers", "WanTransformer3DModel"], "lacks transformer_2"),
         ("model_index.json", "boundary_ratio", 0.875, "lacks transformer_2"),
-        ("vae/config.json", "patch_size", 2, "Wan2.2"),
+        ("vae/config.json", "patch_size", 2, "patch_size = 2; Wan2.1's has None"),
+        ("vae/config.json", "is_residual", True, "in_channels = 3; Wan2.2's has 12"),
         ("vae/config.json", "latents_std", [0.0] * 16, "not above 0"),
         ("vae/config.json", "latents_mean", [float("nan")] * 16, "not 16 numbers"),
         ("vae/config.json", "num_res_blocks", 10**8, "num_res_blocks"),
@@ -40,12 +42,14 @@ def test_other_pipelines_are_refused(folder: Path, file: str, key: str, value: o
         recognise(folder)
 
 
-def test_a_vae_of_wan22_is_called_so(folder: Path) -> None:
-    """Whose every moment is wrong for Wan2.1, too."""
-    file = folder / "vae/config.json"
-    theirs = {"z_dim": 48, "is_residual": True, "patch_size": 2, "latents_mean": [0.0] * 48, "latents_std": [1.0] * 48}
-    file.write_text(json.dumps(json.loads(file.read_text()) | theirs))
-    with pytest.raises(ModelError, match=r"Wan2\.2"):
+def test_a_vae_of_wan22_does_not_fit_wan21(folder: Path) -> None:
+    """Nor another way round; a transformer of 48 channels has a timestep per token and wants that VAE."""
+    theirs = {**VAE_2_2, "base_dim": 4, "decoder_base_dim": 4}
+    (folder / "vae/config.json").write_text(json.dumps(theirs))
+    with pytest.raises(ModelError, match="16 latent channels, its VAE on 48"):
+        recognise(folder)
+    (folder / "vae/config.json").write_text(json.dumps(theirs | {"latents_std": [1.0] * 16}))
+    with pytest.raises(ModelError, match="not 48 numbers"):
         recognise(folder)
 
 
