@@ -18,6 +18,7 @@ from fpsgen.errors import RenderError, option
 from fpsgen.events import Event, Watch
 from fpsgen.settings import Settings
 from fpsgen.solvers import FewStepSolver, Solver
+from fpsgen.wan.conditions import Conditions
 from fpsgen.wan.graphs import Graphs
 from fpsgen.wan.plan import StepPlan
 from fpsgen.wan.transformer import KeyValue, WanTransformer
@@ -93,7 +94,7 @@ class Denoiser:
     texts: [clips, length, text_dim], the prompts' embeddings and, with guidance, the negative prompt's. together:
     whether both guidance branches run in one batch; None: if they fit into free memory. graphs: of the transformer,
     for steps that are repeated. low: the low-noise expert, where both are in memory; else whoever holds the other one
-    goes on from its `State`.
+    goes on from its `State`. image: what a model from images is given beside the noisy latents.
     """
 
     @torch.inference_mode()
@@ -106,6 +107,7 @@ class Denoiser:
         together: bool | None = None,
         graphs: Graphs | None = None,
         low: WanTransformer | None = None,
+        image: Conditions | None = None,
     ):
         self.transformer, self.settings, self.device = transformer, settings, device
         self.together = both_fit(transformer, settings, device) if together is None else together
@@ -116,11 +118,13 @@ class Denoiser:
             ):  # graphs keep what a pass needs beside others
                 graphs.refused = "they need memory for two steps at once, and too little is free"
         given = [torch.cat([*texts])] if self.together else texts
-        self._experts = [
-            Expert(graphs if graphs and expert is transformer else expert, [expert.embed_text(text) for text in given])
-            for expert in (transformer, low)
-            if expert is not None
-        ]
+        image = None if image is None else image.to(device)
+        self._beside = None if image is None else image.channels
+        self._experts = []
+        for expert in filter(None, (transformer, low)):
+            of_image = expert.embed_image(None if image is None else image.states)
+            contexts = [[a + b for a, b in zip(expert.embed_text(text), of_image, strict=True)] for text in given]
+            self._experts.append(Expert(graphs if graphs and expert is transformer else expert, contexts))
         self.branches = len(texts)
         solver = settings.new_solver()
         self._timesteps, self._levels = solver.timesteps, solver.sigmas.tolist()
@@ -160,7 +164,7 @@ class Denoiser:
         """The conditional and the unconditional velocity."""
         expert, timestep = self._expert(step), self._timesteps[step]
         branches = self.branches // len(expert.contexts)
-        batch = latents.repeat(branches, 1, 1, 1, 1)
+        batch = self._seen(latents).repeat(branches, 1, 1, 1, 1)
         return [
             velocity
             for context in expert.contexts
@@ -171,8 +175,14 @@ class Denoiser:
         expert, clips = self._expert(step), len(latents)
         context = expert.contexts[0]
         if self.together:
-            context = [(key[:clips], value[:clips]) for key, value in context]
-        return expert.velocity(latents, self._timesteps[step].expand(clips), context, plan)
+            context = [tuple(each[:clips] for each in layer) for layer in context]
+        return expert.velocity(self._seen(latents), self._timesteps[step].expand(clips), context, plan)
+
+    def _seen(self, latents: Tensor) -> Tensor:
+        """What the transformer is given of the latents, with what it is given beside them."""
+        if self._beside is None:
+            return latents
+        return torch.cat([latents, self._beside.expand(len(latents), -1, -1, -1, -1)], dim=1)
 
     def _expert(self, step: int) -> Expert:
         return self._experts[0 if step < self.settings.high_steps else -1]

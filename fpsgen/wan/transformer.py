@@ -35,11 +35,14 @@ _FINGERPRINTED = 256  # values of a parameter, or a few more
 # The parts of a block whose linear layers may be in 8 bits, and the fields of `Linears` that say so.
 _GROUPS = {"self_attn": "attention", "ffn": "ffn"}
 
-# Keys and values of one layer's cross-attention: [batch, text tokens, heads, head_dim] each.
-KeyValue = tuple[Tensor, Tensor]
+# Keys and values of one layer's cross-attention, [batch, text tokens, heads, head_dim] each, and perhaps those of an
+# image encoder's states after them.
+KeyValue = tuple[Tensor, ...]
 
 # Parts of a parameter's name that keep it float32 whatever the dtype of the matrix products.
-FLOAT32_PARAMETERS = frozenset({"modulation", "norm3", "norm_q", "norm_k", "time_embedding", "time_projection", "head"})
+FLOAT32_PARAMETERS = frozenset(
+    {"modulation", "norm3", "norm_q", "norm_k", "norm_k_img", "img_emb", "time_embedding", "time_projection", "head"}
+)
 
 
 class WanTransformer(nn.Module):
@@ -53,6 +56,8 @@ class WanTransformer(nn.Module):
         self.text_embedding = nn.Sequential(nn.Linear(config.text_dim, dim), nn.GELU("tanh"), nn.Linear(dim, dim))
         self.time_embedding = nn.Sequential(nn.Linear(config.freq_dim, dim), nn.SiLU(), nn.Linear(dim, dim))
         self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
+        if config.image_dim is not None:
+            self.img_emb = ImageEmbedding(config)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.head = Head(config)
         self._samples: dict[str, Tensor] = {}  # of parameters that `hold` left without values
@@ -97,6 +102,15 @@ class WanTransformer(nn.Module):
         """
         embedded = self.text_embedding(text.to(self.dtype))
         return [block.cross_attn.key_value(embedded) for block in self.layers()]
+
+    def embed_image(self, states: Tensor | None) -> list[KeyValue]:
+        """Cross-attention keys and values per layer, from an image encoder's states, float32 [1, length, image_dim]; of
+        a first and a last image one after the other. They stand behind those of the text. Empty where there are none.
+        """
+        if states is None:
+            return [() for _ in self.blocks]
+        embedded = self.img_emb(states).to(self.dtype)
+        return [block.cross_attn.key_value_of_image(embedded) for block in self.layers()]
 
     def forward(
         self, latents: Tensor, timestep: Tensor, context: Sequence[KeyValue], plan: StepPlan | None = None
@@ -227,17 +241,48 @@ class SelfAttention(Attention):
         return self.o(elementwise.rounded(attend(q, k, v, transform, plan).flatten(2), precision))
 
 
+class ImageEmbedding(nn.Module):
+    """From an image encoder's states to the width of the transformer (Wan2.1 `wan/modules/model.py`, `MLPProj`)."""
+
+    def __init__(self, config: WanConfig):
+        super().__init__()
+        width, dim = config.image_dim or 0, config.dim
+        norms = nn.LayerNorm(width), nn.LayerNorm(dim)
+        self.proj = nn.Sequential(norms[0], nn.Linear(width, width), nn.GELU(), nn.Linear(width, dim), norms[1])
+        self.emb_pos = nn.Parameter(torch.empty(1, config.image_positions, width)) if config.image_positions else None
+
+    def forward(self, states: Tensor) -> Tensor:
+        """float32 states [1, length, image_dim] to float32 [1, length, dim]."""
+        return self.proj(states if self.emb_pos is None else states + self.emb_pos)
+
+
 class CrossAttention(Attention):
+    def __init__(self, config: WanConfig):
+        super().__init__(config)
+        if config.image_dim is not None:
+            self.k_img, self.v_img = (Linear(config.dim, config.dim) for _ in range(2))
+            self.norm_k_img = nn.RMSNorm(config.dim, config.eps)
+
+    def key_value_of_image(self, states: Tensor) -> KeyValue:
+        """The same of embedded states of an image."""
+        key, value = self.k_img(states), self.v_img(states)
+        return self.split(self.norm_k_img(key.float()).to(value.dtype)), self.split(value)
+
     def key_value(self, text: Tensor) -> KeyValue:
         """Keys, normed over all heads, and values of embedded text [batch, length, dim]."""
         key, value = self.k(text), self.v(text)
         return self.split(self.norm_k(key.float()).to(value.dtype)), self.split(value)
 
     def forward(self, x: Tensor, key_value: KeyValue) -> Tensor:
-        """x: [batch, tokens, dim]; keys and values of batch 1 serve all of them."""
-        key, value = (t.expand(len(x), -1, -1, -1) for t in key_value)
+        """x: [batch, tokens, dim]; keys and values of batch 1 serve all of them. What is seen in an image is added to
+        what is read in the text."""
+        key, value, *of_image = (t.expand(len(x), -1, -1, -1) for t in key_value)
         query = self.split(self.norm_q(self.q(x).float()).to(value.dtype))
-        return self.o(dense.attention(query, key, value).flatten(2))
+        seen = dense.attention(query, key, value)
+        if of_image:
+            key, value = of_image
+            seen = seen + dense.attention(query, key, value)
+        return self.o(seen.flatten(2))
 
 
 class Head(nn.Module):

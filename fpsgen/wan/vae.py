@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
@@ -55,13 +55,16 @@ def encode(vae: VAE, frames: np.ndarray) -> Tensor:
     The mode of what the VAE gives. The frames go to the device as they are encoded, 1 first and then 4 for each latent
     frame.
     """
+    cuts = ((first, first + (4 if first else 1)) for first in (0, *range(1, len(frames), 4)))
+    return encode_pieces(vae, (from_uint8(torch.from_numpy(frames[slice(*cut)]).to(vae.device)) for cut in cuts))
+
+
+@torch.inference_mode()
+def encode_pieces(vae: VAE, pieces: Iterable[Tensor]) -> Tensor:
+    """The same of pieces of a clip, 1 frame first and then 4 at a time, [1, 3, frames, height, width] in [-1, 1]."""
     memory: Memory = {}
-    pieces = []
-    for first in (0, *range(1, len(frames), 4)):
-        pixels = torch.from_numpy(frames[first : first + (4 if first else 1)]).to(vae.device)
-        pixels = from_uint8(pixels).to(vae.dtype)
-        pieces.append(vae.encode_piece(pixels, memory))
-    mode, _ = vae.quant_conv(torch.cat(pieces, 2)).chunk(2, dim=1)
+    encoded = [vae.encode_piece(pixels.to(vae.dtype), memory) for pixels in pieces]
+    mode, _ = vae.quant_conv(torch.cat(encoded, 2)).chunk(2, dim=1)
     return normalise(vae, mode.float())
 
 
