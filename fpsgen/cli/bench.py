@@ -107,7 +107,7 @@ def bench(
     loras = find_loras(lora)
     named = find_model(model) if random_weights is None else models.absent(random_weights.lower())
     target = find_target(device, dtype)
-    chosen = with_loras(named or choose_model(size, target.device, out), loras, out)
+    chosen = with_loras(named or choose_model(size, target.device, out), loras, out, solver)
     settings, scale_to = fit(
         chosen, size, out, frames=frames, steps=steps, guidance=guidance, shift=shift, solver=solver, sigmas=sigmas
     )

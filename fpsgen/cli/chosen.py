@@ -127,24 +127,43 @@ def find_loras(given: Sequence[str] | None) -> list[Lora]:
     return [lora.find(own) for own in given or ()]
 
 
-def with_loras(model: Model, loras: Sequence[Lora], out: Output) -> Model:
-    """The model with them, and what the user should know of it."""
+def with_loras(model: Model, loras: Sequence[Lora], out: Output, solver: str | None = "") -> Model:
+    """The model with them, and what the user should know of it. solver: the one that was given, None where there was
+    none, empty for a command that leaves no choice."""
+    from fpsgen.weights import few_steps
+
     found = model.with_loras(loras)
     for given, own in zip(loras, found.checkpoint.loras, strict=True):
-        which = f", {own.expert}-noise expert" if own.expert else ""
-        out.detail(f"LoRA {own.file}, scale {own.scale:g}{which}")
+        out.detail(f"LoRA {own.file}, scale {own.scale:g}{f', {own.expert}-noise expert' if own.expert else ''}")
+        name = printable(own.file.name)
         if own.expert != given.expert:
             other = "low" if own.expert == "high" else "high"
-            told = (
-                f"{printable(own.file.name)} says that it is for the {own.expert}-noise expert, so only that one has it"
-            )
+            told = f"{name} is for the {own.expert}-noise expert, as it says, and only that one has it"
             out.note(f"{told}; --lora {other}=FILE gives it to the other one")
+        if few_steps.is_of_another_sampler(own.called):
+            told = f"{name} was made for few steps without guidance, by a sampler that fpsgen does not have"
+            out.note(f"{told}; --steps 8 --guidance 1 may do")
+    tell_few_steps(found, out, solver)
     return found
+
+
+def tell_few_steps(model: Model, out: Output, solver: str | None) -> None:
+    """Which solver is used because of what the model or a LoRA was made for. solver: as `with_loras` has it."""
+    from fpsgen.solvers import FEW_STEPS
+    from fpsgen.weights import few_steps
+
+    used = model.defaults.solver
+    if solver or used not in FEW_STEPS:
+        return
+    loras = [own.file.name for own in model.checkpoint.loras if few_steps.solver_of(own.called) == used]
+    told = f"{printable(loras[0] if loras else model.name)} was made for {len(FEW_STEPS[used].points)} steps"
+    told = f"{told} without guidance: the solver {used} is used"
+    out.note(told if solver is not None else f"{told}; --solver {model.defaults_by('unipc').solver} ignores this")
 
 
 def fit(model: Model, size: Size | None, out: Output, **given: Any) -> tuple[Settings, Size | None]:
     """The model's settings, but for what was given, and the size to scale to where it cannot render `size`."""
-    own = model.defaults
+    own = model.defaults_by(given.get("solver"))
     if model.pocket is None or size in (None, (own.width, own.height)):
         return settings_of(model, size, **given), None
     assert size is not None

@@ -114,7 +114,7 @@ def generate(
 
         machine.settle()
         found = named_model or chosen.choose_model(size, target.device, out, timings)
-        found = chosen.with_loras(found, loras, out)
+        found = chosen.with_loras(found, loras, out, solver)
     check_images(image, last_image, found)
     if shown and (res is None or res.lower() in sizes.NAMED):  # which are areas then, not proportions
         own = found.defaults

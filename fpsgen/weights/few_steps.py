@@ -14,8 +14,15 @@ _NAMES: tuple[tuple[str, SolverName], ...] = (
     (r"(turbo|spark)[-_. ]?(wan|diffusion)|(?<![a-z])rcm(?![a-z])", "turbowan"),
     (r"lightx2v|step[-_. ]?distill|lightning|(?<!\d)4[-_. ]?steps?(?![a-z0-9])", "lightx2v"),
 )
+# Made for few steps and no guidance, too, but by samplers that fpsgen does not have.
+_OTHERS = r"causvid|acc[-_. ]?vid|self[-_. ]?forcing|fusion[-_. ]?x"
 
 
 def solver_of(label: str) -> SolverName | None:
     """The solver for few steps that a file, folder, repository or its metadata names; None where there is none."""
     return next((solver for pattern, solver in _NAMES if re.search(pattern, label, re.IGNORECASE)), None)
+
+
+def is_of_another_sampler(label: str) -> bool:
+    """Whether the name is of something that was distilled for few steps, of which no solver is known."""
+    return solver_of(label) is None and re.search(_OTHERS, label, re.IGNORECASE) is not None

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 # it could belong to, as in high-res or low_poly.
 _NOISE = r"(?i)(high|low|hi|lo)[-_. ]?noise"
 _WORD = r"(?i)(?<![a-z])(high|low)(?=$|[-_. ]+(\d|[a-z]{1,2}\d|epoch|rank|lora|model|lightning|lightx2v|t2v|i2v))"
+_NO_NAME = r"(high|low)_noise_model|adapter_model|pytorch_lora_weights|(diffusion_pytorch_)?model|lora|transformer"
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,14 @@ class Lora:
     def changes(self, shapes: Shapes, expert: Expert = "") -> dict[str, Change]:
         """What it adds to each parameter of a transformer; `lora_changes.changes` explains."""
         return lora_changes.changes(self.contents, shapes, self.expert, expert)
+
+    @property
+    def called(self) -> str:
+        """The name of its file, or of that one's folder where the file's own says nothing, and its title. The rest of
+        the metadata is about training: captions, and the model that it began with."""
+        titles = (self.contents.metadata.get(key, "") for key in ("modelspec.title", "ss_output_name", "title", "name"))
+        folder = self.file.absolute().parent.name if re.fullmatch(_NO_NAME, self.file.stem) else ""
+        return " ".join((folder, self.file.name, *titles))[:10_000]
 
     def meant_for(self) -> Expert:
         """Which of two experts the file's name or metadata say that it is for; empty where they say none, or both."""

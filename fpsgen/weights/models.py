@@ -32,7 +32,7 @@ class Model:
     """A checkpoint on disk and what is known about it before anything loads.
 
     pocket: what `pocket.json` says of a pocket model, which renders at one size, knows few words and has a tile of its
-    own; None for other models.
+    own; None for other models. usual: the defaults but for a LoRA that was distilled for few steps, if there is one.
     """
 
     name: str
@@ -40,6 +40,7 @@ class Model:
     checkpoint: Checkpoint
     defaults: Settings
     pocket: dict | None = None
+    usual: Settings | None = None
 
     @property
     def config(self) -> WanConfig:
@@ -75,11 +76,12 @@ class Model:
         """The defaults of a video that the user wants by a solver; None for the model's own. What is a default for few
         steps holds for no other solver."""
         plain = solver and solver not in FEW_STEPS and self.defaults.solver in FEW_STEPS
-        return _plain_defaults(self.checkpoint) if plain else self.defaults
+        return (self.usual or _plain_defaults(self.checkpoint)) if plain else self.defaults
 
     def with_loras(self, loras: Sequence[Lora]) -> Model:
         """This model, LoRAs merged with its transformer as it is loaded: of two, with the expert that each was given to
-        or says that it is for, else with both. UsageError where one does not fit."""
+        or says that it is for, else with both; by default in few steps, where one was distilled for these. UsageError
+        where one does not fit."""
         two = len(self.checkpoint.experts) > 1
         if not two and (given := next((each for each in loras if each.expert), None)):
             told = f"{option('lora', f'{given.expert}={given.file}')}: {printable(self.name)} has one transformer"
@@ -93,7 +95,12 @@ class Model:
             for each in loras:
                 for expert in self.checkpoint.experts.values():
                     each.changes(shapes, expert)
-        return replace(self, checkpoint=replace(self.checkpoint, loras=tuple(loras)))
+        found = replace(self, checkpoint=replace(self.checkpoint, loras=tuple(loras)))
+        solvers = {few_steps.solver_of(each.called) for each in loras if each.scale > 0} - {None}
+        if len(solvers) != 1:
+            return found
+        usual = self.defaults_by(self.defaults.solver if self.defaults.solver not in FEW_STEPS else "unipc")
+        return replace(found, defaults=usual.override(solver=solvers.pop()), usual=usual)
 
     def tiles(self, latent_shape: Shape3, tile: Shape3 | None = None) -> TileGrid:
         """The tokens of a video's latents in tiles: of that size, or of the model's own."""
