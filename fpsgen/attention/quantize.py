@@ -30,14 +30,14 @@ SAMPLE_LARGEST = 28.0
 
 @dataclass(frozen=True, eq=False)
 class Quantized:
-    """numbers: float32, every one of them a number of the format; scale: float32."""
+    """numbers: every one of them a number of the format, in it or in float32; scale: float32."""
 
     numbers: Tensor
     scale: Tensor
 
     def dequantize(self) -> Tensor:
         """float32 values."""
-        return self.numbers * self.scale
+        return self.numbers.float() * self.scale
 
 
 def round_to_(x: Tensor, kind: Format) -> Tensor:

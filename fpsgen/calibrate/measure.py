@@ -226,7 +226,7 @@ def _tap(
         v = own.split(own.v(x))
         q = prepare(own.split(own.q(x)), own.norm_q.weight, transform).to(v.dtype)
         k = prepare(own.split(own.k(x)), own.norm_k.weight, transform).to(v.dtype)
-        weight = own.o.weight.float().unflatten(1, (own.heads, -1))  # [dim, heads, head_dim]
+        weight = own.o.matrix().float().unflatten(1, (own.heads, -1))  # [dim, heads, head_dim]
         see(number, q, k, v, torch.einsum("ohd,o,ohe->hde", weight, gates[0].square(), weight))
 
     return [block.register_forward_pre_hook(enter), own.register_forward_pre_hook(look)]

@@ -152,7 +152,8 @@ class Training:
         job, place = self.job, self.device if self.group.world == 1 else torch.device("cpu")
         if job.settings.from_scratch:
             return fresh(job.model.config, job.settings.seed).to(place)
-        return load_transformer(job.model.checkpoint, place, job.target.dtype if job.settings.lora else torch.float32)
+        dtype = job.target.dtype if job.settings.lora else torch.float32
+        return load_transformer(job.model.checkpoint, place, dtype, trains=True)
 
     def learn(self) -> dict[str, Any]:
         """One step; what the log says of it."""

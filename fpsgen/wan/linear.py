@@ -3,7 +3,8 @@
 x w ≈ (numbers of x · numbers of w) · scale of the token · scale of the output row. E4M3 products run by
 `torch._scaled_mm` and INT8 ones by `torch._int_mm` where a GPU has them; elsewhere, and in training, PyTorch multiplies
 the rounded numbers in float32. Every product of two such numbers is exact there, so that nothing but the order and the
-last bits of sums is different. Weights are rounded from the 16-bit ones, or from whatever the model is loaded in.
+last bits of sums is different. Weights are rounded from the 16-bit ones, or from whatever the model is loaded in; those
+of a file that is in 8 bits itself are not rounded anew, and where a product is in 16 bits, they are made 16-bit for it.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ _KERNELS: dict[Format, str] = {"fp8": "torch._scaled_mm", "int8": "torch._int_mm
 # Rows that are rounded, or whose INT32 sums are scaled, at once: float32 copies of a whole layer would need more memory
 # than anything else in the model.
 _ROWS = 8192
+_EXPANDED = 1024  # rows of 8-bit weights, likewise
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,17 +65,31 @@ def quantized(x: Tensor, kind: Format) -> Quantized:
     return Quantized(numbers, scale)
 
 
+def expanded(weight: Quantized, dtype: torch.dtype) -> Tensor:
+    """The values of 8-bit numbers, [outputs, …] with a scale for each output: their float32 products, in `dtype`."""
+    values = torch.empty(weight.numbers.shape, dtype=dtype, device=weight.numbers.device)
+    rows = (each.split(_EXPANDED) for each in (weight.numbers, weight.scale, values))
+    for numbers, scale, into in zip(*rows, strict=True):
+        into.copy_(numbers.float() * scale)
+    return values
+
+
 class Linear(nn.Linear):
     """A linear layer: its product is in 8 bits where its input is `Rounded`."""
 
-    def __init__(self, inputs: int, outputs: int, device: str | None = None):
-        super().__init__(inputs, outputs, device=device)
+    def __init__(self, inputs: int, outputs: int, bias: bool = True, device: str | None = None):
+        super().__init__(inputs, outputs, bias, device)
         self._in_8_bits: dict[Format, Quantized] = {}
+        self._of_file: Quantized | None = None  # instead of the parameter's values
 
     def forward(self, x: Tensor | Rounded) -> Tensor:
         if isinstance(x, Tensor):
-            return super().forward(x)
+            return F.linear(x, self.matrix(), self.bias)
         return product(x, self.quantized(x.kind), self.bias)
+
+    def matrix(self) -> Tensor:
+        """The weight in its dtype, made anew where only a file's 8-bit numbers are kept."""
+        return self.weight if self._of_file is None else expanded(self._of_file, self.weight.dtype)
 
     def hold(self, weight: Tensor, precisions: Set[LinearPrecision]) -> Tensor:
         """Round a weight, which is to be this layer's parameter, to the formats among `precisions`. Returns it, or a
@@ -81,13 +97,29 @@ class Linear(nn.Linear):
         self._in_8_bits = {kind: quantized(weight, kind) for kind in precisions if kind != "16bit"}
         return weight if "16bit" in precisions else weight.to("meta")
 
+    def hold_8_bits(self, weight: Quantized, dtype: torch.dtype, precisions: Set[LinearPrecision]) -> Tensor:
+        """`hold` for a file's 8-bit numbers, which are kept as they are. dtype: of products that are not in 8 bits.
+        Returns a tensor without values."""
+        self._of_file = weight
+        self._in_8_bits = {kind: self._rounded(kind, dtype) for kind in precisions if kind != "16bit"}
+        if "16bit" not in precisions:
+            self._of_file = None
+        return torch.empty(weight.numbers.shape, dtype=dtype, device="meta")
+
     def quantized(self, kind: Format) -> Quantized:
         """The weight in 8 bits, one scale for each output. Kept, for it does not change, unless it is trained."""
         if self.weight.requires_grad:
             return quantized(self.weight, kind)
         if kind not in self._in_8_bits:
-            self._in_8_bits[kind] = outlives_inference(quantized)(self.weight, kind)
+            self._in_8_bits[kind] = outlives_inference(self._rounded)(kind, self.weight.dtype)
         return self._in_8_bits[kind]
+
+    def _rounded(self, kind: Format, dtype: torch.dtype) -> Quantized:
+        if self._of_file is None:
+            return quantized(self.weight, kind)
+        if self._of_file.numbers.dtype == DTYPES[kind]:
+            return self._of_file
+        return quantized(expanded(self._of_file, dtype), kind)
 
 
 def product(x: Rounded, weight: Quantized, bias: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from fpsgen.attention import dense
 from fpsgen.attention.door import attend
 from fpsgen.attention.plan import AttentionPlan
 from fpsgen.attention.qk import QKTransform
+from fpsgen.attention.quantize import Quantized
 from fpsgen.attention.tiles import Shape3, TileGrid, kept
 from fpsgen.wan import elementwise
 from fpsgen.wan import plan as plans
@@ -83,17 +84,27 @@ class WanTransformer(nn.Module):
     def hold(self, name: str, value: Tensor, steps: Sequence[StepPlan]) -> Tensor:
         """What is kept as a parameter, given its value: if `steps` are all that it will ever compute, the weight of a
         linear layer is rounded for them, and one that is 8-bit in all of them needs no other values."""
-        owner, _, kind = name.rpartition(".")
-        linear = self.get_submodule(owner)
-        if not steps or kind != "weight" or not isinstance(linear, Linear):
+        linear = self.linear(name)
+        if not steps or linear is None:
             return value
-        _, number, part, *_ = name.split(".")
-        precisions: set[LinearPrecision] = {"16bit"}
-        if group := _GROUPS.get(part):
-            precisions = {getattr(step.layers[int(number)][1], group) for step in steps}
+        precisions = _precisions(name, steps)
         if "16bit" not in precisions:
             self._samples[name] = _sample(value)
         return linear.hold(value, precisions)
+
+    def hold_8_bits(self, name: str, weight: Quantized, dtype: torch.dtype, steps: Sequence[StepPlan]) -> Tensor:
+        """`hold` for the weight of a `linear` layer that is in 8 bits in its file, and stays so. dtype: of other
+        products."""
+        linear = self.linear(name)
+        assert linear is not None
+        self._samples[name] = _sample_8_bits(weight, dtype)
+        return linear.hold_8_bits(weight, dtype, _precisions(name, steps) if steps else {"16bit"})
+
+    def linear(self, name: str) -> Linear | None:
+        """The layer whose weight a parameter is, if its products may be in 8 bits."""
+        owner, _, kind = name.rpartition(".")
+        layer = self.get_submodule(owner)
+        return layer if kind == "weight" and isinstance(layer, Linear) else None
 
     def embed_text(self, text: Tensor) -> list[KeyValue]:
         """Cross-attention keys and values per layer, from text [batch, length, text_dim].
@@ -158,10 +169,25 @@ class WanTransformer(nn.Module):
         return tokens.permute(0, 6, 1, 2, 4, 3, 5).flatten(5, 6).flatten(3, 4)
 
 
+def _precisions(name: str, steps: Sequence[StepPlan]) -> set[LinearPrecision]:
+    """Those of a linear layer's products in `steps`. name: of its weight."""
+    _, number, part, *_ = name.split(".")
+    group = _GROUPS.get(part)
+    return {getattr(step.layers[int(number)][1], group) for step in steps} if group else {"16bit"}
+
+
 def _sample(parameter: Tensor) -> Tensor:
     """A few values, for fingerprints."""
     values = parameter.detach().flatten()
     return values[:: max(1, len(values) // _FINGERPRINTED)].bfloat16().cpu()
+
+
+def _sample_8_bits(weight: Quantized, dtype: torch.dtype) -> Tensor:
+    """`_sample` of the values that 8-bit numbers are expanded to."""
+    numbers = weight.numbers.flatten()
+    places = torch.arange(0, len(numbers), max(1, len(numbers) // _FINGERPRINTED), device=numbers.device)
+    scales = weight.scale.flatten()[places // weight.numbers.shape[1]]
+    return (numbers[places].float() * scales).to(dtype).bfloat16().cpu()
 
 
 class Block(nn.Module):

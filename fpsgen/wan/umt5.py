@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fpsgen.wan.linear import Linear
+
 _DEFAULTS = {"d_kv": 64, "relative_attention_num_buckets": 32, "layer_norm_epsilon": 1e-6}
 _FARTHEST = 128  # tokens; all that are farther away count alike (`relative_attention_max_distance`)
 
@@ -84,8 +86,8 @@ class _Layer(nn.Module):
 class _GatedFeedForward(nn.Module):
     def __init__(self, dim: int, hidden: int):
         super().__init__()
-        self.wi_0, self.wi_1 = nn.Linear(dim, hidden, bias=False), nn.Linear(dim, hidden, bias=False)
-        self.wo = nn.Linear(hidden, dim, bias=False)
+        self.wi_0, self.wi_1 = Linear(dim, hidden, bias=False), Linear(dim, hidden, bias=False)
+        self.wo = Linear(hidden, dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         gate = self.wi_0(x)
@@ -100,8 +102,8 @@ class _BiasedAttention(nn.Module):
     def __init__(self, config: Mapping[str, Any]):
         super().__init__()
         self.heads, dim, inner = config["num_heads"], config["d_model"], config["num_heads"] * config["d_kv"]
-        self.q, self.k, self.v = (nn.Linear(dim, inner, bias=False) for _ in range(3))
-        self.o = nn.Linear(inner, dim, bias=False)
+        self.q, self.k, self.v = (Linear(dim, inner, bias=False) for _ in range(3))
+        self.o = Linear(inner, dim, bias=False)
         self.relative_attention_bias = nn.Embedding(config["relative_attention_num_buckets"], self.heads)
 
     def forward(self, x: Tensor) -> Tensor:

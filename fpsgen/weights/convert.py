@@ -24,10 +24,13 @@ from fpsgen.files import is_full, write_json
 from fpsgen.machine import installed
 from fpsgen.printable import printable, readable
 from fpsgen.settings import DEFAULTS
+from fpsgen.wan.linear import expanded
 from fpsgen.weights import configs, layout, load
-from fpsgen.weights.headers import read_json, trained_for
+from fpsgen.weights.headers import headers, read_json, trained_for
+from fpsgen.weights.kinds import FLOATS, Header
 from fpsgen.weights.layout import PARTS, TOKENIZERS, Checkpoint, Format
 from fpsgen.weights.models import Model
+from fpsgen.weights.read import read
 
 if TYPE_CHECKING:
     from transformers import UMT5Config
@@ -45,6 +48,7 @@ def convert(checkpoint: Checkpoint, target: Format, out: Path) -> Iterator[str]:
         hint = f"name the other one with {option('to')}, or copy the folder"
         raise UsageError(f"it is in {target} format already", hint)
     load.check(checkpoint)
+    _check_plain(checkpoint)
     if target == "original":
         _check_representable(checkpoint)
     preset = trained_for(checkpoint.transformer[0])
@@ -63,8 +67,8 @@ def convert(checkpoint: Checkpoint, target: Format, out: Path) -> Iterator[str]:
 
 def write_model(model: Model, transformer: Mapping[str, Tensor], out: Path, **metadata: str) -> None:
     """Write `model` to the folder `out`, in its own format, with other parameters of the transformer, by our module's
-    names, each in the dtype that it has in the model's files. Other weights are hard links where the disk allows it.
-    metadata: of the transformer's files.
+    names, each in the dtype that it has in the model's files, or in bfloat16 where that has fewer bits. Other weights
+    are hard links where the disk allows it. metadata: of the transformer's files.
 
     The folder appears when complete, in place of what an earlier run wrote there. RenderError where it cannot be made.
     """
@@ -74,8 +78,8 @@ def write_model(model: Model, transformer: Mapping[str, Tensor], out: Path, **me
     with _complete(partial, out, replaces=True):
         partial.mkdir(parents=True)
         own = PARTS["transformer"]
-        old = _read(checkpoint, "transformer", form)
-        state = {key: transformer[own.rename(key)].to(tensor.dtype) for key, tensor in old.items()}
+        old = {own.in_format(key, form): header for key, header in headers(checkpoint.transformer).items()}
+        state = {key: transformer[own.rename(key)].to(_dtype(header)) for key, header in old.items()}
         _write_part(checkpoint, "transformer", state, form, partial, **metadata)
         for name in layout.OTHERS:
             if not _link_part(checkpoint, name, partial):
@@ -146,9 +150,18 @@ def _reason(fault: Exception) -> str:
 def _read(checkpoint: Checkpoint, name: str, target: Format) -> dict[str, Tensor]:
     """A part's tensors by their names in `target`, on the memory map: writing reads each once."""
     state: dict[str, Tensor] = {}
-    for key, tensor in load.read(getattr(checkpoint, name)):
-        state.setdefault(checkpoint.part(name).in_format(key, target), tensor)  # the first of two, as loading has it
+    table = headers(getattr(checkpoint, name))
+    for key, value in read(getattr(checkpoint, name)):
+        if not isinstance(value, Tensor):
+            value = expanded(value, _dtype(table[key]))
+        # The first of two, as loading has it.
+        state.setdefault(checkpoint.part(name).in_format(key, target), value.to(_dtype(table[key])))
     return state
+
+
+def _dtype(header: Header) -> torch.dtype:
+    """What a parameter is written in: its own type, and bfloat16 for what is in fewer bits."""
+    return {"F32": torch.float32, "F16": torch.float16}.get(header.dtype, torch.bfloat16)
 
 
 def _write_part(
@@ -245,6 +258,16 @@ def _write_shards(state: dict[str, Tensor], folder: Path, stem: str, metadata: M
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
         write_json(folder / f"{stem}.safetensors.index.json", index)
+
+
+def _check_plain(checkpoint: Checkpoint) -> None:
+    """Refuse weights in fewer than 16 bits, whose scales neither format has a place for."""
+    for part in checkpoint.parts:
+        if packed := {header.dtype for header in headers(getattr(checkpoint, part)).values()} - {*FLOATS}:
+            message = (
+                f"its {PARTS[part].words} is in {', '.join(sorted(packed))}, which the other format has no place for"
+            )
+            raise UsageError(message, hint="convert the fp16 or bf16 files of the same model")
 
 
 def _check_representable(checkpoint: Checkpoint) -> None:

@@ -9,17 +9,19 @@ import errno
 import json
 import pickle
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from math import prod
 from pathlib import Path
+from typing import Literal
 
 from safetensors import SafetensorError, safe_open
 
 from fpsgen.errors import ModelError
 from fpsgen.files import named_in_utf8, open_regular
 from fpsgen.printable import printable
-from fpsgen.weights import kinds
-from fpsgen.weights.kinds import FETCH_AGAIN, Contents, Header
+from fpsgen.weights import ggml, kinds, scaled
+from fpsgen.weights.kinds import FETCH_AGAIN, Contents, Header, some
 from fpsgen.weights.pickled import ForeignError, NoTableError, pickled_headers
 
 EMBEDDING = "shared.weight"  # transformers' name of the text encoder's token embedding
@@ -28,6 +30,7 @@ _NO_MEMORY = "Cannot allocate memory"
 _LONGEST_JSON = 64 << 20  # bytes
 _FOREIGN = "it does not begin as a .safetensors file does"
 _LONGEST_HEADER = 100_000_000  # bytes, by safetensors' own rule
+_LONGEST_NOTE = 4096  # bytes of what a file says of a layer's format
 
 
 class UnreadableError(ModelError):
@@ -95,15 +98,42 @@ def _names_in(index: Path) -> list[str]:
     return names
 
 
-def contents(file: Path) -> Contents:
-    """What a weight file says of itself. ModelError where it holds no tensors, is damaged or cannot be read."""
-    if is_pickled(file):
+def contents(*files: Path) -> Contents:
+    """What a weight file, or the files of one component, say of themselves; a weight and its scale are one parameter.
+    ModelError where one holds no tensors, is damaged or cannot be read, and where two hold one name."""
+    tensors: dict[str, Header] = {}
+    notes: dict[str, bytes] = {}
+    metadata: dict[str, str] = {}
+    for file in files:
+        more, own, told = _table(file)
+        twice = [name for name in tensors.keys() & more.keys() if not scaled.is_passed_over(name)]
+        if twice:
+            message = f"{printable(file)} repeats {len(twice)} parameters of other files: {some(sorted(twice))}"
+            raise ModelError(message, hint="remove the file that does not belong there")
+        tensors, notes, metadata = tensors | more, notes | own, {**told, **metadata}
+    folded, fault = scaled.fold(tensors, scaled.formats(notes, metadata))
+    return Contents(files[0] if len(files) == 1 else files[0].parent, folded, metadata, fault)
+
+
+def _table(file: Path) -> tuple[dict[str, Header], dict[str, bytes], Mapping[str, str]]:
+    """A file's tensors as they lie in it, what it says of the formats of layers, and its metadata."""
+    form = form_of(file)
+    if form == "pickle":
         with unpickling(file):
-            return Contents(file, pickled_headers(file))
+            return pickled_headers(file), {}, {}
+    if form == "gguf":
+        with unpacking(file):
+            found = ggml.catalogue(file)
+            return {name: stored.header for name, stored in found.tensors.items()}, {}, found.metadata
     with opened(file, "numpy") as weights:
-        names = {key: weights.get_slice(key) for key in weights.keys()}  # noqa: SIM118 (safe_open is no mapping)
-        tensors = {key: Header(tuple(view.get_shape()), view.get_dtype()) for key, view in names.items()}
-        return Contents(file, tensors, weights.metadata() or {})
+        views = {key: weights.get_slice(key) for key in weights.keys()}  # noqa: SIM118 (safe_open is no mapping)
+        tensors = {key: Header(tuple(view.get_shape()), view.get_dtype()) for key, view in views.items()}
+        notes = {
+            key: weights.get_tensor(key).tobytes()
+            for key, header in tensors.items()
+            if key.endswith(scaled.FORMAT) and header.dtype == "U8" and prod(header.shape) <= _LONGEST_NOTE
+        }
+        return tensors, notes, weights.metadata() or {}
 
 
 def trained_for(file: Path) -> str | None:
@@ -112,25 +142,30 @@ def trained_for(file: Path) -> str | None:
     return preset and printable(preset)
 
 
-def is_pickled(file: Path) -> bool:
-    """Whether a file is torch's zip archive, not safetensors. ModelError where its first bytes tell that it is neither,
-    or where it cannot be read."""
+def form_of(file: Path) -> Literal["pickle", "gguf", "safetensors"]:
+    """How a weight file is packed: torch's zip archive, GGUF or safetensors. ModelError where its first bytes tell that
+    it is none of them, or where it cannot be read."""
     with reading(file), open_regular(file) as content:
         start = content.read(kinds.FIRST_BYTES)
     kinds.refuse_plain(file, start)
-    return start.startswith(b"PK\3\4") or file.suffix == ".pth"
+    if start.startswith(ggml.MAGIC) and not kinds.is_safetensors(start):
+        return "gguf"
+    return "pickle" if start.startswith(b"PK\3\4") or file.suffix == ".pth" else "safetensors"
+
+
+def is_pickled(file: Path) -> bool:
+    """Whether a file is torch's zip archive. ModelError as `form_of`."""
+    return form_of(file) == "pickle"
 
 
 def headers(files: Sequence[Path]) -> dict[str, Header]:
-    """Every tensor of weight files by name, none of them read. ModelError where two files hold one name."""
-    tensors: dict[str, Header] = {}
-    for file in files:
-        more = contents(file).tensors
-        if twice := sorted(tensors.keys() & more.keys()):
-            message = f"{printable(file)} repeats {len(twice)} parameters of other files: {some(twice)}"
-            raise ModelError(message, hint="remove the file that does not belong there")
-        tensors.update(more)
-    return tensors
+    """Every parameter of weight files by name, none of them read. ModelError as `contents`, and where scales of 8-bit
+    weights are missing or do not fit."""
+    if not files:
+        return {}
+    found = contents(*files)
+    kinds.refuse_fault(found)
+    return dict(found.tensors)
 
 
 def renamed(tensors: Mapping[str, Header], rename: Callable[[str], str]) -> dict[str, Header]:
@@ -178,6 +213,16 @@ def _cut(file: Path) -> str | None:
 
 
 @contextmanager
+def unpacking(file: Path) -> Iterator[None]:
+    """Turn what goes wrong while a GGUF file is read into a ModelError."""
+    try:
+        with reading(file):
+            yield
+    except ggml.GGUFError as fault:
+        raise ModelError(f"{printable(file)} {fault}", hint=FETCH_AGAIN) from None
+
+
+@contextmanager
 def unpickling(file: Path) -> Iterator[None]:
     """Turn whatever goes wrong while a `.pth` file is read, by us or by torch, into a ModelError that explains it."""
     message, hint = "", FETCH_AGAIN
@@ -201,8 +246,3 @@ def unpickling(file: Path) -> Iterator[None]:
         message = f"is damaged: {printable(str(damage).partition('. ')[0] or type(damage).__name__)}"
     if message:
         raise ModelError(f"{printable(file)} {message}", hint)
-
-
-def some(names: Iterable[str], most: int = 5) -> str:
-    names = list(names)
-    return ", ".join(printable(name, 80) for name in names[:most]) + (", …" if len(names) > most else "")

@@ -128,6 +128,15 @@ def _text_encoder() -> Iterator[Pair]:
     yield "blocks.{n}.pos_embedding.embedding", f"{attention}.relative_attention_bias"
     for ours, theirs in (("gate.0", "wi_0"), ("fc1", "wi_1"), ("fc2", "wo")):
         yield f"blocks.{{n}}.ffn.{ours}", f"{ffn}.{theirs}"
+    # llama.cpp's names in GGUF files (`gguf` package, MODEL_ARCH.T5ENCODER), which lead to the original's only.
+    yield "token_embedding", "token_embd"
+    yield "norm", "enc.output_norm"
+    for ours, theirs in (("norm1", "attn_norm"), ("norm2", "ffn_norm"), ("pos_embedding.embedding", "attn_rel_b")):
+        yield f"blocks.{{n}}.{ours}", f"enc.blk.{{n}}.{theirs}"
+    for part in "qkvo":
+        yield f"blocks.{{n}}.attn.{part}", f"enc.blk.{{n}}.attn_{part}"
+    for ours, theirs in (("gate.0", "ffn_gate"), ("fc1", "ffn_up"), ("fc2", "ffn_down")):
+        yield f"blocks.{{n}}.ffn.{ours}", f"enc.blk.{{n}}.{theirs}"
 
 
 TRANSFORMER = KeyMap(_transformer())

@@ -7,8 +7,7 @@ from __future__ import annotations
 import functools
 import re
 import tomllib
-from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -19,25 +18,42 @@ from fpsgen.wan.config import FETCH_AGAIN, OURS
 from fpsgen.weights import keys
 
 FIRST_BYTES = 512  # that tell a file without tensors
-# By safetensors' names. Others (FP8, INT8, GGUF blocks) need scales that Wan2.1's own formats do not carry.
+# By safetensors' names; ggml has the first three, too.
 FLOATS = ("F32", "BF16", "F16")
+EIGHT_BITS = ("F8_E4M3", "F8_E5M2", "I8")
+_BLOCKS = re.compile(r"[IT]?Q\d.*|MXFP4|NVFP4")  # GGUF's types, whose blocks contain their scales
 
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says of a tensor without its being read; dtype by safetensors' name for it."""
+    """What a file says of a tensor without its being read; dtype by safetensors' or ggml's name for it. scale: the
+    tensor by which its 8-bit numbers are multiplied, if there is one."""
 
     shape: tuple[int, ...]
     dtype: str
+    scale: str | None = None
+
+    @property
+    def is_8_bits(self) -> bool:
+        """Whether a weight of these numbers is kept in them, with scales."""
+        return self.dtype in EIGHT_BITS and len(self.shape) > 1
+
+    @property
+    def is_read(self) -> bool:
+        """Whether values can be made of its numbers."""
+        known = self.dtype in FLOATS or (self.dtype in EIGHT_BITS and (self.dtype != "I8" or bool(self.scale)))
+        return known or bool(_BLOCKS.fullmatch(self.dtype))
 
 
 @dataclass(frozen=True)
 class Contents:
-    """What a file with tensors says of itself."""
+    """What a file with tensors says of itself. fault: what is wrong with the scales of its weights, as the rest of a
+    sentence that begins with its name; "" if nothing is."""
 
     file: Path
     tensors: Mapping[str, Header]
     metadata: Mapping[str, str] = field(default_factory=dict)
+    fault: str = ""
 
     @cached_property
     def by_original_name(self) -> dict[str, Header]:
@@ -54,12 +70,6 @@ class Contents:
     def is_whole(self) -> bool:
         """Whether a transformer has its first layer and its last."""
         return bool(self.channels) and "head.head.weight" in self.by_original_name
-
-    @property
-    def dtype(self) -> str:
-        """The dtype of most matrices."""
-        matrices = Counter(header.dtype for header in self.tensors.values() if len(header.shape) == 2)
-        return matrices.most_common(1)[0][0] if matrices else "F32"
 
     @property
     def label(self) -> str:
@@ -95,9 +105,14 @@ def table(by: str) -> tuple[Kind, ...]:
     return tuple(Kind(**row) for row in rows[by])
 
 
+def is_safetensors(start: bytes) -> bool:
+    """Whether a file begins with a header's length, which may read like anything, and a header."""
+    return start[4:9] == b"\0\0\0\0{"
+
+
 def refuse_plain(file: Path, start: bytes, *allowed: str) -> None:
     """ModelError where a file's first bytes tell that it holds no tensors, unless it is of a kind that is `allowed`."""
-    if start[4:9] == b"\0\0\0\0{":  # a safetensors file: its header's length, which may read like anything, then that
+    if is_safetensors(start):
         return
     for kind in table("first_bytes"):
         if kind.name not in allowed and re.match(kind.when["start"], start.decode("latin-1")):
@@ -112,19 +127,31 @@ def kind_of(contents: Contents) -> Kind:
 def refuse_other_kinds(contents: Contents, wanted: str = "transformer", paired: bool = False) -> None:
     """ModelError where a file is not of the kind `wanted`, or holds it in numbers that fpsgen does not read. paired:
     whether it lies beside the other one of two experts."""
-    kind, eight = kind_of(contents), contents.dtype.startswith(("F8_", "I8", "U8"))
-    fits = kind.name == wanted or (paired and kind.expert)
-    if fits and not eight:
+    kind = kind_of(contents)
+    if kind.name == wanted or (paired and kind.expert):
+        refuse_fault(contents)
+        if wanted == "LoRA" and any(header.is_8_bits for header in contents.tensors.values()):
+            message = f"{printable(contents.file)} holds the LoRA in 8 bits, which fpsgen does not read"
+            raise ModelError(message, hint="use the fp16 or bf16 file of the same LoRA")
         return
     tensors = ", ".join(printable(name, 40) for name in list(contents.tensors)[:3])
     says = (kind.says or "is a transformer").format(
         channels=contents.channels, tensors=tensors or "nothing, for there are none"
     )
     hint = kind.hint
-    if fits:
-        says = f"holds the {wanted} in 8 bits, which fpsgen does not read yet"
-        hint = "use the fp16 or bf16 file of the same model; later versions of fpsgen will read FP8"
-    elif wanted != "transformer":
+    if wanted != "transformer":
         says = f"should be the {wanted}, but {says.removesuffix(', not a transformer')}"
         hint = "give the LoRA's own file" if wanted == "LoRA" else FETCH_AGAIN
     raise ModelError(f"{printable(contents.file)} {says}", hint=hint)
+
+
+def refuse_fault(contents: Contents) -> None:
+    """ModelError where the scales of a file's weights are missing, do not fit, or are of a format that is not read."""
+    if contents.fault:
+        hint = "use the fp16, the bf16 or a scaled FP8 file of the same model"
+        raise ModelError(f"{printable(contents.file)} {contents.fault}", hint=hint)
+
+
+def some(names: Iterable[str], most: int = 5) -> str:
+    names = list(names)
+    return ", ".join(printable(name, 80) for name in names[:most]) + (", …" if len(names) > most else "")

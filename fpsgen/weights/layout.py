@@ -28,7 +28,7 @@ from fpsgen.weights.configs import (
 )
 from fpsgen.weights.headers import read_json, shards, some
 from fpsgen.weights.keys import KeyMap
-from fpsgen.weights.kinds import Contents, Header
+from fpsgen.weights.kinds import Header
 from fpsgen.weights.lora import Lora
 from fpsgen.weights.lora_changes import Expert
 
@@ -303,9 +303,7 @@ def _check_tokenizer(folder: Path) -> None:
 def _tensors(part: str, files: list[Path], paired: bool = False) -> dict[str, Header]:
     """The headers of a part's files under our module's names; ModelError if the files are of another kind. paired:
     whether they may say that they are one of two experts."""
-    contents = headers.contents(files[0])
-    if len(files) > 1:
-        contents = Contents(files[0].parent, headers.headers(files), contents.metadata)
+    contents = headers.contents(*files)
     kinds.refuse_other_kinds(contents, "transformer" if part in EXPERTS else PARTS[part].words, paired)
     return headers.renamed(contents.tensors, PARTS[part].rename)
 

@@ -1,13 +1,13 @@
 """From a checkpoint to modules: each component is built without memory, compared with its files, then filled.
 
-Weights come from safetensors, and from `.pth` files as far as they are nothing but tensors: pickled code is never run.
-Everything is memory-mapped, so a tensor is copied once, to where it will live.
+Weights come from safetensors and GGUF, and from `.pth` files as far as they are nothing but tensors: pickled code is
+never run. All but GGUF is memory-mapped, so a tensor is copied once, to where it will live.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -16,11 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from fpsgen.attention.quantize import Quantized
 from fpsgen.errors import ModelError
-from fpsgen.files import named_in_utf8
 from fpsgen.printable import printable
 from fpsgen.wan.autoencoder import WanVAE
 from fpsgen.wan.config import FETCH_AGAIN, OURS
+from fpsgen.wan.linear import Linear, expanded
 from fpsgen.wan.plan import StepPlan
 from fpsgen.wan.text_encoder import KnownTexts, TextEncoder
 from fpsgen.wan.tokenizer import TEXT_LENGTH, Tokenizer
@@ -28,9 +29,9 @@ from fpsgen.wan.transformer import FLOAT32_PARAMETERS, WanTransformer
 from fpsgen.wan.umt5 import UMT5Encoder
 from fpsgen.wan.vae import VAE
 from fpsgen.weights import lora
-from fpsgen.weights.headers import headers, is_pickled, opened, read_json, renamed, some, unpickling
-from fpsgen.weights.kinds import FLOATS
+from fpsgen.weights.headers import headers, read_json, renamed, some
 from fpsgen.weights.layout import Checkpoint
+from fpsgen.weights.read import Value, copied, first, plain, read
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -43,70 +44,77 @@ def load_transformer(
     dtype: torch.dtype,
     steps: Sequence[StepPlan] = (),
     part: Literal["transformer", "transformer_2"] = "transformer",
+    trains: bool = False,
 ) -> WanTransformer:
     """The transformer, its matrix products in `dtype`, with the checkpoint's LoRAs in its weights. steps: all that it
     will compute, if that is known, so that weights are rounded to 8 bits for it as they are read. part: which of two
-    experts. ModelError where files do not fit, as for the other parts."""
+    experts. trains: whether it will be trained; if not, linear layers keep what is in 8 bits in their files. ModelError
+    where files do not fit, as for the other parts."""
     model, dtypes = empty_transformer(checkpoint), by_name(dtype)
     merge = lora.merging(checkpoint.loras, shapes(model), device, checkpoint.experts[part])
 
-    def keep(name: str, tensor: Tensor) -> Tensor:
-        return model.hold(name, merge(name, tensor).to(device, dtypes(name), copy=True), steps)
+    def keep(name: str, value: Value) -> Tensor:
+        if not isinstance(value, Quantized):
+            return model.hold(name, merge(name, value).to(device, dtypes(name), copy=True), steps)
+        own = copied(value, device)
+        stays = not trains and model.linear(name) is not None
+        if stays and not checkpoint.loras:
+            return model.hold_8_bits(name, own, dtypes(name), steps)
+        values = expanded(own, torch.float32)
+        merged = merge(name, values)
+        if stays and merged is values:
+            return model.hold_8_bits(name, own, dtypes(name), steps)
+        return model.hold(name, merged.to(dtypes(name)), steps)
 
     return _filled(model, checkpoint, part, keep)
 
 
 def load_vae(checkpoint: Checkpoint, device: torch.device) -> VAE:
     """The VAE, in float32 as the original runs it."""
-    return _filled(empty_vae(checkpoint), checkpoint, "vae", lambda _, x: x.to(device, torch.float32, copy=True))
+    return _filled(empty_vae(checkpoint), checkpoint, "vae", lambda _, value: plain(value, device, torch.float32))
 
 
 def load_text_encoder(
     checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, known: KnownTexts | None = None
 ) -> TextEncoder:
-    """Tokenizer and UMT5 encoder, that in `dtype`, whose weights are loaded when they are first needed."""
+    """Tokenizer and UMT5 encoder, that in `dtype`, whose weights are loaded when they are first needed. Linear layers
+    keep what is in 8 bits in their files."""
 
     def encoder() -> UMT5Encoder:
-        empty = empty_text_encoder(checkpoint)
-        return _filled(empty, checkpoint, "text_encoder", lambda _, x: x.to(device, dtype, copy=True))
+        model = empty_text_encoder(checkpoint)
+
+        def keep(name: str, value: Value) -> Tensor:
+            layer = model.get_submodule(name.rpartition(".")[0])
+            if isinstance(value, Quantized) and isinstance(layer, Linear):
+                return layer.hold_8_bits(copied(value, device), dtype, {"16bit"})
+            return plain(value, device, dtype)
+
+        return _filled(model, checkpoint, "text_encoder", keep)
 
     return TextEncoder(load_tokenizer(checkpoint), encoder, device, known)
 
 
-def _filled(model: Module, checkpoint: Checkpoint, part: str, keep: Callable[[str, Tensor], Tensor]) -> Module:
+def _filled(model: Module, checkpoint: Checkpoint, part: str, keep: Callable[[str, Value], Tensor]) -> Module:
     """A module that was built on the meta device, with its parameters, which are what `keep` makes of each as it is
     read: a copy, off the memory map."""
     _check_part(model, checkpoint, part)
     state: dict[str, Tensor] = {}
-    for key, tensor in read(getattr(checkpoint, part)):
+    for key, value in read(getattr(checkpoint, part)):
         name = checkpoint.part(part).rename(key)
         if name not in state:  # the text encoder's embedding may be there twice, see `renamed`
-            state[name] = keep(name, tensor)
+            state[name] = keep(name, value)
     model.load_state_dict(state, assign=True)
     return model.eval().requires_grad_(False)
-
-
-def read(files: Sequence[Path]) -> Iterator[tuple[str, Tensor]]:
-    """Every (name, tensor) of weight files, memory-mapped, one at a time."""
-    for file in files:
-        if is_pickled(file):
-            headers([file])  # which refuses what is more than tensors, as torch then does once more
-            with unpickling(file), named_in_utf8(file) as path:
-                state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-            yield from state.items()
-            continue
-        with opened(file, "pt") as weights:
-            for key in weights.keys():  # noqa: SIM118 (safe_open is no mapping)
-                yield key, weights.get_tensor(key)
 
 
 def identity(checkpoint: Checkpoint, part: str) -> str:
     """16 hexadecimal digits that tell a part's weights from others, the same in either format, in any dtype and on any
     disk: of the first values of each parameter, as bfloat16. Little is read for them."""
     told = hashlib.sha256()
-    state = {checkpoint.part(part).rename(key): tensor for key, tensor in read(getattr(checkpoint, part))}
-    for name, tensor in sorted(state.items()):
-        told.update(name.encode() + tensor.flatten()[:_IDENTIFIED].bfloat16().view(torch.int16).numpy().tobytes())
+    own, files = checkpoint.part(part), getattr(checkpoint, part)
+    values = {own.rename(key): first(value, _IDENTIFIED) for key, value in read(files)}
+    for name, some_values in sorted(values.items()):
+        told.update(name.encode() + some_values.bfloat16().view(torch.int16).numpy().tobytes())
     return told.hexdigest()[:16]
 
 
@@ -178,19 +186,26 @@ def _check_part(model: nn.Module, checkpoint: Checkpoint, part: str) -> None:
             for name, shape in wanted.items()
             if name in there and there[name].shape != shape
         ],
-        f"neither {', '.join(FLOATS[:-1])} nor {FLOATS[-1]}": [
-            f"{name} {there[name].dtype}" for name in wanted if name in there and there[name].dtype not in FLOATS
+        "of a type that is not read": [
+            f"{name} {there[name].dtype}" for name in wanted if name in there and not there[name].is_read
         ],
     }
     if message := "; ".join(f"{len(names)} {misfit}: {some(names)}" for misfit, names in misfits.items() if names):
         which = files[0] if len(files) == 1 else files[0].parent
-        hint = "use the fp32, fp16 or bf16 files of a Wan2.1 text-to-video model"
+        hint = "use the fp32, fp16, bf16 or FP8 files of a Wan2.1 text-to-video model"
         raise ModelError(f"{printable(which)} does not fit Wan2.1; parameters {message}", hint=hint)
 
 
 def shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
     """Of all parameters, by name."""
     return {name: tuple(value.shape) for name, value in model.named_parameters()}
+
+
+def in_8_bits(model: nn.Module, checkpoint: Checkpoint, part: str) -> set[str]:
+    """The parameters of a part that stay in 8 bits in memory, as they are in their files. model: without values."""
+    there = renamed(headers(getattr(checkpoint, part)), checkpoint.part(part).rename)
+    layers = {f"{name}.weight" for name, layer in model.named_modules() if isinstance(layer, Linear)}
+    return {name for name in layers & there.keys() if there[name].is_8_bits}
 
 
 def dtypes(checkpoint: Checkpoint) -> dict[str, list[str]]:

@@ -29,8 +29,12 @@ def weights(checkpoint: Checkpoint, target: Target) -> dict[str, int]:
     }
 
     def size(part: str) -> int:
-        named = load.EMPTY[part](checkpoint).named_parameters()
-        return sum(value.numel() * dtypes[part](name).itemsize for name, value in named)
+        model = load.EMPTY[part](checkpoint)
+        stay = set() if checkpoint.loras else load.in_8_bits(model, checkpoint, part)
+        return sum(
+            value.numel() * (1 if name in stay else dtypes[part](name).itemsize)
+            for name, value in model.named_parameters()
+        )
 
     return {checkpoint.words(part): size(part) for part in checkpoint.parts}
 

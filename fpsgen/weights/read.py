@@ -1,0 +1,89 @@
+"""The values in weight files, one parameter at a time: a tensor, or 8-bit numbers with their scales."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fpsgen.attention.quantize import Quantized
+from fpsgen.files import named_in_utf8
+from fpsgen.wan.linear import expanded
+from fpsgen.weights import ggml
+from fpsgen.weights.headers import form_of, headers, opened, unpacking, unpickling
+from fpsgen.weights.kinds import Header
+
+Value = Tensor | Quantized
+
+_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+def read(files: Sequence[Path]) -> Iterator[tuple[str, Value]]:
+    """Every (name, value) of the parameters in weight files, memory-mapped, one at a time. GGUF's blocks become float32
+    values; 8-bit matrices stay what they are, with one scale for each row: [outputs, 1], or as many ones as the
+    parameter has dimensions. ModelError as `headers`."""
+    table = headers(files)
+    scales = _scales(files, {header.scale for header in table.values() if header.scale})
+    for file in files:
+        for name, tensor in _tensors(file):
+            if name in table:
+                yield name, _value(tensor, table[name], scales)
+
+
+def _tensors(file: Path) -> Iterator[tuple[str, Tensor]]:
+    """What lies in a file, as it lies there but for GGUF's blocks."""
+    form = form_of(file)
+    if form == "pickle":
+        headers([file])  # which refuses what is more than tensors, as torch then does once more
+        with unpickling(file), named_in_utf8(file) as path:
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        yield from state.items()
+    elif form == "gguf":
+        with unpacking(file):
+            for name, stored, values in ggml.values(file):
+                dtype = _DTYPES.get(stored.kind, torch.float32)
+                yield name, torch.from_numpy(values).view(dtype).view(stored.shape)
+    else:
+        with opened(file, "pt") as weights:
+            for name in weights.keys():  # noqa: SIM118 (safe_open is no mapping)
+                yield name, weights.get_tensor(name)
+
+
+def _scales(files: Sequence[Path], names: set[str]) -> dict[str, Tensor]:
+    """Tensors by name, which may lie in another file than what they scale."""
+    found: dict[str, Tensor] = {}
+    for file in files if names else ():
+        with opened(file, "pt") as weights:
+            found |= {name: weights.get_tensor(name).float() for name in names & set(weights.keys())}
+    return found
+
+
+def _value(tensor: Tensor, header: Header, scales: Mapping[str, Tensor]) -> Value:
+    if tensor.dtype not in (torch.float8_e4m3fn, torch.float8_e5m2, torch.int8):
+        return tensor
+    scale = scales[header.scale] if header.scale else torch.ones(())
+    if not header.is_8_bits:
+        return tensor.float() * scale.flatten()
+    return Quantized(tensor, scale.reshape(-1, *[1] * (tensor.ndim - 1)).expand(len(tensor), *[1] * (tensor.ndim - 1)))
+
+
+def copied(value: Quantized, device: torch.device) -> Quantized:
+    """Off the memory map."""
+    return Quantized(value.numbers.to(device, copy=True), value.scale.to(device, copy=True))
+
+
+def plain(value: Value, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """The values of a parameter, off the memory map."""
+    if isinstance(value, Quantized):
+        return expanded(copied(value, device), dtype)
+    return value.to(device, dtype, copy=True)
+
+
+def first(value: Value, count: int) -> Tensor:
+    """A copy of the first values of a parameter, or of all if there are less."""
+    if isinstance(value, Tensor):
+        return value.flatten()[:count].clone()
+    rows = -(-count // max(value.numbers[0].numel(), 1))
+    return Quantized(value.numbers[:rows], value.scale[:rows]).dequantize().flatten()[:count]
