@@ -144,7 +144,8 @@ def _recognise(folder: Path) -> Checkpoint:
     if original or any(folder.glob("*.safetensors")):
         return _original(folder)
     for file in sorted(folder.glob("*.gguf")):
-        headers.contents(file)  # says what it is
+        told = f"{printable(folder)} holds no Wan2.1 checkpoint but single files, such as {printable(file.name)}"
+        raise ModelError(told, "give the transformer's file as the model")
     files = f"an original one contains {PARTS['vae'].file} and others"
     hint = f"a Diffusers folder contains {', '.join(NEEDED)} and tokenizer; {files}"
     if inside := next(folder.glob("snapshots/*/"), None):  # a repository in the hub's cache

@@ -265,7 +265,8 @@ def _assembled(file: Path, fields: dict[str, Any]) -> Checkpoint:
     folder, unfit = file.parent, None
     files = {part: folder / PARTS[part].file for part in OTHERS if (folder / PARTS[part].file).is_file()}
     if len(files) < len(OTHERS):
-        by_kind = {_kind_of(other): other for other in sorted(folder.glob("*.safetensors"))}
+        others = sorted(other for form in ("safetensors", "gguf") for other in folder.glob(f"*.{form}"))
+        by_kind = {_kind_of(other): other for other in others}
         files = {part: by_kind[PARTS[part].words] for part in OTHERS if PARTS[part].words in by_kind} | files
     for part, other in files.items():
         try:
