@@ -87,9 +87,9 @@ def find_model(name: str | None, may_be_absent: bool = False) -> Model | None:
     with preferences.using("model", name) as wanted:
         if wanted is None:
             return None
-        from fpsgen.weights import hub, models
+        from fpsgen.weights import models
 
-        if may_be_absent and wanted.lower() in hub.REPOSITORIES:
+        if may_be_absent and models.is_known(wanted):
             return models.absent(wanted.lower())
         model = models.find(wanted)
         from fpsgen.weights import load  # which imports torch
@@ -112,7 +112,7 @@ def choose_model(size: Size | None, device: torch.device, out: Output, timings: 
             question = f"{absent}. Fetch Wan2.1 {absent.key} now, {absent.size}?"
             if not typer.confirm(question, err=True):
                 raise
-            hub.pull(hub.plan(absent.repository))
+            hub.pull(hub.plan(hub.source_of(absent.repository)))
         model, surprise = models.choose(size, cuda)
     load.check(model.checkpoint)
     if surprise:

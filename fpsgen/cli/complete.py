@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from fpsgen.cli.preferences import KEYS
-from fpsgen.wan.config import SHAPES
 from fpsgen.wan.sizes import NAMED
+from fpsgen.weights.known import MODELS, PIECES
 
 
 def offered(names: Callable[[], Iterable[str]], suffix: str | None = None) -> Callable[[str], list[str]]:
@@ -48,7 +48,8 @@ def _contender_names() -> Iterable[str]:
 
 
 models = offered(KEYS["model"].names, ".safetensors")
-wan_models = offered(lambda: SHAPES)
+wan_models = offered(lambda: MODELS)
+fetched = offered(lambda: (*MODELS, *PIECES))
 trainable = offered(lambda: ("prepare", *KEYS["model"].names()))  # the group's command stands in the model's place
 presets = offered(KEYS["preset"].names, ".toml")
 contenders = offered(_contender_names, ".toml")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -15,11 +15,10 @@ from fpsgen.errors import ModelError, Stopped, UsageError
 from fpsgen.events import Stage
 from fpsgen.printable import printable, readable
 from fpsgen.tables import Column, Table
+from fpsgen.weights.known import Format
 
 if TYPE_CHECKING:
     from fpsgen.weights.cached import Cached
-
-Format = Literal["original", "diffusers"]  # as weights.layout has it, which loads more than a help needs
 
 EXAMPLES = """
 fpsgen models
@@ -48,6 +47,7 @@ def list_models(json: bool = False) -> None:
     """List the models that fpsgen knows, and which of them are on this disk."""
     out = Output(json)
     from fpsgen.weights import hub, models
+    from fpsgen.weights.known import MODELS
 
     pocket = models.find(models.POCKET)
     built_in = hub.Cached("", "here", pocket.folder, pocket.checkpoint)
@@ -56,9 +56,13 @@ def list_models(json: bool = False) -> None:
         out.result("", {"models": [{"name": name, "format": form, **as_dict(cached)} for name, form, cached in found]})
         return
     state, size = Column("state", prose=True), Column("size", right=True)
-    table = Table(columns=[Column("model"), Column("format", spare=2), state, size, Column("where", spare=1)])
-    for name, form, cached in found:
-        table.row(name, form, *state_and_size(cached), where(cached))
+    columns = [Column("model"), Column("format", spare=2), state, size, Column("makes", spare=3)]
+    table = Table(columns=[*columns, Column("where", spare=1)])
+    for name, form, cached in sorted(found, key=lambda row: row[2].state == "not here"):  # what is here comes first
+        known = MODELS.get(name)
+        if cached.state != "not here" or known is None or form == next(iter(known.sources)):
+            makes = known.about if known else "text to video" if name == pocket.name else ""
+            table.row(name, form, *state_and_size(cached), makes, where(cached))
     out.show(table)
 
 
@@ -75,8 +79,8 @@ def state_and_size(cached: Cached) -> tuple[str, str]:
     if cached.bytes is not None:
         return cached.state, readable(cached.bytes)
     if cached.state == "not here":
-        return cached.state, f"about {hub.DOWNLOAD_GB[cached.repository]} GB"
-    if cached.lacking:
+        return cached.state, hub.to_fetch(cached)
+    if cached.lacking and cached.files:
         absent = readable(cached.absent_bytes or 0)
         return f"incomplete: {len(cached.lacking)} of {cached.files} files, {absent} missing", ""
     return cached.state, ""
@@ -91,7 +95,7 @@ def where(cached: Cached) -> str:
 
 @app.command(epilog="fpsgen models pull 1.3b --dry-run\nfpsgen models pull 14b")
 def pull(
-    name: str, format: Format = "original", dry_run: bool = False, force: bool = False, json: bool = False
+    name: str, format: Format | None = None, dry_run: bool = False, force: bool = False, json: bool = False
 ) -> None:
     """Fetch a model from the Hugging Face hub. An interrupted download continues where it ended."""
     from huggingface_hub.utils import disable_progress_bars
@@ -102,20 +106,23 @@ def pull(
     if json:
         disable_progress_bars()
     out.loading("asking the hub")
-    download = hub.plan(hub.repository_of(name, format), force)
-    size, absent = sum(download.files.values()), download.absent_bytes
-    facts = {"repository": download.repository, "files": download.files, "bytes": size, "absent_bytes": absent}
-    amount = f"{readable(absent)} of {readable(size)} from {download.repository}"
+    downloads = hub.plans(name, format, force)
+    first = downloads[0]
+    files = {each.repository: each.files for each in downloads[1:]}
+    size, absent = sum(sum(each.files.values()) for each in downloads), sum(each.absent_bytes for each in downloads)
+    facts = {"repository": first.repository, "files": first.files, "bytes": size, "absent_bytes": absent}
+    facts |= {"parts": files} if files else {}
+    amount = f"{readable(absent)} of {readable(size)} from {' and '.join(each.repository for each in downloads)}"
     if dry_run:
-        for file, bytes_of_file in download.files.items():
-            here = "" if file in download.absent else "  (here already)"
-            out.line(f"{readable(bytes_of_file):>10}  {printable(file)}{here}", copied=True)
+        for file, bytes_of_file, here in ((f, n, f not in d.absent) for d in downloads for f, n in d.files.items()):
+            mark = "  (here already)" if here else ""
+            out.line(f"{readable(bytes_of_file):>10}  {printable(file)}{mark}", copied=True)
         out.result(f"{amount} would be fetched", facts)
         return
     out.note(f"fetching {amount}")
     hush()  # the hub draws bars of its own
     try:
-        folder = hub.pull(download)
+        folder, *_ = [hub.pull(download) for download in downloads]
     except KeyboardInterrupt:
         hint = "run the same command again: it goes on from there"
         raise Stopped("stopped; what has arrived is kept", hint) from None
@@ -126,13 +133,16 @@ def pull(
 def rm(name: str, format: Format | None = None, yes: bool = False, json: bool = False) -> None:
     """Remove a downloaded model from the hub's cache. Files that other revisions use as well stay."""
     from fpsgen.weights import cached, hub
+    from fpsgen.weights.known import MODELS, PIECES
 
-    if name.lower() not in hub.REPOSITORIES and not hub.ID.fullmatch(name):
-        hint = "give 1.3b, 14b or a hub id: fpsgen removes only downloads in the hub's cache"
+    if name.lower() not in (*MODELS, *PIECES) and not hub.ID.fullmatch(name):
+        hint = "give a name that `fpsgen models` lists or a hub id: fpsgen removes only downloads in the hub's cache"
         raise UsageError(f"{printable(name, 100)} is not a downloaded model", hint)
     out = Output(json)
-    names = dict.fromkeys(hub.repository_of(name, each) for each in ([format] if format else get_args(Format)))
-    removals = list(filter(None, map(cached.removal, names)))
+    known = MODELS.get(name.lower())
+    forms = [format] if format else list(known.sources) if known else [None]
+    sources = [hub.source(name, each) for each in forms]
+    removals = list(filter(None, (cached.removal(each.repository, each.files) for each in sources)))
     if not removals:
         raise UsageError(
             f"{name} is not in the hub's cache", hint="`fpsgen models` shows which models are on this disk"

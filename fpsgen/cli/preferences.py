@@ -16,7 +16,7 @@ import typer
 from fpsgen import files
 from fpsgen.errors import UsageError, reason
 from fpsgen.printable import meant, printable
-from fpsgen.wan.config import SHAPES
+from fpsgen.weights.known import MODELS
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ KEYS = {
     "model": Key(
         "The model that generate, bench and calibrate take, as --model.",
         "chosen by size and by what is on this disk",
-        lambda: ("pocket", *SHAPES),
+        lambda: ("pocket", *MODELS),
     ),
     "preset": Key("The preset that generate takes, as --preset.", "chosen by model and GPU", _presets),
     "output_dir": Key("The folder for videos of generate that have no -o.", "the current folder", tuple),

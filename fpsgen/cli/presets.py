@@ -46,13 +46,12 @@ def chosen(
     """A preset (or that of a name or grade), and what it is looked at for: a model, which need not be on disk, and the
     settings of a video. given: those that the user named."""
     from fpsgen.presets import shipped
-    from fpsgen.wan.config import SHAPES
     from fpsgen.weights import models
 
     size = sizes.parse_resolution(res) if res is not None else None
     preset = name if not isinstance(name, str) else None if name in shipped.GRADES else shipped.find(name)
     key = model if model is not None else (preset and preset.model) or _ANY
-    subject = models.absent(key.lower()) if key.lower() in SHAPES else models.find(key)
+    subject = models.absent(key.lower()) if models.is_known(key) else models.find(key)
     wanted = size if size or subject.pocket or preset is None else shipped.size_of(preset)
     settings, _ = fit(subject, wanted, out, **given)
     return preset or shipped.of_grade(str(name), subject.family, settings.width, settings.height), subject, settings

@@ -267,11 +267,10 @@ def tell_estimate(out: Output, name: str, preset: str, settings: TrainSettings, 
     """Memory and speed at Wan2.1's two sizes, at its own of a pocket model."""
     from fpsgen.presets import shipped
     from fpsgen.train import estimate
-    from fpsgen.wan.config import SHAPES
     from fpsgen.weights import models
 
     named = None if preset in shipped.GRADES else shipped.find(preset)
-    model = models.absent(name.lower()) if name.lower() in SHAPES else models.find(name)
+    model = models.absent(name.lower()) if models.is_known(name) else models.find(name)
     if named is not None:
         named.check_family(model.family)
     own = model.defaults

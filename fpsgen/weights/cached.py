@@ -55,7 +55,8 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 class Cached:
     """What there is of a repository. folder: its snapshot, if any. files: how many fpsgen needs, and lacking: the names
     of those that are absent, both by the listing, where there is one. absent_bytes: how much is to be fetched, where
-    that is known. why: what is wrong, as a sentence; hint: what to do about it, where that is not to fetch it."""
+    that is known. why: what is wrong, as a sentence; hint: what to do about it, where that is not to fetch it. only:
+    the files that were looked for, where they are no whole model."""
 
     repository: str
     state: State
@@ -66,10 +67,13 @@ class Cached:
     absent_bytes: int | None = None
     why: str | None = None
     hint: str | None = None
+    only: tuple[str, ...] = ()
 
     @property
     def bytes(self) -> int | None:
-        """On disk, of a whole model."""
+        """On disk, where all is there."""
+        if self.only and self.folder and self.state == "here":
+            return sum((self.folder / name).stat().st_size for name in self.only if (self.folder / name).exists())
         return self.checkpoint.bytes if self.checkpoint else None
 
 
@@ -86,8 +90,8 @@ def repositories() -> Iterator[str]:
                 yield repository
 
 
-def look(repository: str) -> Cached:
-    """What the cache holds of `repository`, by names, sizes and headers.
+def look(repository: str, only: tuple[str, ...] = ()) -> Cached:
+    """What the cache holds of `repository`, by names, sizes and headers; or of `only` these of its files.
 
     By the commit that its name means, or by another that is whole: a download of one commit alone leaves no name for
     it, and one that was cut names what is yet to come.
@@ -95,13 +99,22 @@ def look(repository: str) -> Cached:
     storage = place(repository)
     try:
         commits = dict.fromkeys(filter(None, (_main(storage), *_snapshots(storage))))
-        each = (_look_at(repository, storage, commit) for commit in commits)
-        best = min(each, key=lambda cached: STATES.index(cached.state), default=Cached(repository, "not here"))
-        if best.state == "not here" and (kept := sum(_blobs(storage).values())):
+        each = (_look_at(repository, storage, commit, only) for commit in commits)
+        nothing = Cached(repository, "not here", only=only)
+        best = min(each, key=lambda cached: STATES.index(cached.state), default=nothing)
+        if not only and best.state == "not here" and (kept := sum(_blobs(storage).values())):
             return Cached(repository, "incomplete", why=f"its download was cut short; {readable(kept)} are here")
         return best
     except OSError as fault:
-        return Cached(repository, "unreadable", why=_unread(storage, fault), hint=_access(storage))
+        return Cached(repository, "unreadable", why=_unread(storage, fault), hint=_access(storage), only=only)
+
+
+def snapshots(repository: str) -> list[Path]:
+    """The folders of a repository in the cache, whole or not, the newest first."""
+    try:
+        return list(_snapshots(place(repository)).values())
+    except OSError:
+        return []
 
 
 def _unread(storage: Path, fault: OSError) -> str:
@@ -130,10 +143,16 @@ def _snapshots(storage: Path) -> dict[str, Path]:
     return {}
 
 
-def _look_at(repository: str, storage: Path, commit: str) -> Cached:
-    folder, sizes = storage / "snapshots" / commit, _listed(repository, storage, commit)
+def _look_at(repository: str, storage: Path, commit: str, only: tuple[str, ...]) -> Cached:
+    folder, sizes = storage / "snapshots" / commit, _listed(repository, storage, commit, list(only) or NEEDED)
     there = {name: file.stat().st_size for name in sizes if (file := folder / name).exists()}
-    cached = Cached(repository, "incomplete", folder if folder.is_dir() else None, files=len(sizes) or None)
+    place = folder if folder.is_dir() else None
+    cached = Cached(repository, "incomplete", place, files=len(sizes) or None, only=only)
+    if only and not any((folder / name).exists() for name in only):
+        cut = any(blob.suffix == ".incomplete" for blob in _blobs(storage))
+        return replace(
+            cached, state="incomplete" if cut else "not here", why="its download was cut short" if cut else None
+        )
     if lacking := {name: size for name, size in sizes.items() if name not in there}:
         linked = {(folder / name).resolve() for name in there}
         message = f"it lacks {len(lacking)} of {len(sizes)} files: {some(lacking)}"
@@ -145,6 +164,10 @@ def _look_at(repository: str, storage: Path, commit: str) -> Cached:
             return replace(cached, why=message)
     if not cached.folder:
         return Cached(repository, "not here")
+    if only:
+        absent_names = [name for name in only if not (folder / name).exists()]
+        why = f"it lacks {some(absent_names)}" if absent_names else None
+        return replace(cached, state="incomplete" if why else "here", lacking=tuple(absent_names), why=why)
     try:
         return replace(cached, state="here", checkpoint=layout.recognise(folder))
     except UnreadableError as error:
@@ -166,8 +189,8 @@ def _to_fetch(lacking: Mapping[str, int], unlinked: Mapping[Path, int]) -> int:
     return max(sum(size for size in lacking.values() if size not in unlinked.values()) - parts, 0)
 
 
-def _listed(repository: str, storage: Path, commit: str) -> dict[str, int]:
-    """Files of the repository that fpsgen needs, with their bytes, by the listing of a commit; none without one."""
+def _listed(repository: str, storage: Path, commit: str, wanted: list[str]) -> dict[str, int]:
+    """Files of the repository that are wanted, with their bytes, by the listing of a commit; none without one."""
     if not (storage / "trees" / f"{commit}.json").is_file():
         return {}
     from huggingface_hub import get_cached_repo_tree  # here, for it loads all that talks to the hub
@@ -179,7 +202,7 @@ def _listed(repository: str, storage: Path, commit: str) -> dict[str, int]:
     logger.setLevel(logging.CRITICAL + 1)
     try:
         tree = get_cached_repo_tree(repository, revision=commit, cache_dir=constants.HF_HUB_CACHE)
-        needed = filter_repo_objects(tree, allow_patterns=NEEDED, key=lambda file: file.path)
+        needed = filter_repo_objects(tree, allow_patterns=wanted, key=lambda file: file.path)
         return {file.path: int(file.size) for file in needed if ".." not in Path(file.path).parts}
     except (CachedRepoTreeNotFoundError, AttributeError, TypeError, ValueError, RecursionError):
         return {}
@@ -209,14 +232,27 @@ class Removal:
         return before - _bytes(place(self.repository))
 
 
-def removal(repository: str) -> Removal | None:
-    """What to remove of a repository: the revision that its name means, and what no other revision of it shares; None
-    where the cache has no folder for it. UsageError where it reaches out of the cache, or may not be read."""
+def removal(repository: str, only: tuple[str, ...] = ()) -> Removal | None:
+    """What to remove of a repository: the revision that its name means, and what no other revision of it shares; or
+    `only` these of its files; None where the cache has nothing of it. UsageError where it reaches out of the cache, or
+    may not be read."""
     storage = place(repository)
     try:
+        if only and (links := [each / name for each in snapshots(repository) for name in only]):
+            return _removal_of(repository, storage, [link for link in links if os.path.lexists(link)])
         return _removal(repository, storage) if storage.is_dir() else None
     except OSError as fault:
         raise UsageError(_unread(storage, fault), hint=_access(storage)) from None
+
+
+def _removal_of(repository: str, storage: Path, links: list[Path]) -> Removal | None:
+    """The same of files in its snapshots, and of the content that they link to."""
+    content = {link.resolve() for link in links if link.is_file()}
+    if not all(file.is_relative_to(storage.resolve()) for file in content):
+        message = f"{repository} has links to files outside the hub's cache"
+        raise UsageError(message, hint=f"fpsgen removes nothing there; look at {printable(storage)}")
+    freed = sum(file.stat().st_size for file in content)
+    return Removal(repository, (*links, *content), freed, 0) if links else None
 
 
 def _removal(repository: str, storage: Path) -> Removal:

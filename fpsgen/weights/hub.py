@@ -15,72 +15,97 @@ from huggingface_hub import constants
 from fpsgen import assets
 from fpsgen.errors import DownloadError, ModelError, UsageError, option
 from fpsgen.printable import printable, readable, typed
-from fpsgen.weights import layout
+from fpsgen.weights import headers, layout, shared
 from fpsgen.weights.cached import ID, NEEDED, STATES, Cached, look, repositories
-from fpsgen.weights.layout import Format
+from fpsgen.weights.headers import some
+from fpsgen.weights.known import MODELS, PIECES, Format, Known, Source
 
-# The original repositories first: they are the smaller ones.
+# Of whole models, by name and format, the original repositories first: they are the smaller ones.
 REPOSITORIES: dict[str, dict[Format, str]] = {
-    "1.3b": {"original": "Wan-AI/Wan2.1-T2V-1.3B", "diffusers": "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"},
-    "14b": {"original": "Wan-AI/Wan2.1-T2V-14B", "diffusers": "Wan-AI/Wan2.1-T2V-14B-Diffusers"},
+    name: {form: source.repository for form, source in known.sources.items()}
+    for name, known in MODELS.items()
+    if not known.files
 }
-# By parameter count: transformer and VAE in float32; text encoder in bfloat16, in Diffusers' format in float32.
 DOWNLOAD_GB = {
-    "Wan-AI/Wan2.1-T2V-1.3B": 18,
-    "Wan-AI/Wan2.1-T2V-1.3B-Diffusers": 29,
-    "Wan-AI/Wan2.1-T2V-14B": 69,
-    "Wan-AI/Wan2.1-T2V-14B-Diffusers": 80,
+    source.repository: source.gb
+    for known in MODELS.values()
+    for source in known.sources.values()
+    if source.gb is not None and not source.files
 }
 
 
 def known() -> Iterator[tuple[str, Format, Cached]]:
-    """Name, format and state of the known models in both formats."""
-    return ((key, form, look(each)) for key, formats in REPOSITORIES.items() for form, each in formats.items())
+    """Name, format and state of the known models in each format."""
+    return (
+        (key, form, look(each.repository, each.files))
+        for key, known in MODELS.items()
+        for form, each in known.sources.items()
+    )
+
+
+def known_as(name: str) -> Known | None:
+    """What is known of a model by its name or hub id."""
+    ids = (known for known in MODELS.values() if name in {source.repository for source in known.sources.values()})
+    return MODELS.get(name.lower()) or next((known for known in ids if not known.files), None)
 
 
 def others() -> Iterator[tuple[str, Format, Cached]]:
-    """The same of other Wan2.1 checkpoints in the cache."""
+    """The same of other checkpoints in the cache."""
+    named = {source.repository for known in MODELS.values() for source in known.sources.values()}
     for repository in repositories():
-        if repository not in DOWNLOAD_GB and (checkpoint := (cached := look(repository)).checkpoint):
+        if repository not in named and (checkpoint := (cached := look(repository)).checkpoint):
             yield repository, checkpoint.format, cached
 
 
 def nearest(key: str) -> Cached:
     """The state of a known model in the format that is complete, or else nearest to that; at worst, of the original."""
-    looked = map(look, REPOSITORIES[key].values())
+    looked = (look(source.repository, source.files) for source in MODELS[key].sources.values())
     return min(looked, key=lambda cached: (STATES.index(cached.state), cached.absent_bytes or 0))
 
 
 def on_disk(key: str) -> Path | None:
-    """The downloaded folder of a known model in either format, or None where it is absent or not whole."""
+    """The downloaded folder of a known whole model in either format, or None where it is absent or not whole."""
     cached = nearest(key)
-    return cached.folder if cached.state == "here" else None
+    return cached.folder if cached.state == "here" and not cached.only else None
+
+
+def source_of(repository: str, only: tuple[str, ...] = ()) -> Source:
+    """What the tables say of a repository, or of files of one."""
+    every = (*(source for known in MODELS.values() for source in known.sources.values()), *PIECES.values())
+    found = (source for source in every if (source.repository, source.files) == (repository, only))
+    return next(found, Source(repository, None, only))
 
 
 def to_fetch(cached: Cached) -> str:
     """How much is to be fetched of a model, in words; empty where that is not known."""
     if cached.absent_bytes is not None:
         return f"{readable(cached.absent_bytes)}; the rest is here"
-    return f"about {DOWNLOAD_GB[cached.repository]} GB" if cached.repository in DOWNLOAD_GB else ""
+    gb = source_of(cached.repository, cached.only).gb
+    return "" if gb is None else f"about {readable(int(gb * 1e9)) if gb < 1 else f'{gb:g} GB'}"
 
 
 def pull_hint(cached: Cached) -> str:
     """The command that fetches a model, or what is absent of it, and how much that is."""
     size = to_fetch(cached)
-    return f"fpsgen models pull {short_name(cached.repository)}" + (f" ({size})" if size else "")
+    return f"fpsgen models pull {short_name(cached.repository, cached.only)}" + (f" ({size})" if size else "")
 
 
-def short_name(repository: str) -> str:
-    """What `fpsgen models pull` takes for a repository: 1.3b or 14b, where they mean it, else its id."""
-    return next((key for key, formats in REPOSITORIES.items() if formats["original"] == repository), repository)
+def short_name(repository: str, only: tuple[str, ...] = ()) -> str:
+    """What `fpsgen models pull` takes for a repository, or for files of one: 1.3b or 14b, where they mean it, else its
+    id."""
+    named = ((key, known.sources.get("original") or known.sources["diffusers"]) for key, known in MODELS.items())
+    found = (
+        key for key, source in (*named, *PIECES.items()) if (source.repository, source.files) == (repository, only)
+    )
+    return next(found, repository)
 
 
 def refusal(cached: Cached) -> ModelError:
     """The error for a model that the cache does not hold completely, with its remedy as hint."""
-    name = short_name(cached.repository)
+    name = short_name(cached.repository, cached.only)
     if cached.state == "not here":
-        known = cached.repository in DOWNLOAD_GB
-        where = "is not on this machine" if known else "is neither a folder here nor a downloaded model"
+        named = bool(cached.only) or cached.repository in DOWNLOAD_GB
+        where = "is not on this machine" if named else "is neither a folder here nor a downloaded model"
         return ModelError(f"model {name} {where}", hint=pull_hint(cached))
     message = "is incomplete in the hub's cache" if cached.lacking else "cannot be used"
     size = f" ({readable(cached.absent_bytes)})" if cached.absent_bytes is not None else ""
@@ -91,53 +116,77 @@ def refusal(cached: Cached) -> ModelError:
 @dataclass(frozen=True)
 class Download:
     """What `pull` fetches: the files of a repository that are needed, those to be fetched, both with their bytes; the
-    folder where offline all is here."""
+    folder where offline all is here. only: that these are all that is wanted of the repository."""
 
     repository: str
     files: dict[str, int]
     absent: dict[str, int]
     force: bool = False
     folder: Path | None = None
+    only: tuple[str, ...] = ()
 
     @property
     def absent_bytes(self) -> int:
         return sum(self.absent.values())
 
 
-def repository_of(name: str, form: Format) -> str:
-    """The hub id of a known name, or `name` itself where it is one; UsageError otherwise."""
-    if name.lower() in REPOSITORIES:
-        return REPOSITORIES[name.lower()][form]
-    if name.lower() == "pocket":
+def source(name: str, form: Format | None = None) -> Source:
+    """The repository, and the files of it, that a known name or a hub id means; UsageError otherwise, or where the
+    format is another."""
+    key = name.lower()
+    if key in PIECES:
+        return PIECES[key]
+    if key in MODELS:
+        sources = MODELS[key].sources
+        own = next(iter(sources)) if form is None else form
+        if own not in sources:
+            message = f"{key} is published in {' and '.join(sources)} format only"
+            raise UsageError(message, hint=f"leave {option('format')} out")
+        return sources[own]
+    if key == "pocket":
         hint = f'fpsgen generate "a cat surfing" {option("model", "pocket")}'
         raise UsageError("the pocket model comes with fpsgen, so there is nothing to fetch", hint)
     if not ID.fullmatch(name):
-        hint = f"give one of {', '.join(REPOSITORIES)} or a hub id"
+        hint = f"give one of {', '.join((*MODELS, *PIECES))} or a hub id"
         raise UsageError(f"{typed(name)} is not a model to fetch", hint)
-    return name
+    return Source(name, None)
 
 
-def plan(repository: str, force: bool = False) -> Download:
-    """Ask the hub what `pull` would fetch; UsageError where it has nothing of Wan2.1's under that name.
+def plans(name: str, form: Format | None = None, force: bool = False) -> list[Download]:
+    """What `pull` would fetch for a name: a model, or a transformer and the parts that it needs and that the hub's
+    cache has nowhere. UsageError as for `source` and `plan`."""
+    wanted = [source(name, form)]
+    if (known := MODELS.get(name.lower())) and known.files:
+        wanted += [PIECES[piece] for piece in shared.lacking(known.kind)]
+    return [plan(each, force and each is wanted[0]) for each in wanted]
+
+
+def plan(wanted: Source, force: bool = False) -> Download:
+    """Ask the hub what `pull` would fetch; UsageError where it has nothing of Wan's under that name.
 
     force: files that are here already as well. Offline, a model that is whole on disk is a download of nothing.
     """
-    if constants.HF_HUB_OFFLINE and not force and (cached := look(repository)).state == "here" and cached.folder:
+    repository, only = wanted.repository, wanted.files
+    if constants.HF_HUB_OFFLINE and not force and (cached := look(repository, only)).state == "here" and cached.folder:
         here = [path for path in cached.folder.rglob("*") if path.is_file()]
         files = {path.relative_to(cached.folder).as_posix(): path.stat().st_size for path in here}
-        return Download(repository, files, {}, folder=cached.folder)
+        files = {name: size for name, size in files.items() if not only or name in only}
+        return Download(repository, files, {}, folder=cached.folder, only=only)
     copied = f"fetch the model on another machine, copy its folder here, and give it as {option('model')}"
     with _explained(repository, f"check the network; or {copied}"):
         try:
-            remote = huggingface_hub.snapshot_download(repository, allow_patterns=NEEDED, dry_run=True)
+            remote = huggingface_hub.snapshot_download(repository, allow_patterns=list(only) or NEEDED, dry_run=True)
         except huggingface_hub.errors.DryRunError as failure:  # says nothing of its own
             raise failure.__cause__ or failure from None
     files = {info.filename: info.file_size or 0 for info in remote}
-    if not any(name.endswith((".safetensors", ".pth")) for name in files):
+    if gone := [name for name in only if name not in files]:
+        hint = "see its page on the hub; of a transformer in one file, fetch that file and name it as the model"
+        raise UsageError(f"{repository} no longer has {some(gone)}", hint)
+    if not only and not any(name.endswith((".safetensors", ".pth")) for name in files):
         hint = "fpsgen models lists names; of a transformer in one file, fetch that file and name it as the model"
-        raise UsageError(f"{repository} holds no Wan2.1 checkpoint", hint)
+        raise UsageError(f"{repository} holds no Wan checkpoint", hint)
     absent = {info.filename: info.file_size or 0 for info in remote if info.will_download or force}
-    return Download(repository, files, absent, force)
+    return Download(repository, files, absent, force, only=only)
 
 
 def pull(download: Download) -> Path:
@@ -152,21 +201,28 @@ def pull(download: Download) -> Path:
     if download.absent_bytes > free:
         message = f"{repository} needs {readable(download.absent_bytes)}, the disk has {readable(free)} left"
         raise UsageError(message, hint="set HF_HOME to a folder on a larger disk")
-    with _explained(repository, f"what arrived is kept: fpsgen models pull {repository} continues from there"):
+    name = short_name(repository, download.only)
+    with _explained(repository, f"what arrived is kept: fpsgen models pull {name} continues from there"):
         small = [pattern for pattern in NEEDED if pattern.split("/")[-1] in ("config.json", "model_index.json")]
         try:
-            layout.refuse_other_models(Path(huggingface_hub.snapshot_download(repository, allow_patterns=small)))
+            if not download.only:
+                layout.refuse_other_models(Path(huggingface_hub.snapshot_download(repository, allow_patterns=small)))
         except ModelError as error:
             raise ModelError(f"{repository} cannot be used: {error}", hint=error.marked_hint) from None
+        wanted = list(download.only) or NEEDED
         folder = Path(
-            huggingface_hub.snapshot_download(repository, allow_patterns=NEEDED, force_download=download.force)
+            huggingface_hub.snapshot_download(repository, allow_patterns=wanted, force_download=download.force)
         )
-    from fpsgen.weights import load  # here, for it imports torch
-
     try:
-        load.check(layout.recognise(folder))
+        if download.only:
+            for file in filter(lambda file: file.endswith((".safetensors", ".pth")), download.only):
+                headers.contents(folder / file)
+        else:
+            from fpsgen.weights import load  # here, for it imports torch
+
+            load.check(layout.recognise(folder))
     except ModelError as error:
-        hint = f"fpsgen models pull {repository} {option('force')}"
+        hint = f"fpsgen models pull {name} {option('force')}"
         raise ModelError(f"{repository} arrived damaged: {error}", hint) from None
     return folder
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import shlex
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from fpsgen.errors import ModelError
 from fpsgen.files import open_regular
@@ -29,10 +29,9 @@ from fpsgen.weights.configs import (
 from fpsgen.weights.headers import read_json, shards, some
 from fpsgen.weights.keys import KeyMap
 from fpsgen.weights.kinds import Header
+from fpsgen.weights.known import Format as Format
 from fpsgen.weights.lora import Lora
 from fpsgen.weights.lora_changes import Expert
-
-Format = Literal["original", "diffusers"]
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from fpsgen.wan.config import WanConfig
 from fpsgen.weights import configs, few_steps, headers, hub, kinds, layout
 from fpsgen.weights.cached import Cached
 from fpsgen.weights.headers import read_json
+from fpsgen.weights.known import MODELS
 from fpsgen.weights.layout import EXPERTS, OTHERS, PARTS, TOKENIZERS, Checkpoint
 from fpsgen.weights.lora import Lora
 
@@ -76,7 +77,7 @@ class Model:
         """The defaults of a video that the user wants by a solver; None for the model's own. What is a default for few
         steps holds for no other solver."""
         plain = solver and solver not in FEW_STEPS and self.defaults.solver in FEW_STEPS
-        return (self.usual or _plain_defaults(self.checkpoint)) if plain else self.defaults
+        return (self.usual or _plain_defaults(self.checkpoint, self.name)) if plain else self.defaults
 
     def with_loras(self, loras: Sequence[Lora]) -> Model:
         """This model, LoRAs merged with its transformer as it is loaded: of two, with the expert that each was given to
@@ -114,14 +115,25 @@ class Model:
         return default_tile(grid)
 
 
+def is_known(name: str) -> bool:
+    """Whether `absent` knows a model of that name."""
+    return name.lower() in MODELS or name.lower() in config.SHAPES
+
+
 def absent(key: str) -> Model:
-    """A model of `config.SHAPES` without its files: shapes and defaults, for what is worked out beforehand."""
+    """A model by a name of `known.MODELS` or `config.SHAPES` without its files: shapes and defaults, for what is
+    worked out beforehand."""
     nothing: Any = ()
-    shapes, text = config.SHAPES[key], configs.TEXT_CONFIG
+    known = MODELS.get(key)
+    kind = known.kind if known else key
+    shapes, text = config.SHAPES[kind], configs.TEXT_CONFIG
     vae = configs.VAE_2_2_CONFIG if shapes.time_per_token else configs.VAE_CONFIG
-    low: Any = (Path(),) if DEFAULTS[key].boundary else ()
+    low: Any = (Path(),) if DEFAULTS[kind].boundary else ()
     checkpoint = Checkpoint("original", shapes, nothing, nothing, vae, nothing, text, Path(), transformer_2=low)
-    return Model(key, Path(), checkpoint, DEFAULTS[key])
+    called = (
+        " ".join(part for each in known.sources.values() for part in (each.repository, *each.files)) if known else ""
+    )
+    return Model(key, Path(), checkpoint, _for_few_steps(_plain_defaults(checkpoint, key), called))
 
 
 class NoWeightsError(ModelError):
@@ -136,14 +148,14 @@ class NoWeightsError(ModelError):
 
 
 def find(name: str) -> Model:
-    """The model called `pocket`, `1.3b` or `14b`, of a hub id, in the folder `name`, or whose transformer is the
+    """The model called `pocket` or as in `known.MODELS`, of a hub id, in the folder `name`, or whose transformer is the
     file `name`; ModelError where there is none."""
     key = name.lower()
     if not key.strip():
         raise UsageError("the model's name is empty", hint=f"name one, or leave {option('model')} out for the default")
     if key == POCKET:
         return open_folder(assets.folder(POCKET), POCKET)
-    if key in hub.REPOSITORIES:
+    if key in MODELS:
         return _downloaded(hub.nearest(key), key)
     path = Path(name)
     try:
@@ -161,14 +173,14 @@ def find(name: str) -> Model:
 
 
 def _names() -> str:
-    known = ", ".join((POCKET, *hub.REPOSITORIES))
+    known = ", ".join((POCKET, *MODELS))
     return f"give one of {known}, a folder, a .safetensors file or a hub id"
 
 
 def _downloaded(cached: Cached, name: str) -> Model:
     """The model of a repository, if the cache holds all of it."""
     if cached.state == "here" and cached.folder:
-        return open_folder(cached.folder, name)
+        return open_file(cached.folder / cached.only[0], name) if cached.only else open_folder(cached.folder, name)
     raise hub.refusal(cached)
 
 
@@ -203,7 +215,7 @@ def open_folder(folder: Path, name: str) -> Model:
     """Read a folder's configuration; ModelError that says what is wrong with it."""
     try:
         checkpoint = layout.recognise(folder)
-        pocket, defaults = None, _defaults(checkpoint, f"{name} {_called(folder)}")
+        pocket, defaults = None, _defaults(checkpoint, name, _called(folder))
         if (folder / "pocket.json").exists():
             pocket, defaults = _read_pocket(folder / "pocket.json")
     except ModelError as error:
@@ -211,7 +223,7 @@ def open_folder(folder: Path, name: str) -> Model:
     return Model(name, folder, checkpoint, defaults, pocket)
 
 
-def open_file(file: Path) -> Model:
+def open_file(file: Path, name: str = "") -> Model:
     """A transformer in a file of its own, with text encoder, VAE and tokenizer: those of the folder's model, those
     beside the file, or those of a Wan2.1 model on disk, for all Wan2.1 models share them.
 
@@ -238,7 +250,8 @@ def open_file(file: Path) -> Model:
         checkpoint = replace(checkpoint, **fields)
     layout.check_widths(checkpoint)
     whole = folder.name if folder != file.parent else ""
-    return Model(printable(file.name), file.parent, checkpoint, _defaults(checkpoint, f"{file.name} {whole}"))
+    defaults = _defaults(checkpoint, name or file.name, f"{file.name} {whole}")
+    return Model(name or printable(file.name), file.parent, checkpoint, defaults)
 
 
 def _called(folder: Path) -> str:
@@ -246,17 +259,24 @@ def _called(folder: Path) -> str:
     return folder.parents[1].name if folder.parent.name == "snapshots" else folder.name
 
 
-def _plain_defaults(checkpoint: Checkpoint) -> Settings:
-    """Those of the published model of its kind, with the boundary between two experts that its own files say."""
+def _plain_defaults(checkpoint: Checkpoint, name: str) -> Settings:
+    """Those of the published model of its kind, or of its name, with the boundary between two experts that its own
+    files say."""
     own = DEFAULTS[checkpoint.kind]
+    if known := hub.known_as(name):
+        own = replace(own, **known.own)
     return replace(own, boundary=checkpoint.boundary) if checkpoint.boundary else own
 
 
-def _defaults(checkpoint: Checkpoint, called: str) -> Settings:
+def _defaults(checkpoint: Checkpoint, name: str, called: str) -> Settings:
     """The same; for few steps where what the model is called, or its transformer's file, says that it was distilled for
     them."""
     label = headers.contents(checkpoint.transformer[0]).label
-    return _plain_defaults(checkpoint).override(solver=few_steps.solver_of(f"{called} {label}"))
+    return _for_few_steps(_plain_defaults(checkpoint, name), f"{name} {called} {label}")
+
+
+def _for_few_steps(settings: Settings, label: str) -> Settings:
+    return settings.override(solver=few_steps.solver_of(label))
 
 
 def _assembled(file: Path, fields: dict[str, Any]) -> Checkpoint:

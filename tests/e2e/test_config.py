@@ -132,7 +132,7 @@ def test_a_setting_that_is_none_is_refused(settings: Path, key: str) -> None:
     ("key", "value", "said"),
     [
         ("preset", "fastt", "there is no preset fastt here; did you mean fast?"),
-        ("model", "15b", "there is no model 15b here; did you mean 14b?"),
+        ("model", "14bb", "there is no model 14bb here; did you mean 14b?"),
         ("model", "14b", None),
         ("model", "somebody/model", None),
         ("output_dir", "/nowhere/yet", None),

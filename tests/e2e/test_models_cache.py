@@ -193,8 +193,9 @@ def test_weights_that_may_not_be_read_are_said_without_a_listing_too(
 
 @pytest.mark.parametrize("name", ["models--me--wan\x1b[31m", os.fsdecode(b"models--me--\xff"), "models--a--b--c--"])
 def test_a_folder_whose_name_is_no_hub_id_is_nobodys(snapshot: Path, cache: Path, name: str) -> None:
+    known = len(told(models("--json"))["models"])
     shutil.copytree(snapshot.parent.parent, cache / name, symlinks=True)
-    assert len(told(models("--json"))["models"]) == 5
+    assert len(told(models("--json"))["models"]) == known
     assert "\x1b" not in shown()
 
 
