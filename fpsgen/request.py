@@ -141,7 +141,7 @@ def resolve(request: Request, model: Model, target: Target) -> VideoPlan:
         return _with(request, request.preset, model, target)
     own = request.settings
     ships = model.config.num_layers == config.SHAPES.get(model.family, model.config).num_layers  # not of another make
-    if target.device.type == "cuda" and ships:
+    if target.device.type == "cuda" and ships and shipped.has_grades(model.family):
         plan = _with(request, shipped.of_grade("quality", model.family, own.width, own.height), model, target)
         if all(plan.backends[each].name == "hopper" for each in plan.backends if not each.is_dense or each.is_8bit):
             return plan

@@ -178,8 +178,8 @@ def settings_of(model: Model, size: Size | None, **given: Any) -> Settings:
     own = (defaults.width, defaults.height)
     if model.pocket is not None and size not in (None, own):
         raise UsageError(f"the pocket model renders only {own[0]}x{own[1]}", hint="leave --res out")
-    width, height = size or own
-    sizes.check_model_size(width, height)
+    width, height = sizes.of_model(*(size or own), defaults.stride)
+    sizes.check_model_size(width, height, defaults.stride)
     return defaults.override(width=width, height=height, **given)
 
 

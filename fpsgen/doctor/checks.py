@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import torch
 
 HEAD_DIM = 128  # Wan2.1's
-_FITS = (("1.3b", "480p"), ("14b", "480p"), ("14b", "720p"))
+_FITS = (("1.3b", "480p"), ("14b", "480p"), ("14b", "720p"), ("5b", "720p"))
 
 
 def sentence(fault: BaseException) -> str:
@@ -204,7 +204,8 @@ def fits() -> Fits:
     free = free_on(device) or 0
     for name, size in _FITS:
         model = models.absent(name)
-        parts = needs.memory(model.checkpoint, (*sizes.NAMED[size], model.defaults.frames), target)
+        video = *sizes.of_model(*sizes.NAMED[size], model.defaults.stride), model.defaults.frames
+        parts = needs.memory(model.checkpoint, video, target)
         part, most = max(parts.items(), key=lambda each: each[1])
         found.append(ModelFit(name, size, part, most, parts, most <= free))
     return Fits(str(device), free, target.dtype_name, found)

@@ -6,12 +6,12 @@ from math import log, prod
 from pathlib import Path
 
 from fpsgen import assets
-from fpsgen.errors import UsageError
+from fpsgen.errors import UsageError, option
 from fpsgen.presets import BF16, Preset, file
 from fpsgen.printable import meant
 from fpsgen.wan.sizes import NAMED, parse_resolution
 
-# From true to fast. One of each ships for every family and size.
+# From true to fast. One of each ships for every family that has any, and every size.
 GRADES = ("quality", "balanced", "fast")
 
 
@@ -24,8 +24,17 @@ def load(name: str) -> Preset:
     return file.parse((assets.folder("presets") / f"{name}.toml").read_bytes(), name)
 
 
+def has_grades(family: str) -> bool:
+    """Whether presets of all grades ship for a family."""
+    return any(name.startswith(f"{family}-") and name.endswith(f"-{GRADES[0]}") for name in names())
+
+
 def of_grade(grade: str, family: str, width: int, height: int) -> Preset:
-    """The shipped preset of a grade for a model, and for the size that is nearest, by the ratio of pixels."""
+    """The shipped preset of a grade for a model, and for the size that is nearest, by the ratio of pixels; UsageError
+    where none ships for its family."""
+    if not has_grades(family):
+        told = f"{option('preset', grade)}: no preset of any grade comes with fpsgen for {family}"
+        raise UsageError(told, hint=f"use {option('preset', BF16.name)}, or make one with `fpsgen calibrate`")
     if family == "pocket":
         return load(f"{family}-{grade}")
     size = min(NAMED, key=lambda name: abs(log(prod(NAMED[name]) / (width * height))))

@@ -5,11 +5,11 @@
 
 The tensors of a shard's sample i, counted from 0:
 
-    i.latents           float32 [16, T, h, w], as the model has them
+    i.latents           float32 [channels, T, h, w], as the model has them
     i.text.0, 1, …      bfloat16 [tokens, text_dim], the embedding of each of its captions, without padding
     i.weight            uint8 [T, h, w], may be absent: how much each cell counts more, as value / 255
-    i.level, i.noise_seed, i.velocity   float32 [K], int64 [K], bfloat16 [K, 16, T, h, w], may be absent: the dense
-                        model's velocity at (1 - level) latents + level noise, with the first caption, unguided
+    i.level, i.noise_seed, i.velocity   float32 [K], int64 [K], bfloat16 [K, channels, T, h, w], may be absent: the
+                        dense model's velocity at (1 - level) latents + level noise, with the first caption, unguided
 
 The first shard has the negative prompt's embedding as well, `negative`. A shard appears when it is complete, and is
 then entered in the index: a run that was killed goes on with the next shard.
@@ -37,10 +37,10 @@ from fpsgen import files
 from fpsgen.errors import ModelError, UsageError, option
 from fpsgen.files import open_regular
 from fpsgen.printable import printable
-from fpsgen.settings import Settings
+from fpsgen.settings import DEFAULTS, Settings
 from fpsgen.values import from_dict
 from fpsgen.wan import sizes
-from fpsgen.wan.config import WanConfig
+from fpsgen.wan.config import SHAPES, WanConfig
 from fpsgen.weights import headers, load
 from fpsgen.weights.kinds import Header
 from fpsgen.weights.layout import PARTS
@@ -50,7 +50,6 @@ VERSION = 1
 INDEX = "index.json"
 _MOST, _BYTES = 16, 2**26  # samples and bytes of latents and velocities in a shard: what a killed run makes again
 _MEND = "copy the folder again, or prepare the data anew in another folder"
-_CHANNELS = WanConfig.in_channels
 # With what the model made its clips, by the names of `Settings`.
 SAMPLING: dict[str, type | tuple[type, ...]] = {
     "steps": int,
@@ -63,7 +62,7 @@ SAMPLING: dict[str, type | tuple[type, ...]] = {
 
 class Taught(NamedTuple):
     """A teacher's velocities. levels: float32 [K]; noise_seeds: int64 [K], for `solvers.noise`; velocities: bfloat16
-    [K, 16, T, h, w]."""
+    [K, channels, T, h, w]."""
 
     levels: Tensor
     noise_seeds: Tensor
@@ -71,8 +70,8 @@ class Taught(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """latents: float32 [16, T, h, w]; texts: bfloat16 [length, text_dim] of each caption, padded with zeros; weight:
-    uint8 [T, h, w]."""
+    """latents: float32 [channels, T, h, w]; texts: bfloat16 [length, text_dim] of each caption, padded with zeros;
+    weight: uint8 [T, h, w]."""
 
     latents: Tensor
     texts: list[Tensor]
@@ -116,6 +115,16 @@ class DataIndex:
     shards: tuple[Shard, ...] = ()
 
     @property
+    def channels(self) -> int:
+        """Of the family's latents; whatever is in no table has Wan2.1's."""
+        return SHAPES[self.family].out_channels if self.family in SHAPES else WanConfig.out_channels
+
+    @property
+    def stride(self) -> int:
+        """Pixels per latent."""
+        return DEFAULTS[self.family].stride if self.family in DEFAULTS else sizes.STRIDE
+
+    @property
     def origins(self) -> list[Origin]:
         """Of all samples, in their order."""
         return [origin for shard in self.shards for origin in shard.samples]
@@ -123,7 +132,7 @@ class DataIndex:
     @property
     def samples_per_shard(self) -> int:
         """As many as one shard of these samples has."""
-        one = _CHANNELS * prod(self.latent_shape) * (4 + 2 * self.made.get("teacher", 0))
+        one = self.channels * prod(self.latent_shape) * (4 + 2 * self.made.get("teacher", 0))
         return max(1, min(_MOST, _BYTES // one))
 
     @property
@@ -247,7 +256,7 @@ def read_index(folder: Path) -> DataIndex:
             sound = index.as_dict() == told and all(isinstance(origin.prompt, str) for origin in index.origins)
             sound &= isinstance(index.made, dict)
             sound &= all(isinstance(value, SAMPLING[name]) for name, value in index.sampling.items())
-            sound &= index.latent_shape == sizes.latent_shape(index.frames, height, width)
+            sound &= index.latent_shape == sizes.latent_shape(index.frames, height, width, index.stride)
             if not sound or [shard.file for shard in index.shards] != names:  # none outside of the folder
                 raise ValueError
             for number, shard in enumerate(index.shards):
@@ -275,12 +284,12 @@ def _header(index: DataIndex, name: str, tensors: Mapping[str, Header]) -> Heade
     rows, *_ = *tensors[name].shape, 0
     levels = tensors[f"{place}.level"].shape[:1] if f"{place}.level" in tensors else ()
     return {
-        "latents": Header((_CHANNELS, *index.latent_shape), "F32"),
+        "latents": Header((index.channels, *index.latent_shape), "F32"),
         "text": Header((min(rows, index.text_length), index.text_dim), "BF16"),
         "weight": Header(index.latent_shape, "U8"),
         "level": Header(levels, "F32"),
         "noise_seed": Header(levels, "I64"),
-        "velocity": Header((*levels, _CHANNELS, *index.latent_shape), "BF16"),
+        "velocity": Header((*levels, index.channels, *index.latent_shape), "BF16"),
     }.get("text" if name == "negative" else what.partition(".")[0])
 
 

@@ -62,6 +62,15 @@ def check_model_size(width: int, height: int, stride: int = STRIDE) -> None:
         )
 
 
+def of_model(width: int, height: int, stride: int) -> tuple[int, int]:
+    """A named size, both sides rounded down to what a model renders (720p is 1280x704 in Wan2.2's 5B); others as they
+    are."""
+    if (width, height) not in NAMED.values():
+        return width, height
+    multiple = PATCH * stride
+    return width // multiple * multiple, height // multiple * multiple
+
+
 def check_scaled_size(width: int, height: int) -> None:
     """Refuse an output size that video encoders cannot take."""
     if width % 2 or height % 2:

@@ -9,14 +9,17 @@ from math import prod
 
 import torch
 
+from fpsgen.settings import DEFAULTS
 from fpsgen.target import Target
 from fpsgen.wan import sizes
 from fpsgen.weights import load
-from fpsgen.weights.layout import EXPERTS, Checkpoint
+from fpsgen.weights.layout import EXPERTS, VAE_2_2, Checkpoint
 
 # While Wan2.1's VAE decodes one latent frame, for each pixel of the video: some thirteen float32 copies of 4 frames in
 # its 96 last channels, of which about half are what it keeps for the next one. Counted on tensors without values.
 VAE_BYTES_PER_PIXEL = 20_300
+# The same of Wan2.2's of 48 channels, by diffusers: 256 last channels for each 2 x 2 pixels, and before them 512.
+VAE_2_2_BYTES_PER_PIXEL = 21_600
 
 
 def weights(checkpoint: Checkpoint, target: Target) -> dict[str, int]:
@@ -43,9 +46,11 @@ def memory(checkpoint: Checkpoint, video: tuple[int, int, int], target: Target) 
     """Bytes that each part takes at work: weights, and the activations of one guidance branch, of which the text
     encoder has next to nothing. video: width, height, frames."""
     width, height, frames = video
-    tokens = prod(checkpoint.config.grid(sizes.latent_shape(frames, height, width)))
+    stride = DEFAULTS[checkpoint.kind].stride
+    tokens = prod(checkpoint.config.grid(sizes.latent_shape(frames, height, width, stride)))
     needed = weights(checkpoint, target)
     for expert in EXPERTS.keys() & checkpoint.parts:
         needed[checkpoint.words(expert)] += tokens * checkpoint.config.bytes_per_token(target.dtype.itemsize)
-    needed["VAE"] += width * height * VAE_BYTES_PER_PIXEL
+    of_48 = checkpoint.part("vae") is VAE_2_2
+    needed["VAE"] += width * height * (VAE_2_2_BYTES_PER_PIXEL if of_48 else VAE_BYTES_PER_PIXEL)
     return needed

@@ -28,6 +28,16 @@ def test_14b_at_720p_by_hand() -> None:
     assert found["VAE"] - alone["VAE"] == 1280 * 720 * needs.VAE_BYTES_PER_PIXEL
 
 
+def test_5b_at_720p_by_hand() -> None:
+    model = models.absent("5b")
+    target = Target(torch.device("cpu"), torch.bfloat16, torch.bfloat16)
+    alone = needs.weights(model.checkpoint, target)
+    found = needs.memory(model.checkpoint, (1280, 704, 121), target)
+    assert alone["transformer"] == pytest.approx(2 * 5.0e9, rel=0.02)
+    assert found["transformer"] - alone["transformer"] == 31 * 22 * 40 * (16 * 3072 + 2 * (4 * 3072 + 2 * 14336))
+    assert alone["VAE"] == pytest.approx(4 * 0.705e9, rel=0.01)
+
+
 class Live(TorchDispatchMode):
     """Counts the bytes of the tensors that there are at once."""
 
@@ -49,11 +59,15 @@ class Live(TorchDispatchMode):
         return out
 
 
-def test_what_the_vae_takes_for_a_pixel_is_counted() -> None:
-    vae = load.empty_vae(models.absent("1.3b").checkpoint)
-    shape = (12, 20)
-    latents = torch.empty(1, 16, 5, *shape, device="meta")
+@pytest.mark.parametrize(
+    ("model", "channels", "per_pixel"),
+    [("1.3b", 16, needs.VAE_BYTES_PER_PIXEL), ("5b", 48, needs.VAE_2_2_BYTES_PER_PIXEL)],
+)
+def test_what_the_vae_takes_for_a_pixel_is_counted(model: str, channels: int, per_pixel: int) -> None:
+    vae = load.empty_vae(models.absent(model).checkpoint)
+    shape, pixels = (12, 20), models.absent(model).defaults.stride ** 2
+    latents = torch.empty(1, channels, 5, *shape, device="meta")
     with torch.no_grad(), Live() as live:
         for _ in wan_vae.stream.__wrapped__(vae, latents):  # type: ignore[attr-defined]
             pass
-    assert live.peak / (64 * prod(shape)) == pytest.approx(needs.VAE_BYTES_PER_PIXEL, rel=0.02)
+    assert live.peak / (pixels * prod(shape)) == pytest.approx(per_pixel, rel=0.02)
