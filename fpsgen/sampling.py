@@ -120,6 +120,7 @@ class Denoiser:
         given = [torch.cat([*texts])] if self.together else texts
         image = None if image is None else image.to(device)
         self._beside = None if image is None else image.channels
+        self._first = None if image is None else image.first
         self._experts = []
         for expert in filter(None, (transformer, low)):
             of_image = expert.embed_image(None if image is None else image.states)
@@ -162,13 +163,13 @@ class Denoiser:
 
     def _both(self, latents: Tensor, step: int, plan: StepPlan) -> Sequence[Tensor]:
         """The conditional and the unconditional velocity."""
-        expert, timestep = self._expert(step), self._timesteps[step]
+        expert = self._expert(step)
         branches = self.branches // len(expert.contexts)
         batch = self._seen(latents).repeat(branches, 1, 1, 1, 1)
         return [
             velocity
             for context in expert.contexts
-            for velocity in expert.velocity(batch, timestep.expand(len(batch)), context, plan).chunk(branches)
+            for velocity in expert.velocity(batch, self._timestep(step, len(batch)), context, plan).chunk(branches)
         ]
 
     def _conditional(self, latents: Tensor, step: int, plan: StepPlan) -> Tensor:
@@ -176,7 +177,18 @@ class Denoiser:
         context = expert.contexts[0]
         if self.together:
             context = [tuple(each[:clips] for each in layer) for layer in context]
-        return expert.velocity(self._seen(latents), self._timesteps[step].expand(clips), context, plan)
+        return expert.velocity(self._seen(latents), self._timestep(step, clips), context, plan)
+
+    def _timestep(self, step: int, clips: int) -> Tensor:
+        """Of each clip; and that of its first latent frame before it, if that is given."""
+        timestep = self._timesteps[step].expand(clips)
+        return timestep if self._first is None else torch.stack([torch.zeros_like(timestep), timestep], dim=1)
+
+    def _held(self, latents: Tensor) -> Tensor:
+        """The latents, with the first frame that is given in the place of theirs."""
+        if self._first is None:
+            return latents
+        return torch.cat([self._first.expand(len(latents), -1, -1, -1, -1), latents[:, :, 1:]], dim=2)
 
     def _seen(self, latents: Tensor) -> Tensor:
         """What the transformer is given of the latents, with what it is given beside them."""
@@ -200,7 +212,7 @@ class Denoiser:
         """A trajectory before its first step. fresh: what solvers add that add noise, by how many steps are done.
         carried: an empty one that is brought up to date, for a look that computes."""
         solver = self.settings.new_solver(fresh)
-        return State(solver.init_noise_sigma * noise, solver, carried or Carried())
+        return State(self._held(solver.init_noise_sigma * noise), solver, carried or Carried())
 
     def run(
         self,
@@ -244,7 +256,7 @@ class Denoiser:
             velocity = velocity.to(self.device)
             if plan.compute == "full":
                 carried.velocities = [*carried.velocities[-1:], (self._levels[step], velocity)]
-            latents = solver.step(velocity, latents)
+            latents = self._held(solver.step(velocity, latents))
             finite = bool(latents.isfinite().all())  # waits for the device, too
             state.latents, state.step = latents, step + 1
             yield Moment(step, velocity, latents, time.perf_counter() - begin, finite)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -16,14 +16,16 @@ from fpsgen.wan.sizes import TEMPORAL
 @dataclass(frozen=True)
 class Conditions:
     """channels: float32 [1, condition_channels, T, h, w], beside the noisy latents; states: an image encoder's, float32
-    [1, positions, width], None where the transformer reads none."""
+    [1, positions, width]; first: the first latent frame, float32 [1, channels, 1, h, w], which stays as it is at
+    timestep 0 (Wan2.2 `wan/textimage2video.py`). None where the transformer takes none."""
 
-    channels: Tensor
+    channels: Tensor | None = None
     states: Tensor | None = None
+    first: Tensor | None = None
 
     def to(self, device: torch.device) -> Conditions:
-        states = None if self.states is None else self.states.to(device)
-        return replace(self, channels=self.channels.to(device), states=states)
+        own = {field.name: getattr(self, field.name) for field in fields(self)}
+        return Conditions(**{name: None if value is None else value.to(device) for name, value in own.items()})
 
 
 def beside(vae: wan_vae.VAE, images: Sequence[np.ndarray], frames: int) -> Tensor:

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import WanPipeline
+from diffusers import WanImageToVideoPipeline, WanPipeline
+from PIL import Image
 
 from fpsgen import pipeline, solvers
 from fpsgen.request import Request, resolve
@@ -16,6 +17,7 @@ from fpsgen.settings import Settings
 from fpsgen.target import Target
 from fpsgen.timing import Timings
 from fpsgen.wan import vae as wan_vae
+from fpsgen.wan.conditions import Conditions
 from fpsgen.weights import models
 from fpsgen.weights.load import load_transformer, load_vae
 from tests.e2e.test_parity import finish
@@ -44,12 +46,15 @@ def folders(theirs: WanPipeline, tmp_path_factory: pytest.TempPathFactory) -> di
     return found
 
 
-def latents_of(folder: Path) -> torch.Tensor:
+def latents_of(folder: Path, image: np.ndarray | None = None) -> torch.Tensor:
     model = models.find(str(folder))
     assert (model.family, model.defaults.fps, model.defaults.stride) == ("5b", 24, 16)
     plan = resolve(Request(PROMPT, SETTINGS, SEED, Path("unused.mp4")), model, TARGET)
     texts = finish(pipeline.encode_prompts([PROMPT], [NEGATIVE], model, TARGET))
-    denoiser = Denoiser(load_transformer(model.checkpoint, CPU, torch.float32), SETTINGS, texts, CPU)
+    given = None
+    if image is not None:
+        given = Conditions(first=wan_vae.encode(load_vae(model.checkpoint, CPU), image[None]))
+    denoiser = Denoiser(load_transformer(model.checkpoint, CPU, torch.float32), SETTINGS, texts, CPU, image=given)
     return finish(pipeline.denoise(plan, denoiser, Timings()))
 
 
@@ -69,3 +74,19 @@ def test_text_to_video_equals_diffusers(theirs: WanPipeline, folders: dict[str, 
         got = np.concatenate([*wan_vae.frames_of(vae, latents)]).astype(np.float64) / 255
         assert got.shape == oracle["np"][0].shape == (FRAMES, SIZE[1], SIZE[0], 3)
         assert -10 * np.log10(np.square(got - oracle["np"][0]).mean()) >= 50
+
+
+def test_image_to_video_equals_diffusers(theirs: WanPipeline, folders: dict[str, Path]) -> None:
+    """Whose solver is given a noisy first frame, as ours and the original's are not: it changes no other frame."""
+    image = np.random.default_rng(1).integers(0, 256, (SIZE[1], SIZE[0], 3), dtype=np.uint8)
+    parts = {name: getattr(theirs, name) for name in ("tokenizer", "text_encoder", "vae", "scheduler", "transformer")}
+    oracle = WanImageToVideoPipeline(**parts, image_encoder=None, image_processor=None, expand_timesteps=True)
+    oracle.set_progress_bar_config(disable=True)
+    noise = solvers.noise(48, SETTINGS.latent_shape, SEED)
+    expected = oracle(
+        Image.fromarray(image), PROMPT, NEGATIVE, **CALL, latents=noise.clone(), output_type="latent"
+    ).frames  # fmt: skip
+    latents, again = (latents_of(folder, image) for folder in folders.values())
+    assert torch.equal(latents, again)
+    assert (latents - expected).norm() <= 1e-3 * expected.norm()
+    assert (latents[:, :, :1] - expected[:, :, :1]).norm() <= 1e-5 * expected[:, :, :1].norm()
