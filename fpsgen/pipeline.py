@@ -77,7 +77,8 @@ def generate(
     ends = []
     for number, plan in enumerate(plans):
         own = plan.request.settings
-        if told := plan.preset.stranger(weights, trained_for) or plan.preset.surprise(weights, own, model.loras):
+        surprise = None if plan.preset.name == model.own_preset else plan.preset.surprise(weights, own, model.loras)
+        if told := plan.preset.stranger(weights, trained_for) or surprise:
             yield Notice(told)
         if len(plans) > 1:
             machine.release()  # what the video before has left, which would seem to lack

@@ -131,14 +131,17 @@ class VideoPlan:
 def resolve(request: Request, model: Model, target: Target) -> VideoPlan:
     """What `request` comes to: tiles, noise levels and a plan of each step.
 
-    Without a preset it is the `quality` grade where a kernel of ours runs it, else BF16. UsageError where the preset
-    is for another model or another video's size, or settings are none of a video.
+    Without a preset it is the one that the model was trained with, or the `quality` grade where a kernel of ours runs
+    it, else BF16. UsageError where the preset is for another model or another video's size, or settings are none of a
+    video.
     """
     request.settings.check()
     check_seed(request.seed)
     check_images(request.image, request.last_image, model)
     if request.preset is not None:
         return _with(request, request.preset, model, target)
+    if model.own_preset:
+        return _with(request, shipped.load(model.own_preset), model, target)
     own = request.settings
     ships = model.config.num_layers == config.SHAPES.get(model.family, model.config).num_layers  # not of another make
     if target.device.type == "cuda" and ships and shipped.has_grades(model.family):

@@ -121,6 +121,11 @@ DEFAULTS = {
     "flf2v-14b": replace(_LARGE, shift=16.0),
     "2.2-i2v": replace(_LARGE, steps=40, guidance=3.5, boundary=0.9),
 }
+# FastVideo `fastvideo/pipelines/basic/wan/presets.py`, `FAST_WAN_T2V_480P`: the size of the clips of their training.
+DEFAULTS |= {
+    f"{key}-vsa": DEFAULTS[key].override(solver="fastwan", width=832, height=448, frames=61) for key in ("1.3b", "14b")
+}
+DEFAULTS["5b-vsa"] = DEFAULTS["5b"].override(solver="fastwan")
 
 
 def check_settings(

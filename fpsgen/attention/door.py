@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from fpsgen.attention import dense, differentiable, flex, hopper, reference
+from fpsgen.attention import coarse, dense, differentiable, flex, hopper, reference
 from fpsgen.attention.plan import AttentionPlan
 from fpsgen.attention.qk import QKTransform, prepare
 from fpsgen.kernels.cache import Built
@@ -80,8 +80,11 @@ def make_ready(device: torch.device, plans: Iterable[AttentionPlan], heads: int,
     return hopper.make_ready(ours, heads, device)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, qk_transform: QKTransform, plan: AttentionPlan) -> Tensor:
-    """Self-attention; q, k, v and the result are [batch, tokens, heads, head_dim], rows in tile order."""
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, qk_transform: QKTransform, plan: AttentionPlan, gate: Tensor | None = None
+) -> Tensor:
+    """Self-attention; q, k, v and the result are [batch, tokens, heads, head_dim], rows in tile order. gate: of the
+    same shape, what attention from tile to tile (`coarse`) is multiplied with before it is added; None adds nothing."""
     if q.shape[1] != plan.tiles.tokens:
         raise ValueError(f"{q.shape[1]} tokens do not fill the plan's grid {plan.tiles.grid}")
     if plan.heads and len(plan.heads) != q.shape[2]:
@@ -90,8 +93,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, qk_transform: QKTransform, plan: Att
     trains = torch.is_grad_enabled() and any(x.requires_grad for x in given)
     name = choose(q.device, plan, q.shape[3]).name
     with torch.autocast(q.device.type, enabled=False):  # training's: what is rounded to 8 bits is float32 before
-        if name == "hopper" and not trains:  # its prologue norms and rotates
-            return hopper.attention(q, k, v, qk_transform, plan)
+        fused = hopper.attention(q, k, v, qk_transform, plan) if name == "hopper" and not trains else None
+        if fused is not None and gate is None:  # its prologue norms and rotates
+            return fused
         q = prepare(q, qk_transform.norm_q, qk_transform).to(v.dtype)
         k = prepare(k, qk_transform.norm_k, qk_transform).to(v.dtype)
-        return (differentiable if trains else _PREPARED[name]).attention(q, k, v, plan)
+        out = fused if fused is not None else (differentiable if trains else _PREPARED[name]).attention(q, k, v, plan)
+        return out if gate is None else out + gate * coarse.attention(q, k, v, plan.tiles)

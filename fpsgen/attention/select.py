@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fpsgen.attention.tiles import TileGrid
+from fpsgen.attention.tiles import TileGrid, kept
 
 # Mean keys of a summary that share one scale: those of one more tile of keys, as the Hopper kernel reads them.
 SUMMARY_KEYS = 128
@@ -17,8 +17,14 @@ SUMMARY_KEYS = 128
 
 def means(x: Tensor, tiles: TileGrid) -> Tensor:
     """The mean of each tile's tokens: [batch, tokens, heads, head_dim] to float32 [batch, tiles, heads, head_dim]."""
-    lengths = tiles.valid.to(x.device)
-    return torch.segment_reduce(x.float().transpose(0, 1).contiguous(), "mean", lengths=lengths).transpose(0, 1)
+    rows = x.float().transpose(0, 1).contiguous()
+    # unsafe: the lengths are not looked at, for which the GPU would have to be waited for.
+    return torch.segment_reduce(rows, "mean", lengths=_lengths(tiles, x.device), unsafe=True).transpose(0, 1)
+
+
+@kept(16)
+def _lengths(tiles: TileGrid, device: torch.device) -> Tensor:
+    return tiles.valid.to(device)
 
 
 def addends(lists: Tensor, tiles: TileGrid) -> Tensor:

@@ -174,7 +174,7 @@ def preset_remark(plan: VideoPlan, about: dict) -> str:
     """The preset's mean density, and what it was measured to cost, where that holds for this video."""
     preset, remarks = plan.preset, [f"density {plan.density:.2f} of token pairs"]
     if preset.measured is None:
-        remarks += [] if preset.is_exact else ["not calibrated"]
+        remarks += [] if preset.is_exact or preset.name == plan.model.own_preset else ["not calibrated"]
     elif others := preset.differences(about["weights"], plan.request.settings):
         remarks.append("measured on other weights" if "other weights" in others else "measured at other settings")
     else:

@@ -184,15 +184,18 @@ def check(model: str, json: bool = False, verbose: bool = False) -> None:
         "folder": str(chosen.folder),
         **{key: getattr(config, key) for key in ("dim", "num_layers", "num_heads", "ffn_dim")},
         "parameters": parameters,
+        "solver": chosen.defaults.solver,
+        "steps": chosen.defaults.steps,
         "dtypes": load.dtypes(checkpoint),
         "bytes": checkpoint.bytes,
     }
     for key, value in facts.items():
         out.detail(f"{key}: {value}")
     count = f"{parameters / 1e9:.3f} billion" if parameters >= 1e9 else f"{parameters / 1e6:.1f} million"
+    few = f"; made for {chosen.defaults.steps} steps of {chosen.defaults.solver}" if chosen.is_for_few_steps else ""
     out.result(
         f"{printable(model)}: a whole Wan2.1 text-to-video checkpoint in {checkpoint.format} format, "
-        f"{count} parameters in the transformer, {readable(checkpoint.bytes)}",
+        f"{count} parameters in the transformer, {readable(checkpoint.bytes)}{few}",
         facts,
     )
 

@@ -19,6 +19,7 @@ class WanConfig:
     them. image_dim: width of an image encoder's states, which cross-attention reads beside the text; None where it
     reads none. image_positions: how many such states have a learned position, as in models that take a first and a last
     image; None where they have none. time_per_token: whether each token has a timestep of its own (Wan2.2's TI2V-5B).
+    gated: whether self-attention adds attention over tiles' means, times a gate (`attention.coarse`; FastVideo's VSA).
 
     What Wan never varies is no field: one patch size, q and k normalised over all heads, an affine norm
     before cross-attention, global attention. A configuration that says otherwise is refused.
@@ -36,6 +37,7 @@ class WanConfig:
     image_dim: int | None = None
     image_positions: int | None = None
     time_per_token: bool = False
+    gated: bool = False
 
     PATCH = (1, 2, 2)  # latent frames, rows, columns of one token
     ROPE_THETA = 10_000.0
@@ -79,14 +81,14 @@ class WanConfig:
 
     @property
     def weights_per_token(self) -> int:
-        """The blocks' weights, each multiplied once for each token: attention's four matrices, those of
+        """The blocks' weights, each multiplied once for each token: attention's four matrices or five, those of
         cross-attention that see tokens, the FFN."""
-        return self.num_layers * (4 * self.dim**2 + 2 * self.dim**2 + 2 * self.dim * self.ffn_dim)
+        return self.num_layers * ((4 + self.gated) * self.dim**2 + 2 * self.dim**2 + 2 * self.dim * self.ffn_dim)
 
     def bytes_per_token(self, itemsize: int) -> int:
         """Memory at a block's widest moment, where matrix products have numbers of `itemsize` bytes: the float32
-        residual stream, its normed and modulated copies, q, k, v and the FFN's hidden layer twice."""
-        return 16 * self.dim + itemsize * (4 * self.dim + 2 * self.ffn_dim)
+        residual stream, its normed and modulated copies, q, k, v, the gate and the FFN's hidden layer twice."""
+        return 16 * self.dim + itemsize * ((4 + self.gated) * self.dim + 2 * self.ffn_dim)
 
     def grid(self, latent_shape: tuple[int, int, int]) -> tuple[int, int, int]:
         """Token grid (T, H, W) of latents with the given frames, rows and columns."""
@@ -101,7 +103,7 @@ WAN_14B = WanConfig(dim=5120, ffn_dim=13824, num_heads=40, num_layers=40)
 WAN_5B = WanConfig(3072, 14336, num_heads=24, num_layers=30, in_channels=48, out_channels=48, time_per_token=True)
 _FROM_IMAGE = replace(WAN_14B, in_channels=36)
 
-# By names of models: Wan2.1's, Wan2.2's, and those that begin with an image.
+# By names of models: Wan2.1's, Wan2.2's, those that begin with an image, and FastVideo's with gates.
 SHAPES = {
     "1.3b": WAN_1_3B,
     "14b": WAN_14B,
@@ -110,14 +112,28 @@ SHAPES = {
     "i2v-14b": replace(_FROM_IMAGE, image_dim=1280),
     "flf2v-14b": replace(_FROM_IMAGE, image_dim=1280, image_positions=514),
     "2.2-i2v": _FROM_IMAGE,
+    "1.3b-vsa": replace(WAN_1_3B, gated=True),
+    "14b-vsa": replace(WAN_14B, gated=True),
+    "5b-vsa": replace(WAN_5B, gated=True),
 }
+_GATED = "-vsa"
 # The family whose presets a model takes, where that is not its own name.
 _FAMILIES = {"i2v-14b": "14b", "flf2v-14b": "14b", "2.2-i2v": "2.2-14b"}
 
 
 def kind_of(shapes: WanConfig, experts: int = 1) -> str:
-    """Which of `SHAPES` a model is taken for, by its inputs, the number of its experts and its width: 1.3B up to that
-    model's width, 14B above."""
+    """Which of `SHAPES` a model is taken for, by its inputs, the number of its experts, its gates and its width: 1.3B
+    up to that model's width, 14B above."""
+    kind = _ungated_kind(shapes, experts)
+    return kind + _GATED if shapes.gated and kind + _GATED in SHAPES else kind
+
+
+def ungated(kind: str) -> str:
+    """The kind of the same model without gates, from which FastVideo's were trained."""
+    return kind.removesuffix(_GATED)
+
+
+def _ungated_kind(shapes: WanConfig, experts: int) -> str:
     if shapes.time_per_token:
         return "5b"
     if experts > 1:
@@ -129,4 +145,4 @@ def kind_of(shapes: WanConfig, experts: int = 1) -> str:
 
 def family_of(kind: str) -> str:
     """The family whose presets a model of a kind takes."""
-    return _FAMILIES.get(kind, kind)
+    return _FAMILIES.get(kind, ungated(kind))

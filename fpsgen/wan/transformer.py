@@ -258,13 +258,18 @@ class Attention(nn.Module):
 
 
 class SelfAttention(Attention):
+    def __init__(self, config: WanConfig):
+        super().__init__(config)
+        self.gate_compress = Linear(config.dim, config.dim) if config.gated else None
+
     def forward(
         self, x: Tensor | Rounded, rope: Tensor, plan: AttentionPlan, precision: LinearPrecision = "16bit"
     ) -> Tensor:
         transform = QKTransform(self.norm_q.weight, self.norm_k.weight, self.eps, rope)
         given = elementwise.rounded(x, precision)
         q, k, v = (self.split(layer(given)) for layer in (self.q, self.k, self.v))
-        return self.o(elementwise.rounded(attend(q, k, v, transform, plan).flatten(2), precision))
+        gate = None if self.gate_compress is None else self.split(self.gate_compress(given))
+        return self.o(elementwise.rounded(attend(q, k, v, transform, plan, gate).flatten(2), precision))
 
 
 class ImageEmbedding(nn.Module):

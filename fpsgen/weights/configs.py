@@ -181,7 +181,13 @@ def config_of(tensors: dict[str, Header]) -> WanConfig:
         in_channels=in_channels,
         out_channels=shape_of(tensors, "head.head.weight", 2)[0] // patch,
         time_per_token=in_channels == WAN_5B.in_channels,
+        gated=is_gated(tensors),
     )
+
+
+def is_gated(tensors: dict[str, Header]) -> bool:
+    """Whether a transformer (original names) has FastVideo's gates, of which no configuration speaks."""
+    return "blocks.0.self_attn.gate_compress.weight" in tensors
 
 
 def vae_config_of(tensors: dict[str, Header]) -> dict[str, Any]:

@@ -23,6 +23,11 @@ def solver_of(label: str) -> SolverName | None:
     return next((solver for pattern, solver in _NAMES if re.search(pattern, label, re.IGNORECASE)), None)
 
 
+def is_gated_only(label: str) -> bool:
+    """Whether the name is of one of FastVideo's models with gates that were not distilled, Wan2.1-VSA-T2V-14B."""
+    return re.search(r"wan[-_. ]?2[-_. ]?\d[-_. ]?vsa", label, re.IGNORECASE) is not None
+
+
 def is_of_another_sampler(label: str) -> bool:
     """Whether the name is of something that was distilled for few steps, of which no solver is known."""
     return solver_of(label) is None and re.search(_OTHERS, label, re.IGNORECASE) is not None

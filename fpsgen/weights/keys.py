@@ -58,6 +58,9 @@ def _transformer() -> Iterator[Pair]:
     yield "head.modulation", "scale_shift_table"
     yield "blocks.{n}.modulation", "blocks.{n}.scale_shift_table"
     yield "blocks.{n}.norm3", "blocks.{n}.norm2"  # the original's norm1 and norm2 have no parameters
+    # FastVideo's own, and the other place that people give it.
+    yield "blocks.{n}.self_attn.gate_compress", "blocks.{n}.to_gate_compress"
+    yield "blocks.{n}.self_attn.gate_compress", "blocks.{n}.attn1.to_gate_compress"
     yield "blocks.{n}.ffn.0", "blocks.{n}.ffn.net.0.proj"
     yield "blocks.{n}.ffn.2", "blocks.{n}.ffn.net.2"
     yield "img_emb.emb_pos", "condition_embedder.image_embedder.pos_embed"

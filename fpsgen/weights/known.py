@@ -79,7 +79,7 @@ MODELS: dict[str, Known] = {
     "i2v-720p": _wan(_IMAGE, "i2v-14b", "Wan2.1-I2V-14B-720P", 82, 90),
     "flf2v": _wan(_FIRST_LAST, "flf2v-14b", "Wan2.1-FLF2V-14B-720P", 82, 90, ending="-diffusers"),
     "1.3b-fast": Known(
-        f"{_TEXT}, 3 steps", "1.3b", {"diffusers": Source("FastVideo/FastWan2.1-T2V-1.3B-Diffusers", 26)}
+        f"{_TEXT}, 3 steps", "1.3b-vsa", {"diffusers": Source("FastVideo/FastWan2.1-T2V-1.3B-Diffusers", 26)}
     ),
     "5b-fast": Known(
         f"{_BOTH}, 3 steps", "5b", {"diffusers": Source("FastVideo/FastWan2.2-TI2V-5B-FullAttn-Diffusers", None)}

@@ -6,7 +6,7 @@ Recognising a folder reads names, configurations and headers, no weights.
 from __future__ import annotations
 
 import shlex
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from fpsgen.weights.configs import (
     config_of,
     depth_of,
     from_diffusers,
+    is_gated,
     shown,
     text_config_of,
     vae_config_of,
@@ -168,7 +169,7 @@ def check_index(folder: Path) -> dict[str, Any]:
     if not (folder / "model_index.json").exists():
         return {}
     index = read_json(folder / "model_index.json")
-    if (name := index.get("_class_name")) != "WanPipeline":
+    if (name := index.get("_class_name")) not in ("WanPipeline", "WanDMDPipeline"):  # the second is FastVideo's
         raise ModelError(f"it is a {printable(name, 60)}, not a WanPipeline", hint=OURS)
     boundary = index.get("boundary_ratio", 0.5)
     if boundary is not None and not (type(boundary) is float and 0 < boundary < 1):
@@ -211,7 +212,9 @@ def _diffusers(folder: Path) -> Checkpoint:
     check_kinds_of_parts(vae, text)
     files: dict[str, Any] = {part: shards(folder / part, PARTS[part].stem) for part in parts}
     for part, own in shapes.items():
-        _check_depth(part, own.num_layers, _tensors(part, files[part], two), "blocks.")
+        tensors = _tensors(part, files[part], two)
+        _check_depth(part, own.num_layers, tensors, "blocks.")
+        shapes[part] = replace(own, gated=is_gated(tensors))
     text_tensors = headers.renamed(headers.headers(files["text_encoder"]), PARTS["text_encoder"].rename)
     _check_depth("text_encoder", text.get("num_layers"), text_tensors, "encoder.block.")
     _check_tokenizer(folder / tokenizer)

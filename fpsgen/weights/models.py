@@ -68,15 +68,26 @@ class Model:
         return f"{self.full_name} with {self.loras}" if self.loras else self.full_name
 
     @property
+    def own_preset(self) -> str | None:
+        """The shipped preset of the attention that its authors trained it with, where that is not dense."""
+        kind = self.checkpoint.kind
+        return kind if kind != config.ungated(kind) else None
+
+    @property
     def trained_for(self) -> tuple[str, ...]:
-        """The presets that `fpsgen train` made its weights and LoRAs for."""
+        """The presets that its authors, or `fpsgen train`, made its weights and LoRAs for."""
         files = [*self.checkpoint.transformer[:1], *(each.file for each in self.checkpoint.loras)]
-        return tuple(dict.fromkeys(preset for file in files if (preset := headers.trained_for(file))))
+        trained = [headers.trained_for(file) for file in files]
+        return tuple(dict.fromkeys(preset for preset in (self.own_preset, *trained) if preset))
+
+    @property
+    def is_for_few_steps(self) -> bool:
+        return self.defaults.solver in FEW_STEPS
 
     def defaults_by(self, solver: str | None) -> Settings:
         """The defaults of a video that the user wants by a solver; None for the model's own. What is a default for few
         steps holds for no other solver."""
-        plain = solver and solver not in FEW_STEPS and self.defaults.solver in FEW_STEPS
+        plain = solver and solver not in FEW_STEPS and self.is_for_few_steps
         return (self.usual or _plain_defaults(self.checkpoint, self.name)) if plain else self.defaults
 
     def with_loras(self, loras: Sequence[Lora]) -> Model:
@@ -133,7 +144,7 @@ def absent(key: str) -> Model:
     called = (
         " ".join(part for each in known.sources.values() for part in (each.repository, *each.files)) if known else ""
     )
-    return Model(key, Path(), checkpoint, _for_few_steps(_plain_defaults(checkpoint, key), called))
+    return Model(key, Path(), checkpoint, _defaults_by_label(checkpoint, key, called))
 
 
 class NoWeightsError(ModelError):
@@ -249,20 +260,21 @@ def open_file(file: Path, name: str = "") -> Model:
     if checkpoint.transformer != [file]:
         checkpoint = replace(checkpoint, **fields)
     layout.check_widths(checkpoint)
-    whole = folder.name if folder != file.parent else ""
+    whole = _called(folder) if folder != file.parent else ""
     defaults = _defaults(checkpoint, name or file.name, f"{file.name} {whole}")
     return Model(name or printable(file.name), file.parent, checkpoint, defaults)
 
 
 def _called(folder: Path) -> str:
-    """A folder's name; in the hub's cache the repository's."""
-    return folder.parents[1].name if folder.parent.name == "snapshots" else folder.name
+    """A folder's name, in the hub's cache the repository's; and what a Diffusers folder calls its pipeline."""
+    name = folder.parents[1].name if folder.parent.name == "snapshots" else folder.name
+    return f"{name} {layout.check_index(folder).get('_class_name', '')}"
 
 
 def _plain_defaults(checkpoint: Checkpoint, name: str) -> Settings:
     """Those of the published model of its kind, or of its name, with the boundary between two experts that its own
     files say."""
-    own = DEFAULTS[checkpoint.kind]
+    own = DEFAULTS[config.ungated(checkpoint.kind)]
     if known := hub.known_as(name):
         own = replace(own, **known.own)
     return replace(own, boundary=checkpoint.boundary) if checkpoint.boundary else own
@@ -272,11 +284,14 @@ def _defaults(checkpoint: Checkpoint, name: str, called: str) -> Settings:
     """The same; for few steps where what the model is called, or its transformer's file, says that it was distilled for
     them."""
     label = headers.contents(checkpoint.transformer[0]).label
-    return _for_few_steps(_plain_defaults(checkpoint, name), f"{name} {called} {label}")
+    return _defaults_by_label(checkpoint, name, f"{name} {called} {label}")
 
 
-def _for_few_steps(settings: Settings, label: str) -> Settings:
-    return settings.override(solver=few_steps.solver_of(label))
+def _defaults_by_label(checkpoint: Checkpoint, name: str, label: str) -> Settings:
+    solver = few_steps.solver_of(label)
+    if checkpoint.config.gated and (solver == "fastwan" or not few_steps.is_gated_only(label)):
+        return DEFAULTS[checkpoint.kind].override(solver="fastwan")
+    return _plain_defaults(checkpoint, name).override(solver=solver)
 
 
 def _assembled(file: Path, fields: dict[str, Any]) -> Checkpoint:

@@ -20,13 +20,17 @@ from fpsgen.weights import models
 from fpsgen.weights.load import load_transformer
 
 NAMES = shipped.names()
-# By size: tokens and tiles. By family: layers, heads, shift, the size that is shown where none is said.
+# By size, or by a preset's name: tokens and tiles. By family: layers, heads, shift, the size that is shown where none
+# is said.
 GRIDS = {
     "480p": TileGrid((21, 30, 52), (3, 10, 4)),
     "720p": TileGrid((21, 45, 80), (3, 5, 8)),
     "pocket": TileGrid((7, 6, 10), (2, 2, 2)),
+    "1.3b-vsa": TileGrid((21, 30, 52), (4, 4, 4)),
+    "14b-vsa": TileGrid((21, 45, 80), (4, 4, 4)),
+    "5b-vsa": TileGrid((31, 22, 40), (4, 4, 4)),
 }
-MODELS = {"1.3b": (30, 12, 8.0, 50), "14b": (40, 40, 5.0, 50), "pocket": (6, 3, 3.0, 20)}
+MODELS = {"1.3b": (30, 12, 8.0, 50), "14b": (40, 40, 5.0, 50), "5b": (30, 24, 5.0, 50), "pocket": (6, 3, 3.0, 20)}
 WAN = [f"{family}-{size}" for family in ("1.3b", "14b") for size in ("480p", "720p")]
 
 
