@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fpsgen.attention.plan import AttentionPlan
-from fpsgen.attention.quantize import Format
+from fpsgen.attention.quantize import Format, Quantized
 from fpsgen.attention.tiles import TileGrid
 from fpsgen.wan import linear
-from fpsgen.wan.linear import Linear, Rounded, choose, rounded
+from fpsgen.wan.linear import Linear, Rounded, choose, expanded, rounded
 from fpsgen.wan.plan import UNROUNDED, LinearPrecision, Linears, StepPlan
 from fpsgen.wan.transformer import WanTransformer
 from fpsgen.weights import lora
@@ -191,3 +191,17 @@ def test_errors_of_8_bits_stay_small(model: Model, precision: LinearPrecision) -
     exact = velocity(transformer, plan_of(model))
     all_8_bit = velocity(transformer, plan_of(model, *[Linears(precision, precision)] * 2))
     assert 0.001 < (all_8_bit - exact).norm() / exact.norm() < 0.1
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.int8])
+@pytest.mark.parametrize("nan", [False, True])
+def test_8_bit_numbers_are_expanded_to_what_torch_makes_of_them(dtype: torch.dtype, nan: bool) -> None:
+    """Every number of a format; with those that are none, and without."""
+    numbers = torch.arange(256, dtype=torch.uint8).view(dtype)
+    numbers = numbers if nan else numbers[numbers.float().isfinite()]
+    scale = torch.logspace(-30, 30, 70)[:, None]
+    weight = Quantized(numbers.expand(70, -1).contiguous(), scale)
+    for wanted in (torch.float32, torch.bfloat16, torch.float16):
+        expected = (numbers.float() * scale).to(wanted)
+        assert torch.equal(expanded(weight, wanted).nan_to_num(7), expected.nan_to_num(7))
+        assert torch.equal(expanded(weight, wanted).isnan(), expected.isnan())
