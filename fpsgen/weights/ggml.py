@@ -71,7 +71,7 @@ class _Cursor:
 
     def skip(self, count: int) -> None:
         if count > len(self.data) - self.place:
-            raise GGUFError("ends within its header")
+            raise GGUFError("is damaged: it ends within its header")
         self.place += count
 
     def text(self) -> str:

@@ -66,7 +66,8 @@ def _value(tensor: Tensor, header: Header, scales: Mapping[str, Tensor]) -> Valu
     scale = scales[header.scale] if header.scale else torch.ones(())
     if not header.is_8_bits:
         return tensor.float() * scale.flatten()
-    return Quantized(tensor, scale.reshape(-1, *[1] * (tensor.ndim - 1)).expand(len(tensor), *[1] * (tensor.ndim - 1)))
+    ones = [1] * (tensor.ndim - 1)
+    return Quantized(tensor, scale.reshape(-1, *ones).expand(len(tensor), *ones).contiguous())
 
 
 def copied(value: Quantized, device: torch.device) -> Quantized:

@@ -69,16 +69,19 @@ def fold(tensors: Mapping[str, Header], told: Mapping[str, Mapping[str, Any]]) -
         else:
             found[weight] = replace(found[weight], scale=name)
     if lost:
-        return found, f"has {len(lost)} scales of no 8-bit weight: {some(lost)}"
+        return found, f"has scales of no 8-bit weight, {len(lost)} in all: {some(lost)}"
     if misshapen:
-        return found, f"has {len(misshapen)} scales that are neither one number nor one for each row: {some(misshapen)}"
+        return (
+            found,
+            f"has scales that are neither one number nor one for each row, {len(misshapen)} in all: {some(misshapen)}",
+        )
     scaled = any(header.scale for header in found.values()) or any(map(_MARK.fullmatch, tensors))
     bare = [
         name
         for name, header in found.items()
         if not header.scale and len(header.shape) > 1 and (header.dtype == "I8" or (scaled and header.is_8_bits))
     ]
-    return found, f"lacks the scales of {len(bare)} 8-bit weights: {some(bare)}" if bare else ""
+    return found, f"lacks the scales of 8-bit weights, {len(bare)} in all: {some(bare)}" if bare else ""
 
 
 def _fits(scale: Header, weight: Header) -> bool:
