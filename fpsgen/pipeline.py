@@ -11,12 +11,13 @@ import contextlib
 import copy
 from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import partial
-from itertools import groupby
+from itertools import groupby, zip_longest
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from fpsgen import machine
+from fpsgen import experts, machine, solvers
 from fpsgen.attention import door
 from fpsgen.attention.door import Choice
 from fpsgen.errors import option
@@ -25,7 +26,7 @@ from fpsgen.pocket import reading
 from fpsgen.presets import file
 from fpsgen.printable import printable
 from fpsgen.request import Request, VideoPlan, resolve
-from fpsgen.sampling import Denoiser, not_finite, zero_nonfinite
+from fpsgen.sampling import Denoiser, State, not_finite, zero_nonfinite
 from fpsgen.target import Target
 from fpsgen.timing import Timings
 from fpsgen.video import VideoWriter, check_path
@@ -34,7 +35,8 @@ from fpsgen.wan import vae as wan_vae
 from fpsgen.wan.graphs import Graphs, why_not
 from fpsgen.wan.plan import distinct
 from fpsgen.wan.text_encoder import KnownTexts
-from fpsgen.weights.load import load_text_encoder, load_transformer, load_vae
+from fpsgen.wan.transformer import WanTransformer
+from fpsgen.weights.load import fingerprint, load_text_encoder, load_vae
 from fpsgen.weights.models import Model
 
 
@@ -67,35 +69,7 @@ def generate(
         machine.reset_peak(target.device)
         kept = known() if known else None
     texts = yield from _encode(plans, model, target, videos, kept)
-    yield Stage("load", "transformer")
-    with _all(videos, "load"):
-        computed = (step for plan in plans for step in plan.steps if step.compute == "full")
-        steps = list(dict.fromkeys(computed))
-        transformer = load_transformer(model.checkpoint, target.device, target.dtype, steps)
-        weights, trained_for = transformer.fingerprint(), model.trained_for
-        abouts = [plan.about(weights) for plan in plans]
-    ends = []
-    for number, plan in enumerate(plans):
-        own = plan.request.settings
-        surprise = None if plan.preset.name == model.own_preset else plan.preset.surprise(weights, own, model.loras)
-        if told := plan.preset.stranger(weights, trained_for) or surprise:
-            yield Notice(told)
-        if len(plans) > 1:
-            machine.release()  # what the video before has left, which would seem to lack
-            yield Run(plan.request.prompt, number + 1, len(plans))
-        with _alone(videos, number):
-            with videos[number].stage("denoise"):  # texts become the keys and values of each layer
-                graphs = Graphs(transformer, target.device, why_not(target.device, target.graphs, plan.backends))
-                denoiser = Denoiser(transformer, own, texts[number], target.device, graphs=graphs)
-            latents = yield from denoise(plan, denoiser, videos[number], accept)
-            yield Notice(f"{graphs}", detail=not (graphs.failed or (target.graphs and graphs.refused)))
-            abouts[number]["graphs"] = graphs.as_dict()
-            del denoiser, graphs  # which hold the transformer, and much memory
-        yield Denoised(latents)
-        ends.append(zero_nonfinite(latents))
-    with _all(videos, "load"):
-        del transformer
-        machine.release()
+    ends, abouts = yield from _denoise_all(plans, texts, videos, accept)
     yield Stage("load", "VAE")
     with _all(videos, "load"):
         vae = load_vae(model.checkpoint, target.device)
@@ -105,6 +79,74 @@ def generate(
         with _alone(videos, number):
             pieces = wan_vae.frames_of(vae, ends[number], rounded, notes.append)
             yield from decode(plan, pieces, videos[number], abouts[number], notes)
+
+
+def _denoise_all(
+    plans: Sequence[VideoPlan],
+    texts: Sequence[Sequence[Tensor]],
+    videos: Sequence[Timings],
+    accept: Callable[[Step], bool],
+) -> Generator[Event, None, tuple[list[Tensor], list[dict[str, Any]]]]:
+    """For each video its final latents, 0 where they are not finite, and what its comment says: the generator's return
+    value. One transformer computes its steps of all videos, then makes room for the other one, if there are two."""
+    turns = experts.turns(plans)
+    states: list[State | None] = [None] * len(plans)
+    abouts: list[dict[str, Any]] = []
+    with contextlib.ExitStack() as held:
+        ahead: experts.Ahead | None = None
+        for turn, after in zip_longest(turns, turns[1:]):
+            yield Stage("load", turn.words)
+            with _all(videos, "load"):
+                transformer = ahead.take() if ahead else experts.load(turn, plans)
+                if not abouts:
+                    weights = fingerprint(plans[0].model.checkpoint, transformer)
+                    abouts = [plan.about(weights) for plan in plans]
+                if after:
+                    ahead = held.enter_context(experts.Ahead(after, plans, experts.way_ahead(after, plans)))
+            if after:
+                yield Notice(f"{ahead}", detail=True)
+            yield from _denoise_turn(turn, plans, transformer, texts, videos, accept, states, abouts)
+            with _all(videos, "load"):
+                del transformer
+                machine.release()
+    return [zero_nonfinite(state.latents) for state in states if state], abouts
+
+
+def _denoise_turn(
+    turn: experts.Turn,
+    plans: Sequence[VideoPlan],
+    transformer: WanTransformer,
+    texts: Sequence[Sequence[Tensor]],
+    videos: Sequence[Timings],
+    accept: Callable[[Step], bool],
+    states: list[State | None],
+    abouts: Sequence[dict[str, Any]],
+) -> Iterator[Event]:
+    """The steps of all videos that one transformer computes. states, abouts: of each video, brought up to date."""
+    for number, (plan, (first, end)) in enumerate(zip(plans, turn.spans, strict=True)):
+        if first == end:
+            continue
+        own, target, weights = plan.request.settings, plan.target, abouts[number]["weights"]
+        warned = plan.preset.stranger(weights, plan.model.trained_for)
+        if plan.preset.name != plan.model.own_preset:
+            warned = warned or plan.preset.surprise(weights, own, plan.model.loras)
+        if warned and not first:
+            yield Notice(warned)
+        if len(plans) > 1:
+            machine.release()  # what the video before has left, which would seem to lack
+            alone = (first, end) == (0, len(plan.steps))
+            yield Run(plan.request.prompt + ("" if alone else f", {turn.words}"), number + 1, len(plans))
+        with _alone(videos, number):
+            with videos[number].stage("denoise"):  # texts become the keys and values of each layer
+                graphs = Graphs(transformer, target.device, why_not(target.device, target.graphs, plan.backends))
+                denoiser = Denoiser(transformer, own, texts[number], target.device, graphs=graphs)
+                state = states[number] = states[number] or denoiser.begin(noise(plan), partial(noise, plan))
+            yield from denoise(plan, denoiser, videos[number], accept, state, end)
+            yield Notice(f"{graphs}", detail=not (graphs.failed or (target.graphs and graphs.refused)))
+            abouts[number]["graphs"] = graphs.as_dict(abouts[number].get("graphs"))
+            del denoiser, graphs  # which hold the transformer, and much memory
+        if end == len(plan.steps):
+            yield Denoised(state.latents)
 
 
 @contextlib.contextmanager
@@ -183,24 +225,34 @@ def encode_prompts(
     return texts
 
 
+def noise(plan: VideoPlan, done: int = 0) -> Tensor:
+    """A video's noise on its device: what it begins with, or what its solver adds after `done` steps. By nothing that
+    holds a transformer, which makes room for another one while the trajectory goes on."""
+    own, channels = plan.request.settings, plan.model.config.out_channels
+    return solvers.noise(channels, own.latent_shape, plan.request.seed, done).to(plan.target.device)
+
+
 def denoise(
-    plan: VideoPlan, denoiser: Denoiser, timings: Timings, accept: Callable[[Step], bool] = lambda step: False
-) -> Generator[Event, None, Tensor]:
-    """From noise to latents [1, 16, T, h, w], the generator's return value."""
+    plan: VideoPlan,
+    denoiser: Denoiser,
+    timings: Timings,
+    accept: Callable[[Step], bool],
+    state: State,
+    end: int | None = None,
+) -> Iterator[Event]:
+    """All further steps of a trajectory, or those before step `end`; its state is brought up to date."""
     yield Stage("denoise")
     if denoiser.branches > 1:
         yield Branches(denoiser.together)
-    yield from notices(plan)
+    if not state.step:
+        yield from notices(plan)
     yield from make_ready(plan, timings)
-    with timings.stage("denoise"):
-        latents = denoiser.noise(plan.request.seed)
-    moments = denoiser.run(latents, plan.steps, fresh=partial(denoiser.noise, plan.request.seed))
+    moments = denoiser.go_on(state, plan.steps, end=end)
     while True:
         with timings.stage("denoise"):
             moment = next(moments, None)
         if moment is None:
-            return latents
-        latents = moment.latents
+            return
         timings.steps.append(moment.seconds)
         step = Step(moment.step + 1, len(plan.steps), moment.seconds, moment.finite)
         yield step

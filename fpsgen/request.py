@@ -88,6 +88,11 @@ class VideoPlan:
     def tiles(self) -> TileGrid:
         return self.steps[0].tiles
 
+    @property
+    def high_steps(self) -> int:
+        """How many of the first steps the first transformer computes: all, where there is no other one."""
+        return self.request.settings.high_steps if self.model.checkpoint.transformer_2 else len(self.steps)
+
     @cached_property
     def backends(self) -> dict[AttentionPlan, Choice]:
         """What runs each attention plan, and why nothing that is preferred does."""

@@ -143,7 +143,7 @@ class Denoiser:
         carried = carried or Carried()
         if plan.compute == "reuse":
             return self._continued(carried.velocities, step)
-        if self.branches == 1 or plan.guidance == "off":
+        if self.branches == 1 or plan.guidance == "off" or self.settings.guidance_at(step) == 1:
             return self._conditional(latents, step, plan)
         if plan.guidance == "reuse":
             # u + g (c - u) = c + (g - 1) (c - u)
@@ -245,6 +245,8 @@ class Denoiser:
             if step < state.step:
                 continue
             begin, latents = time.perf_counter(), state.latents
+            if step == self.settings.high_steps:  # what one expert left says nothing of the other one
+                carried.velocities, carried.difference, carried.source = [], None, None
             if plan.guidance == "full" and plan.compute == "full":
                 carried.difference, carried.source = None, (latents, step, plan)
             velocity = None if kept is None else kept.get(step)

@@ -7,7 +7,7 @@ that a preset means the same at any step count and flow shift.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -227,17 +227,29 @@ class Preset:
             plans[phase] = StepPlan(tuple(shared[own] for own in each), linear, phase.guidance, phase.compute)
         return plans
 
-    def schedule(self, sigmas: Sequence[float], tiles: TileGrid, layers: int, heads: int) -> list[StepPlan]:
-        """What each layer does at each step, given the noise level before it; errors as `plans`."""
+    def schedule(
+        self, sigmas: Sequence[float], tiles: TileGrid, layers: int, heads: int, high: int | None = None
+    ) -> list[StepPlan]:
+        """What each layer does at each step, given the noise level before it; errors as `plans`. high: how many of the
+        first steps the high-noise one of two experts computes. The other one uses nothing again that this one left: a
+        line through velocities of two networks would go on with what is but their difference, and the step from which
+        a difference of guidance branches is had could not be computed again."""
         plans = self.plans(tiles, layers, heads)
-        return startable([plans[self.at(sigma)] for sigma in sigmas])
+        steps = [plans[self.at(sigma)] for sigma in sigmas]
+        return startable(steps[:high]) + (startable(steps[high:]) if high is not None else [])
 
     def steps(self, model: Model, settings: Settings) -> tuple[StepPlan, ...]:
         """What each step of a model's video computes. UsageError where the preset is for another model, another
         video's size or another solver."""
         self.check_family(model.family)
         tiles, config = model.tiles(settings.latent_shape, self.tile), model.config
-        found = tuple(self.schedule(settings.noise_levels, tiles, config.num_layers, config.num_heads))
+        of_model = (tiles, config.num_layers, config.num_heads)
+        found = tuple(self.schedule(settings.noise_levels, *of_model, settings.high_steps))
+        if settings.branches > 1:  # an expert without guidance has but one
+            found = tuple(
+                replace(step, guidance="off") if settings.guidance_at(number) == 1 else step
+                for number, step in enumerate(found)
+            )
         few = FEW_STEPS.get(settings.solver)
         if few and few.renoises and any(step.compute == "reuse" for step in found):
             told = f"it continues velocities, which the fresh noise of the solver {settings.solver} makes wrong"

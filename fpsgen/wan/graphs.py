@@ -88,9 +88,11 @@ class Graphs:
         what = "1 CUDA graph was" if self.count == 1 else f"{self.count} CUDA graphs were"
         return f"{what} captured in {self.seconds:.2f} s"
 
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return {"captured": self.count, "seconds": round(self.seconds, 3), "why_not": self.refused}
+    def as_dict(self, earlier: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """For JSON. earlier: the same of the transformer that computed the video's steps before this one."""
+        count, seconds, refused = (earlier or {"captured": 0, "seconds": 0.0, "why_not": None}).values()
+        seconds = round(self.seconds + seconds, 3)
+        return {"captured": self.count + count, "seconds": seconds, "why_not": self.refused or refused}
 
 
 class Graph:

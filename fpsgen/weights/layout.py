@@ -8,7 +8,7 @@ from __future__ import annotations
 import shlex
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from fpsgen.errors import ModelError
 from fpsgen.files import open_regular
@@ -33,6 +33,8 @@ from fpsgen.weights.kinds import Header
 from fpsgen.weights.known import Format as Format
 from fpsgen.weights.lora import Lora
 from fpsgen.weights.lora_changes import Expert
+
+TransformerPart = Literal["transformer", "transformer_2"]
 
 
 @dataclass(frozen=True)
@@ -271,8 +273,8 @@ def _original(folder: Path) -> Checkpoint:
     fields: dict[str, Any] = {"tokenizer": folder / TOKENIZERS["original"]}
     own = [_original_transformer(home) for home in homes.values()]
     fields |= fields_of_experts(*own) if len(own) > 1 else fields_of("transformer", *own)
-    for part, parts_files in files.items():
-        fields |= fields_of(part, parts_files)
+    for other, others_files in files.items():
+        fields |= fields_of(other, others_files)
     _check_tokenizer(fields["tokenizer"])
     if told := [read_json(home / "config.json") for home in homes.values() if (home / "config.json").exists()]:
         fields["config"] = _of_both(*(with_original(fields["config"], each) for each in told))

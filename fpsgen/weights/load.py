@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import tokenizers
 import torch
@@ -30,7 +30,7 @@ from fpsgen.wan.umt5 import UMT5Encoder
 from fpsgen.wan.vae import VAE
 from fpsgen.weights import lora
 from fpsgen.weights.headers import headers, read_json, renamed, some
-from fpsgen.weights.layout import Checkpoint
+from fpsgen.weights.layout import Checkpoint, TransformerPart
 from fpsgen.weights.read import Value, copied, first, plain, read
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -43,17 +43,19 @@ def load_transformer(
     device: torch.device,
     dtype: torch.dtype,
     steps: Sequence[StepPlan] = (),
-    part: Literal["transformer", "transformer_2"] = "transformer",
+    part: TransformerPart = "transformer",
+    check: Callable[[], None] = lambda: None,
     trains: bool = False,
 ) -> WanTransformer:
     """The transformer, its matrix products in `dtype`, with the checkpoint's LoRAs in its weights. steps: all that it
     will compute, if that is known, so that weights are rounded to 8 bits for it as they are read. part: which of two
-    experts. trains: whether it will be trained; if not, linear layers keep what is in 8 bits in their files. ModelError
-    where files do not fit, as for the other parts."""
+    experts. check: called before each parameter is kept; may raise. trains: whether it will be trained; if not, linear
+    layers keep what is in 8 bits in their files. ModelError where files do not fit, as for the other parts."""
     model, dtypes = empty_transformer(checkpoint), by_name(dtype)
     merge = lora.merging(checkpoint.loras, shapes(model), device, checkpoint.experts[part])
 
     def keep(name: str, value: Value) -> Tensor:
+        check()
         if not isinstance(value, Quantized):
             return model.hold(name, merge(name, value).to(device, dtypes(name), copy=True), steps)
         own = copied(value, device)
@@ -116,6 +118,16 @@ def identity(checkpoint: Checkpoint, part: str) -> str:
     for name, some_values in sorted(values.items()):
         told.update(name.encode() + some_values.bfloat16().view(torch.int16).numpy().tobytes())
     return told.hexdigest()[:16]
+
+
+def fingerprint(checkpoint: Checkpoint, transformer: WanTransformer) -> str:
+    """16 hexadecimal digits that tell what renders from others: `transformer`'s own; of two experts, which need not be
+    in memory, those of their files and LoRAs."""
+    if not checkpoint.transformer_2:
+        return transformer.fingerprint()
+    told = [identity(checkpoint, part) for part in checkpoint.experts]
+    told += sorted(f"{own.sha256} {own.scale!r} {own.expert}" for own in checkpoint.loras)
+    return hashlib.sha256("\n".join(told).encode()).hexdigest()[:16]
 
 
 def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fpsgen import machine, pipeline
+from fpsgen import experts, machine, pipeline
 from fpsgen.errors import RenderError, UsageError
 from fpsgen.events import Event, Notice, Run, Written, finish
 from fpsgen.request import Request
@@ -25,6 +25,7 @@ from tests.tools.calibration import CPU
 from tests.tools.graphs import Recorder
 
 TARGET = Target(CPU, torch.float32, torch.float32)
+LOADS = ((pipeline, "load_text_encoder"), (experts, "load_transformer"), (pipeline, "load_vae"))
 
 
 @pytest.mark.parametrize(
@@ -67,9 +68,9 @@ def test_several_videos_share_each_load_and_are_what_each_is_alone(
         Request("a cat surfing", own.override(steps=3), 3, tmp_path / "three.mp4"),
     ]
     loads: list[str] = []
-    for name in ("load_text_encoder", "load_transformer", "load_vae"):
-        real = getattr(pipeline, name)
-        monkeypatch.setattr(pipeline, name, lambda *args, real=real, name=name: loads.append(name) or real(*args))
+    for module, name in LOADS:
+        real = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *args, real=real, name=name: loads.append(name) or real(*args))
     timings = [Timings() for _ in requests]
     events = list(pipeline.generate(requests, model, TARGET, timings))
     assert loads == ["load_text_encoder", "load_transformer", "load_vae"]
@@ -91,8 +92,8 @@ def test_one_component_is_in_memory_at_a_time(
     """Each of the large ones may need all the memory there is."""
     loaded: list[weakref.ref[Any]] = []
     alive: list[tuple[str, int]] = []
-    for name in ("load_text_encoder", "load_transformer", "load_vae"):
-        real = getattr(pipeline, name)
+    for module, name in LOADS:
+        real = getattr(module, name)
 
         def load(*args: Any, real: Any = real) -> Any:
             alive.append((real.__name__, sum(one() is not None for one in loaded)))
@@ -100,7 +101,7 @@ def test_one_component_is_in_memory_at_a_time(
             loaded.append(weakref.ref(component))
             return component
 
-        monkeypatch.setattr(pipeline, name, load)
+        monkeypatch.setattr(module, name, load)
     model = models.open_folder(pocket_folder, "pocket")
     requests = [Request("a cat", model.defaults.override(steps=1), seed, tmp_path / f"{seed}.mp4") for seed in (1, 2)]
     for _ in pipeline.generate(requests, model, TARGET):
