@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from fpsgen import assets, pipeline
+from fpsgen import assets, experts, pipeline
 from fpsgen.attention import reference
 from fpsgen.bench.contenders import VideoContender
 from fpsgen.pipeline import Event
@@ -57,7 +57,7 @@ def test_a_broken_plan_loses_quality(bench: Bench, monkeypatch: pytest.MonkeyPat
 
 
 OWNERS = {
-    "load": (pipeline, "load_transformer"),
+    "load": (experts, "load_transformer"),
     "text": (TextEncoder, "encode"),
     "denoise": (Denoiser, "velocity"),
     "decode": (pipeline.wan_vae, "to_uint8"),
