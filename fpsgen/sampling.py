@@ -123,8 +123,10 @@ class Denoiser:
         self._first = None if image is None else image.first
         self._experts = []
         for expert in filter(None, (transformer, low)):
-            of_image = expert.embed_image(None if image is None else image.states)
-            contexts = [[a + b for a, b in zip(expert.embed_text(text), of_image, strict=True)] for text in given]
+            contexts = [expert.embed_text(text) for text in given]
+            if image is not None and image.states is not None:  # not where training's model stands for a transformer
+                of_image = expert.embed_image(image.states)
+                contexts = [[a + b for a, b in zip(own, of_image, strict=True)] for own in contexts]
             self._experts.append(Expert(graphs if graphs and expert is transformer else expert, contexts))
         self.branches = len(texts)
         solver = settings.new_solver()

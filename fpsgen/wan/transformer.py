@@ -114,12 +114,9 @@ class WanTransformer(nn.Module):
         embedded = self.text_embedding(text.to(self.dtype))
         return [block.cross_attn.key_value(embedded) for block in self.layers()]
 
-    def embed_image(self, states: Tensor | None) -> list[KeyValue]:
+    def embed_image(self, states: Tensor) -> list[KeyValue]:
         """Cross-attention keys and values per layer, from an image encoder's states, float32 [1, length, image_dim]; of
-        a first and a last image one after the other. They stand behind those of the text. Empty where there are none.
-        """
-        if states is None:
-            return [() for _ in self.blocks]
+        a first and a last image one after the other. They stand behind those of the text."""
         embedded = self.img_emb(states).to(self.dtype)
         return [block.cross_attn.key_value_of_image(embedded) for block in self.layers()]
 
