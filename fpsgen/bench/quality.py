@@ -5,6 +5,7 @@ Every clip and what is measured of it is kept, and found again by the next run, 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -187,7 +188,7 @@ def render(
                 denoiser = Denoiser(transformer, one.settings, texts[take.prompt], device)
                 latents = denoiser.noise(take.seed)
                 with one.running():
-                    for moment in denoiser.run(latents, one.steps):
+                    for moment in denoiser.run(latents, one.steps, fresh=functools.partial(denoiser.noise, take.seed)):
                         latents = moment.latents
                         watch(Done(1))
                 del denoiser  # what it holds would seem taken, too

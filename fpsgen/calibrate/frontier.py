@@ -20,6 +20,7 @@ from fpsgen.calibrate.solve import Problem
 from fpsgen.errors import UsageError
 from fpsgen.presets import BF16, cost, shipped
 from fpsgen.presets.account import denoising_cost, stand_in
+from fpsgen.solvers import FEW_STEPS
 from fpsgen.wan.plan import StepPlan
 
 # Points of the estimated frontier: prices of error, in the cost of denoising, from a tenth on, three in a power of ten.
@@ -81,7 +82,9 @@ def fewer_steps(job: Job, plans: Sequence[StepPlan]) -> list[tuple[StepPlan, ...
     dense = BF16.steps(job.model, job.settings)
     whole = denoising_cost(plans, job.model, job.settings.branches) * len(plans)
     counts = [max(1, math.floor(factor * whole + 1e-9)) for factor in _FEWER[: job.effort.rivals]]
-    return [dense[:count] for count in dict.fromkeys(counts) if count < len(plans)]
+    few = FEW_STEPS.get(job.settings.solver)
+    least = few.fewest if few else 1
+    return [dense[:count] for count in dict.fromkeys(counts) if least <= count < len(plans)]
 
 
 def of_dense(job: Job, dense: Sequence[StepPlan], checked: Sequence[Checked]) -> FrontierPoint:

@@ -31,6 +31,7 @@ from fpsgen.metrics import Pair
 from fpsgen.presets import BF16, Measured, Preset, file, label
 from fpsgen.presets.account import denoising_cost
 from fpsgen.seeds import next_seed
+from fpsgen.solvers import FEW_STEPS
 from fpsgen.target import Target
 from fpsgen.wan.plan import StepPlan, mean_density
 from fpsgen.weights.load import load_transformer, load_vae
@@ -89,7 +90,8 @@ def calibrate(job: Job, target: Target, watch: Watch, fresh: bool = False) -> Re
     found = to_preset(job, taken.schedule)
     plans = found.steps(job.model, job.settings)
     measured = _measured(job, weights, plans, taken, device)
-    found = replace(found, measured=measured, about=f"calibrated for {job.budget}")
+    merged = f", with {job.model.loras} merged" if job.model.loras else ""
+    found = replace(found, measured=measured, about=f"calibrated for {job.budget}{merged}")
     baseline = label(BF16.name, target.dtype_name)
     pairs = _pairs(taken, checker, plans, baseline)
     fewer = _fewer_steps(job, plans, taken, checker, len(tried), watch)
@@ -176,6 +178,7 @@ def _measured(job: Job, weights: str, plans: Sequence[StepPlan], taken: Tried, d
         device=machine.device_name(device),
         fpsgen=__version__,
         torch=torch.__version__,
+        solver=job.settings.solver if job.settings.solver in FEW_STEPS else None,
     )
 
 

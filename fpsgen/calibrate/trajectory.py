@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -140,7 +141,8 @@ class Renderer:
 
         pieces = Pieces(self.journal, name, known, None if again else self.watch)
         velocities, latents = [], denoiser.noise(clip.seed)
-        for moment in denoiser.run(latents, steps, pieces, compute, carried=carried):
+        fresh = functools.partial(denoiser.noise, clip.seed)
+        for moment in denoiser.run(latents, steps, pieces, compute, fresh, carried):
             velocities.append(moment.velocity.cpu())
             latents = moment.latents
         return velocities, latents
@@ -150,6 +152,7 @@ class Renderer:
         denoiser = self.denoiser(clip, len(velocities))
         latents, known = denoiser.noise(clip.seed), Pieces(self.journal, "", velocities, None)
         yield 0, latents
-        for moment in denoiser.run(latents, [self.dense] * len(velocities), known):
+        fresh = functools.partial(denoiser.noise, clip.seed)
+        for moment in denoiser.run(latents, [self.dense] * len(velocities), known, fresh=fresh):
             if moment.step + 1 < len(velocities):
                 yield moment.step + 1, moment.latents

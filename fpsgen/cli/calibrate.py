@@ -21,6 +21,7 @@ from fpsgen.printable import printable, readable
 from fpsgen.report.words import counted
 from fpsgen.seeds import check_seed
 from fpsgen.settings import check_settings
+from fpsgen.solvers import FEW_STEPS
 from fpsgen.tables import Column, Table
 from fpsgen.wan import sizes
 
@@ -93,6 +94,7 @@ def calibrate(
     target = chosen.find_target(device, dtype)  # which imports torch: so far, whatever cannot be is told at once
     found = chosen.with_loras(named or chosen.choose_model(size, target.device, out), loras, out)
     settings = chosen.settings_of(found, size, frames=frames, steps=steps, guidance=guidance, shift=shift)
+    settings.check()
     if output is None:
         output = files.free(Path(f"{files.safe_name(found.name)}-calibrated.toml"), ".html")
         if not dry_run:
@@ -165,6 +167,11 @@ def make_job(
         if which != EVERYTHING:
             raise UsageError("--guidance 1 leaves no guidance to choose", hint="leave guidance out of --choose")
         which -= {"guidance"}
+    if (few := FEW_STEPS.get(settings.solver)) and few.renoises and "compute" in which:
+        if which != EVERYTHING - ({"guidance"} if settings.branches == 1 else set()):
+            told = f"the solver {settings.solver} adds noise between steps, so none can continue from those before"
+            raise UsageError(told, hint="leave compute out of --choose")
+        which -= {"compute"}
     job = Job(model, settings, effort, budget, prompts, seed, printable(name), which)
     check_possible(budget, job.least_cost)
     return job

@@ -79,6 +79,7 @@ class Measured:
     psnr: of the frames, in dB. Both are means over the clips; error_ci95 and psnr_ci95 are half of the 95 %
     intervals, None for a single clip, which has no interval. cost: of attention, in dense BF16 attention's
     (`fpsgen/presets/cost.py`); denoising: of attention and linear layers, in dense BF16's, None in older files.
+    solver: None for unipc.
     """
 
     weights: str
@@ -99,6 +100,7 @@ class Measured:
     device: str
     fpsgen: str
     torch: str
+    solver: str | None = None
 
     @classmethod
     def rounded(cls, **values: Any) -> Measured:
@@ -168,8 +170,8 @@ class Preset:
         for key, words in _WHERE.items():
             then, here = (words.format(getattr(values, key)) for values in (self.measured, settings))
             others += [then] if then != here else []
-        # Calibration knows no others.
-        others += [] if settings.solver == "unipc" else ["the solver unipc"]
+        solver = self.measured.solver or "unipc"
+        others += [] if settings.solver == solver else [f"the solver {solver}"]
         return others + ([] if settings.sigmas == "original" else ["the original sigmas"])
 
     def surprise(self, weights: str, settings: Settings, loras: str = "") -> str | None:

@@ -223,7 +223,9 @@ def _linear(value: Any) -> Linears:
 
 
 def _measured(table: dict[str, Any]) -> Measured:
-    said = _values(table, MEASURED, [key for key in MEASURED if key not in (*INTERVALS, "denoising")], "measured")
+    said = _values(
+        table, MEASURED, [key for key in MEASURED if key not in (*INTERVALS, "denoising", "solver")], "measured"
+    )
     if said["clips"] == 1:  # older files say an interval of 0.0 there, but one clip has none
         said = {key: value for key, value in said.items() if key not in INTERVALS}
     return Measured(**said)

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
+from fpsgen.calibrate.trajectory import Renderer
 from fpsgen.events import Done
-from tests.tools.calibration import clips, small_renderer
+from fpsgen.journal import Journal
+from fpsgen.sampling import Denoiser
+from tests.tools.calibration import CPU, TILES, VIDEO, clips, small_renderer, small_transformer, text
 
 
 @pytest.fixture
@@ -39,6 +43,18 @@ def test_clips_side_by_side_are_those_one_after_the_other(tmp_path: Path, two_th
         alone = [renderer.render(clip, f"alone{clip.seed}", steps)[1] for clip in clips(3)]
     assert all(torch.equal(*pair) for pair in zip(together, alone, strict=True))
     assert sum(event.work for event in done if isinstance(event, Done)) == 2 * 3 * len(steps)
+
+
+def test_steps_that_add_noise_are_those_of_a_video(tmp_path: Path) -> None:
+    own, (clip,) = VIDEO.override(solver="turbowan"), clips(1)
+    renderer = Renderer(small_transformer(), TILES, own, text(99), CPU, Journal(tmp_path, {}), lambda event: None)
+    steps = [renderer.dense] * own.steps
+    velocities, latents = renderer.render(clip, "one", steps)
+    denoiser = Denoiser(renderer.transformer, own, [clip.text], CPU)
+    *_, last = denoiser.run(denoiser.noise(clip.seed), steps, fresh=partial(denoiser.noise, clip.seed))
+    assert torch.equal(latents, last.latents)
+    before = [found for _, found in renderer.replay(clip, velocities)]
+    assert len(before) == own.steps
 
 
 def test_an_error_ends_all_clips_at_their_next_step(tmp_path: Path, two_threads: None) -> None:
