@@ -8,6 +8,7 @@ from fpsgen.errors import ModelError
 
 FETCH_AGAIN = "fetch the file again"
 OURS = "use a Wan2.1 text-to-video model (T2V 1.3B or 14B)"
+MASK = 4  # channels beside an image's latents, which say what is given of each latent frame's four
 _WIDEST = 2**17  # channels; Wan2.1 14B's feed-forward has 13,824
 
 

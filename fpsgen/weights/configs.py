@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from math import isqrt
 from typing import Any
 
 from fpsgen.errors import ModelError
@@ -20,6 +21,17 @@ TEXT_CONFIG: dict[str, Any] = {
     "num_heads": 64,
     "relative_attention_num_buckets": 32,
     "feed_forward_proj": "gated-gelu",
+}
+# transformers' of CLIP's vision transformer ViT-H (Wan2.1 `wan/modules/clip.py`).
+_IMAGE_CONFIG: dict[str, Any] = {
+    "hidden_size": 1280,
+    "intermediate_size": 5120,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 16,
+    "image_size": 224,
+    "patch_size": 14,
+    "hidden_act": "gelu",
+    "layer_norm_eps": 1e-5,
 }
 VAE_CONFIG: dict[str, Any] = {"base_dim": 96, "z_dim": 16}
 # Of Wan2.2's 5B, whose VAE folds 2 x 2 pixels into 12 channels first (Wan2.2 `wan/modules/vae2_2.py`).
@@ -49,8 +61,6 @@ def from_diffusers(config: dict) -> WanConfig:
     name = config.get("_class_name", "WanTransformer3DModel")
     if name != "WanTransformer3DModel":
         raise ModelError(f"its transformer is a {printable(name, 60)}, not a WanTransformer3DModel", hint=OURS)
-    if config.get("image_dim") is not None or config.get("added_kv_proj_dim") is not None:
-        raise ModelError("it is an image-to-video model", hint=OURS)
     fixed = {"patch_size": list(WanConfig.PATCH), "qk_norm": "rms_norm_across_heads", "cross_attn_norm": True}
     for key, value in fixed.items():
         found = config.get(key, value)
@@ -67,8 +77,12 @@ def from_diffusers(config: dict) -> WanConfig:
         return value
 
     heads, in_channels = count("num_attention_heads"), count("in_channels")
+    dim, images = heads * count("attention_head_dim"), config.get("image_dim") is not None
+    if (added := config.get("added_kv_proj_dim")) != (wanted := dim if images else None):
+        told = f"its transformer has added_kv_proj_dim = {shown(added)}; with its image_dim Wan has {wanted}"
+        raise ModelError(told, hint=OURS)
     return WanConfig(
-        dim=heads * count("attention_head_dim"),
+        dim=dim,
         ffn_dim=count("ffn_dim"),
         num_heads=heads,
         num_layers=count("num_layers"),
@@ -77,6 +91,8 @@ def from_diffusers(config: dict) -> WanConfig:
         in_channels=in_channels,
         out_channels=in_channels if config.get("out_channels") is None else count("out_channels"),
         eps=_epsilon(config),
+        image_dim=count("image_dim") if images else None,
+        image_positions=None if config.get("pos_embed_seq_len") is None else count("pos_embed_seq_len"),
         time_per_token=in_channels == WAN_5B.in_channels,
     )
 
@@ -104,18 +120,19 @@ def to_diffusers(own: WanConfig) -> dict[str, Any]:
     """What `from_diffusers` reads, as diffusers' WanTransformer3DModel writes it."""
     return {
         "_class_name": "WanTransformer3DModel",
-        "added_kv_proj_dim": None,
+        "added_kv_proj_dim": None if own.image_dim is None else own.dim,
         "attention_head_dim": own.head_dim,
         "cross_attn_norm": True,
         "eps": own.eps,
         "ffn_dim": own.ffn_dim,
         "freq_dim": own.freq_dim,
-        "image_dim": None,
+        "image_dim": own.image_dim,
         "in_channels": own.in_channels,
         "num_attention_heads": own.num_heads,
         "num_layers": own.num_layers,
         "out_channels": own.out_channels,
         "patch_size": list(own.PATCH),
+        "pos_embed_seq_len": own.image_positions,
         "qk_norm": "rms_norm_across_heads",
         "rope_max_seq_len": 1024,
         "text_dim": own.text_dim,
@@ -131,7 +148,7 @@ def to_original(own: WanConfig) -> dict[str, Any]:
         "ffn_dim": own.ffn_dim,
         "freq_dim": own.freq_dim,
         "in_dim": own.in_channels,
-        "model_type": "ti2v" if own.time_per_token else "t2v",
+        "model_type": _KINDS[own.time_per_token, own.condition_channels > 0, own.image_positions is not None],
         "num_heads": own.num_heads,
         "num_layers": own.num_layers,
         "out_dim": own.out_channels,
@@ -139,9 +156,18 @@ def to_original(own: WanConfig) -> dict[str, Any]:
     }
 
 
+# What an original checkpoint's config.json calls a model: time_per_token, condition_channels, image_positions or not.
+_KINDS = {
+    (False, False, False): "t2v",
+    (True, False, False): "ti2v",
+    (False, True, False): "i2v",
+    (False, True, True): "flf2v",
+}
+
+
 def check_original_kind(config: dict) -> None:
-    """Refuse an original checkpoint's config.json that is not text-to-video's."""
-    if (kind := config.get("model_type", "t2v")) not in ("t2v", "ti2v"):
+    """Refuse an original checkpoint's config.json that is of a model for other things than text and images."""
+    if (kind := config.get("model_type", "t2v")) not in _KINDS.values():
         raise ModelError(f"it is a {printable(kind, 60)} model", hint=OURS)
 
 
@@ -180,6 +206,8 @@ def config_of(tensors: dict[str, Header]) -> WanConfig:
         freq_dim=shape_of(tensors, "time_embedding.0.weight", 2)[1],
         in_channels=in_channels,
         out_channels=shape_of(tensors, "head.head.weight", 2)[0] // patch,
+        image_dim=shape_of(tensors, "img_emb.proj.1.weight", 2)[1] if "img_emb.proj.1.weight" in tensors else None,
+        image_positions=shape_of(tensors, "img_emb.emb_pos", 3)[1] if "img_emb.emb_pos" in tensors else None,
         time_per_token=in_channels == WAN_5B.in_channels,
         gated=is_gated(tensors),
     )
@@ -214,6 +242,43 @@ def text_config_of(tensors: dict[str, Header]) -> dict[str, Any]:
         "relative_attention_num_buckets": buckets,
         "feed_forward_proj": "gated-gelu",
     }
+
+
+def image_config_of(tensors: dict[str, Header]) -> dict[str, Any]:
+    """transformers' configuration of CLIP's vision transformer, from its tensors' shapes (transformers' names): heads
+    are 80 wide in ViT-H, the only one that Wan has."""
+    width, _, patch = shape_of(tensors, "embeddings.patch_embedding.weight", 4)[:3]
+    positions = shape_of(tensors, "embeddings.position_embedding.weight", 2)[0]
+    return _IMAGE_CONFIG | {
+        "hidden_size": width,
+        "intermediate_size": shape_of(tensors, "encoder.layers.0.mlp.fc1.weight", 2)[0],
+        "num_hidden_layers": depth_of(tensors, "encoder.layers."),
+        "num_attention_heads": max(width // 80, 1),
+        "image_size": patch * isqrt(max(positions - 1, 0)),
+        "patch_size": patch,
+    }
+
+
+def check_image_config(config: dict[str, Any]) -> dict[str, Any]:
+    """The fields of an image encoder's config.json that its arithmetic depends on; ModelError where one cannot be."""
+    kind = config.get("model_type", "clip_vision_model")
+    if kind != "clip_vision_model":
+        raise ModelError(f"its image encoder is a {printable(kind, 60)}, not a clip_vision_model", hint=OURS)
+    own = {name: config.get(name, usual) for name, usual in _IMAGE_CONFIG.items()}
+    for name, value in own.items():
+        counts = type(_IMAGE_CONFIG[name]) is int
+        if not (type(value) is int and 0 < value <= 2**16 if counts else value == _IMAGE_CONFIG[name]):
+            usual = f"Wan's has {_IMAGE_CONFIG[name]!r}"
+            raise ModelError(f"its image_encoder/config.json says {name} = {shown(value)}; {usual}", FETCH_AGAIN)
+    if own["hidden_size"] % own["num_attention_heads"] or own["patch_size"] > own["image_size"]:
+        told = "its image_encoder/config.json describes no vision transformer: check num_attention_heads and patch_size"
+        raise ModelError(told, FETCH_AGAIN)
+    return own
+
+
+def image_positions(config: dict[str, Any]) -> int:
+    """How many states of one image an encoder writes: of its patches, and one of the whole."""
+    return (config["image_size"] // config["patch_size"]) ** 2 + 1 if config else 0
 
 
 def check_kinds_of_parts(vae: dict[str, Any], text_encoder: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable, Iterator
 
 Pair = tuple[str, str]
+Shape = tuple[int, ...]
 _PREFIXES = re.compile(r"(model\.)?(diffusion_model\.)?")
 
 
@@ -140,6 +141,40 @@ def _text_encoder() -> Iterator[Pair]:
         yield f"blocks.{{n}}.attn.{part}", f"enc.blk.{{n}}.attn_{part}"
     for ours, theirs in (("gate.0", "ffn_gate"), ("fc1", "ffn_up"), ("fc2", "ffn_down")):
         yield f"blocks.{{n}}.ffn.{ours}", f"enc.blk.{{n}}.{theirs}"
+
+
+def _image_encoder() -> Iterator[Pair]:
+    """Wan2.1 `wan/modules/clip.py`, and transformers' `modeling_clip.py` without the prefix of the whole."""
+    yield "visual.cls_embedding", "embeddings.class_embedding"
+    yield "visual.patch_embedding", "embeddings.patch_embedding"
+    yield "visual.pos_embedding", "embeddings.position_embedding.weight"
+    yield "visual.pre_norm", "pre_layrnorm"  # so it is called
+    yield "visual.post_norm", "post_layernorm"
+    parts = (
+        ("norm1", "layer_norm1"), ("norm2", "layer_norm2"), ("mlp.0", "mlp.fc1"), ("mlp.2", "mlp.fc2"),
+        ("attn.proj", "self_attn.out_proj"), ("attn.to_qkv", f"self_attn.{QKV}"),
+    )  # fmt: skip
+    yield from ((f"visual.transformer.{{n}}.{a}", f"encoder.layers.{{n}}.{b}") for a, b in parts)
+
+
+QKV = "qkv"  # three matrices that the original holds as one; no name of transformers'
+# What files hold of CLIP beside that: its text half, what compares the two, and a list of numbers.
+_NOT_SEEN = re.compile(
+    r"textual\.|visual\.head$|log_scale$|visual_projection\.|(vision_model\.)?embeddings\.position_ids$"
+)
+IMAGE_ENCODER = KeyMap(_image_encoder())
+
+
+def of_image_encoder(key: str, shape: Shape) -> list[tuple[str, Shape]]:
+    """transformers' names and shapes of what a file of either format holds of an image encoder as one tensor, one
+    after the other along its first dimension; none where it is of CLIP's other half."""
+    if _NOT_SEEN.match(key):
+        return []
+    name = IMAGE_ENCODER.to_diffusers(key.removeprefix("vision_model."))
+    if f".{QKV}." in name:
+        return [(name.replace(QKV, f"{part}_proj"), (shape[0] // 3, *shape[1:])) for part in "qkv"]
+    ranks = {"embeddings.class_embedding": 1, "embeddings.position_embedding.weight": 2}
+    return [(name, shape[-ranks.get(name, len(shape)) :] if shape else shape)]
 
 
 TRANSFORMER = KeyMap(_transformer())

@@ -6,6 +6,7 @@ Recognising a folder reads names, configurations and headers, no weights.
 from __future__ import annotations
 
 import shlex
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -13,14 +14,17 @@ from typing import Any, Literal
 from fpsgen.errors import ModelError
 from fpsgen.files import open_regular
 from fpsgen.printable import printable
-from fpsgen.wan.config import FETCH_AGAIN, OURS, WanConfig, kind_of
+from fpsgen.wan.config import FETCH_AGAIN, MASK, OURS, WanConfig, kind_of
 from fpsgen.weights import headers, keys, kinds
 from fpsgen.weights.configs import (
+    check_image_config,
     check_kinds_of_parts,
     check_original_kind,
     config_of,
     depth_of,
     from_diffusers,
+    image_config_of,
+    image_positions,
     is_gated,
     shown,
     text_config_of,
@@ -28,7 +32,7 @@ from fpsgen.weights.configs import (
     with_original,
 )
 from fpsgen.weights.headers import read_json, shards, some
-from fpsgen.weights.keys import KeyMap
+from fpsgen.weights.keys import KeyMap, Shape
 from fpsgen.weights.kinds import Header
 from fpsgen.weights.known import Format as Format
 from fpsgen.weights.lora import Lora
@@ -42,7 +46,9 @@ class Part:
     """A component that has weights.
 
     stem: how the names of its weight files begin in Diffusers' format; file: its one file in the original format, where
-    the transformer has Diffusers' files; names: its parameters in both formats; native: the one that our module uses.
+    the transformer has Diffusers' files; names: its parameters in both formats; native: the one that our module uses;
+    split: names and shapes of what lies in a file as one tensor, in equal pieces along its first dimension, where they
+    are more than a name for each.
     """
 
     words: str
@@ -50,6 +56,14 @@ class Part:
     file: str
     names: KeyMap
     native: Format
+    split: Callable[[str, Shape], list[tuple[str, Shape]]] | None = None
+
+    def headers(self, tensors: Mapping[str, Header]) -> dict[str, Header]:
+        """The headers of a file, by our module's names."""
+        if self.split is None:
+            return headers.renamed(tensors, self.rename)
+        found = [(each, own.dtype) for key, own in tensors.items() for each in self.split(key, own.shape)]
+        return {name: Header(shape, dtype) for (name, shape), dtype in found}
 
     def in_format(self, key: str, form: Format) -> str:
         """The name in `form` of a parameter that is called `key` in either format."""
@@ -67,11 +81,17 @@ PARTS = {
     "transformer_2": Part("low-noise expert", "diffusion_pytorch_model", "", keys.TRANSFORMER, "original"),
     "text_encoder": Part("text encoder", "model", "models_t5_umt5-xxl-enc-bf16.pth", keys.TEXT_ENCODER, "diffusers"),
     "vae": Part("VAE", "diffusion_pytorch_model", "Wan2.1_VAE.pth", keys.VAE, "diffusers"),
-}
+    "image_encoder": Part(
+        "image encoder", "model", "models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth", keys.IMAGE_ENCODER,
+        "diffusers", keys.of_image_encoder,
+    ),
+}  # fmt: skip
 # In the place of "vae" in a model of 48 latent channels.
 VAE_2_2 = Part("VAE", "diffusion_pytorch_model", "Wan2.2_VAE.pth", keys.VAE_2_2, "diffusers")
 NEEDED = ("transformer", "text_encoder", "vae")  # parts that every model has
+PIPELINES = ("WanPipeline", "WanImageToVideoPipeline", "WanDMDPipeline")  # diffusers' classes, and FastVideo's
 EXPERTS = {"transformer": "high_noise_model", "transformer_2": "low_noise_model"}  # the original's folders of two
+CLIP_VISION = "clip_vision_h.safetensors"  # the image encoder as ComfyUI has it
 OTHERS = ("text_encoder", "vae")  # parts that all Wan2.1 models share
 TOKENIZERS: dict[Format, Path] = {"original": Path("google") / "umt5-xxl", "diffusers": Path("tokenizer")}
 # Others that lie there, code above all, are neither fetched nor copied.
@@ -85,7 +105,8 @@ class Checkpoint:
     """Where each component's weights and configuration are. vae_config and text_config are Diffusers' and
     transformers' own; where the format has none, they are what the tensors' shapes say. loras: merged with the
     transformer as it is loaded. transformer_2: of a model of two experts, the low-noise one; `transformer` is the
-    high-noise one then. boundary: the noise level between the two, where the format says it."""
+    high-noise one then. boundary: the noise level between the two, where the format says it. image_encoder,
+    image_config: of a model that reads what an image shows."""
 
     format: Format
     config: WanConfig
@@ -98,6 +119,8 @@ class Checkpoint:
     loras: tuple[Lora, ...] = ()
     transformer_2: list[Path] = field(default_factory=list)
     boundary: float | None = None
+    image_encoder: list[Path] = field(default_factory=list)
+    image_config: dict[str, Any] = field(default_factory=dict)
 
     @property
     def parts(self) -> list[str]:
@@ -171,8 +194,8 @@ def check_index(folder: Path) -> dict[str, Any]:
     if not (folder / "model_index.json").exists():
         return {}
     index = read_json(folder / "model_index.json")
-    if (name := index.get("_class_name")) not in ("WanPipeline", "WanDMDPipeline"):  # the second is FastVideo's
-        raise ModelError(f"it is a {printable(name, 60)}, not a WanPipeline", hint=OURS)
+    if (name := index.get("_class_name")) not in PIPELINES:
+        raise ModelError(f"it is a {printable(name, 60)}, not a {' or '.join(PIPELINES[:2])}", hint=OURS)
     boundary = index.get("boundary_ratio", 0.5)
     if boundary is not None and not (type(boundary) is float and 0 < boundary < 1):
         told = f"its model_index.json says boundary_ratio = {shown(boundary)}, which is not between 0 and 1"
@@ -205,6 +228,8 @@ def refuse_half(path: Path, part: Path) -> None:
 def _diffusers(folder: Path) -> Checkpoint:
     tokenizer, index, two = TOKENIZERS["diffusers"], check_index(folder), holds_two(folder)
     parts = [part for part in PARTS if part in NEEDED or (two and part in EXPERTS)]
+    if reads_images(folder / "transformer"):
+        parts.append("image_encoder")
     if absent := [part for part in (*parts, str(tokenizer)) if not (folder / part).is_dir()]:
         hint = f"the model's Diffusers folder holds {', '.join(parts)} and {tokenizer}"
         raise ModelError(f"{printable(folder)} lacks {', '.join(absent)}", hint)
@@ -219,6 +244,10 @@ def _diffusers(folder: Path) -> Checkpoint:
         shapes[part] = replace(own, gated=is_gated(tensors))
     text_tensors = headers.renamed(headers.headers(files["text_encoder"]), PARTS["text_encoder"].rename)
     _check_depth("text_encoder", text.get("num_layers"), text_tensors, "encoder.block.")
+    if "image_encoder" in parts:
+        seen = PARTS["image_encoder"].headers(headers.headers(files["image_encoder"]))
+        _check_depth("image_encoder", configs["image_encoder"].get("num_hidden_layers"), seen, "encoder.layers.")
+        files |= {"image_config": check_image_config(configs["image_encoder"])}
     _check_tokenizer(folder / tokenizer)
     files |= {"boundary": index.get("boundary_ratio")} if two else {}
     return Checkpoint(
@@ -226,14 +255,25 @@ def _diffusers(folder: Path) -> Checkpoint:
     )
 
 
+def reads_images(transformer: Path) -> bool:
+    """Whether the configuration in a transformer's folder says that it reads an image encoder's states."""
+    config = transformer / "config.json"
+    return config.is_file() and from_diffusers(read_json(config)).image_dim is not None
+
+
 def check_widths(checkpoint: Checkpoint) -> None:
     """Refuse parts that are complete but belong to different models."""
     config = checkpoint.config
     latent, text = checkpoint.vae_config.get("z_dim", config.out_channels), checkpoint.text_config.get("d_model")
     message = None
-    if config.condition_channels:
+    if config.condition_channels not in (0, MASK + config.out_channels):
+        with_image = MASK + 2 * config.out_channels
+        message = f"its transformer takes {config.in_channels} channels, not {config.out_channels} or {with_image}"
+    if config.image_dim != (width := checkpoint.image_config.get("hidden_size")):
+        message = f"its transformer reads images of width {config.image_dim}, its image encoder writes {width}"
+    elif config.image_positions not in (None, positions := 2 * image_positions(checkpoint.image_config)):
         message = (
-            f"its transformer takes {config.in_channels} channels and gives {config.out_channels}, as from an image"
+            f"its transformer reads {config.image_positions} states of two images, its image encoder writes {positions}"
         )
     if config.text_dim != text:
         message = f"its transformer reads text of width {config.text_dim}, its text encoder writes {shown(text)}"
@@ -275,6 +315,8 @@ def _original(folder: Path) -> Checkpoint:
     fields |= fields_of_experts(*own) if len(own) > 1 else fields_of("transformer", *own)
     for other, others_files in files.items():
         fields |= fields_of(other, others_files)
+    if fields["config"].image_dim is not None:
+        fields |= fields_of("image_encoder", [_original_image_encoder(folder)])
     _check_tokenizer(fields["tokenizer"])
     if told := [read_json(home / "config.json") for home in homes.values() if (home / "config.json").exists()]:
         fields["config"] = _of_both(*(with_original(fields["config"], each) for each in told))
@@ -295,6 +337,15 @@ def _original_transformer(folder: Path) -> list[Path]:
     return files
 
 
+def _original_image_encoder(folder: Path) -> Path:
+    names = (PARTS["image_encoder"].file, CLIP_VISION)
+    for name in names:
+        if (folder / name).is_file():
+            return folder / name
+    hint = "it is in the repositories of Wan2.1 I2V, and belongs beside the transformer"
+    raise ModelError(f"{printable(folder)} lacks {' or '.join(names)}", hint)
+
+
 def _check_tokenizer(folder: Path) -> None:
     if not (folder / "tokenizer.json").is_file():
         message = ", but a spiece.model, which it was made from" if (folder / "spiece.model").is_file() else ""
@@ -310,7 +361,7 @@ def _tensors(part: str, files: list[Path], paired: bool = False) -> dict[str, He
     whether they may say that they are one of two experts."""
     contents = headers.contents(*files)
     kinds.refuse_other_kinds(contents, "transformer" if part in EXPERTS else PARTS[part].words, paired)
-    return headers.renamed(contents.tensors, PARTS[part].rename)
+    return PARTS[part].headers(contents.tensors)
 
 
 def fields_of(part: str, files: list[Path]) -> dict[str, Any]:
@@ -319,6 +370,7 @@ def fields_of(part: str, files: list[Path]) -> dict[str, Any]:
         "transformer": ("config", config_of),
         "vae": ("vae_config", vae_config_of),
         "text_encoder": ("text_config", text_config_of),
+        "image_encoder": ("image_config", image_config_of),
     }[part]
     return {part: files, name: config(_tensors(part, files))}
 

@@ -21,6 +21,7 @@ from fpsgen.errors import ModelError
 from fpsgen.printable import printable
 from fpsgen.wan.autoencoder import WanVAE
 from fpsgen.wan.config import FETCH_AGAIN, OURS
+from fpsgen.wan.image_encoder import ImageEncoder, vision_transformer
 from fpsgen.wan.linear import Linear, expanded
 from fpsgen.wan.plan import StepPlan
 from fpsgen.wan.text_encoder import KnownTexts, TextEncoder
@@ -29,7 +30,7 @@ from fpsgen.wan.transformer import FLOAT32_PARAMETERS, WanTransformer
 from fpsgen.wan.umt5 import UMT5Encoder
 from fpsgen.wan.vae import VAE
 from fpsgen.weights import lora
-from fpsgen.weights.headers import headers, read_json, renamed, some
+from fpsgen.weights.headers import headers, read_json, some
 from fpsgen.weights.layout import Checkpoint, TransformerPart
 from fpsgen.weights.read import Value, copied, first, plain, read
 
@@ -76,6 +77,14 @@ def load_vae(checkpoint: Checkpoint, device: torch.device) -> VAE:
     return _filled(empty_vae(checkpoint), checkpoint, "vae", lambda _, value: plain(value, device, torch.float32))
 
 
+def load_image_encoder(checkpoint: Checkpoint, device: torch.device) -> ImageEncoder:
+    """The image encoder, in float32, for it runs but once."""
+    network = empty_image_encoder(checkpoint)
+    return ImageEncoder(
+        _filled(network, checkpoint, "image_encoder", lambda _, value: plain(value, device, torch.float32))
+    )
+
+
 def load_text_encoder(
     checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, known: KnownTexts | None = None
 ) -> TextEncoder:
@@ -101,20 +110,31 @@ def _filled(model: Module, checkpoint: Checkpoint, part: str, keep: Callable[[st
     read: a copy, off the memory map."""
     _check_part(model, checkpoint, part)
     state: dict[str, Tensor] = {}
-    for key, value in read(getattr(checkpoint, part)):
-        name = checkpoint.part(part).rename(key)
+    for name, value in parameters(checkpoint, part):
         if name not in state:  # the text encoder's embedding may be there twice, see `renamed`
             state[name] = keep(name, value)
     model.load_state_dict(state, assign=True)
     return model.eval().requires_grad_(False)
 
 
+def parameters(checkpoint: Checkpoint, part: str) -> Iterator[tuple[str, Value]]:
+    """Every parameter of a part by our module's name, as `read` gives them."""
+    own = checkpoint.part(part)
+    for key, value in read(getattr(checkpoint, part)):
+        if own.split is None:
+            yield own.rename(key), value
+            continue
+        values = value if isinstance(value, Tensor) else value.dequantize()
+        found = own.split(key, tuple(values.shape))
+        for (name, shape), piece in zip(found, values.chunk(len(found)) if found else (), strict=True):
+            yield name, piece.reshape(shape)
+
+
 def identity(checkpoint: Checkpoint, part: str) -> str:
     """16 hexadecimal digits that tell a part's weights from others, the same in either format, in any dtype and on any
     disk: of the first values of each parameter, as bfloat16. Little is read for them."""
     told = hashlib.sha256()
-    own, files = checkpoint.part(part), getattr(checkpoint, part)
-    values = {own.rename(key): first(value, _IDENTIFIED) for key, value in read(files)}
+    values = {name: first(value, _IDENTIFIED) for name, value in parameters(checkpoint, part)}
     for name, some_values in sorted(values.items()):
         told.update(name.encode() + some_values.bfloat16().view(torch.int16).numpy().tobytes())
     return told.hexdigest()[:16]
@@ -189,7 +209,7 @@ def _check_part(model: nn.Module, checkpoint: Checkpoint, part: str) -> None:
     """Compare a part's files with its module, by headers alone; ModelError that counts and names all that does not
     fit."""
     files: list[Path] = getattr(checkpoint, part)
-    there, wanted = renamed(headers(files), checkpoint.part(part).rename), shapes(model)
+    there, wanted = checkpoint.part(part).headers(headers(files)), shapes(model)
     misfits = {
         "missing": [name for name in wanted if name not in there],
         "unexpected": [name for name in there if name not in wanted],
@@ -266,9 +286,15 @@ def empty_text_encoder(checkpoint: Checkpoint) -> UMT5Encoder:
         raise ModelError("its text_encoder/config.json describes no UMT5 encoder", FETCH_AGAIN) from None
 
 
+def empty_image_encoder(checkpoint: Checkpoint) -> nn.Module:
+    with torch.device("meta"), _NoValues():
+        return vision_transformer(checkpoint.image_config)
+
+
 EMPTY: Mapping[str, Callable[[Checkpoint], nn.Module]] = {
     "transformer": empty_transformer,
     "transformer_2": empty_transformer,
     "vae": empty_vae,
     "text_encoder": empty_text_encoder,
+    "image_encoder": empty_image_encoder,
 }

@@ -28,6 +28,7 @@ def weights(checkpoint: Checkpoint, target: Target) -> dict[str, int]:
         "transformer": load.by_name(target.dtype),
         "transformer_2": load.by_name(target.dtype),
         "vae": lambda name: torch.float32,
+        "image_encoder": lambda name: torch.float32,
         "text_encoder": lambda name: target.text_dtype,
     }
 
