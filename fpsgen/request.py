@@ -161,16 +161,16 @@ def check_images(image: Path | None, last: Path | None, model: Model) -> None:
     config = model.config
     if image is not None and not config.may_have_image:
         told = f"{option('image', image.name)}: {model.full_name} makes videos of text alone"
-        raise UsageError(told, hint=f"leave {option('image')} out, or use an image-to-video model such as i2v-14b")
+        raise UsageError(told, hint=f"leave {option('image')} out, or use an image-to-video model such as i2v-480p")
     if last is not None and not config.may_have_last_image:
         told = f"{option('last_image', last.name)}: {model.full_name} takes no last image"
-        raise UsageError(told, hint=f"leave {option('last_image')} out, or use flf2v-14b or 2.2-i2v")
+        raise UsageError(told, hint=f"leave {option('last_image')} out, or use flf2v or 2.2-i2v")
     if image is None and (config.condition_channels or last is not None):
         told = f"{model.full_name} begins a video with an image, and none is given"
         raise UsageError(told, hint=f"name it with {option('image')}")
     if last is None and config.image_positions is not None:
         told = f"{model.full_name} makes the frames between a first and a last image, and no last one is given"
-        raise UsageError(told, hint=f"name it with {option('last_image')}, or use i2v-14b")
+        raise UsageError(told, hint=f"name it with {option('last_image')}, or use i2v-480p")
 
 
 def _with(request: Request, preset: Preset, model: Model, target: Target) -> VideoPlan:

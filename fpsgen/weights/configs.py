@@ -104,6 +104,9 @@ def with_original(own: WanConfig, config: dict) -> WanConfig:
     That file lacks what Wan2.1's model class does not save (patch size, norms, text_dim).
     """
     check_original_kind(config)
+    if (kind := config.get("model_type")) and (kind in _FROM_IMAGE) != (own.condition_channels > 0):
+        told = f"its config.json says model_type = {shown(kind)}; its weights are of another kind"
+        raise ModelError(told, hint="fetch the config.json that belongs to these weights")
     names = {"dim": "dim", "ffn_dim": "ffn_dim", "num_layers": "num_layers", "in_dim": "in_channels"}
     for theirs, ours in names.items():
         if (told := config.get(theirs, getattr(own, ours))) != getattr(own, ours):
@@ -163,6 +166,7 @@ _KINDS = {
     (False, True, False): "i2v",
     (False, True, True): "flf2v",
 }
+_FROM_IMAGE = ("i2v", "flf2v")
 
 
 def check_original_kind(config: dict) -> None:

@@ -263,7 +263,8 @@ def _write_shards(state: dict[str, Tensor], folder: Path, stem: str, metadata: M
 def _check_plain(checkpoint: Checkpoint) -> None:
     """Refuse weights in fewer than 16 bits, whose scales neither format has a place for."""
     for part in checkpoint.parts:
-        if packed := {header.dtype for header in headers(getattr(checkpoint, part)).values()} - {*FLOATS}:
+        tensors = checkpoint.part(part).headers(headers(getattr(checkpoint, part)))
+        if packed := {header.dtype for header in tensors.values()} - {*FLOATS}:
             message = (
                 f"its {PARTS[part].words} is in {', '.join(sorted(packed))}, which the other format has no place for"
             )

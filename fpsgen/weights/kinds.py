@@ -67,6 +67,11 @@ class Contents:
         return embedding.shape[1] if embedding and len(embedding.shape) == 5 else None
 
     @property
+    def reads_images(self) -> bool:
+        """Whether a transformer has layers for an image encoder's states."""
+        return any(name.startswith("img_emb.") for name in self.by_original_name)
+
+    @property
     def is_whole(self) -> bool:
         """Whether a transformer has its first layer and its last."""
         return bool(self.channels) and "head.head.weight" in self.by_original_name

@@ -7,7 +7,7 @@ never run. All but GGUF is memory-mapped, so a tensor is copied once, to where i
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -235,7 +235,7 @@ def shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
 
 def in_8_bits(model: nn.Module, checkpoint: Checkpoint, part: str) -> set[str]:
     """The parameters of a part that stay in 8 bits in memory, as they are in their files. model: without values."""
-    there = renamed(headers(getattr(checkpoint, part)), checkpoint.part(part).rename)
+    there = checkpoint.part(part).headers(headers(getattr(checkpoint, part)))
     layers = {f"{name}.weight" for name, layer in model.named_modules() if isinstance(layer, Linear)}
     return {name for name in layers & there.keys() if there[name].is_8_bits}
 

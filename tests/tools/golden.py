@@ -54,6 +54,25 @@ def text_encoder() -> Shapes:
     return found
 
 
+def image_encoder() -> Shapes:
+    """`models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth`, but for its text half (`wan/modules/clip.py`)."""
+    width, hidden = 1280, 5120
+    found: Shapes = {
+        "visual.cls_embedding": (1, 1, width),
+        "visual.pos_embedding": (1, 257, width),
+        "visual.patch_embedding.weight": (width, 3, 14, 14),
+        "visual.head": (width, 1024),
+        "log_scale": (),
+    }
+    norms = ["visual.pre_norm", "visual.post_norm"]
+    for n in range(32):
+        block = f"visual.transformer.{n}"
+        norms += [f"{block}.norm1", f"{block}.norm2"]
+        found |= linear(f"{block}.attn.to_qkv", width, 3 * width) | linear(f"{block}.attn.proj", width, width)
+        found |= linear(f"{block}.mlp.0", width, hidden) | linear(f"{block}.mlp.2", hidden, width)
+    return found | {f"{name}.{kind}": (width,) for name in norms for kind in ("weight", "bias")}
+
+
 def vae() -> Shapes:
     """`Wan2.1_VAE.pth`."""
     widths = [VAE_WIDTH * factor for factor in (1, 2, 4, 4)]

@@ -61,12 +61,13 @@ EXPERT = "wan2.2 expert"
         ("style", prefixed("base_model.model.blocks.0.self_attn.q.", "dora_scale"), "LoRA"),
         ("umt5_xxl_fp8_e4m3fn_scaled", prefixed("", "shared.weight", "scaled_fp8"), "text encoder"),
         ("a", {name: Header(header.shape, "F8_E4M3") for name, header in wan().items()}, "transformer"),
-        ("a", wan(img_emb__proj__0__weight=(1280,), blocks__0__cross_attn__k_img__weight=(8, 8)), "image to video"),
-        ("a", diffusers(wan()) | prefixed("condition_embedder.image_embedder.", "norm1.weight"), "image to video"),
-        ("a", wan(img_emb__proj__0__weight=(1280,), img_emb__emb_pos=(1, 514, 1280)), "first and last frame"),
+        ("a", wan(img_emb__proj__0__weight=(1280,), blocks__0__cross_attn__k_img__weight=(8, 8)), "transformer"),
+        ("a", diffusers(wan()) | prefixed("condition_embedder.image_embedder.", "norm1.weight"), "transformer"),
+        ("a", wan(img_emb__proj__0__weight=(1280,), img_emb__emb_pos=(1, 514, 1280)), "transformer"),
         ("a", wan(vace_blocks__0__before_proj__weight=(8, 8)), "vace"),
         ("a", wan(patch_embedding__weight=(128, 48, 1, 2, 2), head__head__weight=(192, 128)), "transformer"),
-        ("a", wan(patch_embedding__weight=(128, 36, 1, 2, 2)), "other channels"),
+        ("a", wan(patch_embedding__weight=(128, 36, 1, 2, 2)), "wan2.2 image-to-video expert"),
+        ("a", wan(patch_embedding__weight=(128, 52, 1, 2, 2)), "other channels"),
         ("Wan2.2-I2V-A14B-low", wan(patch_embedding__weight=(128, 36, 1, 2, 2)), "wan2.2 image-to-video expert"),
         ("a", wan(blocks__0__to_gate_compress__weight=(8, 8)), "transformer"),
         ("a", wan(blocks__0__self_attn__attn_op__local_attn__proj_l__weight=(8, 8)), "other attention"),
@@ -87,6 +88,8 @@ EXPERT = "wan2.2 expert"
         ("a", {name: Header((1,), "F32") for name in golden.text_encoder()}, "text encoder"),
         ("a", prefixed("encoder.block.0.layer.0.SelfAttention.", "q.weight"), "text encoder"),
         ("a", prefixed("visual.", "conv1.weight"), "image encoder"),
+        ("a", prefixed("embeddings.", "class_embedding"), "image encoder"),
+        ("clip_vision_h", prefixed("vision_model.", "embeddings.class_embedding"), "image encoder"),
         ("a", prefixed("double_blocks.0.", "img_attn.qkv.weight"), "other"),
         ("umt5-xxl-encoder-Q4_K_M", prefixed("enc.blk.0.", "attn_rel_b.weight", "attn_q.weight"), "text encoder"),
         ("llama-3", prefixed("blk.0.", "attn_q.weight", "ffn_up.weight"), "language model"),
@@ -187,13 +190,13 @@ def test_a_pipe_is_not_waited_for(alone: Path) -> None:
 
 
 def test_a_folder_of_another_kind_names_its_file(both_formats: dict[str, Path], alone: Path) -> None:
-    """Whole original folder, but its one transformer is an image-to-video one."""
+    """Whole original folder, but its one transformer is one that edits videos."""
     for part in both_formats["original"].iterdir():
         if part.suffix != ".safetensors":
             (alone / part.name).symlink_to(part)
-    state = {name: torch.zeros(shape) for name, shape in TINY.items()} | {"img_emb.x": torch.zeros(1)}
-    save_file(state, alone / "i2v.safetensors")
-    with pytest.raises(ModelError, match=r"i2v\.safetensors is an image-to-video model"):
+    state = {name: torch.zeros(shape) for name, shape in TINY.items()} | {"vace_x": torch.zeros(1)}
+    save_file(state, alone / "edit.safetensors")
+    with pytest.raises(ModelError, match=r"edit\.safetensors is a Wan VACE model"):
         models.find(str(alone))
 
 

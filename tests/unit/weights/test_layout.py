@@ -23,7 +23,7 @@ def test_an_index_reads_no_files_elsewhere(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "key", "value", "says"),
     [
-        ("model_index.json", "_class_name", "WanImageToVideoPipeline", "WanImageToVideoPipeline"),
+        ("model_index.json", "_class_name", "WanVACEPipeline", "WanVACEPipeline"),
         ("model_index.json", "transformer_2", ["diffusers", "WanTransformer3DModel"], "lacks transformer_2"),
         ("model_index.json", "boundary_ratio", 0.875, "lacks transformer_2"),
         ("vae/config.json", "patch_size", 2, "patch_size = 2; Wan2.1's has None"),
@@ -68,7 +68,7 @@ def test_parts_of_different_models_are_refused(folder: Path) -> None:
     for part, key, value, says in (
         ("vae", "z_dim", 48, "16 latent channels, its VAE on 48"),
         ("transformer", "text_dim", 40, "text of width 40, its text encoder writes 24"),
-        ("transformer", "in_channels", 36, "takes 36 channels and gives 16"),
+        ("transformer", "in_channels", 52, "takes 52 channels, not 16 or 36"),
     ):
         file = folder / part / "config.json"
         config = json.loads(file.read_text())
@@ -81,7 +81,7 @@ def test_parts_of_different_models_are_refused(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "value", "says"),
     [
-        ("image_dim", 1280, "image-to-video"),
+        ("image_dim", 1280, "added_kv_proj_dim = None; with its image_dim Wan has 64"),
         ("qk_norm", None, "qk_norm"),
         ("patch_size", [1, 4, 4], "patch_size"),
         ("_class_name", "FluxTransformer2DModel", "FluxTransformer2DModel"),
@@ -98,7 +98,12 @@ def test_other_models_are_refused(folder: Path, key: str, value: object, says: s
 
 @pytest.mark.parametrize(
     ("key", "value", "says"),
-    [("model_type", "i2v", "i2v model"), ("dim", 5120, "dim = 5120"), ("num_heads", 7, "num_heads = 7")],
+    [
+        ("model_type", "i2v", "its weights are of another kind"),
+        ("model_type", "s2v", "s2v model"),
+        ("dim", 5120, "dim = 5120"),
+        ("num_heads", 7, "num_heads = 7"),
+    ],
 )
 def test_original_configs_that_disagree_are_refused(original: Path, key: str, value: object, says: str) -> None:
     file = original / "config.json"
