@@ -104,7 +104,14 @@ def random_preset(seed: int) -> Preset:
         step: dict[str, Any] = {"guidance": rng.choice(get_args(Guidance)), "compute": rng.choice(get_args(Compute))}
         phases.append(Phase(sigma=(begin, end), layers=tuple(own), **step, **setting(rng, windows)))
     used = {letter for phase in phases for each in (phase, *phase.layers) for letter in each.heads}
-    kinds = {"weights": "a1b2", "size": "832x480", "device": 'a "GPU" \\ 1', "fpsgen": "0.1", "torch": "2"}
+    kinds = {
+        "weights": "a1b2",
+        "size": "832x480",
+        "device": 'a "GPU" \\ 1',
+        "fpsgen": "0.1",
+        "torch": "2",
+        "solver": "lightx2v",
+    }
     numbers = {name: rng.random() for name in Measured.__annotations__ if name not in kinds}
     numbers |= {name: rng.randrange(100) for name in ("frames", "steps")} | {"clips": rng.choice((1, 2, 32))}
     if numbers["clips"] == 1:
