@@ -29,6 +29,7 @@ from fpsgen.seeds import check_seed
 from fpsgen.settings import check_settings
 from fpsgen.solvers import Sigmas, SolverName
 from fpsgen.wan import sizes
+from fpsgen.weights.known import NOTHING, Given
 
 if TYPE_CHECKING:
     from fpsgen.bench.compare import CompareJob
@@ -52,6 +53,7 @@ app.command("quality", epilog=bench_quality.EXAMPLES)(bench_quality.quality)
 
 
 @app.callback(invoke_without_command=True)
+@options.with_parts
 def bench(
     context: typer.Context,
     compare: list[str] | None = None,
@@ -78,6 +80,7 @@ def bench(
     yes: bool = False,
     json: bool = False,
     verbose: bool = False,
+    parts: Given = NOTHING,
 ) -> None:
     """Measure the speed and the fidelity of a preset.
 
@@ -105,9 +108,9 @@ def bench(
     places = None if output is None else result_places(output, report, no_report, out)
     out.loading()
     loras = find_loras(lora)
-    named = find_model(model) if random_weights is None else models.absent(random_weights.lower())
+    named = find_model(model, parts) if random_weights is None else models.absent(random_weights.lower())
     target = find_target(device, dtype)
-    chosen = with_loras(named or choose_model(size, target.device, out), loras, out, solver)
+    chosen = with_loras(named or choose_model(size, target.device, out, parts=parts), loras, out, solver)
     settings, scale_to = fit(
         chosen, size, out, frames=frames, steps=steps, guidance=guidance, shift=shift, solver=solver, sigmas=sigmas
     )

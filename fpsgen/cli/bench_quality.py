@@ -30,6 +30,7 @@ from fpsgen.report.words import asked, counted
 from fpsgen.seeds import check_seed
 from fpsgen.settings import check_settings
 from fpsgen.wan import sizes
+from fpsgen.weights.known import NOTHING, Given
 
 if TYPE_CHECKING:
     from fpsgen.bench.quality import QualityJob
@@ -43,6 +44,7 @@ fpsgen bench quality --prompts mine.txt --videos clips
 FIRST_SEED = 1000  # presets that ship were calibrated on seeds from 0 on
 
 
+@options.with_parts
 def quality(
     prompts: Path | None = None,
     seeds: int = 1,
@@ -67,6 +69,7 @@ def quality(
     fresh: bool = False,
     json: bool = False,
     verbose: bool = False,
+    parts: Given = NOTHING,
 ) -> None:
     """Measure the fidelity of a preset over many prompts and seeds.
 
@@ -91,9 +94,9 @@ def quality(
     places = result_places(output or "bench-quality.json", report, no_report, out)
     out.loading()
     loras = find_loras(lora)
-    named = find_model(model)
+    named = find_model(model, parts)
     target = find_target(device, dtype)
-    chosen = with_loras(named or choose_model(size, target.device, out), loras, out)
+    chosen = with_loras(named or choose_model(size, target.device, out, parts=parts), loras, out)
     settings = settings_of(chosen, size, frames=frames, steps=steps, guidance=guidance, shift=shift)
     from fpsgen.bench import lineup
     from fpsgen.bench.quality import QualityJob, run

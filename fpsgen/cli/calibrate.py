@@ -24,6 +24,7 @@ from fpsgen.settings import check_settings
 from fpsgen.solvers import FEW_STEPS
 from fpsgen.tables import Column, Table
 from fpsgen.wan import sizes
+from fpsgen.weights.known import NOTHING, Given
 
 if TYPE_CHECKING:
     import torch
@@ -44,6 +45,7 @@ fpsgen calibrate --choose guidance,compute
 """
 
 
+@options.with_parts
 def calibrate(
     model: str | None = None,
     lora: list[str] | None = None,
@@ -69,6 +71,7 @@ def calibrate(
     fresh: bool = False,
     json: bool = False,
     verbose: bool = False,
+    parts: Given = NOTHING,
 ) -> None:
     """Find what may be left out of a model's steps, and write it as a preset.
 
@@ -90,9 +93,9 @@ def calibrate(
     page = None if output is None or dry_run else report_place(output, report, no_report)
     out.loading()
     loras = chosen.find_loras(lora)
-    named = chosen.find_model(model, may_be_absent=dry_run)
+    named = chosen.find_model(model, parts, may_be_absent=dry_run)
     target = chosen.find_target(device, dtype)  # which imports torch: so far, whatever cannot be is told at once
-    found = chosen.with_loras(named or chosen.choose_model(size, target.device, out), loras, out)
+    found = chosen.with_loras(named or chosen.choose_model(size, target.device, out, parts=parts), loras, out)
     settings = chosen.settings_of(found, size, frames=frames, steps=steps, guidance=guidance, shift=shift)
     settings.check()
     if output is None:

@@ -16,6 +16,7 @@ from fpsgen.errors import UsageError
 from fpsgen.printable import printable, typed
 from fpsgen.timing import Timings
 from fpsgen.wan import sizes
+from fpsgen.weights.known import NOTHING, Given
 
 if TYPE_CHECKING:
     import torch
@@ -81,9 +82,9 @@ def find_target(name: str | None, dtype: Dtype | None, graphs: bool = False) -> 
     return Target(device, torch.bfloat16 if in_bf16 else torch.float32, text_dtype, graphs)
 
 
-def find_model(name: str | None, may_be_absent: bool = False) -> Model | None:
-    """The model that was named, or the user's own default, if there is one; its files are looked at. may_be_absent:
-    whether a known model need not be on this disk."""
+def find_model(name: str | None, parts: Given = NOTHING, may_be_absent: bool = False) -> Model | None:
+    """The model that was named, or the user's own default, if there is one, with the parts that were named; its files
+    are looked at. may_be_absent: whether a known model need not be on this disk."""
     with preferences.using("model", name) as wanted:
         if wanted is None:
             return None
@@ -91,20 +92,22 @@ def find_model(name: str | None, may_be_absent: bool = False) -> Model | None:
 
         if may_be_absent and models.is_known(wanted):
             return models.absent(wanted.lower())
-        model = models.find(wanted)
+        model = models.find(wanted, parts)
         from fpsgen.weights import load  # which imports torch
 
         load.check(model.checkpoint)  # a file that does not fit is told now, not after the denoising
     return model
 
 
-def choose_model(size: Size | None, device: torch.device, out: Output, timings: Timings | None = None) -> Model:
+def choose_model(
+    size: Size | None, device: torch.device, out: Output, timings: Timings | None = None, parts: Given = NOTHING
+) -> Model:
     """The default model; where its weights are absent and somebody can be asked, fetched first."""
     from fpsgen.weights import hub, load, models
 
     cuda = device.type == "cuda"
     try:
-        model, surprise = models.choose(size, cuda)
+        model, surprise = models.choose(size, cuda, parts)
     except models.NoWeightsError as absent:
         if not out.may_ask:
             raise
@@ -113,7 +116,7 @@ def choose_model(size: Size | None, device: torch.device, out: Output, timings: 
             if not typer.confirm(question, err=True):
                 raise
             hub.pull(hub.plan(hub.source_of(absent.repository)))
-        model, surprise = models.choose(size, cuda)
+        model, surprise = models.choose(size, cuda, parts)
     load.check(model.checkpoint)
     if surprise:
         out.note(surprise)

@@ -23,6 +23,7 @@ from fpsgen.solvers import Sigmas, SolverName
 from fpsgen.tables import Cell, Column, Table
 from fpsgen.timing import Timings
 from fpsgen.wan import sizes
+from fpsgen.weights.known import NOTHING, Given
 
 if TYPE_CHECKING:
     import torch
@@ -40,6 +41,7 @@ echo "a dog in the city" | fpsgen generate - --json
 ENLARGED = 4  # the pocket's file, 640x384: its own 160x96 would be a stamp on a screen
 
 
+@options.with_parts
 def generate(
     prompt: str,
     res: str | None = None,
@@ -63,6 +65,7 @@ def generate(
     graphs: bool = False,
     json: bool = False,
     verbose: bool = False,
+    parts: Given = NOTHING,
 ) -> None:
     """Make a video from a prompt.
 
@@ -103,7 +106,7 @@ def generate(
         if wanted and output.exists() and (given := Path(wanted).expanduser()).exists() and output.samefile(given):
             raise UsageError(f"{output} is the preset: the video would replace it", hint="choose another -o")
         loras = chosen.find_loras(lora)
-        named_model = chosen.find_model(model)
+        named_model = chosen.find_model(model, parts)
         if output.exists():
             out.note(f"{output} exists: the new video will replace it")
             out.loading()
@@ -113,7 +116,7 @@ def generate(
         from fpsgen.texts import Texts
 
         machine.settle()
-        found = named_model or chosen.choose_model(size, target.device, out, timings)
+        found = named_model or chosen.choose_model(size, target.device, out, timings, parts)
         found = chosen.with_loras(found, loras, out, solver)
     check_images(image, last_image, found)
     if shown and (res is None or res.lower() in sizes.NAMED):  # which are areas then, not proportions

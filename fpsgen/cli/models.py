@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from fpsgen.cli.command import App
-from fpsgen.cli.options import alone, expand
+from fpsgen.cli.options import alone, expand, with_parts
 from fpsgen.cli.output import Output, hush
 from fpsgen.cli.progress import drawn
 from fpsgen.errors import ModelError, Stopped, UsageError
 from fpsgen.events import Stage
 from fpsgen.printable import printable, readable
 from fpsgen.tables import Column, Table
-from fpsgen.weights.known import Format
+from fpsgen.weights.known import NOTHING, Format, Given
 
 if TYPE_CHECKING:
     from fpsgen.weights.cached import Cached
@@ -163,13 +163,14 @@ def rm(name: str, format: Format | None = None, yes: bool = False, json: bool = 
 
 
 @app.command(epilog="fpsgen models check 1.3b\nfpsgen models check ~/Wan2.1-T2V-14B")
-def check(model: str, json: bool = False, verbose: bool = False) -> None:
+@with_parts
+def check(model: str, json: bool = False, verbose: bool = False, parts: Given = NOTHING) -> None:
     """Compare a model's files with what Wan2.1 needs. It reads only their headers, which takes seconds."""
     from fpsgen.weights import models
 
     out = Output(json, verbose)
     out.loading()
-    chosen = models.find(model)
+    chosen = models.find(model, parts)
     checkpoint, config = chosen.checkpoint, chosen.config
     from fpsgen.weights import load  # imports torch, which `models` does without
 
@@ -201,13 +202,14 @@ def check(model: str, json: bool = False, verbose: bool = False) -> None:
 
 
 @app.command(epilog="fpsgen models convert ~/Wan2.1-T2V-1.3B diffusers-1.3b")
-def convert(model: str, out_folder: Path, to: Format | None = None, json: bool = False) -> None:
+@with_parts
+def convert(model: str, out_folder: Path, to: Format | None = None, json: bool = False, parts: Given = NOTHING) -> None:
     """Write a model in the other format, every tensor bit for bit."""
     from fpsgen.weights import models
 
     out = Output(json)
     out.loading()
-    checkpoint = models.find(model).checkpoint
+    checkpoint = models.find(model, parts).checkpoint
     from fpsgen.weights.convert import convert as write  # imports torch
 
     target: Format = to or ("diffusers" if checkpoint.format == "original" else "original")

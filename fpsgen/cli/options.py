@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import json
 import tomllib
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Annotated, Any, get_origin, get_type_hints
 
@@ -18,6 +19,7 @@ from fpsgen import assets
 from fpsgen.cli import complete
 from fpsgen.errors import UsageError
 from fpsgen.settings import DEFAULTS
+from fpsgen.weights.known import MODELS, Given
 
 _TABLE: dict[str, Any] = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
 INSTEAD: dict[str, str] = _TABLE.pop("instead")
@@ -58,6 +60,24 @@ def with_fields(kind: type) -> Callable[[Callable[..., Any]], Callable[..., Any]
     return extended
 
 
+def with_parts(command: Callable[..., Any]) -> Callable[..., Any]:
+    """A command whose last parameter is `parts`, with an option for each of them instead of that."""
+    names = [part.name for part in fields(Given)]
+
+    @functools.wraps(command)
+    def gathered(*args: Any, **given: Any) -> Any:
+        parts = Given(**{name: given.pop(name, None) for name in names})
+        return command(*args, **given, parts=parts)
+
+    signature = inspect.signature(command, eval_str=True)
+    kept = [one for one in signature.parameters.values() if one.name != "parts"]
+    own = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Path | None) for name in names
+    ]
+    gathered.__signature__ = signature.replace(parameters=[*kept, *own])  # type: ignore[attr-defined]
+    return gathered
+
+
 def _entry(command: Callable[..., Any], name: str) -> dict[str, Any]:
     """What the table says of a command's parameter."""
     section = _TABLE.get(command.__module__.rpartition(".")[2], {})
@@ -85,12 +105,13 @@ class _Defaults(dict[str, str]):
 
     def __missing__(self, setting: str) -> str:
         values = {}
+        wan = {name: replace(DEFAULTS[known.kind], **known.own) for name, known in MODELS.items() if known.is_wan_ais}
         if setting == "wan_sizes":
-            return _in_words({name: own.size for name, own in DEFAULTS.items()})
+            return _in_words({name: own.size for name, own in wan.items()})
         with contextlib.suppress(OSError, ValueError, KeyError):  # a damaged installation is told when it is used
             pocket = json.loads((assets.folder("pocket") / "pocket.json").read_text(encoding="utf-8"))
             values["pocket"] = f"{pocket[setting]:g}"
-        return _in_words(values | {name: f"{getattr(own, setting):g}" for name, own in DEFAULTS.items()})
+        return _in_words(values | {name: f"{getattr(own, setting):g}" for name, own in wan.items()})
 
 
 def _in_words(values: dict[str, str]) -> str:

@@ -32,6 +32,7 @@ from fpsgen.tables import Column, Table
 from fpsgen.train import file as settings_file
 from fpsgen.train.settings import TrainSettings
 from fpsgen.wan import sizes
+from fpsgen.weights.known import NOTHING, Given
 
 if TYPE_CHECKING:
     from fpsgen.presets import Preset
@@ -54,6 +55,7 @@ app.command("prepare", epilog=train_prepare.EXAMPLES)(train_prepare.prepare)
 
 
 @app.callback(invoke_without_command=True, no_args_is_help=True)
+@options.with_parts
 @options.with_fields(TrainSettings)
 def train(
     context: typer.Context,
@@ -71,6 +73,7 @@ def train(
     dtype: chosen.Dtype | None = None,
     json: bool = False,
     verbose: bool = False,
+    parts: Given = NOTHING,
     **given: Any,
 ) -> None:
     """Train a model for a preset, so that its videos come close to the dense model's again.
@@ -102,7 +105,7 @@ def train(
     from fpsgen.weights import models
 
     named = None if preset in shipped.GRADES else shipped.find(preset)
-    subject = models.find(model)
+    subject = models.find(model, parts)
     check_subject(subject, named, wanted, folder)
     if not (data / "index.json").exists():
         told = f"there is no training data in {printable(data)}"

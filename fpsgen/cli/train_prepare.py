@@ -14,6 +14,7 @@ from fpsgen.report.words import counted
 from fpsgen.seeds import check_seed
 from fpsgen.settings import check_settings
 from fpsgen.wan import sizes
+from fpsgen.weights.known import NOTHING, Given
 
 EXAMPLES = """
 fpsgen train prepare 14b --from-model --prompts a.txt -o d
@@ -21,6 +22,7 @@ fpsgen train prepare 1.3b --videos clips --res 480p -o d
 """
 
 
+@options.with_parts
 def prepare(
     model: str,
     output: Path,
@@ -39,6 +41,7 @@ def prepare(
     dtype: chosen.Dtype | None = None,
     json: bool = False,
     verbose: bool = False,
+    parts: Given = NOTHING,
 ) -> None:
     """Make the data that `fpsgen train` learns from.
 
@@ -68,7 +71,7 @@ def prepare(
     found = clips.find(options.expand(videos)) if videos is not None else []
     chosen.check_device(device)
     out.loading()
-    named = chosen.find_model(model)
+    named = chosen.find_model(model, parts)
     assert named is not None
     settings = chosen.settings_of(named, size, frames=frames, steps=steps, guidance=guidance, shift=shift)
     target = chosen.find_target(device, dtype)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 Format = Literal["original", "diffusers"]
@@ -39,9 +40,29 @@ class Known:
         return " ".join(part for each in self.sources.values() for part in (each.repository, *each.files))
 
     @property
+    def is_wan_ais(self) -> bool:
+        """Whether it is published by Wan's own authors, in both formats."""
+        return len(self.sources) > 1
+
+    @property
     def files(self) -> tuple[str, ...]:
         """The files of the transformer, where its other parts are those of other models; none of a whole model."""
         return self.sources["original"].files if "original" in self.sources else ()
+
+
+@dataclass(frozen=True)
+class Given:
+    """Where parts are that the user named: each a file, or a folder that has it."""
+
+    text_encoder: Path | None = None
+    vae: Path | None = None
+    image_encoder: Path | None = None
+
+    def __bool__(self) -> bool:
+        return self != NOTHING
+
+
+NOTHING = Given()
 
 
 def _wan(

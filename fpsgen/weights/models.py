@@ -15,11 +15,11 @@ from fpsgen.settings import DEFAULTS, Settings, check_settings
 from fpsgen.solvers import FEW_STEPS
 from fpsgen.wan import config, sizes
 from fpsgen.wan.config import WanConfig
-from fpsgen.weights import configs, few_steps, headers, hub, kinds, layout
+from fpsgen.weights import assemble, configs, few_steps, headers, hub, layout
 from fpsgen.weights.cached import Cached
 from fpsgen.weights.headers import read_json
-from fpsgen.weights.known import MODELS
-from fpsgen.weights.layout import EXPERTS, OTHERS, PARTS, TOKENIZERS, Checkpoint
+from fpsgen.weights.known import MODELS, NOTHING, Given
+from fpsgen.weights.layout import EXPERTS, Checkpoint
 from fpsgen.weights.lora import Lora
 
 POCKET = "pocket"
@@ -158,28 +158,28 @@ class NoWeightsError(ModelError):
         self.key, self.size, self.repository = key, hub.to_fetch(cached), cached.repository
 
 
-def find(name: str) -> Model:
+def find(name: str, parts: Given = NOTHING) -> Model:
     """The model called `pocket` or as in `known.MODELS`, of a hub id, in the folder `name`, or whose transformer is the
-    file `name`; ModelError where there is none."""
+    file `name`; parts: those that the user named, in the place of its own. ModelError where there is none."""
     key = name.lower()
     if not key.strip():
         raise UsageError("the model's name is empty", hint=f"name one, or leave {option('model')} out for the default")
     if key == POCKET:
-        return open_folder(assets.folder(POCKET), POCKET)
+        return open_folder(assets.folder(POCKET), POCKET, parts)
     if key in MODELS:
-        return _downloaded(hub.nearest(key), key)
+        return _downloaded(hub.nearest(key), key, parts)
     path = Path(name)
     try:
         path = path.expanduser()
         if path.is_dir():
-            return open_folder(path, name)
+            return open_folder(path, name, parts)
         if path.exists():
-            return open_file(path)
+            return open_file(path, parts=parts)
     except (OSError, RuntimeError, ValueError) as fault:  # a RuntimeError for the home of somebody unknown
         told = f"there is no model {printable(name, 100)}: {printable(reason(fault))}"
         raise ModelError(told, _names()) from None
     if hub.ID.fullmatch(name) and path.suffix not in _WEIGHT_FILES:
-        return _downloaded(hub.look(name), name)
+        return _downloaded(hub.look(name), name, parts)
     raise ModelError(f"there is no model {printable(name, 100)}", hint=_names())
 
 
@@ -188,32 +188,34 @@ def _names() -> str:
     return f"give one of {known}, a folder, a .safetensors file or a hub id"
 
 
-def _downloaded(cached: Cached, name: str) -> Model:
+def _downloaded(cached: Cached, name: str, parts: Given) -> Model:
     """The model of a repository, if the cache holds all of it."""
     if cached.state == "here" and cached.folder:
-        return open_file(cached.folder / cached.only[0], name) if cached.only else open_folder(cached.folder, name)
+        if cached.only:
+            return open_file(cached.folder / cached.only[0], name, parts)
+        return open_folder(cached.folder, name, parts)
     raise hub.refusal(cached)
 
 
-def choose(size: tuple[int, int] | None, cuda: bool) -> tuple[Model, str | None]:
+def choose(size: tuple[int, int] | None, cuda: bool, parts: Given = NOTHING) -> tuple[Model, str | None]:
     """The model for a size if the user named none, and a note for the user if the choice may surprise.
 
     With CUDA: 14B above 480p and 1.3B else, or the other one where only that is on disk. Without: the pocket.
     """
     if not cuda:
         note = f"on a CPU the pocket model is used: it is tiny and knows few words ({option('model')} picks another)"
-        return find(POCKET), note
+        return find(POCKET, parts), note
     wanted = preferred(size)
     other = "1.3b" if wanted == "14b" else "14b"
     if folder := hub.on_disk(wanted):
-        return open_folder(folder, wanted), None
+        return open_folder(folder, wanted, parts), None
     cached = hub.nearest(wanted)
     if cached.state == "unreadable":
         raise hub.refusal(cached)  # it lies there: nothing is to be fetched
     if folder := hub.on_disk(other):
         incomplete = cached.state == "incomplete"
         state = f"is incomplete (see `fpsgen models check {wanted}`)" if incomplete else "is not on this machine"
-        return open_folder(folder, other), f"Wan2.1 {wanted} {state}; using {other}"
+        return open_folder(folder, other, parts), f"Wan2.1 {wanted} {state}; using {other}"
     raise NoWeightsError(wanted)
 
 
@@ -222,10 +224,12 @@ def preferred(size: tuple[int, int] | None) -> str:
     return "14b" if size is not None and sizes.named_size(*size) == "720p" else "1.3b"
 
 
-def open_folder(folder: Path, name: str) -> Model:
+def open_folder(folder: Path, name: str, parts: Given = NOTHING) -> Model:
     """Read a folder's configuration; ModelError that says what is wrong with it."""
     try:
-        checkpoint = layout.recognise(folder)
+        if file := assemble.transformer_in(folder):
+            return open_file(file, name, parts)
+        checkpoint = assemble.with_parts(layout.recognise(folder), parts)
         pocket, defaults = None, _defaults(checkpoint, name, _called(folder))
         if (folder / "pocket.json").exists():
             pocket, defaults = _read_pocket(folder / "pocket.json")
@@ -234,33 +238,10 @@ def open_folder(folder: Path, name: str) -> Model:
     return Model(name, folder, checkpoint, defaults, pocket)
 
 
-def open_file(file: Path, name: str = "") -> Model:
-    """A transformer in a file of its own, with text encoder, VAE and tokenizer: those of the folder's model, those
-    beside the file, or those of a Wan2.1 model on disk, for all Wan2.1 models share them.
-
-    ModelError where one is nowhere, where the file is another kind, or where parts do not fit together.
-    """
-    if headers.is_pickled(file) and headers.contents(file).channels:
-        message = f"{printable(file)} is a transformer in a pickled file"
-        raise ModelError(message, hint="use the .safetensors file of the same model")
-    folder = file.parent.parent if file.parent.name in (*EXPERTS, *EXPERTS.values()) else file.parent
-    if folder != file.parent:  # half of a Wan2.2 looks like a Wan2.1
-        layout.refuse_half(file, file.parent)
-        try:
-            layout.check_index(folder)
-        except ModelError as error:
-            raise ModelError(
-                f"{printable(file)} is a part of {printable(folder)}: {error}", error.marked_hint
-            ) from None
-    fields = layout.fields_of("transformer", [file])
-    try:
-        checkpoint = layout.recognise(folder)
-    except ModelError:
-        checkpoint = _assembled(file, fields)
-    if checkpoint.transformer != [file]:
-        checkpoint = replace(checkpoint, **fields)
-    layout.check_widths(checkpoint)
-    whole = _called(folder) if folder != file.parent else ""
+def open_file(file: Path, name: str = "", parts: Given = NOTHING) -> Model:
+    """A transformer in a file of its own, with parts that lie elsewhere; ModelError as `assemble.of_file`."""
+    checkpoint = assemble.of_file(file, parts)
+    whole = _called(file.parent.parent) if file.parent.name in (*EXPERTS, *EXPERTS.values()) else ""
     defaults = _defaults(checkpoint, name or file.name, f"{file.name} {whole}")
     return Model(name or printable(file.name), file.parent, checkpoint, defaults)
 
@@ -292,42 +273,6 @@ def _defaults_by_label(checkpoint: Checkpoint, name: str, label: str) -> Setting
     if checkpoint.config.gated and (solver == "fastwan" or not few_steps.is_gated_only(label)):
         return DEFAULTS[checkpoint.kind].override(solver="fastwan")
     return _plain_defaults(checkpoint, name).override(solver=solver)
-
-
-def _assembled(file: Path, fields: dict[str, Any]) -> Checkpoint:
-    """A transformer with those of the other parts that lie in its folder, by the original's names or by what the files
-    say they are, and with the rest of a Wan2.1 model in the hub's cache. fields: what a `Checkpoint` says of it."""
-    folder, unfit = file.parent, None
-    files = {part: folder / PARTS[part].file for part in OTHERS if (folder / PARTS[part].file).is_file()}
-    if len(files) < len(OTHERS):
-        others = sorted(other for form in ("safetensors", "gguf") for other in folder.glob(f"*.{form}"))
-        by_kind = {_kind_of(other): other for other in others}
-        files = {part: by_kind[PARTS[part].words] for part in OTHERS if PARTS[part].words in by_kind} | files
-    for part, other in files.items():
-        try:
-            fields = fields | layout.fields_of(part, [other])
-        except ModelError as error:
-            unfit = unfit or error
-    places = (*(folder / place for place in TOKENIZERS.values()), folder)
-    if tokenizer := next((place for place in places if (place / "tokenizer.json").is_file()), None):
-        fields = fields | {"tokenizer": tokenizer}
-    lacking = [PARTS[part].words for part in OTHERS if part not in fields] + ["tokenizer"] * (tokenizer is None)
-    if not lacking:
-        return Checkpoint("original", **fields)
-    if elsewhere := next(filter(None, map(hub.on_disk, hub.REPOSITORIES)), None):
-        return replace(layout.recognise(elsewhere), format="original", **fields)
-    if unfit:
-        raise unfit
-    words = f"{', '.join(lacking[:-1])} and {lacking[-1]} are" if len(lacking) > 1 else f"{lacking[0]} is"
-    message = f"{printable(file)} is a transformer; its {words} neither in its folder nor in the hub's cache"
-    raise ModelError(message, hint=f"put the missing parts beside it, or {hub.pull_hint(hub.nearest('1.3b'))}")
-
-
-def _kind_of(file: Path) -> str:
-    try:
-        return kinds.kind_of(headers.contents(file)).name
-    except ModelError:  # a neighbour that cannot be read is nobody's part
-        return "unreadable"
 
 
 def _read_pocket(path: Path) -> tuple[dict, Settings]:

@@ -16,13 +16,18 @@ from fpsgen.errors import ModelError
 from fpsgen.printable import printable
 from fpsgen.wan.config import SHAPES, WanConfig
 from fpsgen.weights import cached, headers, kinds, layout
+from fpsgen.weights.configs import check_kinds_of_parts
 from fpsgen.weights.headers import read_json, shards
 from fpsgen.weights.known import MODELS, PIECES
 from fpsgen.weights.layout import PARTS, TOKENIZERS
 
 # By part: the field of a `Checkpoint` that has its configuration, and its piece in `known.PIECES`.
-CONFIGS = {"text_encoder": "text_config", "vae": "vae_config"}
-_PIECE = {"text_encoder": "text-encoder", "vae": "vae"}
+CONFIGS = {
+    part: name
+    for part, name in (("text_encoder", "text_config"), ("vae", "vae_config"), ("image_encoder", "image_config"))
+    if part in PARTS
+}
+_PIECE = {"text_encoder": "text-encoder", "vae": "vae", "image_encoder": "image-encoder", "tokenizer": "tokenizer"}
 _SECOND_BIAS = re.compile(r"encoder\.block\.1\.layer\.0\.SelfAttention\.relative_attention_bias\.weight")
 Fields = dict[str, Any]
 
@@ -58,7 +63,7 @@ def in_file(part: str, file: Path) -> Fields:
 def in_folder(part: str, folder: Path, alone: bool = False) -> Fields:
     """The same of a model's folder in either format, or, `alone`, of a part's own folder; empty where it is not there.
     ModelError as `in_file`."""
-    for name in _original_names(part):
+    for name in original_names(part):
         if (folder / name).is_file():
             return in_file(part, folder / name)
     place = folder if alone else folder / part
@@ -66,11 +71,13 @@ def in_folder(part: str, folder: Path, alone: bool = False) -> Fields:
         return {}
     fields = layout.fields_of(part, shards(place, PARTS[part].stem))
     if (place / "config.json").is_file():
-        fields |= {CONFIGS[part]: read_json(place / "config.json")}
+        config = read_json(place / "config.json")
+        check_kinds_of_parts(*({"vae": (config, {}), "text_encoder": ({}, config)}.get(part, ({}, {}))))
+        fields |= {CONFIGS[part]: config}
     return fields
 
 
-def _original_names(part: str) -> list[str]:
+def original_names(part: str) -> list[str]:
     """What the original's file of a part may be called."""
     own = {PARTS[part].file, *(PIECES["vae-2.2"].files if part == "vae" else ())}
     return sorted(own)
@@ -86,7 +93,7 @@ def found(part: str, config: WanConfig) -> Fields:
     """The fields of the first part in the hub's cache that a transformer of that shape works with; empty where none
     does."""
     check = fits(config)
-    for folder in _folders():
+    for folder in folders():
         with contextlib.suppress(ModelError, OSError):
             if (fields := in_folder(part, folder)) and check(fields):
                 return fields
@@ -95,17 +102,18 @@ def found(part: str, config: WanConfig) -> Fields:
 
 def tokenizer() -> Path | None:
     """A tokenizer in the hub's cache."""
-    return next(filter(None, map(tokenizer_in, _folders())), None)
+    return next(filter(None, map(tokenizer_in, folders())), None)
 
 
 def lacking(kind: str) -> list[str]:
     """The names in `known.PIECES` of what a transformer of that kind needs and the hub's cache has nowhere."""
     config = SHAPES[kind]
-    absent = [piece(part, config) for part in CONFIGS if not found(part, config)]
+    wanted = [part for part in CONFIGS if part != "image_encoder" or config.image_dim]
+    absent = [piece(part, config) for part in wanted if not found(part, config)]
     return absent + ["tokenizer"] * (tokenizer() is None)
 
 
-def _folders() -> Iterator[Path]:
+def folders() -> Iterator[Path]:
     """Folders of models in the hub's cache, whole or not: first those of Wan-AI's, which this module knows best."""
     named = dict.fromkeys(source.repository for known in MODELS.values() for source in known.sources.values())
     for repository in (*named, *(each for each in cached.repositories() if each not in named)):

@@ -101,7 +101,7 @@ def test_defaults_in_a_help_are_the_pockets_own_numbers_too() -> None:
     width, height = card["size"]
     sizes = {"generate": f"{ENLARGED * width}x{ENLARGED * height}", "calibrate": f"{width}x{height}"}
     for command, size in sizes.items():
-        wanted = f"[default: {size} for pocket, 832x480 for 1.3b, 1280x704 for 5b, else 1280x720]"
+        wanted = f"[default: {size} for pocket, 832x480 for 1.3b and i2v-480p, 1280x704 for 5b, else 1280x720]"
         assert wanted in " ".join(" ".join(shown((command,), 80)).split())
 
 

@@ -112,7 +112,7 @@ def test_a_transformer_in_a_file_of_its_own_gets_its_other_parts(
     both_formats: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Those of a Diffusers folder in the hub's cache are written as the original's files."""
-    monkeypatch.setattr("fpsgen.weights.hub.on_disk", lambda key: both_formats["diffusers"])
+    monkeypatch.setattr("fpsgen.weights.shared.folders", lambda: iter([both_formats["diffusers"]]))
     state = load_file(both_formats["original"] / "diffusion_pytorch_model.safetensors")
     (tmp_path / "alone").mkdir()
     file = tmp_path / "alone" / "mine.safetensors"
