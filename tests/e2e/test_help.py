@@ -16,6 +16,7 @@ from fpsgen.cli import app
 from fpsgen.cli.generate import ENLARGED
 from fpsgen.cli.options import INSTEAD, OTHER_NAMES
 from fpsgen.settings import DEFAULTS
+from fpsgen.weights.known import MODELS
 from tests.tools.cli_page import commands, help_of
 
 EVERY = dict(commands(typer.main.get_command(app)))
@@ -94,9 +95,9 @@ def test_defaults_in_a_help_are_the_pockets_own_numbers_too() -> None:
         assert found is not None
         told = [part.split(" for ") for part in found[1].split(", ")]
         values = {name: value for value, names in told for name in names.split(" and ")}
-        models = {name: f"{getattr(own, setting):g}" for name, own in DEFAULTS.items()} | {
-            "pocket": f"{card[setting]:g}"
-        }
+        wan = {name: known.own.get(setting, getattr(DEFAULTS[known.kind], setting)) for name, known in MODELS.items()}
+        models = {name: f"{value:g}" for name, value in wan.items() if MODELS[name].is_wan_ais}
+        models["pocket"] = f"{card[setting]:g}"
         assert {name: values.get(name, found[2]) for name in models} == models
     width, height = card["size"]
     sizes = {"generate": f"{ENLARGED * width}x{ENLARGED * height}", "calibrate": f"{width}x{height}"}
