@@ -11,7 +11,7 @@ from fpsgen.presets import BF16, Preset, file
 from fpsgen.printable import meant
 from fpsgen.wan.sizes import NAMED, parse_resolution
 
-# From true to fast. One of each ships for every family that has any, and every size.
+# From true to fast. One of each ships for every family and size that has any.
 GRADES = ("quality", "balanced", "fast")
 
 
@@ -30,14 +30,15 @@ def has_grades(family: str) -> bool:
 
 
 def of_grade(grade: str, family: str, width: int, height: int) -> Preset:
-    """The shipped preset of a grade for a model, and for the size that is nearest, by the ratio of pixels; UsageError
-    where none ships for its family."""
+    """The shipped preset of a grade for a model, and for the size that is nearest, by the ratio of pixels, of those
+    that it has any for; UsageError where none ships for its family."""
     if not has_grades(family):
         told = f"{option('preset', grade)}: no preset of any grade comes with fpsgen for {family}"
         raise UsageError(told, hint=f"use {option('preset', BF16.name)}, or make one with `fpsgen calibrate`")
     if family == "pocket":
         return load(f"{family}-{grade}")
-    size = min(NAMED, key=lambda name: abs(log(prod(NAMED[name]) / (width * height))))
+    sizes = [size for size in NAMED if f"{family}-{size}-{grade}" in names()]
+    size = min(sizes, key=lambda name: abs(log(prod(NAMED[name]) / (width * height))))
     return load(f"{family}-{size}-{grade}")
 
 

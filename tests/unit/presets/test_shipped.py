@@ -23,6 +23,7 @@ NAMES = shipped.names()
 # By size, or by a preset's name: tokens and tiles. By family: layers, heads, shift, the size that is shown where none
 # is said.
 GRIDS = {
+    "5b-720p": TileGrid((31, 22, 40), (3, 8, 5)),
     "480p": TileGrid((21, 30, 52), (3, 10, 4)),
     "720p": TileGrid((21, 45, 80), (3, 5, 8)),
     "pocket": TileGrid((7, 6, 10), (2, 2, 2)),
@@ -31,7 +32,7 @@ GRIDS = {
     "5b-vsa": TileGrid((31, 22, 40), (4, 4, 4)),
 }
 MODELS = {"1.3b": (30, 12, 8.0, 50), "14b": (40, 40, 5.0, 50), "5b": (30, 24, 5.0, 50), "pocket": (6, 3, 3.0, 20)}
-WAN = [f"{family}-{size}" for family in ("1.3b", "14b") for size in ("480p", "720p")]
+WAN = [*(f"{family}-{size}" for family in ("1.3b", "14b") for size in ("480p", "720p")), "5b-720p"]
 
 
 def show(name: str, *options: object) -> dict:
@@ -110,8 +111,9 @@ def test_what_is_shown_of_each_step_is_what_the_lists_say(name: str, named: bool
     assert told["density"] == pytest.approx(sum(densities) / len(densities), rel=1e-9)
     assert told["saved_flops"] / told["dense_flops"] == pytest.approx(1 - told["density"], abs=1e-9)
     assert told["dense_flops"] == pytest.approx(steps * layers * heads * 4 * 128 * tiles.tokens**2)
-    # What it adds is little: rounding (0.011 at 480p), the choice of tiles, means of tiles that are seen.
-    assert 0 <= told["cost"] - sum(costs) / len(costs) < 0.015
+    # What it adds is little: rounding (0.011 at 480p, 0.013 for 5B's fewer tokens), the choice of tiles, means of tiles
+    # that are seen.
+    assert 0 <= told["cost"] - sum(costs) / len(costs) < 0.02
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -160,6 +162,7 @@ def test_the_pocket_s_grades_are_calibrated_on_the_very_model_that_ships() -> No
 )
 def test_another_size_takes_the_grade_of_the_nearest(size: tuple[int, int], named: str) -> None:
     assert shipped.of_grade("fast", "14b", *size).name == f"14b-{named}-fast"
+    assert shipped.of_grade("fast", "5b", *size).name == "5b-720p-fast", "no other one ships for this model"
 
 
 @pytest.mark.parametrize("own", WAN)
