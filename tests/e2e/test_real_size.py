@@ -15,7 +15,8 @@ from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffu
 from typer.testing import CliRunner
 
 from fpsgen.cli import app
-from fpsgen.weights import hub
+from fpsgen.target import Target
+from fpsgen.weights import hub, models, needs
 from fpsgen.weights.headers import headers
 from fpsgen.weights.layout import NEEDED, PARTS, recognise
 from tests.tools import golden
@@ -54,6 +55,20 @@ def test_published_checkpoints_are_whole(checkpoints: dict, size: str, form: str
     assert told["dtypes"]["text_encoder"] == ["BF16" if form == "original" else "F32"]
     # What the hint before a download says.
     assert told["bytes"] / 1e9 == pytest.approx(hub.DOWNLOAD_GB[hub.REPOSITORIES[size][form]], abs=1)
+
+
+@pytest.mark.parametrize("experts", [False, True])
+def test_fp8_checkpoints_of_true_size_are_whole(tmp_path: Path, experts: bool) -> None:
+    make("14b", "original", tmp_path / "m", meta=True, fp8=True, experts=experts)
+    told = json.loads(check(tmp_path / "m", "--json").stdout)
+    assert told["parameters"] / 1e9 == pytest.approx(BILLIONS["14b"], abs=5e-4)
+    assert told["dtypes"]["transformer"] == ["BF16", "F8_E4M3"]
+    others = LARGEST_PART + 4 * sum(math.prod(shape) for shape in golden.vae().values())
+    assert (told["bytes"] - others) / (2 if experts else 1) == pytest.approx(14.8e9, rel=0.03)
+    target = Target(torch.device("cpu"), torch.bfloat16, torch.bfloat16)
+    needed = needs.weights(models.find(str(tmp_path / "m")).checkpoint, target)
+    transformers = [size for part, size in needed.items() if part not in ("VAE", "text encoder")]
+    assert transformers == [pytest.approx(14.8e9, rel=0.03)] * (2 if experts else 1)
 
 
 @pytest.mark.parametrize("size", sorted(SIZES))

@@ -2,10 +2,12 @@
 
     python -m tests.tools.fake_checkpoint 1.3b --format original OUT          # 17.6 GB of random values
     python -m tests.tools.fake_checkpoint 14b --format diffusers --meta OUT   # headers; the values are holes
+    python -m tests.tools.fake_checkpoint 14b --fp8 --experts OUT             # as Wan2.2 A14B in FP8, 41 GB
 
 With --meta every file has its full length but holds nothing behind its header, where the file system knows
-holes. The tokenizer knows ten words. Names and shapes come from `golden` (original) and from the libraries'
-own classes (diffusers), not from fpsgen.
+holes. --fp8, in the original format: matrices of blocks in E4M3 with a scale for each row, as in LightX2V's
+files, all else of the transformer in bfloat16. --experts: two of them. The tokenizer knows ten words. Names and
+shapes come from `golden` (original) and from the libraries' own classes (diffusers), not from fpsgen.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import argparse
 import json
 import math
 import mmap
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -32,22 +35,36 @@ SIZES = {
     "5b": {"dim": 3072, "ffn_dim": 14336, "num_heads": 24, "num_layers": 30, "in_dim": 48},
 }
 SHARD_BYTES = {"original": 10e9, "diffusers": 5e9}
-SAFETENSORS_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16"}
+SAFETENSORS_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float8_e4m3fn: "F8_E4M3"}
+Dtypes = Mapping[str, torch.dtype]
+_NOTHING: Dtypes = {}
+EXPERTS = ("high_noise_model", "low_noise_model")
 
 
-def make(size: str, form: str, out: Path, meta: bool) -> None:
+def make(size: str, form: str, out: Path, meta: bool, fp8: bool = False, experts: bool = False) -> None:
     out.mkdir(parents=True)
     torch.manual_seed(0)
-    (original if form == "original" else diffusers)(SIZES[size], out, meta)
+    if form == "original":
+        original(SIZES[size], out, meta, fp8, experts)
+    else:
+        diffusers(SIZES[size], out, meta)
 
 
-def original(size: dict[str, int], out: Path, meta: bool) -> None:
+def original(size: dict[str, int], out: Path, meta: bool, fp8: bool, experts: bool) -> None:
     channels = size.get("in_dim", 16)
     transformer = golden.transformer(size["dim"], size["ffn_dim"], size["num_layers"], channels)
-    write_shards(out, "diffusion_pytorch_model", transformer, torch.float32, SHARD_BYTES["original"], meta)
+    dtype, eight = torch.float32, []
+    if fp8:
+        dtype, eight = torch.bfloat16, [name for name, shape in transformer.items() if is_rounded(name, shape)]
+        scales = {f"{name}_scale": (transformer[name][0], 1) for name in eight}
+        transformer = dict(sorted((transformer | scales).items()))
+    own = dict.fromkeys(eight, torch.float8_e4m3fn) | {f"{name}_scale": torch.float32 for name in eight}
     told = {"_class_name": "WanModel", "_diffusers_version": "0.30.0", "eps": 1e-6, "freq_dim": 256, "in_dim": 16}
     kind = "ti2v" if channels == 48 else "t2v"
-    write_json(out / "config.json", {**told, **size, "model_type": kind, "out_dim": channels, "text_len": 512})
+    for folder in [out / name for name in EXPERTS] if experts else [out]:
+        folder.mkdir(exist_ok=True)
+        write_shards(folder, "diffusion_pytorch_model", transformer, dtype, SHARD_BYTES["original"], meta, own)
+        write_json(folder / "config.json", {**told, **size, "model_type": kind, "out_dim": channels, "text_len": 512})
     write_pth(out / "models_t5_umt5-xxl-enc-bf16.pth", golden.text_encoder(), torch.bfloat16, meta)
     if channels == 48:
         write_pth(out / "Wan2.2_VAE.pth", golden.vae_2_2(), torch.float32, meta)
@@ -89,38 +106,45 @@ def diffusers(size: dict[str, int], out: Path, meta: bool) -> None:
     write_json(out / "model_index.json", {"_class_name": "WanPipeline", "expand_timesteps": channels == 48})
 
 
-def write_shards(folder: Path, stem: str, shapes: Shapes, dtype: torch.dtype, most: float, meta: bool) -> None:
-    """Safetensors of at most `most` bytes; with an index where there are several."""
+def is_rounded(name: str, shape: tuple[int, ...]) -> bool:
+    return name.startswith("blocks.") and name.endswith(".weight") and len(shape) == 2
+
+
+def write_shards(
+    folder: Path, stem: str, shapes: Shapes, dtype: torch.dtype, most: float, meta: bool, own: Dtypes = _NOTHING
+) -> None:
+    """Safetensors of at most `most` bytes; with an index where there are several. own: dtypes of some of them."""
     shards: list[Shapes] = [{}]
     size = 0.0
     for name, shape in shapes.items():
-        count = math.prod(shape) * dtype.itemsize
+        count = math.prod(shape) * own.get(name, dtype).itemsize
         if size + count > most:
             shards.append({})
             size = 0
         shards[-1][name] = shape
         size += count
     if len(shards) == 1:
-        write_safetensors(folder / f"{stem}.safetensors", shapes, dtype, meta)
+        write_safetensors(folder / f"{stem}.safetensors", shapes, dtype, meta, own)
         return
     weight_map = {}
     for n, shard in enumerate(shards):
         name = f"{stem}-{n + 1:05d}-of-{len(shards):05d}.safetensors"
-        write_safetensors(folder / name, shard, dtype, meta)
+        write_safetensors(folder / name, shard, dtype, meta, own)
         weight_map |= dict.fromkeys(shard, name)
-    total = sum(math.prod(shape) for shape in shapes.values()) * dtype.itemsize
+    total = sum(math.prod(shape) * own.get(name, dtype).itemsize for name, shape in shapes.items())
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     write_json(folder / f"{stem}.safetensors.index.json", index)
 
 
-def write_safetensors(file: Path, shapes: Shapes, dtype: torch.dtype, meta: bool) -> None:
+def write_safetensors(file: Path, shapes: Shapes, dtype: torch.dtype, meta: bool, own: Dtypes = _NOTHING) -> None:
     """A header by the format's specification, room for the values, then these through a memory map."""
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     places, end = {}, 0
     for name, shape in shapes.items():
-        begin, end = end, end + math.prod(shape) * dtype.itemsize
-        places[name] = (begin, shape)
-        header[name] = {"dtype": SAFETENSORS_NAMES[dtype], "shape": list(shape), "data_offsets": [begin, end]}
+        kind = own.get(name, dtype)
+        begin, end = end, end + math.prod(shape) * kind.itemsize
+        places[name] = (begin, shape, kind)
+        header[name] = {"dtype": SAFETENSORS_NAMES[kind], "shape": list(shape), "data_offsets": [begin, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     with file.open("wb") as target:
@@ -128,9 +152,12 @@ def write_safetensors(file: Path, shapes: Shapes, dtype: torch.dtype, meta: bool
         target.truncate(8 + len(text) + end)
     if not meta:
         values = torch.from_file(str(file), shared=True, size=8 + len(text) + end, dtype=torch.uint8)[8 + len(text) :]
-        for name, (begin, shape) in places.items():
-            raw = values[begin : begin + math.prod(shape) * dtype.itemsize]
-            randomise(name, raw.view(dtype).view(shape))
+        for name, (begin, shape, kind) in places.items():
+            raw = values[begin : begin + math.prod(shape) * kind.itemsize]
+            if name.endswith("_scale"):
+                raw.view(kind).fill_(bound(places[name.removesuffix("_scale")][1]) / 448)
+            else:
+                randomise(name, raw.view(kind).view(shape))
 
 
 def write_pth(file: Path, shapes: Shapes, dtype: torch.dtype, meta: bool) -> None:
@@ -150,9 +177,16 @@ def randomise(name: str, tensor: Tensor) -> None:
         tensor.uniform_(-0.05, 0.05)
     elif "norm" in name or name.endswith("gamma"):
         tensor.uniform_(0.9, 1.1)
+    elif tensor.dtype == torch.float8_e4m3fn:  # whose scale makes them what they are elsewhere
+        for rows in tensor.split(1024):
+            rows.copy_(torch.empty(rows.shape).uniform_(-448, 448))
     else:
-        bound = math.sqrt(3 / math.prod(tensor.shape[1:]))
-        tensor.uniform_(-bound, bound)
+        tensor.uniform_(-bound(tensor.shape), bound(tensor.shape))
+
+
+def bound(shape: Sequence[int]) -> float:
+    """The largest value of a matrix."""
+    return math.sqrt(3 / math.prod(shape[1:]))
 
 
 def write_json(path: Path, value: dict) -> None:
@@ -165,9 +199,11 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("out", type=Path, metavar="OUT", help="a folder that does not exist yet")
     parser.add_argument("--format", choices=sorted(SHARD_BYTES), default="original")
     parser.add_argument("--meta", action="store_true", help="headers only")
+    parser.add_argument("--fp8", action="store_true", help="a transformer in FP8, original format")
+    parser.add_argument("--experts", action="store_true", help="two transformers, original format")
     return parser.parse_args()
 
 
 if __name__ == "__main__":
     given = arguments()
-    make(given.size, given.format, given.out, given.meta)
+    make(given.size, given.format, given.out, given.meta, given.fp8, given.experts)
