@@ -27,7 +27,8 @@ from fpsgen.timing import Timings
 from fpsgen.video import VideoWriter
 from fpsgen.wan import vae as wan_vae
 from fpsgen.wan.plan import StepPlan
-from fpsgen.weights.load import load_tokenizer
+from fpsgen.weights.kinds import FLOATS
+from fpsgen.weights.load import dtypes, load_tokenizer
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,8 @@ class Diffusers(VideoContender):
             return "it reads a checkpoint, and there is none"
         if model.checkpoint.format != "diffusers" or not (model.folder / "model_index.json").is_file():
             return "it reads a checkpoint in Diffusers' format: `fpsgen models convert` makes one"
+        if packed := {each for own in dtypes(model.checkpoint).values() for each in own} - {*FLOATS}:
+            return f"it reads no weights in {', '.join(sorted(packed))} with scales"
         if model.checkpoint.loras:
             return "it reads the checkpoint without the LoRAs"
         if guidance < 1:
@@ -98,13 +101,13 @@ def load(plan: VideoPlan) -> Any:
 
     for library in (diffusers, transformers):
         library.utils.logging.disable_progress_bar()  # ours is drawn
-    dtypes = {"transformer": plan.target.dtype, "text_encoder": plan.target.text_dtype, "default": torch.float32}
+    precisions = {"transformer": plan.target.dtype, "text_encoder": plan.target.text_dtype, "default": torch.float32}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # newer ones want `dtype`, which older ones do not know
         # The class that published folders name loses what tokenizer.json says beyond the vocabulary: other prompts.
         tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(plan.model.checkpoint.tokenizer)
         pipe = diffusers.WanPipeline.from_pretrained(
-            plan.model.folder, tokenizer=tokenizer, torch_dtype=dtypes, local_files_only=True
+            plan.model.folder, tokenizer=tokenizer, torch_dtype=precisions, local_files_only=True
         )
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(plan.target.device)
