@@ -55,7 +55,9 @@ def latents_of(folder: Path, image: np.ndarray | None = None) -> torch.Tensor:
     if image is not None:
         given = Conditions(first=wan_vae.encode(load_vae(model.checkpoint, CPU), image[None]))
     denoiser = Denoiser(load_transformer(model.checkpoint, CPU, torch.float32), SETTINGS, texts, CPU, image=given)
-    return finish(pipeline.denoise(plan, denoiser, Timings()))
+    state = denoiser.begin(denoiser.noise(SEED))
+    list(pipeline.denoise(plan, denoiser, Timings(), lambda step: False, state))
+    return state.latents
 
 
 def test_text_to_video_equals_diffusers(theirs: WanPipeline, folders: dict[str, Path]) -> None:
