@@ -93,10 +93,12 @@ def attend(
     trains = torch.is_grad_enabled() and any(x.requires_grad for x in given)
     name = choose(q.device, plan, q.shape[3]).name
     with torch.autocast(q.device.type, enabled=False):  # training's: what is rounded to 8 bits is float32 before
-        fused = hopper.attention(q, k, v, qk_transform, plan) if name == "hopper" and not trains else None
-        if fused is not None and gate is None:  # its prologue norms and rotates
-            return fused
+        if fused := name == "hopper" and not trains:  # its prologue norms and rotates
+            out = hopper.attention(q, k, v, qk_transform, plan)
+            if gate is None:
+                return out
         q = prepare(q, qk_transform.norm_q, qk_transform).to(v.dtype)
         k = prepare(k, qk_transform.norm_k, qk_transform).to(v.dtype)
-        out = fused if fused is not None else (differentiable if trains else _PREPARED[name]).attention(q, k, v, plan)
+        if not fused:
+            out = (differentiable if trains else _PREPARED[name]).attention(q, k, v, plan)
         return out if gate is None else out + gate * coarse.attention(q, k, v, plan.tiles)
