@@ -28,6 +28,7 @@ from fpsgen.video import VideoWriter
 from fpsgen.wan import vae as wan_vae
 from fpsgen.wan.plan import StepPlan
 from fpsgen.weights.kinds import FLOATS
+from fpsgen.weights.layout import NEEDED
 from fpsgen.weights.load import dtypes, load_tokenizer
 
 
@@ -45,7 +46,8 @@ class Diffusers(VideoContender):
             return "it reads a checkpoint, and there is none"
         if model.checkpoint.format != "diffusers" or not (model.folder / "model_index.json").is_file():
             return "it reads a checkpoint in Diffusers' format: `fpsgen models convert` makes one"
-        if packed := {each for own in dtypes(model.checkpoint).values() for each in own} - {*FLOATS}:
+        found = dtypes(model.checkpoint)
+        if packed := {each for part in NEEDED for each in found[part]} - {*FLOATS}:
             return f"it reads no weights in {', '.join(sorted(packed))} with scales"
         if model.checkpoint.loras:
             return "it reads the checkpoint without the LoRAs"

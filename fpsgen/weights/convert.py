@@ -265,9 +265,8 @@ def _check_plain(checkpoint: Checkpoint) -> None:
     for part in checkpoint.parts:
         tensors = checkpoint.part(part).headers(headers(getattr(checkpoint, part)))
         if packed := {header.dtype for header in tensors.values()} - {*FLOATS}:
-            message = (
-                f"its {PARTS[part].words} is in {', '.join(sorted(packed))}, which the other format has no place for"
-            )
+            told = ", ".join(sorted(packed))
+            message = f"its {checkpoint.words(part)} is in {told}, which the other format has no place for"
             raise UsageError(message, hint="convert the fp16 or bf16 files of the same model")
 
 
