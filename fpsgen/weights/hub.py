@@ -155,10 +155,12 @@ def source(name: str, form: Format | None = None) -> Source:
 def plans(name: str, form: Format | None = None, force: bool = False) -> list[Download]:
     """What `pull` would fetch for a name: a model, or a transformer and the parts that it needs and that the hub's
     cache has nowhere. UsageError as for `source` and `plan`."""
-    wanted = [source(name, form)]
+    own, pieces = source(name, form), dict[str, list[str]]()
     if (known := MODELS.get(name.lower())) and known.files:
-        wanted += [PIECES[piece] for piece in shared.lacking(known.kind)]
-    return [plan(each, force and each is wanted[0]) for each in wanted]
+        for piece in (PIECES[each] for each in shared.lacking(known.kind)):
+            pieces.setdefault(piece.repository, []).extend(piece.files)
+    others = [plan(Source(repository, None, tuple(files))) for repository, files in pieces.items()]
+    return [plan(own, force), *others]
 
 
 def plan(wanted: Source, force: bool = False) -> Download:

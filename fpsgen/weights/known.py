@@ -136,13 +136,9 @@ MODELS: dict[str, Known] = {
 }  # fmt: skip
 
 # What a transformer alone lacks, by the words for it, from the smallest whole models that have it.
-_TOKENIZER = "google/umt5-xxl/"
 PIECES: dict[str, Source] = {
     "tokenizer": Source(
-        "Wan-AI/Wan2.1-T2V-1.3B", 0.02, tuple(
-            f"{_TOKENIZER}{name}"
-            for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "spiece.model")
-        ),
+        "Wan-AI/Wan2.1-T2V-1.3B", 0.02, ("google/umt5-xxl/tokenizer.json", "google/umt5-xxl/tokenizer_config.json")
     ),
     "text-encoder": Source("Wan-AI/Wan2.1-T2V-1.3B", 11.4, ("models_t5_umt5-xxl-enc-bf16.pth",)),
     "vae": Source("Wan-AI/Wan2.1-T2V-1.3B", 0.5, ("Wan2.1_VAE.pth",)),

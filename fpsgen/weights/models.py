@@ -265,7 +265,8 @@ def _defaults(checkpoint: Checkpoint, name: str, called: str) -> Settings:
     """The same; for few steps where what the model is called, or its transformer's file, says that it was distilled for
     them."""
     label = headers.contents(checkpoint.transformer[0]).label
-    return _defaults_by_label(checkpoint, name, f"{name} {called} {label}")
+    known = MODELS.get(name.lower())  # whose names are ours, and would be read as somebody's
+    return _defaults_by_label(checkpoint, name, f"{known.label if known else name} {called} {label}")
 
 
 def _defaults_by_label(checkpoint: Checkpoint, name: str, label: str) -> Settings:

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,10 +20,12 @@ from fpsgen.cli import app
 from fpsgen.errors import RenderError
 from fpsgen.events import Event, Stage
 from fpsgen.request import Request
+from fpsgen.wan import config
 from fpsgen.weights import hub
 from fpsgen.weights.models import Model
 from tests.tools import hub_server
 from tests.tools.cli import models, told
+from tests.tools.wan_pipeline import TEXT_DIM
 
 ORIGINAL, DIFFUSERS = (hub.REPOSITORIES["1.3b"][form] for form in ("original", "diffusers"))
 T5 = "models_t5_umt5-xxl-enc-bf16.pth"
@@ -256,3 +259,88 @@ def test_list_says_what_is_not_here(cache: Path) -> None:
     every = [(model["name"], model["format"]) for model in told(models("--json"))["models"]]
     assert ("1.3b", "diffusers") in every
     assert models("list").stdout == models().stdout
+
+
+FAST = "lightx2v/Wan2.1-Distill-Models"
+FAST_FILE = "wan2.1_t2v_14b_lightx2v_4step.safetensors"
+DIT = "diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture
+def distilled(server: hub_server.Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A repository of many transformers, each in a file of its own, without the parts that models share; 14B is as
+    small as they are."""
+    monkeypatch.setitem(config.SHAPES, "14b", replace(config.WAN_14B, text_dim=TEXT_DIM))
+    folder = tmp_path / "hub" / "distilled"
+    folder.mkdir()
+    for name in (FAST_FILE, "wan2.1_t2v_14b_scaled_fp8_e4m3_lightx2v_4step.safetensors", "wan2.1_i2v_480p.safetensors"):
+        shutil.copy(server.repositories[ORIGINAL] / DIT, folder / name)
+    (folder / "config.json").write_text("{}")
+    server.repositories[FAST] = folder
+    return folder
+
+
+def test_a_name_may_be_one_file_and_the_parts_that_it_needs(
+    server: hub_server.Hub, distilled: Path, tmp_path: Path
+) -> None:
+    dry = told(models("pull", "14b-fast", "--dry-run", "--json"), "models pull --dry-run")
+    assert set(dry["files"]) == {FAST_FILE}
+    shared = {
+        "Wan2.1_VAE.pth",
+        T5,
+        *(f"google/umt5-xxl/{name}" for name in ("tokenizer.json", "tokenizer_config.json")),
+    }
+    assert set().union(*dry["parts"].values()) >= shared
+    assert dry["absent_bytes"] == sum(
+        size for files in (dry["files"], *dry["parts"].values()) for size in files.values()
+    )
+    refused = models("check", "14b-fast")
+    assert refused.exit_code == 2
+    assert "fpsgen models pull 14b-fast (about 29 GB)" in " ".join(refused.stderr.split())
+
+    folder = Path(told(models("pull", "14b-fast", "--json"), "models pull")["folder"])
+    assert [path.name for path in folder.rglob("*") if path.is_file()] == [FAST_FILE]
+    assert {name for name, _ in server.served} == {FAST_FILE, *set().union(*dry["parts"].values())}
+    again = told(models("pull", "14b-fast", "--dry-run", "--json"))
+    assert (again["absent_bytes"], "parts" in again) == (0, False)
+    listed = {(m["name"], m["format"]): m for m in told(models("--json"))["models"]}
+    assert listed["14b-fast", "original"]["state"] == "here"
+    assert listed["14b-fast", "original"]["bytes"] == (distilled / FAST_FILE).stat().st_size
+    assert listed["14b-fast-fp8", "original"]["state"] == "not here"
+    assert listed["1.3b", "original"]["state"] == "incomplete"
+
+    arguments = ["--res", "32x32", "--frames", "1", "-o", str(tmp_path / "a.mp4"), "--json"]
+    made = CliRunner().invoke(app, ["generate", "a cat", "--model", "14b-fast", *arguments])
+    assert made.exit_code == 0, made.output
+    assert (json.loads(made.stdout)["steps"], json.loads(made.stdout)["guidance"]) == (4, 1.0)
+
+    assert told(models("rm", "14b-fast", "--yes", "--json"))["freed_bytes"] == (distilled / FAST_FILE).stat().st_size
+    assert told(models("--json"))["models"][1]["state"] == "incomplete"  # the shared parts stay
+    assert models("check", "14b-fast").exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "files"), [("vae", ["Wan2.1_VAE.pth"]), ("text-encoder", [T5]), ("tokenizer", ["tokenizer.json"])]
+)
+def test_parts_are_fetched_by_their_own_names(
+    server: hub_server.Hub, distilled: Path, tmp_path: Path, name: str, files: list[str]
+) -> None:
+    """As the error of a transformer without them asks for."""
+    alone = shutil.copy(distilled / FAST_FILE, tmp_path / "mine.safetensors")
+    refused = " ".join(models("check", alone).stderr.split())
+    assert f"fpsgen models pull {name} (about" in refused
+    folder = Path(told(models("pull", name, "--json"), "models pull")["folder"])
+    assert {path.name for path in folder.rglob("*") if path.is_file()} >= set(files)
+    assert f"fpsgen models pull {name} " not in " ".join(models("check", alone).stderr.split())
+    assert models("rm", name, "--yes").exit_code == 0
+    assert f"fpsgen models pull {name} (about" in " ".join(models("check", alone).stderr.split())
+
+
+def test_a_file_that_its_repository_no_longer_has(server: hub_server.Hub, distilled: Path) -> None:
+    (distilled / FAST_FILE).unlink()
+    result = models("pull", "14b-fast")
+    assert result.exit_code == 2
+    assert f"{FAST} no longer has {FAST_FILE}" in " ".join(result.stderr.split())
+    only = models("pull", "14b-fast", "--format", "diffusers")
+    assert only.exit_code == 2
+    assert "14b-fast is published in original format only" in " ".join(only.stderr.split())
