@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage begins: load, text, denoise, decode, measure, verify; what: is loaded."""
+    """A stage begins: load, text, image, denoise, decode, measure, verify; what: is loaded."""
 
     name: str
     what: str = ""

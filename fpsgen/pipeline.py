@@ -1,4 +1,4 @@
-"""Text to video: what is loaded when, what runs, and what is told to whoever watches.
+"""Text, and perhaps an image, to video: what is loaded when, what runs, and what is told to whoever watches.
 
 `generate` is an iterator of events. It owns the order of things and the memory policy: a component is
 loaded when its turn comes and freed before the next one, because each of the two large ones may need
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from fpsgen import experts, machine, solvers
+from fpsgen import conditioning, experts, machine, solvers
 from fpsgen.attention import door
 from fpsgen.attention.door import Choice
 from fpsgen.errors import option
@@ -32,6 +32,7 @@ from fpsgen.timing import Timings
 from fpsgen.video import VideoWriter, check_path
 from fpsgen.wan import elementwise
 from fpsgen.wan import vae as wan_vae
+from fpsgen.wan.conditions import Conditions
 from fpsgen.wan.graphs import Graphs, why_not
 from fpsgen.wan.plan import distinct
 from fpsgen.wan.text_encoder import KnownTexts
@@ -68,8 +69,11 @@ def generate(
         plans = [resolve(request, model, target) for request in requests]
         machine.reset_peak(target.device)
         kept = known() if known else None
+        shown = {each: each.frames() for each in map(conditioning.shown, plans) if each}
     texts = yield from _encode(plans, model, target, videos, kept)
-    ends, abouts = yield from _denoise_all(plans, texts, videos, accept)
+    seen = (yield from conditioning.look(shown, model, target, partial(_all, videos))) if shown else {}
+    given = [seen[each] if each else None for each in map(conditioning.shown, plans)]
+    ends, abouts = yield from _denoise_all(plans, texts, given, videos, accept)
     yield Stage("load", "VAE")
     with _all(videos, "load"):
         vae = load_vae(model.checkpoint, target.device)
@@ -84,6 +88,7 @@ def generate(
 def _denoise_all(
     plans: Sequence[VideoPlan],
     texts: Sequence[Sequence[Tensor]],
+    given: Sequence[Conditions | None],
     videos: Sequence[Timings],
     accept: Callable[[Step], bool],
 ) -> Generator[Event, None, tuple[list[Tensor], list[dict[str, Any]]]]:
@@ -105,7 +110,7 @@ def _denoise_all(
                     ahead = held.enter_context(experts.Ahead(after, plans, experts.way_ahead(after, plans)))
             if after:
                 yield Notice(f"{ahead}", detail=True)
-            yield from _denoise_turn(turn, plans, transformer, texts, videos, accept, states, abouts)
+            yield from _denoise_turn(turn, plans, transformer, texts, given, videos, accept, states, abouts)
             with _all(videos, "load"):
                 del transformer
                 machine.release()
@@ -117,6 +122,7 @@ def _denoise_turn(
     plans: Sequence[VideoPlan],
     transformer: WanTransformer,
     texts: Sequence[Sequence[Tensor]],
+    given: Sequence[Conditions | None],
     videos: Sequence[Timings],
     accept: Callable[[Step], bool],
     states: list[State | None],
@@ -139,7 +145,8 @@ def _denoise_turn(
         with _alone(videos, number):
             with videos[number].stage("denoise"):  # texts become the keys and values of each layer
                 graphs = Graphs(transformer, target.device, why_not(target.device, target.graphs, plan.backends))
-                denoiser = Denoiser(transformer, own, texts[number], target.device, graphs=graphs)
+                text, image = texts[number], given[number]
+                denoiser = Denoiser(transformer, own, text, target.device, graphs=graphs, image=image)
                 state = states[number] = states[number] or denoiser.begin(noise(plan), partial(noise, plan))
             yield from denoise(plan, denoiser, videos[number], accept, state, end)
             yield Notice(f"{graphs}", detail=not (graphs.failed or (target.graphs and graphs.refused)))

@@ -17,8 +17,8 @@ ROOT = Path(__file__).parents[2]
 ROOMS = [
     "printable", "timing", "errors", "seeds", "assets", "files", "tables", "values", "metrics", "ffmpeg", "video",
     "images", "kernels", "machine", "target", "attention", "wan", "solvers", "settings", "weights", "journal", "texts",
-    "pocket", "presets", "request", "events", "sampling", "experts", "pipeline", "doctor", "calibrate", "bench",
-    "train", "report", "cli", "__main__",
+    "pocket", "presets", "request", "events", "sampling", "conditioning", "experts", "pipeline", "doctor", "calibrate",
+    "bench", "train", "report", "cli", "__main__",
 ]  # fmt: skip
 # Modules of fpsgen/cli that are commands, or groups of them; `root` alone knows them all.
 COMMANDS = {
