@@ -49,6 +49,8 @@ class Diffusers(VideoContender):
         found = dtypes(model.checkpoint)
         if packed := {each for part in NEEDED for each in found[part]} - {*FLOATS}:
             return f"it reads no weights in {', '.join(sorted(packed))} with scales"
+        if model.config.gated:
+            return "diffusers does not have the gates of its attention"
         if model.checkpoint.loras:
             return "it reads the checkpoint without the LoRAs"
         if guidance < 1:

@@ -61,7 +61,7 @@ def parameters(config: WanConfig) -> int:
     dim, channels = config.dim, prod(config.PATCH) * config.in_channels
     square = dim * (dim + 1)
     attention = 4 * square + 2 * dim
-    block = 2 * attention + 2 * dim + config.ffn_dim * (2 * dim + 1) + dim + 6 * dim
+    block = 2 * attention + config.gated * square + 2 * dim + config.ffn_dim * (2 * dim + 1) + dim + 6 * dim
     ends = (channels + 1) * dim + (dim + 1) * channels + 2 * dim
     embeddings = (config.text_dim + 1 + config.freq_dim + 1) * dim + 2 * square + 6 * square
     return config.num_layers * block + ends + embeddings

@@ -6,9 +6,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
+from fpsgen.weights.headers import headers
 from tests.tools.cli import Runner, invoke, models, told
-from tests.tools.gated import add_gates
+from tests.tools.fake_checkpoint import make, write_shards
+from tests.tools.gated import NAME, add_gates
 
 # 96x64 and 17 frames are 5 x 4 x 6 tokens: 2 x 1 x 2 tiles of FastVideo's, three of which are ragged.
 VIDEO = {"steps": None, "frames": 17}
@@ -54,6 +57,21 @@ def test_what_contradicts_a_model_of_few_steps_is_refused(gated: Path, loads: li
     assert result.exit_code == 2
     assert "the solver fastwan has 3 steps" in result.stderr
     assert not loads
+
+
+def test_a_checkpoint_of_true_size_is_whole(tmp_path: Path) -> None:
+    make("1.3b", "diffusers", folder := tmp_path / "m", meta=True)
+    own = folder / "transformer"
+    files = list(own.glob("*.safetensors"))
+    shapes = {name: header.shape for name, header in headers(files).items()}
+    for part, shape in (("weight", (1536, 1536)), ("bias", (1536,))):
+        shapes |= {f"{NAME.format(layer)}.{part}": shape for layer in range(30)}
+    for file in files:
+        file.unlink()
+    write_shards(own, "diffusion_pytorch_model", shapes, torch.float32, 5e9, meta=True)
+    facts = told(models("check", folder, "--json"), "models check")
+    assert (facts["solver"], facts["steps"]) == ("fastwan", 3)
+    assert facts["parameters"] == pytest.approx(1.419e9 + 30 * 1536 * 1537, rel=1e-3)
 
 
 def test_a_merged_four_step_file_by_its_name(run: Runner, both_formats: dict[str, Path], tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from fpsgen.train import data, estimate
 from fpsgen.train.data import Data, Origin
 from fpsgen.train.loop import TrainJob, train
 from fpsgen.train.settings import TrainSettings
-from fpsgen.wan.config import WAN_1_3B, WAN_14B, WanConfig
+from fpsgen.wan.config import SHAPES, WAN_1_3B, WAN_14B, WanConfig
 from fpsgen.wan.transformer import WanTransformer
 from fpsgen.weights.models import absent, open_folder
 from tests.tools.training_data import sample
@@ -49,7 +49,7 @@ class Counter(TorchDispatchMode):
         return out
 
 
-@pytest.mark.parametrize("config", [SMALL, WAN_1_3B, WAN_14B])
+@pytest.mark.parametrize("config", [SMALL, WAN_1_3B, WAN_14B, SHAPES["1.3b-vsa"]])
 def test_parameters_are_counted_as_the_transformer_has_them(config: WanConfig) -> None:
     with torch.device("meta"):
         transformer = WanTransformer(config)
