@@ -15,7 +15,7 @@ from fpsgen.errors import ModelError, Stopped, UsageError
 from fpsgen.events import Stage
 from fpsgen.printable import printable, readable
 from fpsgen.tables import Column, Table
-from fpsgen.weights.known import NOTHING, Format, Given
+from fpsgen.weights.known import NOTHING, Format, Given, told_of
 
 if TYPE_CHECKING:
     from fpsgen.weights.cached import Cached
@@ -165,7 +165,9 @@ def rm(name: str, format: Format | None = None, yes: bool = False, json: bool = 
 @app.command(epilog="fpsgen models check 1.3b\nfpsgen models check ~/Wan2.1-T2V-14B")
 @with_parts
 def check(model: str, json: bool = False, verbose: bool = False, parts: Given = NOTHING) -> None:
-    """Compare a model's files with what Wan2.1 needs. It reads only their headers, which takes seconds."""
+    """Compare a model's files with what fpsgen needs, and say what they are.
+
+    It reads only their headers, which takes seconds."""
     from fpsgen.weights import models
 
     out = Output(json, verbose)
@@ -189,14 +191,18 @@ def check(model: str, json: bool = False, verbose: bool = False, parts: Given = 
         "steps": chosen.defaults.steps,
         "dtypes": load.dtypes(checkpoint),
         "bytes": checkpoint.bytes,
+        "kind": checkpoint.kind,
+        "files": {part: [str(file) for file in getattr(checkpoint, part)] for part in checkpoint.parts},
     }
     for key, value in facts.items():
         out.detail(f"{key}: {value}")
     count = f"{parameters / 1e9:.3f} billion" if parameters >= 1e9 else f"{parameters / 1e6:.1f} million"
     few = f"; made for {chosen.defaults.steps} steps of {chosen.defaults.solver}" if chosen.is_for_few_steps else ""
+    numbers = ", ".join(facts["dtypes"]["transformer"])
+    experts = ("of two experts ", "each expert") if checkpoint.transformer_2 else ("", "the transformer")
     out.result(
-        f"{printable(model)}: a whole Wan2.1 text-to-video checkpoint in {checkpoint.format} format, "
-        f"{count} parameters in the transformer, {readable(checkpoint.bytes)}{few}",
+        f"{printable(model)}: a whole {told_of(checkpoint.kind)} checkpoint {experts[0]}in {checkpoint.format} format, "
+        f"{count} parameters in {experts[1]} ({numbers}), {readable(checkpoint.bytes)}{few}",
         facts,
     )
 

@@ -181,7 +181,10 @@ def _assembled(file: Path, own: Fields, given: Given) -> Checkpoint:
                 continue
             found |= fields_of_part
             break
-    if place := next(filter(None, map(shared.tokenizer_in, _homes(file))), None) or shared.tokenizer():
+    homes = _homes(file)
+    if text := given.text_encoder:  # beside which a tokenizer may lie
+        homes += [text, text.parent, text.parent.parent]
+    if place := next(filter(None, map(shared.tokenizer_in, homes)), None) or shared.tokenizer():
         found["tokenizer"] = place
     for part in [part for part in wanted if part not in found]:
         found |= shared.found(part, config)

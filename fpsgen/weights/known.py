@@ -63,6 +63,19 @@ class Given:
 
 
 NOTHING = Given()
+_KINDS = {
+    "2.2-14b": "Wan2.2 text-to-video",
+    "2.2-i2v": "Wan2.2 image-to-video",
+    "5b": "Wan2.2 text-and-image-to-video",
+    "i2v-14b": "Wan2.1 image-to-video",
+    "flf2v-14b": "Wan2.1 first-and-last-frame-to-video",
+}
+
+
+def told_of(kind: str) -> str:
+    """What a kind of `wan.config.SHAPES` is, in words."""
+    gated = kind.endswith("-vsa")  # FastVideo's models, with gates for another sparse attention
+    return _KINDS.get(kind.removesuffix("-vsa"), "Wan2.1 text-to-video") + (" (VSA)" if gated else "")
 
 
 def _wan(

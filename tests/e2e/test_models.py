@@ -31,6 +31,36 @@ def test_check_says_what_it_is(both_formats: dict[str, Path]) -> None:
     assert "a whole Wan2.1 text-to-video checkpoint" in models("check", both_formats["original"]).stdout
 
 
+def test_check_says_what_two_experts_in_files_of_their_own_are(both_formats: dict[str, Path], tmp_path: Path) -> None:
+    place = tmp_path / "models" / "diffusion_models"
+    place.mkdir(parents=True)
+    state = load_file(both_formats["original"] / "diffusion_pytorch_model.safetensors")
+    names = [f"wan2.2_t2v_{noise}_noise_14B_fp16.safetensors" for noise in ("high", "low")]
+    for name in names:
+        save_file({key: value.half() for key, value in state.items()}, place / name)
+    whole = both_formats["diffusers"]
+    parts = ("--text-encoder", whole / "text_encoder", "--vae", whole / "vae")
+    report = told(models("check", place / names[1], *parts, "--json"), "models check")
+    assert report["kind"] == "2.2-14b"
+    assert report["files"]["transformer"] == [str(place / names[0])]
+    assert report["files"]["vae"] == [str(whole / "vae" / "diffusion_pytorch_model.safetensors")]
+    said = models("check", tmp_path / "models", *parts).stdout
+    assert "a whole Wan2.2 text-to-video checkpoint of two experts in original format" in said
+    assert "parameters in each expert (F16)" in said
+
+
+def test_a_transformer_and_its_parts_become_one_diffusers_folder(both_formats: dict[str, Path], tmp_path: Path) -> None:
+    file = shutil.copy(both_formats["original"] / "diffusion_pytorch_model.safetensors", tmp_path / "x.safetensors")
+    original = both_formats["original"]
+    parts = ("--text-encoder", original / T5, "--vae", original / "Wan2.1_VAE.pth")
+    assert models("convert", file, tmp_path / "whole", *parts).exit_code == 0
+    theirs = WanPipeline.from_pretrained(tmp_path / "whole")
+    wanted = WanPipeline.from_pretrained(both_formats["diffusers"])
+    for part in NEEDED:
+        first, second = (getattr(pipeline, part).state_dict() for pipeline in (theirs, wanted))
+        assert all(torch.equal(first[name], second[name]) for name in second)
+
+
 def shorten(file: Path) -> None:
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 
