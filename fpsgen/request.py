@@ -124,6 +124,9 @@ class VideoPlan:
             "threads": torch.get_num_threads() if device.type == "cpu" else None,  # a CPU's last bits depend on it
             **self.target.as_dict(),
             **self.request.as_dict(),
+            "experts": {"high": self.high_steps, "low": len(self.steps) - self.high_steps}
+            if self.model.checkpoint.transformer_2
+            else None,
             "preset": file.as_dict(self.preset),
             "attention": {
                 "tile": self.tiles.tile,

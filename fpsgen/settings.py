@@ -58,7 +58,8 @@ class Settings:
 
     def check(self) -> None:
         """UsageError where no video can have these settings."""
-        check_settings(self.frames, self.steps, self.guidance, self.shift, self.solver, self.sigmas)
+        sampling = (self.steps, self.guidance, self.shift, self.solver, self.sigmas, self.guidance_low)
+        check_settings(self.frames, *sampling)
         sizes.check_model_size(self.width, self.height, self.stride)
         for field, value, choices in (
             ("solver", self.solver, get_args(SolverName)),
@@ -135,6 +136,7 @@ def check_settings(
     shift: float | None,
     solver: str | None = None,
     sigmas: str = "original",
+    guidance_low: float | None = None,
 ) -> None:
     """Refuse numbers that mean nothing, and what a solver for few steps contradicts; None is none."""
     if frames is not None:
@@ -142,6 +144,7 @@ def check_settings(
     for field, value, low, high, usual in (
         ("steps", steps, 1, 1000, 50),
         ("guidance", guidance, 0, 100, 5),
+        ("guidance_low", guidance_low, 0, 100, 3),
         ("shift", shift, 0.01, 100, 5),
     ):
         if value is not None and not low <= value <= high:

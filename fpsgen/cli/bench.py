@@ -66,6 +66,7 @@ def bench(
     frames: int | None = None,
     steps: int | None = None,
     guidance: float | None = None,
+    guidance_low: float | None = None,
     shift: float | None = None,
     solver: SolverName | None = None,
     sigmas: Sigmas = "original",
@@ -96,7 +97,7 @@ def bench(
     check_prompts(text, None)
     check_seed(seed)
     size = sizes.parse_resolution(res) if res is not None else None
-    check_settings(frames, steps, guidance, shift, solver, sigmas)
+    check_settings(frames, steps, guidance, shift, solver, sigmas, guidance_low=guidance_low)
     names = options.several("--compare", compare) or ["bf16"]
     options.check_report(report, no_report)
     if random_weights is not None:
@@ -112,7 +113,16 @@ def bench(
     target = find_target(device, dtype)
     chosen = with_loras(named or choose_model(size, target.device, out, parts=parts), loras, out, solver)
     settings, scale_to = fit(
-        chosen, size, out, frames=frames, steps=steps, guidance=guidance, shift=shift, solver=solver, sigmas=sigmas
+        chosen,
+        size,
+        out,
+        frames=frames,
+        steps=steps,
+        guidance=guidance,
+        guidance_low=guidance_low,
+        shift=shift,
+        solver=solver,
+        sigmas=sigmas,
     )
     default = f"bench-{files.safe_name(chosen.name)}-{files.safe_name(preset)}.json"
     places = places or result_places(default, report, no_report, out)

@@ -56,6 +56,7 @@ def quality(
     frames: int | None = None,
     steps: int | None = None,
     guidance: float | None = None,
+    guidance_low: float | None = None,
     shift: float | None = None,
     seed: int = FIRST_SEED,
     output: Path | None = None,
@@ -80,7 +81,7 @@ def quality(
     """
     out = Output(json, verbose)
     size = sizes.parse_resolution(res) if res is not None else None
-    check_settings(frames, steps, guidance, shift)
+    check_settings(frames, steps, guidance, shift, guidance_low=guidance_low)
     check_seed(seed)
     names = options.several("--compare", compare) or ["bf16"]
     own = read_prompts(prompts) if prompts is not None else None
@@ -97,7 +98,9 @@ def quality(
     named = find_model(model, parts)
     target = find_target(device, dtype)
     chosen = with_loras(named or choose_model(size, target.device, out, parts=parts), loras, out)
-    settings = settings_of(chosen, size, frames=frames, steps=steps, guidance=guidance, shift=shift)
+    settings = settings_of(
+        chosen, size, frames=frames, steps=steps, guidance=guidance, guidance_low=guidance_low, shift=shift
+    )
     from fpsgen.bench import lineup
     from fpsgen.bench.quality import QualityJob, run
     from fpsgen.request import Request

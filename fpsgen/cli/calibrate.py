@@ -60,6 +60,7 @@ def calibrate(
     frames: int | None = None,
     steps: int | None = None,
     guidance: float | None = None,
+    guidance_low: float | None = None,
     shift: float | None = None,
     prompts: Path | None = None,
     clips: int | None = None,
@@ -82,7 +83,7 @@ def calibrate(
     """
     out = Output(json, verbose)
     size = sizes.parse_resolution(res) if res is not None else None
-    check_settings(frames, steps, guidance, shift)
+    check_settings(frames, steps, guidance, shift, guidance_low=guidance_low)
     check_seed(seed)
     budget = budget_of(min_psnr, max_error, target_cost)
     which = choices_of(choose)
@@ -96,7 +97,9 @@ def calibrate(
     named = chosen.find_model(model, parts, may_be_absent=dry_run)
     target = chosen.find_target(device, dtype)  # which imports torch: so far, whatever cannot be is told at once
     found = chosen.with_loras(named or chosen.choose_model(size, target.device, out, parts=parts), loras, out)
-    settings = chosen.settings_of(found, size, frames=frames, steps=steps, guidance=guidance, shift=shift)
+    settings = chosen.settings_of(
+        found, size, frames=frames, steps=steps, guidance=guidance, guidance_low=guidance_low, shift=shift
+    )
     settings.check()
     if output is None:
         output = files.free(Path(f"{files.safe_name(found.name)}-calibrated.toml"), ".html")

@@ -167,6 +167,7 @@ def tell_few_steps(model: Model, out: Output, solver: str | None) -> None:
 def fit(model: Model, size: Size | None, out: Output, **given: Any) -> tuple[Settings, Size | None]:
     """The model's settings, but for what was given, and the size to scale to where it cannot render `size`."""
     own = model.defaults_by(given.get("solver"))
+    check_guidance_low(model, given.get("guidance_low"))
     if model.pocket is None or size in (None, (own.width, own.height)):
         return settings_of(model, size, **given), None
     assert size is not None
@@ -181,9 +182,17 @@ def settings_of(model: Model, size: Size | None, **given: Any) -> Settings:
     own = (defaults.width, defaults.height)
     if model.pocket is not None and size not in (None, own):
         raise UsageError(f"the pocket model renders only {own[0]}x{own[1]}", hint="leave --res out")
+    check_guidance_low(model, given.get("guidance_low"))
     width, height = sizes.of_model(*(size or own), defaults.stride)
     sizes.check_model_size(width, height, defaults.stride)
     return defaults.override(width=width, height=height, **given)
+
+
+def check_guidance_low(model: Model, guidance_low: float | None) -> None:
+    """UsageError where it is given for a model of one transformer."""
+    if guidance_low is not None and not model.checkpoint.transformer_2:
+        told = f"--guidance-low {guidance_low:g}: {model.name} has one transformer, no experts for high and low noise"
+        raise UsageError(told, hint=f"use --guidance {guidance_low:g}")
 
 
 def video_name(prompt: str, seed: int) -> str:

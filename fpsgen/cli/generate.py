@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     import torch
 
     from fpsgen.request import VideoPlan
+    from fpsgen.settings import Settings
 
 EXAMPLES = """
 fpsgen generate "a cat surfing"
@@ -52,6 +53,7 @@ def generate(
     last_image: Path | None = None,
     steps: int | None = None,
     guidance: float | None = None,
+    guidance_low: float | None = None,
     shift: float | None = None,
     solver: SolverName | None = None,
     sigmas: Sigmas = "original",
@@ -77,7 +79,7 @@ def generate(
     negative = None if negative is None else as_text(negative)
     check_prompts(prompt, negative)
     size = sizes.parse_resolution(res) if res is not None else None
-    check_settings(frames, steps, guidance, shift, solver, sigmas)  # before torch is even imported
+    check_settings(frames, steps, guidance, shift, solver, sigmas, guidance_low)  # before torch is even imported
     chosen.check_device(device)
     if seed is not None:
         check_seed(seed)
@@ -123,8 +125,8 @@ def generate(
         own = found.defaults
         size = sizes.of_area(shown.size, size or (own.width, own.height), own.stride)
     settings, scale_to = chosen.fit(
-        found, size, out, frames=frames, steps=steps, guidance=guidance, shift=shift, negative=negative, solver=solver,
-        sigmas=sigmas,
+        found, size, out, frames=frames, steps=steps, guidance=guidance, guidance_low=guidance_low, shift=shift,
+        negative=negative, solver=solver, sigmas=sigmas,
     )  # fmt: skip
     if found.pocket and size is None:
         scale_to = settings.width * ENLARGED, settings.height * ENLARGED
@@ -137,8 +139,7 @@ def generate(
     if found.pocket and settings.frames > found.defaults.frames:
         out.note(f"the pocket model was trained on clips of {found.defaults.frames} frames; longer ones may drift")
     out.detail(f"model {found.name} from {found.folder}; {target.device}, {target.dtype_name}")
-    levels = f"{settings.solver} on the {settings.sigmas} sigmas, shift {settings.shift:g}"
-    out.detail(f"{settings.steps} steps of {levels}, guidance {settings.guidance:g}")
+    tell_sampling(settings, out)
     before = state(output)
     try:
         # Closed here, not whenever it is collected: a failure while drawing must not leave an encoder running.
@@ -162,6 +163,15 @@ def generate(
     if written != output:
         out.note(f"{output} was taken by another file when the video was complete; the video is now in {written}")
     out.result(str(written), {"output": as_text(str(written)), **about}, copied=True)
+
+
+def tell_sampling(own: Settings, out: Output) -> None:
+    """Solver, steps and guidance, and which expert computes how many of them."""
+    levels = f"{own.solver} on the {own.sigmas} sigmas, shift {own.shift:g}"
+    out.detail(f"{own.steps} steps of {levels}, guidance {own.guidance:g}")
+    if own.boundary is not None:
+        low = f"the low-noise expert {own.steps - own.high_steps}, with guidance {own.guidance_at(own.steps):g}"
+        out.detail(f"the high-noise expert computes {own.high_steps} of them, {low}; boundary {own.boundary:g}")
 
 
 def state(path: Path) -> tuple[int, int] | None:

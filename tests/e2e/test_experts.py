@@ -28,6 +28,7 @@ from fpsgen.settings import Settings
 from fpsgen.target import Target
 from fpsgen.wan import sizes
 from fpsgen.weights import load, models
+from tests.tools.cli import invoke, told
 
 CPU = torch.device("cpu")
 PARTS = ("transformer", "transformer_2")
@@ -242,3 +243,22 @@ def weights_of(model: models.Model) -> str:
     }
     assert len(found) == 1
     return found.pop()
+
+
+def test_the_command_line_tells_both_experts(experts: dict[str, Path], tmp_path: Path) -> None:
+    given = ("a cat", "--model", experts["diffusers"], "--res", "32x32", "--frames", 1, "--steps", 5, "--seed", 1)
+    shown = invoke(*given, "--guidance-low", 2, "--verbose", "-o", tmp_path / "a.mp4")
+    assert shown.exit_code == 0, shown.output
+    text = " ".join(shown.stderr.split())
+    assert "the high-noise expert computes 4 of them, the low-noise expert 1, with guidance 2; boundary 0.875" in text
+    made = told(invoke(*given, "--guidance", 3, "--json", "-o", tmp_path / "b.mp4"), "generate")
+    assert made["experts"] == {"high": 4, "low": 1}
+    assert (made["guidance"], made["guidance_low"], made["boundary"], made["shift"]) == (3, None, 0.875, 12)
+    assert len(made["timings"]["steps"]) == 5
+
+
+def test_guidance_low_of_a_model_of_one_transformer_is_refused() -> None:
+    result = invoke("a cat", "--model", "pocket", "--guidance-low", 3)
+    assert result.exit_code == 2
+    assert "one transformer" in result.stderr
+    assert invoke("a cat", "--model", "pocket", "--guidance-low", -3).exit_code == 2

@@ -111,14 +111,15 @@ def test_other_tools_names_of_an_option_work(name: str, pocket_folder: Path, tmp
     """By a value that the option refuses, or takes so far: every one gets to it, and is told by its own name."""
     (ours,) = (ours for ours, names in OTHER_NAMES.items() if name in names)
     wrong = {
-        "negative": "x" * 5001, "frames": 2, "guidance": -1, "steps": 0, "shift": 0, "res": "big", "solver": "ddim",
-        "sigmas": "ours", "seed": -1, "model": "nowhere", "output": tmp_path / "a.avi",
+        "negative": "x" * 5001, "frames": 2, "guidance": -1, "guidance_low": -1, "steps": 0,
+        "shift": 0, "res": "big", "solver": "ddim", "sigmas": "ours", "seed": -1,
+        "model": "nowhere", "output": tmp_path / "a.avi",
     }[ours]  # fmt: skip
     model = [] if ours == "model" else ["--model", str(pocket_folder)]
     args = ["generate", "a cat", *model]
     results = [
         CliRunner().invoke(app, [*args, option, str(wrong)])
-        for option in (f"--{ours}", name, f"--{name[2:].replace('-', '_')}")
+        for option in (f"--{ours.replace('_', '-')}", name, f"--{name[2:].replace('-', '_')}")
     ]
     assert [result.exit_code for result in results] == [2, 2, 2]
     assert results[0].output == results[1].output == results[2].output

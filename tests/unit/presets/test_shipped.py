@@ -31,8 +31,14 @@ GRIDS = {
     "14b-vsa": TileGrid((21, 45, 80), (4, 4, 4)),
     "5b-vsa": TileGrid((31, 22, 40), (4, 4, 4)),
 }
-MODELS = {"1.3b": (30, 12, 8.0, 50), "14b": (40, 40, 5.0, 50), "5b": (30, 24, 5.0, 50), "pocket": (6, 3, 3.0, 20)}
-WAN = [*(f"{family}-{size}" for family in ("1.3b", "14b") for size in ("480p", "720p")), "5b-720p"]
+MODELS = {
+    "1.3b": (30, 12, 8.0, 50),
+    "14b": (40, 40, 5.0, 50),
+    "2.2-14b": (40, 40, 12.0, 40),
+    "5b": (30, 24, 5.0, 50),
+    "pocket": (6, 3, 3.0, 20),
+}
+WAN = [*(f"{family}-{size}" for family in ("1.3b", "14b", "2.2-14b") for size in ("480p", "720p")), "5b-720p"]
 
 
 def show(name: str, *options: object) -> dict:
@@ -121,7 +127,8 @@ def test_a_name_says_whom_it_is_for(name: str) -> None:
     preset = shipped.load(name)
     assert preset.name == name
     assert preset.about
-    assert preset.model == (None if name == "paper" else name.split("-")[0])
+    families = [family for family in MODELS if name.startswith(f"{family}-")]
+    assert preset.model == (families[0] if families else None)
     if "pocket" not in name:
         assert preset.measured is None  # nobody has run it
         size = {"480p": (832, 480), "720p": (1280, 720)}.get(name.split("-")[-2] if "-" in name else "")
@@ -131,7 +138,7 @@ def test_a_name_says_whom_it_is_for(name: str) -> None:
 def test_every_grade_of_every_wan_model_and_size_ships() -> None:
     assert {f"{own}-{grade}" for own in WAN for grade in shipped.GRADES} <= set(NAMES)
     for own in WAN:
-        family, size = own.split("-")
+        family, _, size = own.rpartition("-")
         width, height = {"480p": (832, 480), "720p": (1280, 720)}[size]
         for grade in shipped.GRADES:
             assert shipped.of_grade(grade, family, width, height).name == f"{own}-{grade}"
@@ -175,7 +182,7 @@ def test_grades_are_ordered(own: str) -> None:
 @pytest.mark.parametrize("grade", shipped.GRADES)
 def test_fewer_tokens_and_the_smaller_model_keep_more(grade: str) -> None:
     density = {own: show(f"{own}-{grade}")["density"] for own in WAN}
-    for family in ("1.3b", "14b"):
+    for family in ("1.3b", "14b", "2.2-14b"):
         assert density[f"{family}-480p"] > density[f"{family}-720p"]
     for size in ("480p", "720p"):
         assert density[f"1.3b-{size}"] >= density[f"14b-{size}"]
