@@ -3,9 +3,6 @@ tiles by the tokens' places, every score, and a mask."""
 
 from __future__ import annotations
 
-from itertools import product
-from math import ceil
-
 import pytest
 import torch
 from torch import Tensor
@@ -14,27 +11,11 @@ from fpsgen.attention.door import attend
 from fpsgen.attention.plan import AttentionPlan, KeyTiles
 from fpsgen.attention.qk import QKTransform
 from fpsgen.attention.tiles import Shape3, TileGrid
+from tests.tools.vsa import vsa
 
 HEADS, HEAD_DIM, EPS = 2, 16, 1e-6
 WHOLE, RAGGED, SMALL = (8, 4, 8), (5, 6, 9), (1, 3, 2)
 TOLERANCE = 2e-6  # of values about 1 in float32, summed over up to 270 keys
-
-
-def vsa(q: Tensor, k: Tensor, v: Tensor, gate: Tensor, grid: Shape3, top: float | None) -> Tensor:
-    """[batch, tokens, heads, head_dim] in raster order, all of them. top: the share of key tiles; None for all."""
-    places = list(product(*map(range, grid)))
-    tiles = list(product(*(range(ceil(size / 4)) for size in grid)))
-    belongs = torch.tensor([[tuple(x // 4 for x in place) == tile for tile in tiles] for place in places]).double()
-    mean = belongs / belongs.sum(0)  # [tokens, tiles]
-    q_mean, k_mean, v_mean = (torch.einsum("nt,bnhd->bhtd", mean, x) for x in (q, k, v))
-    coarse = q_mean @ k_mean.mT / HEAD_DIM**0.5
-    outline = torch.einsum("nt,bhtd->bnhd", belongs, coarse.softmax(-1) @ v_mean)
-    scores = torch.einsum("bnhd,bmhd->bhnm", q, k) / HEAD_DIM**0.5
-    if top is not None:
-        chosen = coarse.topk(max(1, ceil(top * len(tiles))), -1).indices
-        seen = torch.zeros_like(coarse).scatter(-1, chosen, 1.0)
-        scores = scores.masked_fill(belongs @ seen @ belongs.T == 0, -torch.inf)
-    return torch.einsum("bhnm,bmhd->bnhd", scores.softmax(-1), v) + gate * outline
 
 
 def prepared(x: Tensor, weight: Tensor, rope: Tensor) -> Tensor:

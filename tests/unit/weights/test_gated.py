@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from fpsgen.attention.plan import AttentionPlan, KeyTiles
 from fpsgen.attention.tiles import TileGrid
 from fpsgen.errors import ModelError
+from fpsgen.presets import BF16
 from fpsgen.request import Request, resolve
 from fpsgen.settings import DEFAULTS
 from fpsgen.target import Target
@@ -21,6 +23,7 @@ from fpsgen.weights import load, models
 from fpsgen.weights.convert import convert
 from fpsgen.weights.models import Model
 from tests.tools.gated import FILE, NAME, add_gates
+from tests.tools.vsa import vsa
 
 CPU = torch.device("cpu")
 LATENTS = (5, 12, 18)
@@ -57,13 +60,7 @@ def test_it_is_known_by_its_gates_and_gets_what_it_was_made_for(gated: Path) -> 
     (attention,) = {each for step in plan.steps for each in step.attention}
     assert attention == AttentionPlan(TileGrid((16, 28, 52), (4, 4, 4)), (KeyTiles(top=0.2),))
     assert plan.preset.stranger("w", model.trained_for) is None
-    assert "trained for the preset 1.3b-vsa" in (models_bf16(model) or "")
-
-
-def models_bf16(model: Model) -> str | None:
-    from fpsgen.presets import BF16
-
-    return BF16.stranger("w", model.trained_for)
+    assert "trained for the preset 1.3b-vsa" in (BF16.stranger("w", model.trained_for) or "")
 
 
 @pytest.mark.parametrize("key", ["1.3b-vsa", "14b-vsa", "5b-vsa"])
@@ -83,6 +80,45 @@ def test_gates_of_zeros_leave_what_diffusers_computes(both_formats: dict[str, Pa
     with torch.inference_mode():
         expected = plain(x, torch.tensor([700.0]), text).sample
     assert (velocity(own) - expected).norm() <= 1e-4 * expected.norm()  # the order of sums in float32
+
+
+class WithGates:
+    """A processor of diffusers' self-attention: its norm and its RoPE, and the formula in float64."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor, top: float | None):
+        self.weight, self.bias, self.top = weight, bias, top
+
+    def __call__(
+        self, attn: Any, hidden_states: torch.Tensor, encoder_hidden_states: Any, attention_mask: Any, rotary: Any
+    ) -> torch.Tensor:
+        q, k, v, gate = (
+            x.unflatten(2, (attn.heads, -1)).double()
+            for x in (
+                attn.norm_q(attn.to_q(hidden_states)), attn.norm_k(attn.to_k(hidden_states)),
+                attn.to_v(hidden_states), torch.nn.functional.linear(hidden_states, self.weight, self.bias),
+            )
+        )  # fmt: skip
+        cos, sin = (each[..., ::2].double() for each in rotary)
+        turn = torch.complex(cos, sin)
+        q, k = (torch.view_as_real(torch.view_as_complex(x.unflatten(-1, (-1, 2))) * turn).flatten(-2) for x in (q, k))
+        return attn.to_out[0](vsa(q, k, v, gate, TILES.grid, self.top).flatten(2).float())
+
+
+@pytest.mark.parametrize("top", [None, 0.2, 0.6])
+def test_equals_diffusers_with_the_formula_in_its_attention(
+    both_formats: dict[str, Path], gated: Path, top: float | None
+) -> None:
+    theirs, state = WanPipeline.from_pretrained(both_formats["diffusers"]).transformer, load_file(gated / FILE)
+    for number, block in enumerate(theirs.blocks):
+        weight, bias = (state[f"{NAME.format(number)}.{part}"] for part in ("weight", "bias"))
+        block.attn1.set_processor(WithGates(weight, bias, top))
+    generator = torch.Generator().manual_seed(7)
+    x, text = torch.randn(1, 16, *LATENTS, generator=generator), torch.randn(1, 9, 24, generator=generator)
+    with torch.inference_mode():
+        expected = theirs(x, torch.tensor([700.0]), text).sample
+    plan = StepPlan((AttentionPlan(TILES, (KeyTiles(top=top) if top else None,)),) * 2)
+    got = velocity(transformer(models.find(str(gated))), plan)
+    assert (got - expected).norm() <= 1e-4 * expected.norm()  # the order of sums in float32
 
 
 def test_gates_count_in_dense_and_in_sparse_attention(gated: Path) -> None:
