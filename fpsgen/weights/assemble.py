@@ -165,7 +165,7 @@ def _assembled(file: Path, own: Fields, given: Given) -> Checkpoint:
     cache. own: the fields of a `Checkpoint` that the transformer gives."""
     config: WanConfig = own["config"]
     fit, found, unfit = shared.fits(config), {**own}, None
-    wanted = [part for part in shared.CONFIGS if part != "image_encoder" or config.image_dim]
+    wanted = shared.needed(config)
     for part in wanted:
         if named := getattr(given, part):
             found |= _named(part, named)

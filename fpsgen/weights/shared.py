@@ -16,17 +16,13 @@ from fpsgen.errors import ModelError
 from fpsgen.printable import printable
 from fpsgen.wan.config import SHAPES, WanConfig
 from fpsgen.weights import cached, headers, kinds, layout
-from fpsgen.weights.configs import check_kinds_of_parts
+from fpsgen.weights.configs import check_image_config, check_kinds_of_parts
 from fpsgen.weights.headers import read_json, shards
 from fpsgen.weights.known import MODELS, PIECES
 from fpsgen.weights.layout import PARTS, TOKENIZERS
 
 # By part: the field of a `Checkpoint` that has its configuration, and its piece in `known.PIECES`.
-CONFIGS = {
-    part: name
-    for part, name in (("text_encoder", "text_config"), ("vae", "vae_config"), ("image_encoder", "image_config"))
-    if part in PARTS
-}
+CONFIGS = {"text_encoder": "text_config", "vae": "vae_config", "image_encoder": "image_config"}
 _PIECE = {"text_encoder": "text-encoder", "vae": "vae", "image_encoder": "image-encoder", "tokenizer": "tokenizer"}
 _SECOND_BIAS = re.compile(r"encoder\.block\.1\.layer\.0\.SelfAttention\.relative_attention_bias\.weight")
 Fields = dict[str, Any]
@@ -37,16 +33,19 @@ def piece(part: str, config: WanConfig) -> str:
     return "vae-2.2" if part == "vae" and config.time_per_token else _PIECE[part]
 
 
+def needed(config: WanConfig) -> list[str]:
+    """The parts that a transformer of that shape works with."""
+    return [part for part in CONFIGS if part != "image_encoder" or config.image_dim]
+
+
 def fits(config: WanConfig) -> Callable[[Fields], bool]:
     """Whether the fields of a part are those of one that a transformer of that shape works with."""
-
-    def check(fields: Fields) -> bool:
-        latents = fields.get("vae_config", {}).get("z_dim", config.out_channels)
-        return latents == config.out_channels and fields.get("text_config", {}).get("d_model", config.text_dim) == (
-            config.text_dim
-        )
-
-    return check
+    widths = (
+        ("vae_config", "z_dim", config.out_channels),
+        ("text_config", "d_model", config.text_dim),
+        ("image_config", "hidden_size", config.image_dim),
+    )
+    return lambda fields: all(fields.get(name, {}).get(key, width) == width for name, key, width in widths)
 
 
 def in_file(part: str, file: Path) -> Fields:
@@ -72,7 +71,10 @@ def in_folder(part: str, folder: Path, alone: bool = False) -> Fields:
     fields = layout.fields_of(part, shards(place, PARTS[part].stem))
     if (place / "config.json").is_file():
         config = read_json(place / "config.json")
-        check_kinds_of_parts(*({"vae": (config, {}), "text_encoder": ({}, config)}.get(part, ({}, {}))))
+        if part == "image_encoder":
+            config = check_image_config(config)
+        else:
+            check_kinds_of_parts(*((config, {}) if part == "vae" else ({}, config)))
         fields |= {CONFIGS[part]: config}
     return fields
 
@@ -108,8 +110,7 @@ def tokenizer() -> Path | None:
 def lacking(kind: str) -> list[str]:
     """The names in `known.PIECES` of what a transformer of that kind needs and the hub's cache has nowhere."""
     config = SHAPES[kind]
-    wanted = [part for part in CONFIGS if part != "image_encoder" or config.image_dim]
-    absent = [piece(part, config) for part in wanted if not found(part, config)]
+    absent = [piece(part, config) for part in needed(config) if not found(part, config)]
     return absent + ["tokenizer"] * (tokenizer() is None)
 
 

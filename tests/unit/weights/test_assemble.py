@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -12,9 +13,11 @@ from torch import Tensor
 
 from fpsgen.errors import ModelError
 from fpsgen.weights import load, models
-from fpsgen.weights.known import Given
+from fpsgen.weights.known import PIECES, Given
 from fpsgen.weights.models import Model
 from tests.tools import hub_cache
+from tests.tools.image_pipeline import make_image_pipeline, save_image_original
+from tests.tools.wan_pipeline import make_plain_pipeline, save_original
 
 T5, VAE, DIT = "models_t5_umt5-xxl-enc-bf16.pth", "Wan2.1_VAE.pth", "diffusion_pytorch_model.safetensors"
 CPU = torch.device("cpu")
@@ -100,6 +103,40 @@ def test_parts_that_are_named_come_first(comfy: Path, both_formats: dict[str, Pa
         found = models.find(name, Given(vae=other))
         assert found.checkpoint.vae == [other]
         assert found.checkpoint.vae_config["z_dim"] == 16
+
+
+@pytest.mark.parametrize("kind", ["i2v-14b", "flf2v-14b", "2.2-i2v", "5b"])
+def test_every_kind_of_model_may_be_split(kind: str, cache: Path, tmp_path: Path) -> None:
+    whole, root = tmp_path / "original", tmp_path / "models"
+    whole.mkdir()
+    own = make_plain_pipeline(5, channels=48) if kind == "5b" else make_image_pipeline(kind)
+    (save_original if kind == "5b" else save_image_original)(own, whole)
+    for name in ("unet", "text_encoders", "vae", "clip_vision", "tokenizer"):
+        (root / name).mkdir(parents=True)
+    for home in (whole, *(whole / f"{noise}_noise_model" for noise in ("high", "low"))):
+        if (home / DIT).is_file():
+            shutil.copy(home / DIT, root / "unet" / f"wan2.2_{home.name}.safetensors")
+    for file in whole.glob("*.pth"):
+        place = {"models_t5": "text_encoders", "models_cl": "clip_vision"}.get(file.name[:9], "vae")
+        save_file(torch.load(file, weights_only=True), root / place / f"wan_{file.stem}.safetensors")
+    save_file(
+        {name: torch.zeros(2) for name in ("conv1.weight", "conv2.weight")}, root / "vae" / "wan_other.safetensors"
+    )
+    shutil.copy(whole / "google" / "umt5-xxl" / "tokenizer.json", root / "tokenizer")
+    split, expected = models.find(str(root)), models.find(str(whole))
+    assert split.checkpoint.kind == expected.checkpoint.kind == kind
+    assert split.checkpoint.parts == expected.checkpoint.parts
+    assert same(split, expected)
+    if split.checkpoint.image_encoder:
+        found = [load.load_image_encoder(model.checkpoint, CPU) for model in (split, expected)]
+        image = np.zeros((28, 28, 3), dtype=np.uint8)
+        assert torch.equal(*(encoder.states([image]) for encoder in found))
+        clip = root / "clip_vision" / f"wan_{PIECES['image-encoder'].files[0][:-4]}.safetensors"
+        moved = shutil.move(clip, tmp_path / "clip_vision_h.safetensors")
+        with pytest.raises(ModelError, match="its image encoder is neither") as caught:
+            models.find(str(root))
+        assert "fpsgen models pull image-encoder (about 4.8 GB)" in (caught.value.hint or "")
+        assert models.find(str(root), Given(image_encoder=moved)).checkpoint.image_encoder == [moved]
 
 
 @pytest.mark.parametrize(
