@@ -26,7 +26,7 @@ _HASH = hashlib.sha256().digest_size
 def surroundings(model: Model, weights: str, target: Target) -> dict[str, object]:
     """All that a clip depends on besides its settings, for a journal's key. weights: the transformer's fingerprint."""
     device = target.device
-    others = (*model.checkpoint.text_encoder, *model.checkpoint.vae)
+    others, loras = (*model.checkpoint.text_encoder, *model.checkpoint.vae), model.checkpoint.loras
     return {
         "versions": [__version__, torch.__version__, *map(installed, ("diffusers", "transformers"))],
         "others": [identity(file) for file in others],
@@ -34,7 +34,7 @@ def surroundings(model: Model, weights: str, target: Target) -> dict[str, object
         "device": device_name(device),
         "dtypes": [str(target.dtype), str(target.text_dtype)],
         "weights": weights,
-    }
+    } | ({"loras": [[each.sha256, each.scale, each.expert] for each in loras]} if loras else {})
 
 
 def identity(file: Path) -> list[object]:

@@ -53,7 +53,7 @@ def changes(contents: Contents, shapes: Shapes, given: Expert = "", expert: Expe
             told = f"{printable(contents.file)} holds nothing for the {expert}-noise expert"
             raise ModelError(told, hint="give it to the other expert, or to none in particular")
     _refuse_other_sizes(contents, found, shapes)
-    fitting = _Fitting(contents, shapes, _usual_alpha(contents))
+    fitting = _Fitting(contents, shapes, _usual_alpha(contents, expert == "low"))
     fitting.misfits["unknown"] = unknown
     modules: dict[str, dict[Part, str]] = {}
     for key, own in found.items():
@@ -158,9 +158,10 @@ def _depth(names: Mapping[str, Any] | Sequence[str]) -> int:
     return 1 + max((int(match[1]) for name in names if (match := re.match(r"blocks\.(\d{1,6})\.", name))), default=-1)
 
 
-def _usual_alpha(contents: Contents) -> float | None:
+def _usual_alpha(contents: Contents, low: bool) -> float | None:
     """The alpha of modules that have no tensor for it, where PEFT or diffusers wrote one elsewhere: in the metadata, or
-    in PEFT's adapter_config.json beside its file. None is each module's rank. ModelError for what is no plain LoRA."""
+    in PEFT's adapter_config.json beside its file. None is each module's rank. low: whether that of the second of two
+    transformers, if there are two. ModelError for what is no plain LoRA."""
     told: Any = {}
     beside = contents.file.with_name("adapter_config.json")
     if "lora_adapter_metadata" in contents.metadata:
@@ -170,7 +171,8 @@ def _usual_alpha(contents: Contents) -> float | None:
             told = None
         if not isinstance(told, dict):
             raise ModelError(f"the metadata of {printable(contents.file)} are damaged", hint="fetch the file again")
-        told = {key.removeprefix("transformer_2.").removeprefix("transformer."): own for key, own in told.items()}
+        prefix = "transformer_2." if low and any(key.startswith("transformer_2.") for key in told) else "transformer."
+        told = {key.removeprefix(prefix): own for key, own in told.items()}
     elif contents.file.name == "adapter_model.safetensors" and beside.is_file():
         told = headers.read_json(beside)
     if odd := [key for key in ("use_dora", "use_rslora", "alpha_pattern") if told.get(key)]:

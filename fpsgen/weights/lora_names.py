@@ -36,10 +36,12 @@ _PREFIXES = re.compile(
 _FLAT = re.compile(r"lora_unet_{1,2}(.+)")
 # In flat names _ stands for a dot, but not inside these.
 _COMPOUNDS = re.compile(
-    r"(self_attn|cross_attn|(?:time|text|patch)_embedding|time_projection|img_emb|norm_k_img|norm_[qk]|[kv]_img)|_"
+    r"(self_attn|cross_attn|(?:time|text|patch)_embedding|time_projection|img_emb|emb_pos|norm_k_img|norm_[qk]|[kv]_img"
+    r"|to_gate_compress)|_"
 )
 _SECOND = "transformer_2."
-_SHARED = "patch_embedding"  # the one module that both formats call alike
+# What both formats call alike, or in either way: the one module, and the gates of FastVideo's models.
+_SHARED, _GATES = "patch_embedding", "gate_compress"
 # Other ways to change a weight, by a part of the name of one of their tensors.
 _OTHERS = {
     r"\.dora_scale$|lora_magnitude_vector": "DoRA",
@@ -75,10 +77,10 @@ def named(key: str) -> LoraTensor | None:
     if _MODULATION.search(key):
         module += ".modulation"
     original = keys.TRANSFORMER.to_original(module)
+    if module == _SHARED or module.endswith(_GATES):
+        return LoraTensor(second, original, part, "musubi" if flat else None)
     if original != module:
         return LoraTensor(second, original, part, "Diffusers")
-    if flat and module == _SHARED:
-        return LoraTensor(second, module, part, "musubi")
     is_known = keys.TRANSFORMER.to_diffusers(module) != module
     return LoraTensor(second, module, part, None if not is_known else "musubi" if flat else "original")
 

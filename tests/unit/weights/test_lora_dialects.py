@@ -207,6 +207,10 @@ def test_diffusers_converters_agree(
     assert (plain - wanted).norm() > 0.01 * wanted.norm()
 
 
+def state_of(pairs: dict[str, tuple[Tensor, Tensor]]) -> State:
+    return in_dialect(pairs, "Diffusers")
+
+
 def test_alpha_may_stand_in_the_metadata_or_beside_the_file(
     model: Model, pairs: dict[str, tuple[Tensor, Tensor]], tmp_path: Path
 ) -> None:
@@ -214,6 +218,12 @@ def test_alpha_may_stand_in_the_metadata_or_beside_the_file(
     told = {"lora_adapter_metadata": json.dumps({"transformer.r": RANK, "transformer.lora_alpha": 6})}
     ours = merged(model, tmp_path / "a.safetensors", in_dialect(pairs, "Diffusers"), metadata=told)
     check_same(ours, wanted(model, pairs, 2.0))
+    second = {name.replace("transformer.", "transformer_2."): own.clone() for name, own in state_of(pairs).items()}
+    told = {"lora_adapter_metadata": json.dumps({"transformer.lora_alpha": 1.5, "transformer_2.lora_alpha": 6})}
+    save_file(state_of(pairs) | second, tmp_path / "two.safetensors", told)
+    found = experts(model).with_loras([lora.find(str(tmp_path / "two.safetensors"))]).checkpoint
+    for part, factor in (("transformer", 0.5), ("transformer_2", 2.0)):
+        check_same(load_transformer(found, CPU, torch.float32, part=part).state_dict(), wanted(model, pairs, factor))
     (tmp_path / "adapter_config.json").write_text(json.dumps({"r": RANK, "lora_alpha": 6}))
     state = in_dialect(pairs, "Diffusers, PEFT's model")
     check_same(merged(model, tmp_path / "adapter_model.safetensors", state), ours)
