@@ -29,7 +29,7 @@ _RESHAPED = "comfy.gguf.orig_shape."
 _STRING, _ARRAY = 8, 9
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _MOST_DIMENSIONS = 8
-_AT_ONCE = 1 << 22  # values that are made float32 at once: the package's arithmetic keeps several copies
+_AT_ONCE = 1 << 18  # values that are made float32 at once: several copies of so few stay in a processor's cache
 
 
 class GGUFError(ValueError):
@@ -177,24 +177,26 @@ def _is_read(kind: str) -> bool:
     return True
 
 
-def values(file: Path) -> Iterator[tuple[str, Stored, np.ndarray]]:
-    """Every tensor of a file: float32 values in its shape, or the bytes of one whose type is among `FLOATS`."""
+def values(file: Path, most: int | None = None) -> Iterator[tuple[str, Stored, np.ndarray]]:
+    """Every tensor of a file: its float32 values in a row, or the bytes of one whose type is among `FLOATS`. most: how
+    many values are wanted of each, or a few more; all by default."""
     import gguf
     import numpy as np
 
     tensors = catalogue(file).tensors
     with open_regular(file) as content:
         for name, stored in tensors.items():
+            kind = gguf.GGMLQuantizationType[stored.kind]
+            block, size = gguf.GGML_QUANT_SIZES[kind]
+            count = stored.size if most is None else min(stored.size, -(-most // block) * size)
             content.seek(stored.offset)
-            raw = np.fromfile(content, np.uint8, stored.size)
+            raw = np.fromfile(content, np.uint8, count)
             if stored.kind in FLOATS:
                 yield name, stored, raw
                 continue
-            kind = gguf.GGMLQuantizationType[stored.kind]
-            block, size = gguf.GGML_QUANT_SIZES[kind]
-            blocks, made = raw.reshape(-1, size), np.empty((stored.size // size, block), np.float32)
+            blocks, made = raw.reshape(-1, size), np.empty((count // size, block), np.float32)
             step = _AT_ONCE // block
             for n in range(0, len(blocks), step):
                 with np.errstate(all="ignore"):  # of damaged scales, which give what they give
                     made[n : n + step] = gguf.quants.dequantize(blocks[n : n + step], kind)
-            yield name, stored, made.reshape(stored.shape)
+            yield name, stored, made.ravel()

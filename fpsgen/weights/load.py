@@ -117,10 +117,10 @@ def _filled(model: Module, checkpoint: Checkpoint, part: str, keep: Callable[[st
     return model.eval().requires_grad_(False)
 
 
-def parameters(checkpoint: Checkpoint, part: str) -> Iterator[tuple[str, Value]]:
+def parameters(checkpoint: Checkpoint, part: str, most: int | None = None) -> Iterator[tuple[str, Value]]:
     """Every parameter of a part by our module's name, as `read` gives them."""
     own = checkpoint.part(part)
-    for key, value in read(getattr(checkpoint, part)):
+    for key, value in read(getattr(checkpoint, part), most if own.split is None else None):
         if own.split is None:
             yield own.rename(key), value
             continue
@@ -134,7 +134,7 @@ def identity(checkpoint: Checkpoint, part: str) -> str:
     """16 hexadecimal digits that tell a part's weights from others, the same in either format, in any dtype and on any
     disk: of the first values of each parameter, as bfloat16. Little is read for them."""
     told = hashlib.sha256()
-    values = {name: first(value, _IDENTIFIED) for name, value in parameters(checkpoint, part)}
+    values = {name: first(value, _IDENTIFIED) for name, value in parameters(checkpoint, part, _IDENTIFIED)}
     for name, some_values in sorted(values.items()):
         told.update(name.encode() + some_values.bfloat16().view(torch.int16).numpy().tobytes())
     return told.hexdigest()[:16]

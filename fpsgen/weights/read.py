@@ -20,19 +20,20 @@ Value = Tensor | Quantized
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
-def read(files: Sequence[Path]) -> Iterator[tuple[str, Value]]:
+def read(files: Sequence[Path], most: int | None = None) -> Iterator[tuple[str, Value]]:
     """Every (name, value) of the parameters in weight files, memory-mapped, one at a time. GGUF's blocks become float32
     values; 8-bit matrices stay what they are, with one scale for each row: [outputs, 1], or as many ones as the
-    parameter has dimensions. ModelError as `headers`."""
+    parameter has dimensions. most: of GGUF, which is not mapped, about so many first values, in a row. ModelError as
+    `headers`."""
     table = headers(files)
     scales = _scales(files, {header.scale for header in table.values() if header.scale})
     for file in files:
-        for name, tensor in _tensors(file):
+        for name, tensor in _tensors(file, most):
             if name in table:
                 yield name, _value(tensor, table[name], scales)
 
 
-def _tensors(file: Path) -> Iterator[tuple[str, Tensor]]:
+def _tensors(file: Path, most: int | None) -> Iterator[tuple[str, Tensor]]:
     """What lies in a file, as it lies there but for GGUF's blocks."""
     form = form_of(file)
     if form == "pickle":
@@ -42,9 +43,9 @@ def _tensors(file: Path) -> Iterator[tuple[str, Tensor]]:
         yield from state.items()
     elif form == "gguf":
         with unpacking(file):
-            for name, stored, values in ggml.values(file):
-                dtype = _DTYPES.get(stored.kind, torch.float32)
-                yield name, torch.from_numpy(values).view(dtype).view(stored.shape)
+            for name, stored, values in ggml.values(file, most):
+                row = torch.from_numpy(values).view(_DTYPES.get(stored.kind, torch.float32))
+                yield name, row.view(stored.shape) if most is None else row
     else:
         with opened(file, "pt") as weights:
             for name in weights.keys():  # noqa: SIM118 (safe_open is no mapping)
