@@ -146,6 +146,9 @@ def resolve(request: Request, model: Model, target: Target) -> VideoPlan:
     request.settings.check()
     check_seed(request.seed)
     check_images(request.image, request.last_image, model)
+    if request.last_image is not None and request.settings.frames == 1:
+        told = f"{option('last_image', request.last_image.name)}: a video of one frame has no other end"
+        raise UsageError(told, hint=f"use more {option('frames')}")
     if request.preset is not None:
         return _with(request, request.preset, model, target)
     if model.own_preset:

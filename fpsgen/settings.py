@@ -20,6 +20,9 @@ WAN_NEGATIVE = (
     "丑陋的，残缺的，多余的手指，画得不好的手部，画得不好的脸部，畸形的，毁容的，形态畸形的肢体，手指融合，静止不动的画面，"  # noqa: RUF001
     "杂乱的背景，三条腿，背景人很多，倒着走"  # noqa: RUF001
 )
+# What models from images add before it: no camera that shakes (`wan/configs/wan_i2v_14B.py`), and between two images no
+# cut (`wan/configs/__init__.py`); Wan2.2's add nothing.
+_NO_SHAKING, _NO_CUT = "镜头晃动，", "镜头切换，"  # noqa: RUF001
 
 
 @dataclass(frozen=True)
@@ -111,15 +114,15 @@ class Settings:
 
 _LARGE = Settings(1280, 720, 81, 16, 50, guidance=5.0, shift=5.0, negative=WAN_NEGATIVE)
 # By the names of `wan.config.SHAPES`. Wan2.1 `generate.py` and README: 50 steps, 81 frames, shift 5 and guidance 5; for
-# 1.3B the README advises guidance 6 and shift 8. They do not depend on the video's size: `generate.py` lowers the shift
-# at 480p for image-to-video alone. Wan2.2 `wan/configs/wan_t2v_A14B.py`, `wan_i2v_A14B.py` and `wan_ti2v_5B.py`.
+# 1.3B the README advises guidance 6 and shift 8. They do not depend on the video's size, but for `at_size`. Wan2.2
+# `wan/configs/wan_t2v_A14B.py`, `wan_i2v_A14B.py` and `wan_ti2v_5B.py`.
 DEFAULTS = {
     "1.3b": replace(_LARGE, width=832, height=480, guidance=6.0, shift=8.0),
     "14b": _LARGE,
     "2.2-14b": replace(_LARGE, steps=40, shift=12.0, guidance=4.0, guidance_low=3.0, boundary=0.875),
     "5b": replace(_LARGE, height=704, frames=121, fps=24, stride=16),
-    "i2v-14b": replace(_LARGE, steps=40),
-    "flf2v-14b": replace(_LARGE, shift=16.0),
+    "i2v-14b": replace(_LARGE, steps=40, negative=_NO_SHAKING + WAN_NEGATIVE),
+    "flf2v-14b": replace(_LARGE, shift=16.0, negative=_NO_CUT + _NO_SHAKING + WAN_NEGATIVE),
     "2.2-i2v": replace(_LARGE, steps=40, guidance=3.5, boundary=0.9),
 }
 # FastVideo `fastvideo/pipelines/basic/wan/presets.py`, `FAST_WAN_T2V_480P`: the size of the clips of their training.
@@ -127,6 +130,14 @@ DEFAULTS |= {
     f"{key}-vsa": DEFAULTS[key].override(solver="fastwan", width=832, height=448, frames=61) for key in ("1.3b", "14b")
 }
 DEFAULTS["5b-vsa"] = DEFAULTS["5b"].override(solver="fastwan")
+
+
+def at_size(kind: str, own: Settings, width: int, height: int) -> Settings:
+    """A model's defaults at a size: Wan2.1's `generate.py` lowers the shift of image-to-video at 480p. kind: of
+    `wan.config.SHAPES`."""
+    if kind != "i2v-14b" or own.solver in FEW_STEPS:
+        return own
+    return replace(own, shift=3.0 if sizes.named_size(width, height) == "480p" else DEFAULTS[kind].shift)
 
 
 def check_settings(

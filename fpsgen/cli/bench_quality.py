@@ -11,6 +11,7 @@ from fpsgen import assets, files
 from fpsgen.cli import options
 from fpsgen.cli.chosen import (
     Dtype,
+    check_of_text,
     choose_model,
     find_loras,
     find_model,
@@ -98,6 +99,7 @@ def quality(
     named = find_model(model, parts)
     target = find_target(device, dtype)
     chosen = with_loras(named or choose_model(size, target.device, out, parts=parts), loras, out)
+    check_of_text(chosen, "bench quality")
     settings = settings_of(
         chosen, size, frames=frames, steps=steps, guidance=guidance, guidance_low=guidance_low, shift=shift
     )

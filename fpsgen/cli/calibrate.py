@@ -97,6 +97,7 @@ def calibrate(
     named = chosen.find_model(model, parts, may_be_absent=dry_run)
     target = chosen.find_target(device, dtype)  # which imports torch: so far, whatever cannot be is told at once
     found = chosen.with_loras(named or chosen.choose_model(size, target.device, out, parts=parts), loras, out)
+    chosen.check_of_text(found, "calibration")
     settings = chosen.settings_of(
         found, size, frames=frames, steps=steps, guidance=guidance, guidance_low=guidance_low, shift=shift
     )

@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
-from fpsgen import machine
-from fpsgen.cli import preferences
+from fpsgen import images, machine
+from fpsgen.cli import options, preferences
 from fpsgen.cli.output import Output
 from fpsgen.errors import UsageError
 from fpsgen.printable import printable, typed
+from fpsgen.settings import at_size
 from fpsgen.timing import Timings
 from fpsgen.wan import sizes
 from fpsgen.weights.known import NOTHING, Given
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
 Dtype = Literal["bf16", "fp32"]
 Size = tuple[int, int]  # width and height
+_IMAGES = ("image", "last_image")  # what the settings are called
 
 
 def check_device(name: str | None) -> None:
@@ -185,7 +188,30 @@ def settings_of(model: Model, size: Size | None, **given: Any) -> Settings:
     check_guidance_low(model, given.get("guidance_low"))
     width, height = sizes.of_model(*(size or own), defaults.stride)
     sizes.check_model_size(width, height, defaults.stride)
-    return defaults.override(width=width, height=height, **given)
+    return at_size(model.checkpoint.kind, defaults, width, height).override(width=width, height=height, **given)
+
+
+def find_images(image: Path | None, last: Path | None) -> tuple[Path | None, Path | None, Size | None]:
+    """The files of a first and a last image, and the first one's size; UsageError where one cannot be read."""
+    paths = [path and options.expand(path) for path in (image, last)]
+    found = [None if path is None else images.read(path, field) for path, field in zip(paths, _IMAGES, strict=True)]
+    return paths[0], paths[1], None if found[0] is None else found[0].size
+
+
+def size_with(image: Size | None, res: str | None, size: Size | None, model: Model) -> Size | None:
+    """The size that was given, which without both its sides is an area for an image's proportions. image: its size;
+    res: what the user wrote for `size`."""
+    if image is None or model.pocket is not None or (res is not None and res.lower() not in sizes.NAMED):
+        return size
+    own = model.defaults
+    return sizes.of_area(image, size or (own.width, own.height), own.stride)
+
+
+def check_of_text(model: Model, what: str) -> None:
+    """UsageError where a model begins with an image, and `what` has none."""
+    if model.config.condition_channels:
+        told = f"{printable(model.full_name)} begins videos with an image, and {what} has none"
+        raise UsageError(told, hint=f"use a text-to-video model: {model.family}")
 
 
 def check_guidance_low(model: Model, guidance_low: float | None) -> None:

@@ -8,14 +8,14 @@ import secrets
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fpsgen import files, images
+from fpsgen import files
 from fpsgen.cli import chosen, options, preferences, signals
 from fpsgen.cli.output import Output
 from fpsgen.cli.progress import drawn
 from fpsgen.cli.prompts import as_text, check_prompts, read_prompt
 from fpsgen.errors import Stopped, UsageError
 from fpsgen.events import Written
-from fpsgen.printable import readable
+from fpsgen.printable import printable, readable
 from fpsgen.report.words import counted
 from fpsgen.seeds import check_seed
 from fpsgen.settings import check_settings
@@ -97,10 +97,7 @@ def generate(
         if no_clobber and output.exists():
             raise UsageError(f"{output} exists, and --no-clobber keeps it", hint="choose another name with -o")
         check_path(output)
-        image, last_image = (path and options.expand(path) for path in (image, last_image))
-        shown = None if image is None else images.read(image)
-        if last_image is not None:
-            images.read(last_image, "last_image")
+        image, last_image, size_of_image = chosen.find_images(image, last_image)
         from fpsgen.presets import label, shipped
 
         with preferences.using("preset", preset) as wanted:
@@ -109,6 +106,9 @@ def generate(
             raise UsageError(f"{output} is the preset: the video would replace it", hint="choose another -o")
         loras = chosen.find_loras(lora)
         named_model = chosen.find_model(model, parts)
+        if named_model is None and (given_image := image or last_image):
+            told = f"--image {printable(given_image.name)}: the models that are chosen by default take none"
+            raise UsageError(told, hint="name one that does, such as --model i2v-480p")
         if output.exists():
             out.note(f"{output} exists: the new video will replace it")
             out.loading()
@@ -121,9 +121,7 @@ def generate(
         found = named_model or chosen.choose_model(size, target.device, out, timings, parts)
         found = chosen.with_loras(found, loras, out, solver)
     check_images(image, last_image, found)
-    if shown and (res is None or res.lower() in sizes.NAMED):  # which are areas then, not proportions
-        own = found.defaults
-        size = sizes.of_area(shown.size, size or (own.width, own.height), own.stride)
+    size = chosen.size_with(size_of_image, res, size, found)
     settings, scale_to = chosen.fit(
         found, size, out, frames=frames, steps=steps, guidance=guidance, guidance_low=guidance_low, shift=shift,
         negative=negative, solver=solver, sigmas=sigmas,

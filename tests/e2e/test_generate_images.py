@@ -1,0 +1,125 @@
+"""`fpsgen generate` with images: what it makes, at which size, and what it refuses before any weight loads."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from fpsgen.cli import app, chosen
+from fpsgen.settings import WAN_NEGATIVE
+from fpsgen.weights import models
+from tests.tools.cli import calibrate, invoke, told
+from tests.tools.image_pipeline import make_image_pipeline
+from tests.tools.videos import read
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    made = {}
+    for kind in ("i2v-14b", "flf2v-14b", "2.2-i2v"):
+        made[kind] = tmp_path_factory.mktemp(kind)
+        make_image_pipeline(kind).save_pretrained(made[kind])
+    return made
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    """Portrait, as a camera writes it: on its side, and a note to turn it."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = tmp_path / "photo.jpg"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 90, 3), dtype=np.uint8)).save(path, exif=exif)
+    return path
+
+
+def short(model: Path, output: Path) -> list[object]:
+    return ["a cat surfing", "--model", model, "--frames", 5, "--steps", 2, "--seed", 1, "-o", output]
+
+
+@pytest.mark.parametrize("kind", ["i2v-14b", "2.2-i2v"])
+def test_a_video_from_a_cropped_photo(folders: dict[str, Path], photo: Path, tmp_path: Path, kind: str) -> None:
+    output = tmp_path / "a.mp4"
+    result = told(invoke(*short(folders[kind], output), "--image", photo, "--res", "96x64", "--json"), "generate")
+    sha256 = hashlib.sha256(photo.read_bytes()).hexdigest()
+    assert result["image"] == {"name": "photo.jpg", "sha256": sha256}
+    assert result["last_image"] is None
+    assert read(output)[1].shape == (5, 64, 96, 3)
+    no_shaking = "镜头晃动，"  # noqa: RUF001
+    assert result["negative"] == (no_shaking if kind == "i2v-14b" else "") + WAN_NEGATIVE
+
+
+def test_other_pixels_make_another_video(folders: dict[str, Path], photo: Path, tmp_path: Path) -> None:
+    """The noise is the same; what differs is what the model sees."""
+    other = tmp_path / "other.png"
+    Image.new("RGB", (96, 64), "green").save(other)
+    videos = []
+    for number, image in enumerate((photo, other, photo)):
+        output = tmp_path / f"{number}.mp4"
+        assert invoke(*short(folders["i2v-14b"], output), "--image", image, "--res", "96x64").exit_code == 0
+        videos.append(read(output)[1])
+    assert np.array_equal(videos[0], videos[2])
+    assert not np.array_equal(videos[0], videos[1])
+
+
+def test_the_size_is_the_image_s_unless_both_sides_are_given() -> None:
+    model, portrait = models.absent("i2v-720p"), (3000, 4000)
+    assert chosen.size_with(None, None, None, model) is None
+    assert chosen.size_with(portrait, None, None, model) == (816, 1104)
+    assert chosen.size_with(portrait, "480p", (832, 480), model) == (544, 720)
+    assert chosen.size_with(portrait, "832x480", (832, 480), model) == (832, 480)
+    assert chosen.size_with(portrait, None, None, models.absent("5b")) == (800, 1088)
+
+
+def test_the_shift_of_image_to_video_depends_on_the_size() -> None:
+    """Wan2.1's `generate.py`; no other model's does."""
+    for name, size, shift in (
+        ("i2v-720p", (1280, 720), 5), ("i2v-720p", (480, 832), 3), ("i2v-480p", None, 3), ("i2v-480p", (1280, 720), 5),
+        ("flf2v", (832, 480), 16), ("2.2-i2v", (832, 480), 5), ("14b", (832, 480), 5),
+    ):  # fmt: skip
+        assert chosen.settings_of(models.absent(name), size).shift == shift
+    assert chosen.settings_of(models.absent("i2v-480p"), None, shift=7.0).shift == 7
+    assert chosen.settings_of(models.absent("i2v-480p"), None, solver="lightx2v").shift == 5
+
+
+def test_what_a_model_lacks_or_does_not_take_is_told_before_it_loads(
+    folders: dict[str, Path], photo: Path, tmp_path: Path, loads: list[str], wan_folder: Path
+) -> None:
+    both = ["--image", photo, "--last-image", photo]
+    for folder, options, says in (
+        (folders["i2v-14b"], [], "begins a video with an image, and none is given"),
+        (folders["2.2-i2v"], ["--last-image", photo], "begins a video with an image, and none is given"),
+        (folders["i2v-14b"], both, "takes no last image"),
+        (folders["flf2v-14b"], ["--image", photo], "no last one is given"),
+        (folders["flf2v-14b"], [*both, "--frames", 1], "a video of one frame has no other end"),
+        (wan_folder, ["--image", photo], "makes videos of text alone"),
+        (wan_folder, ["--last-image", photo], "takes no last image"),
+        (folders["i2v-14b"], ["--image", tmp_path], "cannot be read"),
+        (folders["i2v-14b"], ["--image", tmp_path / "none.png"], "there is no such file"),
+    ):
+        result = invoke(*short(folder, tmp_path / "none.mp4"), "--res", "96x64", *options)
+        assert result.exit_code == 2, result.output
+        assert says in " ".join(result.output.split()), result.output
+        assert "hint" in result.output
+        assert not (tmp_path / "none.mp4").exists()
+    assert loads == []
+
+
+def test_what_has_no_image_to_give_says_so(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "prompts.txt").write_text("a cat")
+    own, data = folders["i2v-14b"], ["-o", "none"]
+    for result in (
+        calibrate("--model", own, "--dry-run"),
+        CliRunner().invoke(app, ["bench", "quality", "--model", str(folders["2.2-i2v"])]),
+        CliRunner().invoke(app, ["train", "prepare", str(own), "--from-model", "--prompts", "prompts.txt", *data]),
+        CliRunner().invoke(app, ["train", str(own), "--preset", "bf16", "--data", "data", *data]),
+    ):
+        assert result.exit_code == 2
+        assert "begins videos with an image, and" in " ".join(result.output.split())
