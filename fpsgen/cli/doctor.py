@@ -92,7 +92,7 @@ def fits(found: Fits) -> Iterator[Row]:
         state = "fits" if one.fits else f"needs {readable(one.needs_bytes - found.free_bytes)} more"
         yield f"{one.model} at {one.size}", f"{state}: the {one.part} takes {readable(one.needs_bytes)} of memory"
     where = f"{readable(found.free_bytes)} free on {found.device}"
-    yield "estimated", f"for 81 frames in {found.dtype}, with {where}; one part is in memory at a time"
+    yield "estimated", f"for videos of the usual length in {found.dtype}, with {where}; one part is in memory at a time"
 
 
 def kernel_cache(found: KernelCache) -> Iterator[Row]:

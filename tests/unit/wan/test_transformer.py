@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from diffusers import WanPipeline
 
 from fpsgen.attention.tiles import TileGrid
-from fpsgen.wan.plan import dense
+from fpsgen.wan.plan import Linears, dense
 from fpsgen.wan.transformer import WanTransformer, rope_table, sinusoid
 from fpsgen.weights.layout import recognise
 from fpsgen.weights.load import load_transformer
@@ -46,6 +47,16 @@ def test_equals_diffusers(wan_pipeline: WanPipeline, ours: WanTransformer, laten
         got = ours(x, timestep, ours.embed_text(text), plan)
     assert got.shape == expected.shape
     assert (got - expected).norm() <= TOLERANCE * expected.norm()
+
+
+def test_two_equal_times_are_one_with_8_bit_linear_layers(ours: WanTransformer) -> None:
+    x, timestep, text = inputs((3, 8, 12))
+    plan = dense(TileGrid(ours.config.grid((3, 8, 12)), (2, 2, 2)), ours.config.num_layers)
+    plan = replace(plan, linear=(Linears("int8", "int8"),) * ours.config.num_layers)
+    with torch.inference_mode():
+        context = ours.embed_text(text)
+        both, one = ours(x, timestep[:, None].expand(2, 2), context, plan), ours(x, timestep, context, plan)
+    torch.testing.assert_close(both, one, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("tile", [(2, 2, 2), (3, 5, 4)], ids=str)
