@@ -36,6 +36,20 @@ if TYPE_CHECKING:
     from transformers import UMT5Config
 
 SHARD_SIZE = "5GB"
+_VISION = "vision_model."  # before transformers' names of an image encoder's parameters
+# What transformers' CLIPImageProcessor does with an image before CLIP sees it, but for its size.
+_IMAGES = {
+    "image_processor_type": "CLIPImageProcessor",
+    "do_resize": True,
+    "resample": 3,
+    "do_center_crop": True,
+    "do_rescale": True,
+    "rescale_factor": 1 / 255,
+    "do_normalize": True,
+    "image_mean": [0.48145466, 0.4578275, 0.40821073],
+    "image_std": [0.26862954, 0.26130258, 0.27577711],
+    "do_convert_rgb": True,
+}
 
 
 def convert(checkpoint: Checkpoint, target: Format, out: Path) -> Iterator[str]:
@@ -60,9 +74,7 @@ def convert(checkpoint: Checkpoint, target: Format, out: Path) -> Iterator[str]:
         yield "tokenizer"
         _copy_tokenizer(checkpoint, target, partial)
         if target == "diffusers":
-            published, boundary = DEFAULTS[checkpoint.kind], checkpoint.boundary
-            per_token = checkpoint.config.time_per_token
-            write_pipeline(partial, published.shift, boundary or published.boundary, per_token)
+            write_pipeline(partial, DEFAULTS[checkpoint.kind].shift, checkpoint)
 
 
 def write_model(model: Model, transformer: Mapping[str, Tensor], out: Path, **metadata: str) -> None:
@@ -148,14 +160,19 @@ def _reason(fault: Exception) -> str:
 
 
 def _read(checkpoint: Checkpoint, name: str, target: Format) -> dict[str, Tensor]:
-    """A part's tensors by their names in `target`, on the memory map: writing reads each once."""
+    """A part's tensors by their names in `target`, on the memory map: writing reads each once. The image encoder's have
+    transformers' names in both, for the original's file holds more than is read."""
+    part = checkpoint.part(name)
+    if part.split:
+        pieces = ((key, value) for key, value in load.parameters(checkpoint, name) if isinstance(value, Tensor))
+        return {f"{_VISION}{key}": value for key, value in pieces}  # which all are, for `_check_plain` has said so
     state: dict[str, Tensor] = {}
     table = headers(getattr(checkpoint, name))
     for key, value in read(getattr(checkpoint, name)):
         if not isinstance(value, Tensor):
             value = expanded(value, _dtype(table[key]))
         # The first of two, as loading has it.
-        state.setdefault(checkpoint.part(name).in_format(key, target), value.to(_dtype(table[key])))
+        state.setdefault(part.in_format(key, target), value.to(_dtype(table[key])))
     return state
 
 
@@ -168,6 +185,9 @@ def _write_part(
     checkpoint: Checkpoint, name: str, state: dict[str, Tensor], target: Format, out: Path, **metadata: str
 ) -> None:
     part = checkpoint.part(name)
+    if target == "original" and part.split:
+        save_file(state, out / layout.CLIP_VISION, {"format": "pt"})
+        return
     if target == "original" and part.file:
         torch.save(state, out / part.file)
         return
@@ -214,32 +234,47 @@ def _config(checkpoint: Checkpoint, part: str, target: Format) -> dict[str, Any]
         return {**configs.to_original(checkpoint.config), "_diffusers_version": installed("diffusers")}
     if part in layout.EXPERTS:
         return configs.to_diffusers(checkpoint.config)
+    if part == "image_encoder":
+        return {"architectures": ["CLIPVisionModel"], "model_type": "clip_vision_model", **checkpoint.image_config}
     if part == "vae":
         return {"_class_name": "AutoencoderKLWan", **_vae_settings(checkpoint)}
     return {**_text_settings(checkpoint).to_dict(), "architectures": ["UMT5EncoderModel"]}
 
 
-def write_pipeline(out: Path, shift: float, boundary: float | None = None, time_per_token: bool = False) -> None:
-    """Add scheduler and index to the parts in a Diffusers folder, which make it a WanPipeline. boundary: the noise
-    level between two experts; time_per_token: as `WanConfig` has it."""
+def write_pipeline(out: Path, shift: float, checkpoint: Checkpoint | None = None) -> None:
+    """Add scheduler and index to the parts in a Diffusers folder, which make it a pipeline: that of a checkpoint, or
+    one of text to video with one transformer."""
     import diffusers
 
     scheduler = diffusers.UniPCMultistepScheduler(
         prediction_type="flow_prediction", use_flow_sigmas=True, num_train_timesteps=1000, flow_shift=shift
     )
     scheduler.save_pretrained(out / "scheduler")
-    index = {
+    absent, transformer = [None, None], ["diffusers", "WanTransformer3DModel"]
+    index: dict[str, Any] = {
         "_class_name": "WanPipeline",
         "_diffusers_version": installed("diffusers"),
         "scheduler": ["diffusers", "UniPCMultistepScheduler"],
         "text_encoder": ["transformers", "UMT5EncoderModel"],
         "tokenizer": ["transformers", "PreTrainedTokenizerFast"],  # which reads tokenizer.json as it is
-        "transformer": ["diffusers", "WanTransformer3DModel"],
-        "transformer_2": ["diffusers", "WanTransformer3DModel"] if boundary else [None, None],
-        "boundary_ratio": boundary,
+        "transformer": transformer,
+        "transformer_2": absent,
         "vae": ["diffusers", "AutoencoderKLWan"],
-        "expand_timesteps": time_per_token,
     }
+    if checkpoint:
+        index["expand_timesteps"] = checkpoint.config.time_per_token
+    if checkpoint and checkpoint.transformer_2:
+        boundary = checkpoint.boundary or DEFAULTS[checkpoint.kind].boundary
+        index |= {"transformer_2": transformer, "boundary_ratio": boundary}
+    if checkpoint and checkpoint.config.condition_channels:
+        index |= {"_class_name": "WanImageToVideoPipeline", "image_encoder": absent, "image_processor": absent}
+    if checkpoint and checkpoint.image_encoder:
+        index["image_encoder"] = ["transformers", "CLIPVisionModel"]
+        index["image_processor"] = ["transformers", "CLIPImageProcessor"]
+        side = checkpoint.image_config["image_size"]
+        own = {"crop_size": {"height": side, "width": side}, "size": {"shortest_edge": side}}
+        (out / "image_processor").mkdir()
+        write_json(out / "image_processor" / "preprocessor_config.json", _IMAGES | own)
     write_json(out / "model_index.json", index)
 
 

@@ -18,6 +18,8 @@ from fpsgen.cli import app
 from fpsgen.settings import DEFAULTS
 from fpsgen.weights.layout import NEEDED, PARTS
 from tests.tools.cli import models, told
+from tests.tools.image_pipeline import make_image_pipeline, save_image_original
+from tests.tools.wan_pipeline import make_plain_pipeline, save_original
 
 T5 = "models_t5_umt5-xxl-enc-bf16.pth"
 
@@ -142,6 +144,34 @@ def test_convert_round_trip_is_exact(both_formats: dict[str, Path], tmp_path: Pa
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     WanPipeline.from_pretrained(back)  # what we write, diffusers reads
+
+
+@pytest.mark.parametrize("kind", ["i2v-14b", "flf2v-14b", "2.2-i2v", "2.2-14b", "5b"])
+def test_every_kind_of_model_is_converted_there_and_back(kind: str, tmp_path: Path) -> None:
+    """What is written is a pipeline of diffusers', with the same parameters as the one that the files are of."""
+    there, back, original = (tmp_path / name for name in ("there", "back", "original"))
+    if "i2v" in kind or "flf2v" in kind:
+        own, save = make_image_pipeline(kind), save_image_original
+    else:
+        channels, boundary = 48 if kind == "5b" else 16, 0.875 if kind == "2.2-14b" else None
+        own, save = make_plain_pipeline(5, boundary, channels), save_original
+    original.mkdir()
+    save(own, original)
+    assert models("convert", original, there).exit_code == 0
+    read = type(own).from_pretrained(there)
+    for name in ("boundary_ratio", "expand_timesteps"):
+        assert read.config[name] == own.config[name]
+    parts = [name for name, part in own.components.items() if isinstance(part, torch.nn.Module)]
+    assert {*parts} == {name for name, part in read.components.items() if isinstance(part, torch.nn.Module)}
+    for name in parts:
+        first, second = (getattr(pipeline, name).state_dict() for pipeline in (own, read))
+        assert first.keys() == second.keys()
+        assert all(torch.equal(first[key], second[key]) for key in first), name
+    assert models("convert", there, back).exit_code == 0
+    first, second = (told(models("check", folder, "--json")) for folder in (original, back))
+    assert (first["kind"], first["parameters"]) == (second["kind"], second["parameters"]) != ("", 0)
+    files = [path.relative_to(back).as_posix() for path in back.rglob("*.safetensors")]
+    assert ("clip_vision_h.safetensors" in files) == ("image_encoder" in parts)
 
 
 def test_convert_refuses_what_would_lose_something(
