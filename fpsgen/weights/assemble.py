@@ -64,7 +64,8 @@ def of_file(file: Path, given: Given) -> Checkpoint:
 
     ModelError where a part is nowhere, where the file is another kind, or where parts do not fit together.
     """
-    if headers.is_pickled(file) and headers.contents(file).channels:
+    if headers.is_pickled(file) and (contents := headers.contents(file)).channels:
+        kinds.refuse_other_kinds(contents)  # what no other file of the same model would change
         message = f"{printable(file)} is a transformer in a pickled file"
         raise ModelError(message, hint="use the .safetensors file of the same model")
     high, low = _experts(file)

@@ -72,6 +72,12 @@ EXPERT = "wan2.2 expert"
         ("a", wan(blocks__0__to_gate_compress__weight=(8, 8)), "transformer"),
         ("a", wan(blocks__0__self_attn__attn_op__local_attn__proj_l__weight=(8, 8)), "other attention"),
         ("a", wan(blocks__0__self_attn__gate_bias=(8,)), "other attention"),
+        ("a", diffusers(wan(blocks__0__attn1__attn_impl__proj_l__weight=(8, 8))), "other attention"),
+        (
+            "TurboWan2.2-I2V-A14B-high",
+            wan(blocks__0__self_attn__proj_l__weight=(8, 8), patch_embedding__weight=(128, 36, 1, 2, 2)),
+            "other attention",
+        ),
         ("a", wan(blocks__0__self_attn__proj_l__weight=(8, 8)), "other attention"),
         ("a", wan(control_adapter__conv__weight=(8, 8)), "control"),
         ("a", wan() | prefixed("vae.", "decoder.conv_in.weight"), "all in one"),
