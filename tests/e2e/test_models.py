@@ -99,7 +99,7 @@ DAMAGE: list[tuple[str, str, Callable[[Path], object], str]] = [
         "diffusers",
         "text_encoder/model.safetensors",
         lambda file: change(file, shared__weight=torch.zeros(13, 24, dtype=torch.int8)),
-        "1 neither F32, BF16 nor F16: shared.weight I8",
+        "lacks the scales of 8-bit weights, 1 in all: shared.weight",
     ),
     (
         "diffusers",

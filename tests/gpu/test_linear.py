@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from fpsgen.attention.emulator import error
-from fpsgen.attention.quantize import Format
-from fpsgen.wan.linear import Linear, quantized, rounded, why_not
+from fpsgen.attention.quantize import Format, Quantized
+from fpsgen.wan.linear import DTYPES, Linear, quantized, rounded, why_not
 from tests.gpu.hopper import tell
 
 pytestmark = pytest.mark.gpu
@@ -60,3 +60,25 @@ def test_numbers_are_those_of_a_cpu(kind: Format, dtype: torch.dtype) -> None:
     ours, theirs = quantized(x.cuda(), kind), quantized(x, kind)
     assert torch.equal(ours.scale.cpu(), theirs.scale)
     assert torch.equal(ours.numbers.cpu().float(), theirs.numbers)
+
+
+@pytest.mark.parametrize("kind", kinds())
+@pytest.mark.parametrize("size", SIZES[:3], ids=str)
+@torch.inference_mode()
+def test_weights_that_stay_in_8_bits_are_those_of_a_cpu(kind: Format, size: tuple[int, int, int]) -> None:
+    """Expanded for a product in 16 bits, bit for bit; in 8 bits, as they are."""
+    tokens, inputs, outputs = size
+    generator = torch.Generator().manual_seed(3)
+    numbers = (torch.randn(outputs, inputs, generator=generator) * 100).clamp(-127, 127).to(DTYPES[kind])
+    scale = torch.rand(outputs, 1, generator=generator) / 100
+    layers = {}
+    for place in ("cpu", "cuda"):
+        layers[place] = Linear(inputs, outputs).to(torch.bfloat16).requires_grad_(False)
+        layers[place].bias.zero_()
+        layers[place].hold_8_bits(Quantized(numbers.to(place), scale.to(place)), torch.bfloat16, {"16bit"})
+        layers[place].to(place)
+    assert torch.equal(layers["cuda"].matrix().cpu(), layers["cpu"].matrix())
+    x = torch.randn(1, tokens, inputs, generator=generator).bfloat16()
+    got, some = layers["cuda"](rounded(x.cuda(), kind)), torch.arange(0, tokens, max(1, tokens // 64))
+    assert layers["cuda"].quantized(kind).numbers.dtype == DTYPES[kind]
+    assert error(got[:, some].cpu(), layers["cpu"](rounded(x[:, some], kind))) < (6e-3 if kind == "fp8" else 4e-3)
