@@ -12,6 +12,7 @@ from fpsgen.weights.headers import headers
 from tests.tools.cli import Runner, invoke, models, told
 from tests.tools.fake_checkpoint import make, write_shards
 from tests.tools.gated import NAME, add_gates
+from tests.tools.wan_pipeline import make_plain_pipeline
 
 # 96x64 and 17 frames are 5 x 4 x 6 tokens: 2 x 1 x 2 tiles of FastVideo's, three of which are ragged.
 VIDEO = {"steps": None, "frames": 17}
@@ -83,3 +84,13 @@ def test_a_merged_four_step_file_by_its_name(run: Runner, both_formats: dict[str
     facts = told(models("check", file, "--json"), "models check")
     assert (facts["solver"], facts["steps"]) == ("lightx2v", 4)
     assert "made for 4 steps of lightx2v" in models("check", file).output
+
+
+@pytest.mark.parametrize("gates", [False, True])
+def test_the_5b_by_its_name_or_its_gates(run: Runner, tmp_path: Path, gates: bool) -> None:
+    """64x64 and 17 frames are 5 x 2 x 2 tokens."""
+    make_plain_pipeline(4, channels=48).save_pretrained(plain := tmp_path / "FastWan2.2-TI2V-5B-FullAttn-Diffusers")
+    folder = add_gates(plain, tmp_path / "mine") if gates else plain
+    report = run(model=folder, res="64x64", frames=17, steps=None)
+    assert (report["solver"], report["steps"], report["guidance"], report["fps"]) == ("fastwan", 3, 1, 24)
+    assert report["preset"]["name"] == ("5b-vsa" if gates else "bf16")
