@@ -10,7 +10,8 @@ import torch
 from diffusers import WanImageToVideoPipeline, WanPipeline
 from PIL import Image
 
-from fpsgen import pipeline, solvers
+from fpsgen import images, pipeline, solvers
+from fpsgen.events import Denoised, Frames
 from fpsgen.request import Request, resolve
 from fpsgen.sampling import Denoiser
 from fpsgen.settings import Settings
@@ -21,6 +22,7 @@ from fpsgen.wan.conditions import Conditions
 from fpsgen.weights import models
 from fpsgen.weights.load import load_transformer, load_vae
 from tests.e2e.test_parity import finish
+from tests.tools.videos import read
 from tests.tools.wan_pipeline import make_plain_pipeline, save_original
 
 CPU = torch.device("cpu")
@@ -92,3 +94,20 @@ def test_image_to_video_equals_diffusers(theirs: WanPipeline, folders: dict[str,
     assert torch.equal(latents, again)
     assert (latents - expected).norm() <= 1e-3 * expected.norm()
     assert (latents[:, :, :1] - expected[:, :, :1]).norm() <= 1e-5 * expected[:, :, :1].norm()
+
+
+def test_a_video_begins_with_the_image(folders: dict[str, Path], tmp_path: Path) -> None:
+    """Cropped to the video's proportions. Its frame 0 is what the VAE makes of it."""
+    photo, output = tmp_path / "photo.png", tmp_path / "a.mp4"
+    Image.fromarray(np.random.default_rng(2).integers(0, 256, (80, 96, 3), dtype=np.uint8)).save(photo)
+    model = models.find(str(folders["original"]))
+    request = Request(PROMPT, SETTINGS, SEED, output, image=photo)
+    events = list(pipeline.generate([request], model, TARGET))
+    (latents,) = (event.latents for event in events if isinstance(event, Denoised))
+    vae = load_vae(model.checkpoint, CPU)
+    first = wan_vae.encode(vae, images.fitted(images.read(photo), *SIZE)[None])
+    assert torch.equal(latents[:, :, :1], first)
+    own = np.concatenate([event.pixels for event in events if isinstance(event, Frames)])
+    assert np.array_equal(own[:1], np.concatenate([*wan_vae.frames_of(vae, first)]))
+    meta, frames = read(output)
+    assert (meta["fps"], frames.shape) == (24, (FRAMES, SIZE[1], SIZE[0], 3))
