@@ -17,15 +17,19 @@ from typing import Literal
 import torch
 
 from fpsgen import machine
-from fpsgen.errors import FpsgenError
+from fpsgen.errors import FpsgenError, UsageError, option
 from fpsgen.files import open_regular
+from fpsgen.printable import readable
 from fpsgen.request import VideoPlan
+from fpsgen.target import Target
 from fpsgen.wan.plan import StepPlan
 from fpsgen.wan.transformer import WanTransformer
 from fpsgen.weights import needs
 from fpsgen.weights.layout import TransformerPart
 from fpsgen.weights.load import load_transformer
+from fpsgen.weights.models import Model
 
+PARTS_OF_EXPERTS: tuple[TransformerPart, ...] = ("transformer", "transformer_2")
 _CHUNK = 16 << 20  # bytes of a file that are read at once
 # How an expert is made ready while the other one runs: it is loaded; or its files are read, so that the system has them
 # in memory; or nothing is done.
@@ -125,6 +129,25 @@ def load(turn: Turn, plans: Sequence[VideoPlan], check: Callable[[], None] = lam
     target = plans[0].target
     checkpoint, steps = plans[0].model.checkpoint, turn.computed(plans)
     return load_transformer(checkpoint, target.device, target.dtype, steps, turn.part, check)
+
+
+def load_all(model: Model, target: Target) -> tuple[WanTransformer, WanTransformer | None]:
+    """A model's transformer, or both of its experts, which are in memory together: what compares steps needs each of
+    them again and again. UsageError where they do not fit."""
+    checkpoint = model.checkpoint
+    if checkpoint.transformer_2:
+        sizes, free = needs.weights(checkpoint, target), machine.free_bytes(target.device)
+        both = sum(sizes[checkpoint.words(part)] for part in checkpoint.experts)
+        if both > free:
+            told = f"both experts have to be in memory: they take {readable(both)}, and {readable(free)} are free"
+            hint = f"try {option('dtype', 'bf16')}, or a device with more memory"
+            raise UsageError(f"{told} on {target.device}", hint)
+    high, *low = (
+        load_transformer(checkpoint, target.device, target.dtype, (), part)
+        for part in PARTS_OF_EXPERTS
+        if part in checkpoint.experts
+    )
+    return high, low[0] if low else None
 
 
 def way_ahead(turn: Turn, plans: Sequence[VideoPlan]) -> Way:

@@ -109,7 +109,7 @@ class Denoiser:
         low: WanTransformer | None = None,
         image: Conditions | None = None,
     ):
-        self.transformer, self.settings, self.device = transformer, settings, device
+        self.transformer, self.low, self.settings, self.device = transformer, low, settings, device
         self.together = both_fit(transformer, settings, device) if together is None else together
         if graphs and not graphs.refused:
             at_once = len(texts) if self.together else 1
@@ -197,6 +197,10 @@ class Denoiser:
         if self._beside is None:
             return latents
         return torch.cat([latents, self._beside.expand(len(latents), -1, -1, -1, -1)], dim=1)
+
+    def transformer_at(self, step: int) -> WanTransformer:
+        """What computes a step."""
+        return self.transformer if self.low is None or step < self.settings.high_steps else self.low
 
     def _expert(self, step: int) -> Expert:
         return self._experts[0 if step < self.settings.high_steps else -1]

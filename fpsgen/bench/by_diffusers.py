@@ -28,7 +28,7 @@ from fpsgen.video import VideoWriter
 from fpsgen.wan import vae as wan_vae
 from fpsgen.wan.plan import StepPlan
 from fpsgen.weights.kinds import FLOATS
-from fpsgen.weights.layout import NEEDED
+from fpsgen.weights.layout import EXPERTS, NEEDED
 from fpsgen.weights.load import dtypes, load_tokenizer
 
 
@@ -53,6 +53,8 @@ class Diffusers(VideoContender):
             return "diffusers does not have the gates of its attention"
         if model.checkpoint.loras:
             return "it reads the checkpoint without the LoRAs"
+        if guidance <= 1 < (self.settings.guidance_low or 1):
+            return "diffusers gives no guidance to the low-noise expert alone"
         if guidance < 1:
             return f"diffusers uses guidance only above 1, and this is {option('guidance', guidance)}"
         if (solver := self.settings.solver) in solvers.FEW_STEPS:
@@ -105,7 +107,8 @@ def load(plan: VideoPlan) -> Any:
 
     for library in (diffusers, transformers):
         library.utils.logging.disable_progress_bar()  # ours is drawn
-    precisions = {"transformer": plan.target.dtype, "text_encoder": plan.target.text_dtype, "default": torch.float32}
+    precisions = dict.fromkeys(EXPERTS, plan.target.dtype)
+    precisions |= {"text_encoder": plan.target.text_dtype, "default": torch.float32}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # newer ones want `dtype`, which older ones do not know
         # The class that published folders name loses what tokenizer.json says beyond the vocabulary: other prompts.
@@ -114,6 +117,7 @@ def load(plan: VideoPlan) -> Any:
             plan.model.folder, tokenizer=tokenizer, torch_dtype=precisions, local_files_only=True
         )
     pipe.set_progress_bar_config(disable=True)
+    pipe.register_to_config(boundary_ratio=plan.request.settings.boundary)
     return pipe.to(plan.target.device)
 
 
@@ -165,7 +169,7 @@ def denoise(pipe: Any, plan: VideoPlan, texts: tuple[Tensor, Tensor | None]) -> 
 
     latents = pipe(
         prompt_embeds=texts[0], negative_prompt_embeds=texts[1], latents=noise, height=own.height, width=own.width,
-        num_frames=own.frames, num_inference_steps=own.steps, guidance_scale=own.guidance, output_type="latent",
-        callback_on_step_end=mark,
+        num_frames=own.frames, num_inference_steps=own.steps, guidance_scale=own.guidance,
+        guidance_scale_2=own.guidance_low, output_type="latent", callback_on_step_end=mark,
     ).frames  # fmt: skip
     return latents, [after - before for before, after in pairwise(marks)]

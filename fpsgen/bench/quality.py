@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fpsgen import assets, machine, metrics, pipeline
+from fpsgen import assets, experts, machine, metrics, pipeline
 from fpsgen import journal as journals
 from fpsgen.bench import fidelity, perceptual, vbench
 from fpsgen.bench.contenders import VideoContender
@@ -38,7 +38,7 @@ from fpsgen.video import VideoWriter
 from fpsgen.wan import vae as wan_vae
 from fpsgen.wan.transformer import WanTransformer
 from fpsgen.wan.vae import VAE
-from fpsgen.weights.load import load_transformer, load_vae
+from fpsgen.weights.load import fingerprint, load_vae
 
 # The measures that are averaged over clips, and which of several values is the worst.
 MEASURES: dict[str, Callable[[Sequence[float]], float]] = {
@@ -115,16 +115,16 @@ def run(
     if model.pocket and not job.judged:
         note("what the clips show is not judged: the judge knows only the pocket model's own size and frames")
     texts = encode(job, note)
-    transformer = load_transformer(model.checkpoint, target.device, target.dtype)
-    weights = transformer.fingerprint()
+    transformer, low = experts.load_all(model, target)
+    weights = fingerprint(model.checkpoint, transformer)
     for one in line_up.contenders:
         note(one.plan.preset.surprise(weights, one.settings, model.loras))
     journal = Journal(cache, key(job, transformer, weights))
     if fresh:
         journal.forget()
     watch(Stage("denoise"))
-    render(job, transformer, texts, journal, watch)
-    del transformer
+    render(job, transformer, low, texts, journal, watch)
+    del transformer, low
     machine.release()
     watch(Stage("decode"))
     screen = Screen(job, load_vae(model.checkpoint, target.device), journal, lpips, weights)
@@ -175,9 +175,14 @@ def piece(kind: str, one: VideoContender, *more: object) -> str:
 
 
 def render(
-    job: QualityJob, transformer: WanTransformer, texts: dict[str, list[Tensor]], journal: Journal, watch: Watch
+    job: QualityJob,
+    transformer: WanTransformer,
+    low: WanTransformer | None,
+    texts: dict[str, list[Tensor]],
+    journal: Journal,
+    watch: Watch,
 ) -> None:
-    """The final latents of every clip by every contender, into the journal."""
+    """The final latents of every clip by every contender, into the journal. low: the low-noise one of two experts."""
     device = job.line_up.plan.target.device
     for take in job.takes:
         for one in job.line_up.contenders:
@@ -185,7 +190,7 @@ def render(
                 watch(Done(one.settings.steps))
             else:
                 torch.cuda.empty_cache()  # else what the last clip left seems taken, when it is asked what fits
-                denoiser = Denoiser(transformer, one.settings, texts[take.prompt], device)
+                denoiser = Denoiser(transformer, one.settings, texts[take.prompt], device, low=low)
                 latents = denoiser.noise(take.seed)
                 with one.running():
                     for moment in denoiser.run(latents, one.steps, fresh=functools.partial(denoiser.noise, take.seed)):

@@ -63,12 +63,23 @@ EFFORT = {
 
 def spans(settings: Settings, count: int) -> list[StepSpan]:
     """`count` phases of nearly equally many steps of a trajectory, ended halfway between two noise levels, rounded to 4
-    digits, or to as many as keep it between them."""
-    steps, sigmas = settings.steps, settings.noise_levels
-    begins = [round(index * steps / count) for index in range(count)] + [steps]
-    ends = [1.0] + [_between(sigmas[at - 1], sigmas[at]) for at in begins[1:-1]] + [0.0]
+    digits, or to as many as keep it between them. None is of two experts: one more there may be for that."""
+    steps, sigmas, high = settings.steps, settings.noise_levels, settings.high_steps
+    parts = [(0, steps, count)]
+    if 0 < high < steps:
+        of_high = max(1, min(count - 1, round(count * high / steps)))
+        parts = [(0, high, of_high), (high, steps, max(1, count - of_high))]
+    begins = [first + round(n * (end - first) / many) for first, end, many in parts for n in range(many)] + [steps]
+
+    def end(at: int) -> float:
+        boundary = settings.boundary
+        if boundary is not None and at == high and sigmas[at - 1] > boundary + _APART:
+            return boundary
+        return _between(sigmas[at - 1], sigmas[at])
+
+    ends = [1.0] + [end(at) for at in begins[1:-1]] + [0.0]
     pairs = zip(begins, begins[1:], ends, ends[1:], strict=False)
-    return [StepSpan(first, after - 1, (high, low)) for first, after, high, low in pairs]
+    return [StepSpan(first, after - 1, (above, below)) for first, after, above, below in pairs]
 
 
 def _between(high: float, low: float) -> float:
@@ -225,6 +236,7 @@ def _ways(job: Job, measured: Measurement) -> Ways:
         reused.alone / reused.change.clamp(min=1e-300),
         reused.velocities if "compute" in job.choose else None,
         reused.differences if "guidance" in job.choose else None,
+        job.settings.high_steps,
     )
 
 

@@ -123,8 +123,9 @@ class Measuring:
         def see(layer: int, q: Tensor, k: Tensor, v: Tensor, gram: Tensor) -> None:
             sums[layer].append(local.errors(q, k, v, gram, self.candidates, picked[layer]).cpu())
 
-        with tapping(renderer.transformer, see):
-            velocity = renderer.velocity(renderer.denoiser(clip, self.effort.steps), latents, step, renderer.dense)
+        denoiser = renderer.denoiser(clip, self.effort.steps)
+        with tapping(denoiser.transformer_at(step), see):
+            velocity = renderer.velocity(denoiser, latents, step, renderer.dense)
         return velocity, torch.stack([torch.stack(own).mean(0).movedim(2, 0) for own in sums])
 
     def _probe(self, layers: Sequence[int] | None = None) -> StepPlan:

@@ -41,7 +41,7 @@ def _both(renderer: Renderer, denoiser: Denoiser, latents: Tensor, step: int, pl
     velocity = renderer.velocity(denoiser, latents, step, plan, carried)
     if carried.difference is None:
         return velocity, velocity
-    return velocity, velocity - (renderer.settings.guidance - 1) * carried.difference
+    return velocity, velocity - (denoiser.settings.guidance_at(step) - 1) * carried.difference
 
 
 def _products(renderer: Renderer, clip: Clip, name: str) -> tuple[Tensor, Tensor | None]:
@@ -53,8 +53,10 @@ def _products(renderer: Renderer, clip: Clip, name: str) -> tuple[Tensor, Tensor
         def look(step: int, latents: Tensor) -> Tensor:
             carried = Carried()
             velocity = renderer.velocity(denoiser, latents, step, renderer.dense, carried)
-            if carried.difference is not None:
-                scaled = (renderer.settings.guidance - 1) * carried.difference
+            if guided:  # if not at this step, for this expert has none, nothing is lost where it is left out
+                nothing = torch.zeros_like(velocity)
+                difference = nothing if carried.difference is None else carried.difference
+                scaled = (renderer.settings.guidance_at(step) - 1) * difference
                 journal.put(f"{name}-difference{step}", difference=scaled)
             return velocity
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from fpsgen import __version__, assets, machine, metrics, pipeline
+from fpsgen import __version__, assets, experts, machine, metrics, pipeline
 from fpsgen import journal as journals
 from fpsgen.attention import door
 from fpsgen.calibrate import budget as budgets
@@ -34,7 +34,7 @@ from fpsgen.seeds import next_seed
 from fpsgen.solvers import FEW_STEPS
 from fpsgen.target import Target
 from fpsgen.wan.plan import StepPlan, mean_density
-from fpsgen.weights.load import load_transformer, load_vae
+from fpsgen.weights.load import fingerprint, load_vae
 
 # Raised where the table of errors changes its meaning, so that older measurements are not taken for new ones.
 _VERSION = 2
@@ -64,8 +64,8 @@ def calibrate(job: Job, target: Target, watch: Watch, fresh: bool = False) -> Re
     watch(Stage("load"))
     clips, negative = _encoded(job, target, watch)
     device = target.device
-    transformer = load_transformer(job.model.checkpoint, device, target.dtype)
-    weights = transformer.fingerprint()
+    transformer, low = experts.load_all(job.model, target)
+    weights = fingerprint(job.model.checkpoint, transformer)
     config = job.model.config
     backend = door.choose(device, job.candidates.probe_plan(config.num_heads), config.head_dim).name
     if device.type == "cuda" and backend == "reference":
@@ -73,7 +73,7 @@ def calibrate(job: Job, target: Target, watch: Watch, fresh: bool = False) -> Re
     journal = Journal(cache, _key(job, weights, backend, target))
     if fresh:
         journal.forget()
-    renderer = Renderer(transformer, job.tiles, job.settings, negative, device, journal, watch)
+    renderer = Renderer(transformer, job.tiles, job.settings, negative, device, journal, watch, low)
     watch(Stage("measure"))
     begin = time.perf_counter()
     measurement = Measuring(renderer, job.candidates, job.phases, job.effort, job.choose).measure(

@@ -26,12 +26,20 @@ _Done = tuple[tuple[_Layer, ...], Guidance] | None
 def to_preset(job: Job, solved: Schedule) -> Preset:
     """A job's solution as a preset that says nothing of its quality yet."""
     spans = job.steps if solved.runs else job.phases
-    return preset(solved, job.candidates, spans, job.name, job.model.family)
+    return preset(solved, job.candidates, spans, job.name, job.model.family, job.settings.boundary)
 
 
-def preset(schedule: Schedule, candidates: Candidates, spans: list[StepSpan], name: str, family: str) -> Preset:
-    """Phases that do the same become one; in a phase, what most layers do is said once. spans: of the schedule's
-    phases, or of the video's steps where it has runs of them."""
+def preset(
+    schedule: Schedule,
+    candidates: Candidates,
+    spans: list[StepSpan],
+    name: str,
+    family: str,
+    boundary: float | None = None,
+) -> Preset:
+    """Phases that do the same become one, but for those of two experts; in a phase, what most layers do is said once.
+    spans: of the schedule's phases, or of the video's steps where it has runs of them. boundary: between the experts.
+    """
     choices = [None if fit(own, candidates.tiles) is None else _portable(own) for own in candidates.choices]
     rows = [
         tuple(
@@ -47,8 +55,9 @@ def preset(schedule: Schedule, candidates: Candidates, spans: list[StepSpan], na
         runs = zip(rows, schedule.runs, strict=True)
         every = [own for layers, run in runs for own in ((layers, run.guidance), *[None] * run.reused)]
     phases: list[Phase] = []
-    for done, alike in groupby(zip(every, spans, strict=True), key=lambda each: each[0]):
-        sigmas = [span.sigma for _, span in alike]
+    of_low = [boundary is not None and span.sigma[0] <= boundary for span in spans]
+    for (done, _), alike in groupby(zip(every, of_low, spans, strict=True), key=lambda each: each[:2]):
+        sigmas = [span.sigma for *_, span in alike]
         phases.append(_phase(done, (sigmas[0][0], sigmas[-1][1]), letters))
     windows = {letter: own.window if own.is_window and own.window else own for own, letter in letters.items()}
     return Preset(name=name, phases=tuple(phases), tile=candidates.tiles.tile, model=family, windows=windows)

@@ -57,7 +57,7 @@ class Pieces:
 @dataclass(eq=False)
 class Renderer:
     """The transformer with all that a clip needs but its prompt. watch: told of the forwards of both guidance branches
-    that were done, 1 for a whole step."""
+    that were done, 1 for a whole step. low: the low-noise one of two experts."""
 
     transformer: WanTransformer
     tiles: TileGrid
@@ -66,6 +66,7 @@ class Renderer:
     device: torch.device
     journal: Journal
     watch: Watch
+    low: WanTransformer | None = None
     _latest: threading.local = field(default_factory=threading.local)  # each thread's denoiser
 
     def __post_init__(self) -> None:
@@ -92,7 +93,8 @@ class Renderer:
             self._latest.__dict__.clear()  # frees the last one first
             settings = replace(self.settings, steps=steps)
             texts = [clip.text, self.negative][: settings.branches]
-            self._latest.denoiser = Denoiser(self.transformer, settings, texts, self.device, self._together)
+            of_clip = (settings, texts, self.device, self._together)
+            self._latest.denoiser = Denoiser(self.transformer, *of_clip, low=self.low)
             self._latest.key = wanted
         return self._latest.denoiser
 

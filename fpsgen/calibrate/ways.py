@@ -102,6 +102,7 @@ class Ways:
     products of the guided velocities of a dense trajectory, and of what both branches differ by times guidance - 1;
     None where that is not to be chosen. conditional: float64 [phases], the squared change of the conditional velocity
     by attention and linear layers, over that of the guided one, which has it where a difference is used again, too.
+    boundary: the first step of the other one of two experts, which uses nothing again that the first one left.
     """
 
     phase_of_step: tuple[int, ...]
@@ -110,6 +111,17 @@ class Ways:
     conditional: Tensor
     velocities: Tensor | None
     differences: Tensor | None
+    boundary: int | None = None
+
+    def _end(self, at: int) -> int:
+        """The step after the last one of the same expert."""
+        steps = len(self.levels)
+        return self.boundary if self.boundary is not None and at < self.boundary else steps
+
+    def _after(self, state: _StepState, run: ComputedStep) -> _StepState:
+        """Nothing is left where the other expert begins."""
+        after = state.after(run)
+        return _StepState(after.at, 0, 0, "full") if after.at == self.boundary else after
 
     @cached_property
     def rows(self) -> list[Row]:
@@ -143,7 +155,7 @@ class Ways:
         for gap in range(MOST_REUSED + 2):
             found.append([[(0.0, 0.0, 0.0)] for _ in range(steps)])
             for at in range(gap, steps if self.velocities is not None else 0):
-                for step in range(at + 1, min(at + MOST_REUSED + 1, steps)):
+                for step in range(at + 1, min(at + MOST_REUSED + 1, self._end(at))):
                     slope, (wrong, new, old) = self._slope(gap, at, step), found[gap][at][-1]
                     terms = [(at, 1 + slope), (at - gap, -slope), (step, -1.0)]
                     wrong += self._error(self.velocities, terms, step)
@@ -195,11 +207,11 @@ class Ways:
             for state, ways in states.items():
                 ways += self._ways(state)
                 for run, _ in ways:
-                    if (then := state.after(run)).at < end:
+                    if (then := self._after(state, run)).at < end:
                         of_step[then.at].setdefault(then, [])
         number = {state: index for index, state in enumerate(chain(*of_step))}
         followed = [
-            [(run, error, number.get(state.after(run), len(number))) for run, error in ways]
+            [(run, error, number.get(self._after(state, run), len(number))) for run, error in ways]
             for states in of_step
             for state, ways in states.items()
         ]
