@@ -215,11 +215,12 @@ def convert(model: str, out_folder: Path, to: Format | None = None, json: bool =
 
     out = Output(json)
     out.loading()
-    checkpoint = models.find(model, parts).checkpoint
+    chosen = models.find(model, parts)
+    checkpoint = chosen.checkpoint
     from fpsgen.weights.convert import convert as write  # imports torch
 
     target: Format = to or ("diffusers" if checkpoint.format == "original" else "original")
     with drawn(out, log_details=True) as watch:
-        for part in write(checkpoint, target, expand(out_folder)):
+        for part in write(checkpoint, target, expand(out_folder), **chosen.few_steps_metadata):
             watch(Stage(part))
     out.result(str(out_folder), {"output": str(out_folder), "format": target}, copied=True)

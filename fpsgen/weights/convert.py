@@ -52,8 +52,9 @@ _IMAGES = {
 }
 
 
-def convert(checkpoint: Checkpoint, target: Format, out: Path) -> Iterator[str]:
+def convert(checkpoint: Checkpoint, target: Format, out: Path, **metadata: str) -> Iterator[str]:
     """Write `checkpoint` to the folder `out`, which must not exist; yields the name of each part before it is written.
+    metadata: of the transformer's files, beside the preset that they were trained for.
 
     The folder appears under its name only when complete. Raises UsageError where it cannot be made, or where `target`
     cannot hold the checkpoint.
@@ -65,11 +66,12 @@ def convert(checkpoint: Checkpoint, target: Format, out: Path) -> Iterator[str]:
     _check_plain(checkpoint)
     if target == "original":
         _check_representable(checkpoint)
-    preset = trained_for(checkpoint.transformer[0])
+    if preset := trained_for(checkpoint.transformer[0]):
+        metadata["trained_for"] = preset
     with _complete(_claim(checkpoint, out), out) as partial:
         for name in checkpoint.parts:
             yield checkpoint.words(name)
-            own = {"trained_for": preset} if preset and name == "transformer" else {}
+            own = metadata if name == "transformer" else {}
             _write_part(checkpoint, name, _read(checkpoint, name, target), target, partial, **own)
         yield "tokenizer"
         _copy_tokenizer(checkpoint, target, partial)
@@ -92,7 +94,7 @@ def write_model(model: Model, transformer: Mapping[str, Tensor], out: Path, **me
         own = PARTS["transformer"]
         old = {own.in_format(key, form): header for key, header in headers(checkpoint.transformer).items()}
         state = {key: transformer[own.rename(key)].to(_dtype(header)) for key, header in old.items()}
-        _write_part(checkpoint, "transformer", state, form, partial, **metadata)
+        _write_part(checkpoint, "transformer", state, form, partial, **model.few_steps_metadata, **metadata)
         for name in layout.OTHERS:
             if not _link_part(checkpoint, name, partial):
                 _write_part(checkpoint, name, _read(checkpoint, name, form), form, partial)

@@ -84,6 +84,11 @@ class Model:
     def is_for_few_steps(self) -> bool:
         return self.defaults.solver in FEW_STEPS
 
+    @property
+    def few_steps_metadata(self) -> dict[str, str]:
+        """What a file of its weights says of itself, so that it is recognised whatever it is called (`few_steps`)."""
+        return {"solver": self.defaults.solver} if self.is_for_few_steps else {}
+
     def defaults_by(self, solver: str | None) -> Settings:
         """The defaults of a video that the user wants by a solver; None for the model's own. What is a default for few
         steps holds for no other solver."""

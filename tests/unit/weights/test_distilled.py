@@ -6,12 +6,15 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from fpsgen.cli.chosen import settings_of
 from fpsgen.settings import DEFAULTS
-from fpsgen.weights import models
+from fpsgen.weights import load, models
+from fpsgen.weights.convert import write_model
 from fpsgen.weights.few_steps import solver_of
+from tests.tools.cli import models as run
 
 TRANSFORMER = "diffusion_pytorch_model.safetensors"
 
@@ -56,6 +59,18 @@ def test_a_folder_by_its_name_and_a_file_by_its_own(both_formats: dict[str, Path
     save_file(load_file(file), named := tmp_path / "plain" / TRANSFORMER, {"modelspec.title": "Wan rCM"})
     file.unlink()
     assert models.find(str(named)).defaults.solver == "turbowan"
+
+
+@pytest.mark.parametrize("form", ["original", "diffusers"])
+def test_what_is_written_of_it_says_so_itself(both_formats: dict[str, Path], tmp_path: Path, form: str) -> None:
+    shutil.copytree(both_formats[form], folder := tmp_path / "TurboWan")
+    result = run("convert", folder, tmp_path / "mine")
+    assert result.exit_code == 0, result.output
+    assert models.find(str(tmp_path / "mine")).defaults == DEFAULTS["1.3b"].override(solver="turbowan")
+    model = models.find(str(folder))
+    weights = load.load_transformer(model.checkpoint, torch.device("cpu"), torch.float32).state_dict()
+    write_model(model, weights, tmp_path / "trained")
+    assert models.find(str(tmp_path / "trained")).defaults.solver == "turbowan"
 
 
 def test_the_user_s_solver_comes_first(both_formats: dict[str, Path], tmp_path: Path) -> None:
