@@ -23,6 +23,7 @@ _DTYPES = {
     "Float": ("F32", 4), "Half": ("F16", 2), "BFloat16": ("BF16", 2), "Double": ("F64", 8), "Long": ("I64", 8),
     "Int": ("I32", 4), "Short": ("I16", 2), "Char": ("I8", 1), "Byte": ("U8", 1), "Bool": ("BOOL", 1),
 }  # fmt: skip
+_NAMES = {"float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2"}  # of dtypes that have no storage class
 _MOST = 64 << 20  # bytes of a description; that of Wan2.1's text encoder has 40 thousand
 _MARK = object()
 
@@ -168,7 +169,8 @@ def _made(maker: _Name, arguments: tuple[Any, ...]) -> object:
     storage, offset, shape, stride = arguments[:4]
     if not all(isinstance(n, int) and n >= 0 for n in (offset, *shape, *stride)) or len(shape) != len(stride):
         raise ValueError("a tensor's shape is invalid")
-    dtype, width = _DTYPES.get(storage.kind, (arguments[6].name if len(arguments) > 6 else storage.kind, 1))
+    name = arguments[6].name if len(arguments) > 6 else storage.kind
+    dtype, width = _DTYPES.get(storage.kind, (_NAMES.get(name, name), 1))
     last = offset + sum((n - 1) * step for n, step in zip(shape, stride, strict=True)) if prod(shape) else -1
     if last >= max(storage.count, 0):
         raise ValueError("a tensor reaches beyond its storage")

@@ -54,11 +54,8 @@ def _tensors(file: Path, most: int | None) -> Iterator[tuple[str, Tensor]]:
 
 def _scales(files: Sequence[Path], names: set[str]) -> dict[str, Tensor]:
     """Tensors by name, which may lie in another file than what they scale."""
-    found: dict[str, Tensor] = {}
-    for file in files if names else ():
-        with opened(file, "pt") as weights:
-            found |= {name: weights.get_tensor(name).float() for name in names & set(weights.keys())}
-    return found
+    everything = ((name, tensor) for file in files if names for name, tensor in _tensors(file, None))
+    return {name: tensor.float() for name, tensor in everything if name in names}
 
 
 def _value(tensor: Tensor, header: Header, scales: Mapping[str, Tensor]) -> Value:

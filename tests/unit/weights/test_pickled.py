@@ -46,8 +46,10 @@ def test_headers_are_what_torch_reads(tmp_path: Path, kind: str, protocol: int) 
 
 
 def test_dtypes_without_a_storage_of_their_own_are_named(tmp_path: Path) -> None:
-    torch.save({"a": torch.zeros(3).to(torch.float8_e4m3fn)}, tmp_path / "a.pth")
-    assert headers([tmp_path / "a.pth"])["a"].dtype == "float8_e4m3fn"
+    dtypes = {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "float8_e5m2fnuz": torch.float8_e5m2fnuz}
+    torch.save({name: torch.zeros(3).to(dtype) for name, dtype in dtypes.items()}, tmp_path / "a.pth")
+    found = headers([tmp_path / "a.pth"])
+    assert {name: header.dtype for name, header in found.items()} == {name: name for name in dtypes}
 
 
 def test_a_file_without_checksums_is_read(tmp_path: Path) -> None:

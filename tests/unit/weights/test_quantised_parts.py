@@ -86,6 +86,16 @@ def test_umt5_in_fp8_as_comfyui_has_it(original: Path, dtype: torch.dtype, scale
     assert all(layer.weight.is_meta for layer in module.modules() if isinstance(layer, Linear))
 
 
+@pytest.mark.parametrize("dialect", ["lightx2v", "lightx2v int8"])
+def test_umt5_in_8_bits_as_lightx2v_has_it(original: Path, dialect: str) -> None:
+    """In a `.pth` file under the original's names."""
+    written = DIALECTS[dialect](taken(original, T5))
+    torch.save(values(written), original / T5)
+    expected = embedded(original, torch.bfloat16)
+    torch.save(written, original / T5)
+    assert torch.equal(embedded(original, torch.bfloat16), expected)
+
+
 @pytest.mark.parametrize("kind", ["F16", "Q8_0"])
 def test_umt5_in_gguf_under_llama_cpp_s_names(original: Path, kind: str) -> None:
     state = taken(original, T5)
