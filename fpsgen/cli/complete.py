@@ -48,7 +48,7 @@ def _contender_names() -> Iterable[str]:
 
 
 models = offered(KEYS["model"].names, ".safetensors")
-wan_models = offered(lambda: MODELS)
+wan_models = offered(lambda: ("1.3b", "14b"))
 fetched = offered(lambda: (*MODELS, *PIECES))
 trainable = offered(lambda: ("prepare", *KEYS["model"].names()))  # the group's command stands in the model's place
 presets = offered(KEYS["preset"].names, ".toml")

@@ -43,20 +43,20 @@ def named_fields(given: Given) -> Fields:
 
 def _named(part: str, path: Path) -> Fields:
     words = PARTS[part].words
+    hint = f"{option(part)} takes the file of a {words}, or the folder that has it"
     try:
         path = path.expanduser()
         if path.is_dir():
             if own := shared.in_folder(part, path) or shared.in_folder(part, path, alone=True):
                 return own
-            raise ModelError(f"the folder {printable(path)} holds no {words}")
+            raise ModelError(f"the folder {printable(path)} holds no {words}", hint)
         if not path.is_file():
-            raise ModelError(f"there is no {words} {printable(path)}")
+            raise ModelError(f"there is no {words} {printable(path)}", hint)
         return shared.in_file(part, path)
     except (OSError, RuntimeError, ValueError) as fault:
         raise ModelError(f"{option(part)}: {printable(fault)}", hint=f"name the file of a {words}") from None
     except ModelError as error:
-        hint = f"{option(part)} takes the file of a {words}, or the folder that has it"
-        raise ModelError(f"{error}", hint=hint) from None
+        raise ModelError(f"{error}", hint) from None
 
 
 def of_file(file: Path, given: Given) -> Checkpoint:
@@ -110,10 +110,19 @@ def transformer_in(folder: Path) -> Path | None:
         plain = not any((folder / name).exists() for name in (*named, *PARTS, *EXPERTS.values()))
         files = list(_weights(folder)) if plain and not any(folder.glob("diffusion_pytorch_model*")) else []
     found: dict[Path, None] = {}
+    half: ModelError | None = None
     for file in files:
-        with contextlib.suppress(ModelError):
-            if headers.contents(file).is_whole:
+        try:
+            whole = headers.contents(file).is_whole
+        except ModelError:  # a neighbour that cannot be read is nobody's part
+            continue
+        try:
+            if whole:
                 found[_experts(file)[0]] = None
+        except ModelError as error:
+            half = half or error
+    if half and not found:
+        raise half
     if len(found) > 1:
         names = some([str(file.relative_to(folder)) for file in found])
         hint = f"name the one that is meant: {option('model', next(iter(found)))}"
