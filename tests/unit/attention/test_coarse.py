@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from fpsgen.attention import door, hopper
 from fpsgen.attention.door import attend
 from fpsgen.attention.plan import AttentionPlan, KeyTiles
 from fpsgen.attention.qk import QKTransform
@@ -85,3 +86,14 @@ def test_without_a_gate_nothing_is_added() -> None:
     transform = QKTransform(weights[0].float(), weights[1].float(), EPS, rope.float()[plan.tiles.inverse])
     q, k, v = (x.float()[:, plan.tiles.inverse] for x in given[:3])
     assert torch.equal(attend(q, k, v, transform, plan)[:, plan.tiles.order], plain)
+
+
+def test_what_a_fused_kernel_makes_gets_it_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its prologue norms and rotates for itself; here it is the reference."""
+    given, weights, rope = inputs(RAGGED)
+    plan = AttentionPlan(TileGrid(RAGGED, (4, 4, 4)), (KeyTiles(top=0.3),))
+    expected = by_attend(given, weights, rope, plan)
+    without = by_attend([*given[:3], torch.zeros_like(given[3])], weights, rope, plan)[:, plan.tiles.inverse]
+    monkeypatch.setattr(door, "choose", lambda *given: door.Choice("hopper", ()))
+    monkeypatch.setattr(hopper, "attention", lambda *given: without)
+    torch.testing.assert_close(by_attend(given, weights, rope, plan), expected)
