@@ -167,7 +167,7 @@ def _usual_alpha(contents: Contents, low: bool) -> float | None:
     if "lora_adapter_metadata" in contents.metadata:
         try:
             told = json.loads(contents.metadata["lora_adapter_metadata"])
-        except ValueError:
+        except (ValueError, RecursionError):
             told = None
         if not isinstance(told, dict):
             raise ModelError(f"the metadata of {printable(contents.file)} are damaged", hint="fetch the file again")

@@ -15,7 +15,7 @@ from tests.tools.cli import invoke, told
 from tests.tools.train_cli import Trainer
 
 
-@pytest.mark.parametrize("lora", [None, 4])
+@pytest.mark.parametrize("lora", [None, 8])
 def test_what_was_trained_generates(trainer: Trainer, lora: int | None) -> None:
     result = trainer("--json", lora=lora)
     found = told(result, "train")

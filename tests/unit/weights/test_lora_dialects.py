@@ -370,7 +370,11 @@ def test_another_size_or_kind_of_model_is_told(model: Model, tmp_path: Path, sta
 def test_adapters_of_other_arithmetic_are_refused(
     model: Model, pairs: dict[str, tuple[Tensor, Tensor]], tmp_path: Path
 ) -> None:
-    for told, says in (('{"transformer.use_rslora": true}', "trained with use_rslora"), ("[", "are damaged")):
+    for told, says in (
+        ('{"transformer.use_rslora": true}', "trained with use_rslora"),
+        ("[", "are damaged"),
+        ("[" * 10**5, "damaged"),
+    ):
         save_file(in_dialect({Q: pairs[Q]}, "Diffusers"), tmp_path / "a.safetensors", {"lora_adapter_metadata": told})
         with pytest.raises(ModelError, match=says):
             model.with_loras([lora.find(str(tmp_path / "a.safetensors"))])
