@@ -181,10 +181,9 @@ def _sample(parameter: Tensor) -> Tensor:
 
 def _sample_8_bits(weight: Quantized, dtype: torch.dtype) -> Tensor:
     """`_sample` of the values that 8-bit numbers are expanded to."""
-    numbers = weight.numbers.flatten()
-    places = torch.arange(0, len(numbers), max(1, len(numbers) // _FINGERPRINTED), device=numbers.device)
-    scales = weight.scale.flatten()[places // weight.numbers.shape[1]]
-    return (numbers[places].float() * scales).to(dtype).bfloat16().cpu()
+    numbers, step = weight.numbers.flatten(), max(1, weight.numbers.numel() // _FINGERPRINTED)
+    rows = torch.arange(0, len(numbers), step, device=numbers.device) // weight.numbers.shape[1]
+    return (numbers[::step].float() * weight.scale.flatten()[rows]).to(dtype).bfloat16().cpu()
 
 
 class Block(nn.Module):

@@ -29,6 +29,7 @@ _RESHAPED = "comfy.gguf.orig_shape."
 _STRING, _ARRAY = 8, 9
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _MOST_DIMENSIONS = 8
+_LONGEST_TEXT = 1 << 20  # bytes of a text that says what a file is
 _AT_ONCE = 1 << 18  # values that are made float32 at once: several copies of so few stay in a processor's cache
 
 
@@ -78,6 +79,8 @@ class _Cursor:
         length = self.one("Q")
         start = self.place
         self.skip(length)
+        if length > _LONGEST_TEXT:
+            return ""
         return self.data[start : self.place].decode(errors="replace")
 
     def value(self, kind: int, kept: bool) -> Any:

@@ -93,6 +93,7 @@ def test_8_bit_products_use_the_files_own_numbers(
     plan = plan_of(model, *[Linears(kind, kind)] * 2)  # type: ignore[arg-type]
     transformer = load(model, torch.bfloat16, *[plan] * known)
     velocity(transformer, plan)
+    assert transformer.fingerprint() == load(model).fingerprint()
     for name, layer in linears(transformer).items():
         if "cross_attn" in name:
             continue
