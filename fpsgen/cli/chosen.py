@@ -214,6 +214,14 @@ def check_of_text(model: Model, what: str) -> None:
         raise UsageError(told, hint=f"use a text-to-video model: {model.family}")
 
 
+def check_trains(model: Model) -> None:
+    """UsageError where training cannot learn a model."""
+    check_of_text(model, "training")
+    if model.checkpoint.transformer_2:
+        told = f"{printable(model.full_name)} has two experts, and training learns one transformer"
+        raise UsageError(told, hint="train a model of one transformer, such as 1.3b or 14b")
+
+
 def check_guidance_low(model: Model, guidance_low: float | None) -> None:
     """UsageError where it is given for a model of one transformer."""
     if guidance_low is not None and not model.checkpoint.transformer_2:

@@ -169,7 +169,7 @@ def check_output(folder: Path, resume: bool, data: Path) -> None:
 
 def check_subject(model: Model, preset: Preset | None, settings: TrainSettings, folder: Path) -> None:
     """UsageError where a model cannot be trained in that way. preset: None for a grade, which fits any model."""
-    chosen.check_of_text(model, "training")
+    chosen.check_trains(model)
     in_folder = (model.folder / model.name).suffix != ".safetensors"  # else a file, in a folder of anything
     if in_folder and files.resolved(model.folder) in (real := files.resolved(folder), *real.parents):
         told = f"{setting('output', folder)} lies in the model's own folder"
@@ -275,7 +275,7 @@ def tell_estimate(out: Output, name: str, preset: str, settings: TrainSettings, 
 
     named = None if preset in shipped.GRADES else shipped.find(preset)
     model = models.absent(name.lower()) if models.is_known(name) else models.find(name)
-    chosen.check_of_text(model, "training")
+    chosen.check_trains(model)
     if named is not None:
         named.check_family(model.family)
     own = model.defaults

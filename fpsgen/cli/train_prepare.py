@@ -73,7 +73,7 @@ def prepare(
     out.loading()
     named = chosen.find_model(model, parts)
     assert named is not None
-    chosen.check_of_text(named, "training")
+    chosen.check_trains(named)
     settings = chosen.settings_of(named, size, frames=frames, steps=steps, guidance=guidance, shift=shift)
     target = chosen.find_target(device, dtype)
     from fpsgen.train.prepare import Preparation

@@ -24,7 +24,7 @@ from tests.tools.fake_checkpoint import SIZES, make
 from tests.tools.videos import read
 from tests.tools.watch import watch
 
-BILLIONS = {"1.3b": 1.419, "14b": 14.288}
+BILLIONS = {"1.3b": 1.419, "14b": 14.288, "2.2-14b": 14.288}
 LARGEST_PART = 2 * sum(math.prod(shape) for shape in golden.text_encoder().values())  # bytes in bf16: UMT5-XXL
 
 
@@ -53,8 +53,9 @@ def test_published_checkpoints_are_whole(checkpoints: dict, size: str, form: str
     assert told["parameters"] / 1e9 == pytest.approx(BILLIONS[size], abs=5e-4)
     assert {key: told[key] for key in SIZES[size]} == SIZES[size]
     assert told["dtypes"]["text_encoder"] == ["BF16" if form == "original" else "F32"]
-    # What the hint before a download says.
-    assert told["bytes"] / 1e9 == pytest.approx(hub.DOWNLOAD_GB[hub.REPOSITORIES[size][form]], abs=1)
+    # What the hint before a download says; the published folder of Wan2.2 has its text encoder in bfloat16.
+    less = LARGEST_PART / 1e9 if (size, form) == ("2.2-14b", "diffusers") else 0
+    assert told["bytes"] / 1e9 - less == pytest.approx(hub.DOWNLOAD_GB[hub.REPOSITORIES[size][form]], abs=1)
 
 
 @pytest.mark.parametrize("experts", [False, True])

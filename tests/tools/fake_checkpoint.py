@@ -3,11 +3,13 @@
     python -m tests.tools.fake_checkpoint 1.3b --format original OUT          # 17.6 GB of random values
     python -m tests.tools.fake_checkpoint 14b --format diffusers --meta OUT   # headers; the values are holes
     python -m tests.tools.fake_checkpoint 14b --fp8 --experts OUT             # as Wan2.2 A14B in FP8, 41 GB
+    python -m tests.tools.fake_checkpoint 2.2-14b --meta OUT                  # Wan2.2 A14B, in either format
 
 With --meta every file has its full length but holds nothing behind its header, where the file system knows
 holes. --fp8, in the original format: matrices of blocks in E4M3 with a scale for each row, as in LightX2V's
-files, all else of the transformer in bfloat16. --experts: two of them. The tokenizer knows ten words. Names and
-shapes come from `golden` (original) and from the libraries' own classes (diffusers), not from fpsgen.
+files, all else of the transformer in bfloat16. --experts: two of them; --same: both are hard links to the same
+files. The tokenizer knows ten words. Names and shapes come from `golden` (original) and from the libraries' own
+classes (diffusers), not from fpsgen.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import argparse
 import json
 import math
 import mmap
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -34,6 +37,7 @@ SIZES = {
     "14b": {"dim": 5120, "ffn_dim": 13824, "num_heads": 40, "num_layers": 40},
     "5b": {"dim": 3072, "ffn_dim": 14336, "num_heads": 24, "num_layers": 30, "in_dim": 48},
 }
+SIZES["2.2-14b"] = SIZES["14b"]  # twice
 SHARD_BYTES = {"original": 10e9, "diffusers": 5e9}
 SAFETENSORS_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float8_e4m3fn: "F8_E4M3"}
 Dtypes = Mapping[str, torch.dtype]
@@ -41,16 +45,26 @@ _NOTHING: Dtypes = {}
 EXPERTS = ("high_noise_model", "low_noise_model")
 
 
-def make(size: str, form: str, out: Path, meta: bool, fp8: bool = False, experts: bool = False) -> None:
+def make(
+    size: str, form: str, out: Path, meta: bool, fp8: bool = False, experts: bool = False, same: bool = False
+) -> None:
     out.mkdir(parents=True)
     torch.manual_seed(0)
+    two = experts or size == "2.2-14b"
     if form == "original":
-        original(SIZES[size], out, meta, fp8, experts)
+        original(SIZES[size], out, meta, fp8, two, same)
     else:
-        diffusers(SIZES[size], out, meta)
+        diffusers(SIZES[size], out, meta, two, same)
 
 
-def original(size: dict[str, int], out: Path, meta: bool, fp8: bool, experts: bool) -> None:
+def link(folder: Path, again: Path) -> None:
+    """The same files in another folder."""
+    again.mkdir()
+    for file in folder.iterdir():
+        os.link(file, again / file.name)
+
+
+def original(size: dict[str, int], out: Path, meta: bool, fp8: bool, experts: bool, same: bool) -> None:
     channels = size.get("in_dim", 16)
     transformer = golden.transformer(size["dim"], size["ffn_dim"], size["num_layers"], channels)
     dtype, eight = torch.float32, []
@@ -62,6 +76,9 @@ def original(size: dict[str, int], out: Path, meta: bool, fp8: bool, experts: bo
     told = {"_class_name": "WanModel", "_diffusers_version": "0.30.0", "eps": 1e-6, "freq_dim": 256, "in_dim": 16}
     kind = "ti2v" if channels == 48 else "t2v"
     for folder in [out / name for name in EXPERTS] if experts else [out]:
+        if same and folder.name == EXPERTS[1]:
+            link(out / EXPERTS[0], folder)
+            continue
         folder.mkdir(exist_ok=True)
         write_shards(folder, "diffusion_pytorch_model", transformer, dtype, SHARD_BYTES["original"], meta, own)
         write_json(folder / "config.json", {**told, **size, "model_type": kind, "out_dim": channels, "text_len": 512})
@@ -73,7 +90,7 @@ def original(size: dict[str, int], out: Path, meta: bool, fp8: bool, experts: bo
     make_tokenizer().save_pretrained(out / "google" / "umt5-xxl")
 
 
-def diffusers(size: dict[str, int], out: Path, meta: bool) -> None:
+def diffusers(size: dict[str, int], out: Path, meta: bool, experts: bool, same: bool) -> None:
     channels = size.get("in_dim", 16)
     with torch.device("meta"):
         parts: dict[str, tuple[nn.Module, str]] = {
@@ -95,7 +112,12 @@ def diffusers(size: dict[str, int], out: Path, meta: bool) -> None:
                 "model",
             ),
         }  # fmt: skip
+    if experts:
+        parts["transformer_2"] = parts["transformer"]
     for name, (module, stem) in parts.items():
+        if same and name == "transformer_2":
+            link(out / "transformer", out / name)
+            continue
         (out / name).mkdir()
         config = module.config if name == "text_encoder" else dict(module.config)
         told = config.to_dict() if name == "text_encoder" else {"_class_name": type(module).__name__, **config}
@@ -103,7 +125,10 @@ def diffusers(size: dict[str, int], out: Path, meta: bool) -> None:
         shapes = {key: tuple(value.shape) for key, value in module.named_parameters()}
         write_shards(out / name, stem, shapes, torch.float32, SHARD_BYTES["diffusers"], meta)
     make_tokenizer().save_pretrained(out / "tokenizer")
-    write_json(out / "model_index.json", {"_class_name": "WanPipeline", "expand_timesteps": channels == 48})
+    index: dict[str, object] = {"_class_name": "WanPipeline", "expand_timesteps": channels == 48}
+    if experts:
+        index |= {"boundary_ratio": 0.875, "transformer_2": ["diffusers", "WanTransformer3DModel"]}
+    write_json(out / "model_index.json", index)
 
 
 def is_rounded(name: str, shape: tuple[int, ...]) -> bool:
@@ -200,10 +225,11 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--format", choices=sorted(SHARD_BYTES), default="original")
     parser.add_argument("--meta", action="store_true", help="headers only")
     parser.add_argument("--fp8", action="store_true", help="a transformer in FP8, original format")
-    parser.add_argument("--experts", action="store_true", help="two transformers, original format")
+    parser.add_argument("--experts", action="store_true", help="two transformers")
+    parser.add_argument("--same", action="store_true", help="both transformers are the same files")
     return parser.parse_args()
 
 
 if __name__ == "__main__":
     given = arguments()
-    make(given.size, given.format, given.out, given.meta, given.fp8, given.experts)
+    make(given.size, given.format, given.out, given.meta, given.fp8, given.experts, given.same)
