@@ -107,7 +107,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         "python -m benchmarks.budget", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", choices=config.SHAPES, default="14b")
+    known = [name for name, shapes in config.SHAPES.items() if not shapes.time_per_token]  # whose VAE is in `parts`
+    parser.add_argument("--model", choices=known, default="14b")
     parser.add_argument("--res", default="720p", help="480p, 720p or WIDTHxHEIGHT")
     parser.add_argument("--card", choices=CARDS, default="h100")
     parser.add_argument("--preset", default="balanced", help="a grade, a preset's name or its file")

@@ -279,7 +279,11 @@ def tell_estimate(out: Output, name: str, preset: str, settings: TrainSettings, 
     if named is not None:
         named.check_family(model.family)
     own = model.defaults
-    shapes = [(own.width, own.height)] if model.pocket else [*sizes.NAMED.values()]
+    shapes = (
+        [(own.width, own.height)]
+        if model.pocket
+        else [sizes.of_model(*size, own.stride) for size in sizes.NAMED.values()]
+    )
     videos = [own.override(width=width, height=height) for width, height in shapes]
     found = estimate.estimates(model, named or preset, settings, videos, cards)
     if not out.json:

@@ -123,7 +123,9 @@ def diffusers(size: dict[str, int], out: Path, meta: bool, experts: bool, same: 
         told = config.to_dict() if name == "text_encoder" else {"_class_name": type(module).__name__, **config}
         write_json(out / name / "config.json", told)
         shapes = {key: tuple(value.shape) for key, value in module.named_parameters()}
-        write_shards(out / name, stem, shapes, torch.float32, SHARD_BYTES["diffusers"], meta)
+        halved = channels == 48 and name == "text_encoder"  # which Wan-AI publish so there
+        dtype = torch.bfloat16 if halved else torch.float32
+        write_shards(out / name, stem, shapes, dtype, SHARD_BYTES["diffusers"], meta)
     make_tokenizer().save_pretrained(out / "tokenizer")
     index: dict[str, object] = {"_class_name": "WanPipeline", "expand_timesteps": channels == 48}
     if experts:
