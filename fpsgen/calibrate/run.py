@@ -179,6 +179,7 @@ def _measured(job: Job, weights: str, plans: Sequence[StepPlan], taken: Tried, d
         fpsgen=__version__,
         torch=torch.__version__,
         solver=job.settings.solver if job.settings.solver in FEW_STEPS else None,
+        guidance_low=job.settings.guidance_low,
     )
 
 

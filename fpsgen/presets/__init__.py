@@ -79,7 +79,7 @@ class Measured:
     psnr: of the frames, in dB. Both are means over the clips; error_ci95 and psnr_ci95 are half of the 95 %
     intervals, None for a single clip, which has no interval. cost: of attention, in dense BF16 attention's
     (`fpsgen/presets/cost.py`); denoising: of attention and linear layers, in dense BF16's, None in older files.
-    solver: None for unipc.
+    solver: None for unipc. guidance_low: of the low-noise one of two experts, None where it is `guidance`.
     """
 
     weights: str
@@ -101,6 +101,7 @@ class Measured:
     fpsgen: str
     torch: str
     solver: str | None = None
+    guidance_low: float | None = None
 
     @classmethod
     def rounded(cls, **values: Any) -> Measured:
@@ -170,6 +171,11 @@ class Preset:
         for key, words in _WHERE.items():
             then, here = (words.format(getattr(values, key)) for values in (self.measured, settings))
             others += [then] if then != here else []
+        low, low_here = (
+            own.guidance if own.guidance_low is None else own.guidance_low for own in (self.measured, settings)
+        )
+        if settings.boundary is not None and low != low_here:
+            others.append(f"guidance {low:g} of the low-noise expert")
         solver = self.measured.solver or "unipc"
         others += [] if settings.solver == solver else [f"the solver {solver}"]
         return others + ([] if settings.sigmas == "original" else ["the original sigmas"])

@@ -222,10 +222,11 @@ def _linear(value: Any) -> Linears:
     return Linears(**{key: "16bit" if each == "bf16" else each for key, each in own.items()})
 
 
+_MAY_LACK = ("denoising", "solver", "guidance_low")
+
+
 def _measured(table: dict[str, Any]) -> Measured:
-    said = _values(
-        table, MEASURED, [key for key in MEASURED if key not in (*INTERVALS, "denoising", "solver")], "measured"
-    )
+    said = _values(table, MEASURED, [key for key in MEASURED if key not in (*INTERVALS, *_MAY_LACK)], "measured")
     if said["clips"] == 1:  # older files say an interval of 0.0 there, but one clip has none
         said = {key: value for key, value in said.items() if key not in INTERVALS}
     return Measured(**said)

@@ -21,9 +21,10 @@ from fpsgen.calibrate.trajectory import Renderer
 from fpsgen.calibrate.ways import Ways
 from fpsgen.errors import UsageError
 from fpsgen.journal import Journal
+from fpsgen.presets import file
 from fpsgen.settings import DEFAULTS
 from fpsgen.target import Target
-from fpsgen.weights import models
+from fpsgen.weights import load, models
 from tests.tools.calibration import CPU, EFFORT, PROMPTS, TILES, VIDEO, clips, small_transformer, text
 from tests.unit.calibrate.test_ways import Steps
 
@@ -112,6 +113,11 @@ def test_a_model_of_two_experts_is_calibrated(
     found = run.calibrate(job, TARGET, lambda event: None)
     assert found.preset.model == "2.2-14b"
     assert 0.875 in [phase.sigma[1] for phase in found.preset.phases]
+    weights = load.fingerprint(model.checkpoint, module.load_all(model, TARGET)[0])
+    assert found.preset.differences(weights, own) == []
+    others = found.preset.differences(weights, own.override(guidance_low=3.0))
+    assert others == ["guidance 1 of the low-noise expert"]
+    assert file.parse(file.text(found.preset).encode(), "small").measured == found.preset.measured
     plans = found.preset.steps(model, own)
     assert {step.guidance for step in plans[own.high_steps :]} == {"off"}
     assert plans[own.high_steps].compute == "full"
