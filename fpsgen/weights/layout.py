@@ -327,11 +327,11 @@ def _original_transformer(folder: Path) -> list[Path]:
     """The transformer's files: by Wan-AI's names, or the only file, as in community checkpoints, whatever its name."""
     if any(folder.glob("diffusion_pytorch_model*.safetensors*")):
         return shards(folder, PARTS["transformer"].stem)
-    files = sorted(folder.glob("*.safetensors"))
+    files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.gguf"))
     if len(files) != 1:
         message = f"{len(files)} of them: {some([file.name for file in files])}" if files else "none"
         raise ModelError(
-            f"{printable(folder)} should hold one transformer in a .safetensors file; it holds {message}",
+            f"{printable(folder)} should hold one transformer in a .safetensors or .gguf file; it holds {message}",
             hint="give the one file that is meant" if files else "fetch the transformer's file",
         )
     return files
