@@ -85,6 +85,18 @@ def test_several_files_in_any_order_are_the_same_bits(model: Model, tmp_path: Pa
     assert merged.fingerprint() not in {load(model).fingerprint(), load(model, again[0]).fingerprint()}
 
 
+@pytest.mark.parametrize("kept", [torch.bfloat16, torch.float16])
+def test_weights_of_16_bits_are_merged_in_float32(folder: Path, tmp_path: Path, kept: torch.dtype) -> None:
+    weights = folder / "transformer" / "diffusion_pytorch_model.safetensors"
+    save_file({name: value.to(kept) for name, value in load_file(weights).items()}, weights)
+    model = open_folder(folder, "small")
+    file, pairs = write(tmp_path / "a.safetensors", model.config), adapters(model.config)
+    plain, merged = load(model).state_dict(), load(model, file).state_dict()
+    for module, (a, b) in pairs.items():
+        assert torch.equal(merged[f"{module}.weight"], plain[f"{module}.weight"] + b @ a)
+        assert torch.equal(plain[f"{module}.weight"], plain[f"{module}.weight"].to(kept).float())
+
+
 def test_a_lora_may_be_of_half_precision_and_of_few_modules(model: Model, tmp_path: Path) -> None:
     state = {name: tensor.half() for name, tensor in tensors(adapters(model.config)).items() if name.startswith(Q)}
     save_file(state, tmp_path / "a.safetensors")
