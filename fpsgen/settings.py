@@ -94,7 +94,7 @@ class Settings:
         (Wan2.2 `wan/text2video.py`); all where there is no other expert."""
         if self.boundary is None:
             return self.steps
-        return steps_from(self.boundary, self.new_solver())
+        return steps_from(self.boundary, self.steps, self.shift, self.solver, self.sigmas)
 
     def guidance_at(self, step: int) -> float:
         """The guidance of a step, counted from 0."""

@@ -107,6 +107,15 @@ def noise_levels(steps: int, shift: float, solver: SolverName = "unipc", sigmas:
     return _sigmas(steps, shift, solver, sigmas).astype(np.float32).tolist()
 
 
+def _timesteps(levels: np.ndarray, solver: SolverName, sigmas: Sigmas) -> np.ndarray:
+    """What the model is told before each step, by a solver that is not for few steps."""
+    import numpy as np
+
+    if (solver, sigmas) == ("euler", "diffusers"):
+        return np.float32(TRAIN_TIMESTEPS) * levels.astype(np.float32)
+    return (TRAIN_TIMESTEPS * levels).astype(np.int64)
+
+
 class Solver:
     """A solver over a flow. UniPC and DPM++ are of order 2, predicting x0, of lower order at both ends, as Wan2.1 runs
     them; Euler is of order 1.
@@ -125,9 +134,7 @@ class Solver:
 
         levels = _sigmas(steps, shift, solver, sigmas)
         self.sigmas = torch.from_numpy(np.append(levels, 0.0)).float()
-        self.timesteps = torch.from_numpy(TRAIN_TIMESTEPS * levels).long()
-        if (solver, sigmas) == ("euler", "diffusers"):
-            self.timesteps = TRAIN_TIMESTEPS * self.sigmas[:-1]
+        self.timesteps = torch.from_numpy(_timesteps(levels, solver, sigmas))
         self._solver, self._steps, self._done = solver, steps, 0
         # log of signal to noise. Scalars stay on the CPU, wherever the latents are: no step waits for them.
         self._logs = torch.log(1 - self.sigmas) - torch.log(self.sigmas)
@@ -219,9 +226,12 @@ class FewStepSolver:
         return (1 - after) * x0 + after * self._fresh(self._done)
 
 
-def steps_from(level: float, solver: Solver | FewStepSolver) -> int:
+def steps_from(level: float, steps: int, shift: float, solver: SolverName, sigmas: Sigmas) -> int:
     """How many of a solver's first steps have a timestep that is not below that of a noise level."""
-    return int((solver.timesteps >= TRAIN_TIMESTEPS * level).sum())
+    if solver in FEW_STEPS:
+        return int((FewStepSolver(steps, shift, solver).timesteps >= TRAIN_TIMESTEPS * level).sum())
+    told = _timesteps(_sigmas(steps, shift, solver, sigmas), solver, sigmas)
+    return int((told >= TRAIN_TIMESTEPS * level).sum())
 
 
 def noise(channels: int, shape: tuple[int, int, int], seed: int, done: int = 0) -> Tensor:

@@ -35,7 +35,7 @@ EXAMPLES = """
 fpsgen generate "a cat surfing"
 fpsgen generate "a cat surfing" --seed 7 -o cat.mp4
 fpsgen generate "a lighthouse" --model 14b --res 720p
-fpsgen generate "the cat jumps" --model i2v-480p --image cat.png
+fpsgen generate "it jumps" --model 2.2-i2v --image a.png
 echo "a dog in the city" | fpsgen generate - --json
 """
 

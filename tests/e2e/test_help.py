@@ -113,7 +113,7 @@ def test_other_tools_names_of_an_option_work(name: str, pocket_folder: Path, tmp
     wrong = {
         "negative": "x" * 5001, "frames": 2, "guidance": -1, "guidance_low": -1, "steps": 0,
         "shift": 0, "res": "big", "solver": "ddim", "sigmas": "ours", "seed": -1,
-        "model": "nowhere", "output": tmp_path / "a.avi",
+        "model": "nowhere", "output": tmp_path / "a.avi", "image": "no.png", "last_image": "no.png",
     }[ours]  # fmt: skip
     model = [] if ours == "model" else ["--model", str(pocket_folder)]
     args = ["generate", "a cat", *model]
