@@ -59,6 +59,24 @@ def test_published_checkpoints_are_whole(checkpoints: dict, size: str, form: str
     assert told["bytes"] / 1e9 - less == pytest.approx(hub.DOWNLOAD_GB[hub.REPOSITORIES[size][form]], abs=1)
 
 
+@pytest.mark.parametrize("form", ["original", "diffusers"])
+@pytest.mark.parametrize(
+    ("size", "billions", "parts"),
+    [("2.2-14b", 14.288, 4), ("2.2-i2v", 14.289, 4), ("i2v-14b", 16.395, 4), ("flf2v-14b", 16.396, 4)],
+)
+def test_checkpoints_of_other_structure_are_whole(
+    tmp_path: Path, size: str, billions: float, parts: int, form: str
+) -> None:
+    """Two experts, or an image encoder beside the others."""
+    make(size, form, tmp_path / "m", meta=True)
+    result = check(tmp_path / "m", "--json")
+    assert result.exit_code == 0, result.output
+    told = json.loads(result.stdout)
+    assert told["parameters"] / 1e9 == pytest.approx(billions, abs=5e-4)
+    assert len(told["dtypes"]) == parts
+    assert recognise(tmp_path / "m").kind == size
+
+
 @pytest.mark.parametrize("experts", [False, True])
 def test_fp8_checkpoints_of_true_size_are_whole(tmp_path: Path, experts: bool) -> None:
     make("14b", "original", tmp_path / "m", meta=True, fp8=True, experts=experts)

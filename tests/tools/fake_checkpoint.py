@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from torch import Tensor, nn
-from transformers import UMT5Config, UMT5EncoderModel
+from transformers import CLIPVisionConfig, CLIPVisionModel, PreTrainedModel, UMT5Config, UMT5EncoderModel
 
 from tests.tools import golden
 from tests.tools.golden import Shapes
@@ -37,7 +37,19 @@ SIZES = {
     "14b": {"dim": 5120, "ffn_dim": 13824, "num_heads": 40, "num_layers": 40},
     "5b": {"dim": 3072, "ffn_dim": 14336, "num_heads": 24, "num_layers": 30, "in_dim": 48},
 }
-SIZES["2.2-14b"] = SIZES["14b"]  # twice
+_14B = SIZES["14b"]
+# Of other structure: how many channels go in, how many images CLIP reads, and whether there are two experts.
+OTHERS = {
+    "2.2-14b": {**_14B, "experts": 2},
+    "2.2-i2v": {**_14B, "in_dim": 36, "experts": 2},
+    "i2v-14b": {**_14B, "in_dim": 36, "images": 1},
+    "flf2v-14b": {**_14B, "in_dim": 36, "images": 2},
+}
+VIT_H = {
+    "hidden_size": golden.CLIP_WIDTH, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 16,
+    "image_size": 224, "patch_size": 14, "hidden_act": "gelu", "projection_dim": 1024,
+}  # fmt: skip
+CLIP = "models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth"
 SHARD_BYTES = {"original": 10e9, "diffusers": 5e9}
 SAFETENSORS_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float8_e4m3fn: "F8_E4M3"}
 Dtypes = Mapping[str, torch.dtype]
@@ -50,11 +62,12 @@ def make(
 ) -> None:
     out.mkdir(parents=True)
     torch.manual_seed(0)
-    two = experts or size == "2.2-14b"
+    own = dict((SIZES | OTHERS)[size])
+    images, two = own.pop("images", 0), own.pop("experts", 1) > 1 or experts
     if form == "original":
-        original(SIZES[size], out, meta, fp8, two, same)
+        original(own, out, meta, fp8, two, same, images)
     else:
-        diffusers(SIZES[size], out, meta, two, same)
+        diffusers(own, out, meta, two, same, images)
 
 
 def link(folder: Path, again: Path) -> None:
@@ -64,9 +77,13 @@ def link(folder: Path, again: Path) -> None:
         os.link(file, again / file.name)
 
 
-def original(size: dict[str, int], out: Path, meta: bool, fp8: bool, experts: bool, same: bool) -> None:
-    channels = size.get("in_dim", 16)
-    transformer = golden.transformer(size["dim"], size["ffn_dim"], size["num_layers"], channels)
+def original(
+    size: dict[str, int], out: Path, meta: bool, fp8: bool, experts: bool, same: bool, images: int
+) -> None:
+    inputs = size.get("in_dim", 16)
+    channels = 48 if inputs == 48 else 16
+    dims = (size["dim"], size["ffn_dim"], size["num_layers"])
+    transformer = golden.transformer(*dims, channels, inputs, images)
     dtype, eight = torch.float32, []
     if fp8:
         dtype, eight = torch.bfloat16, [name for name, shape in transformer.items() if is_rounded(name, shape)]
@@ -74,7 +91,7 @@ def original(size: dict[str, int], out: Path, meta: bool, fp8: bool, experts: bo
         transformer = dict(sorted((transformer | scales).items()))
     own = dict.fromkeys(eight, torch.float8_e4m3fn) | {f"{name}_scale": torch.float32 for name in eight}
     told = {"_class_name": "WanModel", "_diffusers_version": "0.30.0", "eps": 1e-6, "freq_dim": 256, "in_dim": 16}
-    kind = "ti2v" if channels == 48 else "t2v"
+    kind = {16: "t2v", 48: "ti2v"}.get(inputs, "flf2v" if images > 1 else "i2v")
     for folder in [out / name for name in EXPERTS] if experts else [out]:
         if same and folder.name == EXPERTS[1]:
             link(out / EXPERTS[0], folder)
@@ -83,6 +100,9 @@ def original(size: dict[str, int], out: Path, meta: bool, fp8: bool, experts: bo
         write_shards(folder, "diffusion_pytorch_model", transformer, dtype, SHARD_BYTES["original"], meta, own)
         write_json(folder / "config.json", {**told, **size, "model_type": kind, "out_dim": channels, "text_len": 512})
     write_pth(out / "models_t5_umt5-xxl-enc-bf16.pth", golden.text_encoder(), torch.bfloat16, meta)
+    if images:
+        half = {"textual.token_embedding.weight": (250002, 1024)}  # the text half has more
+        write_pth(out / CLIP, golden.image_encoder() | half, torch.float32, meta)
     if channels == 48:
         write_pth(out / "Wan2.2_VAE.pth", golden.vae_2_2(), torch.float32, meta)
     else:
@@ -90,14 +110,17 @@ def original(size: dict[str, int], out: Path, meta: bool, fp8: bool, experts: bo
     make_tokenizer().save_pretrained(out / "google" / "umt5-xxl")
 
 
-def diffusers(size: dict[str, int], out: Path, meta: bool, experts: bool, same: bool) -> None:
-    channels = size.get("in_dim", 16)
+def diffusers(size: dict[str, int], out: Path, meta: bool, experts: bool, same: bool, images: int) -> None:
+    inputs = size.get("in_dim", 16)
+    channels = 48 if inputs == 48 else 16
+    more = {"image_dim": golden.CLIP_WIDTH, "added_kv_proj_dim": size["dim"]} if images else {}
     with torch.device("meta"):
         parts: dict[str, tuple[nn.Module, str]] = {
             "transformer": (
                 WanTransformer3DModel(
                     num_attention_heads=size["num_heads"], ffn_dim=size["ffn_dim"], num_layers=size["num_layers"],
-                    in_channels=channels, out_channels=channels,
+                    in_channels=inputs, out_channels=channels, **more,
+                    pos_embed_seq_len=257 * images if images > 1 else None,
                 ),
                 "diffusion_pytorch_model",
             ),
@@ -112,15 +135,18 @@ def diffusers(size: dict[str, int], out: Path, meta: bool, experts: bool, same: 
                 "model",
             ),
         }  # fmt: skip
-    if experts:
-        parts["transformer_2"] = parts["transformer"]
+        if images:
+            parts["image_encoder"] = (CLIPVisionModel(CLIPVisionConfig(**VIT_H)), "model")
+        if experts:
+            parts["transformer_2"] = parts["transformer"]
     for name, (module, stem) in parts.items():
         if same and name == "transformer_2":
             link(out / "transformer", out / name)
             continue
         (out / name).mkdir()
-        config = module.config if name == "text_encoder" else dict(module.config)
-        told = config.to_dict() if name == "text_encoder" else {"_class_name": type(module).__name__, **config}
+        of_transformers = isinstance(module, PreTrainedModel)
+        config = module.config if of_transformers else dict(module.config)
+        told = config.to_dict() if of_transformers else {"_class_name": type(module).__name__, **config}
         write_json(out / name / "config.json", told)
         shapes = {key: tuple(value.shape) for key, value in module.named_parameters()}
         halved = channels == 48 and name == "text_encoder"  # which Wan-AI publish so there
@@ -128,8 +154,11 @@ def diffusers(size: dict[str, int], out: Path, meta: bool, experts: bool, same: 
         write_shards(out / name, stem, shapes, dtype, SHARD_BYTES["diffusers"], meta)
     make_tokenizer().save_pretrained(out / "tokenizer")
     index: dict[str, object] = {"_class_name": "WanPipeline", "expand_timesteps": channels == 48}
+    if inputs == 36:
+        index["_class_name"] = "WanImageToVideoPipeline"
     if experts:
-        index |= {"boundary_ratio": 0.875, "transformer_2": ["diffusers", "WanTransformer3DModel"]}
+        index["transformer_2"] = ["diffusers", "WanTransformer3DModel"]
+        index["boundary_ratio"] = 0.9 if inputs == 36 else 0.875
     write_json(out / "model_index.json", index)
 
 
@@ -222,7 +251,7 @@ def write_json(path: Path, value: dict) -> None:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("size", choices=sorted(SIZES))
+    parser.add_argument("size", choices=sorted(SIZES | OTHERS))
     parser.add_argument("out", type=Path, metavar="OUT", help="a folder that does not exist yet")
     parser.add_argument("--format", choices=sorted(SHARD_BYTES), default="original")
     parser.add_argument("--meta", action="store_true", help="headers only")

@@ -9,6 +9,7 @@ from __future__ import annotations
 Shapes = dict[str, tuple[int, ...]]
 
 T5_WIDTH, T5_HIDDEN, T5_HEADS, T5_LAYERS, T5_BUCKETS, T5_VOCABULARY = 4096, 10240, 64, 24, 32, 256384
+CLIP_WIDTH = 1280
 VAE_WIDTH, VAE_LATENT = 96, 16
 
 
@@ -16,10 +17,13 @@ def linear(name: str, inputs: int, outputs: int) -> Shapes:
     return {f"{name}.weight": (outputs, inputs), f"{name}.bias": (outputs,)}
 
 
-def transformer(dim: int, ffn_dim: int, num_layers: int, channels: int = VAE_LATENT) -> Shapes:
-    """`diffusion_pytorch_model*.safetensors` of text-to-video."""
+def transformer(
+    dim: int, ffn_dim: int, num_layers: int, channels: int = VAE_LATENT, inputs: int = 0, images: int = 0
+) -> Shapes:
+    """`diffusion_pytorch_model*.safetensors`, of text-to-video unless said otherwise. inputs: channels that it takes,
+    where these are others; images: how many images cross-attention reads through CLIP."""
     found: Shapes = {
-        "patch_embedding.weight": (dim, channels, 1, 2, 2),
+        "patch_embedding.weight": (dim, inputs or channels, 1, 2, 2),
         "patch_embedding.bias": (dim,),
         **linear("text_embedding.0", T5_WIDTH, dim),
         **linear("text_embedding.2", dim, dim),
@@ -29,9 +33,19 @@ def transformer(dim: int, ffn_dim: int, num_layers: int, channels: int = VAE_LAT
         **linear("head.head", dim, 4 * channels),
         "head.modulation": (1, 2, dim),
     }
+    if images:
+        found |= linear("img_emb.proj.1", CLIP_WIDTH, CLIP_WIDTH) | linear("img_emb.proj.3", CLIP_WIDTH, dim)
+        for number, width in ((0, CLIP_WIDTH), (4, dim)):
+            found |= {f"img_emb.proj.{number}.{kind}": (width,) for kind in ("weight", "bias")}
+    if images > 1:
+        found["img_emb.emb_pos"] = (1, 257 * images, CLIP_WIDTH)
     for n in range(num_layers):
         block = f"blocks.{n}"
         found[f"{block}.modulation"] = (1, 6, dim)
+        if images:
+            for part in "kv":
+                found |= linear(f"{block}.cross_attn.{part}_img", dim, dim)
+            found[f"{block}.cross_attn.norm_k_img.weight"] = (dim,)
         found |= {f"{block}.norm3.weight": (dim,), f"{block}.norm3.bias": (dim,)}
         for attention in ("self_attn", "cross_attn"):
             for part in "qkvo":
@@ -56,7 +70,7 @@ def text_encoder() -> Shapes:
 
 def image_encoder() -> Shapes:
     """`models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth`, but for its text half (`wan/modules/clip.py`)."""
-    width, hidden = 1280, 5120
+    width, hidden = CLIP_WIDTH, 5120
     found: Shapes = {
         "visual.cls_embedding": (1, 1, width),
         "visual.pos_embedding": (1, 257, width),

@@ -5,18 +5,21 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from diffusers import WanImageToVideoPipeline
+from diffusers import WanImageToVideoPipeline, WanTransformer3DModel
+from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers
 from safetensors.torch import load_file, save_file
 
 from fpsgen.errors import ModelError
 from fpsgen.wan.config import SHAPES
-from fpsgen.weights import keys, layout, load, models
+from fpsgen.wan.transformer import WanTransformer
+from fpsgen.weights import configs, keys, layout, load, models
 from tests.tools import golden
 from tests.tools.image_pipeline import CLIP_FILE, POSITIONS, SIDE, WIDTH, make_image_pipeline, save_image_original
 
@@ -100,6 +103,29 @@ def test_names_and_shapes_of_the_published_file() -> None:
     assert dict(found) == wanted
     assert config["hidden_size"] == SHAPES["i2v-14b"].image_dim
     assert 2 * layout.image_positions(config) == SHAPES["flf2v-14b"].image_positions
+
+
+@pytest.mark.parametrize(("kind", "images"), [("i2v-14b", 1), ("flf2v-14b", 2), ("2.2-i2v", 0)])
+def test_names_and_shapes_of_the_published_transformer(kind: str, images: int) -> None:
+    """`golden` has the original's; through diffusers' converter they are its class's, through our table they are ours,
+    and they say which model it is."""
+    own = replace(SHAPES[kind], num_layers=2)
+    written = golden.transformer(own.dim, own.ffn_dim, own.num_layers, inputs=36, images=images)
+    assert layout.config_of({name: layout.Header(shape, "F32") for name, shape in written.items()}) == own
+    with torch.device("meta"):
+        ours = {name: tuple(value.shape) for name, value in WanTransformer(own).named_parameters()}
+        told = configs.to_diffusers(own)
+        theirs = WanTransformer3DModel.from_config(told).state_dict()
+        converted = convert_wan_transformer_to_diffusers({name: torch.empty(shape) for name, shape in written.items()})
+    assert written == ours
+    if images > 1:  # the one name that only its `scripts/convert_wan_to_diffusers.py` knows
+        converted["condition_embedder.image_embedder.pos_embed"] = converted.pop("img_emb.emb_pos")
+    assert {name: value.shape for name, value in converted.items()} == {
+        name: value.shape for name, value in theirs.items()
+    }
+    assert {keys.TRANSFORMER.to_diffusers(name) for name in written} == theirs.keys()
+    assert {keys.TRANSFORMER.to_original(name) for name in theirs} == written.keys()
+    assert configs.from_diffusers(json.loads(json.dumps(told))) == own
 
 
 @pytest.mark.parametrize("form", FORMATS)
