@@ -62,12 +62,18 @@ def test_published_checkpoints_are_whole(checkpoints: dict, size: str, form: str
 @pytest.mark.parametrize("form", ["original", "diffusers"])
 @pytest.mark.parametrize(
     ("size", "billions", "parts"),
-    [("2.2-14b", 14.288, 4), ("2.2-i2v", 14.289, 4), ("i2v-14b", 16.395, 4), ("flf2v-14b", 16.396, 4)],
+    [
+        ("5b", 5.000, 3),
+        ("2.2-14b", 14.288, 4),
+        ("2.2-i2v", 14.289, 4),
+        ("i2v-14b", 16.395, 4),
+        ("flf2v-14b", 16.396, 4),
+    ],
 )
 def test_checkpoints_of_other_structure_are_whole(
     tmp_path: Path, size: str, billions: float, parts: int, form: str
 ) -> None:
-    """Two experts, or an image encoder beside the others."""
+    """Another VAE, two experts, or an image encoder beside the others."""
     make(size, form, tmp_path / "m", meta=True)
     result = check(tmp_path / "m", "--json")
     assert result.exit_code == 0, result.output

@@ -35,11 +35,11 @@ from tests.tools.wan_pipeline import VAE_2_2
 SIZES = {
     "1.3b": {"dim": 1536, "ffn_dim": 8960, "num_heads": 12, "num_layers": 30},
     "14b": {"dim": 5120, "ffn_dim": 13824, "num_heads": 40, "num_layers": 40},
-    "5b": {"dim": 3072, "ffn_dim": 14336, "num_heads": 24, "num_layers": 30, "in_dim": 48},
 }
 _14B = SIZES["14b"]
 # Of other structure: how many channels go in, how many images CLIP reads, and whether there are two experts.
 OTHERS = {
+    "5b": {"dim": 3072, "ffn_dim": 14336, "num_heads": 24, "num_layers": 30, "in_dim": 48},
     "2.2-14b": {**_14B, "experts": 2},
     "2.2-i2v": {**_14B, "in_dim": 36, "experts": 2},
     "i2v-14b": {**_14B, "in_dim": 36, "images": 1},
