@@ -35,13 +35,12 @@ from tests.tools.wan_pipeline import VAE_2_2
 SIZES = {
     "1.3b": {"dim": 1536, "ffn_dim": 8960, "num_heads": 12, "num_layers": 30},
     "14b": {"dim": 5120, "ffn_dim": 13824, "num_heads": 40, "num_layers": 40},
-}
-_14B = SIZES["14b"]
-# Of other structure: how many channels go in, how many images CLIP reads, and whether there are two experts.
-OTHERS = {
     "5b": {"dim": 3072, "ffn_dim": 14336, "num_heads": 24, "num_layers": 30, "in_dim": 48},
-    "2.2-14b": {**_14B, "experts": 2},
-    "2.2-i2v": {**_14B, "in_dim": 36, "experts": 2},
+}
+_14B = SIZES["2.2-14b"] = SIZES["14b"]  # twice
+# Those that begin with an image: how many images CLIP reads.
+FROM_IMAGES = {
+    "2.2-i2v": {**_14B, "in_dim": 36},
     "i2v-14b": {**_14B, "in_dim": 36, "images": 1},
     "flf2v-14b": {**_14B, "in_dim": 36, "images": 2},
 }
@@ -62,8 +61,8 @@ def make(
 ) -> None:
     out.mkdir(parents=True)
     torch.manual_seed(0)
-    own = dict((SIZES | OTHERS)[size])
-    images, two = own.pop("images", 0), own.pop("experts", 1) > 1 or experts
+    own = dict((SIZES | FROM_IMAGES)[size])
+    images, two = own.pop("images", 0), experts or size.startswith("2.2-")
     if form == "original":
         original(own, out, meta, fp8, two, same, images)
     else:
@@ -77,9 +76,7 @@ def link(folder: Path, again: Path) -> None:
         os.link(file, again / file.name)
 
 
-def original(
-    size: dict[str, int], out: Path, meta: bool, fp8: bool, experts: bool, same: bool, images: int
-) -> None:
+def original(size: dict[str, int], out: Path, meta: bool, fp8: bool, experts: bool, same: bool, images: int) -> None:
     inputs = size.get("in_dim", 16)
     channels = 48 if inputs == 48 else 16
     dims = (size["dim"], size["ffn_dim"], size["num_layers"])
@@ -251,7 +248,7 @@ def write_json(path: Path, value: dict) -> None:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("size", choices=sorted(SIZES | OTHERS))
+    parser.add_argument("size", choices=sorted(SIZES | FROM_IMAGES))
     parser.add_argument("out", type=Path, metavar="OUT", help="a folder that does not exist yet")
     parser.add_argument("--format", choices=sorted(SHARD_BYTES), default="original")
     parser.add_argument("--meta", action="store_true", help="headers only")
