@@ -16,9 +16,12 @@ import torch
 from diffusers import WanPipeline
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from typer.testing import CliRunner
 
 from fpsgen import experts as module
 from fpsgen import machine, pipeline, solvers
+from fpsgen.bench import by_diffusers
+from fpsgen.cli import app
 from fpsgen.errors import ModelError
 from fpsgen.events import Denoised, Notice, Stage, Step, finish
 from fpsgen.presets import Phase, Preset
@@ -262,3 +265,25 @@ def test_guidance_low_of_a_model_of_one_transformer_is_refused() -> None:
     assert result.exit_code == 2
     assert "one transformer" in result.stderr
     assert invoke("a cat", "--model", "pocket", "--guidance-low", -3).exit_code == 2
+
+
+def test_diffusers_in_the_bench_has_the_same_boundary_and_guidance(experts: dict[str, Path]) -> None:
+    own = replace(OWN, boundary=0.7, sigmas="original")
+    model = models.find(str(experts["diffusers"]))
+    plan = resolve(request(own), model, TARGET)
+    with torch.inference_mode():
+        pipe = by_diffusers.load(plan)
+        theirs, _ = by_diffusers.denoise(pipe, plan, by_diffusers.encode(pipe, plan))
+    (ours,) = latents_of(model, [request(own)])
+    assert (ours - theirs).norm() <= 1e-3 * theirs.norm()
+    contender = by_diffusers.Diffusers("diffusers", plan)
+    assert contender.refusal() is None
+    high_alone = resolve(request(replace(own, guidance=1.0)), model, TARGET)
+    assert "low-noise expert alone" in (by_diffusers.Diffusers("diffusers", high_alone).refusal() or "")
+
+
+def test_training_refuses_two_experts(experts: dict[str, Path], tmp_path: Path) -> None:
+    for more in (["--data", "data", "-o", "out"], ["--dry-run"]):
+        result = CliRunner().invoke(app, ["train", str(experts["original"]), *more])
+        assert result.exit_code == 2
+        assert "has two experts, and training learns one transformer" in " ".join(result.stderr.split())

@@ -52,6 +52,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wan2.1 14B of a few thousand parameters."""
     small = WanConfig(dim=48, ffn_dim=64, num_heads=2, num_layers=2, text_dim=WIDTH, freq_dim=16)
     monkeypatch.setitem(config.SHAPES, "14b", small)
+    monkeypatch.setitem(config.SHAPES, "2.2-14b", small)
     text = {"vocab_size": 50, "d_model": WIDTH, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 3}
     monkeypatch.setattr(configs, "TEXT_CONFIG", {**configs.TEXT_CONFIG, **text})
     blocks = {"dim_mult": [1, 1, 1, 1], "num_res_blocks": 1, "temperal_downsample": [False, True, True]}
@@ -78,6 +79,21 @@ def test_a_contender_with_fewer_steps_is_extrapolated_to_its_own() -> None:
     (run,) = found["contenders"][2]["warm"]
     assert len(run["steps"]) == 4
     assert run["denoise"] == pytest.approx(4 * fewer["step"], abs=2e-3)  # rounded to a millisecond
+
+
+@pytest.mark.usefixtures("tiny")
+def test_steps_of_two_experts_are_those_of_one_of_their_shapes() -> None:
+    """An expert without guidance computes half, so its steps are measured apart."""
+    own = Settings(96, 64, 9, 8, 6, 3.0, 3.0, "", boundary=0.8, guidance_low=1.0)
+    request = Request("a cat", own, 1, Path(), BF16)
+    line_up = lineup.resolve("bf16", ["bf16"], request, models.absent("2.2-14b"), Target(CPU, *[torch.float32] * 2))
+    (found, *_) = measure(CompareJob(line_up, 1, []))["contenders"]
+    assert [(phase["first"], phase["last"]) for phase in found["phases"]] == [
+        (1, own.high_steps),
+        (own.high_steps + 1, 6),
+    ]
+    assert found["phases"][1]["density"] == found["phases"][0]["density"] / 2
+    assert len(found["warm"][0]["steps"]) == 6
 
 
 def measure(given: CompareJob) -> dict[str, Any]:
