@@ -28,7 +28,8 @@ from fpsgen.wan.plan import LinearPrecision
 # What a kernel is not given.
 _NOTHING: dict[str, Tensor | float] = dict.fromkeys(PARAMETERS.names or (), 0)
 
-# Shift and scale of a norm's result, float32 [batch, 1, channels].
+# Shift and scale of a norm's result, float32 [batch, 1, channels]; or of each token, [batch, tokens, channels], which
+# the kernels do not take.
 Modulation = tuple[Tensor, Tensor]
 
 

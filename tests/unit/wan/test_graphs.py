@@ -18,6 +18,7 @@ from fpsgen.attention.plan import AttentionPlan, KeyTiles
 from fpsgen.attention.tiles import TileGrid
 from fpsgen.sampling import Denoiser
 from fpsgen.wan import elementwise, graphs, transformer
+from fpsgen.wan.conditions import Conditions
 from fpsgen.wan.config import WanConfig
 from fpsgen.wan.graphs import Graphs
 from fpsgen.wan.plan import Linears, StepPlan
@@ -70,6 +71,20 @@ def test_latents_are_the_same_bit_for_bit(recorder: Recorder, branches: int, tog
             assert (own.count, own.refused) == (count, None)
     assert own.count == recorder.events.count("capture") == count + (branches if not together else 1)  # WINDOW's
     assert own.as_dict()["captured"] == own.count
+
+
+def test_a_first_frame_with_a_time_of_its_own_is_captured_as_well(recorder: Recorder) -> None:
+    first, found = torch.randn(1, 16, 1, *VIDEO.latent_shape[1:], generator=torch.Generator().manual_seed(4)), []
+    for captured in (False, True):
+        model = small_transformer()
+        own = Graphs(model, CPU) if captured else None
+        settings, given = VIDEO.override(steps=len(MIXED)), Conditions(first=first)
+        one = Denoiser(model, settings, [text(1), text(2)], CPU, together=True, graphs=own, image=given)
+        found.append(latents(one, MIXED))
+        assert all(each[:, :, :1].equal(first) for each in found[-1])
+    assert all(one.equal(other) for one, other in zip(*found, strict=True))
+    assert recorder.events.count("capture") == 3
+    assert not found[0][-1].equal(latents(denoiser(False)[0], MIXED)[-1])
 
 
 def test_a_kind_warms_up_then_is_captured_then_repeated(recorder: Recorder) -> None:

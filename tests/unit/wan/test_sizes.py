@@ -99,6 +99,15 @@ def test_settings_end_where_they_mean_nothing(setting: str, good: tuple, bad: tu
             settings.check_settings(**nothing | {setting: value})
 
 
+def test_a_named_size_is_what_the_model_renders() -> None:
+    assert sizes.of_model(1280, 720, 16) == (1280, 704)
+    assert sizes.of_model(832, 480, 16) == (832, 480)
+    assert sizes.of_model(1280, 720, 8) == (1280, 720)
+    with pytest.raises(UsageError, match="multiples of 32"):
+        sizes.check_model_size(*sizes.of_model(1280, 752, 16), stride=16)
+    assert sizes.latent_shape(121, 704, 1280, stride=16) == (31, 44, 80)
+
+
 def test_latents_of_a_video() -> None:
     """4 frames of 8 x 8 pixels each, but the first, which stands alone."""
     assert sizes.latent_shape(81, 480, 832) == (21, 60, 104)
