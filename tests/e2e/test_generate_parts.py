@@ -24,14 +24,15 @@ def test_a_video_of_split_files_is_the_folders_own(both_formats: dict[str, Path]
     for name, file in ((T5, "text_encoders/umt5_xxl.safetensors"), (VAE, "vae/wan_2.1_vae.safetensors")):
         save_file(torch.load(original / name, weights_only=True), models / file)
     shutil.copytree(original / "google", models / "google")
-    run = Runner(original, tmp_path)
-    whole = run.frames()
-    assert np.array_equal(run.frames(model=models), whole)
+    run, short = Runner(original, tmp_path), {"frames": 1, "steps": 1, "res": "64x64"}
+    whole = run.frames(**short)
+    assert np.array_equal(run.frames(model=models, **short), whole)
     alone = shutil.copy(dit, tmp_path / "alone.safetensors")
-    assert np.array_equal(run.frames(model=alone, vae=original / VAE, **{"text-encoder": original / T5}), whole)
+    named = {"vae": original / VAE, "text-encoder": original / T5}
+    assert np.array_equal(run.frames(model=alone, **named, **short), whole)
     changed = torch.load(original / VAE, weights_only=True)
     save_file({name: value * 1.5 for name, value in changed.items()}, tmp_path / "other_vae.safetensors")
-    assert not np.array_equal(run.frames(vae=tmp_path / "other_vae.safetensors"), whole)
+    assert not np.array_equal(run.frames(vae=tmp_path / "other_vae.safetensors", **short), whole)
 
 
 @pytest.mark.parametrize(

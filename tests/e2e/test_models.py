@@ -146,7 +146,10 @@ def test_convert_round_trip_is_exact(both_formats: dict[str, Path], tmp_path: Pa
     WanPipeline.from_pretrained(back)  # what we write, diffusers reads
 
 
-@pytest.mark.parametrize("kind", ["i2v-14b", "flf2v-14b", "2.2-i2v", "2.2-14b", "5b"])
+@pytest.mark.parametrize(
+    "kind",
+    ["i2v-14b", "2.2-i2v", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("flf2v-14b", "2.2-14b", "5b"))],
+)
 def test_every_kind_of_model_is_converted_there_and_back(kind: str, tmp_path: Path) -> None:
     """What is written is a pipeline of diffusers', with the same parameters as the one that the files are of."""
     there, back, original = (tmp_path / name for name in ("there", "back", "original"))

@@ -134,10 +134,10 @@ def test_a_damaged_download_is_told_and_mended(server: hub_server.Hub) -> None:
 
 def test_other_models_are_refused_before_their_weights_are_fetched(server: hub_server.Hub) -> None:
     config = server.repositories[ORIGINAL] / "config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"model_type": "i2v"}))
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"model_type": "vace"}))
     result = models("pull", ORIGINAL)
     assert result.exit_code == 2
-    assert "it is a i2v model" in " ".join(result.stderr.split())
+    assert "it is a vace model" in " ".join(result.stderr.split())
     assert [name for name, _ in server.served] == ["config.json"]
 
 

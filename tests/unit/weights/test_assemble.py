@@ -105,7 +105,7 @@ def test_parts_that_are_named_come_first(comfy: Path, both_formats: dict[str, Pa
         assert found.checkpoint.vae_config["z_dim"] == 16
 
 
-@pytest.mark.parametrize("kind", ["i2v-14b", "flf2v-14b", "2.2-i2v", "5b"])
+@pytest.mark.parametrize("kind", ["i2v-14b", "2.2-i2v", "5b", pytest.param("flf2v-14b", marks=pytest.mark.slow)])
 def test_every_kind_of_model_may_be_split(kind: str, cache: Path, tmp_path: Path) -> None:
     whole, root = tmp_path / "original", tmp_path / "models"
     whole.mkdir()
