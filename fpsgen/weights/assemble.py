@@ -43,7 +43,7 @@ def named_fields(given: Given) -> Fields:
 
 def _named(part: str, path: Path) -> Fields:
     words = PARTS[part].words
-    hint = f"{option(part)} takes the file of a {words}, or the folder that has it"
+    hint = f"{option(part)} takes the file of the {words}, or the folder that has it"
     try:
         path = path.expanduser()
         if path.is_dir():
@@ -54,7 +54,7 @@ def _named(part: str, path: Path) -> Fields:
             raise ModelError(f"there is no {words} {printable(path)}", hint)
         return shared.in_file(part, path)
     except (OSError, RuntimeError, ValueError) as fault:
-        raise ModelError(f"{option(part)}: {printable(fault)}", hint=f"name the file of a {words}") from None
+        raise ModelError(f"{option(part)}: {printable(fault)}", hint=f"name the file of the {words}") from None
     except ModelError as error:
         raise ModelError(f"{error}", hint) from None
 

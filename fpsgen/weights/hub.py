@@ -103,6 +103,9 @@ def short_name(repository: str, only: tuple[str, ...] = ()) -> str:
 def refusal(cached: Cached) -> ModelError:
     """The error for a model that the cache does not hold completely, with its remedy as hint."""
     name = short_name(cached.repository, cached.only)
+    if singles := _singles(cached.repository, cached.only):
+        message = f"{cached.repository} holds transformers in files of their own, of which one is a model"
+        return ModelError(message, hint=f"give {' or '.join(singles)}, or the file that is meant")
     if cached.state == "not here":
         named = bool(cached.only) or cached.repository in DOWNLOAD_GB
         where = "is not on this machine" if named else "is neither a folder here nor a downloaded model"
@@ -111,6 +114,17 @@ def refusal(cached: Cached) -> ModelError:
     size = f" ({readable(cached.absent_bytes)})" if cached.absent_bytes is not None else ""
     hint = f"fpsgen models pull {name} fetches the missing files{size}; add {option('force')} to fetch all files again"
     return ModelError(f"model {name} {message}: {cached.why}", hint=cached.hint or hint)
+
+
+def _singles(repository: str, only: tuple[str, ...]) -> list[str]:
+    """The names of models that are files of a repository, where it was named as a whole and is none."""
+    if only or repository in DOWNLOAD_GB:
+        return []
+    return [
+        key
+        for key, known in MODELS.items()
+        if known.files and repository in {source.repository for source in known.sources.values()}
+    ]
 
 
 @dataclass(frozen=True)
@@ -185,6 +199,9 @@ def plan(wanted: Source, force: bool = False) -> Download:
         hint = "see its page on the hub; of a transformer in one file, fetch that file and name it as the model"
         raise UsageError(f"{repository} no longer has {some(gone)}", hint)
     if not only and not any(name.endswith((".safetensors", ".pth")) for name in files):
+        if singles := _singles(repository, only):
+            message = f"{repository} holds transformers in files of their own, of which one is a model"
+            raise UsageError(message, hint=f"fpsgen models pull {singles[0]}; there are also {', '.join(singles[1:])}")
         hint = "fpsgen models lists names; of a transformer in one file, fetch that file and name it as the model"
         raise UsageError(f"{repository} holds no Wan checkpoint", hint)
     absent = {info.filename: info.file_size or 0 for info in remote if info.will_download or force}

@@ -51,5 +51,5 @@ def test_wrong_parts_are_refused(
     assert result.exit_code == 2
     told = " ".join(result.stderr.split())
     assert says in told
-    assert f"{option} takes the file of a" in told or "name the file of a" in told
+    assert f"{option} takes the file of the" in told or "name the file of the" in told
     assert not list(tmp_path.iterdir())

@@ -341,6 +341,11 @@ def test_a_file_that_its_repository_no_longer_has(server: hub_server.Hub, distil
     result = models("pull", "14b-fast")
     assert result.exit_code == 2
     assert f"{FAST} no longer has {FAST_FILE}" in " ".join(result.stderr.split())
+    for result in (models("pull", FAST), models("check", FAST)):
+        assert result.exit_code == 2
+        told_of = " ".join(result.stderr.split())
+        assert f"{FAST} holds transformers in files of their own" in told_of
+        assert "14b-fast-fp8" in told_of
     only = models("pull", "14b-fast", "--format", "diffusers")
     assert only.exit_code == 2
     assert "14b-fast is published in original format only" in " ".join(only.stderr.split())

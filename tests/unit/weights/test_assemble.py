@@ -157,7 +157,7 @@ def test_what_is_named_and_is_none_is_said(comfy: Path, given: Given, says: str)
     with pytest.raises(ModelError) as caught:
         models.find(str(comfy / FILE), given)
     assert says in str(caught.value)
-    assert "takes the file of a" in (caught.value.hint or "")
+    assert "takes the file of the" in (caught.value.hint or "")
     assert caught.value.exit_code == 2
 
 
