@@ -138,11 +138,11 @@ def _refuse_other_sizes(contents: Contents, found: Mapping[str, LoraTensor], sha
     if layers > depth:
         more = [key for key, own in found.items() if _depth([own.module]) > depth]
         told = f"{file} is for a model of {layers} layers or more; this one has {depth}"
-        raise ModelError(f"{told}, and {len(more)} tensors fit none of them: {some(more)}", hint=_HINT)
+        raise ModelError(f"{told} (tensors without a place: {len(more)}, {some(more)})", hint=_HINT)
     here = {name.removesuffix(".weight").removesuffix(".bias") for name in shapes}
     if more := [key for key, own in found.items() if own.module not in here and lora_names.is_of_image(own.module)]:
         told = f"{file} is for a model that sees an image through CLIP, as Wan2.1's image-to-video model does"
-        raise ModelError(f"{told}; this one does not, and {len(more)} tensors fit nothing: {some(more)}", hint=_HINT)
+        raise ModelError(f"{told}; this one does not (tensors without a place: {len(more)}, {some(more)})", hint=_HINT)
 
 
 def _named(width: int) -> str:

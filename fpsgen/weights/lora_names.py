@@ -105,7 +105,7 @@ def read(contents: Contents) -> tuple[dict[str, LoraTensor], list[str]]:
         told = f"{file} mixes names of two dialects: {printable(first, 80)} ({one}) and {printable(second, 80)} ({two})"
         raise ModelError(told, hint="use a file that a trainer or a converter wrote as a whole")
     if twice := _twice(found):
-        told = f"{file} holds {len(twice)} tensors twice, under two names each: {some(twice)}"
+        told = f"{file} holds the same part of a layer under two names: {len(twice)} times, such as {some(twice, 2)}"
         raise ModelError(told, hint="use a file that holds each once")
     return found, [key for key in contents.tensors if key not in found]
 

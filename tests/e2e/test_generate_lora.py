@@ -145,7 +145,7 @@ def halves(student: Student) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         ("wide.safetensors", "is for a model of width 128; this one has width 64", "made for this model"),
         (
             "deep.safetensors",
-            "is for a model of 4 layers or more; this one has 2, and 40 tensors",
+            "is for a model of 4 layers or more; this one has 2 (tensors without a place: 40, ",
             "made for this model",
         ),
         ("none.safetensors", "20 of rank 0", "made for this model"),

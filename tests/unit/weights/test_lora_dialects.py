@@ -324,7 +324,7 @@ def zeros(*names: str) -> State:
         (zeros("transformer.blocks.0.attn1.to_q.lora_A.weight", "blocks.0.ffn.2.lora_B.weight"), "(Diffusers) and"),
         (
             zeros("blocks.0.ffn.0.lora_A.weight", "diffusion_model.blocks.0.ffn.0.lora_down.weight"),
-            "holds 1 tensors twice",
+            "under two names: 1 times",
         ),
         (zeros("blocks.0.ffn.0.dora_scale", "blocks.0.ffn.0.lora_A.weight"), "holds DoRA"),
         (zeros("base_model.model.blocks.0.ffn.0.lora_magnitude_vector"), "holds DoRA"),
@@ -353,7 +353,7 @@ def test_files_of_other_kinds_are_refused_by_their_names(tmp_path: Path, state: 
         ),
         (zeros("blocks.7.ffn.2.lora_A.weight", "blocks.7.ffn.2.lora_B.weight"), "of 8 layers or more; this one has 2"),
         (zeros("blocks.0.cross_attn.k_img.lora_A.weight"), "sees an image through CLIP"),
-        (zeros("lora_unet_blocks_0_cross_attn_v_img.lora_up.weight"), "1 tensors fit nothing: lora_unet_blocks_0"),
+        (zeros("lora_unet_blocks_0_cross_attn_v_img.lora_up.weight"), "tensors without a place: 1, lora_unet_blocks_0"),
         (zeros("img_emb.proj.1.diff", "head.head.diff"), "sees an image through CLIP"),
         (zeros("vace_blocks.0.ffn.0.lora_A.weight", "blocks.0.ffn.0.diff_b"), "1 unknown: vace_blocks.0.ffn.0"),
         (zeros("blocks.0.ffn.0.alpha", "blocks.0.ffn.0.diff_b"), "1 missing: A and B of blocks.0.ffn.0"),
