@@ -161,7 +161,7 @@ def vace_as_the_model(own: Case) -> list[object]:
     return own.model(own.state | {"vace_blocks.0.before_proj.weight": torch.zeros(8, 8)})
 
 
-@case("another sparse attention")
+@case("which fpsgen does not compute")
 def model_of_another_attention(own: Case) -> list[object]:
     return own.model(own.state | {"blocks.0.self_attn.proj_l.weight": torch.zeros(8, 8)})
 
@@ -333,7 +333,7 @@ def image_absent(own: Case) -> list[object]:
     return [*own.model(), "--image", own.place / "first.png"]
 
 
-@case("i2v model")
+@case("its config.json says model_type")
 def configuration_of_another_model(own: Case) -> list[object]:
     config = own.folder / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"model_type": "i2v"}))
