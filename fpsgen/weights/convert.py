@@ -95,12 +95,13 @@ def write_model(model: Model, transformer: Mapping[str, Tensor], out: Path, **me
         old = {own.in_format(key, form): header for key, header in headers(checkpoint.transformer).items()}
         state = {key: transformer[own.rename(key)].to(_dtype(header)) for key, header in old.items()}
         _write_part(checkpoint, "transformer", state, form, partial, **model.few_steps_metadata, **metadata)
-        for name in layout.OTHERS:
+        for name in (name for name in checkpoint.parts if name not in layout.EXPERTS):
             if not _link_part(checkpoint, name, partial):
                 _write_part(checkpoint, name, _read(checkpoint, name, form), form, partial)
         _copy_tokenizer(checkpoint, form, partial)
         if form == "diffusers":
-            _copy(checkpoint.tokenizer.parent, ("model_index.json", "scheduler/scheduler_config.json"), partial)
+            others = ("model_index.json", "scheduler/scheduler_config.json", "image_processor/preprocessor_config.json")
+            _copy(checkpoint.tokenizer.parent, others, partial)
         written = layout.recognise(partial)
         load.check(written)
         if model.pocket:
@@ -208,6 +209,8 @@ def _link_part(checkpoint: Checkpoint, name: str, out: Path) -> bool:
     folder = out / name if checkpoint.format == "diffusers" else out
     if checkpoint.format == "original" and [file.name for file in files] != [part.file]:
         return False
+    if checkpoint.format == "diffusers" and not all(file.name.startswith(part.stem) for file in files):
+        return False  # one that was named in the place of the model's own
     folder.mkdir(exist_ok=True)
     for file in files:
         try:

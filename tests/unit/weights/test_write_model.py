@@ -17,6 +17,7 @@ from torch import Tensor
 from fpsgen.errors import RenderError
 from fpsgen.weights import load
 from fpsgen.weights.convert import convert, write_model
+from fpsgen.weights.known import Given
 from fpsgen.weights.layout import PARTS, Format
 from fpsgen.weights.models import Model, find, open_folder
 
@@ -125,6 +126,17 @@ def test_a_transformer_in_a_file_of_its_own_gets_its_other_parts(
     assert all(torch.equal(ours[name], value) for name, value in trained(model).items())
     first, second = (load.load_vae(each.checkpoint, CPU).state_dict() for each in (again, model))
     assert all(torch.equal(first[name], second[name]) for name in second)
+
+
+def test_a_part_that_was_named_is_written_in_the_models_own_format(
+    both_formats: dict[str, Path], tmp_path: Path
+) -> None:
+    model = find(str(both_formats["diffusers"]), Given(vae=both_formats["original"] / "Wan2.1_VAE.pth"))
+    write_model(model, trained(model), tmp_path / "out")
+    again = open_folder(tmp_path / "out", "out")
+    first, second = (load.load_vae(each.checkpoint, CPU).state_dict() for each in (again, model))
+    assert all(torch.equal(first[name], second[name]) for name in second)
+    WanPipeline.from_pretrained(tmp_path / "out")
 
 
 def test_a_pocket_stays_one_and_pins_its_new_files(pocket_folder: Path, tmp_path: Path) -> None:
