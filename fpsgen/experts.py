@@ -101,7 +101,10 @@ class Ahead:
         """The transformer; an error that its reading met is raised here."""
         if self._loaded is not None:
             loaded, self._loaded = self._loaded, None  # the last to hold it is whoever takes it
-            return loaded.result()
+            with suppress(MemoryError, torch.OutOfMemoryError):  # there is more now, without the other one
+                return loaded.result()
+            del loaded  # and with the error what was loaded by then
+            machine.release()
         self._stopped.set()  # what is not in memory yet is read once, by whoever needs it
         return load(self.turn, self._plans)
 

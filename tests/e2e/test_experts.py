@@ -164,6 +164,26 @@ def test_an_error_of_the_thread_is_an_error_of_the_video(
         low.write_bytes(content)
 
 
+def test_an_expert_that_found_no_room_is_loaded_when_the_other_is_gone(
+    experts: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = models.find(str(experts["original"]))
+    (wanted,) = latents_of(model, [request()])
+    real, loads = module.load_transformer, []
+
+    def full_at_first(*args: Any) -> Any:
+        loads.append(args[4])
+        if loads.count("transformer_2") == 1 and args[4] == "transformer_2":
+            raise torch.OutOfMemoryError
+        return real(*args)
+
+    monkeypatch.setattr(module, "load_transformer", full_at_first)
+    monkeypatch.setattr(module, "way_ahead", lambda *_: "load")
+    (found,) = latents_of(model, [request()])
+    assert found.equal(wanted)
+    assert loads == ["transformer", "transformer_2", "transformer_2"]
+
+
 def test_a_video_that_is_given_up_ends_the_thread(experts: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     begun, ended = threading.Event(), threading.Event()
     real = module.load_transformer
