@@ -44,6 +44,8 @@ class Diffusers(VideoContender):
         model, guidance = self.plan.model, self.settings.guidance
         if not model.checkpoint.transformer:
             return "it reads a checkpoint, and there is none"
+        if self.plan.request.image:
+            return "it makes videos of text alone here"
         if model.checkpoint.format != "diffusers" or not (model.folder / "model_index.json").is_file():
             return "it reads a checkpoint in Diffusers' format: `fpsgen models convert` makes one"
         found = dtypes(model.checkpoint)

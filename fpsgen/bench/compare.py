@@ -27,6 +27,7 @@ from fpsgen.events import Branches, Denoised, Frames, Notice, Run, Stage, Watch
 from fpsgen.metrics import Pair
 from fpsgen.sampling import Denoiser
 from fpsgen.timing import STAGES, RunTimes, Timings
+from fpsgen.wan.conditions import blank
 from fpsgen.wan.plan import StepSpan, mean_density
 from fpsgen.weights.load import load_tokenizer, load_transformer
 
@@ -221,7 +222,11 @@ def split_steps(found: Comparison) -> None:
     # Time does not depend on what a text says.
     shape = (1, load_tokenizer(checkpoint).length, transformer.config.text_dim)
     text = torch.zeros(shape, device=target.device, dtype=target.text_dtype)
-    denoisers = {own: Denoiser(transformer, own, [text] * branches, target.device) for own in found.cuts}
+    texts, config = [text] * branches, transformer.config
+    denoisers = {
+        own: Denoiser(transformer, own, texts, target.device, image=blank(config, own.latent_shape))
+        for own in found.cuts
+    }
     for one in found.entries:
         if one.contender.steps:
             own = one.contender.settings

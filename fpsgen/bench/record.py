@@ -58,6 +58,8 @@ class VideoRecord:
     solver: str
     grid: str
     seed: int | None = None
+    image: dict[str, str] | None = None
+    last_image: dict[str, str] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,17 @@ import typer
 
 from fpsgen import files
 from fpsgen.cli import bench_attention, bench_quality, options
-from fpsgen.cli.chosen import Dtype, choose_model, find_loras, find_model, find_target, fit, with_loras
+from fpsgen.cli.chosen import (
+    Dtype,
+    choose_model,
+    find_images,
+    find_loras,
+    find_model,
+    find_target,
+    fit,
+    size_with,
+    with_loras,
+)
 from fpsgen.cli.command import App
 from fpsgen.cli.output import Output
 from fpsgen.cli.progress import drawn
@@ -61,6 +71,8 @@ def bench(
     prompt: str | None = None,
     model: str | None = None,
     lora: list[str] | None = None,
+    image: Path | None = None,
+    last_image: Path | None = None,
     random_weights: str | None = None,
     res: str | None = None,
     frames: int | None = None,
@@ -101,7 +113,14 @@ def bench(
     names = options.several("--compare", compare) or ["bf16"]
     options.check_report(report, no_report)
     if random_weights is not None:
-        check_random(random_weights, {"--model": model, "--lora": lora, "--videos": videos, "--prompt": prompt})
+        others: dict[str, object] = {
+            "--model": model,
+            "--lora": lora,
+            "--image": image,
+            "--videos": videos,
+            "--prompt": prompt,
+        }
+        check_random(random_weights, others)
     from fpsgen.bench import names as known
     from fpsgen.weights import models
 
@@ -109,9 +128,14 @@ def bench(
     places = None if output is None else result_places(output, report, no_report, out)
     out.loading()
     loras = find_loras(lora)
+    image, last_image, size_of_image = find_images(image, last_image)
     named = find_model(model, parts) if random_weights is None else models.absent(random_weights.lower())
     target = find_target(device, dtype)
     chosen = with_loras(named or choose_model(size, target.device, out, parts=parts), loras, out, solver)
+    from fpsgen.request import Request, check_images
+
+    check_images(image, last_image, chosen)
+    size = size_with(size_of_image, res, size, chosen)
     settings, scale_to = fit(
         chosen,
         size,
@@ -128,10 +152,9 @@ def bench(
     places = places or result_places(default, report, no_report, out)
     from fpsgen.bench import lineup, synthetic
     from fpsgen.bench.compare import CompareJob
-    from fpsgen.request import Request
 
-    request = Request(text.strip(), settings, seed, Path(), scale_to=scale_to)
-    line_up = lineup.resolve(preset, names, request, chosen, target)
+    shown = Request(text.strip(), settings, seed, Path(), scale_to=scale_to, image=image, last_image=last_image)
+    line_up = lineup.resolve(preset, names, shown, chosen, target)
     job = CompareJob(line_up, pairs, ["fpsgen", *sys.argv[1:]])
     if random_weights is not None:
         job = dataclasses.replace(job, passes=max(1, pairs))
@@ -199,6 +222,9 @@ def check_random(name: str, others: dict[str, object]) -> None:
             raise UsageError(told, hint=f"leave {flag} out")
     if name.lower() not in SHAPES:
         raise UsageError(f"--random-weights {printable(name)}: there is no such model", hint="give 1.3b or 14b")
+    if SHAPES[name.lower()].condition_channels:
+        told = f"--random-weights {name}: it begins with an image, which random weights do not look at"
+        raise UsageError(told, hint="give 14b or 2.2-14b, whose steps take as long")
 
 
 def agree(out: Output, seconds: float, yes: bool) -> None:

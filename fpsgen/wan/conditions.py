@@ -10,7 +10,10 @@ import torch
 from torch import Tensor
 
 from fpsgen.wan import vae as wan_vae
+from fpsgen.wan.config import WanConfig
 from fpsgen.wan.sizes import TEMPORAL
+
+_POSITIONS = 257  # of one image in CLIP's ViT-H
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,16 @@ class Conditions:
     def to(self, device: torch.device) -> Conditions:
         own = {field.name: getattr(self, field.name) for field in fields(self)}
         return Conditions(**{name: None if value is None else value.to(device) for name, value in own.items()})
+
+
+def blank(config: WanConfig, latent_shape: tuple[int, int, int]) -> Conditions | None:
+    """Of the shapes that a model from images wants, without content: time does not depend on what an image shows."""
+    if not config.condition_channels:
+        return None
+    states = None
+    if config.image_dim is not None:
+        states = torch.zeros(1, config.image_positions or _POSITIONS, config.image_dim)
+    return Conditions(torch.zeros(1, config.condition_channels, *latent_shape), states)
 
 
 def beside(vae: wan_vae.VAE, images: Sequence[np.ndarray], frames: int) -> Tensor:

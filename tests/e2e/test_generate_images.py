@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 
 import numpy as np
@@ -123,3 +124,22 @@ def test_what_has_no_image_to_give_says_so(
     ):
         assert result.exit_code == 2
         assert "begins videos with an image, and" in " ".join(result.output.split())
+
+
+def test_a_preset_and_a_bench_take_images(folders: dict[str, Path], photo: Path, small: Path, tmp_path: Path) -> None:
+    """Sparse attention as in text to video; contenders see the same image."""
+    output = tmp_path / "a.mp4"
+    phase = 'sigma = [1.0, 0.0]\nwindow = [1, 1, 1]\nqk = "int8"\npv = "fp8"\n'
+    small.write_text(f'format = 1\nmodel = "14b"\ntile = [1, 2, 2]\n\n[[phase]]\n{phase}')
+    given = ["--image", photo, "--res", "96x64"]
+    result = told(invoke(*short(folders["i2v-14b"], output), *given, "--preset", small, "--json"), "generate")
+    assert result["preset"]["name"] == "small.toml"
+    assert result["attention"]["density"] < 1
+    record = tmp_path / "bench.json"
+    options = ["--model", folders["i2v-14b"], "--frames", 5, "--steps", 2, "--pairs", 0, "--no-report", "-o", record]
+    benched = CliRunner().invoke(app, ["bench", *map(str, [*options, *given, "--preset", small])])
+    assert benched.exit_code == 0, benched.output
+    assert json.loads(record.read_text())["video"]["image"] == result["image"]
+    refused = CliRunner().invoke(app, ["bench", "--random-weights", "i2v-14b"])
+    assert refused.exit_code == 2
+    assert "it begins with an image" in refused.output
