@@ -205,7 +205,8 @@ def _downloaded(cached: Cached, name: str, parts: Given) -> Model:
 def choose(size: tuple[int, int] | None, cuda: bool, parts: Given = NOTHING) -> tuple[Model, str | None]:
     """The model for a size if the user named none, and a note for the user if the choice may surprise.
 
-    With CUDA: 14B above 480p and 1.3B else, or the other one where only that is on disk. Without: the pocket.
+    With CUDA: 14B above 480p and 1.3B else, or the other one where only that is on disk, or else the first model by
+    name that makes videos of text alone. Without: the pocket.
     """
     if not cuda:
         note = f"on a CPU the pocket model is used: it is tiny and knows few words ({option('model')} picks another)"
@@ -217,10 +218,13 @@ def choose(size: tuple[int, int] | None, cuda: bool, parts: Given = NOTHING) -> 
     cached = hub.nearest(wanted)
     if cached.state == "unreadable":
         raise hub.refusal(cached)  # it lies there: nothing is to be fetched
+    incomplete = cached.state == "incomplete"
+    state = f"is incomplete (see `fpsgen models check {wanted}`)" if incomplete else "is not on this machine"
     if folder := hub.on_disk(other):
-        incomplete = cached.state == "incomplete"
-        state = f"is incomplete (see `fpsgen models check {wanted}`)" if incomplete else "is not on this machine"
         return open_folder(folder, other, parts), f"Wan2.1 {wanted} {state}; using {other}"
+    for key, known in MODELS.items():
+        if not config.SHAPES[known.kind].condition_channels and (here := hub.nearest(key)).state == "here":
+            return _downloaded(here, key, parts), f"Wan2.1 {wanted} {state}; using {key}"
     raise NoWeightsError(wanted)
 
 

@@ -11,6 +11,7 @@ import pytest
 from fpsgen.errors import ModelError, option
 from fpsgen.settings import DEFAULTS
 from fpsgen.weights import hub, models
+from fpsgen.weights.known import MODELS
 from tests.tools import hub_cache
 
 SIZE_480P, SIZE_720P = (832, 480), (1280, 720)
@@ -47,6 +48,23 @@ def test_cuda_without_weights_names_the_download(disk: set[str]) -> None:
     assert "69 GB" in caught.value.hint
     assert "fpsgen models pull 14b" in caught.value.hint
     assert caught.value.exit_code == 2
+
+
+def test_another_model_of_text_alone_is_taken_before_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wan_folder: Path, both_formats: dict[str, Path]
+) -> None:
+    """Image-to-video models need an image; a single file is taken with parts that are in the cache."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    hub_cache.keep(tmp_path / "hub", hub.REPOSITORIES["2.2-i2v"]["diffusers"], wan_folder)
+    with pytest.raises(ModelError):
+        models.choose(SIZE_720P, cuda=True)
+    file = tmp_path / "one" / MODELS["14b-fast"].files[0]
+    file.parent.mkdir()
+    shutil.copy(both_formats["original"] / "diffusion_pytorch_model.safetensors", file)
+    hub_cache.keep(tmp_path / "hub", "lightx2v/Wan2.1-Distill-Models", file.parent)
+    model, note = models.choose(SIZE_720P, cuda=True)
+    assert model.name == "14b-fast"
+    assert "Wan2.1 14b is not on this machine; using 14b-fast" in (note or "")
 
 
 def test_without_cuda_it_is_the_pocket(disk: set[str], pocket_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
