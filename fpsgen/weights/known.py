@@ -87,9 +87,9 @@ def _wan(
     return Known(about, kind, sources | {"diffusers": Source(repository + ending, diffusers_gb)}, dict(own))
 
 
-def _files(about: str, kind: str, repository: str, gb: int, *names: str) -> Known:
+def _files(about: str, kind: str, repository: str, gb: int, *names: str, own: Any = ()) -> Known:
     """Transformers in files of their own."""
-    return Known(about, kind, {"original": Source(repository, gb, names)})
+    return Known(about, kind, {"original": Source(repository, gb, names)}, dict(own))
 
 
 def _pair(pattern: str) -> tuple[str, str]:
@@ -133,6 +133,14 @@ MODELS: dict[str, Known] = {
     "2.2-i2v-fast-fp8": _files(
         f"{_IMAGE}, 4 steps, FP8", "2.2-i2v", "lightx2v/Wan2.2-Distill-Models", 29,
         *_pair("wan2.2_i2v_A14b_{}_noise_scaled_fp8_e4m3_lightx2v_4step.safetensors"),
+    ),
+    "i2v-480p-fast": _files(
+        f"{_IMAGE}, 4 steps", "i2v-14b",
+        "lightx2v/Wan2.1-Distill-Models", 33, "wan2.1_i2v_480p_lightx2v_4step.safetensors", own=_480P,
+    ),
+    "i2v-720p-fast": _files(
+        f"{_IMAGE}, 4 steps", "i2v-14b",
+        "lightx2v/Wan2.1-Distill-Models", 33, "wan2.1_i2v_720p_lightx2v_4step.safetensors",
     ),
     "14b-fp8": _files(
         f"{_TEXT}, FP8", "14b",

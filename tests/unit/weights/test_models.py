@@ -10,8 +10,9 @@ import pytest
 
 from fpsgen.errors import ModelError, option
 from fpsgen.settings import DEFAULTS
+from fpsgen.solvers import FEW_STEPS
 from fpsgen.weights import hub, models
-from fpsgen.weights.known import MODELS
+from fpsgen.weights.known import MODELS, PIECES
 from tests.tools import hub_cache
 
 SIZE_480P, SIZE_720P = (832, 480), (1280, 720)
@@ -143,3 +144,25 @@ def test_half_downloaded_snapshots_do_not_count(
     with pytest.raises(ModelError, match="text_encoder holds no") as caught:
         models.find("14b")
     assert "fpsgen models pull Wan-AI/Wan2.1-T2V-14B-Diffusers " in caught.value.hint
+
+
+@pytest.mark.parametrize("key", MODELS)
+def test_every_known_model_has_its_shapes_its_defaults_and_its_command(key: str) -> None:
+    known, model = MODELS[key], models.absent(key)
+    model.defaults.check()
+    assert model.checkpoint.kind == known.kind
+    assert f"{model.defaults.steps} steps" in known.about or "steps" not in known.about
+    assert ("steps" in known.about) == (model.defaults.solver in FEW_STEPS)
+    for source in known.sources.values():
+        named = hub.short_name(source.repository, source.files)
+        assert hub.source(named) in (source, known.sources.get("original"), hub.Source(source.repository, None))
+    assert len(known.files) in ((0, 2) if model.checkpoint.transformer_2 else (0, 1))
+    if len(known.files) == 2:
+        assert ["high" in name for name in known.files] == [True, False]
+
+
+def test_a_part_that_models_share_is_the_smallest_model_s_that_has_it() -> None:
+    for name, piece in PIECES.items():
+        assert hub.source(name) == piece
+        assert hub.short_name(piece.repository, piece.files) == name
+        assert piece.repository in hub.DOWNLOAD_GB
