@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import torch
 
 HEAD_DIM = 128  # Wan2.1's
-_FITS = (("1.3b", "480p"), ("14b", "480p"), ("14b", "720p"), ("5b", "720p"))
+_FITS = (("1.3b", "480p"), ("14b", "480p"), ("14b", "720p"), ("2.2-14b", "720p"), ("5b", "720p"))
 
 
 def sentence(fault: BaseException) -> str:

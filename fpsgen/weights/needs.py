@@ -34,7 +34,8 @@ def weights(checkpoint: Checkpoint, target: Target) -> dict[str, int]:
 
     def size(part: str) -> int:
         model = load.EMPTY[part](checkpoint)
-        stay = set() if checkpoint.loras else load.in_8_bits(model, checkpoint, part)
+        there = bool(checkpoint.transformer)  # not `models.absent`
+        stay = load.in_8_bits(model, checkpoint, part) if there and not checkpoint.loras else set()
         return sum(
             value.numel() * (1 if name in stay else dtypes[part](name).itemsize)
             for name, value in model.named_parameters()

@@ -146,9 +146,10 @@ def test_what_fits_is_told(no_compilation: None, monkeypatch: pytest.MonkeyPatch
         ("1.3b", "480p"),
         ("14b", "480p"),
         ("14b", "720p"),
+        ("2.2-14b", "720p"),
         ("5b", "720p"),
     ]
-    assert [one["fits"] for one in fits["models"]] == [free > 11.4e9, False, False, False]
+    assert [one["fits"] for one in fits["models"]] == [free > 11.4e9, False, False, False, False]
     assert all(one["needs_bytes"] == max(one["parts"].values()) for one in fits["models"])
 
 

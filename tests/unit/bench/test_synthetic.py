@@ -87,6 +87,7 @@ def test_steps_of_two_experts_are_those_of_one_of_their_shapes() -> None:
     own = Settings(96, 64, 9, 8, 6, 3.0, 3.0, "", boundary=0.8, guidance_low=1.0)
     request = Request("a cat", own, 1, Path(), BF16)
     line_up = lineup.resolve("bf16", ["bf16"], request, models.absent("2.2-14b"), Target(CPU, *[torch.float32] * 2))
+    synthetic.check_memory(models.absent("2.2-14b").checkpoint, Target(CPU, *[torch.float32] * 2))
     (found, *_) = measure(CompareJob(line_up, 1, []))["contenders"]
     assert [(phase["first"], phase["last"]) for phase in found["phases"]] == [
         (1, own.high_steps),
