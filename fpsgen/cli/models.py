@@ -56,8 +56,9 @@ def list_models(json: bool = False) -> None:
         out.result("", {"models": [{"name": name, "format": form, **as_dict(cached)} for name, form, cached in found]})
         return
     state, size = Column("state", prose=True), Column("size", right=True)
-    columns = [Column("model"), Column("format", spare=2), state, size, Column("makes", spare=3)]
-    table = Table(columns=[*columns, Column("where", spare=1)])
+    columns = [Column("model"), Column("format", spare=3), state, size, Column("makes", spare=2)]
+    trouble = any(cached.why for _, _, cached in found)  # which the last column tells
+    table = Table(columns=[*columns, Column("where", spare=1 if trouble else 4)])
     for name, form, cached in sorted(found, key=lambda row: row[2].state == "not here"):  # what is here comes first
         known = MODELS.get(name)
         if cached.state != "not here" or known is None or form == next(iter(known.sources)):

@@ -85,6 +85,8 @@ def of_file(file: Path, given: Given) -> Checkpoint:
     else:
         if checkpoint.transformer != own["transformer"]:
             checkpoint = replace(checkpoint, **{"transformer_2": [], "boundary": None} | own)
+        if not all(getattr(checkpoint, part) for part in shared.needed(checkpoint.config)):
+            checkpoint = _assembled(file, own, given)  # a model from images beside those of another
     checkpoint = with_parts(checkpoint, given)
     layout.check_widths(checkpoint)
     return checkpoint
