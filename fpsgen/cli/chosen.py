@@ -146,6 +146,10 @@ def with_loras(model: Model, loras: Sequence[Lora], out: Output, solver: str | N
             other = "low" if own.expert == "high" else "high"
             told = f"{name} is for the {own.expert}-noise expert, as it says, and only that one has it"
             out.note(f"{told}; --lora {other}=FILE gives it to the other one")
+        fast = few_steps.solver_of(own.called)
+        if fast and own.expert and solver is None and found.defaults.solver != fast:
+            told = f"{name} was made for few steps, and is given to the {own.expert}-noise expert alone"
+            out.note(f"{told}: the model's own steps and guidance are used; --solver {fast} says otherwise")
         if few_steps.is_of_another_sampler(own.called):
             told = f"{name} was made for few steps without guidance, by a sampler that fpsgen does not have"
             out.note(f"{told}; --steps 8 --guidance 1 may do")

@@ -97,8 +97,8 @@ class Model:
 
     def with_loras(self, loras: Sequence[Lora]) -> Model:
         """This model, LoRAs merged with its transformer as it is loaded: of two, with the expert that each was given to
-        or says that it is for, else with both; by default in few steps, where one was distilled for these. UsageError
-        where one does not fit."""
+        or says that it is for, else with both; by default in few steps, where one was distilled for these, of two
+        experts for each. UsageError where one does not fit."""
         two = len(self.checkpoint.experts) > 1
         if not two and (given := next((each for each in loras if each.expert), None)):
             told = f"{option('lora', f'{given.expert}={given.file}')}: {printable(self.name)} has one transformer"
@@ -113,8 +113,11 @@ class Model:
                 for expert in self.checkpoint.experts.values():
                     each.changes(shapes, expert)
         found = replace(self, checkpoint=replace(self.checkpoint, loras=tuple(loras)))
-        solvers = {few_steps.solver_of(each.called) for each in loras if each.scale > 0} - {None}
-        if len(solvers) != 1:
+        fast = [each for each in loras if each.scale > 0 and few_steps.solver_of(each.called)]
+        solvers = {few_steps.solver_of(each.called) for each in fast}
+        reached = {each.expert for each in fast}
+        every = "" in reached or reached.issuperset(self.checkpoint.experts.values())
+        if len(solvers) != 1 or not every:  # an expert that needs many steps would have a few of them
             return found
         usual = self.defaults_by(self.defaults.solver if self.defaults.solver not in FEW_STEPS else "unipc")
         return replace(found, defaults=usual.override(solver=solvers.pop()), usual=usual)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,19 @@ def test_one_that_does_not_act_or_two_of_different_kinds_change_no_defaults(mode
     fast, light = (str(write(model, tmp_path / f"{name}.safetensors")) for name in ("FastWan", "lightx2v"))
     assert model.with_loras([lora.find(f"{fast}:0")]).defaults == model.defaults
     assert model.with_loras([lora.find(fast), lora.find(light)]).defaults == model.defaults
+
+
+def test_both_of_two_experts_have_to_be_made_for_few_steps(model: Model, tmp_path: Path) -> None:
+    checkpoint = replace(model.checkpoint, transformer_2=model.checkpoint.transformer)
+    two = replace(model, checkpoint=checkpoint, defaults=DEFAULTS["2.2-14b"])
+    file = write(model, tmp_path / "lightx2v_4step.safetensors")
+    high, low = (write(model, tmp_path / f"lightx2v_4step_{name}_noise.safetensors") for name in ("high", "low"))
+    style = write(model, tmp_path / "style.safetensors")
+    for given in ([low], [f"high={file}"], [high, f"low={file}:0"], [high, style]):
+        assert two.with_loras([lora.find(str(one)) for one in given]).defaults == two.defaults, given
+    for given in ([file], [high, low], [f"high={file}", f"low={file}:0.5"], [low, file]):
+        found = two.with_loras([lora.find(str(one)) for one in given])
+        assert found.defaults == two.defaults.override(solver="lightx2v"), given
 
 
 def test_generate_uses_the_solver_and_says_so(run: Runner, model: Model, tmp_path: Path) -> None:
