@@ -173,7 +173,7 @@ def decode(plan: VideoPlan) -> float:
     machine.release()  # the text encoder
     device, seed, shape = plan.target.device, plan.request.seed, plan.request.settings.latent_shape
     vae = randomise(load.empty_vae(plan.model.checkpoint), device, lambda _: torch.float32, seed)
-    latents = solvers.noise(plan.model.config.in_channels, shape, seed).to(device)
+    latents = solvers.noise(plan.model.config.out_channels, shape, seed).to(device)
     for _ in ("warms up", "counts"):
         marks = [time.perf_counter()]
         pieces = wan_vae.stream(vae, wan_vae.denormalise(vae, latents))

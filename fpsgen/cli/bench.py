@@ -221,7 +221,8 @@ def check_random(name: str, others: dict[str, object]) -> None:
             told = f"--random-weights and {flag} contradict each other: random weights make no video of a prompt"
             raise UsageError(told, hint=f"leave {flag} out")
     if name.lower() not in SHAPES:
-        raise UsageError(f"--random-weights {printable(name)}: there is no such model", hint="give 1.3b or 14b")
+        told = f"--random-weights {printable(name)}: there are no shapes of that name"
+        raise UsageError(told, hint="give 1.3b, 14b, 2.2-14b or 5b")
     if SHAPES[name.lower()].condition_channels:
         told = f"--random-weights {name}: it begins with an image, which random weights do not look at"
         raise UsageError(told, hint="give 14b or 2.2-14b, whose steps take as long")

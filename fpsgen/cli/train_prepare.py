@@ -74,7 +74,10 @@ def prepare(
     named = chosen.find_model(model, parts)
     assert named is not None
     chosen.check_trains(named)
+    if from_model:
+        chosen.tell_few_steps(named, out, "")
     settings = chosen.settings_of(named, size, frames=frames, steps=steps, guidance=guidance, shift=shift)
+    settings.check()
     target = chosen.find_target(device, dtype)
     from fpsgen.train.prepare import Preparation
 

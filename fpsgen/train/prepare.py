@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -119,8 +120,8 @@ class Preparation:
             both = [padded(texts[prompt], length)[None].to(device) for prompt in prompts]
             # One branch after the other, on every machine: the last bits depend on it, and a run may go on elsewhere.
             denoiser = Denoiser(transformer, own, both, device, together=False)
-            latents = denoiser.noise(origin.seed)
-            for moment in denoiser.run(latents, [dense] * own.steps):
+            fresh = partial(denoiser.noise, origin.seed)
+            for moment in denoiser.run(fresh(), [dense] * own.steps, fresh=fresh):
                 if not moment.finite:
                     raise not_finite(transformer.dtype)
                 latents = moment.latents

@@ -107,6 +107,13 @@ def test_wrong_options(pocket_folder: Path, loads: list[str], args: tuple[str, .
     assert not Path("data").exists()
 
 
+def test_other_steps_than_a_model_for_few_steps_has(wan_folder: Path, loads: list[str]) -> None:
+    Path("lightx2v-4step").symlink_to(wan_folder)
+    told = refused("lightx2v-4step", "--from-model", "--prompts", "prompts.txt", "--steps", "2", "-o", "data")
+    assert "--steps 2: the solver lightx2v has 4 steps" in told
+    assert not loads
+
+
 def test_folders_that_cannot_be_written(pocket_folder: Path, loads: list[str]) -> None:
     Path("other").mkdir()
     Path("other/thesis.txt").write_text("years")

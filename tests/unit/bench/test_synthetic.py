@@ -56,6 +56,8 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     text = {"vocab_size": 50, "d_model": WIDTH, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 3}
     monkeypatch.setattr(configs, "TEXT_CONFIG", {**configs.TEXT_CONFIG, **text})
     blocks = {"dim_mult": [1, 1, 1, 1], "num_res_blocks": 1, "temperal_downsample": [False, True, True]}
+    monkeypatch.setitem(config.SHAPES, "5b", replace(small, in_channels=48, out_channels=48, time_per_token=True))
+    monkeypatch.setattr(configs, "VAE_2_2_CONFIG", {**configs.VAE_2_2_CONFIG, "base_dim": 4, "decoder_base_dim": 4})
     monkeypatch.setattr(configs, "VAE_CONFIG", {"base_dim": 4, "z_dim": 16, **blocks})
 
 
@@ -214,6 +216,20 @@ def test_what_does_not_fit_is_refused_before_anything_is_built(monkeypatch: pyte
     result = CliRunner().invoke(app, ["bench", "--random-weights", "14b", "--res", "96x64", "--device", "cpu"])
     assert result.exit_code == 2
     assert "are free on cpu" in result.output
+
+
+@pytest.mark.usefixtures("tiny")
+@pytest.mark.parametrize("key", ["2.2-14b", "5b"])
+def test_other_shapes_than_those_of_one_transformer_of_16_channels(
+    key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = ["--res", "96x64", "--frames", "5", "--steps", "2", "--pairs", "1", "--no-report", "--device", "cpu"]
+    result = CliRunner().invoke(app, ["bench", "--random-weights", key, *given, "-o", "a.json"])
+    assert result.exit_code == 0, result.output
+    record = json.loads(Path("a.json").read_text())
+    assert record["random_weights"]
+    assert min(record["contenders"][0]["median"][name] for name in ("text", "denoise", "decode")) > 0
 
 
 def test_random_weights_stay_finite_through_forty_blocks_in_bf16() -> None:

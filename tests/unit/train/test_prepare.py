@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,10 @@ def prepared(model: Model, folder: Path, count: int = 5, teacher: int = 0, seed:
     return Data.open(folder)
 
 
-def test_the_latents_are_those_of_generate(model: Model, tmp_path: Path) -> None:
+@pytest.mark.parametrize("solver", ["unipc", "fastwan"])
+def test_the_latents_are_those_of_generate(model: Model, tmp_path: Path, solver: str) -> None:
+    """Also by a solver that adds noise between steps."""
+    model = replace(model, defaults=model.defaults.override(solver=solver))
     found = prepared(model, tmp_path / "data", count=4)
     found.check(model)
     assert found.index.origins == [Origin(PROMPTS[i % 3], 7 + i) for i in range(4)]
