@@ -14,6 +14,7 @@ from fpsgen.errors import UsageError
 from fpsgen.presets import Preset, shipped
 from fpsgen.request import Request, resolve
 from fpsgen.target import Target
+from fpsgen.wan import sizes
 from fpsgen.weights import models
 from tests.tools.cli import Runner
 from tests.tools.videos import metadata
@@ -37,7 +38,7 @@ def test_a_comment_holds_the_whole_request(name: str) -> None:
     preset = shipped.find(name)
     model = models.find("pocket") if preset.model == "pocket" else models.absent(preset.model or "14b")
     own = model.defaults.override(steps=7, guidance=1.0, solver="dpm++", sigmas="diffusers", negative="bad")
-    width, height = shipped.size_of(preset) or (own.width, own.height)
+    width, height = sizes.of_model(*(shipped.size_of(preset) or (own.width, own.height)), own.stride)
     own = own.override(width=width, height=height)
     request = Request("a cat\n“surfing”", own, 2**64 - 1, OUTPUT, preset, scale_to=(640, 384))
     again = read_back(request, model)
