@@ -1,4 +1,4 @@
-"""fpsgen: Wan2.1 videos, fast and true. Importing this package imports no torch."""
+"""fpsgen: videos by Wan2.1 and Wan2.2, fast and true. Importing this package imports no torch."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""What a user may set of a video, and Wan2.1's defaults per model: the one table of them."""
+"""What a user may set of a video, and the defaults of each model, its authors': the one table of them."""
 
 from __future__ import annotations
 

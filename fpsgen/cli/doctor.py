@@ -112,7 +112,7 @@ def model_cache(found: ModelCache) -> Iterator[Row]:
     for model in found.models:
         yield model.name, f"{model.format}, {model.state if model.bytes is None else readable(model.bytes)}"
     if not found.models:
-        yield "Wan2.1", "not here: fpsgen models pull 1.3b, or 14b"
+        yield "Wan", "not here: fpsgen models pull 1.3b, or another that `fpsgen models` lists"
     yield "pocket", "comes with fpsgen" if found.pocket else "damaged"
 
 

@@ -61,5 +61,5 @@ def root(
     ] = False,
     debug: bool = False,
 ) -> None:
-    """Make videos from text with Wan2.1: fast, and true to the model."""
+    """Make videos from text and images with Wan2.1 and Wan2.2: fast, and true to the model."""
     errors.show_tracebacks = debug

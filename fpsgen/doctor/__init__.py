@@ -100,5 +100,5 @@ def ability(versions: Versions, gpus: Gpus, models: ModelCache, launched: TrialL
     if launched.state == "ok":
         return f"{gpu.name}: Hopper kernels ready.", following
     if gpu.capability == "9.0" and (command := absent.get("cupy") or absent.get("nvrtc")):
-        return f"{gpu.name}: Wan2.1 runs. The hopper backend would run too, but {launched.why}.", command
-    return f"{gpu.name}: Wan2.1 runs, but without the hopper backend: {launched.why}.", following
+        return f"{gpu.name}: Wan's models run. The hopper backend would run too, but {launched.why}.", command
+    return f"{gpu.name}: Wan's models run, but without the hopper backend: {launched.why}.", following

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from fpsgen.errors import ModelError
 
 FETCH_AGAIN = "fetch the file again"
-OURS = "use a Wan2.1 text-to-video model (T2V 1.3B or 14B)"
+OURS = "use one of the models that `fpsgen models` lists"
 MASK = 4  # channels beside an image's latents, which say what is given of each latent frame's four
 _WIDEST = 2**17  # channels; Wan2.1 14B's feed-forward has 13,824
 

@@ -57,7 +57,7 @@ VAE_2_2_CONFIG: dict[str, Any] = {
 
 
 def from_diffusers(config: dict) -> WanConfig:
-    """Read `transformer/config.json` of a Diffusers folder; refuse what is not Wan2.1 text-to-video."""
+    """Read `transformer/config.json` of a Diffusers folder; refuse what is no transformer of Wan."""
     name = config.get("_class_name", "WanTransformer3DModel")
     if name != "WanTransformer3DModel":
         raise ModelError(f"its transformer is a {printable(name, 60)}, not a WanTransformer3DModel", hint=OURS)
@@ -65,7 +65,7 @@ def from_diffusers(config: dict) -> WanConfig:
     for key, value in fixed.items():
         found = config.get(key, value)
         if (list(found) if isinstance(found, (list, tuple)) else found) != value:
-            raise ModelError(f"its transformer has {key} = {shown(found)}; Wan2.1 has {value!r}", hint=OURS)
+            raise ModelError(f"its transformer has {key} = {shown(found)}; Wan's have {value!r}", hint=OURS)
 
     def count(key: str, default: int | None = None) -> int:
         value = config.get(key, default)
@@ -189,7 +189,7 @@ def shown(value: object) -> str:
 
 def shape_of(tensors: dict[str, Header], name: str, rank: int) -> tuple[int, ...]:
     if name not in tensors or len(tensors[name].shape) != rank:
-        raise ModelError(f"its weights are not Wan2.1's: there is no {name} of {rank} dimensions", hint=OURS)
+        raise ModelError(f"its weights are not Wan's: there is no {name} of {rank} dimensions", hint=OURS)
     return tensors[name].shape
 
 
@@ -198,7 +198,7 @@ def depth_of(tensors: dict[str, Header], stem: str) -> int:
 
 
 def config_of(tensors: dict[str, Header]) -> WanConfig:
-    """Hyperparameters of a transformer, from its tensors' shapes (original names); heads are 128 wide in all Wan2.1."""
+    """Hyperparameters of a transformer, from its tensors' shapes (original names); heads are 128 wide."""
     dim, in_channels = shape_of(tensors, "patch_embedding.weight", 5)[:2]
     patch = WanConfig.PATCH[0] * WanConfig.PATCH[1] * WanConfig.PATCH[2]
     return WanConfig(
@@ -301,14 +301,14 @@ def check_kinds_of_parts(vae: dict[str, Any], text_encoder: dict[str, Any]) -> N
     if min(vae.get("latents_std", [1.0])) <= 0:
         raise ModelError("its vae/config.json has a latents_std that is not above 0", FETCH_AGAIN)
     if (blocks := vae.get("num_res_blocks", 2)) not in range(1, 17):
-        raise ModelError(f"its vae/config.json says num_res_blocks = {shown(blocks)}; Wan2.1 has 2", FETCH_AGAIN)
+        raise ModelError(f"its vae/config.json says num_res_blocks = {shown(blocks)}; Wan's have 2", FETCH_AGAIN)
     eps = text_encoder.get("layer_norm_epsilon", 1e-6)
     if not (_is_number(eps) and 0 < eps < 1):
-        raise ModelError(f"its text encoder has layer_norm_epsilon = {shown(eps)}; Wan2.1 has 1e-06", FETCH_AGAIN)
+        raise ModelError(f"its text encoder has layer_norm_epsilon = {shown(eps)}; Wan's has 1e-06", FETCH_AGAIN)
     umt5 = {"model_type": "umt5", "feed_forward_proj": "gated-gelu", "relative_attention_max_distance": 128}
     for key, wanted in umt5.items():
         if (have := text_encoder.get(key, wanted)) != wanted:
-            raise ModelError(f"its text encoder has {key} = {shown(have)}; Wan2.1 has {wanted!r}", hint=OURS)
+            raise ModelError(f"its text encoder has {key} = {shown(have)}; Wan's has {wanted!r}", hint=OURS)
 
 
 def _is_number(value: object) -> bool:

@@ -92,7 +92,7 @@ NEEDED = ("transformer", "text_encoder", "vae")  # parts that every model has
 PIPELINES = ("WanPipeline", "WanImageToVideoPipeline", "WanDMDPipeline")  # diffusers' classes, and FastVideo's
 EXPERTS = {"transformer": "high_noise_model", "transformer_2": "low_noise_model"}  # the original's folders of two
 CLIP_VISION = "clip_vision_h.safetensors"  # the image encoder as ComfyUI has it
-OTHERS = ("text_encoder", "vae")  # parts that all Wan2.1 models share
+OTHERS = ("text_encoder", "vae")  # parts that all models share but the 5B, whose VAE is `VAE_2_2`
 TOKENIZERS: dict[Format, Path] = {"original": Path("google") / "umt5-xxl", "diffusers": Path("tokenizer")}
 # Others that lie there, code above all, are neither fetched nor copied.
 TOKENIZER_FILES = (
@@ -169,18 +169,18 @@ def _recognise(folder: Path) -> Checkpoint:
     if original or any(folder.glob("*.safetensors")):
         return _original(folder)
     for file in sorted(folder.glob("*.gguf")):
-        told = f"{printable(folder)} holds no Wan2.1 checkpoint but single files, such as {printable(file.name)}"
+        told = f"{printable(folder)} holds no checkpoint of Wan but single files, such as {printable(file.name)}"
         raise ModelError(told, "give the transformer's file as the model")
     files = f"an original one contains {PARTS['vae'].file} and others"
     hint = f"a Diffusers folder contains {', '.join(NEEDED)} and tokenizer; {files}"
     if inside := next(folder.glob("snapshots/*/"), None):  # a repository in the hub's cache
         hint = f"give the model's own folder: {shlex.quote(str(inside))}"
-    raise ModelError(f"{printable(folder)} holds no Wan2.1 checkpoint", hint)
+    raise ModelError(f"{printable(folder)} holds no checkpoint of Wan", hint)
 
 
 def refuse_other_models(folder: Path) -> None:
-    """ModelError where the configuration files in a folder, which may hold nothing else yet, are not Wan2.1
-    text-to-video's."""
+    """ModelError where the configuration files in a folder, which may hold nothing else yet, are of a
+    model that is not run."""
     check_index(folder)
     for part in filter(lambda part: (folder / part / "config.json").exists(), EXPERTS):
         from_diffusers(read_json(folder / part / "config.json"))
@@ -283,7 +283,7 @@ def check_widths(checkpoint: Checkpoint) -> None:
     if config.out_channels != latent:
         message = f"its transformer works on {config.out_channels} latent channels, its VAE on {shown(latent)}"
     if message:
-        raise ModelError(message, hint="take all parts from one Wan2.1 model")
+        raise ModelError(message, hint="take all parts from one model")
 
 
 def _check_depth(part: str, says: object, tensors: dict[str, Header], stem: str) -> None:
@@ -350,7 +350,7 @@ def _check_tokenizer(folder: Path) -> None:
     if not (folder / "tokenizer.json").is_file():
         message = ", but a spiece.model, which it was made from" if (folder / "spiece.model").is_file() else ""
         home = f"{TOKENIZERS['original'].as_posix()} of Wan-AI/Wan2.1-T2V-1.3B"
-        hint = f"copy it there from {home}: all Wan2.1 models share it"
+        hint = f"copy it there from {home}: all models of Wan share it"
         raise ModelError(f"{printable(folder)} holds no tokenizer.json{message}", hint)
     with open_regular(folder / "tokenizer.json") as content:
         kinds.refuse_plain(folder / "tokenizer.json", content.read(kinds.FIRST_BYTES), "json", "text")

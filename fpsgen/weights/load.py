@@ -224,8 +224,8 @@ def _check_part(model: nn.Module, checkpoint: Checkpoint, part: str) -> None:
     }
     if message := "; ".join(f"{len(names)} {misfit}: {some(names)}" for misfit, names in misfits.items() if names):
         which = files[0] if len(files) == 1 else files[0].parent
-        hint = "use the fp32, fp16, bf16 or FP8 files of a Wan2.1 text-to-video model"
-        raise ModelError(f"{printable(which)} does not fit Wan2.1; parameters {message}", hint=hint)
+        hint = "use the fp32, fp16, bf16, FP8 or GGUF files of one of the models that `fpsgen models` lists"
+        raise ModelError(f"{printable(which)} does not fit its model; parameters {message}", hint=hint)
 
 
 def shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:

@@ -359,7 +359,7 @@ def test_a_card_without_cupy_is_told_how_to_get_it(card: None, monkeypatch: pyte
     monkeypatch.setitem(checks.PARTS, "cupy", (lambda: None, 'pip install "fpsgen[cuda13]"'))
     monkeypatch.setattr(torch.version, "cuda", "12.8")
     verdict = report_of()["verdict"]
-    assert verdict["can"] == "NVIDIA H100: Wan2.1 runs. The hopper backend would run too, but it needs CuPy."
+    assert verdict["can"] == "NVIDIA H100: Wan's models run. The hopper backend would run too, but it needs CuPy."
     assert verdict["next"] == 'pip install "fpsgen[cuda12]"'
 
 

@@ -135,7 +135,7 @@ def test_a_scale_stands_behind_a_colon_that_names_may_hold_too(
         (".", "not a regular file"),
         ("vae.safetensors", "should be the LoRA, but is a VAE"),
         ("dit.safetensors", "should be the LoRA, but is a transformer"),
-        ("other.safetensors", "should be the LoRA, but is no Wan2.1 model"),
+        ("other.safetensors", "should be the LoRA, but is no model of Wan"),
         ("eight.safetensors", "holds the LoRA in 8 bits"),
         ("short.safetensors", "is damaged: it ends after"),
         ("old.pt", "is a pickled file"),
