@@ -1,7 +1,8 @@
 """What an image shows, for cross-attention: the states of CLIP's vision transformer before its last layer.
 
 The network is transformers'. It sees an image as Wan2.1's own code prepares it (`wan/modules/clip.py`): brought to its
-square by torch's bicubic interpolation, without a crop. diffusers crops, and filters more.
+square by torch's bicubic interpolation, without a crop; but of the frame at the video's size, not of the file's pixels.
+diffusers crops, and filters more.
 """
 
 from __future__ import annotations
