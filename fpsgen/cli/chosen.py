@@ -139,11 +139,12 @@ def with_loras(model: Model, loras: Sequence[Lora], out: Output, solver: str | N
     from fpsgen.weights import few_steps
 
     found = model.with_loras(loras)
+    reached = {own.expert for own in found.checkpoint.loras}
     for given, own in zip(loras, found.checkpoint.loras, strict=True):
         out.detail(f"LoRA {own.file}, scale {own.scale:g}{f', {own.expert}-noise expert' if own.expert else ''}")
         name = printable(own.file.name)
-        if own.expert != given.expert:
-            other = "low" if own.expert == "high" else "high"
+        other = "low" if own.expert == "high" else "high"
+        if own.expert != given.expert and reached.isdisjoint(("", other)):
             told = f"{name} is for the {own.expert}-noise expert, as it says, and only that one has it"
             out.note(f"{told}; --lora {other}=FILE gives it to the other one")
         fast = few_steps.solver_of(own.called)

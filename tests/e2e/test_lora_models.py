@@ -103,6 +103,12 @@ def test_the_command_line_names_the_expert(
     said = " ".join(result.stderr.split())
     assert "is for the low-noise expert, as it says, and only that one has it; --lora high=FILE gives it" in said
     assert metadata(tmp_path / "v.mp4")["loras"][0]["expert"] == "low"
+    save_file(state, tmp_path / "wan2.2_high_noise_style.safetensors")
+    pair = [part for one in ("high", "low") for part in ("--lora", tmp_path / f"wan2.2_{one}_noise_style.safetensors")]
+    result = invoke("a cat", *options, *pair, "-o", tmp_path / "pair.mp4")
+    assert result.exit_code == 0, result.output
+    assert "and only that one has it" not in " ".join(result.stderr.split())
+    assert [own["expert"] for own in metadata(tmp_path / "pair.mp4")["loras"]] == ["high", "low"]
 
 
 @pytest.mark.parametrize("dialect", ["original", "diffusers"])
