@@ -94,7 +94,9 @@ def _follow(program: bytes) -> object:
     memo: dict[Any, Any] = {}
 
     def above_mark() -> list[Any]:
-        place = max(n for n, value in enumerate(stack) if value is _MARK)
+        place = next((n for n in reversed(range(len(stack))) if stack[n] is _MARK), None)  # near, however deep it is
+        if place is None:
+            raise ValueError("its description closes what it does not open")
         values = stack[place + 1 :]
         del stack[place:]
         return values

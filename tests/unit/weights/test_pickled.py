@@ -95,6 +95,8 @@ def nested(depth: int) -> bytes:
         b"\x80\x02r\xff\xff\xff\x7f.",
         b"\x80\x02K\1r\xff\xff\xff\x7f.",  # 34 GB of memo in Python's own reader
         b"\x80\x02" + b"(" * 100_000 + b".",
+        b"\x80\x02" + b"(" * 200_000 + b"t" * 200_000 + b".",  # hours, if each end is looked for from the beginning
+        b"\x80\x02" + b"t.",
         b"",
         b"\x80\x02.",
         b"\x80\x02I1\n.",
