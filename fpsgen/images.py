@@ -78,9 +78,14 @@ def fitted(image: Image, width: int, height: int) -> np.ndarray:
     return np.array(image)
 
 
-def described(path: Path | None) -> dict[str, Any] | None:
-    """What a video's comment says of an image: its name, and its content's SHA-256."""
+def described(path: Path | None, field: str = "image") -> dict[str, Any] | None:
+    """What a video's comment says of an image: its name, and its content's SHA-256. field: as `read` has it; UsageError
+    where the file is gone meanwhile."""
     if path is None:
         return None
-    with open_regular(path) as file:
-        return {"name": printable(path.name), "sha256": hashlib.sha256(file.read()).hexdigest()}
+    try:
+        with open_regular(path) as file:
+            return {"name": printable(path.name), "sha256": hashlib.sha256(file.read()).hexdigest()}
+    except OSError as fault:
+        told = f"{option(field, str(path))} cannot be read any more: {fault.strerror}"
+        raise UsageError(told, hint="leave the image where it is until the video is complete") from None

@@ -48,7 +48,7 @@ class Request:
     def as_dict(self) -> dict[str, Any]:
         """What the video depends on, for JSON: everything except the preset and the file."""
         told = {"prompt": self.prompt, **asdict(self.settings), "seed": self.seed, "scale_to": self.scale_to}
-        told |= {"image": images.described(self.image), "last_image": images.described(self.last_image)}
+        told |= {"image": images.described(self.image), "last_image": images.described(self.last_image, "last_image")}
         return {_IN_FILES.get(name, name): value for name, value in told.items()}
 
     @staticmethod

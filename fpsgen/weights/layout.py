@@ -270,7 +270,8 @@ def check_widths(checkpoint: Checkpoint) -> None:
         with_image = MASK + 2 * config.out_channels
         message = f"its transformer takes {config.in_channels} channels, not {config.out_channels} or {with_image}"
     if config.image_dim != (width := checkpoint.image_config.get("hidden_size")):
-        message = f"its transformer reads images of width {config.image_dim}, its image encoder writes {width}"
+        reads = f"images of width {config.image_dim}" if config.image_dim else "no image encoder's states"
+        message = f"its transformer reads {reads}, its image encoder writes {width}"
     elif config.image_positions not in (None, positions := 2 * image_positions(checkpoint.image_config)):
         message = (
             f"its transformer reads {config.image_positions} states of two images, its image encoder writes {positions}"

@@ -122,6 +122,15 @@ def test_a_comment_names_an_image_by_its_content(tmp_path: Path) -> None:
     assert images.described(None) is None
 
 
+def test_an_image_that_is_gone_before_the_comment_is_written_costs_one_sentence(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.png", Image.fromarray(noise(8, 8)))
+    assert images.described(path)
+    path.unlink()
+    with pytest.raises(UsageError, match="cannot be read any more: No such file") as refused:
+        images.described(path, "last_image")
+    assert refused.value.hint
+
+
 def test_a_size_of_an_image_s_proportions() -> None:
     """Wan2.1's own sizes come back from images of their proportions, either way up."""
     for width, height in ((832, 480), (1280, 720), (960, 960)):

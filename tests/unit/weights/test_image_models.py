@@ -20,6 +20,7 @@ from fpsgen.errors import ModelError
 from fpsgen.wan.config import SHAPES
 from fpsgen.wan.transformer import WanTransformer
 from fpsgen.weights import configs, keys, layout, load, models
+from fpsgen.weights.known import Given
 from tests.tools import golden
 from tests.tools.image_pipeline import CLIP_FILE, POSITIONS, SIDE, WIDTH, make_image_pipeline, save_image_original
 
@@ -154,6 +155,13 @@ def test_an_image_encoder_of_another_model_is_refused(folder: dict[str, Path]) -
         file.write_text(json.dumps(config | {key: value}))
         with pytest.raises(ModelError, match=says):
             load.check(models.find(str(folder["diffusers"])).checkpoint)
+
+
+def test_an_image_encoder_for_a_model_that_reads_none_is_refused(
+    folder: dict[str, Path], both_formats: dict[str, Path]
+) -> None:
+    with pytest.raises(ModelError, match="reads no image encoder's states"):
+        models.find(str(both_formats["original"]), Given(image_encoder=folder["diffusers"]))
 
 
 def test_half_of_wan22_image_to_video_is_refused(made: dict[str, Made], tmp_path: Path) -> None:
