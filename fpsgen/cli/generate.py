@@ -98,6 +98,8 @@ def generate(
             raise UsageError(f"{output} exists, and --no-clobber keeps it", hint="choose another name with -o")
         check_path(output)
         image, last_image, size_of_image = chosen.find_images(image, last_image)
+        if any(each and output.exists() and output.samefile(each) for each in (image, last_image)):
+            raise UsageError(f"{output} is the image: the video would replace it", hint="choose another -o")
         from fpsgen.presets import label, shipped
 
         with preferences.using("preset", preset) as wanted:

@@ -110,6 +110,17 @@ def test_what_a_model_lacks_or_does_not_take_is_told_before_it_loads(
     assert loads == []
 
 
+def test_a_video_does_not_replace_its_image(folders: dict[str, Path], tmp_path: Path, loads: list[str]) -> None:
+    Image.new("RGB", (96, 64), "green").save(tmp_path / "a.gif")
+    before = (tmp_path / "a.gif").read_bytes()
+    for options in (["--image", tmp_path / "a.gif"], ["--last-image", tmp_path / "a.gif"]):
+        result = invoke(*short(folders["2.2-i2v"], tmp_path / "." / "a.gif"), *options)
+        assert result.exit_code == 2
+        assert "a.gif is the image: the video would replace it" in " ".join(result.output.split())
+    assert (tmp_path / "a.gif").read_bytes() == before
+    assert loads == []
+
+
 def test_what_has_no_image_to_give_says_so(
     folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
