@@ -120,6 +120,7 @@ def bench(
             "--videos": videos,
             "--prompt": prompt,
         }
+        others |= {f"--{name.replace('_', '-')}": value for name, value in vars(parts).items()}
         check_random(random_weights, others)
     from fpsgen.bench import names as known
     from fpsgen.weights import models

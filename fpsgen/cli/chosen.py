@@ -87,13 +87,13 @@ def find_target(name: str | None, dtype: Dtype | None, graphs: bool = False) -> 
 
 def find_model(name: str | None, parts: Given = NOTHING, may_be_absent: bool = False) -> Model | None:
     """The model that was named, or the user's own default, if there is one, with the parts that were named; its files
-    are looked at. may_be_absent: whether a known model need not be on this disk."""
+    are looked at. may_be_absent: whether a known model, of which no part is named, need not be on this disk."""
     with preferences.using("model", name) as wanted:
         if wanted is None:
             return None
         from fpsgen.weights import models
 
-        if may_be_absent and models.is_known(wanted):
+        if may_be_absent and not parts and models.is_known(wanted):
             return models.absent(wanted.lower())
         model = models.find(wanted, parts)
         from fpsgen.weights import load  # which imports torch

@@ -93,7 +93,7 @@ def train(
     folder = None if output is None else options.expand(output)
     wanted = settings_of(settings, folder if resume and not dry_run else None, given)
     if dry_run:
-        tell_estimate(out, model, preset, wanted, cards)
+        tell_estimate(out, model, parts, preset, wanted, cards)
         return
     if data is None or folder is None:
         told = f"{setting('data' if data is None else 'output')} is missing"
@@ -267,14 +267,14 @@ def tell(out: Output, result: TrainResult, job: TrainJob, name: str, no_report: 
     deliver(out, kept, record.as_json())
 
 
-def tell_estimate(out: Output, name: str, preset: str, settings: TrainSettings, cards: int) -> None:
+def tell_estimate(out: Output, name: str, parts: Given, preset: str, settings: TrainSettings, cards: int) -> None:
     """Memory and speed at Wan2.1's two sizes, at its own of a pocket model."""
     from fpsgen.presets import shipped
     from fpsgen.train import estimate
     from fpsgen.weights import models
 
     named = None if preset in shipped.GRADES else shipped.find(preset)
-    model = models.absent(name.lower()) if models.is_known(name) else models.find(name)
+    model = models.absent(name.lower()) if models.is_known(name) and not parts else models.find(name, parts)
     chosen.check_trains(model)
     if named is not None:
         named.check_family(model.family)

@@ -179,9 +179,11 @@ def test_the_cache_is_not_touched(bench: Bench, tmp_path: Path) -> None:
         ({"output": "other.json"}, "no bench wrote it"),
         ({"report": "page.txt"}, "is no name of a report"),
         ({"videos": "other.json"}, "cannot be written"),
-        ({"random-weights": "7b", "model": None}, "there is no such model"),
+        ({"random-weights": "7b", "model": None}, "there are no shapes of that name"),
         ({"random-weights": "14b"}, "contradict each other"),
         ({"random-weights": "14b", "model": None, "prompt": "a cat"}, "leave --prompt out"),
+        ({"random-weights": "14b", "model": None, "vae": "vae.pth"}, "leave --vae out"),
+        ({"random-weights": "i2v-14b", "model": None}, "begins with an image"),
         ({"steps": 0}, "--steps 0"),
     ],
 )

@@ -36,7 +36,7 @@ COMMANDS = [
     ),
     (["bench", "--model", "nope"], 2, "there is no model nope"),
     (["bench", "quality", "--model", "nope"], 2, "there is no model nope"),
-    (["bench", "--random-weights", "9b"], 2, "--random-weights 9b: there is no such model"),
+    (["bench", "--random-weights", "9b"], 2, "--random-weights 9b: there are no shapes of that name"),
     (["bench", "--compare", "nonsense"], 2, "--compare nonsense: there is no preset or kernel of that name"),
     (["bench", "--preset", "nonsense"], 2, "there is no preset 'nonsense'"),
     (["bench", "--preset", "pipe.toml"], 2, "it is not a regular file"),

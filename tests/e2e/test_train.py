@@ -99,6 +99,10 @@ def test_a_dense_preset_is_none_to_write(trainer: Trainer) -> None:
     assert "--preset" not in result.stdout
 
 
+def test_parts_are_looked_at_for_an_estimate_too(trainer: Trainer) -> None:
+    assert "there is no VAE none.pth" in trainer.refused("--dry-run", vae="none.pth")
+
+
 def test_what_an_estimate_says(trainer: Trainer, loads: list[str]) -> None:
     found = told(trainer("--json", "--dry-run", model="14b", cards=8, lora=64, preset="fast"), "train --dry-run")
     assert [(own["size"], own["recompute"]) for own in found["estimates"]] == [
