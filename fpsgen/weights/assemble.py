@@ -28,6 +28,7 @@ _BESIDE = {"text_encoder": ("text_encoders", "clip"), "vae": ("vae",), "image_en
 _ROOTS = ("", "models", "split_files")  # where a folder that people name has these
 _SUFFIXES = (".safetensors", ".gguf")
 _NOISE = (re.compile(r"(high|low)(?=[-_. ]?noise)", re.I), re.compile(r"(?<![a-z])(high|low)(?![a-z])", re.I))
+_BETWEEN = re.compile(r"[-_. ]+")
 _WAN = re.compile(r"wan|umt5", re.I)
 _OTHERS_VAE = re.compile(r"qwen", re.I)  # of Wan's very shapes
 
@@ -150,11 +151,18 @@ def _experts(file: Path) -> tuple[Path, Path | None]:
     others = [place / name for place in places for name in names if place / name != file]
     if not any(map(_swapped, (file.name, file.parent.absolute().name))):
         return file, None  # whose kind says what it is
-    if other := next((other for other in others if other.is_file()), None):
+    if other := next((other for other in others if other.is_file()), None) or _alike(names[:-1], places):
         noise = _found(file.name) or _found(file.parent.absolute().name)
         return (file, other) if noise == "high" else (other, file)
     told = f"{printable(file)} is one of the two experts of a Wan2.2 model: there is no {printable(others[0].name)}"
     raise ModelError(told, hint=f"put the other expert's file into {shlex.quote(printable(others[0].parent))}")
+
+
+def _alike(names: list[str], places: list[Path]) -> Path | None:
+    """The file of one of these names but for what stands between words: Kijai's are T2V-A14B_HIGH and T2V-A14B-LOW."""
+    wanted = {_BETWEEN.sub("-", name).lower() for name in names}
+    near = (file for place in places for file in _weights(place))
+    return next((file for file in near if _BETWEEN.sub("-", file.name).lower() in wanted), None)
 
 
 def _found(name: str) -> str:

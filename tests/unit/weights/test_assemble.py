@@ -215,6 +215,17 @@ def test_two_experts_are_one_model(comfy: Path, high: str, low: str) -> None:
         assert "other expert's file" in (caught.value.hint or "")
 
 
+def test_two_experts_whose_names_are_written_in_two_ways(comfy: Path) -> None:
+    """As Kijai/WanVideo_comfy_fp8_scaled has them."""
+    place, state = comfy / "diffusion_models", load_file(comfy / FILE)
+    high, low = (place / f"Wan2_2-T2V-A14B{noise}_fp8_e4m3fn_scaled_KJ.safetensors" for noise in ("_HIGH", "-LOW"))
+    for file in (high, low):
+        save_file(state, file)
+    for name in (high, low):
+        found = models.find(str(name)).checkpoint
+        assert (found.transformer, found.transformer_2) == ([high], [low])
+
+
 def test_experts_of_two_models_are_refused(comfy: Path) -> None:
     high, low = (comfy / "diffusion_models" / name for name in PAIRS[0])
     state = load_file(comfy / FILE)
