@@ -128,7 +128,7 @@ def _catalogue(cursor: _Cursor, size: int) -> Catalogue:
         value = cursor.value(cursor.one("I"), key.startswith(_RESHAPED))
         if isinstance(value, str):
             texts[key] = value
-        elif key.startswith(_RESHAPED) and isinstance(value, list):
+        elif key.startswith(_RESHAPED) and isinstance(value, list) and all(type(n) is int for n in value):
             shapes[key.removeprefix(_RESHAPED)] = value
         elif key == "general.alignment":
             alignment = value
@@ -146,6 +146,8 @@ def _catalogue(cursor: _Cursor, size: int) -> Catalogue:
     end = max((each.offset + each.size for each in tensors.values()), default=0)
     if end > size:
         raise GGUFError(f"is damaged: it ends after {size:,} of {end:,} bytes")
+    if sum(each.size for each in tensors.values()) > size:  # memory is needed for each
+        raise GGUFError("is damaged: its tensors overlap")
     return Catalogue(tensors, texts)
 
 

@@ -25,6 +25,7 @@ _DTYPES = {
 }  # fmt: skip
 _NAMES = {"float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2"}  # of dtypes that have no storage class
 _MOST = 64 << 20  # bytes of a description; that of Wan2.1's text encoder has 40 thousand
+_MOST_COPIES = 4  # of what is stored: tensors may share it, and repeat one value endlessly
 _MARK = object()
 
 
@@ -67,7 +68,7 @@ def pickled_headers(file: Path) -> dict[str, Header]:
     folder = description.removesuffix("data.pkl")
     if not (isinstance(table, dict) and table):
         raise NoTableError
-    tensors = {}
+    tensors, size = {}, 0
     for name, value in table.items():
         if not (isinstance(name, str) and isinstance(value, tuple) and value and isinstance(value[0], Header)):
             raise NoTableError
@@ -75,6 +76,9 @@ def pickled_headers(file: Path) -> dict[str, Header]:
         if (last + 1) * width > records[f"{folder}data/{storage.key}"].file_size:
             raise ValueError(f"{name} is longer than what is stored of it")
         tensors[name] = header
+        size += prod(header.shape) * width
+    if size > _MOST_COPIES * file.stat().st_size:
+        raise ValueError("its tensors are far larger than what is stored of them")
     return tensors
 
 

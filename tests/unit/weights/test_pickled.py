@@ -109,6 +109,13 @@ def test_pickles_that_lead_astray_end_in_a_sentence(tmp_path: Path, description:
         headers([tmp_path / "a.pth"])
 
 
+def test_values_that_repeat_endlessly_are_damage(tmp_path: Path) -> None:
+    """Four terabytes, of which four bytes are stored."""
+    torch.save({"a": torch.zeros(1).expand(10**6, 10**6)}, tmp_path / "a.pth")
+    with pytest.raises(ModelError, match="far larger than what is stored"):
+        headers([tmp_path / "a.pth"])
+
+
 def test_a_tensor_beyond_its_storage_is_damage(tmp_path: Path) -> None:
     """Shape [300] becomes [65535], of a storage that has 300."""
     torch.save({"a": torch.zeros(300)}, tmp_path / "a.pth")

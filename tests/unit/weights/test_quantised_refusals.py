@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from fpsgen.errors import ModelError
-from fpsgen.weights import load, models
+from fpsgen.weights import headers, load, models
 from tests.tools.cli import models as command
 from tests.tools.quantised import DIALECTS, FP8, State, note, write, write_gguf
 
@@ -177,6 +177,24 @@ def test_a_wrong_shape_in_metadata_is_told(original: Path, state: State) -> None
     place = content.index(b"orig_shape") + len(f"orig_shape.{Q}.weight") + 16
     (original / "mine.gguf").write_bytes(content[:place] + struct.pack("<i", 3) + content[place + 4 :])
     assert "are to be a tensor of shape [3, 128]" in str(refused(original / "mine.gguf"))
+
+
+def test_a_shape_in_metadata_is_of_whole_numbers(original: Path, state: State) -> None:
+    """Others would equal a parameter's, and fail once it is read."""
+    write_gguf(original / "mine.gguf", {f"{Q}.weight": state[f"{Q}.weight"]}, "Q4_K")
+    content = (original / "mine.gguf").read_bytes()
+    place = content.index(b"orig_shape") + len(f"orig_shape.{Q}.weight") + 4
+    floats = struct.pack("<IQff", 6, 2, *state[f"{Q}.weight"].shape)
+    (original / "mine.gguf").write_bytes(content[:place] + floats + content[place + len(floats) :])
+    (found,) = headers.headers([original / "mine.gguf"]).values()
+    assert all(type(length) is int for length in found.shape)
+
+
+def test_gguf_tensors_that_overlap_are_refused(tmp_path: Path) -> None:
+    """Else a small file could ask for any amount of memory."""
+    names = [struct.pack("<Q", 1) + name + struct.pack("<IQIQ", 1, 400, 0, 0) for name in (b"a", b"b")]
+    (tmp_path / "a.gguf").write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 2, 0) + b"".join(names) + bytes(1700))
+    assert "is damaged: its tensors overlap" in str(refused(tmp_path / "a.gguf"))
 
 
 @pytest.mark.parametrize("name", ["mine.safetensors", "mine.gguf"])
