@@ -20,12 +20,7 @@ from fpsgen.weights.cached import ID, NEEDED, STATES, Cached, look, repositories
 from fpsgen.weights.headers import some
 from fpsgen.weights.known import MODELS, PIECES, Format, Known, Source
 
-# Of whole models, by name and format, the original repositories first: they are the smaller ones.
-REPOSITORIES: dict[str, dict[Format, str]] = {
-    name: {form: source.repository for form, source in known.sources.items()}
-    for name, known in MODELS.items()
-    if not known.files
-}
+# Of whole models, by repository.
 DOWNLOAD_GB = {
     source.repository: source.gb
     for known in MODELS.values()

@@ -23,7 +23,7 @@ from fpsgen.attention.qk import QKTransform, prepare
 from fpsgen.cli import app
 from fpsgen.doctor import checks, trials
 from fpsgen.kernels import cache, nvrtc
-from fpsgen.weights import hub
+from fpsgen.weights.known import MODELS
 from tests.kernels import host
 from tests.tools.cli import told
 
@@ -228,7 +228,7 @@ def test_it_counts_what_is_there(no_card: None, both_formats: dict[str, Path], c
     kernel.mkdir(parents=True)
     (kernel / "kernel.cubin").write_bytes(b"x" * 1234)
     for form, folder in both_formats.items():
-        repository = caches / "hub" / f"models--{hub.REPOSITORIES['1.3b'][form].replace('/', '--')}"  # type: ignore[index]
+        repository = caches / "hub" / f"models--{MODELS['1.3b'].sources[form].repository.replace('/', '--')}"  # type: ignore[index]
         shutil.copytree(folder, repository / "snapshots" / ("0" * 40))
         (repository / "refs").mkdir()
         (repository / "refs" / "main").write_text("0" * 40)

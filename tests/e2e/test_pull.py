@@ -21,13 +21,13 @@ from fpsgen.errors import RenderError
 from fpsgen.events import Event, Stage
 from fpsgen.request import Request
 from fpsgen.wan import config
-from fpsgen.weights import hub
+from fpsgen.weights.known import MODELS
 from fpsgen.weights.models import Model
 from tests.tools import hub_server
 from tests.tools.cli import models, told
 from tests.tools.wan_pipeline import TEXT_DIM
 
-ORIGINAL, DIFFUSERS = (hub.REPOSITORIES["1.3b"][form] for form in ("original", "diffusers"))
+ORIGINAL, DIFFUSERS = (source.repository for source in MODELS["1.3b"].sources.values())
 T5 = "models_t5_umt5-xxl-enc-bf16.pth"
 
 

@@ -57,7 +57,7 @@ def test_published_checkpoints_are_whole(checkpoints: dict, size: str, form: str
     assert told["dtypes"]["text_encoder"] == ["BF16" if form == "original" or size == "5b" else "F32"]
     # What the hint before a download says; the published folder of Wan2.2 has its text encoder in bfloat16.
     less = LARGEST_PART / 1e9 if (size, form) == ("2.2-14b", "diffusers") else 0
-    assert told["bytes"] / 1e9 - less == pytest.approx(hub.DOWNLOAD_GB[hub.REPOSITORIES[size][form]], abs=1)
+    assert told["bytes"] / 1e9 - less == pytest.approx(hub.DOWNLOAD_GB[MODELS[size].sources[form].repository], abs=1)
 
 
 @pytest.mark.parametrize("form", ["original", "diffusers"])

@@ -56,7 +56,7 @@ def test_another_model_of_text_alone_is_taken_before_none(
 ) -> None:
     """Image-to-video models need an image; a single file is taken with parts that are in the cache."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    hub_cache.keep(tmp_path / "hub", hub.REPOSITORIES["2.2-i2v"]["diffusers"], wan_folder)
+    hub_cache.keep(tmp_path / "hub", MODELS["2.2-i2v"].sources["diffusers"].repository, wan_folder)
     with pytest.raises(ModelError):
         models.choose(SIZE_720P, cuda=True)
     file = tmp_path / "one" / MODELS["14b-fast"].files[0]
@@ -136,11 +136,11 @@ def test_half_downloaded_snapshots_do_not_count(
 ) -> None:
     """Without a listing, as older releases of huggingface-hub leave it."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    folder = hub_cache.keep(tmp_path, hub.REPOSITORIES["14b"]["diffusers"], wan_folder, listing=False)
+    folder = hub_cache.keep(tmp_path, MODELS["14b"].sources["diffusers"].repository, wan_folder, listing=False)
     assert hub.on_disk("14b") == folder
     (folder / "text_encoder" / "model.safetensors").unlink()
     assert hub.on_disk("14b") is None
-    assert hub.look(hub.REPOSITORIES["14b"]["diffusers"]).folder == folder
+    assert hub.look(MODELS["14b"].sources["diffusers"].repository).folder == folder
     with pytest.raises(ModelError, match="text_encoder holds no") as caught:
         models.find("14b")
     assert "fpsgen models pull Wan-AI/Wan2.1-T2V-14B-Diffusers " in caught.value.hint
