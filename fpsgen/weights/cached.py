@@ -25,7 +25,7 @@ from fpsgen.printable import printable, readable
 from fpsgen.wan.config import OURS
 from fpsgen.weights import layout
 from fpsgen.weights.headers import UnreadableError, some
-from fpsgen.weights.layout import EXPERTS, PARTS, TOKENIZER_FILES, TOKENIZERS, Checkpoint
+from fpsgen.weights.layout import EXPERTS, PARTS, TOKENIZER_FILES, TOKENIZERS, VAE_2_2, Checkpoint
 
 ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 _ORIGINAL = ("", *(f"{name}/" for name in EXPERTS.values()))  # where a transformer lies in the original format
@@ -35,7 +35,7 @@ NEEDED = [
     "model_index.json",
     "scheduler/*.json",
     *(f"{part}/config.json" for part in PARTS),
-    *(part.file for part in PARTS.values() if part.file),
+    *(part.file for part in (*PARTS.values(), VAE_2_2) if part.file),
     *(f"{folder.as_posix()}/{name}" for folder in TOKENIZERS.values() for name in TOKENIZER_FILES),
     *(
         f"{stem}{ending}"

@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import WanPipeline
+from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import load_file, save_file
 
 from fpsgen.errors import ModelError
 from fpsgen.weights import keys, models
+from fpsgen.weights.cached import NEEDED
 from fpsgen.weights.convert import convert
 from fpsgen.weights.layout import recognise
 from fpsgen.weights.load import check, load_transformer, load_vae
@@ -85,3 +87,12 @@ def test_what_is_missing_is_its_own_vae(folders: dict[str, Path], tmp_path: Path
     (folder / "Wan2.2_VAE.pth").rename(folder / "Wan2.1_VAE.pth")
     with pytest.raises(ModelError, match=r"lacks Wan2\.2_VAE\.pth"):
         recognise(folder)
+
+
+@pytest.mark.parametrize("form", ["original", "diffusers"])
+def test_all_that_it_needs_is_fetched(folders: dict[str, Path], tmp_path: Path, form: str) -> None:
+    names = [file.relative_to(folders[form]).as_posix() for file in folders[form].rglob("*") if file.is_file()]
+    for name in filter_repo_objects(names, allow_patterns=NEEDED):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(folders[form] / name, tmp_path / name)
+    check(recognise(tmp_path))
