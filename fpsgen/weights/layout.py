@@ -301,7 +301,8 @@ def _original(folder: Path) -> Checkpoint:
         hint = f"a Wan2.2 model is two experts: {' and '.join(EXPERTS.values())}"
         raise ModelError(f"{printable(folder)} lacks {', '.join(absent)}", hint)
     homes, others = homes or {"transformer": folder}, {name: PARTS[name] for name in OTHERS}
-    if len(homes) > 1 or any(folder.glob("*.safetensors")):  # what they are comes first: beside a LoRA nothing lacks
+    files_here = [*folder.glob("*.safetensors"), *folder.glob("*.gguf")]
+    if len(homes) > 1 or files_here:  # what they are comes first: beside a LoRA nothing lacks
         for part, home in homes.items():
             shapes = config_of(_tensors(part, _original_transformer(home), len(homes) > 1))
             others |= {"vae": VAE_2_2} if shapes.time_per_token else {}

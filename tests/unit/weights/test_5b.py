@@ -17,6 +17,7 @@ from fpsgen.weights.cached import NEEDED
 from fpsgen.weights.convert import convert
 from fpsgen.weights.layout import recognise
 from fpsgen.weights.load import check, load_transformer, load_vae
+from tests.tools.quantised import write_gguf
 from tests.tools.wan_pipeline import make_plain_pipeline, save_original
 
 CPU = torch.device("cpu")
@@ -96,3 +97,14 @@ def test_all_that_it_needs_is_fetched(folders: dict[str, Path], tmp_path: Path, 
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(folders[form] / name, tmp_path / name)
     check(recognise(tmp_path))
+
+
+def test_its_transformer_in_gguf_beside_the_original_s_parts(folders: dict[str, Path], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(folders["original"], tmp_path / "5b"))
+    file = folder / "diffusion_pytorch_model.safetensors"
+    write_gguf(folder / "Wan2.2-TI2V-5B-Q8_0.gguf", load_file(file), "Q8_0")
+    file.unlink()
+    found = recognise(folder)
+    check(found)
+    assert found.kind == "5b"
+    assert found.transformer == [folder / "Wan2.2-TI2V-5B-Q8_0.gguf"]
