@@ -46,13 +46,13 @@ class Diffusers(VideoContender):
             return "it reads a checkpoint, and there is none"
         if self.plan.request.image:
             return "it makes videos of text alone here"
-        if model.checkpoint.format != "diffusers" or not (model.folder / "model_index.json").is_file():
-            return "it reads a checkpoint in Diffusers' format: `fpsgen models convert` makes one"
         found = dtypes(model.checkpoint)
         if packed := {each for part in NEEDED for each in found[part]} - {*FLOATS}:
-            return f"it reads no weights in {', '.join(sorted(packed))} with scales"
+            return f"it reads no weights in {', '.join(sorted(packed))} here"
         if model.config.gated:
             return "diffusers does not have the gates of its attention"
+        if model.checkpoint.format != "diffusers" or not (model.folder / "model_index.json").is_file():
+            return "it reads a checkpoint in Diffusers' format: `fpsgen models convert` makes one"
         if model.checkpoint.loras:
             return "it reads the checkpoint without the LoRAs"
         if guidance <= 1 < (self.settings.guidance_low or 1):

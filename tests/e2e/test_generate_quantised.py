@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
+from fpsgen.cli import app
 from fpsgen.weights import headers, models
 from tests.tools.calibration import Calibrator
 from tests.tools.cli import Runner, told
@@ -66,6 +68,14 @@ def test_check_says_what_types_there_are(state: State, tmp_path: Path) -> None:
     file.unlink()
     for model in (tmp_path / "mine.gguf", tmp_path):  # the folder's only transformer
         assert told(command("check", model, "--json"))["dtypes"]["transformer"] == ["F16", "F32", "Q4_K"]
+
+
+def test_diffusers_is_refused_for_the_numbers_that_no_conversion_changes(state: State, tmp_path: Path) -> None:
+    file = write(tmp_path / "mine.safetensors", DIALECTS["lightx2v"](state))
+    words = ["bench", "--model", str(file), "--preset", "fast", "--compare", "diffusers", "--res", "96x64"]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 2
+    assert "it reads no weights in F8_E4M3 here" in " ".join(result.output.split())
 
 
 def test_what_is_in_fp8_is_trained_in_more_bits(trainer: Trainer, eight_bit_pocket: Path) -> None:
