@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import fields, replace
 from pathlib import Path
 
-from fpsgen.errors import ModelError, option
+from fpsgen.errors import ModelError, option, reason
 from fpsgen.printable import printable
 from fpsgen.wan.config import WanConfig
 from fpsgen.weights import headers, hub, kinds, layout, shared
@@ -55,7 +55,9 @@ def _named(part: str, path: Path) -> Fields:
             raise ModelError(f"there is no {words} {printable(path)}", hint)
         return shared.in_file(part, path)
     except (OSError, RuntimeError, ValueError) as fault:
-        raise ModelError(f"{option(part)}: {printable(fault)}", hint=f"name the file of the {words}") from None
+        raise ModelError(
+            f"{option(part, str(path))}: {printable(reason(fault))}", hint=f"name the file of the {words}"
+        ) from None
     except ModelError as error:
         raise ModelError(f"{error}", hint) from None
 
@@ -151,7 +153,9 @@ def _experts(file: Path) -> tuple[Path, Path | None]:
     others = [place / name for place in places for name in names if place / name != file]
     if not any(map(_swapped, (file.name, file.parent.absolute().name))):
         return file, None  # whose kind says what it is
-    if other := next((other for other in others if other.is_file()), None) or _alike(names[:-1], places):
+    with headers.reading(others[0].parent):
+        other = next((other for other in others if other.is_file()), None) or _alike(names[:-1], places)
+    if other:
         noise = _found(file.name) or _found(file.parent.absolute().name)
         return (file, other) if noise == "high" else (other, file)
     told = f"{printable(file)} is one of the two experts of a Wan2.2 model: there is no {printable(others[0].name)}"

@@ -327,6 +327,8 @@ def _original(folder: Path) -> Checkpoint:
 
 def _original_transformer(folder: Path) -> list[Path]:
     """The transformer's files: by Wan-AI's names, or the only file, as in community checkpoints, whatever its name."""
+    with headers.reading(folder):
+        next(folder.iterdir(), None)  # a pattern finds nothing in a folder that may not be read
     if any(folder.glob("diffusion_pytorch_model*.safetensors*")):
         return shards(folder, PARTS["transformer"].stem)
     files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.gguf"))

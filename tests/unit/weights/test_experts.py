@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
@@ -87,6 +91,32 @@ def test_an_expert_that_is_absent_is_named(two: Path, form: str, which: int) -> 
     shutil.rmtree(two / homes(form)[which])
     with pytest.raises(ModelError, match=f"lacks {homes(form)[which]}$"):
         models.find(str(two))
+
+
+def lock(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody may look into a folder; permissions alone would not stop root."""
+
+    def locked(real: Callable[..., Any], itself: bool) -> Callable[..., Any]:
+        def call(path: Any = ".", *rest: Any, **more: Any) -> Any:
+            if isinstance(path, (str, Path)) and ((Path(path) == folder and itself) or folder in Path(path).parents):
+                raise PermissionError(errno.EACCES, "Permission denied", str(path))
+            return real(path, *rest, **more)
+
+        return call
+
+    for name in ("listdir", "scandir", "stat"):
+        monkeypatch.setattr(os, name, locked(getattr(os, name), name != "stat"))
+
+
+@pytest.mark.parametrize("named", [".", f"high_noise_model/{DIT}"])
+def test_an_expert_that_may_not_be_read_is_not_called_absent(
+    experts: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: str
+) -> None:
+    folder = Path(shutil.copytree(experts["original"], tmp_path / "two"))
+    lock(folder / "low_noise_model", monkeypatch)
+    with pytest.raises(ModelError, match="low_noise_model cannot be read: Permission denied") as refused:
+        models.find(str(folder / named))
+    assert refused.value.hint == "ask its owner for permission to read it"
 
 
 def test_an_index_that_says_two_is_believed(experts: dict[str, Path], tmp_path: Path) -> None:
