@@ -188,7 +188,8 @@ def _assembled(file: Path, own: Fields, given: Given) -> Checkpoint:
     """A transformer with the parts that were named, those beside it, and for what is nowhere there those in the hub's
     cache. own: the fields of a `Checkpoint` that the transformer gives."""
     config: WanConfig = own["config"]
-    fit, found, unfit = shared.fits(config), {**own}, None
+    fit, found = shared.fits(config), {**own}
+    unfit: dict[str, ModelError] = {}
     wanted = shared.needed(config)
     for part in wanted:
         if named := getattr(given, part):
@@ -201,7 +202,8 @@ def _assembled(file: Path, own: Fields, given: Given) -> Checkpoint:
                     told = f"{printable(candidate)} is the {PARTS[part].words} of another model"
                     raise ModelError(told, hint="take all parts from one model")
             except ModelError as error:
-                unfit = unfit or error
+                if _WAN.search(candidate.name):  # others lie there for other models
+                    unfit.setdefault(part, error)
                 continue
             found |= fields_of_part
             break
@@ -213,7 +215,8 @@ def _assembled(file: Path, own: Fields, given: Given) -> Checkpoint:
     for part in [part for part in wanted if part not in found]:
         found |= shared.found(part, config)
     if lacking := [part for part in (*wanted, "tokenizer") if part not in found]:
-        raise unfit or _missing(file, lacking, config)
+        why = filter(None, (_damaged(part, file) or unfit.get(part) for part in lacking))
+        raise next(why, None) or _missing(file, lacking, config)
     return Checkpoint("original", **found)
 
 
@@ -241,6 +244,17 @@ def _beside(part: str, file: Path) -> Iterator[Path]:
         for place in _BESIDE[part]:
             near += _weights(home / place, deep=True)
         yield from sorted(_of_kind(part, near), key=_order)
+
+
+def _damaged(part: str, file: Path) -> ModelError | None:
+    """What is wrong with a file in one of the part's own folders that cannot be read, and might be the part."""
+    for folder in (home / place for home in _homes(file) for place in _BESIDE.get(part, ())):
+        for near in _weights(folder, deep=True):
+            try:
+                headers.contents(near)
+            except ModelError as error:
+                return error
+    return None
 
 
 def _homes(file: Path) -> list[Path]:

@@ -176,6 +176,26 @@ def test_what_lacks_is_asked_for_by_name(comfy: Path, cache: Path) -> None:
     assert "text-encoder" not in hint
 
 
+@pytest.mark.parametrize("name", ["vae/wan_2.1_vae.safetensors", "text_encoders/umt5_xxl_fp16.safetensors"])
+def test_a_part_that_is_cut_is_not_called_absent(comfy: Path, name: str) -> None:
+    (comfy / "text_encoders" / "t5xxl_fp16.safetensors").unlink()
+    (comfy / name).write_bytes((comfy / name).read_bytes()[:-100])
+    with pytest.raises(ModelError, match=rf"{Path(name).name} is damaged: it ends after"):
+        models.find(str(comfy / FILE))
+
+
+def test_parts_of_others_are_no_reason_where_the_vae_lacks(comfy: Path, cache: Path, tmp_path: Path) -> None:
+    """A T5 and the VAE of an image model lie there; the text encoder comes from the cache."""
+    (tmp_path / "whole").mkdir()
+    (comfy / "vae" / "qwen_image_vae.safetensors").unlink()
+    (comfy / "vae" / "wan_2.1_vae.safetensors").unlink()
+    torch.save(load_file(comfy / "text_encoders" / "umt5_xxl_fp16.safetensors"), tmp_path / "whole" / T5)
+    (comfy / "text_encoders" / "umt5_xxl_fp16.safetensors").unlink()
+    hub_cache.keep(cache, "Wan-AI/Wan2.1-T2V-14B", tmp_path / "whole")
+    with pytest.raises(ModelError, match="its VAE is neither beside it"):
+        models.find(str(comfy / FILE))
+
+
 def test_two_transformers_are_listed(comfy: Path) -> None:
     shutil.copy(comfy / FILE, comfy / "diffusion_models" / "another.safetensors")
     save_file({"double_blocks.0.x": torch.zeros(1)}, comfy / "diffusion_models" / "flux.safetensors")  # no Wan
