@@ -29,6 +29,7 @@ _ROOTS = ("", "models", "split_files")  # where a folder that people name has th
 _SUFFIXES = (".safetensors", ".gguf")
 _NOISE = (re.compile(r"(high|low)(?=[-_. ]?noise)", re.I), re.compile(r"(?<![a-z])(high|low)(?![a-z])", re.I))
 _BETWEEN = re.compile(r"[-_. ]+")
+_DATE = re.compile(r"-\d{4}(\d\d)?(?=-(safetensors|gguf)$)")  # of a name whose words are joined by hyphens
 _WAN = re.compile(r"wan|umt5", re.I)
 _OTHERS_VAE = re.compile(r"qwen", re.I)  # of Wan's very shapes
 
@@ -163,10 +164,15 @@ def _experts(file: Path) -> tuple[Path, Path | None]:
 
 
 def _alike(names: list[str], places: list[Path]) -> Path | None:
-    """The file of one of these names but for what stands between words: Kijai's are T2V-A14B_HIGH and T2V-A14B-LOW."""
+    """The file of one of these names but for what stands between words: Kijai's are T2V-A14B_HIGH and T2V-A14B-LOW. Or
+    but for a date at the end, if only one is: LightX2V's newer high-noise expert ends in _1030, the low-noise one in
+    none."""
     wanted = {_BETWEEN.sub("-", name).lower() for name in names}
-    near = (file for place in places for file in _weights(place))
-    return next((file for file in near if _BETWEEN.sub("-", file.name).lower() in wanted), None)
+    near = [(file, _BETWEEN.sub("-", file.name).lower()) for place in places for file in _weights(place)]
+    alike = [file for file, name in near if name in wanted]
+    undated = {_DATE.sub("", name) for name in wanted}
+    dated = [file for file, name in near if _DATE.sub("", name) in undated]
+    return alike[0] if alike else dated[0] if len(dated) == 1 else None
 
 
 def _found(name: str) -> str:

@@ -246,6 +246,21 @@ def test_two_experts_whose_names_are_written_in_two_ways(comfy: Path) -> None:
         assert (found.transformer, found.transformer_2) == ([high], [low])
 
 
+def test_a_newer_expert_has_a_date_at_its_end(comfy: Path) -> None:
+    """As lightx2v/Wan2.2-Distill-Models has them; of several dates none is guessed."""
+    place, state = comfy / "diffusion_models", load_file(comfy / FILE)
+    names = ("high_noise_lightx2v_4step_1030", "low_noise_lightx2v_4step")
+    high, low = (place / f"wan2.2_i2v_A14b_{name}.safetensors" for name in names)
+    for file in (high, low):
+        save_file(state, file)
+    for name in (high, low):
+        found = models.find(str(name)).checkpoint
+        assert (found.transformer, found.transformer_2) == ([high], [low])
+    save_file(state, place / "wan2.2_i2v_A14b_high_noise_lightx2v_4step_260412.safetensors")
+    with pytest.raises(ModelError, match=r"there is no wan2\.2_i2v_A14b_high_noise_lightx2v_4step\.safetensors"):
+        models.find(str(low))
+
+
 def test_experts_of_two_models_are_refused(comfy: Path) -> None:
     high, low = (comfy / "diffusion_models" / name for name in PAIRS[0])
     state = load_file(comfy / FILE)
