@@ -27,7 +27,11 @@ _TRANSFORMERS = ("diffusion_models", "unet")
 _BESIDE = {"text_encoder": ("text_encoders", "clip"), "vae": ("vae",), "image_encoder": ("clip_vision",)}
 _ROOTS = ("", "models", "split_files")  # where a folder that people name has these
 _SUFFIXES = (".safetensors", ".gguf")
-_NOISE = (re.compile(r"(high|low)(?=[-_. ]?noise)", re.I), re.compile(r"(?<![a-z])(high|low)(?![a-z])", re.I))
+_NOISE = (
+    re.compile(r"(high|low)(?=[-_. ]?noise)", re.I),
+    re.compile(r"(?<![a-z])(high|low)(?![a-z])", re.I),
+    re.compile(r"(?<=[a-z])(High|Low)(?![a-z])"),
+)
 _BETWEEN = re.compile(r"[-_. ]+")
 _DATE = re.compile(r"-\d{4}(\d\d)?(?=-(safetensors|gguf)$)")  # of a name whose words are joined by hyphens
 _WAN = re.compile(r"wan|umt5", re.I)

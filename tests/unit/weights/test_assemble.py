@@ -210,6 +210,7 @@ PAIRS = [
     ("Wan2.2-T2V-A14B-HighNoise.safetensors", "Wan2.2-T2V-A14B-LowNoise.safetensors"),
     ("high_noise/wan2.2.safetensors", "low_noise/wan2.2.safetensors"),
     ("flow_high_noise_model.safetensors", "flow_low_noise_model.safetensors"),
+    ("smoothMixWan22_t2vHigh.safetensors", "smoothMixWan22_t2vLow.safetensors"),
 ]
 
 
