@@ -24,6 +24,7 @@ _NUMBERS = (*FLOATS, "F64", "I64", "I32", "I16", "I8", "U8")  # what an alpha ma
 _NOT_FLOATS = f"neither {', '.join(FLOATS[:-1])} nor {FLOATS[-1]}"
 _NAMES = {WAN_1_3B.dim: "1.3b", WAN_5B.dim: "5b", WAN_14B.dim: "14b"}  # of models, by width
 _HINT = "use a LoRA that was made for this model"
+_LARGEST_ALPHA = 1e9  # ranks are below 1e4
 
 
 class Change(NamedTuple):
@@ -179,6 +180,9 @@ def _usual_alpha(contents: Contents, low: bool) -> float | None:
         says = f"{printable(contents.file)} was trained with {' and '.join(odd)}, and fpsgen merges plain LoRAs only"
         raise ModelError(says, hint="use a LoRA that was trained without")
     alpha = told.get("lora_alpha")
-    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
+    if alpha is None:
         return None
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not abs(alpha) < _LARGEST_ALPHA:
+        says = f"{printable(contents.file)} says lora_alpha = {printable(repr(alpha), 60)}, which cannot be"
+        raise ModelError(says, hint="fetch the file again")
     return float(alpha)

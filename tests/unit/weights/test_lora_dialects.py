@@ -230,6 +230,15 @@ def test_alpha_may_stand_in_the_metadata_or_beside_the_file(
     check_same(merged(model, tmp_path / "other.safetensors", state), wanted(model, pairs, 1.0))
 
 
+@pytest.mark.parametrize("alpha", [10**400, float("inf"), float("nan"), "8", True])
+def test_an_alpha_that_cannot_be_is_refused(
+    model: Model, pairs: dict[str, tuple[Tensor, Tensor]], tmp_path: Path, alpha: object
+) -> None:
+    told = {"lora_adapter_metadata": json.dumps({"transformer.lora_alpha": alpha})}
+    with pytest.raises(ModelError, match=r"says lora_alpha = .*, which cannot be"):
+        merged(model, tmp_path / "a.safetensors", in_dialect(pairs, "Diffusers"), metadata=told)
+
+
 def experts(model: Model) -> Model:
     """A model of two transformers."""
     return replace(model, checkpoint=replace(model.checkpoint, transformer_2=model.checkpoint.transformer))
