@@ -47,12 +47,15 @@ class Diffusers(VideoContender):
         if self.plan.request.image:
             return "it makes videos of text alone here"
         found = dtypes(model.checkpoint)
-        if packed := {each for part in NEEDED for each in found[part]} - {*FLOATS}:
+        if packed := {each for part in {*NEEDED, *EXPERTS} & found.keys() for each in found[part]} - {*FLOATS}:
             return f"it reads no weights in {', '.join(sorted(packed))} here"
         if model.config.gated:
             return "diffusers does not have the gates of its attention"
         if model.checkpoint.format != "diffusers" or not (model.folder / "model_index.json").is_file():
             return "it reads a checkpoint in Diffusers' format: `fpsgen models convert` makes one"
+        files = (file for part in model.checkpoint.parts for file in getattr(model.checkpoint, part))
+        if any(model.folder not in file.parents for file in files):
+            return "it reads the model's own parts, not those that are named"
         if model.checkpoint.loras:
             return "it reads the checkpoint without the LoRAs"
         if guidance <= 1 < (self.settings.guidance_low or 1):

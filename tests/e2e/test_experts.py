@@ -31,6 +31,8 @@ from fpsgen.settings import Settings
 from fpsgen.target import Target
 from fpsgen.wan import sizes
 from fpsgen.weights import load, models
+from fpsgen.weights.known import Given
+from tests.tools import quantised
 from tests.tools.cli import invoke, told
 
 CPU = torch.device("cpu")
@@ -300,6 +302,17 @@ def test_diffusers_in_the_bench_has_the_same_boundary_and_guidance(experts: dict
     assert contender.refusal() is None
     high_alone = resolve(request(replace(own, guidance=1.0)), model, TARGET)
     assert "low-noise expert alone" in (by_diffusers.Diffusers("diffusers", high_alone).refusal() or "")
+
+
+def test_diffusers_is_refused_where_it_would_read_something_else(experts: dict[str, Path], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(experts["diffusers"], tmp_path / "mixed"))
+    file = folder / "transformer_2" / "diffusion_pytorch_model.safetensors"
+    save_file(quantised.split(load_file(file), torch.float8_e4m3fn, True, "weight_scale"), file)
+    plan = resolve(request(OWN), models.find(str(folder)), TARGET)
+    assert by_diffusers.Diffusers("diffusers", plan).refusal() == "it reads no weights in F8_E4M3 here"
+    named = models.find(str(experts["diffusers"]), Given(vae=experts["original"] / "Wan2.1_VAE.pth"))
+    other = by_diffusers.Diffusers("diffusers", resolve(request(OWN), named, TARGET))
+    assert other.refusal() == "it reads the model's own parts, not those that are named"
 
 
 def test_training_refuses_two_experts(experts: dict[str, Path], tmp_path: Path) -> None:
