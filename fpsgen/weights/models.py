@@ -260,6 +260,7 @@ def open_file(file: Path, name: str = "", parts: Given = NOTHING) -> Model:
 
 def _called(folder: Path) -> str:
     """A folder's name, in the hub's cache the repository's; and what a Diffusers folder calls its pipeline."""
+    folder = folder.absolute()
     name = folder.parents[1].name if folder.parent.name == "snapshots" else folder.name
     return f"{name} {layout.check_index(folder).get('_class_name', '')}"
 
@@ -278,7 +279,7 @@ def _defaults(checkpoint: Checkpoint, name: str, called: str) -> Settings:
     them."""
     label = headers.contents(checkpoint.transformer[0]).label
     known = MODELS.get(name.lower())  # whose names are ours, and would be read as somebody's
-    return _defaults_by_label(checkpoint, name, f"{known.label if known else name} {called} {label}")
+    return _defaults_by_label(checkpoint, name, f"{known.label if known else ''} {called} {label}")
 
 
 def _defaults_by_label(checkpoint: Checkpoint, name: str, label: str) -> Settings:

@@ -61,6 +61,18 @@ def test_a_folder_by_its_name_and_a_file_by_its_own(both_formats: dict[str, Path
     assert models.find(str(named)).defaults.solver == "turbowan"
 
 
+def test_the_folders_around_it_say_nothing(
+    both_formats: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    around = tmp_path / "LightX2V" / "models"
+    for form, folder in both_formats.items():
+        shutil.copytree(folder, around / form)
+        assert models.find(str(around / form)).defaults == DEFAULTS["1.3b"]
+    shutil.copytree(both_formats["original"], tmp_path / "FastWan")
+    monkeypatch.chdir(tmp_path / "FastWan")
+    assert models.find(".").defaults.solver == "fastwan"
+
+
 @pytest.mark.parametrize("form", ["original", "diffusers"])
 def test_what_is_written_of_it_says_so_itself(both_formats: dict[str, Path], tmp_path: Path, form: str) -> None:
     shutil.copytree(both_formats[form], folder := tmp_path / "TurboWan")
