@@ -59,17 +59,21 @@ def fold(tensors: Mapping[str, Header], told: Mapping[str, Mapping[str, Any]]) -
     found = {name: header for name, header in tensors.items() if not is_passed_over(name)}
     if fault := _unread(found, told):
         return found, fault
-    lost, misshapen = [], []
+    lost, misshapen, twice = [], [], []
     for name in [name for name in found if _SCALE.fullmatch(name)]:
         scale, weight = found.pop(name), name.rpartition(".")[0] + ".weight"
         if weight not in found or found[weight].dtype not in EIGHT_BITS:
             lost.append(name)
+        elif found[weight].scale:
+            twice.append(f"{name} and {found[weight].scale}")
         elif not _fits(scale, found[weight]):
             misshapen.append(f"{name} {list(scale.shape)} for {list(found[weight].shape)}")
         else:
             found[weight] = replace(found[weight], scale=name)
     if lost:
         return found, f"has scales of no 8-bit weight, {len(lost)} in all: {some(lost)}"
+    if twice:
+        return found, f"has two scales of a weight, {len(twice)} in all: {some(twice)}"
     if misshapen:
         return (
             found,

@@ -69,6 +69,7 @@ def put(**tensors: torch.Tensor) -> Change:
         ("lightx2v", lambda s: s.pop(f"{OUT}.weight"), f"has scales of no 8-bit weight, 1 in all: {OUT}.weight_scale"),
         ("lightx2v", put(weight=torch.zeros(64, 128).to(FP8), weight_scale=torch.ones(64)), "1 of another shape"),
         ("lightx2v", put(weight_scale=torch.ones(128, 8).to(FP8)), "one scale for every few numbers"),
+        ("lightx2v", put(scale_weight=torch.ones(())), f"has two scales of a weight, 1 in all: {Q}."),
         ("lightx2v", put(weight_scale_2=torch.ones(())), "holds weights in 4 bits (NVFP4)"),
         ("lightx2v", put(weight_scale_inv=torch.ones(1, 1)), f"1 unexpected: {Q}.weight_scale_inv"),
         ("comfy", put(comfy_quant=note(format="nvfp4")), "holds weights in nvfp4"),
