@@ -30,6 +30,7 @@ def prepare(
     prompts: Path | None = None,
     count: int | None = None,
     teacher: int | None = None,
+    lora: list[str] | None = None,
     videos: Path | None = None,
     res: str | None = None,
     frames: int | None = None,
@@ -56,7 +57,11 @@ def prepare(
         raise UsageError(told, hint="give --from-model with --prompts FILE, or --videos DIR")
     if from_model and prompts is None:
         raise UsageError("--from-model needs prompts", hint="add --prompts FILE, with one prompt on each line")
-    own = {"prompts": prompts, "count": count, "teacher": teacher, "steps": steps, "guidance": guidance, "shift": shift}
+    own = {"prompts": prompts, "count": count, "teacher": teacher, "lora": lora, "steps": steps, "guidance": guidance}
+    own |= {"shift": shift}
+    if teacher and lora:
+        told = "--teacher keeps velocities for a model without LoRAs, and --lora makes clips with them"
+        raise UsageError(told, hint="leave one of them out")
     if not from_model and (given := [name for name, value in (own | {"seed": seed}).items() if value is not None]):
         told = f"--{given[0]} says how the model makes clips, and --videos brings its own"
         raise UsageError(told, hint=f"leave --{given[0]} out, or use --from-model")
@@ -71,11 +76,12 @@ def prepare(
     found = clips.find(options.expand(videos)) if videos is not None else []
     chosen.check_device(device)
     out.loading()
+    loras = chosen.find_loras(lora)
     named = chosen.find_model(model, parts)
     assert named is not None
     chosen.check_trains(named)
     if from_model:
-        chosen.tell_few_steps(named, out, "")
+        named = chosen.with_loras(named, loras, out)
     settings = chosen.settings_of(named, size, frames=frames, steps=steps, guidance=guidance, shift=shift)
     settings.check()
     target = chosen.find_target(device, dtype)

@@ -49,6 +49,7 @@ class Preparation:
         own, checkpoint, device, dtype = self.settings, self.model.checkpoint, self.target.device, self.target.dtype
         made = {name: getattr(own, name) for name in SAMPLING}
         made |= {"teacher": teacher, "weights": load.identity(checkpoint, "transformer"), "dtype": str(dtype)}
+        made |= {"loras": [each.as_dict() for each in checkpoint.loras]} if checkpoint.loras else {}
         writer = DataWriter(self.folder, index_of(self.model, own, **made))
         wanted = [Origin(prompts[i % len(prompts)], next_seed(seed, i)) for i in range(count)]
         there = writer.index.origins

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from fpsgen import pipeline
 from fpsgen.train import data
@@ -105,6 +106,23 @@ def test_wrong_options(pocket_folder: Path, loads: list[str], args: tuple[str, .
     Path("empty.txt").write_text("# nothing\n")
     refused(pocket_folder, *args)
     assert not Path("data").exists()
+
+
+def test_clips_of_a_model_with_a_lora(pocket_folder: Path) -> None:
+    pairs = {
+        f"diffusion_model.blocks.0.self_attn.q.lora_{half}.weight": 0.3 * torch.ones(shape)
+        for half, shape in (("A", (2, 64)), ("B", (64, 2)))
+    }
+    save_file(pairs, "style.safetensors")
+    words = (pocket_folder, "--from-model", "--prompts", "prompts.txt", "--count", "1")
+    for folder, more in (("plain", ()), ("styled", ("--lora", "style.safetensors:0.5"))):
+        assert prepare(*words, "-o", folder, *more).exit_code == 0
+    plain, styled = Data.open(Path("plain")), Data.open(Path("styled"))
+    assert not plain.sample(0).latents.equal(styled.sample(0).latents)
+    assert [each["scale"] for each in styled.index.made["loras"]] == [0.5]
+    assert "holds data of another run: loras" in refused(*words, "-o", "plain", "--lora", "style.safetensors")
+    told = refused(*words, "-o", "more", "--lora", "style.safetensors", "--teacher", "1")
+    assert "leave one of them out" in told
 
 
 def test_other_steps_than_a_model_for_few_steps_has(wan_folder: Path, loads: list[str]) -> None:
