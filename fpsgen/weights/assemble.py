@@ -153,15 +153,16 @@ def _experts(file: Path) -> tuple[Path, Path | None]:
     contents = headers.contents(file)
     if not (contents.is_whole and kinds.kind_of(contents).expert):
         return file, None
-    places = [file.parent, *(file.parent.with_name(name) for name in _swapped(file.parent.absolute().name))]
+    home = file.parent.absolute()
+    places = [file.parent, *(home.with_name(name) for name in _swapped(home.name))]
     names = [*_swapped(file.name), file.name]
     others = [place / name for place in places for name in names if place / name != file]
-    if not any(map(_swapped, (file.name, file.parent.absolute().name))):
+    if not any(map(_swapped, (file.name, home.name))):
         return file, None  # whose kind says what it is
     with headers.reading(others[0].parent):
         other = next((other for other in others if other.is_file()), None) or _alike(names[:-1], places)
     if other:
-        noise = _found(file.name) or _found(file.parent.absolute().name)
+        noise = _found(file.name) or _found(home.name)
         return (file, other) if noise == "high" else (other, file)
     told = f"{printable(file)} is one of the two experts of a Wan2.2 model: there is no {printable(others[0].name)}"
     raise ModelError(told, hint=f"put the other expert's file into {shlex.quote(printable(others[0].parent))}")

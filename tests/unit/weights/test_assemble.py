@@ -236,6 +236,19 @@ def test_two_experts_are_one_model(comfy: Path, high: str, low: str) -> None:
         assert "other expert's file" in (caught.value.hint or "")
 
 
+def test_an_expert_in_the_current_folder_finds_the_other_one(comfy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """QuantStack's GGUF files lie so."""
+    state, place = load_file(comfy / FILE), comfy / "diffusion_models"
+    files = [place / f"{noise}Noise" / f"Wan2.2-T2V-A14B-{noise}Noise.safetensors" for noise in ("High", "Low")]
+    for file in files:
+        file.parent.mkdir()
+        save_file(state, file)
+    for file in files:
+        monkeypatch.chdir(file.parent)
+        found = models.find(file.name).checkpoint
+        assert [found.transformer[0].resolve(), found.transformer_2[0].resolve()] == files
+
+
 def test_two_experts_whose_names_are_written_in_two_ways(comfy: Path) -> None:
     """As Kijai/WanVideo_comfy_fp8_scaled has them."""
     place, state = comfy / "diffusion_models", load_file(comfy / FILE)
