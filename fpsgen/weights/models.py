@@ -252,6 +252,7 @@ def open_folder(folder: Path, name: str, parts: Given = NOTHING) -> Model:
 
 def open_file(file: Path, name: str = "", parts: Given = NOTHING) -> Model:
     """A transformer in a file of its own, with parts that lie elsewhere; ModelError as `assemble.of_file`."""
+    file = file.absolute()  # the folders around it say what it is a part of
     checkpoint = assemble.of_file(file, parts)
     whole = _called(file.parent.parent) if file.parent.name in (*EXPERTS, *EXPERTS.values()) else ""
     defaults = _defaults(checkpoint, name or file.name, f"{file.name} {whole}")

@@ -86,6 +86,16 @@ def test_half_a_model_is_refused_and_the_whole_is_named(two: Path, form: str, wh
         assert models.find(str(half / DIT)).checkpoint.transformer_2 == [two / homes(form)[1] / DIT]
 
 
+def test_a_file_in_the_current_folder_is_a_part_as_well(
+    experts: dict[str, Path], both_formats: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(experts["diffusers"] / "transformer_2")
+    with pytest.raises(ModelError, match="half a model"):
+        models.find(DIT)
+    monkeypatch.chdir(both_formats["diffusers"] / "transformer")
+    assert models.find(DIT).checkpoint == layout.recognise(both_formats["diffusers"])
+
+
 @pytest.mark.parametrize("which", [0, 1])
 def test_an_expert_that_is_absent_is_named(two: Path, form: str, which: int) -> None:
     shutil.rmtree(two / homes(form)[which])
