@@ -82,7 +82,9 @@ def test_what_is_no_number_of_steps_is_refused(bench: Bench, loads: list[str], n
 def test_clips_with_fewer_steps_are_kept(quality: Quality, monkeypatch: pytest.MonkeyPatch) -> None:
     steps: list[int] = []
     real = Denoiser.run
-    monkeypatch.setattr(Denoiser, "run", lambda own, *given: (steps.append(own.settings.steps), real(own, *given))[1])
+    monkeypatch.setattr(
+        Denoiser, "run", lambda own, *given, **named: (steps.append(own.settings.steps), real(own, *given, **named))[1]
+    )
     record = quality.record("--compare", "steps:2", "--steps", 3)
     ours, bf16, fewer = record["contenders"]
     assert (record["reference"], fewer["name"], fewer["steps"]) == ("bf16", "steps:2", 2)

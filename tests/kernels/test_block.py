@@ -56,7 +56,7 @@ def layer() -> tuple[Block, tuple]:
 def test_a_block_through_the_sources_is_the_emulator_s(
     layer: tuple[Block, tuple], plan: AttentionPlan, branches: int
 ) -> None:
-    block, (x, modulation, key_value, rope, dense, _) = layer
+    block, (x, modulation, key_value, rope, dense, *_) = layer
     rope = rope[dense.tiles.order][plan.tiles.inverse]
     x = x[:branches, dense.tiles.order][:, plan.tiles.inverse]
     modulation, key_value = modulation[:branches], tuple(of_text[:branches] for of_text in key_value)
@@ -79,7 +79,7 @@ def test_a_block_through_the_sources_is_the_emulator_s(
 def test_between_products_a_block_is_pytorch_s(layer: tuple[Block, tuple], linear: Linears) -> None:
     """In bfloat16, with dense attention. A last bit of an input that is another one moves what products make of it, and
     a code of 8 bits: both by less than bfloat16 and 8 bits do."""
-    _, (x, modulation, key_value, rope, dense, _) = layer
+    _, (x, modulation, key_value, rope, dense, *_) = layer
     x, modulation, key_value = x[:1], modulation[:1], tuple(of_text[:1].bfloat16() for of_text in key_value)
     half = load_transformer(models.find(models.POCKET).checkpoint, CPU, torch.bfloat16)
     block = list(half.layers())[LAYER]
