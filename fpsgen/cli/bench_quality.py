@@ -30,6 +30,7 @@ from fpsgen.report.quality import tables
 from fpsgen.report.words import asked, counted
 from fpsgen.seeds import check_seed
 from fpsgen.settings import check_settings
+from fpsgen.solvers import SolverName
 from fpsgen.wan import sizes
 from fpsgen.weights.known import NOTHING, Given
 
@@ -59,6 +60,7 @@ def quality(
     guidance: float | None = None,
     guidance_low: float | None = None,
     shift: float | None = None,
+    solver: SolverName | None = None,
     seed: int = FIRST_SEED,
     output: Path | None = None,
     report: Path | None = None,
@@ -82,7 +84,7 @@ def quality(
     """
     out = Output(json, verbose)
     size = sizes.parse_resolution(res) if res is not None else None
-    check_settings(frames, steps, guidance, shift, guidance_low=guidance_low)
+    check_settings(frames, steps, guidance, shift, solver, guidance_low=guidance_low)
     check_seed(seed)
     names = options.several("--compare", compare) or ["bf16"]
     own = read_prompts(prompts) if prompts is not None else None
@@ -98,10 +100,17 @@ def quality(
     loras = find_loras(lora)
     named = find_model(model, parts)
     target = find_target(device, dtype)
-    chosen = with_loras(named or choose_model(size, target.device, out, parts=parts), loras, out)
+    chosen = with_loras(named or choose_model(size, target.device, out, parts=parts), loras, out, solver)
     check_of_text(chosen, "bench quality")
     settings = settings_of(
-        chosen, size, frames=frames, steps=steps, guidance=guidance, guidance_low=guidance_low, shift=shift
+        chosen,
+        size,
+        frames=frames,
+        steps=steps,
+        guidance=guidance,
+        guidance_low=guidance_low,
+        shift=shift,
+        solver=solver,
     )
     from fpsgen.bench import lineup
     from fpsgen.bench.quality import QualityJob, run

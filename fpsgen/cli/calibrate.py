@@ -21,7 +21,7 @@ from fpsgen.printable import printable, readable
 from fpsgen.report.words import counted
 from fpsgen.seeds import check_seed
 from fpsgen.settings import check_settings
-from fpsgen.solvers import FEW_STEPS
+from fpsgen.solvers import FEW_STEPS, SolverName
 from fpsgen.tables import Column, Table
 from fpsgen.wan import sizes
 from fpsgen.weights.known import NOTHING, Given
@@ -62,6 +62,7 @@ def calibrate(
     guidance: float | None = None,
     guidance_low: float | None = None,
     shift: float | None = None,
+    solver: SolverName | None = None,
     prompts: Path | None = None,
     clips: int | None = None,
     checks: int | None = None,
@@ -83,7 +84,7 @@ def calibrate(
     """
     out = Output(json, verbose)
     size = sizes.parse_resolution(res) if res is not None else None
-    check_settings(frames, steps, guidance, shift, guidance_low=guidance_low)
+    check_settings(frames, steps, guidance, shift, solver, guidance_low=guidance_low)
     check_seed(seed)
     budget = budget_of(min_psnr, max_error, target_cost)
     which = choices_of(choose)
@@ -96,10 +97,17 @@ def calibrate(
     loras = chosen.find_loras(lora)
     named = chosen.find_model(model, parts, may_be_absent=dry_run)
     target = chosen.find_target(device, dtype)  # which imports torch: so far, whatever cannot be is told at once
-    found = chosen.with_loras(named or chosen.choose_model(size, target.device, out, parts=parts), loras, out)
+    found = chosen.with_loras(named or chosen.choose_model(size, target.device, out, parts=parts), loras, out, solver)
     chosen.check_of_text(found, "calibration")
     settings = chosen.settings_of(
-        found, size, frames=frames, steps=steps, guidance=guidance, guidance_low=guidance_low, shift=shift
+        found,
+        size,
+        frames=frames,
+        steps=steps,
+        guidance=guidance,
+        guidance_low=guidance_low,
+        shift=shift,
+        solver=solver,
     )
     settings.check()
     if output is None:

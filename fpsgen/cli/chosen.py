@@ -133,9 +133,9 @@ def find_loras(given: Sequence[str] | None) -> list[Lora]:
     return [lora.find(own) for own in given or ()]
 
 
-def with_loras(model: Model, loras: Sequence[Lora], out: Output, solver: str | None = "") -> Model:
+def with_loras(model: Model, loras: Sequence[Lora], out: Output, solver: str | None) -> Model:
     """The model with them, and what the user should know of it. solver: the one that was given, None where there was
-    none, empty for a command that leaves no choice."""
+    none."""
     from fpsgen.weights import few_steps
 
     found = model.with_loras(loras)
@@ -168,8 +168,8 @@ def tell_few_steps(model: Model, out: Output, solver: str | None) -> None:
         return
     loras = [own.file.name for own in model.checkpoint.loras if few_steps.solver_of(own.called) == used]
     told = f"{printable(loras[0] if loras else model.name)} was made for {len(FEW_STEPS[used].points)} steps"
-    told = f"{told} without guidance: the solver {used} is used"
-    out.note(told if solver is not None else f"{told}; --solver {model.defaults_by('unipc').solver} ignores this")
+    usual = model.defaults_by("unipc").solver
+    out.note(f"{told} without guidance: the solver {used} is used; --solver {usual} ignores this")
 
 
 def fit(model: Model, size: Size | None, out: Output, **given: Any) -> tuple[Settings, Size | None]:

@@ -13,6 +13,7 @@ from fpsgen.printable import printable
 from fpsgen.report.words import counted
 from fpsgen.seeds import check_seed
 from fpsgen.settings import check_settings
+from fpsgen.solvers import SolverName
 from fpsgen.wan import sizes
 from fpsgen.weights.known import NOTHING, Given
 
@@ -37,6 +38,7 @@ def prepare(
     steps: int | None = None,
     guidance: float | None = None,
     shift: float | None = None,
+    solver: SolverName | None = None,
     seed: int | None = None,
     device: str | None = None,
     dtype: chosen.Dtype | None = None,
@@ -57,8 +59,15 @@ def prepare(
         raise UsageError(told, hint="give --from-model with --prompts FILE, or --videos DIR")
     if from_model and prompts is None:
         raise UsageError("--from-model needs prompts", hint="add --prompts FILE, with one prompt on each line")
-    own = {"prompts": prompts, "count": count, "teacher": teacher, "lora": lora, "steps": steps, "guidance": guidance}
-    own |= {"shift": shift}
+    own: dict[str, object] = {
+        "prompts": prompts,
+        "count": count,
+        "teacher": teacher,
+        "lora": lora,
+        "steps": steps,
+        "guidance": guidance,
+    }
+    own |= {"shift": shift, "solver": solver}
     if teacher and lora:
         told = "--teacher keeps velocities for a model without LoRAs, and --lora makes clips with them"
         raise UsageError(told, hint="leave one of them out")
@@ -66,7 +75,7 @@ def prepare(
         told = f"--{given[0]} says how the model makes clips, and --videos brings its own"
         raise UsageError(told, hint=f"leave --{given[0]} out, or use --from-model")
     size = sizes.parse_resolution(res) if res is not None else None
-    check_settings(frames, steps, guidance, shift)
+    check_settings(frames, steps, guidance, shift, solver)
     check_seed(seed or 0)
     lines = read_prompts(prompts) if prompts is not None else ()
     if prompts is not None and not lines:
@@ -81,8 +90,10 @@ def prepare(
     assert named is not None
     chosen.check_trains(named)
     if from_model:
-        named = chosen.with_loras(named, loras, out)
-    settings = chosen.settings_of(named, size, frames=frames, steps=steps, guidance=guidance, shift=shift)
+        named = chosen.with_loras(named, loras, out, solver)
+    settings = chosen.settings_of(
+        named, size, frames=frames, steps=steps, guidance=guidance, shift=shift, solver=solver
+    )
     settings.check()
     target = chosen.find_target(device, dtype)
     from fpsgen.train.prepare import Preparation

@@ -85,6 +85,8 @@ def test_calibration_of_steps_that_add_noise(
     made = invoke("a cat", *options)
     assert made.exit_code == 0, made.output
     assert "measured with" not in made.stderr
+    otherwise = calibrator("--lora", noisy, "--solver", "euler", "--dry-run", "--json", steps=None)
+    assert told(otherwise, "calibrate --dry-run")["steps"] == 2
     refused = calibrator.refused("--lora", noisy, "--choose", "attention,compute", steps=None)
     assert "the solver fastwan adds noise between steps" in refused
 
@@ -95,3 +97,5 @@ def test_bench_quality_measures_the_merged_model(quality: Quality, style: Path, 
     assert record["model"] == "pocket v0 with FastWan.safetensors"
     assert record["loras"] == recorded(noisy, 1)
     assert (record["video"]["solver"], record["video"]["steps"], record["video"]["guidance"]) == ("fastwan", 3, 1)
+    otherwise = quality.record("--lora", noisy, "--solver", "euler", "--steps", 1, seeds=1)
+    assert (otherwise["video"]["solver"], otherwise["video"]["steps"]) == ("euler", 1)

@@ -129,7 +129,28 @@ def test_other_steps_than_a_model_for_few_steps_has(wan_folder: Path, loads: lis
     Path("lightx2v-4step").symlink_to(wan_folder)
     told = refused("lightx2v-4step", "--from-model", "--prompts", "prompts.txt", "--steps", "2", "-o", "data")
     assert "--steps 2: the solver lightx2v has 4 steps" in told
+    assert "another --solver" in told
     assert not loads
+
+
+def test_a_solver_that_is_named(wan_folder: Path) -> None:
+    Path("lightx2v-4step").symlink_to(wan_folder)
+    words = (
+        "lightx2v-4step",
+        "--from-model",
+        "--prompts",
+        "prompts.txt",
+        "--count",
+        "1",
+        "--res",
+        "48x32",
+        "--frames",
+        "1",
+    )
+    result = prepare(*words, "--solver", "euler", "--steps", "2", "-o", "data")
+    assert result.exit_code == 0, result.output
+    assert "lightx2v is used" not in result.output
+    assert Data.open(Path("data")).index.sampling["solver"] == "euler"
 
 
 def test_folders_that_cannot_be_written(pocket_folder: Path, loads: list[str]) -> None:
