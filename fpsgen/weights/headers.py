@@ -60,6 +60,8 @@ def read_json(path: Path) -> dict:
             text = file.read(_LONGEST_JSON)
         kinds.refuse_plain(path, text[: kinds.FIRST_BYTES], "json", "text")
         value = json.loads(text)
+        if b"\\u" in text:  # half of a pair of surrogates is no text, and would fail wherever it is written
+            json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as damage:
         endless = "a number or brackets without end"  # of which Python speaks in terms of its own settings
         why = printable(damage) if isinstance(damage, (json.JSONDecodeError, UnicodeError)) else endless

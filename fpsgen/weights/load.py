@@ -175,7 +175,7 @@ def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
         raise ModelError(f"its tokenizer counts tokens up to {largest}, its text encoder knows {rows}", FETCH_AGAIN)
     name = config.get("eos_token", "</s>")
     name = name.get("content") if isinstance(name, dict) else name
-    end = library.token_to_id(name.encode(errors="replace").decode()) if isinstance(name, str) else None
+    end = library.token_to_id(name) if isinstance(name, str) else None
     if end is None or empty.ids[-1:] != [end]:
         message = (
             f"its tokenizer.json does not end a prompt with the end token {printable(name)}: check its post_processor"

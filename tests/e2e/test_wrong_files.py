@@ -340,6 +340,13 @@ def configuration_of_another_model(own: Case) -> list[object]:
     return own.model()
 
 
+@case("is not valid JSON")
+def configuration_with_half_a_character(own: Case) -> list[object]:
+    config = own.folder / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"note": "\ud800"}))
+    return own.model()
+
+
 class WasReadError(BaseException):
     """A weight was read."""
 
