@@ -48,9 +48,11 @@ class Diffusers(VideoContender):
             return "it makes videos of text alone here"
         found = dtypes(model.checkpoint)
         if packed := {each for part in {*NEEDED, *EXPERTS} & found.keys() for each in found[part]} - {*FLOATS}:
-            return f"it reads no weights in {', '.join(sorted(packed))} here"
+            return f"it reads no weights in {', '.join(sorted(packed))}"
         if model.config.gated:
             return "diffusers does not have the gates of its attention"
+        if (solver := self.settings.solver) in solvers.FEW_STEPS:
+            return f"diffusers does not have the solver {solver}"
         if model.checkpoint.format != "diffusers" or not (model.folder / "model_index.json").is_file():
             return "it reads a checkpoint in Diffusers' format: `fpsgen models convert` makes one"
         files = (file for part in model.checkpoint.parts for file in getattr(model.checkpoint, part))
@@ -62,8 +64,6 @@ class Diffusers(VideoContender):
             return "diffusers gives no guidance to the low-noise expert alone"
         if guidance < 1:
             return f"diffusers uses guidance only above 1, and this is {option('guidance', guidance)}"
-        if (solver := self.settings.solver) in solvers.FEW_STEPS:
-            return f"diffusers does not have the solver {solver}"
         return None if find_spec("accelerate") else "it needs accelerate: pip install accelerate"
 
     def about(self) -> ContenderRecord:

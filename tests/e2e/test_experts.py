@@ -309,7 +309,7 @@ def test_diffusers_is_refused_where_it_would_read_something_else(experts: dict[s
     file = folder / "transformer_2" / "diffusion_pytorch_model.safetensors"
     save_file(quantised.split(load_file(file), torch.float8_e4m3fn, True, "weight_scale"), file)
     plan = resolve(request(OWN), models.find(str(folder)), TARGET)
-    assert by_diffusers.Diffusers("diffusers", plan).refusal() == "it reads no weights in F8_E4M3 here"
+    assert by_diffusers.Diffusers("diffusers", plan).refusal() == "it reads no weights in F8_E4M3"
     named = models.find(str(experts["diffusers"]), Given(vae=experts["original"] / "Wan2.1_VAE.pth"))
     other = by_diffusers.Diffusers("diffusers", resolve(request(OWN), named, TARGET))
     assert other.refusal() == "it reads the model's own parts, not those that are named"
