@@ -7,12 +7,12 @@ import re
 from fpsgen.solvers import SolverName
 
 # The first that is found decides. FastVideo's names are FastWan, its pipeline in model_index.json WanDMDPipeline;
-# LightX2V's have lightx2v, StepDistill or 4step in them, and those of its Wan2.2 LoRAs Lightning; the rCM family's are
-# TurboWan (TurboDiffusion), SparkWan and rCM.
+# LightX2V's have lightx2v, StepDistill or 4step in them, and those of its Wan2.2 LoRAs Wan2.2-Lightning; the rCM
+# family's are TurboWan (TurboDiffusion), SparkWan and rCM.
 _NAMES: tuple[tuple[str, SolverName], ...] = (
     (r"fast[-_. ]?wan|wan[-_. ]?dmd", "fastwan"),
     (r"(turbo|spark)[-_. ]?(wan|diffusion)|(?<![a-z])rcm(?![a-z])", "turbowan"),
-    (r"lightx2v|step[-_. ]?distill|lightning|(?<!\d)4[-_. ]?steps?(?![a-z0-9])", "lightx2v"),
+    (r"lightx2v|step[-_. ]?distill|wan[-_. ]?2[-_. ]?2[-_. ]?lightning|(?<!\d)4[-_. ]?steps?(?![a-z0-9])", "lightx2v"),
 )
 # Made for few steps and no guidance, too, but by samplers that fpsgen does not have.
 _OTHERS = r"causvid|acc[-_. ]?vid|self[-_. ]?forcing|fusion[-_. ]?x"

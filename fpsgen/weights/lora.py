@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 # Where people write which of Wan2.2's experts a LoRA is for. A word alone says it only where no other word follows that
 # it could belong to, as in high-res or low_poly.
 _NOISE = r"(?i)(high|low|hi|lo)[-_. ]?noise"
-_WORD = r"(?i)(?<![a-z])(high|low)(?=$|[-_. ]+(\d|[a-z]{1,2}\d|epoch|rank|lora|model|lightning|lightx2v|t2v|i2v))"
+_WORD = r"(?i)(?<![a-z])(high|low)(?=$|[-_. ]+(\d|[a-z]{1,2}\d|epoch|lora|model|lightning|lightx2v|t2v|i2v))"
 _NO_NAME = r"(high|low)_noise_model|adapter_model|pytorch_lora_weights|(diffusion_pytorch_)?model|lora|transformer"
 
 

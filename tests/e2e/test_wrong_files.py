@@ -21,6 +21,7 @@ from fpsgen.wan.config import WanConfig
 from fpsgen.weights import read
 from tests.tools import lora, quantised
 from tests.tools.cli import invoke
+from tests.tools.image_pipeline import make_image_pipeline
 
 TRANSFORMER, T5, VAE = "diffusion_pytorch_model.safetensors", "models_t5_umt5-xxl-enc-bf16.pth", "Wan2.1_VAE.pth"
 # What `make_plain_pipeline` makes.
@@ -357,6 +358,32 @@ def was_read(*_: object) -> None:
 
 def generate(place: Path, arguments: list[object]) -> Any:
     return invoke("a cat", "--res", "96x64", "--frames", 5, "--steps", 2, "-o", place / "a.mp4", *arguments)
+
+
+@case("image")
+def no_image_for_an_image_to_video_model(own: Case) -> list[object]:
+    make_image_pipeline("i2v-14b").save_pretrained(own.place / "i2v")
+    return ["--model", own.place / "i2v"]
+
+
+@case("last")
+def no_last_image_for_a_model_that_needs_one(own: Case) -> list[object]:
+    make_image_pipeline("flf2v-14b").save_pretrained(own.place / "flf2v")
+    Image.new("RGB", (96, 64)).save(own.place / "first.png")
+    return ["--model", own.place / "flf2v", "--image", own.place / "first.png"]
+
+
+@case("lacks image_encoder")
+def image_encoder_absent(own: Case) -> list[object]:
+    make_image_pipeline("i2v-14b").save_pretrained(own.place / "i2v")
+    shutil.rmtree(own.place / "i2v" / "image_encoder")
+    Image.new("RGB", (96, 64)).save(own.place / "first.png")
+    return ["--model", own.place / "i2v", "--image", own.place / "first.png"]
+
+
+@case("VAE")
+def text_encoder_named_as_the_vae(own: Case) -> list[object]:
+    return [*own.model(), "--vae", own.folder / T5]
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -37,6 +37,9 @@ TRANSFORMER = "diffusion_pytorch_model.safetensors"
         ("wan2.1_t2v_1.3B_fp16.safetensors format=pt", None),
         ("a LoRA trained for 1024 steps, ss_steps=64 steps", None),
         ("circmap-wan", None),
+        ("lightning-and-thunder-wan21-lora", None),
+        ("lightx2v/Wan2.2-Lightning", "lightx2v"),
+        ("Wan22_Lightning_high", "lightx2v"),
     ],
 )
 def test_names_that_people_have(label: str, solver: str | None) -> None:

@@ -274,6 +274,7 @@ Q, K = "blocks.0.self_attn.q", "blocks.0.self_attn.k"
         ("high_noise_and_low_noise", "", True, True),
         ("high-res-details", "", True, True),
         ("low_poly", "", True, True),
+        ("wan22_low_rank_32", "", True, True),  # which every LoRA is
         ("slow_motion", "", True, True),
     ],
 )
