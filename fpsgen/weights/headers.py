@@ -60,14 +60,18 @@ def read_json(path: Path) -> dict:
             text = file.read(_LONGEST_JSON)
         kinds.refuse_plain(path, text[: kinds.FIRST_BYTES], "json", "text")
         value = json.loads(text)
-        if b"\\u" in text:  # half of a pair of surrogates is no text, and would fail wherever it is written
-            json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as damage:
         endless = "a number or brackets without end"  # of which Python speaks in terms of its own settings
         why = printable(damage) if isinstance(damage, (json.JSONDecodeError, UnicodeError)) else endless
         raise ModelError(f"{printable(path)} is not valid JSON: {why}", hint=FETCH_AGAIN) from None
     if not isinstance(value, dict):
         raise ModelError(f"{printable(path)} holds no JSON object", hint=FETCH_AGAIN)
+    for key, own in value.items() if b"\\u" in text else ():
+        try:  # half of a pair of surrogates is no text, and would fail wherever it is written
+            json.dumps([key, own], ensure_ascii=False).encode()
+        except UnicodeError:
+            told = f"{printable(path)} has {printable(key, 60)} = {printable(repr(own), 60)}, which cannot be"
+            raise ModelError(f"{told}: it holds half a character", hint=FETCH_AGAIN) from None
     return value
 
 

@@ -103,6 +103,6 @@ def _unread(tensors: Mapping[str, Header], told: Mapping[str, Mapping[str, Any]]
             return "holds INT8 weights that were rotated (ConvRot), which fpsgen does not read"
     if any(map(_FOURS.fullmatch, tensors)):
         return "holds weights in 4 bits (NVFP4), which fpsgen does not read"
-    if any(_SCALE.fullmatch(name) and header.dtype not in FLOATS for name, header in tensors.items()):
+    if any(_SCALE.fullmatch(name) and header.dtype not in (*FLOATS, "F64") for name, header in tensors.items()):
         return "holds weights with one scale for every few numbers (NVFP4, MXFP8), which fpsgen does not read"
     return ""

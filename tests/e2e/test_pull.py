@@ -116,7 +116,8 @@ def test_a_gpu_owner_without_weights_is_asked_on_a_terminal(
     assert rendered == [("1.3b", "832x480")]
 
 
-def test_a_damaged_download_is_told_and_mended(server: hub_server.Hub) -> None:
+def test_a_damaged_download_is_told_and_mended(server: hub_server.Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
     folder = Path(told(models("pull", "1.3b", "--json"))["folder"])
     blob = (folder / "Wan2.1_VAE.pth").resolve()
     blob.write_bytes(blob.read_bytes()[:1000])
@@ -249,7 +250,8 @@ def test_a_full_disk_is_noticed_before_the_download(server: hub_server.Hub, monk
     assert server.served == []
 
 
-def test_list_says_what_is_not_here(cache: Path) -> None:
+def test_list_says_what_is_not_here(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
     listed = " ".join(models().stdout.split())
     assert "pocket diffusers here 2" in listed
     assert "comes with fpsgen" in listed

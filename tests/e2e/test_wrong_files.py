@@ -289,7 +289,7 @@ def configuration_of_another_model(own: Case) -> list[object]:
     return own.model()
 
 
-@case("is not valid JSON")
+@case("holds half a character")
 def configuration_with_half_a_character(own: Case) -> list[object]:
     config = own.folder / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"note": "\ud800"}))

@@ -70,6 +70,10 @@ def prefixed(state: State) -> State:
 DIALECTS: dict[str, Callable[[State], State]] = {
     "lightx2v": lambda state: split(state, FP8, True, "weight_scale"),
     "lightx2v, flat": lambda state: split(state, FP8, True, "weight_scale", flat=True),
+    "lightx2v, float64": lambda state: {
+        name: value.double() if name.endswith("weight_scale") else value
+        for name, value in split(state, FP8, True, "weight_scale").items()
+    },
     "lightx2v int8": lambda state: split(state, INT8, True, "weight_scale"),
     "comfy, old": comfy_old,
     "comfy, old, prefix": lambda state: prefixed(comfy_old(state)),
@@ -87,7 +91,7 @@ def values(written: State) -> State:
     found = {}
     for name, value in state.items():
         layer = name.removesuffix("weight")
-        scale = state.get(f"{layer}weight_scale", state.get(f"{layer}scale_weight", torch.ones(())))
+        scale = state.get(f"{layer}weight_scale", state.get(f"{layer}scale_weight", torch.ones(()))).float()
         if name.endswith(("scale", "scale_weight", "scale_input", "comfy_quant", "scaled_fp8", "spiece_model")):
             continue
         found[name] = value.float() * scale.reshape(-1, *[1] * (value.ndim - 1)) if value.ndim else value.float()
