@@ -128,7 +128,7 @@ def silent(told: dict) -> None:
         (lambda folder: (folder / "tokenizer_config.json").write_text("{"), "tokenizer_config.json is not valid JSON"),
         (configured(eos_token="\x1b[31mend"), r"with the end token \x1b[31mend"),
         (configured(eos_token=5), "with the end token 5"),
-        (configured(eos_token="\ud800"), r"tokenizer_config.json has eos_token = .*half a character"),
+        (configured(eos_token="\ud800"), "tokenizer_config.json has eos_token"),
         (configured(eos_token={"content": "<s>"}), "end a prompt with the end token <s>"),
         (configured(model_max_length=1), "model_max_length = 1"),
         (configured(model_max_length="many"), "model_max_length = many"),
