@@ -19,7 +19,21 @@ from torch.nn import functional
 Memory = dict[nn.Module, Any]
 
 
-class WanVAE(nn.Module):
+class Autoencoder(nn.Module):
+    """What both of Wan's VAEs say of themselves: all weights are on one device, in one dtype."""
+
+    post_quant_conv: nn.Conv3d
+
+    @property
+    def device(self) -> torch.device:
+        return self.post_quant_conv.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.post_quant_conv.weight.dtype
+
+
+class WanVAE(Autoencoder):
     """Latents are [1, z_dim, T, h, w], the VAE's own, neither shifted nor scaled. config: a checkpoint's, with
     diffusers' names for the settings; what it does not say is Wan2.1's."""
 
@@ -33,14 +47,6 @@ class WanVAE(nn.Module):
         self.quant_conv = CausalConv(2 * z_dim, 2 * z_dim, 1)
         self.post_quant_conv = CausalConv(z_dim, z_dim, 1)
         self.decoder = _Decoder(config.get("decoder_base_dim") or width, z_dim, factors, depth, halved[::-1])
-
-    @property
-    def device(self) -> torch.device:
-        return self.post_quant_conv.weight.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.post_quant_conv.weight.dtype
 
     def encode_piece(self, frames: Tensor, memory: Memory) -> Tensor:
         """A clip's next frames, 1 and then 4 at a time, [1, 3, frames, height, width] in [-1, 1], to mean and logarithm

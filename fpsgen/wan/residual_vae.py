@@ -11,14 +11,13 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from diffusers.models.autoencoders import autoencoder_kl_wan as diffusers_vae
 from torch import Tensor, nn
 
-from fpsgen.wan.autoencoder import Memory
+from fpsgen.wan.autoencoder import Autoencoder, Memory
 
 
-class ResidualVAE(nn.Module):
+class ResidualVAE(Autoencoder):
     """Latents are [1, z_dim, T, h, w], the VAE's own, neither shifted nor scaled. config: of an AutoencoderKLWan
     with residual blocks, whose parameters' names these are."""
 
@@ -34,14 +33,6 @@ class ResidualVAE(nn.Module):
             half: sum(isinstance(one, diffusers_vae.WanCausalConv3d) for one in half.modules())
             for half in (made.encoder, made.decoder)
         }
-
-    @property
-    def device(self) -> torch.device:
-        return self.post_quant_conv.weight.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.post_quant_conv.weight.dtype
 
     def encode_piece(self, frames: Tensor, memory: Memory) -> Tensor:
         """As `WanVAE.encode_piece`."""

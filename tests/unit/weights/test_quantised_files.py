@@ -9,7 +9,6 @@ import pytest
 import torch
 from diffusers import GGUFQuantizationConfig, WanTransformer3DModel
 from diffusers.quantizers.gguf.utils import GGUFParameter, dequantize_gguf_tensor
-from safetensors.torch import load_file
 from torch import Tensor
 
 from fpsgen.attention.plan import AttentionPlan
@@ -28,15 +27,6 @@ CPU = torch.device("cpu")
 DIT = "diffusion_pytorch_model.safetensors"
 Q = "blocks.0.self_attn.q"
 RENAME = PARTS["transformer"].rename
-
-
-@pytest.fixture
-def state(original: Path) -> State:
-    """One transformer's tensors by the original's names; its file gives way to others."""
-    found = load_file(original / DIT)
-    (original / DIT).unlink()
-    (original / "config.json").unlink()
-    return found
 
 
 def opened(original: Path, written: State, name: str = "mine.safetensors") -> Model:

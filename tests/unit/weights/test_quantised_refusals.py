@@ -11,7 +11,6 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from fpsgen.errors import ModelError
 from fpsgen.weights import headers, load, models
@@ -21,14 +20,6 @@ from tests.tools.quantised import DIALECTS, FP8, State, note, write, write_gguf
 DIT = "diffusion_pytorch_model.safetensors"
 Q, OUT = "blocks.0.self_attn.q", "blocks.0.self_attn.o"
 Change = Callable[[State], object]
-
-
-@pytest.fixture
-def state(original: Path) -> State:
-    found = load_file(original / DIT)
-    (original / DIT).unlink()
-    (original / "config.json").unlink()
-    return found
 
 
 def refused(file: Path) -> ModelError:
