@@ -25,12 +25,13 @@ from fpsgen.errors import RenderError, Stopped, option
 from fpsgen.events import Notice, Stage, TrainingStep, Watch
 from fpsgen.presets import Preset, file
 from fpsgen.printable import printable
+from fpsgen.ranks import Ranks
 from fpsgen.settings import Settings
 from fpsgen.target import Target
 from fpsgen.train import journal, optimizers, order, state
 from fpsgen.train.data import Data
+from fpsgen.train.fsdp import gathered, local, shard
 from fpsgen.train.objective import Objective, VelocityModel
-from fpsgen.train.ranks import Ranks, gathered, local
 from fpsgen.train.settings import TrainSettings
 from fpsgen.train.state import Best
 from fpsgen.train.student import Student
@@ -133,11 +134,11 @@ class Training:
         self._teacher = None
         if settings.distil and not settings.lora and data.sample(0).taught is None:
             self._teacher = VelocityModel(copy.deepcopy(transformer), job.target.dtype)
-            group.shard(self._teacher, self.device)
+            shard(self._teacher, self.device, group)
         self.student = Student(transformer, settings.lora, settings.seed)
         self._on = _identities(job, self.student.base)
         self.model = VelocityModel(transformer, job.target.dtype, settings.recompute)
-        group.shard(self.model, self.device)
+        shard(self.model, self.device, group)
         self.named = self.student.parameters_to_train()
         self.average = {name: p.detach().clone() for name, p in self.named.items()} if settings.ema else {}
         self.optimizers, self.guard = optimizers.of(settings, self.named), Guard()

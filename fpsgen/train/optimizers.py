@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from fpsgen.train.ranks import gathered, shared
+from fpsgen.train.fsdp import gathered, shared
 from fpsgen.train.settings import TrainSettings
 
 

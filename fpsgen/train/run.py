@@ -17,11 +17,11 @@ from fpsgen.events import Notice, Stage, Watch
 from fpsgen.metrics import Pair
 from fpsgen.presets import Measured, Preset, file
 from fpsgen.presets.account import account
+from fpsgen.ranks import Ranks, joined, own_device
 from fpsgen.train import journal, loop
 from fpsgen.train.held_out import HeldOut
 from fpsgen.train.loop import Training, TrainJob
 from fpsgen.train.objective import VelocityModel
-from fpsgen.train.ranks import Ranks, joined, own_device
 from fpsgen.train.record import Check, LossPoint, TrainRecord, sampled
 from fpsgen.values import from_dict
 from fpsgen.wan.transformer import WanTransformer
@@ -31,6 +31,7 @@ from fpsgen.weights.load import load_transformer
 from fpsgen.weights.models import Model
 
 _CHECKS = "checks.jsonl"
+_AGAIN = f"with {option('resume')} it goes on from its last checkpoint"
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ def run(job: TrainJob, command: list[str], watch: Watch) -> TrainResult | None:
     """
     prompts = job.prompts
     job = replace(job, target=replace(job.target, device=own_device(job.target.device)))
-    with joined(job.target.device) as group:
+    with joined(job.target.device, _AGAIN) as group:
         held = None
         if prompts:
             held = HeldOut(job.model, job.preset, job.video, prompts, job.settings.seed, job.target, watch)

@@ -21,7 +21,8 @@ from torch import Tensor
 from fpsgen.errors import UsageError, option, reason
 from fpsgen.files import open_regular, write_json
 from fpsgen.printable import printable
-from fpsgen.train.ranks import Ranks, gathered, local, shared
+from fpsgen.ranks import Ranks
+from fpsgen.train.fsdp import gathered, local, shared
 
 _VERSION = 1
 _PART = 2**31  # bytes of a file, about, which the first process has in memory

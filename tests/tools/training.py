@@ -16,6 +16,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from fpsgen import ranks
 from fpsgen.attention.tiles import TileGrid
 from fpsgen.cli import signals
 from fpsgen.errors import FpsgenError
@@ -23,7 +24,6 @@ from fpsgen.presets import Phase, Preset
 from fpsgen.sampling import Denoiser
 from fpsgen.settings import Settings
 from fpsgen.target import Target
-from fpsgen.train import ranks
 from fpsgen.train.data import Sample, Taught
 from fpsgen.train.loop import TrainJob, train
 from fpsgen.train.objective import VelocityModel

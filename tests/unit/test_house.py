@@ -15,7 +15,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 # Rooms, which are folders and single modules of fpsgen/, from the ground up: each imports only those before it.
 ROOMS = [
-    "printable", "timing", "errors", "seeds", "assets", "files", "tables", "values", "metrics", "ffmpeg", "video",
+    "printable", "timing", "errors", "ranks", "seeds", "assets",
+    "files", "tables", "values", "metrics", "ffmpeg", "video",
     "images", "kernels", "machine", "target", "attention", "wan", "solvers", "settings", "weights", "journal", "texts",
     "pocket", "presets", "request", "events", "sampling", "conditioning", "experts", "pipeline", "doctor", "calibrate",
     "bench", "train", "report", "cli", "__main__",

@@ -18,11 +18,11 @@ from safetensors.torch import load_file, save_file
 from fpsgen.errors import RenderError, Stopped, UsageError
 from fpsgen.events import Event, TrainingStep
 from fpsgen.presets import BF16
+from fpsgen.ranks import Ranks
 from fpsgen.target import Target
 from fpsgen.train import loop
 from fpsgen.train.loop import Guard, Training, rate, train
 from fpsgen.train.objective import VelocityModel
-from fpsgen.train.ranks import Ranks
 from fpsgen.train.settings import TrainSettings
 from tests.tools.training import TinyData, job, log, render
 

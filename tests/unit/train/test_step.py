@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from fpsgen.presets import BF16, Preset
+from fpsgen.ranks import Ranks
 from fpsgen.train.loop import Training
 from fpsgen.train.objective import Example
-from fpsgen.train.ranks import Ranks
 from fpsgen.wan.plan import Linears
 from fpsgen.wan.transformer import WanTransformer
 from fpsgen.weights.load import load_transformer

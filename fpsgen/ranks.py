@@ -1,4 +1,5 @@
-"""The processes of a run that torchrun started, and what they do together: by torch.distributed, nothing else.
+"""The processes of a run that torchrun or `launch` started, and what they do together: by torch.distributed, nothing
+else.
 
 One process needs none of it, and imports none of it.
 """
@@ -18,15 +19,12 @@ from typing import TYPE_CHECKING, NoReturn
 import torch
 from torch import Tensor
 
-from fpsgen.errors import FpsgenError, Stopped, option
+from fpsgen.errors import FpsgenError, Stopped
 
 if TYPE_CHECKING:
     from torch.distributed import Store
 
-    from fpsgen.train.objective import VelocityModel
-
 _PATIENCE = timedelta(minutes=10)  # with a process that is there and says nothing; one that died is noticed at once
-_AGAIN = f"with {option('resume')} it goes on from its last checkpoint"
 _FAULT = "fault"  # where a process leaves what ended it, for the first to say
 _SAID = "said"  # where the first leaves that it has said why the run ends
 _LOST = "a process of this run was ended, and so the others end, too"
@@ -59,47 +57,6 @@ class Ranks:
             distributed.all_reduce(values, getattr(distributed.ReduceOp, how))
         return values
 
-    def shard(self, model: VelocityModel, device: torch.device) -> None:
-        """Move a model to the device; with several processes each parameter is shared out, and made whole where a
-        forward or backward pass needs it: block by block."""
-        if self.world == 1:
-            model.to(device)
-            return
-        from torch.distributed.device_mesh import init_device_mesh
-        from torch.distributed.fsdp import fully_shard
-
-        mesh = init_device_mesh(device.type, (self.world,))
-        for block in model.transformer.layers():
-            cross = block.cross_attn
-            # The text's keys and values are made before any block runs. The other two would be made whole for nothing.
-            fully_shard([cross.k, cross.v, cross.norm_k], mesh=mesh, reshard_after_forward=True)
-            fully_shard(block, mesh=mesh, reshard_after_forward=True)
-        # Not the default for the root, which would keep averaged weights from a rendering for the next step.
-        fully_shard(model, mesh=mesh, reshard_after_forward=True)
-
-
-def gathered(tensor: Tensor) -> Tensor:
-    """All of a tensor that is shared out over the processes, each of which has to ask; others as they are."""
-    own = tensor.detach()
-    return own.full_tensor() if hasattr(own, "full_tensor") else own
-
-
-def local(tensor: Tensor) -> Tensor:
-    """What this process has of a tensor, as a view."""
-    own = tensor.detach()
-    return own.to_local() if hasattr(own, "to_local") else own
-
-
-def shared(whole: Tensor, like: Tensor) -> Tensor:
-    """A tensor that every process has, shared out as `like` is, on its device; a copy at most."""
-    whole = whole.to(like.device)
-    if not hasattr(like, "device_mesh"):
-        return whole
-    from torch.distributed.tensor import DTensor, distribute_tensor
-
-    assert isinstance(like, DTensor)
-    return distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None)
-
 
 def own_device(device: torch.device) -> torch.device:
     """The device of this process, of those that are like `device`."""
@@ -109,8 +66,9 @@ def own_device(device: torch.device) -> torch.device:
 
 
 @contextlib.contextmanager
-def joined(device: torch.device) -> Iterator[Ranks]:
-    """The processes that torchrun has started, while they work together; one, if it has not.
+def joined(device: torch.device, again: str | None = None) -> Iterator[Ranks]:
+    """The processes that torchrun has started, while they work together; one, if it has not. again: the hint of what
+    ends them, how the work is taken up.
 
     What ends one of them ends all: the first process raises it, the others leave without a word. The second speaks
     where the first was lost.
@@ -135,15 +93,15 @@ def joined(device: torch.device) -> Iterator[Ranks]:
         if lost:  # torchrun ends the others by a signal, which may have come; one has something to say first
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
         if rank:
-            _leave(error, store, rank, world, lost)
+            _leave(error, store, rank, world, lost, again)
         if isinstance(error, FpsgenError):
             raise
         with contextlib.suppress(RuntimeError):
             store.set(_SAID, "")
         if (fault := _fault(store, wait=lost)) is not None:
-            raise FpsgenError(fault, _AGAIN) from None
+            raise FpsgenError(fault, again) from None
         if lost:
-            raise FpsgenError(_LOST, _AGAIN) from None
+            raise FpsgenError(_LOST, again) from None
         raise
     distributed.destroy_process_group()
     if rank:
@@ -157,7 +115,7 @@ def _is_lost(error: BaseException | None) -> bool:
     return isinstance(error, distributed.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
 
 
-def _leave(error: BaseException, store: Store, rank: int, world: int, lost: bool) -> None:
+def _leave(error: BaseException, store: Store, rank: int, world: int, lost: bool, again: str | None) -> None:
     """End this process without a word, and leave its fault where the first one looks. lost: whether another is gone; if
     the first one is, the second says so."""
     if isinstance(error, Exception) and not isinstance(error, Stopped) and not lost:
@@ -165,7 +123,8 @@ def _leave(error: BaseException, store: Store, rank: int, world: int, lost: bool
         with contextlib.suppress(RuntimeError):
             store.set(_FAULT, f"process {rank} of {world} ended: {line}")
     elif rank == 1 and lost and not _comes(store, _SAID):
-        os.write(2, f"error: {_LOST}\n  {_AGAIN}\n".encode())  # sys.stderr is closed in all processes but the first
+        hint = f"  {again}\n" if again else ""
+        os.write(2, f"error: {_LOST}\n{hint}".encode())  # sys.stderr is closed in all processes but the first
     _exit(getattr(error, "exit_code", 1))
 
 
