@@ -16,15 +16,15 @@ ROOT = Path(__file__).parents[2]
 # Rooms, which are folders and single modules of fpsgen/, from the ground up: each imports only those before it.
 ROOMS = [
     "printable", "timing", "errors", "ranks", "seeds", "assets",
-    "files", "tables", "values", "metrics", "ffmpeg", "video",
+    "files", "tables", "values", "metrics", "ffmpeg", "video", "comment",
     "images", "kernels", "machine", "target", "attention", "wan", "solvers", "settings", "weights", "journal", "texts",
     "pocket", "presets", "request", "events", "sampling", "conditioning", "experts", "pipeline", "doctor", "calibrate",
     "bench", "train", "report", "cli", "__main__",
 ]  # fmt: skip
 # Modules of fpsgen/cli that are commands, or groups of them; `root` alone knows them all.
 COMMANDS = {
-    "bench", "bench_attention", "bench_quality", "calibrate", "config", "doctor", "generate", "kernels", "models",
-    "presets", "train", "train_prepare",
+    "bench", "bench_attention", "bench_quality", "calibrate", "config", "doctor", "generate", "info", "kernels",
+    "models", "presets", "train", "train_prepare",
 }  # fmt: skip
 GROUPS = {"bench": ("bench_attention", "bench_quality"), "train": ("train_prepare",)}  # and their commands
 
