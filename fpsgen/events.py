@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
+    from fpsgen.errors import FpsgenError
     from fpsgen.request import VideoPlan
 
 T = TypeVar("T")
@@ -78,6 +79,14 @@ class Written:
 
 
 @dataclass(frozen=True)
+class VideoFailed:
+    """Of several videos the one of this number, counted from 1, could not be made; the others go on."""
+
+    number: int
+    fault: FpsgenError
+
+
+@dataclass(frozen=True)
 class Notice:
     """Something the user should know; `detail` ones only if asked for."""
 
@@ -117,7 +126,7 @@ class Done:
     work: float
 
 
-Event = Stage | Step | TrainingStep | Denoised | Frames | Written | Notice | Branches | Run | Work | Done
+Event = Stage | Step | TrainingStep | Denoised | Frames | Written | VideoFailed | Notice | Branches | Run | Work | Done
 Watch = Callable[[Event], None]
 
 

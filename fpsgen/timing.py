@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -87,6 +87,24 @@ class Timings:
 
     def as_dict(self) -> dict:
         return asdict(self.rounded())
+
+
+@contextmanager
+def of_all(videos: Sequence[Timings], stage: str) -> Iterator[None]:
+    """What runs inside is part of a stage of all videos."""
+    with ExitStack() as stack:
+        for timings in videos:
+            stack.enter_context(timings.stage(stage))
+        yield
+
+
+@contextmanager
+def of_one(videos: Sequence[Timings], number: int) -> Iterator[None]:
+    """What runs inside is the time of one video, and of no other."""
+    with ExitStack() as stack:
+        for timings in (*videos[:number], *videos[number + 1 :]):
+            stack.enter_context(timings.pause())
+        yield
 
 
 _began: float | None = None  # by the clock of `perf_counter`

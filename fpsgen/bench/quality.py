@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fpsgen import assets, experts, machine, metrics, pipeline
+from fpsgen import assets, experts, machine, metrics
 from fpsgen import journal as journals
 from fpsgen.bench import fidelity, perceptual, vbench
 from fpsgen.bench.contenders import VideoContender
@@ -33,6 +33,7 @@ from fpsgen.pocket import judge
 from fpsgen.pocket.words import ASPECTS
 from fpsgen.sampling import Denoiser, both_fit, not_finite, zero_nonfinite
 from fpsgen.seeds import next_seed
+from fpsgen.texts import encode_prompts
 from fpsgen.values import from_dict
 from fpsgen.video import VideoWriter
 from fpsgen.wan import vae as wan_vae
@@ -151,7 +152,7 @@ def run(
 def encode(job: QualityJob, note: Note) -> dict[str, list[Tensor]]:
     """For each prompt what a `Denoiser` reads: its embedding and, with guidance, the negative prompt's."""
     plan, own = job.line_up.plan, job.line_up.settings
-    events = pipeline.encode_prompts(job.prompts, [own.negative], plan.model, plan.target)
+    events = encode_prompts(job.prompts, [own.negative], plan.model, plan.target)
     *texts, negative = finish(events, lambda event: note(event.text) if isinstance(event, Notice) else None)
     return {prompt: [text, negative][: own.branches] for prompt, text in zip(job.prompts, texts, strict=True)}
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from fpsgen import __version__, assets, experts, machine, metrics, pipeline
+from fpsgen import __version__, assets, experts, machine, metrics
 from fpsgen import journal as journals
 from fpsgen.attention import door
 from fpsgen.calibrate import budget as budgets
@@ -33,6 +33,7 @@ from fpsgen.presets.account import denoising_cost
 from fpsgen.seeds import next_seed
 from fpsgen.solvers import FEW_STEPS
 from fpsgen.target import Target
+from fpsgen.texts import encode_prompts
 from fpsgen.wan.plan import StepPlan, mean_density
 from fpsgen.weights.load import fingerprint, load_vae
 
@@ -104,7 +105,7 @@ def calibrate(job: Job, target: Target, watch: Watch, fresh: bool = False) -> Re
 def _encoded(job: Job, target: Target, watch: Watch) -> tuple[list[Clip], torch.Tensor]:
     """The clips that are rendered, and the encoded negative prompt; the text encoder is gone afterwards."""
     prompts = job.prompts[: job.effort.clips + job.effort.checks]
-    events = pipeline.encode_prompts(prompts, [job.settings.negative], job.model, target)
+    events = encode_prompts(prompts, [job.settings.negative], job.model, target)
     *texts, negative = finish(events, notices(watch))
     clips = [
         Clip(prompt, next_seed(job.seed, i), text) for i, (prompt, text) in enumerate(zip(prompts, texts, strict=True))

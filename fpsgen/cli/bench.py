@@ -63,7 +63,6 @@ app.command("quality", epilog=bench_quality.EXAMPLES)(bench_quality.quality)
 
 
 @app.callback(invoke_without_command=True)
-@options.with_parts
 def bench(
     context: typer.Context,
     compare: list[str] | None = None,

@@ -46,7 +46,6 @@ fpsgen bench quality --prompts mine.txt --videos clips
 FIRST_SEED = 1000  # presets that ship were calibrated on seeds from 0 on
 
 
-@options.with_parts
 def quality(
     prompts: Path | None = None,
     seeds: int = 1,

@@ -45,7 +45,6 @@ fpsgen calibrate --choose guidance,compute
 """
 
 
-@options.with_parts
 def calibrate(
     model: str | None = None,
     lora: list[str] | None = None,

@@ -80,4 +80,4 @@ class App(typer.Typer):
 
 
 def _prepared(register: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    return lambda function: register(options.described(explained(function)))
+    return lambda function: register(options.described(options.grouped(explained(function))))

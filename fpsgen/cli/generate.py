@@ -42,7 +42,6 @@ echo "a dog in the city" | fpsgen generate - --json
 ENLARGED = 4  # the pocket's file, 640x384: its own 160x96 would be a stamp on a screen
 
 
-@options.with_parts
 def generate(
     prompt: str,
     res: str | None = None,

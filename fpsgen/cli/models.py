@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from fpsgen.cli.command import App
-from fpsgen.cli.options import alone, expand, with_parts
+from fpsgen.cli.options import alone, expand
 from fpsgen.cli.output import Output, hush
 from fpsgen.cli.progress import drawn
 from fpsgen.errors import ModelError, Stopped, UsageError
@@ -164,7 +164,6 @@ def rm(name: str, format: Format | None = None, yes: bool = False, json: bool = 
 
 
 @app.command(epilog="fpsgen models check 1.3b\nfpsgen models check ~/Wan2.1-T2V-14B")
-@with_parts
 def check(model: str, json: bool = False, verbose: bool = False, parts: Given = NOTHING) -> None:
     """Compare a model's files with what fpsgen needs, and say what they are.
 
@@ -209,7 +208,6 @@ def check(model: str, json: bool = False, verbose: bool = False, parts: Given = 
 
 
 @app.command(epilog="fpsgen models convert ~/Wan2.1-T2V-1.3B diffusers-1.3b")
-@with_parts
 def convert(model: str, out_folder: Path, to: Format | None = None, json: bool = False, parts: Given = NOTHING) -> None:
     """Write a model in the other format, every tensor bit for bit."""
     from fpsgen.weights import models

@@ -9,7 +9,7 @@ import json
 import tomllib
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import fields, replace
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, get_origin, get_type_hints
 
@@ -19,7 +19,7 @@ from fpsgen import assets
 from fpsgen.cli import complete
 from fpsgen.errors import UsageError
 from fpsgen.settings import DEFAULTS
-from fpsgen.weights.known import MODELS, Given
+from fpsgen.weights.known import MODELS
 
 _TABLE: dict[str, Any] = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
 INSTEAD: dict[str, str] = _TABLE.pop("instead")
@@ -60,21 +60,29 @@ def with_fields(kind: type) -> Callable[[Callable[..., Any]], Callable[..., Any]
     return extended
 
 
-def with_parts(command: Callable[..., Any]) -> Callable[..., Any]:
-    """A command whose last parameter is `parts`, with an option for each of them instead of that."""
-    names = [part.name for part in fields(Given)]
+def grouped(command: Callable[..., Any]) -> Callable[..., Any]:
+    """A command, with an option for each field of its parameters that are dataclasses, instead of these: options that
+    belong together are one value to the command. A field's default is that of its option."""
+    signature = inspect.signature(command, eval_str=True)
+    groups: dict[str, Any] = {
+        name: one.annotation for name, one in signature.parameters.items() if is_dataclass(one.annotation)
+    }
+    if not groups:
+        return command
 
     @functools.wraps(command)
     def gathered(*args: Any, **given: Any) -> Any:
-        parts = Given(**{name: given.pop(name, None) for name in names})
-        return command(*args, **given, parts=parts)
+        for name, kind in groups.items():
+            given[name] = kind(**{own.name: given.pop(own.name) for own in fields(kind) if own.name in given})
+        return command(*args, **given)
 
-    signature = inspect.signature(command, eval_str=True)
-    kept = [one for one in signature.parameters.values() if one.name != "parts"]
-    own = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Path | None) for name in names
-    ]
-    gathered.__signature__ = signature.replace(parameters=[*kept, *own])  # type: ignore[attr-defined]
+    parameters = [one for name, one in signature.parameters.items() if name not in groups]
+    for kind in groups.values():
+        hints = get_type_hints(kind)
+        for own in fields(kind):
+            by_name = inspect.Parameter.KEYWORD_ONLY
+            parameters.append(inspect.Parameter(own.name, by_name, default=own.default, annotation=hints[own.name]))
+    gathered.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     return gathered
 
 

@@ -55,7 +55,6 @@ app.command("prepare", epilog=train_prepare.EXAMPLES)(train_prepare.prepare)
 
 
 @app.callback(invoke_without_command=True, no_args_is_help=True)
-@options.with_parts
 @options.with_fields(TrainSettings)
 def train(
     context: typer.Context,

@@ -23,7 +23,6 @@ fpsgen train prepare 1.3b --videos clips --res 480p -o d
 """
 
 
-@options.with_parts
 def prepare(
     model: str,
     output: Path,

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fpsgen import assets, metrics, pipeline
+from fpsgen import assets, metrics
 from fpsgen import journal as journals
 from fpsgen.errors import UsageError, option
 from fpsgen.events import Stage, Watch, finish, notices
@@ -22,6 +22,7 @@ from fpsgen.sampling import Denoiser, zero_nonfinite
 from fpsgen.seeds import next_seed
 from fpsgen.settings import Settings
 from fpsgen.target import Target
+from fpsgen.texts import encode_prompts
 from fpsgen.train.record import Check
 from fpsgen.wan import vae as wan_vae
 from fpsgen.wan.plan import StepPlan
@@ -112,7 +113,7 @@ class HeldOut:
         """The embedding of each prompt and, behind them, of the negative one."""
         kept = self._journal.get("texts")
         if kept is None:
-            events = pipeline.encode_prompts(self.prompts, [self.video.negative], self._model, self._target)
+            events = encode_prompts(self.prompts, [self.video.negative], self._model, self._target)
             found = finish(events, notices(self._watch))
             kept = self._journal.put("texts", **{str(number): text for number, text in enumerate(found)})
         return [kept[str(number)].to(self._target.device) for number in range(len(kept))]

@@ -11,7 +11,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fpsgen import pipeline
 from fpsgen.errors import UsageError, option
 from fpsgen.events import Done, Notice, Stage, Watch, Work, finish
 from fpsgen.printable import printable
@@ -20,6 +19,7 @@ from fpsgen.seeds import next_seed
 from fpsgen.settings import Settings
 from fpsgen.solvers import TRAIN_TIMESTEPS
 from fpsgen.target import Target
+from fpsgen.texts import encode_prompts
 from fpsgen.train import clips
 from fpsgen.train.clips import SkippedError, Video
 from fpsgen.train.data import SAMPLING, DataIndex, DataWriter, Origin, Sample, Taught, index_of, padded, trimmed
@@ -102,7 +102,7 @@ class Preparation:
         self.watch(Stage("load"))
         every = list(dict.fromkeys(prompts))
         negative = self.settings.negative
-        events = pipeline.encode_prompts(every, [negative], self.model, self.target, keep=trimmed)
+        events = encode_prompts(every, [negative], self.model, self.target, keep=trimmed)
         return dict(zip((*every, negative), finish(events, self.watch), strict=True))
 
     def _renderer(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fpsgen import pipeline
+from fpsgen import texts
 from tests.tools.bench_quality import Quality
 from tests.tools.calibration import Calibrator
 from tests.tools.cli import Runner
@@ -47,7 +47,7 @@ def quality(pocket_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What was loaded: nothing may be, where a command is refused."""
     loaded: list[str] = []
-    monkeypatch.setattr(pipeline, "load_text_encoder", lambda *args: loaded.append("text") or pytest.fail("it loads"))
+    monkeypatch.setattr(texts, "load_text_encoder", lambda *args: loaded.append("text") or pytest.fail("it loads"))
     return loaded
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from fpsgen import experts, metrics, pipeline
+from fpsgen import experts, metrics, texts
 from fpsgen.bench import quality as bench
 from fpsgen.bench import vbench
 from fpsgen.pocket.words import ASPECTS
@@ -124,7 +124,7 @@ def test_every_component_is_loaded_once(quality: Quality, monkeypatch: pytest.Mo
         def __del__(self) -> None:
             alive.remove(self.name)
 
-    for module, name in ((pipeline, "load_text_encoder"), (experts, "load_transformer"), (bench, "load_vae")):
+    for module, name in ((texts, "load_text_encoder"), (experts, "load_transformer"), (bench, "load_vae")):
         real = getattr(module, name)
         monkeypatch.setattr(module, name, lambda *args, name=name, real=real: Watched(name, real, *args))
     quality.record(seeds=2)

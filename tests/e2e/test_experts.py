@@ -29,6 +29,7 @@ from fpsgen.request import Request, resolve
 from fpsgen.sampling import Denoiser
 from fpsgen.settings import Settings
 from fpsgen.target import Target
+from fpsgen.texts import encode_prompts
 from fpsgen.wan import sizes
 from fpsgen.weights import load, models
 from fpsgen.weights.known import Given
@@ -233,7 +234,7 @@ def test_steps_reuse_nothing_of_the_other_expert(experts: dict[str, Path]) -> No
         assert "".join(letters[step.guidance, step.compute] for step in plan.steps) == wanted
         (latents,) = latents_of(model, [Request(PROMPT, OWN, 3, Path("unused.mp4"), preset)])
         high, low = (load.load_transformer(model.checkpoint, CPU, torch.float32, (), part) for part in PARTS)
-        texts = finish(pipeline.encode_prompts([PROMPT], [NEGATIVE], model, TARGET), lambda _: None)
+        texts = finish(encode_prompts([PROMPT], [NEGATIVE], model, TARGET), lambda _: None)
         both = Denoiser(high, OWN, texts, CPU, low=low)
         *_, last = both.run(both.noise(3), plan.steps)
         assert last.latents.equal(latents)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fpsgen import pipeline
+from fpsgen import readiness
 from fpsgen.attention import reference
 from fpsgen.attention.plan import AttentionPlan, KeyTiles
 from fpsgen.presets import Phase, Preset, file
@@ -122,7 +122,7 @@ def test_odd_sizes_and_dtypes(run: Runner, preset: Path, res: str, frames: int, 
 def test_a_preset_that_does_not_fit_ends_before_anything_loads(
     run: Runner, preset: Path, change: tuple[str, str], told: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fpsgen.pipeline.load_text_encoder", lambda *a: pytest.fail("it loaded"))
+    monkeypatch.setattr("fpsgen.texts.load_text_encoder", lambda *a: pytest.fail("it loaded"))
     preset.write_text(HALVES.replace(*change))
     output = run.directory / "out.mp4"
     size = ("--res", "96x64", "--frames", 5)
@@ -271,7 +271,7 @@ def test_plain_pytorch_on_a_gpu_is_said_without_being_asked() -> None:
     request = Request("", model.defaults.override(steps=2, shift=1.0), 0, Path(), Preset(name="two", phases=phases))
     for device, told in (("cpu", False), ("cuda", True)):
         plan = resolve(request, model, Target(torch.device(device), torch.float32, torch.float32))
-        notices = list(pipeline.notices(plan))
+        notices = list(readiness.notices(plan))
         assert any("plain PyTorch" in notice.text and not notice.detail for notice in notices) is told
         assert [notice.text.split(":")[0] for notice in notices if notice.detail] == ["step 1", "step 2"]
 

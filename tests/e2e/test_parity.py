@@ -14,6 +14,7 @@ from fpsgen.request import Request, resolve
 from fpsgen.sampling import Denoiser
 from fpsgen.settings import Settings
 from fpsgen.target import Target
+from fpsgen.texts import encode_prompts
 from fpsgen.timing import Timings
 from fpsgen.wan import sizes
 from fpsgen.wan import vae as wan_vae
@@ -59,7 +60,7 @@ def test_latents_and_frames_equal_diffusers(
     settings = Settings(width, height, frames, 16, STEPS, guidance, SHIFT, negative, sigmas="diffusers")
     plan = resolve(Request(prompt, settings, 3, Path("unused.mp4")), model, TARGET)
     negatives = [negative] if guidance != 1 else []
-    texts = finish(pipeline.encode_prompts([prompt], negatives, model, TARGET))
+    texts = finish(encode_prompts([prompt], negatives, model, TARGET))
     denoiser = Denoiser(load_transformer(model.checkpoint, CPU, torch.float32), settings, texts, CPU)
     state = denoiser.begin(noise)
     list(pipeline.denoise(plan, denoiser, Timings(), lambda step: False, state))

@@ -16,6 +16,7 @@ from fpsgen.request import Request, resolve
 from fpsgen.sampling import Denoiser
 from fpsgen.settings import Settings
 from fpsgen.target import Target
+from fpsgen.texts import encode_prompts
 from fpsgen.timing import Timings
 from fpsgen.wan import vae as wan_vae
 from fpsgen.wan.conditions import Conditions
@@ -52,7 +53,7 @@ def latents_of(folder: Path, image: np.ndarray | None = None) -> torch.Tensor:
     model = models.find(str(folder))
     assert (model.family, model.defaults.fps, model.defaults.stride) == ("5b", 24, 16)
     plan = resolve(Request(PROMPT, SETTINGS, SEED, Path("unused.mp4")), model, TARGET)
-    texts = finish(pipeline.encode_prompts([PROMPT], [NEGATIVE], model, TARGET))
+    texts = finish(encode_prompts([PROMPT], [NEGATIVE], model, TARGET))
     given = None
     if image is not None:
         given = Conditions(first=wan_vae.encode(load_vae(model.checkpoint, CPU), image[None]))

@@ -11,12 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from fpsgen import experts, machine, pipeline
+from fpsgen import experts, machine, pipeline, residence, texts
 from fpsgen.errors import RenderError, UsageError
-from fpsgen.events import Event, Notice, Run, Written, finish
+from fpsgen.events import Event, Notice, Run, VideoFailed, Written, finish
 from fpsgen.request import Request
 from fpsgen.sampling import Denoiser
 from fpsgen.target import Target
+from fpsgen.texts import encode_prompts
 from fpsgen.timing import Timings
 from fpsgen.wan import graphs
 from fpsgen.wan.graphs import Graphs
@@ -25,7 +26,7 @@ from tests.tools.calibration import CPU
 from tests.tools.graphs import Recorder
 
 TARGET = Target(CPU, torch.float32, torch.float32)
-LOADS = ((pipeline, "load_text_encoder"), (experts, "load_transformer"), (pipeline, "load_vae"))
+LOADS = ((texts, "load_text_encoder"), (experts, "load_transformer"), (pipeline, "load_vae"))
 
 
 @pytest.mark.parametrize(
@@ -48,11 +49,11 @@ def test_texts_are_in_the_order_of_their_prompts_and_named_so(
         def encode(self, prompt: str) -> SimpleNamespace:
             return SimpleNamespace(text=torch.full((1, 2, 3), float(ord(prompt))), unknown=(), cut=True)
 
-    monkeypatch.setattr(pipeline, "load_text_encoder", Encoder)
+    monkeypatch.setattr(texts, "load_text_encoder", Encoder)
     model: Any = SimpleNamespace(checkpoint=None, pocket=None)
     events: list[Event] = []
-    texts: list[Tensor] = finish(pipeline.encode_prompts(prompts, negatives, model, TARGET), events.append)
-    assert [chr(int(own[0, 0, 0])) for own in texts] == [*prompts, *negatives]
+    found: list[Tensor] = finish(encode_prompts(prompts, negatives, model, TARGET), events.append)
+    assert [chr(int(own[0, 0, 0])) for own in found] == [*prompts, *negatives]
     told = [event.text for event in events if isinstance(event, Notice)]
     assert [one.split(" is longer")[0] for one in told] == [f"the {name}" for name in named]
 
@@ -86,10 +87,12 @@ def test_several_videos_share_each_load_and_are_what_each_is_alone(
         assert frames_of(together) == frames_of(request.output.read_bytes())
 
 
-def test_one_component_is_in_memory_at_a_time(
-    pocket_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("fits", [False, True])
+def test_one_component_is_in_memory_at_a_time_unless_the_vae_fits_beside_the_transformer(
+    pocket_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fits: bool
 ) -> None:
-    """Each of the large ones may need all the memory there is."""
+    """Each of the large ones may need all the memory there is; where they do not, no video waits for all others."""
+    monkeypatch.setattr(residence, "vae_fits_beside", lambda *_: fits)
     loaded: list[weakref.ref[Any]] = []
     alive: list[tuple[str, int]] = []
     for module, name in LOADS:
@@ -104,9 +107,30 @@ def test_one_component_is_in_memory_at_a_time(
         monkeypatch.setattr(module, name, load)
     model = models.open_folder(pocket_folder, "pocket")
     requests = [Request("a cat", model.defaults.override(steps=1), seed, tmp_path / f"{seed}.mp4") for seed in (1, 2)]
-    for _ in pipeline.generate(requests, model, TARGET):
-        pass
-    assert alive == [("load_text_encoder", 0), ("load_transformer", 0), ("load_vae", 0)]
+    events = list(pipeline.generate(requests, model, TARGET))
+    assert alive == [("load_text_encoder", 0), ("load_transformer", 0), ("load_vae", int(fits))]
+    order = [type(event) for event in events if isinstance(event, (Run, Written))]
+    assert order == ([Run, Written, Run, Written] if fits else [Run, Run, Written, Written])
+
+
+def test_of_several_videos_one_that_fails_does_not_end_the_others(
+    pocket_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = models.open_folder(pocket_folder, "pocket")
+    one = model.defaults.override(steps=1, frames=5)
+    requests = [Request("a cat", one, seed, tmp_path / f"{seed}.mp4") for seed in (1, 2, 3)]
+    real = Denoiser.velocity
+
+    def broken(self: Denoiser, latents: Tensor, *rest: Any) -> Tensor:
+        return real(self, latents, *rest) * (float("nan") if torch.equal(latents, self.noise(2)) else 1)
+
+    monkeypatch.setattr(Denoiser, "velocity", broken)
+    events = list(pipeline.generate(requests, model, TARGET))
+    (failed,) = [event for event in events if isinstance(event, VideoFailed)]
+    assert (failed.number, "not finite" in f"{failed.fault}") == (2, True)
+    assert [event.path.stem for event in events if isinstance(event, Written)] == ["1", "3"]
+    with pytest.raises(RenderError, match="not finite"):
+        list(pipeline.generate(requests[1:2], model, TARGET))
 
 
 def test_graphs_are_gone_before_the_next_video_and_before_decoding(

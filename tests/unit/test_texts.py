@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from fpsgen import pipeline, texts
+from fpsgen import texts
 from fpsgen.events import Event, Notice, finish
 from fpsgen.target import Target
 from fpsgen.texts import Texts
@@ -45,7 +45,7 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[object]:
 
 
 def encode(model: Model, known: Texts | None, prompts: list[str] = PROMPTS) -> list[Tensor]:
-    return finish(pipeline.encode_prompts(prompts, [""], model, TARGET, known=known), lambda event: None)
+    return finish(texts.encode_prompts(prompts, [""], model, TARGET, known=known), lambda event: None)
 
 
 def test_known_texts_need_no_text_encoder_and_are_the_same_bits(cache: Path, model: Model, loads: list[object]) -> None:
@@ -53,7 +53,7 @@ def test_known_texts_need_no_text_encoder_and_are_the_same_bits(cache: Path, mod
     assert all(map(torch.equal, encode(model, Texts(model, TARGET)), fresh))
     assert len(loads) == 2
     events: list[Event] = []
-    again = finish(pipeline.encode_prompts(PROMPTS, [""], model, TARGET, known=Texts(model, TARGET)), events.append)
+    again = finish(texts.encode_prompts(PROMPTS, [""], model, TARGET, known=Texts(model, TARGET)), events.append)
     assert len(loads) == 2
     assert all(map(torch.equal, again, fresh))
     assert any(isinstance(event, Notice) and event.detail for event in events)

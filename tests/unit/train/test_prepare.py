@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from fpsgen import pipeline, solvers
+from fpsgen import pipeline, solvers, texts
 from fpsgen.errors import RenderError, UsageError
 from fpsgen.events import Denoised, Done, Event, Watch
 from fpsgen.presets import BF16
@@ -111,7 +111,7 @@ def test_a_stopped_run_gives_the_same_bytes(model: Model, tmp_path: Path, stop: 
 def test_a_complete_folder_loads_nothing(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prepared(model, tmp_path / "data", count=3)
     before = tree(tmp_path / "data")
-    monkeypatch.setattr(pipeline, "load_text_encoder", lambda *args: pytest.fail("it loads"))
+    monkeypatch.setattr(texts, "load_text_encoder", lambda *args: pytest.fail("it loads"))
     assert len(prepared(model, tmp_path / "data", count=3)) == 3
     with pytest.raises(UsageError):
         prepared(model, tmp_path / "data", count=3, seed=8)
