@@ -1,0 +1,62 @@
+"""What people type by mistake: `generate` refuses each in one sentence with its fix, exit code 2 and no file, before
+anything loads."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.tools.cli import invoke
+from tests.tools.wrong_inputs import cases, furnish
+
+CASES = cases()
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("place")
+    furnish(folder)
+    return folder
+
+
+def check(code: int, stdout: str, stderr: str, says: str) -> None:
+    assert (code, stdout) == (2, ""), stderr
+    flat = " ".join(line for line in stderr.splitlines() if not line.startswith("note: "))
+    assert flat.startswith("error: ")
+    assert flat.count("error: ") == flat.count("hint:  ") == 1, flat
+    assert says in flat
+    assert "Traceback" not in flat
+
+
+@pytest.mark.parametrize(("says", "words"), CASES, ids=range(len(CASES)))
+def test_a_wrong_input_costs_one_sentence(
+    says: str, words: list[str], place: Path, monkeypatch: pytest.MonkeyPatch, loads: list[str]
+) -> None:
+    monkeypatch.chdir(place)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(place / "none"))
+    before = sorted(place.rglob("*"))
+    result = invoke(*words, input="")
+    check(result.exit_code, result.stdout, result.stderr, says)
+    assert sorted(place.rglob("*")) == before
+    assert not loads
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("says", "words"), CASES, ids=range(len(CASES)))
+def test_a_process_says_it_within_three_seconds(says: str, words: list[str], place: Path) -> None:
+    """The best of three, on a machine that may be busy."""
+    seconds = []
+    for _ in range(3):
+        began = time.perf_counter()
+        ran = subprocess.run(
+            [sys.executable, "-m", "fpsgen", "generate", *words], cwd=place, input="", capture_output=True, text=True
+        )
+        seconds.append(time.perf_counter() - began)
+        check(ran.returncode, ran.stdout, ran.stderr, says)
+        if seconds[-1] <= 3:
+            break
+    assert min(seconds) <= 3
