@@ -40,6 +40,7 @@ ROOMS = [  # a line for each: two people may add one at once
     "journal",
     "pocket",
     "presets",
+    "attached",
     "request",
     "events",
     "texts",
