@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from fpsgen.errors import UsageError, option
 from fpsgen.files import open_regular
-from fpsgen.printable import printable
+from fpsgen.printable import absolute, printable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -79,13 +79,14 @@ def fitted(image: Image, width: int, height: int) -> np.ndarray:
 
 
 def described(path: Path | None, field: str = "image") -> dict[str, Any] | None:
-    """What a video's comment says of an image: its name, and its content's SHA-256. field: as `read` has it; UsageError
-    where the file is gone meanwhile."""
+    """What a video's comment says of an image: its name and place, and its content's SHA-256. field: as `read` has it;
+    UsageError where the file is gone meanwhile."""
     if path is None:
         return None
     try:
         with open_regular(path) as file:
-            return {"name": printable(path.name), "sha256": hashlib.sha256(file.read()).hexdigest()}
+            digest = hashlib.sha256(file.read()).hexdigest()
+            return {"name": printable(path.name), "path": absolute(path), "sha256": digest}
     except OSError as fault:
         told = f"{option(field, str(path))} cannot be read any more: {fault.strerror}"
         raise UsageError(told, hint="leave the image where it is until the video is complete") from None

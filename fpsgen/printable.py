@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 
+_LONGEST_PATH = 4096
 MOST = 200  # characters of one name in one sentence
 
 
@@ -18,6 +20,11 @@ def printable(text: object, most: int = MOST) -> str:
     if len(letters) > most:  # first, so that a megabyte costs nothing
         letters = f"{letters[: most // 2]}…{letters[-(most - most // 2 - 1) :]}"
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in letters)
+
+
+def absolute(path: Path | None) -> str | None:
+    """Where a file or folder is, whole, for JSON."""
+    return None if path is None else printable(path.absolute(), _LONGEST_PATH)
 
 
 def typed(word: object) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from fpsgen import __version__, images
+from fpsgen import __version__, images, machine
 from fpsgen.attention import door
 from fpsgen.attention.door import Choice
 from fpsgen.attention.plan import AttentionPlan
@@ -18,6 +18,7 @@ from fpsgen.attention.quantize import LARGEST, Format
 from fpsgen.attention.tiles import TileGrid
 from fpsgen.errors import UsageError, option
 from fpsgen.presets import BF16, Preset, file, shipped
+from fpsgen.printable import absolute
 from fpsgen.seeds import check_seed
 from fpsgen.settings import Settings
 from fpsgen.target import Target
@@ -114,15 +115,9 @@ class VideoPlan:
     def about(self, weights: str) -> dict[str, Any]:
         """What is made, by what and with which settings: stored in the file, printed as JSON. weights: the
         transformer's fingerprint."""
-        device = self.target.device
         return {
-            "fpsgen": __version__,
-            "model": self.model.full_name,
+            **circumstances(self.model, self.target),
             "weights": weights,
-            "loras": [each.as_dict() for each in self.model.checkpoint.loras],
-            "device": str(device),
-            "threads": torch.get_num_threads() if device.type == "cpu" else None,  # a CPU's last bits depend on it
-            **self.target.as_dict(),
             **self.request.as_dict(),
             "experts": {"high": self.high_steps, "low": len(self.steps) - self.high_steps}
             if self.model.checkpoint.transformer_2
@@ -134,6 +129,21 @@ class VideoPlan:
                 "backends": sorted({choice.name for choice in self.backends.values()}),
             },
         }
+
+
+def circumstances(model: Model, target: Target) -> dict[str, Any]:
+    """By what a video is made, as its comment says it; of a model that has no name, where it is."""
+    device = target.device
+    return {
+        "fpsgen": __version__,
+        "versions": {name: machine.installed(name) for name in ("torch", "diffusers", "transformers")},
+        "model": model.full_name,
+        "model_path": absolute(model.place),
+        "parts": {name: absolute(path) for name, path in asdict(model.parts).items()} if model.parts else None,
+        "loras": [{**each.as_dict(), "path": absolute(each.file)} for each in model.checkpoint.loras],
+        "threads": torch.get_num_threads() if device.type == "cpu" else None,  # a CPU's last bits depend on it
+        **target.as_dict(),
+    }
 
 
 def resolve(request: Request, model: Model, target: Target) -> VideoPlan:

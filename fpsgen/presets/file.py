@@ -261,13 +261,14 @@ def as_dict(preset: Preset) -> dict[str, Any]:
         step = {**_step_said(phase), **({"layers": layers} if layers else {})}
         phases.append({"sigma": list(phase.sigma), **told(phase), **step})
     measured = preset.measured.as_dict() if preset.measured else None
-    rest = {"windows": {name: _letter_said(seen) for name, seen in preset.windows.items()}, "measured": measured}
+    letters = {name: _letter_said(seen) for name, seen in preset.windows.items()}
+    rest = {"model": preset.model, "windows": letters, "measured": measured}
     tile = preset.tile and list(preset.tile)
     return {"name": preset.name, "tile": tile, "phases": phases, **{k: v for k, v in rest.items() if v}}
 
 
 def from_dict(told: Mapping[str, Any]) -> Preset:
-    """The preset that `as_dict` told of, but for its model and its author's sentence; UsageError where it is none."""
+    """The preset that `as_dict` told of, but for its author's sentence; UsageError where it is none."""
 
     def entry(said: Mapping[str, Any]) -> dict[str, Any]:
         """A phase or layers of one, as the file has them."""
@@ -278,7 +279,7 @@ def from_dict(told: Mapping[str, Any]) -> Preset:
         return found if set(CHOICE) & found.keys() else found | {"window": "dense"}
 
     phases = [*map(entry, told["phases"])]
-    rest = {key: told[key] for key in ("tile", "windows", "measured") if told.get(key)}
+    rest = {key: told[key] for key in ("model", "tile", "windows", "measured") if told.get(key)}
     try:
         return _preset({"format": FORMAT, "phase": phases, **rest}, told["name"], Lines(""))
     except _Fault as fault:

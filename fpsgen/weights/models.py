@@ -34,6 +34,7 @@ class Model:
 
     pocket: what `pocket.json` says of a pocket model, which renders at one size, knows few words and has a tile of its
     own; None for other models. usual: the defaults but for a LoRA that was distilled for few steps, if there is one.
+    place: the folder or file that the user named; None for a model by name. parts: those that the user named.
     """
 
     name: str
@@ -42,6 +43,8 @@ class Model:
     defaults: Settings
     pocket: dict | None = None
     usual: Settings | None = None
+    place: Path | None = None
+    parts: Given = NOTHING
 
     @property
     def config(self) -> WanConfig:
@@ -180,9 +183,9 @@ def find(name: str, parts: Given = NOTHING) -> Model:
     try:
         path = path.expanduser()
         if path.is_dir():
-            return open_folder(path, name, parts)
+            return replace(open_folder(path, name, parts), place=path)
         if path.exists():
-            return open_file(path, parts=parts)
+            return replace(open_file(path, parts=parts), place=path)
     except (OSError, RuntimeError, ValueError) as fault:  # a RuntimeError for the home of somebody unknown
         told = f"there is no model {printable(name, 100)}: {printable(reason(fault))}"
         raise ModelError(told, _names()) from None
@@ -247,7 +250,7 @@ def open_folder(folder: Path, name: str, parts: Given = NOTHING) -> Model:
             pocket, defaults = _read_pocket(folder / "pocket.json")
     except ModelError as error:
         raise ModelError(f"model {printable(name)} cannot be used: {error}", hint=error.marked_hint) from None
-    return Model(name, folder, checkpoint, defaults, pocket)
+    return Model(name, folder, checkpoint, defaults, pocket, parts=parts)
 
 
 def open_file(file: Path, name: str = "", parts: Given = NOTHING) -> Model:
@@ -256,7 +259,7 @@ def open_file(file: Path, name: str = "", parts: Given = NOTHING) -> Model:
     checkpoint = assemble.of_file(file, parts)
     whole = _called(file.parent.parent) if file.parent.name in (*EXPERTS, *EXPERTS.values()) else ""
     defaults = _defaults(checkpoint, name or file.name, f"{file.name} {whole}")
-    return Model(name or printable(file.name), file.parent, checkpoint, defaults)
+    return Model(name or printable(file.name), file.parent, checkpoint, defaults, parts=parts)
 
 
 def _called(folder: Path) -> str:

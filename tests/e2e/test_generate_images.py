@@ -47,7 +47,7 @@ def test_a_video_from_a_cropped_photo(folders: dict[str, Path], photo: Path, tmp
     output = tmp_path / "a.mp4"
     result = told(invoke(*short(folders[kind], output), "--image", photo, "--res", "96x64", "--json"), "generate")
     sha256 = hashlib.sha256(photo.read_bytes()).hexdigest()
-    assert result["image"] == {"name": "photo.jpg", "sha256": sha256}
+    assert result["image"] == {"name": "photo.jpg", "path": str(photo), "sha256": sha256}
     assert result["last_image"] is None
     assert read(output)[1].shape == (5, 64, 96, 3)
     no_shaking = "镜头晃动，"  # noqa: RUF001

@@ -57,7 +57,7 @@ def test_a_lora_changes_the_picture_by_its_scale_and_is_recorded(run: Runner, fi
     assert (pictures[0] == pictures[3]).all()
     assert plain["loras"] == []
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
-    assert half["loras"] == [{"file": str(file), "scale": 0.5, "sha256": digest, "expert": None}]
+    assert half["loras"] == [{"file": str(file), "scale": 0.5, "sha256": digest, "expert": None, "path": str(file)}]
     assert metadata(half["output"])["loras"] == half["loras"]
     assert len({told["weights"] for told in (plain, half, whole)}) == 3
 

@@ -118,7 +118,8 @@ def test_what_is_no_image_is_refused_in_a_sentence(tmp_path: Path) -> None:
 
 def test_a_comment_names_an_image_by_its_content(tmp_path: Path) -> None:
     path = saved(tmp_path / "a.png", Image.fromarray(noise(8, 8)))
-    assert images.described(path) == {"name": "a.png", "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert images.described(path) == {"name": "a.png", "path": str(path), "sha256": digest}
     assert images.described(None) is None
 
 
