@@ -6,7 +6,7 @@ for bit, in the one setting that Wan2.1 has of each; to load diffusers for them 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import atan, cos, sin
 from typing import TYPE_CHECKING, Any, Literal
@@ -152,6 +152,19 @@ class Solver:
         self._ends, self._begin = [*self._ends[-1:], x0], latents
         return (self._unipc if self._solver == "unipc" else self._dpm)(step, latents)
 
+    @property
+    def left(self) -> list[Tensor]:
+        """What later steps need of those that are done."""
+        return self._ends if self._begin is None else [*self._ends, self._begin]
+
+    def go_on(self, done: int, left: Sequence[Tensor]) -> None:
+        """Stand where `done` steps have left this; ValueError where they leave another number of tensors."""
+        if len(left) != (0 if self._solver == "euler" or not done else min(done, 2) + 1):
+            raise ValueError(f"{len(left)} tensors are not what {done} steps of {self._solver} leave")
+        self._done = done
+        if left:
+            *self._ends, self._begin = left
+
     def _order(self, step: int) -> int:
         return 1 if step in (0, self._steps - 1) else 2
 
@@ -224,6 +237,17 @@ class FewStepSolver:
             return x0 + after * velocity
         assert self._fresh is not None
         return (1 - after) * x0 + after * self._fresh(self._done)
+
+    @property
+    def left(self) -> list[Tensor]:
+        """As `Solver` has it: steps leave nothing but latents."""
+        return []
+
+    def go_on(self, done: int, left: Sequence[Tensor]) -> None:
+        """As `Solver` has it."""
+        if left:
+            raise ValueError("a solver for few steps leaves no tensors")
+        self._done = done
 
 
 def steps_from(level: float, steps: int, shift: float, solver: SolverName, sigmas: Sigmas) -> int:

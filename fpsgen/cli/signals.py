@@ -10,6 +10,7 @@ import sys
 
 TYPE_CHECKING = False  # as in `fpsgen.cli`
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from sys import UnraisableHookArgs
     from types import FrameType
 
@@ -17,14 +18,15 @@ _NAMES = ("SIGINT", "SIGTERM", "SIGHUP")
 _FATAL = 3  # the third of them ends the process at once, whatever it is doing
 
 _came: list[int] = []
-_lost = False  # whether the exception that a signal raised was swallowed, as in a destructor
+_lost = False  # whether the exception of a signal was swallowed, as in a destructor, or has not been raised yet
+_first: Callable[[], object] | None = None  # what the first signal calls, instead of raising
 
 
 def listen() -> None:
     """Let each of these signals raise KeyboardInterrupt in the main thread, as Ctrl-C does."""
-    global _lost
+    global _lost, _first
     _came.clear()
-    _lost = False
+    _lost, _first = False, None
     for number in _numbers():
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup and shells in the background have some ignored
             signal.signal(number, _stop)
@@ -43,8 +45,17 @@ def let_go() -> None:
 
 def check() -> None:
     """KeyboardInterrupt where a signal came whose own exception was lost. To be called between pieces of work."""
+    global _lost
     if _came:
+        _lost = False
         raise KeyboardInterrupt
+
+
+def hold(first: Callable[[], object] | None) -> None:
+    """From here on the first signal calls this, raises nothing, and ends the work at the next `check`; the second one
+    raises. None: the first one raises again."""
+    global _first
+    _first = first
 
 
 def came() -> bool:
@@ -66,7 +77,10 @@ def _stop(number: int, frame: FrameType | None) -> None:
     if len(_came) >= _FATAL:
         signal.signal(number, signal.SIG_DFL)
         signal.raise_signal(number)
-    if len(_came) == 1 or _lost:
+    if len(_came) == 1 and _first is not None:
+        _lost = True
+        _first()
+    elif len(_came) == 1 or _lost:
         _lost = False
         raise KeyboardInterrupt
 

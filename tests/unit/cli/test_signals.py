@@ -28,6 +28,7 @@ def listening() -> Iterator[None]:
         signal.signal(number, handler)
     sys.unraisablehook = hook
     signals._came.clear()
+    signals.hold(None)
 
 
 @pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
@@ -106,6 +107,35 @@ def test_a_signal_that_a_destructor_swallows_ends_the_work_at_its_next_step(caps
 
 def test_after_a_signal_that_was_lost_the_second_counts_as_the_first() -> None:
     Destroyed()
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_a_first_signal_that_is_held_ends_the_work_at_its_next_step_and_cuts_no_clean_up_short() -> None:
+    told, done = [], []
+    signals.hold(lambda: told.append("the step ends"))
+    signal.raise_signal(signal.SIGTERM)
+    assert told == ["the step ends"]
+    with pytest.raises(KeyboardInterrupt):
+        try:
+            signals.check()
+        finally:
+            signal.raise_signal(signal.SIGTERM)
+            done.append("cleaned")
+    assert done
+    assert signals.exit_code() == 143
+
+
+def test_the_second_signal_does_not_wait_for_the_step() -> None:
+    signals.hold(lambda: None)
+    signal.raise_signal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_a_signal_is_held_no_longer_than_was_said() -> None:
+    signals.hold(lambda: pytest.fail("it was held"))
+    signals.hold(None)
     with pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGINT)
 
