@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
+from functools import partial
 from math import prod
 from typing import Protocol, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fpsgen import machine, solvers
 from fpsgen.errors import RenderError, option
@@ -204,6 +206,34 @@ class Denoiser:
 
     def _expert(self, step: int) -> Expert:
         return self._experts[0 if step < self.settings.high_steps else -1]
+
+    @torch.inference_mode()
+    def where_not_finite(self, latents: Tensor, step: int, plan: StepPlan) -> str:
+        """Where the values of a step are first NaN or infinite, in words: its passes are computed again and watched.
+        latents: before it."""
+        if plan.compute == "reuse":
+            return "in the velocities of earlier steps, which it continues"
+        transformer, expert, found = self.transformer_at(step), self._expert(step), list[str]()
+
+        def watch(words: str, _: nn.Module, given: Sequence[object], made: object = None) -> None:
+            value = given[0] if made is None else made
+            if not found and isinstance(value, Tensor) and not value.isfinite().all():
+                found.append(words)
+
+        with contextlib.ExitStack() as hooks:
+            for number, block in enumerate(transformer.layers()):
+                called = {"self_attn": "self-attention", "cross_attn": "cross-attention", "ffn": "the FFN"}
+                for part, words in called.items():
+                    hook = partial(watch, f"in {words} of layer {number}")
+                    hooks.callback(getattr(block, part).register_forward_hook(hook).remove)
+                before, after = f"before layer {number}", f"in layer {number}"
+                hooks.callback(block.register_forward_pre_hook(partial(watch, before)).remove)
+                hooks.callback(block.register_forward_hook(partial(watch, after)).remove)
+            hooks.callback(transformer.head.register_forward_hook(partial(watch, "after the last layer")).remove)
+            batch = self._seen(latents).repeat(self.branches // len(expert.contexts), 1, 1, 1, 1)
+            for context in expert.contexts:
+                transformer(batch, self._timestep(step, len(batch)), context, plan)
+        return found[0] if found else "in no layer when it is computed again"
 
     def _difference(self, carried: Carried) -> Tensor:
         if carried.difference is None:

@@ -187,3 +187,31 @@ def test_both_branches_run_at_once_where_a_fifth_of_the_memory_stays_free(
     for free, fits in ((bytes_ / 0.8 + 2, True), (bytes_ / 0.8 - 2, False), (bytes_ + 2, False)):
         monkeypatch.setattr(machine, "free_bytes", lambda device, free=free: int(free))
         assert sampling.both_fit(model, SETTINGS, CPU) is fits
+
+
+@pytest.mark.parametrize(
+    ("broken", "found"),
+    [
+        ("blocks.1.ffn.2.weight", "in the FFN of layer 1"),
+        ("blocks.0.self_attn.o.bias", "in self-attention of layer 0"),
+        ("blocks.1.cross_attn.o.weight", "in cross-attention of layer 1"),
+        ("blocks.0.modulation", "in self-attention of layer 0"),
+        ("patch_embedding.bias", "before layer 0"),
+        ("head.head.bias", "after the last layer"),
+        (None, "in no layer when it is computed again"),
+    ],
+)
+@pytest.mark.parametrize("together", [True, False])
+def test_where_values_are_not_finite(broken: str | None, found: str, together: bool) -> None:
+    transformer = small_transformer()
+    if broken:
+        transformer.get_parameter(broken).data[..., 0] = torch.nan
+    denoiser = Denoiser(transformer, SETTINGS, [text(1), text(2)], CPU, together)
+    assert denoiser.where_not_finite(denoiser.noise(7), 1, PLANS[1]) == found
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in transformer.modules())
+
+
+def test_a_step_that_continues_velocities_has_no_layer_to_blame() -> None:
+    denoiser = Denoiser(small_transformer(), SETTINGS, [text(1)], CPU)
+    reusing = StepPlan(PLANS[0].attention, compute="reuse")
+    assert "which it continues" in denoiser.where_not_finite(denoiser.noise(7), 1, reusing)
