@@ -51,10 +51,11 @@ class Turn:
         return list(dict.fromkeys(step for step in steps if step.compute == "full"))
 
 
-def turns(plans: Sequence[VideoPlan]) -> list[Turn]:
-    """One after the other, but for an expert that no video needs. The plans are of one model."""
+def turns(plans: Sequence[VideoPlan], done: Sequence[int]) -> list[Turn]:
+    """One after the other, but for an expert that no video needs. The plans are of one model; done: how many steps of
+    each video are behind it."""
     checkpoint = plans[0].model.checkpoint
-    bounds = [(0, plan.high_steps, len(plan.steps)) for plan in plans]
+    bounds = [(own, max(own, plan.high_steps), len(plan.steps)) for plan, own in zip(plans, done, strict=True)]
     spans: dict[TransformerPart, list[tuple[int, int]]] = {
         "transformer": [own[:2] for own in bounds],
         "transformer_2": [own[1:] for own in bounds],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import filecmp
 import itertools
 import json
 import os
@@ -80,6 +81,13 @@ def put_as_new(whole: Path, path: Path) -> Path:
             free.touch(exist_ok=False)
             return whole.replace(free)
     raise AssertionError
+
+
+def alike(path: Path, other: Path) -> bool:
+    """Whether two regular files have the same content."""
+    with contextlib.suppress(OSError):
+        return other.is_file() and filecmp.cmp(path, other, shallow=False)
+    return False
 
 
 def write_text(path: Path, text: str) -> None:

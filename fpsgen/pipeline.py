@@ -18,13 +18,15 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from fpsgen import conditioning, experts, machine, readiness, residence, solvers, texts
+from fpsgen import conditioning, experts, machine, readiness, residence, texts, unfinished
 from fpsgen.errors import RenderError
 from fpsgen.events import Branches, Denoised, Event, Frames, Notice, Run, Stage, Step, VideoFailed, Written
+from fpsgen.printable import printable
 from fpsgen.request import Request, VideoPlan, resolve
 from fpsgen.sampling import Denoiser, State, not_finite, zero_nonfinite
 from fpsgen.target import Target
 from fpsgen.timing import Timings, of_all, of_one
+from fpsgen.unfinished import Unfinished
 from fpsgen.video import VideoWriter, check_path
 from fpsgen.wan import vae as wan_vae
 from fpsgen.wan.conditions import Conditions
@@ -39,14 +41,15 @@ from fpsgen.weights.models import Model
 @dataclass(eq=False)
 class Rendering:
     """One video on its way. texts: embeddings of its prompt and, with guidance, of its negative one; image: what its
-    model is given beside the noisy latents; state: None before the first step; about: what its comment says; fault:
-    what ended it, while others go on."""
+    model is given beside the noisy latents; kept: on the disk, if it is; state: None before the first step; about: what
+    its comment says; fault: what ended it, while others go on."""
 
     plan: VideoPlan
     timings: Timings
     texts: Sequence[Tensor]
     image: Conditions | None
     number: int
+    kept: Unfinished | None = None
     state: State | None = None
     about: dict[str, Any] = field(default_factory=dict)
     fault: RenderError | None = None
@@ -60,6 +63,7 @@ def generate(
     accept: Callable[[Step], bool] = lambda step: False,
     known: Callable[[], KnownTexts] | None = None,
     decode_in_bf16: bool = False,
+    resume: bool | None = None,
 ) -> Generator[Event, None, None]:
     """Make a video of each request, yielding events on the way; timings: filled in, one for each video. What all videos
     wait for, such as a load, counts in the time of each. A video is decoded as soon as it is denoised, where the VAE
@@ -69,7 +73,8 @@ def generate(
     cannot be written, and RenderError when a result would not be a video of its prompt; of several videos the others go
     on, and an event says so. accept: asked whether to go on after a step whose latents are not finite; they are 0 in
     the video then. known: opens embeddings of earlier runs. decode_in_bf16: on devices that are quick in it, where
-    frames are as good (`vae.frames_of`).
+    frames are as good (`vae.frames_of`). resume: whether videos that are not complete go on from the state that lies
+    beside them, which each step renews; None: nothing is kept there.
     """
     if not requests:
         return
@@ -80,13 +85,24 @@ def generate(
     yield Stage("load", "text encoder")
     with of_all(clocks, "load"):
         plans = [resolve(request, model, target) for request in requests]
+        kept = [None if resume is None else Unfinished(plan, resume) for plan in plans]
+        if resume is not None:
+            unfinished.check_room(plans)
         machine.reset_peak(target.device)
-        kept = known() if known else None
+        embeddings = known() if known else None
         shown = {each: each.frames() for each in map(conditioning.shown, plans) if each}
-    embedded = yield from texts.encode(plans, clocks, kept)
+    for own, clock in zip(kept, clocks, strict=True):
+        if own:
+            yield from own.notices()
+            clock.steps.extend(own.seconds)
+    embedded: Sequence[Sequence[Tensor]] = [()] * len(plans)
+    if any(own is None or own.done < len(plan.steps) for own, plan in zip(kept, plans, strict=True)):
+        embedded = yield from texts.encode(plans, clocks, embeddings)
     seen = (yield from conditioning.look(shown, model, target, partial(of_all, clocks))) if shown else {}
     given = [seen[each] if each else None for each in map(conditioning.shown, plans)]
     videos = [Rendering(*of, number) for number, of in enumerate(zip(plans, clocks, embedded, given, strict=True))]
+    for video, own in zip(videos, kept, strict=True):
+        video.kept = own
     decoder = Decoder(videos, decode_in_bf16)
     yield from _denoise_all(videos, accept, decoder)
     for video in videos:
@@ -125,7 +141,11 @@ class Decoder:
         assert video.state is not None
         with of_one([each.timings for each in self._videos], video.number):
             pieces = wan_vae.frames_of(self._vae, zero_nonfinite(video.state.latents), self._rounded, notes.append)
-            yield from _or_failed(decode(video.plan, pieces, video.timings, video.about, notes), video, self._videos)
+            events = decode(video.plan, pieces, video.timings, video.about, notes)
+            for event in _or_failed(events, video, self._videos):
+                if isinstance(event, Written) and video.kept:
+                    video.kept.remove()
+                yield event
 
 
 def _denoise_all(
@@ -134,7 +154,13 @@ def _denoise_all(
     """All steps of all videos. One transformer computes its steps of all of them, then makes room for the other one, if
     there are two."""
     plans, clocks = [video.plan for video in videos], [video.timings for video in videos]
-    turns = experts.turns(plans)
+    turns = experts.turns(plans, [video.kept.done if video.kept else 0 for video in videos])
+    for video in videos:
+        if video.kept and (state := video.kept.state()):
+            video.state = state
+            if state.step == len(video.plan.steps):
+                video.about = video.kept.about() | {"graphs": Graphs.none("an earlier run computed all steps")}
+                yield Denoised(state.latents)
     with contextlib.ExitStack() as held:
         ahead: experts.Ahead | None = None
         for turn, after in zip_longest(turns, turns[1:]):
@@ -144,7 +170,7 @@ def _denoise_all(
                 if turn is turns[0]:
                     weights = fingerprint(plans[0].model.checkpoint, transformer)
                     for video in videos:
-                        video.about = video.plan.about(weights)
+                        video.about = video.about or (video.kept or video.plan).about(weights)
                 if after:
                     ahead = held.enter_context(experts.Ahead(after, plans, experts.way_ahead(after, plans)))
             if after:
@@ -190,20 +216,16 @@ def _denoise_turn(
         yield Notice(warned)
     with video.timings.stage("denoise"):  # texts become the keys and values of each layer
         graphs = Graphs(transformer, target.device, why_not(target.device, target.graphs, plan.backends))
-        denoiser = Denoiser(transformer, own, video.texts, target.device, graphs=graphs, image=video.image)
-        state = video.state = video.state or denoiser.begin(noise(plan), partial(noise, plan))
-    yield from denoise(plan, denoiser, video.timings, accept, state, end)
+        together = video.kept.together(first) if video.kept else None
+        denoiser = Denoiser(transformer, own, video.texts, target.device, together, graphs, image=video.image)
+        state = video.state = video.state or denoiser.begin(plan.noise(), plan.noise)
+    if video.kept:
+        yield from video.kept.warn(first, denoiser.together)
+    yield from denoise(plan, denoiser, video.timings, accept, state, end, video.kept)
     yield Notice(f"{graphs}", detail=not (graphs.failed or (target.graphs and graphs.refused)))
     video.about["graphs"] = graphs.as_dict(video.about.get("graphs"))
     if end == len(plan.steps):
         yield Denoised(state.latents)
-
-
-def noise(plan: VideoPlan, done: int = 0) -> Tensor:
-    """A video's noise on its device: what it begins with, or what its solver adds after `done` steps. By nothing that
-    holds a transformer, which makes room for another one while the trajectory goes on."""
-    own, channels = plan.request.settings, plan.model.config.out_channels
-    return solvers.noise(channels, own.latent_shape, plan.request.seed, done).to(plan.target.device)
 
 
 def denoise(
@@ -213,8 +235,10 @@ def denoise(
     accept: Callable[[Step], bool],
     state: State,
     end: int | None = None,
+    kept: Unfinished | None = None,
 ) -> Iterator[Event]:
-    """All further steps of a trajectory, or those before step `end`; its state is brought up to date."""
+    """All further steps of a trajectory, or those before step `end`; its state is brought up to date, and kept on the
+    disk, if it is to be."""
     yield Stage("denoise")
     if denoiser.branches > 1:
         yield Branches(denoiser.together)
@@ -223,15 +247,29 @@ def denoise(
     yield from readiness.make_ready(plan, timings)
     moments = denoiser.go_on(state, plan.steps, end=end)
     while True:
+        before = state.latents
         with timings.stage("denoise"):
             moment = next(moments, None)
         if moment is None:
             return
         timings.steps.append(moment.seconds)
         step = Step(moment.step + 1, len(plan.steps), moment.seconds, moment.finite)
+        if kept and step.finite:  # before anybody hears of the step, and may end the run
+            with timings.stage("denoise"):
+                notices = list(kept.keep(state, denoiser.together, timings.steps))
+            yield from notices
         yield step
         if not step.finite and not accept(step):
-            raise not_finite(plan.target.dtype, f" at step {step.done}")
+            raise not_finite(plan.target.dtype, _where(plan, denoiser, before, moment.step))
+
+
+def _where(plan: VideoPlan, denoiser: Denoiser, latents: Tensor, step: int) -> str:
+    """Which step, layer and phase gave values that are not finite. latents: before the step, counted from 0."""
+    level, preset = plan.request.settings.noise_levels[step], plan.preset
+    phase = preset.phases.index(preset.at(level)) + 1
+    first = denoiser.where_not_finite(latents, step, plan.steps[step])
+    told = f" at step {step + 1} of {len(plan.steps)}, first {first}"
+    return f"{told} (noise level {level:.3f}: phase {phase} of {len(preset.phases)} of preset {printable(preset.name)})"
 
 
 def decode(

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from fpsgen import __version__, images, machine
+from fpsgen import __version__, images, machine, solvers
 from fpsgen.attention import door
 from fpsgen.attention.door import Choice
 from fpsgen.attention.plan import AttentionPlan
@@ -111,6 +111,12 @@ class VideoPlan:
     def density(self) -> float:
         """The share of token pairs that are computed, mean over steps, guidance branches and layers."""
         return mean_density(self.steps, self.request.settings.branches)
+
+    def noise(self, done: int = 0) -> torch.Tensor:
+        """The noise on the device: what the video begins with, or what its solver adds after `done` steps. By nothing
+        that holds a transformer, which makes room for another one while the trajectory goes on."""
+        own, channels = self.request.settings, self.model.config.out_channels
+        return solvers.noise(channels, own.latent_shape, self.request.seed, done).to(self.target.device)
 
     def about(self, weights: str) -> dict[str, Any]:
         """What is made, by what and with which settings: stored in the file, printed as JSON. weights: the

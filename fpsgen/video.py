@@ -167,7 +167,7 @@ class VideoWriter:
         return fault
 
     def _place(self) -> None:
-        if self._replace:
+        if self._replace or files.alike(self._partial, self.path):  # a run that was killed gave it no comment yet
             try:
                 self._partial.replace(files.resolved(self.path))  # a link stays one
                 return

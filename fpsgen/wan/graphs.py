@@ -88,9 +88,14 @@ class Graphs:
         what = "1 CUDA graph was" if self.count == 1 else f"{self.count} CUDA graphs were"
         return f"{what} captured in {self.seconds:.2f} s"
 
+    @staticmethod
+    def none(why: str | None) -> dict[str, Any]:
+        """`as_dict` where nothing was captured."""
+        return {"captured": 0, "seconds": 0.0, "why_not": why}
+
     def as_dict(self, earlier: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """For JSON. earlier: the same of the transformer that computed the video's steps before this one."""
-        count, seconds, refused = (earlier or {"captured": 0, "seconds": 0.0, "why_not": None}).values()
+        count, seconds, refused = (earlier or self.none(None)).values()
         seconds = round(self.seconds + seconds, 3)
         return {"captured": self.count + count, "seconds": seconds, "why_not": self.refused or refused}
 

@@ -49,6 +49,7 @@ ROOMS = [  # a line for each: two people may add one at once
     "residence",
     "experts",
     "readiness",
+    "unfinished",
     "pipeline",
     "doctor",
     "calibrate",
