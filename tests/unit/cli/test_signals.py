@@ -116,12 +116,16 @@ def test_a_first_signal_that_is_held_ends_the_work_at_its_next_step_and_cuts_no_
     signals.hold(lambda: told.append("the step ends"))
     signal.raise_signal(signal.SIGTERM)
     assert told == ["the step ends"]
-    with pytest.raises(KeyboardInterrupt):
+
+    def end() -> None:
         try:
             signals.check()
         finally:
             signal.raise_signal(signal.SIGTERM)
             done.append("cleaned")
+
+    with pytest.raises(KeyboardInterrupt):
+        end()
     assert done
     assert signals.exit_code() == 143
 
