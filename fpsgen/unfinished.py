@@ -55,7 +55,7 @@ def place(output: Path) -> Path:
 
 
 @dataclass(frozen=True)
-class Kept:
+class Snapshot:
     """What such a file says. about: what the video is made with; done: how many steps are behind it; seconds: of each
     of them; together: whether the last one computed both guidance branches in one batch; resumed: after which steps
     earlier runs went on; levels, source: as `Carried` has them beside its tensors; tensors: by name."""
@@ -70,7 +70,7 @@ class Kept:
     tensors: Mapping[str, Tensor]
 
 
-def read(path: Path) -> Kept | None:
+def read(path: Path) -> Snapshot | None:
     """What a file keeps, None where it is not there; UsageError where it is damaged."""
     try:
         if path.is_symlink() or not path.exists():
@@ -86,7 +86,7 @@ def read(path: Path) -> Kept | None:
         told = json.loads(json.loads(body[8 : 8 + length])["__metadata__"]["fpsgen"])
         if told["format"] != _FORMAT:
             raise ValueError("another version of fpsgen wrote it")
-        kept = Kept(
+        kept = Snapshot(
             dict(told["about"]), int(told["done"]), tuple(map(float, told["seconds"])), bool(told["together"]),
             tuple(map(int, told["resumed"])), tuple(map(float, told.get("levels", ()))),
             int(told["source"]) if "source" in told else None, safetensors.torch.load(body),
@@ -260,7 +260,7 @@ def made_with(plan: VideoPlan, weights: str) -> dict[str, Any]:
     return plan.about(weights) | {"torch": torch.__version__, "parts": sizes}
 
 
-def differences_of(kept: Kept, plan: VideoPlan) -> list[str]:
+def differences_of(kept: Snapshot, plan: VideoPlan) -> list[str]:
     """Which settings a state was kept with that a video has not, in words."""
     return differences(kept.about, made_with(plan, ""), _SETTINGS)
 
