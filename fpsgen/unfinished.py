@@ -41,12 +41,14 @@ _SETTINGS = {
     "negative": "negative", "seed": "seed", "width": "width", "height": "height", "frames": "frames", "steps": "steps",
     "guidance": "guidance", "guidance_low": "guidance_low", "shift": "shift", "solver": "solver", "grid": "sigmas",
     "boundary": "boundary", "experts": "experts", "dtype": "dtype", "text_dtype": "precision of texts",
-    "preset": "preset", "parts": "weights",
+    "preset": "preset", "readers": "weights",
 }  # fmt: skip
 _FIELDS = {"image", "last_image", "negative", "seed", "frames", "steps", "guidance", "guidance_low", "shift", "solver"}
 _FIELDS |= {"sigmas", "dtype", "preset"}  # of these, the ones that are options
+OF_COMMENTS = {key: words for key, words in _SETTINGS.items() if key != "readers"}  # a video's comment knows those
 # What only last bits depend on.
-_SURROUNDINGS = {"fpsgen": "fpsgen", "torch": "torch", "device": "device", "threads": "threads"}
+_SURROUNDINGS = {"fpsgen": "fpsgen", "versions": "versions", "device": "device", "threads": "threads"}
+_PLACES = {"path", "measured"}  # inside of LoRAs, images and presets: what tells of files, and changes no latents
 
 
 def place(output: Path) -> Path:
@@ -109,9 +111,7 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any], names: Mapping[
     here: Mapping[str, Any] = json.loads(json.dumps(now))
     found = []
     for key, words in names.items():
-        old, new = then.get(key), here.get(key)
-        if key == "preset" and isinstance(old, dict) and isinstance(new, dict):
-            old, new = ({k: v for k, v in own.items() if k != "measured"} for own in (old, new))
+        old, new = _bare(then.get(key)), _bare(here.get(key))
         if old != new:
             called = option(words) if words in _FIELDS else words
             found.append(
@@ -120,10 +120,17 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any], names: Mapping[
     return found
 
 
+def _bare(value: Any) -> Any:
+    """A value without what tells of places."""
+    if isinstance(value, list):
+        return [_bare(each) for each in value]
+    return {key: own for key, own in value.items() if key not in _PLACES} if isinstance(value, dict) else value
+
+
 def _brief(value: Any) -> str:
     """A value of a setting in a sentence."""
     if isinstance(value, dict):
-        value = value.get("name", "other")
+        value = value["name"] if "name" in value else [f"{key} {own}" for key, own in value.items()]
     if value is None or value == []:
         return "none"
     if isinstance(value, list):
@@ -252,12 +259,12 @@ class Unfinished:
 
 
 def made_with(plan: VideoPlan, weights: str) -> dict[str, Any]:
-    """What latents of a video depend on, and more: `VideoPlan.about`, torch's version, and how large the files are that
-    texts and images are read by."""
+    """What latents of a video depend on, and more: `VideoPlan.about`, and how large the files are that texts and images
+    are read by."""
     checkpoint, request = plan.model.checkpoint, plan.request
     readers = ["text_encoder", *(("image_encoder", "vae") if request.image or request.last_image else ())]
     sizes = {part: sum(file.stat().st_size for file in getattr(checkpoint, part)) for part in readers}
-    return plan.about(weights) | {"torch": torch.__version__, "parts": sizes}
+    return plan.about(weights) | {"readers": sizes}
 
 
 def differences_of(kept: Snapshot, plan: VideoPlan) -> list[str]:
