@@ -10,6 +10,7 @@ import json
 import os
 import secrets
 import shlex
+import shutil
 import stat
 import tempfile
 import time
@@ -21,6 +22,7 @@ from typing import Any
 from fpsgen.errors import UsageError, option, reason
 from fpsgen.printable import printable
 
+_FOLDER = ".fpsgen-folder-"
 _A_DAY = 24 * 3600  # seconds
 _FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
 
@@ -51,12 +53,30 @@ def beside(path: Path) -> Iterator[Path]:
             hidden.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def folder_beside(path: Path) -> Iterator[Path]:
+    """The same, a folder for what will be the folder `path`."""
+    real = resolved(path)
+    hidden = real.with_name(f"{_FOLDER}{secrets.token_hex(6)}")
+    hidden.mkdir()
+    try:
+        with contextlib.suppress(OSError):
+            hidden.chmod(stat.S_IMODE(real.stat().st_mode) | stat.S_IRWXU)
+        yield hidden
+    finally:
+        shutil.rmtree(hidden, ignore_errors=True)
+
+
 def _sweep(folder: Path) -> None:
-    """Remove hidden files that nobody has written to for a day: what killed runs left."""
+    """Remove hidden files, and folders of `folder_beside`, that nobody has written to for a day: what killed runs
+    left."""
     for left in folder.glob(".fpsgen-*"):
         with contextlib.suppress(OSError):
             if time.time() - left.lstat().st_mtime > _A_DAY:
-                left.unlink()
+                if left.name.startswith(_FOLDER) and left.is_dir() and not left.is_symlink():
+                    shutil.rmtree(left, ignore_errors=True)
+                else:
+                    left.unlink()
 
 
 @contextlib.contextmanager
@@ -88,6 +108,19 @@ def alike(path: Path, other: Path) -> bool:
     with contextlib.suppress(OSError):
         return other.is_file() and filecmp.cmp(path, other, shallow=False)
     return False
+
+
+def put_folder_as_new(whole: Path, path: Path) -> Path:
+    """The same for a folder, which may take the place of an empty one."""
+    for free in numbered(resolved(path) if path.is_symlink() else path):
+        with contextlib.suppress(OSError):
+            free.rmdir()  # which leaves what has something in it
+        try:
+            return whole.rename(free)
+        except OSError:
+            if not os.path.lexists(free):
+                raise
+    raise AssertionError
 
 
 def write_text(path: Path, text: str) -> None:
@@ -124,15 +157,11 @@ def refused(path: Path, hint: str, field: str | None = None) -> Iterator[None]:
 def check_place(path: Path, example: str, field: str = "output") -> bool:
     """Whether there is a file that would be replaced; UsageError, before any work, where none can be written there.
     example: the name of such a file; field: the setting that names the place."""
-    hint, folder, name = f"choose another place or name with {option(field)}", path.parent, option(field, path)
+    hint, name = f"choose another place or name with {option(field)}", option(field, path)
     with refused(path, hint, field):
         if path.is_dir():
             raise UsageError(f"{name} is a folder", hint=f"name a file, such as {path / example}")
-        if not folder.exists():
-            hint = f"mkdir -p {shlex.quote(str(folder))}"
-            raise UsageError(f"the folder {printable(folder)} does not exist", hint)
-        if not folder.is_dir():
-            raise UsageError(f"{printable(folder)} is not a folder", hint)
+        _check_parent(path, hint)
         there = path.exists()  # which also tells of a name too long
         if there and not path.is_file():
             raise UsageError(f"{name} is not a regular file", hint)
@@ -140,6 +169,28 @@ def check_place(path: Path, example: str, field: str = "output") -> bool:
             raise UsageError(f"{name} is write-protected", hint)
         check_writable(path)
     return there
+
+
+def check_folder(path: Path, example: str, field: str = "output") -> None:
+    """UsageError, before any work, where no folder can be made of that name, or in the place of an empty one. example,
+    field: as above."""
+    hint, name = f"choose another place or name with {option(field)}", option(field, path)
+    with refused(path, hint, field):
+        if path.is_dir() and (any(path.iterdir()) or path.samefile(".")):
+            told = "is a folder with other files in it" if any(path.iterdir()) else "is the folder you are in"
+            raise UsageError(f"{name} {told}", hint=f"name a new folder, or a video such as {path / example}")
+        if os.path.lexists(path) and not path.is_dir():
+            raise UsageError(f"{name} is not a folder", hint)
+        _check_parent(path, hint)
+        check_writable(path)
+
+
+def _check_parent(path: Path, hint: str) -> None:
+    folder = path.parent
+    if not folder.exists():
+        raise UsageError(f"the folder {printable(folder)} does not exist", f"mkdir -p {shlex.quote(str(folder))}")
+    if not folder.is_dir():
+        raise UsageError(f"{printable(folder)} is not a folder", hint)
 
 
 def is_full(fault: OSError) -> bool:

@@ -13,9 +13,9 @@ from fpsgen import ffmpeg, files
 from fpsgen.errors import UsageError, option, reason
 from fpsgen.ffmpeg import FfmpegError
 from fpsgen.files import open_regular
+from fpsgen.formats import QUALITY
 from fpsgen.printable import printable
 from fpsgen.settings import Settings
-from fpsgen.video import QUALITY
 
 SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif")
 CAPTIONS = "captions.jsonl"

@@ -229,7 +229,7 @@ def test_an_ffmpeg_that_cannot_encode_ends_it_before_a_model_is_looked_for(
     monkeypatch.setattr("fpsgen.weights.models.find", lambda name: pytest.fail("a model was looked for"))
     result = invoke("cat", "--model", "any", "-o", tmp_path / "a.mp4")
     assert result.exit_code == 2
-    assert "cannot be used to write .mp4 videos here: no libx264" in " ".join(result.stderr.split())
+    assert "cannot be used to write .mp4 files here: no libx264" in " ".join(result.stderr.split())
 
 
 def test_a_failing_comment_costs_no_video(run: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,6 +26,7 @@ ROOMS = [  # a line for each: two people may add one at once
     "values",
     "metrics",
     "ffmpeg",
+    "formats",
     "video",
     "comment",
     "images",

@@ -81,7 +81,7 @@ def test_scaling_keeps_shapes(tmp_path: Path) -> None:
         assert wide == pytest.approx(high, rel=0.03)
 
 
-@pytest.mark.parametrize("suffix", [".mp4", ".webm"])
+@pytest.mark.parametrize("suffix", [".mp4", ".webm", ".mov", ".mkv"])
 def test_metadata_is_stored(tmp_path: Path, suffix: str) -> None:
     told = {"prompt": 'a "cat"; surfing = fun, 猫\\', "seed": 7}
     with VideoWriter(tmp_path / f"v{suffix}", (96, 64), fps=16) as writer:
@@ -117,7 +117,7 @@ def shown(stored: np.ndarray, matrix: str) -> np.ndarray:
     return 255 * np.stack([r, (y - red * r - blue * b) / green, b], -1).clip(0, 1)
 
 
-@pytest.mark.parametrize("suffix", [".mp4", ".webm"])
+@pytest.mark.parametrize("suffix", [".mp4", ".webm", ".mov"])
 @pytest.mark.parametrize(
     ("size", "scale_to", "matrix"),
     [
@@ -141,7 +141,9 @@ def test_colours_are_those_that_the_file_says(
     with VideoWriter(path, size, fps=16, scale_to=scale_to) as writer:
         writer.write(frame)
         assert writer.finish({"kept": "through the copy that tells"}) is None
-    assert re.search(rf"yuv420p\(tv, {matrix}[,)]", said(path))  # matrix, primaries and transfer, where all are one
+    assert re.search(
+        rf"yuv42(0p|2p10le)\(tv, {matrix}[,)]", said(path)
+    )  # matrix, primaries and transfer, where all are one
     out = scale_to or size
     scale = min(out[0] / width, out[1] / height) if scale_to else 1
     middles = (np.arange(len(PATCHES)) + 0.5) * (width // len(PATCHES)) * scale + (out[0] - width * scale) / 2
@@ -149,12 +151,13 @@ def test_colours_are_those_that_the_file_says(
     assert np.abs(got - PATCHES).max() <= 2
 
 
+@pytest.mark.parametrize("suffix", [".mp4", ".mov"])
 @pytest.mark.parametrize("told", [None, {"seed": 7}])
-def test_an_mp4_begins_with_its_index(tmp_path: Path, told: dict | None) -> None:
-    with VideoWriter(tmp_path / "v.mp4", (96, 64), fps=16) as writer:
+def test_the_index_comes_first(tmp_path: Path, told: dict | None, suffix: str) -> None:
+    with VideoWriter(tmp_path / f"v{suffix}", (96, 64), fps=16) as writer:
         writer.write(frames(2))
         writer.finish(told)
-    content = (tmp_path / "v.mp4").read_bytes()
+    content = (tmp_path / f"v{suffix}").read_bytes()
     assert 0 < content.find(b"moov") < content.find(b"mdat")
 
 
@@ -299,7 +302,7 @@ def test_an_ffmpeg_that_cannot_encode_is_told_before_any_work(
     assert list((tmp_path / "out").iterdir()) == []
 
 
-@pytest.mark.parametrize("suffix", [".mp4", ".webm", ".gif"])
+@pytest.mark.parametrize("suffix", [".mp4", ".webm", ".gif", ".mov", ".mkv", ".png"])
 def test_an_ffmpeg_that_can_is_not_refused(tmp_path: Path, suffix: str) -> None:
     check_path(tmp_path / f"v{suffix}")
     assert list(tmp_path.iterdir()) == []
