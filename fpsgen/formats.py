@@ -88,6 +88,11 @@ class Encoding:
             hint = f"use {option('frames', 1)}, or name a folder for the frames, such as {path.stem}/"
             raise UsageError(told, hint)
 
+    def crf_of(self, path: Path) -> int | None:
+        """The constant rate factor of a file of that name, None where it has none."""
+        form = of(path)
+        return form.crf and (form.crf[0] if self.crf is None else self.crf)
+
 
 PLAIN = Encoding()
 

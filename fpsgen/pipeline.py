@@ -19,15 +19,16 @@ import numpy as np
 from torch import Tensor
 
 from fpsgen import conditioning, experts, machine, readiness, residence, texts, unfinished
-from fpsgen.errors import RenderError
+from fpsgen.errors import RenderError, UsageError, option
 from fpsgen.events import Branches, Denoised, Event, Frames, Notice, Run, Stage, Step, VideoFailed, Written
+from fpsgen.formats import PLAIN, Encoding
 from fpsgen.printable import printable
 from fpsgen.request import Request, VideoPlan, resolve
 from fpsgen.sampling import Denoiser, State, not_finite, zero_nonfinite
 from fpsgen.target import Target
 from fpsgen.timing import Timings, of_all, of_one
 from fpsgen.unfinished import Unfinished
-from fpsgen.video import VideoWriter, check_path
+from fpsgen.video import VideoWriter, check_path, write_picture
 from fpsgen.wan import vae as wan_vae
 from fpsgen.wan.conditions import Conditions
 from fpsgen.wan.graphs import Graphs, why_not
@@ -64,6 +65,7 @@ def generate(
     known: Callable[[], KnownTexts] | None = None,
     decode_in_bf16: bool = False,
     resume: bool | None = None,
+    encoding: Encoding = PLAIN,
 ) -> Generator[Event, None, None]:
     """Make a video of each request, yielding events on the way; timings: filled in, one for each video. What all videos
     wait for, such as a load, counts in the time of each. A video is decoded as soon as it is denoised, where the VAE
@@ -74,11 +76,18 @@ def generate(
     on, and an event says so. accept: asked whether to go on after a step whose latents are not finite; they are 0 in
     the video then. known: opens embeddings of earlier runs. decode_in_bf16: on devices that are quick in it, where
     frames are as good (`vae.frames_of`). resume: whether videos that are not complete go on from the state that lies
-    beside them, which each step renews; None: nothing is kept there.
+    beside them, which each step renews; None: nothing is kept there. encoding: how the files are
+    written.
     """
     if not requests:
         return
+    encoding.check()
+    for request in requests:
+        encoding.check_fits(request.output, request.settings.frames, request.settings.fps)
     if len(requests) > 1:
+        if encoding.last_frame_to:
+            told = f"{option('last_frame_to', encoding.last_frame_to)} is for one video, and there are {len(requests)}"
+            raise UsageError(told, hint="leave it out, or make one video at a time")
         for request in requests:
             check_path(request.output)
     clocks = [*timings, *(Timings() for _ in requests[len(timings) :])]
@@ -103,7 +112,7 @@ def generate(
     videos = [Rendering(*of, number) for number, of in enumerate(zip(plans, clocks, embedded, given, strict=True))]
     for video, own in zip(videos, kept, strict=True):
         video.kept = own
-    decoder = Decoder(videos, decode_in_bf16)
+    decoder = Decoder(videos, decode_in_bf16, encoding)
     yield from _denoise_all(videos, accept, decoder)
     for video in videos:
         yield from decoder.decode(video)
@@ -112,11 +121,11 @@ def generate(
 class Decoder:
     """The VAE, loaded when the first video needs it; each video is decoded once.
 
-    decode_in_bf16: as `generate` has it.
+    decode_in_bf16, encoding: as `generate` has them.
     """
 
-    def __init__(self, videos: Sequence[Rendering], decode_in_bf16: bool):
-        target = videos[0].plan.target
+    def __init__(self, videos: Sequence[Rendering], decode_in_bf16: bool, encoding: Encoding):
+        target, self._encoding = videos[0].plan.target, encoding
         self._videos, self._left = videos, {video.number for video in videos}
         self._in_bf16 = decode_in_bf16 and target.may_decode_in_bf16
         self._vae: VAE | None = None
@@ -141,7 +150,7 @@ class Decoder:
         assert video.state is not None
         with of_one([each.timings for each in self._videos], video.number):
             pieces = wan_vae.frames_of(self._vae, zero_nonfinite(video.state.latents), self._rounded, notes.append)
-            events = decode(video.plan, pieces, video.timings, video.about, notes)
+            events = decode(video.plan, pieces, video.timings, video.about, notes, self._encoding)
             for event in _or_failed(events, video, self._videos):
                 if isinstance(event, Written) and video.kept:
                     video.kept.remove()
@@ -273,27 +282,34 @@ def _where(plan: VideoPlan, denoiser: Denoiser, latents: Tensor, step: int) -> s
 
 
 def decode(
-    plan: VideoPlan, pieces: Iterator[np.ndarray], timings: Timings, about: dict, notes: Sequence[str] = ()
+    plan: VideoPlan,
+    pieces: Iterator[np.ndarray],
+    timings: Timings,
+    about: dict,
+    notes: Sequence[str] = (),
+    encoding: Encoding = PLAIN,
 ) -> Iterator[Event]:
     """Pieces of frames to the finished file; each goes to the encoder as soon as it is decoded.
 
     about: what the file's comment says of how it was made; the timings, which end here, are added to it. notes: what
-    `pieces` tells on the way.
+    `pieces` tells on the way. encoding: as `generate` has it.
     """
     yield Stage("decode")
     request, own = plan.request, plan.request.settings
     # File managers that look a third into a video show the last key frame before it: without one of its own the first
     # frame, which is often the pocket model's worst.
     form = ((own.width, own.height), own.fps, request.scale_to, request.may_replace, own.frames // 3)
+    about["crf"] = encoding.crf_of(request.output)
     with contextlib.ExitStack() as held:
         with timings.stage("encode"):  # which begins with the encoder's start
-            writer = held.enter_context(VideoWriter(request.output, *form))
+            writer = held.enter_context(VideoWriter(request.output, *form, encoding.crf))
         while True:
             with timings.stage("decode"):
                 if (frames := next(pieces, None)) is None:
                     break
             with timings.stage("encode"):
                 writer.write(frames)
+            last = frames[-1]
             yield Frames(writer.frames, own.frames, frames)
         yield from (Notice(note, detail=True) for note in notes)
         with timings.stage("encode"):
@@ -303,4 +319,6 @@ def decode(
         about["timings"] = timings.as_dict()
         if fault := writer.finish(about):
             yield Notice(f"the video is complete, but does not say how it was made: {fault}")
+    if encoding.last_frame_to:
+        write_picture(last, encoding.last_frame_to, f"{writer.path} is complete, but not its last frame")
     yield Written(writer.path, plan, about)

@@ -206,3 +206,16 @@ def _tag_picture(picture: Path, tagged: Path, told: str) -> int:
     with Image.open(picture) as image:
         image.save(tagged, "PNG", pnginfo=text)
     return len(told.encode())
+
+
+def write_picture(pixels: np.ndarray, path: Path, fault: str) -> None:
+    """uint8 pixels [height, width, 3] to a PNG file, which appears when it is complete; RenderError, which begins with
+    `fault`, where it cannot be written."""
+    from PIL import Image
+
+    try:
+        with files.beside(path) as whole:
+            Image.fromarray(pixels).save(whole, "PNG")
+            whole.replace(files.resolved(path))  # a link stays one
+    except OSError as refused:
+        raise RenderError(f"{fault}: {reason(refused)}", _MAKE_ROOM if files.is_full(refused) else None) from None

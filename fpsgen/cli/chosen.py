@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
-from fpsgen import images, machine
+from fpsgen import files, images, machine
 from fpsgen.cli import options, preferences
 from fpsgen.cli.output import Output
 from fpsgen.errors import UsageError
+from fpsgen.formats import Encoding
 from fpsgen.printable import printable, typed
 from fpsgen.settings import at_size
 from fpsgen.timing import Timings
@@ -201,6 +203,22 @@ def find_images(image: Path | None, last: Path | None) -> tuple[Path | None, Pat
     paths = [path and options.expand(path) for path in (image, last)]
     found = [None if path is None else images.read(path, field) for path, field in zip(paths, _IMAGES, strict=True)]
     return paths[0], paths[1], None if found[0] is None else found[0].size
+
+
+def with_last_frame(encoding: Encoding, video: Path, no_clobber: bool) -> Encoding:
+    """The encoding with the place of a last frame as it is meant; UsageError where none can be written there."""
+    if encoding.last_frame_to is None:
+        return encoding
+    picture = options.expand(encoding.last_frame_to)
+    told, hint = f"--last-frame-to {printable(picture)}", "choose another name, such as last.png"
+    if picture.suffix.lower() != ".png":
+        raise UsageError(f"{told}: a last frame is a .png file", hint)
+    there = files.check_place(picture, "last.png", "last_frame_to")
+    if there and no_clobber:
+        raise UsageError(f"{told} exists, and --no-clobber keeps it", hint)
+    if files.resolved(picture) == files.resolved(video):
+        raise UsageError(f"{told} is where the video goes", hint)
+    return replace(encoding, last_frame_to=picture)
 
 
 def size_with(image: Size | None, res: str | None, size: Size | None, model: Model) -> Size | None:

@@ -15,6 +15,7 @@ from fpsgen.cli.progress import drawn
 from fpsgen.cli.prompts import as_text, check_prompts, read_prompt
 from fpsgen.errors import Stopped, UsageError
 from fpsgen.events import Written
+from fpsgen.formats import PLAIN, Encoding
 from fpsgen.printable import printable, readable
 from fpsgen.report.words import counted
 from fpsgen.seeds import check_seed
@@ -59,7 +60,7 @@ def generate(
     negative: str | None = None,
     seed: int | None = None,
     preset: str | None = None,
-    output: Path | None = None,
+    output: str | None = None,
     no_clobber: bool = False,
     device: str | None = None,
     dtype: chosen.Dtype | None = None,
@@ -67,6 +68,7 @@ def generate(
     json: bool = False,
     verbose: bool = False,
     parts: Given = NOTHING,
+    encoding: Encoding = PLAIN,
 ) -> None:
     """Make a video from a prompt.
 
@@ -79,39 +81,42 @@ def generate(
     check_prompts(prompt, negative)
     size = sizes.parse_resolution(res) if res is not None else None
     check_settings(frames, steps, guidance, shift, solver, sigmas, guidance_low)  # before torch is even imported
+    encoding.check()
     chosen.check_device(device)
     if seed is not None:
         check_seed(seed)
     seed = secrets.randbelow(2**31) if seed is None else seed
     may_replace = output is not None and not no_clobber
     if output is None:  # a name of its own, also beside the video of another prompt or of other settings
-        output = files.free(preferences.output_folder() / chosen.video_name(prompt, seed))
+        place, of_frames = files.free(preferences.output_folder() / chosen.video_name(prompt, seed)), False
     else:
-        output = options.expand(output)
+        place, of_frames = options.place(output)
     out.loading()
     with timings.stage("load"):  # importing torch and the libraries around it is part of the wait
         # What needs no torch, which takes seconds, is refused before it.
         from fpsgen.video import check_path
 
-        if no_clobber and output.exists():
-            raise UsageError(f"{output} exists, and --no-clobber keeps it", hint="choose another name with -o")
-        check_path(output)
+        if no_clobber and place.exists() and not of_frames:
+            raise UsageError(f"{place} exists, and --no-clobber keeps it", hint="choose another name with -o")
+        check_path(place, of_frames)
+        encoding.check_fits(place, frames)
+        encoding = chosen.with_last_frame(encoding, place, no_clobber)
         image, last_image, size_of_image = chosen.find_images(image, last_image)
-        if any(each and output.exists() and output.samefile(each) for each in (image, last_image)):
-            raise UsageError(f"{output} is the image: the video would replace it", hint="choose another -o")
+        if any(each and place.exists() and place.samefile(each) for each in (image, last_image)):
+            raise UsageError(f"{place} is the image: the video would replace it", hint="choose another -o")
         from fpsgen.presets import label, shipped
 
         with preferences.using("preset", preset) as wanted:
             named = None if wanted is None or wanted in shipped.GRADES else shipped.find(wanted)
-        if wanted and output.exists() and (given := Path(wanted).expanduser()).exists() and output.samefile(given):
-            raise UsageError(f"{output} is the preset: the video would replace it", hint="choose another -o")
+        if wanted and place.exists() and (given := Path(wanted).expanduser()).exists() and place.samefile(given):
+            raise UsageError(f"{place} is the preset: the video would replace it", hint="choose another -o")
         loras = chosen.find_loras(lora)
         named_model = chosen.find_model(model, parts)
         if named_model is None and (given_image := image or last_image):
             told = f"--image {printable(given_image.name)}: the models that are chosen by default take none"
             raise UsageError(told, hint="name one that does, such as --model i2v-480p")
-        if output.exists():
-            out.note(f"{output} exists: the new video will replace it")
+        if place.is_file():
+            out.note(f"{place} exists: the new video will replace it")
             out.loading()
         target = chosen.find_target(device, dtype, graphs)
         from fpsgen import machine, pipeline
@@ -125,7 +130,7 @@ def generate(
     size = chosen.size_with(size_of_image, res, size, found)
     settings, scale_to = chosen.fit(
         found, size, out, frames=frames, steps=steps, guidance=guidance, guidance_low=guidance_low, shift=shift,
-        negative=negative, solver=solver, sigmas=sigmas,
+        negative=negative, solver=solver, sigmas=sigmas, fps=encoding.fps,
     )  # fmt: skip
     if found.pocket and size is None:
         scale_to = settings.width * ENLARGED, settings.height * ENLARGED
@@ -134,33 +139,39 @@ def generate(
     if named is not None:
         with preferences.using("preset", preset):
             named.check_family(found.family)
-    request = Request(prompt.strip(), settings, seed, output, named, scale_to, may_replace, image, last_image)
+    request = Request(prompt.strip(), settings, seed, place, named, scale_to, may_replace, image, last_image)
     if found.pocket and settings.frames > found.defaults.frames:
         out.note(f"the pocket model was trained on clips of {found.defaults.frames} frames; longer ones may drift")
     out.detail(f"model {found.name} from {found.folder}; {target.device}, {target.dtype_name}")
     tell_sampling(settings, out)
-    before = state(output)
+    before = state(place)
     try:
         # Closed here, not whenever it is collected: a failure while drawing must not leave an encoder running.
         events = pipeline.generate(
-            [request], found, target, [timings], known=functools.partial(Texts, found, target), decode_in_bf16=True
+            [request],
+            found,
+            target,
+            [timings],
+            known=functools.partial(Texts, found, target),
+            decode_in_bf16=True,
+            encoding=encoding,
         )
         with contextlib.closing(events), drawn(out) as watch:
             for event in events:
                 watch(event)
         signals.check()
     except KeyboardInterrupt:
-        if state(output) == before:
+        if state(place) == before:
             raise Stopped("stopped; no video was written") from None
-        raise Stopped(f"stopped; the video was complete by then, in {output}") from None
+        raise Stopped(f"stopped; the video was complete by then, in {place}") from None
     assert isinstance(event, Written)  # the last of them
     plan, about, written = event.plan, event.about, event.path
     out.table(
         timing_table(timings, target.device, (label(plan.preset.name, target.dtype_name), preset_remark(plan, about)))
     )
     out.detail("seconds per step: " + " ".join(f"{seconds:.2f}" for seconds in timings.steps))
-    if written != output:
-        out.note(f"{output} was taken by another file when the video was complete; the video is now in {written}")
+    if written != place:
+        out.note(f"{place} was taken by another file when the video was complete; the video is now in {written}")
     out.result(str(written), {"output": as_text(str(written)), **about}, copied=True)
 
 

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import inspect
 import json
+import os
 import tomllib
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -167,3 +168,9 @@ def expand(path: Path) -> Path:
         return path.expanduser()
     except RuntimeError:
         raise UsageError(f"{path}: there is no such user", hint="choose another place") from None
+
+
+def place(given: str) -> tuple[Path, bool]:
+    """Where something goes, and whether that is a folder: its name ends in /, or it is there."""
+    path = expand(Path(given))
+    return path, given.endswith(("/", os.sep)) or path.is_dir()
