@@ -50,13 +50,11 @@ _USE = "use .mp4, .webm, .gif, .mov (ProRes), .mkv (lossless) or .png (one frame
 @dataclass(frozen=True)
 class Encoding:
     """How videos are written. crf: the constant rate factor, None for the format's usual one. fps: the file's frame
-    rate, None for the model's. last_frame_to: a .png file for the last frame. preview: after how many steps a picture
-    shows how far the video is, again and again; None for none."""
+    rate, None for the model's. last_frame_to: a .png file for the last frame."""
 
     crf: int | None = None
     fps: int | None = None
     last_frame_to: Path | None = None
-    preview: int | None = None
 
     def check(self) -> None:
         """UsageError where a number means nothing in any format."""
