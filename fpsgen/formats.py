@@ -60,10 +60,6 @@ class Encoding:
         """UsageError where a number means nothing in any format."""
         if self.fps is not None and not 1 <= self.fps <= MOST_FPS:
             raise UsageError(f"{option('fps', self.fps)}: must be 1 to {MOST_FPS}", hint=f"try {option('fps', 16)}")
-        if self.preview is not None and self.preview < 1:
-            raise UsageError(
-                f"{option('preview', self.preview)}: must be at least 1", hint=f"try {option('preview', 5)}"
-            )
 
     def check_fits(self, path: Path, frames: int | None = None, fps: int | None = None) -> None:
         """UsageError where a file of that name cannot be written so. frames: of the video; fps: where none is given."""

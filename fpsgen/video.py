@@ -24,7 +24,7 @@ _TRIAL_LIMIT = 20  # seconds; a trial takes a tenth of one
 def check_path(path: Path, folder: bool = False) -> None:
     """Refuse an output that could not be written, before any work is done for it. folder: whether frames in a folder of
     that name are wanted, which is not there or empty."""
-    if not folder and path.is_dir():
+    if not folder and os.path.isdir(path):
         files.check_place(path, "video.mp4")
     formats.check_name(path, folder)
     ffmpeg.executable()

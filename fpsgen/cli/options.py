@@ -173,4 +173,4 @@ def expand(path: Path) -> Path:
 def place(given: str) -> tuple[Path, bool]:
     """Where something goes, and whether that is a folder: its name ends in /, or it is there."""
     path = expand(Path(given))
-    return path, given.endswith(("/", os.sep)) or path.is_dir()
+    return path, given.endswith(("/", os.sep)) or os.path.isdir(path)

@@ -126,7 +126,7 @@ def test_interruption_leaves_nothing(run: Runner, monkeypatch: pytest.MonkeyPatc
         (["-o", "~nobody-of-that-name/clip.mp4"], "no such user", "another place"),
         (["-o", "two words/clip.mp4"], "does not exist", "mkdir -p 'two words'"),
         (["--seed", "-1"], "must be 0 to", "leave --seed out"),
-        (["-o", "clip.avi"], 'cannot tell the video format from "clip.avi"', "use .mp4, .webm or .gif"),
+        (["-o", "clip.avi"], 'cannot tell the video format from "clip.avi"', "use .mp4, .webm, .gif, .mov"),
         (["-o", "nowhere/clip.mp4"], "does not exist", "mkdir -p nowhere"),
         (["--device", "tpu9"], "runs on cpu and cuda", "cpu, cuda"),
         (["--device", "cpu:7"], "one CPU", "cpu, cuda"),
