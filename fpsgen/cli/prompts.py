@@ -20,7 +20,7 @@ from fpsgen import files
 from fpsgen.cli.command import Command
 from fpsgen.cli.options import expand
 from fpsgen.errors import UsageError, reason
-from fpsgen.printable import printable
+from fpsgen.printable import printable, readable
 
 MAX_PROMPT = 5000  # characters
 MAX_PROMPTS = 1000
@@ -96,15 +96,7 @@ def check_prompts(prompt: str, negative: str | None = None) -> None:
 def read_prompts(path: Path) -> tuple[str, ...]:
     """The lines of a file that are neither empty nor comments; UsageError where one is no prompt or is there twice."""
     name = printable(path)
-    try:
-        lines = _read(expand(path), 4 * MAX_PROMPT * MAX_PROMPTS).decode("utf-8-sig").splitlines()
-    except UnicodeDecodeError:
-        raise UsageError(f"{name} is not UTF-8 text", hint="save it as UTF-8, one prompt a line") from None
-    except (OSError, ValueError) as fault:
-        told = f"cannot read the prompts in {name}: {reason(fault)}"
-        raise UsageError(told, hint="give a text file, one prompt on each line") from None
-    found = {number: line.strip() for number, line in enumerate(lines, 1) if line.strip()}
-    found = {number: line for number, line in found.items() if not line.startswith("#")}
+    found = numbered_lines(path, 4 * MAX_PROMPT * MAX_PROMPTS)
     for number, line in found.items():
         try:
             check_prompts(line)
@@ -117,6 +109,25 @@ def read_prompts(path: Path) -> tuple[str, ...]:
     if count > 1:
         raise UsageError(f"{name} has a prompt twice: '{printable(line, 80)}'", hint="leave one of them out")
     return tuple(found.values())
+
+
+def numbered_lines(path: Path | None, most: int) -> dict[int, str]:
+    """The lines of a file, or of standard input for None, that are neither empty nor comments, by their numbers. most:
+    bytes that are read. UsageError where they cannot be read."""
+    name = "standard input" if path is None else printable(path)
+    try:
+        data = sys.stdin.buffer.read(most + 1) if path is None else _read(expand(path), most + 1)
+        if len(data) > most:
+            raise ValueError(f"it has more than {readable(most)}")
+        # Line separators of Unicode may stand inside a prompt, and editors do not count them.
+        lines = re.split("\r\n|\n|\r", data.decode("utf-8-sig"))
+    except UnicodeDecodeError:
+        raise UsageError(f"{name} is not UTF-8 text", hint="save it as UTF-8, one prompt a line") from None
+    except (AttributeError, OSError, ValueError) as fault:
+        told = f"cannot read the prompts in {name}: {reason(fault)}"
+        raise UsageError(told, hint="give a text file, one prompt on each line") from None
+    found = {number: line.strip() for number, line in enumerate(lines, 1) if line.strip()}
+    return {number: line for number, line in found.items() if not line.startswith("#")}
 
 
 def _read(path: Path, most: int) -> bytes:

@@ -1,0 +1,189 @@
+"""Many videos in one command: the lines of a prompt file, and the seeds that each is made with."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from fpsgen.cli import prompts
+from fpsgen.cli.options import OTHER_NAMES, expand
+from fpsgen.errors import UsageError, option
+from fpsgen.printable import meant, printable, typed
+from fpsgen.seeds import check_seed
+
+MOST = 10_000  # videos of one command
+_TOLD = 3  # wrong lines whose faults are told; the others are counted
+_WHOLE: tuple[Any, str] = (int, "a whole number")
+_NUMBERS = {
+    "seed": _WHOLE,
+    "frames": _WHOLE,
+    "steps": _WHOLE,
+    "guidance": ((int, float), "a number"),
+}  # the rest is text
+
+
+@dataclass(frozen=True)
+class Line:
+    """A prompt, and what its line says of its video: None where it leaves that to the command line. The fields are
+    called as the options are. number: of the line, 0 where the prompt is not from a file; name: of the video's file."""
+
+    prompt: str = ""
+    seed: int | None = None
+    res: str | None = None
+    frames: int | None = None
+    steps: int | None = None
+    guidance: float | None = None
+    negative: str | None = None
+    image: Path | None = None
+    last_image: Path | None = None
+    name: str | None = None
+    number: int = 0
+
+    def over(self, usual: Line) -> Line:
+        """This line, with what `usual` says where it says nothing."""
+        own = {one.name: getattr(self, one.name) for one in fields(self)}
+        return replace(usual, **{name: value for name, value in own.items() if value is not None})
+
+
+_KEYS = tuple(one.name for one in fields(Line) if one.name != "number")
+_OTHERS = {name.lstrip("-").replace("-", "_"): key for key in _KEYS for name in OTHER_NAMES.get(key, ())}
+
+
+class Faults:
+    """What is wrong with lines of one file; told together."""
+
+    def __init__(self, file: str) -> None:
+        self._file, self._found = file, dict[int, UsageError]()
+
+    @contextlib.contextmanager
+    def of(self, number: int) -> Iterator[None]:
+        """A UsageError inside is kept: it is line `number`'s."""
+        try:
+            yield
+        except UsageError as fault:
+            self._found.setdefault(number, fault)
+
+    def tell(self) -> None:
+        """UsageError where something was wrong."""
+        if not self._found:
+            return
+        told = [f"line {number}: {fault!s}" for number, fault in sorted(self._found.items())]
+        hint = self._found[min(self._found)].hint
+        if len(told) == 1:
+            raise UsageError(f"{self._file}, {told[0]}", hint)
+        more = [f"and {len(told) - _TOLD} more"] if len(told) > _TOLD else []
+        sentence = "; ".join([*told[:_TOLD], *more])
+        raise UsageError(f"{len(told)} lines of {self._file} are wrong: {sentence}", hint)
+
+
+def read(path: Path, usual: Line, check: Callable[[Line], None]) -> tuple[list[Line], Faults]:
+    """The lines of a file, or of standard input for "-", completed by what is `usual`; what is wrong with the others.
+
+    A line that begins with { is a JSON object, whose keys are the fields of `Line`; each line of a .jsonl file is one.
+    Every other line is a prompt; empty lines and those that begin with # are passed over. check: raises UsageError for
+    a line that cannot be made. UsageError where the file cannot be read, or has no prompt.
+    """
+    standard = str(path) == "-"
+    name, folder = ("standard input", Path()) if standard else (printable(path), expand(path).parent)
+    found = prompts.numbered_lines(None if standard else path, 4 * prompts.MAX_PROMPT * MOST)
+    if not found:
+        raise UsageError(f"{name} has no prompt", hint="write one prompt on each line")
+    lines, faults = [], Faults(name)
+    for number, text in found.items():
+        with faults.of(number):
+            if text.startswith("{"):
+                own = _object(text, folder)
+            elif path.suffix.lower() == ".jsonl":
+                raise UsageError("this is not a JSON object", hint='write {"prompt": "a cat surfing", "seed": 7}')
+            else:
+                own = Line(text)
+            line = replace(own.over(usual), number=number)
+            prompts.check_prompts(line.prompt, line.negative)
+            check(line)
+            lines.append(line)
+    return lines, faults
+
+
+def _object(text: str, folder: Path) -> Line:
+    """A line of JSON. folder: what paths in it begin from."""
+    try:
+        pairs = json.loads(text, object_pairs_hook=lambda pairs: pairs)
+    except (ValueError, RecursionError) as fault:
+        told = f"this is not JSON: {getattr(fault, 'msg', 'a number or its nesting is too large')}"
+        raise UsageError(told, hint='write {"prompt": "a cat surfing", "seed": 7}') from None
+    given: dict[str, Any] = {}
+    for name, value in pairs:
+        key = _OTHERS.get(plain := name.replace("-", "_"), plain)
+        if key not in _KEYS:
+            near = meant(key, [*_KEYS, *_OTHERS])
+            raise UsageError(f"there is no key {typed(name)!r}", hint=near or f"the keys are {', '.join(_KEYS)}")
+        if key in given:
+            raise UsageError(f"the key {key} is there twice", hint="leave one of them out")
+        given[key] = _checked(key, value, folder)
+    if given.get("prompt") is None:
+        raise UsageError("there is no prompt", hint='write {"prompt": "a cat surfing"}')
+    return Line(**given)
+
+
+def _checked(key: str, value: Any, folder: Path) -> Any:
+    """A key's value as `Line` has it; UsageError where it is of another kind. null is as good as no key."""
+    kind, wanted = _NUMBERS.get(key, (str, "text"))
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, kind):
+        raise UsageError(f"{key} is {printable(json.dumps(value), 40)}, which is not {wanted}", hint=f"give {wanted}")
+    if key == "seed":
+        check_seed(value)
+    if key == "name":
+        _check_name(value)
+    if isinstance(value, str) and key not in ("prompt", "negative") and not (value and value.isprintable()):
+        raise UsageError(f"{key} is {typed(value)!r}, which cannot be", hint=f"mend it, or leave {key} out")
+    return folder / expand(Path(value)) if key in ("image", "last_image") else value
+
+
+def _check_name(name: str) -> None:
+    """UsageError for what is not the name of a file in the output folder."""
+    if name.startswith(".") or {*name} & {*'/\\:*?"<>|'}:
+        told = f"name is {printable(name, 80)!r}, which is not the name of a file"
+        raise UsageError(told, hint='write it without folders, such as "name": "surfing-cat"')
+
+
+def parse_seeds(text: str) -> tuple[int, ...]:
+    """The seeds of "0-7", "3" or "0-3,10", each once, in their order; UsageError where they are none."""
+    hint = f"write {option('seeds', '0-7')}, or numbers with commas between"
+    found: dict[int, None] = {}
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d{1,20})\s*(?:-\s*(\d{1,20})\s*)?", part, re.ASCII)
+        if not match:
+            raise UsageError(f"{option('seeds', printable(text, 40))}: these are no seeds", hint)
+        first, last = int(match[1]), int(match[2] or match[1])
+        check_seed(max(first, last))
+        if last < first:
+            raise UsageError(f"{option('seeds', printable(text, 40))}: {first} is more than {last}", hint)
+        if last - first >= MOST:
+            raise _too_many()
+        found |= dict.fromkeys(range(first, last + 1))
+    return tuple(found)
+
+
+def each_with(lines: Sequence[Line], seeds: Sequence[int]) -> list[Line]:
+    """Every line with every seed, or with its own alone where it names one. A line's name gets the seed added to it,
+    where there are several."""
+    made = []
+    for line in lines:
+        own = seeds if line.seed is None else [line.seed]
+        for seed in own:
+            name = f"{line.name}-{seed}" if line.name and len(own) > 1 else line.name
+            made.append(replace(line, seed=seed, name=name))
+        if len(made) > MOST:
+            raise _too_many()
+    return made
+
+
+def _too_many() -> UsageError:
+    return UsageError(f"these are more than {MOST} videos", hint=f"make at most {MOST} with one command")
