@@ -34,7 +34,7 @@ class Request:
     """One video. preset: None for the default, which depends on model and device. scale_to: the file's width and
     height, if they are not those that are rendered. may_replace: whether an existing file `output` is replaced;
     otherwise a number is added to the name. image, last_image: what the video begins and ends with, where the model
-    takes images."""
+    takes images. asked: stands for what the user asked for, for whoever looks whether the video is there already."""
 
     prompt: str
     settings: Settings
@@ -45,6 +45,7 @@ class Request:
     may_replace: bool = True
     image: Path | None = None
     last_image: Path | None = None
+    asked: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """What the video depends on, for JSON: everything except the preset and the file."""
@@ -122,6 +123,7 @@ class VideoPlan:
         """What is made, by what and with which settings: stored in the file, printed as JSON. weights: the
         transformer's fingerprint."""
         return {
+            "asked": self.request.asked,
             **circumstances(self.model, self.target),
             "weights": weights,
             **self.request.as_dict(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections.abc import Sequence
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 Dtype = Literal["bf16", "fp32"]
 Size = tuple[int, int]  # width and height
+Images = tuple[Path | None, Path | None, Size | None]  # the files of a first and a last one, and the first one's size
 _IMAGES = ("image", "last_image")  # what the settings are called
 
 
@@ -198,7 +200,7 @@ def settings_of(model: Model, size: Size | None, **given: Any) -> Settings:
     return at_size(model.checkpoint.kind, defaults, width, height).override(width=width, height=height, **given)
 
 
-def find_images(image: Path | None, last: Path | None) -> tuple[Path | None, Path | None, Size | None]:
+def find_images(image: Path | None, last: Path | None) -> Images:
     """The files of a first and a last image, and the first one's size; UsageError where one cannot be read."""
     paths = [path and options.expand(path) for path in (image, last)]
     found = [None if path is None else images.read(path, field) for path, field in zip(paths, _IMAGES, strict=True)]
@@ -252,8 +254,10 @@ def check_guidance_low(model: Model, guidance_low: float | None) -> None:
         raise UsageError(told, hint=f"use --guidance {guidance_low:g}")
 
 
-def video_name(prompt: str, seed: int) -> str:
-    """A file name that says what is inside."""
+def video_name(prompt: str, seed: int, tell_apart: bool = False) -> str:
+    """A file name that says what is inside. tell_apart: long prompts that begin alike have names of their own."""
     words = re.sub(r"\W+", "-", prompt.lower()).strip("-")
-    words = words.encode()[:60].decode(errors="ignore").rstrip("-")  # file systems count bytes
-    return os.fsdecode(f"{words or 'video'}-{seed}.mp4".encode())  # names are UTF-8, whatever the locale
+    kept, more = words.encode()[:60].decode(errors="ignore").rstrip("-"), ""  # file systems count bytes
+    if tell_apart and kept != words:
+        more = f"-{hashlib.sha256(prompt.encode('utf-8', 'replace')).hexdigest()[:8]}"
+    return os.fsdecode(f"{kept or 'video'}{more}-{seed}.mp4".encode())  # names are UTF-8, whatever the locale

@@ -5,32 +5,43 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from fpsgen.cli import prompts
 from fpsgen.cli.options import OTHER_NAMES, expand
 from fpsgen.errors import UsageError, option
 from fpsgen.printable import meant, printable, typed
 from fpsgen.seeds import check_seed
+from fpsgen.settings import check_settings
+from fpsgen.solvers import Sigmas, SolverName
+from fpsgen.wan import sizes
 
 MOST = 10_000  # videos of one command
 _TOLD = 3  # wrong lines whose faults are told; the others are counted
-_WHOLE: tuple[Any, str] = (int, "a whole number")
-_NUMBERS = {
-    "seed": _WHOLE,
-    "frames": _WHOLE,
-    "steps": _WHOLE,
-    "guidance": ((int, float), "a number"),
-}  # the rest is text
+_NUMBERS: dict[str, tuple[Any, str]] = dict.fromkeys(("seed", "frames", "steps"), (int, "a whole number"))
+_NUMBERS |= dict.fromkeys(("guidance", "guidance_low", "shift"), ((int, float), "a number"))  # the other keys are text
+_CHOICES = {"solver": get_args(SolverName), "sigmas": get_args(Sigmas)}
 
 
 @dataclass(frozen=True)
-class Line:
-    """A prompt, and what its line says of its video: None where it leaves that to the command line. The fields are
-    called as the options are. number: of the line, 0 where the prompt is not from a file; name: of the video's file."""
+class Several:
+    """Options of many videos: a file of prompts, and seeds, each of which every prompt is made with."""
+
+    prompts: Path | None = None
+    seeds: str | None = None
+
+    def __bool__(self) -> bool:
+        return self != Several()
+
+
+@dataclass(frozen=True)
+class PromptLine:
+    """A prompt, and what is asked of its video: None where that is left to the command line, or to the model. The
+    fields are called as the options are. name: of the video's file; number: of the line, 0 where the prompt is not from
+    a file."""
 
     prompt: str = ""
     seed: int | None = None
@@ -38,35 +49,55 @@ class Line:
     frames: int | None = None
     steps: int | None = None
     guidance: float | None = None
+    guidance_low: float | None = None
+    shift: float | None = None
+    solver: SolverName | None = None
+    sigmas: Sigmas | None = None
     negative: str | None = None
     image: Path | None = None
     last_image: Path | None = None
     name: str | None = None
     number: int = 0
 
-    def over(self, usual: Line) -> Line:
+    def over(self, usual: PromptLine) -> PromptLine:
         """This line, with what `usual` says where it says nothing."""
         own = {one.name: getattr(self, one.name) for one in fields(self)}
         return replace(usual, **{name: value for name, value in own.items() if value is not None})
 
+    def check(self) -> None:
+        """UsageError where no model can make the video; images are not looked at."""
+        prompts.check_prompts(self.prompt, self.negative)
+        self.size  # noqa: B018
+        sampling = (self.steps, self.guidance, self.shift, self.solver, self.sigmas or "original", self.guidance_low)
+        check_settings(self.frames, *sampling)
+        if self.seed is not None:
+            check_seed(self.seed)
 
-_KEYS = tuple(one.name for one in fields(Line) if one.name != "number")
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """Width and height, if they are given; UsageError where they are no size."""
+        return None if self.res is None else sizes.parse_resolution(self.res)
+
+
+_KEYS = tuple(one.name for one in fields(PromptLine) if one.name != "number")
 _OTHERS = {name.lstrip("-").replace("-", "_"): key for key in _KEYS for name in OTHER_NAMES.get(key, ())}
 
 
 class Faults:
-    """What is wrong with lines of one file; told together."""
+    """What is wrong with the lines of a file; told together. file: None where the prompt is not from one."""
 
-    def __init__(self, file: str) -> None:
+    def __init__(self, file: str | None = None) -> None:
         self._file, self._found = file, dict[int, UsageError]()
 
     @contextlib.contextmanager
-    def of(self, number: int) -> Iterator[None]:
-        """A UsageError inside is kept: it is line `number`'s."""
+    def of(self, line: PromptLine) -> Iterator[None]:
+        """A UsageError inside is kept: it is the line's. Without a file it ends the command."""
         try:
             yield
         except UsageError as fault:
-            self._found.setdefault(number, fault)
+            if self._file is None:
+                raise
+            self._found.setdefault(line.number, fault)
 
     def tell(self) -> None:
         """UsageError where something was wrong."""
@@ -81,12 +112,35 @@ class Faults:
         raise UsageError(f"{len(told)} lines of {self._file} are wrong: {sentence}", hint)
 
 
-def read(path: Path, usual: Line, check: Callable[[Line], None]) -> tuple[list[Line], Faults]:
+def asked(given: Several, prompt: str | None, usual: PromptLine) -> tuple[list[PromptLine], Faults]:
+    """The videos that are asked for, and where to put what is wrong with one. With a file of prompts a seed that
+    nothing says is 0, so that the same command asks for the same videos again. usual: what the command line says of all
+    of them. UsageError where options contradict each other, and where a line is wrong."""
+    if given.seeds is not None and usual.seed is not None:
+        raise UsageError("--seeds and --seed contradict each other", hint="leave one out")
+    if given.prompts is not None and prompt is not None:
+        told = f"there is a prompt beside --prompts: {typed(prompt)}"
+        raise UsageError(told, hint="leave one out; words that belong to one value need quotes")
+    if given.prompts is None:
+        if prompt is None:
+            raise UsageError("PROMPT is missing", hint="fpsgen generate --help says what it is")
+        line = replace(usual, prompt=prompts.typed_prompt(prompt))
+        line.check()
+        return [line] if given.seeds is None else each_with([line], parse_seeds(given.seeds)), Faults()
+    seeds = parse_seeds(given.seeds) if given.seeds is not None else (usual.seed or 0,)
+    replace(usual, prompt="-", seed=seeds[0]).check()  # what is wrong on the command line is no line's fault
+    usual = replace(usual, seed=None)
+    lines, faults = read(given.prompts, usual)
+    faults.tell()
+    return each_with(lines, seeds), faults
+
+
+def read(path: Path, usual: PromptLine) -> tuple[list[PromptLine], Faults]:
     """The lines of a file, or of standard input for "-", completed by what is `usual`; what is wrong with the others.
 
-    A line that begins with { is a JSON object, whose keys are the fields of `Line`; each line of a .jsonl file is one.
-    Every other line is a prompt; empty lines and those that begin with # are passed over. check: raises UsageError for
-    a line that cannot be made. UsageError where the file cannot be read, or has no prompt.
+    A line that begins with { is a JSON object, whose keys are the fields of `PromptLine`; each line of a .jsonl file is one.
+    Every other line is a prompt; empty lines and those that begin with # are passed over. UsageError where the file
+    cannot be read, or has no prompt.
     """
     standard = str(path) == "-"
     name, folder = ("standard input", Path()) if standard else (printable(path), expand(path).parent)
@@ -95,21 +149,20 @@ def read(path: Path, usual: Line, check: Callable[[Line], None]) -> tuple[list[L
         raise UsageError(f"{name} has no prompt", hint="write one prompt on each line")
     lines, faults = [], Faults(name)
     for number, text in found.items():
-        with faults.of(number):
+        with faults.of(PromptLine(number=number)):
             if text.startswith("{"):
                 own = _object(text, folder)
             elif path.suffix.lower() == ".jsonl":
                 raise UsageError("this is not a JSON object", hint='write {"prompt": "a cat surfing", "seed": 7}')
             else:
-                own = Line(text)
+                own = PromptLine(text)
             line = replace(own.over(usual), number=number)
-            prompts.check_prompts(line.prompt, line.negative)
-            check(line)
+            line.check()
             lines.append(line)
     return lines, faults
 
 
-def _object(text: str, folder: Path) -> Line:
+def _object(text: str, folder: Path) -> PromptLine:
     """A line of JSON. folder: what paths in it begin from."""
     try:
         pairs = json.loads(text, object_pairs_hook=lambda pairs: pairs)
@@ -127,18 +180,19 @@ def _object(text: str, folder: Path) -> Line:
         given[key] = _checked(key, value, folder)
     if given.get("prompt") is None:
         raise UsageError("there is no prompt", hint='write {"prompt": "a cat surfing"}')
-    return Line(**given)
+    return PromptLine(**given)
 
 
 def _checked(key: str, value: Any, folder: Path) -> Any:
-    """A key's value as `Line` has it; UsageError where it is of another kind. null is as good as no key."""
+    """A key's value as `PromptLine` has it; UsageError where it is of another kind. null is as good as no key."""
     kind, wanted = _NUMBERS.get(key, (str, "text"))
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, kind):
         raise UsageError(f"{key} is {printable(json.dumps(value), 40)}, which is not {wanted}", hint=f"give {wanted}")
-    if key == "seed":
-        check_seed(value)
+    if key in _CHOICES and value not in _CHOICES[key]:
+        every = ", ".join(_CHOICES[key])
+        raise UsageError(f"{key} is {typed(value)!r}: there is no such choice", hint=f"give one of {every}")
     if key == "name":
         _check_name(value)
     if isinstance(value, str) and key not in ("prompt", "negative") and not (value and value.isprintable()):
@@ -148,7 +202,7 @@ def _checked(key: str, value: Any, folder: Path) -> Any:
 
 def _check_name(name: str) -> None:
     """UsageError for what is not the name of a file in the output folder."""
-    if name.startswith(".") or {*name} & {*'/\\:*?"<>|'}:
+    if name.startswith(".") or len(name.encode("utf-8", "replace")) > 200 or {*name} & {*'/\\:*?"<>|'}:
         told = f"name is {printable(name, 80)!r}, which is not the name of a file"
         raise UsageError(told, hint='write it without folders, such as "name": "surfing-cat"')
 
@@ -171,7 +225,7 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     return tuple(found)
 
 
-def each_with(lines: Sequence[Line], seeds: Sequence[int]) -> list[Line]:
+def each_with(lines: Sequence[PromptLine], seeds: Sequence[int]) -> list[PromptLine]:
     """Every line with every seed, or with its own alone where it names one. A line's name gets the seed added to it,
     where there are several."""
     made = []

@@ -19,9 +19,10 @@ _AT_ONCE = 0.005  # seconds for one step's work, which no model is quick enough 
 
 
 @contextmanager
-def drawn(out: Output, log_details: bool = False, stopped: Stopped | None = None) -> Iterator[Drawer]:
+def drawn(out: Output, log_details: bool = False, stopped: Stopped | None = None, run: str = "run") -> Iterator[Drawer]:
     """A drawer of events, shown until the block ends. log_details: a log gets stages and details, because the work
-    takes hours. stopped: what a signal ends the block with, instead of KeyboardInterrupt."""
+    takes hours. stopped: what a signal ends the block with, instead of KeyboardInterrupt. run: what one of several
+    runs is called."""
     hush()
     columns = (
         TextColumn("{task.description:8}"),
@@ -39,7 +40,7 @@ def drawn(out: Output, log_details: bool = False, stopped: Stopped | None = None
     )
     try:
         with bar:
-            yield Drawer(bar, out, log_details)
+            yield Drawer(bar, out, log_details, run)
     except KeyboardInterrupt:
         if stopped is None:
             raise
@@ -57,8 +58,8 @@ class _Stoppable(Progress):
 class Drawer:
     """Draws events. The bar is of a stage's steps; once it is told the whole work, of that."""
 
-    def __init__(self, bar: Progress, out: Output, log_details: bool):
-        self._bar, self._out, self._log_details = bar, out, log_details
+    def __init__(self, bar: Progress, out: Output, log_details: bool, noun: str):
+        self._bar, self._out, self._log_details, self._noun = bar, out, log_details, noun
         self._run = ""
         self._tenth = 0
         self._work: _Work | None = None
@@ -67,7 +68,7 @@ class Drawer:
     def __call__(self, event: Event) -> None:
         match event:
             case Run(title, number, total) if total > 1 or self._log_details:
-                self._run, self._work = f"run {number} of {total}: {title}" if total > 1 else title, None
+                self._run, self._work = f"{self._noun} {number} of {total}: {title}" if total > 1 else title, None
                 self._begin(self._run)
             case Stage(name, what) if self._work is None:
                 self._begin(", ".join(filter(None, (self._run, f"{name} {what}".strip()))), log=self._log_details)

@@ -66,6 +66,11 @@ def as_text(argument: str) -> str:
         return argument
 
 
+def typed_prompt(argument: str) -> str:
+    """The prompt of a command line, or of standard input for "-"."""
+    return read_prompt() if argument == "-" else as_text(argument)
+
+
 def read_prompt() -> str:
     """What standard input holds, no more of it than a prompt may have."""
     try:

@@ -7,16 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from fpsgen.cli.lines import MOST, Line, each_with, parse_seeds, read
+from fpsgen.cli.lines import MOST, PromptLine, each_with, parse_seeds, read
 from fpsgen.errors import UsageError
-from fpsgen.settings import check_settings
 
 
-def lines_of(file: Path, usual: Line | None = None) -> list[Line]:
-    def check(line: Line) -> None:
-        check_settings(line.frames, line.steps, line.guidance, None)
-
-    found, faults = read(file, usual or Line(), check)
+def lines_of(file: Path, usual: PromptLine | None = None) -> list[PromptLine]:
+    found, faults = read(file, usual or PromptLine())
     faults.tell()
     return found
 
@@ -30,10 +26,10 @@ def written(folder: Path, text: str, name: str = "prompts.txt") -> Path:
 def test_prompts_and_objects_are_read_with_what_is_usual(tmp_path: Path) -> None:
     own = '{"prompt": "a dog", "seed": 7, "size": "64x96", "num-frames": 5, "guidance": 1, "name": "d"}'
     text = f"# shots\n\na cat\n{own}\n"
-    usual = Line(steps=2, frames=9, negative="blur")
+    usual = PromptLine(steps=2, frames=9, negative="blur")
     assert lines_of(written(tmp_path, text), usual) == [
-        Line("a cat", steps=2, frames=9, negative="blur", number=3),
-        Line("a dog", 7, "64x96", 5, 2, 1, "blur", name="d", number=4),
+        PromptLine("a cat", steps=2, frames=9, negative="blur", number=3),
+        PromptLine("a dog", 7, "64x96", 5, 2, 1, negative="blur", name="d", number=4),
     ]
 
 
@@ -61,6 +57,9 @@ def test_images_lie_beside_the_file_that_names_them(tmp_path: Path) -> None:
         ('{"prompt": "a", "guidance": {"high": 3}}', "guidance is .* which is not a number"),
         ('{"prompt": "a", "seed": -1}', "seed=-1: must be 0 to"),
         ('{"prompt": "a", "seed": 18446744073709551616}', "must be 0 to"),
+        ('{"prompt": "a", "solver": "ddim"}', "solver is 'ddim': there is no such choice.*unipc"),
+        ('{"prompt": "a", "solver": "lightx2v", "steps": 9}', "the solver lightx2v has 4 steps"),
+        ('{"prompt": "a", "res": "big"}', "res=big is not a size"),
         ('{"prompt": ["a"]}', r'prompt is \["a"\], which is not text'),
         ('{"prompt": "a", "name": "../b"}', r"name is '../b', which is not the name of a file"),
         ('{"prompt": "a", "name": ".b"}', "not the name of a file"),
@@ -117,10 +116,10 @@ def test_what_is_no_seeds(text: str) -> None:
 
 
 def test_each_line_is_made_with_each_seed_but_for_its_own() -> None:
-    lines = [Line("a", name="x", number=1), Line("b", seed=9, name="y", number=2)]
+    lines = [PromptLine("a", name="x", number=1), PromptLine("b", seed=9, name="y", number=2)]
     assert [(one.prompt, one.seed, one.name) for one in each_with(lines, (0, 1))] == [
         ("a", 0, "x-0"), ("a", 1, "x-1"), ("b", 9, "y"),
     ]  # fmt: skip
     assert each_with(lines, (4,))[0].name == "x"
     with pytest.raises(UsageError, match=f"more than {MOST}"):
-        each_with([Line("a")] * 6, range(MOST // 5))
+        each_with([PromptLine("a")] * 6, range(MOST // 5))

@@ -93,7 +93,7 @@ def test_a_sentence_that_begins_with_a_dash_is_a_prompt(args: tuple[str, ...], m
         seen.append((prompt, negative))
         raise UsageError("seen")
 
-    monkeypatch.setattr("fpsgen.cli.generate.check_prompts", end)
+    monkeypatch.setattr("fpsgen.cli.prompts.check_prompts", end)
     assert "seen" in invoke(*args).stderr
     assert seen == [(next(arg for arg in args if (arg.startswith("-") and len(arg) != 2 and " " in arg) or arg == "-3"),
                      "-5 degrees" if "--negative" in args else None)]  # fmt: skip

@@ -1,0 +1,108 @@
+"""What a user is told of one video that `generate` has made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fpsgen.cli.many import Place
+from fpsgen.cli.output import Output
+from fpsgen.cli.prompts import as_text
+from fpsgen.errors import RenderError, Stopped
+from fpsgen.events import Event, Written
+from fpsgen.printable import readable
+from fpsgen.report.words import counted
+from fpsgen.tables import Cell, Column, Table
+from fpsgen.timing import Timings
+
+if TYPE_CHECKING:
+    import torch
+
+    from fpsgen.request import VideoPlan
+    from fpsgen.settings import Settings
+
+
+class Made:
+    """The one video of a command, once it is made."""
+
+    def __init__(self, place: Place, timings: Timings):
+        self.todo, self._path, self._timings = [place], place.path, timings
+        self._before = state(place.path)
+        self._written: Written | None = None
+
+    def watch(self, event: Event, out: Output) -> None:
+        if isinstance(event, Written):
+            self._written = event
+
+    def stopped(self) -> Stopped:
+        """What a signal ends the command with."""
+        if state(self._path) == self._before:
+            return Stopped("stopped; no video was written")
+        return Stopped(f"stopped; the video was complete by then, in {self._path}")
+
+    def fail(self, fault: RenderError, out: Output) -> None:
+        """Raises the fault: there is no other video that could be told of."""
+        raise fault
+
+    def tell(self, out: Output) -> None:
+        """The table of seconds, and where the video is."""
+        from fpsgen.presets import label
+
+        assert self._written is not None
+        plan, about, path = self._written.plan, self._written.about, self._written.path
+        preset = label(plan.preset.name, plan.target.dtype_name), preset_remark(plan, about)
+        out.table(timing_table(self._timings, plan.target.device, preset))
+        out.detail("seconds per step: " + " ".join(f"{seconds:.2f}" for seconds in self._timings.steps))
+        if path != self._path:
+            out.note(f"{self._path} was taken by another file when the video was complete; the video is now in {path}")
+        out.result(str(path), {"output": as_text(str(path)), **about}, copied=True)
+
+
+def tell_sampling(own: Settings, out: Output) -> None:
+    """Solver, steps and guidance, and which expert computes how many of them."""
+    levels = f"{own.solver} on the {own.sigmas} sigmas, shift {own.shift:g}"
+    out.detail(f"{own.steps} steps of {levels}, guidance {own.guidance:g}")
+    if own.boundary is not None:
+        low = f"the low-noise expert {own.steps - own.high_steps}, with guidance {own.guidance_at(own.steps):g}"
+        out.detail(f"the high-noise expert computes {own.high_steps} of them, {low}; boundary {own.boundary:g}")
+
+
+def state(path: Path) -> tuple[int, int] | None:
+    """What a file's name stands for, which a new file changes."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
+
+
+def preset_remark(plan: VideoPlan, about: dict) -> str:
+    """The preset's mean density, and what it was measured to cost, where that holds for this video."""
+    preset, remarks = plan.preset, [f"density {plan.density:.2f} of token pairs"]
+    if preset.measured is None:
+        remarks += [] if preset.is_exact or preset.name == plan.model.own_preset else ["not calibrated"]
+    elif others := preset.differences(about["weights"], plan.request.settings):
+        remarks.append("measured on other weights" if "other weights" in others else "measured at other settings")
+    else:
+        remarks.append(f"measured PSNR {preset.measured.psnr_told} dB")
+    return ", ".join(remarks)
+
+
+def timing_table(timings: Timings, device: torch.device, preset: tuple[str, str]) -> Table:
+    table = Table(heads=False, columns=[Column(""), Column("", right=True), Column("", prose=True)])
+    table.row("preset", preset[0], Cell(preset[1], "dim"))
+    count = len(timings.steps)
+    remarks = {"load": "imports included"}
+    if count:
+        each = " each" if count > 1 else ""
+        remarks["denoise"] = f"{counted(count, 'step')}, {sum(timings.steps) / count:.2f} s{each}"
+    for name, seconds in timings.seconds.items():
+        if round(seconds, 2) or name != "compile":  # most runs have nothing to compile
+            table.row(name, f"{seconds:.2f} s", Cell(remarks.get(name, ""), "dim"))
+    table.row(Cell("total", "bold"), Cell(f"{timings.total:.2f} s", "bold"), "")
+    if timings.peak_memory is not None:
+        remark = (
+            f"peak, allocated on {device}" if device.type == "cuda" else "peak of the process, mapped weights included"
+        )
+        table.row("memory", readable(timings.peak_memory), Cell(remark, "dim"))
+    return table
