@@ -138,7 +138,7 @@ def asked(given: Several, prompt: str | None, usual: PromptLine) -> tuple[list[P
 def read(path: Path, usual: PromptLine) -> tuple[list[PromptLine], Faults]:
     """The lines of a file, or of standard input for "-", completed by what is `usual`; what is wrong with the others.
 
-    A line that begins with { is a JSON object, whose keys are the fields of `PromptLine`; each line of a .jsonl file is one.
+    A line that begins with { is a JSON object, whose keys are those of `PromptLine`; each line of a .jsonl file is one.
     Every other line is a prompt; empty lines and those that begin with # are passed over. UsageError where the file
     cannot be read, or has no prompt.
     """
