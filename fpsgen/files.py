@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import filecmp
+import hashlib
 import itertools
 import json
 import os
@@ -208,6 +209,12 @@ def open_regular(path: Path) -> BufferedReader:
     except BaseException:
         os.close(number)
         raise
+
+
+def sha256(path: Path) -> str:
+    """Of a file's content, in hexadecimal digits; OSError as `open_regular`."""
+    with open_regular(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextlib.contextmanager

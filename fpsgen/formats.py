@@ -10,6 +10,7 @@ from fpsgen.printable import printable
 
 QUALITY = "lanczos+accurate_rnd+full_chroma_int+full_chroma_inp"  # of scaling, and of going from RGB to YUV
 FRAMES = "%04d.png"  # the names in a folder of frames, from 0001.png on
+TOLD = "video.json"  # in such a folder, what the comment of a video says
 MOST_FPS = 120
 _GIF_PALETTE = "split[a][b];[a]palettegen[p];[b][p]paletteuse"
 

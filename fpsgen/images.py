@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fpsgen.errors import UsageError, option
-from fpsgen.files import open_regular
+from fpsgen.files import open_regular, sha256
 from fpsgen.printable import absolute, printable
 
 if TYPE_CHECKING:
@@ -84,9 +83,7 @@ def described(path: Path | None, field: str = "image") -> dict[str, Any] | None:
     if path is None:
         return None
     try:
-        with open_regular(path) as file:
-            digest = hashlib.sha256(file.read()).hexdigest()
-            return {"name": printable(path.name), "path": absolute(path), "sha256": digest}
+        return {"name": printable(path.name), "path": absolute(path), "sha256": sha256(path)}
     except OSError as fault:
         told = f"{option(field, str(path))} cannot be read any more: {fault.strerror}"
         raise UsageError(told, hint="leave the image where it is until the video is complete") from None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +21,6 @@ from fpsgen.printable import absolute
 from fpsgen.seeds import check_seed
 from fpsgen.settings import Settings
 from fpsgen.target import Target
-from fpsgen.values import from_dict
 from fpsgen.wan import config
 from fpsgen.wan.linear import choose
 from fpsgen.wan.plan import StepPlan, distinct, mean_density
@@ -52,21 +50,6 @@ class Request:
         told = {"prompt": self.prompt, **asdict(self.settings), "seed": self.seed, "scale_to": self.scale_to}
         told |= {"image": images.described(self.image), "last_image": images.described(self.last_image, "last_image")}
         return {_IN_FILES.get(name, name): value for name, value in told.items()}
-
-    @staticmethod
-    def from_dict(told: Mapping[str, Any], output: Path) -> Request:
-        """The request of a video but for its images, from the comment in its file; UsageError if that is damaged, or
-        no comment of fpsgen's."""
-        try:
-            settings = from_dict(Settings, {**told, "sigmas": told[_IN_FILES["sigmas"]]})
-            settings.check()
-            check_seed(told["seed"])
-            scale_to = (int(told["scale_to"][0]), int(told["scale_to"][1])) if told["scale_to"] else None
-            preset = file.from_dict(told["preset"])
-            return Request(str(told["prompt"]), settings, told["seed"], output, preset, scale_to)
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError):
-            fault = "the video's comment does not tell how fpsgen made it"
-            raise UsageError(fault, hint="take a video that fpsgen made") from None
 
 
 _IN_FILES = {"sigmas": "grid"}  # what files have called it since the first

@@ -17,7 +17,6 @@ from fpsgen.ffmpeg import Ffmpeg, FfmpegError
 
 _ELSEWHERE = f"choose another place with {option('output')}"
 _MAKE_ROOM = f"make room on the disk, or {_ELSEWHERE}"
-_TOLD = "video.json"  # in a folder of frames, what the comment of a video says
 _TRIAL_LIMIT = 20  # seconds; a trial takes a tenth of one
 
 
@@ -152,7 +151,7 @@ class VideoWriter:
         told = json.dumps(metadata, ensure_ascii=False).encode("utf-8", "backslashreplace").decode()
         try:
             if formats.is_folder(self.path):
-                files.write_json(self.path / _TOLD, metadata)
+                files.write_json(self.path / formats.TOLD, metadata)
             elif suffix == ".png":
                 self._replace_by(_tag_picture, told)
             elif suffix != ".gif":

@@ -24,7 +24,7 @@ _MOST_ROWS = 20  # of LoRAs
 def info(video: Path, json: bool = False) -> None:
     """Show what a video was made with: prompt, model, settings, seed, versions and times.
 
-    They are in the comment of every mp4 and webm file that fpsgen makes.
+    Every video that fpsgen makes contains them, but for a gif; so does a .png, and a folder of frames.
     """
     out = Output(json)
     from fpsgen import comment  # ffmpeg reads it, whose package takes a moment

@@ -6,7 +6,6 @@ and differences D as some files have them, of biases, norms and modulation, too.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 import re
@@ -107,8 +106,8 @@ def find(given: str) -> Lora:
         raise ModelError(f"{printable(file)} is a pickled file", hint="use the .safetensors file of the same LoRA")
     kinds.refuse_other_kinds(contents := headers.contents(file), "LoRA")
     lora_names.read(contents)  # which refuses what is a LoRA of another kind
-    with headers.reading(file), files.open_regular(file) as content:
-        return Lora(file, scale, hashlib.file_digest(content, "sha256").hexdigest(), cast("Expert", expert))
+    with headers.reading(file):
+        return Lora(file, scale, files.sha256(file), cast("Expert", expert))
 
 
 def targets(config: WanConfig) -> dict[str, tuple[int, int]]:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from fpsgen import replay
 from fpsgen.errors import UsageError
 from fpsgen.presets import Preset, shipped
 from fpsgen.request import Request, resolve
@@ -27,9 +28,14 @@ def read_back(request: Request, model: models.Model) -> Request:
     """Through the comment, as JSON has it; what `Written` carries says the same."""
     about = resolve(request, model, TARGET).about("0123456789abcdef")
     assert about["weights"] == "0123456789abcdef"
-    again = Request.from_dict(json.loads(json.dumps(about)), request.output)
-    assert Request.from_dict(about, request.output) == again
+    again = request_of(json.loads(json.dumps(about)))
+    assert request_of(about) == again
     return again
+
+
+def request_of(about: dict[str, Any]) -> Request:
+    told = replay.understood(OUTPUT, about)
+    return Request(told.prompt, told.settings, told.seed, OUTPUT, told.preset, told.scale_to)
 
 
 @pytest.mark.parametrize("name", ["bf16", *shipped.names()])
@@ -42,13 +48,15 @@ def test_a_comment_holds_the_whole_request(name: str) -> None:
     own = own.override(width=width, height=height)
     request = Request("a cat\n“surfing”", own, 2**64 - 1, OUTPUT, preset, scale_to=(640, 384))
     again = read_back(request, model)
+    assert again.preset is not None
     assert replace(again, preset=preset) == request
+    assert again.preset.model == preset.model
     assert resolve(again, model, TARGET).steps == resolve(request, model, TARGET).steps
 
 
-def test_a_video_is_made_again_from_its_comment(run: Runner, tmp_path: Path) -> None:
+def test_a_video_is_made_again_from_its_comment(run: Runner) -> None:
     first = metadata(run(steps=2, seed=5, preset="fast")["output"])
-    request = Request.from_dict(first, tmp_path / "again.mp4")
+    request = request_of(first)
     assert (request.prompt, request.seed, request.settings.steps) == (first["prompt"], 5, 2)
     assert request.preset is not None
     assert request.preset.name == first["preset"]["name"]
@@ -61,7 +69,7 @@ def test_a_comment_whose_preset_is_none_is_refused(damage: dict[str, Any]) -> No
     told = json.loads(json.dumps(about))
     told["preset"] |= damage
     with pytest.raises(UsageError, match="preset bf16"):
-        Request.from_dict(told, OUTPUT)
+        request_of(told)
 
 
 def test_a_preset_is_resolved_once_for_a_video(run: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,16 +82,35 @@ def test_a_preset_is_resolved_once_for_a_video(run: Runner, monkeypatch: pytest.
 
 @pytest.mark.parametrize(
     "damage",
-    [{"width": None}, {"steps": "7"}, {"seed": -1}, {"guidance": float("nan")}, {"solver": "ddim"}, {"preset": 3}],
+    [
+        {"width": None},
+        {"steps": "7"},
+        {"seed": -1},
+        {"guidance": float("nan")},
+        {"solver": "ddim"},
+        {"preset": 3},
+        {"frames": 5.0},
+        {"fps": True},
+        {"fps": 10**6},
+        {"scale_to": [640]},
+        {"scale_to": [641, 384]},
+        {"solver": []},
+        {"scale_to": ["1x1", 1]},
+        {"stride": 0},
+        {"prompt": None},
+        {"negative": 1},
+        {"boundary": "x"},
+        {"loras": None},
+    ],
 )
 def test_a_damaged_comment_is_refused(damage: dict[str, Any]) -> None:
     model = models.find("pocket")
     about = json.loads(json.dumps(resolve(Request("", model.defaults, 0, OUTPUT), model, TARGET).about("")))
-    Request.from_dict(about, OUTPUT)
+    request_of(about)
     with pytest.raises(UsageError):
-        Request.from_dict(about | damage, OUTPUT)
+        request_of(about | damage)
     with pytest.raises(UsageError):
-        Request.from_dict({}, OUTPUT)
+        request_of({})
 
 
 @pytest.mark.parametrize(

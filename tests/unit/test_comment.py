@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import random
 import subprocess
 from pathlib import Path
@@ -82,12 +83,21 @@ def test_a_video_without_a_comment_is_refused(tmp_path: Path) -> None:
             comment.read(video(tmp_path / f"a{suffix}"))
 
 
+def test_a_folder_of_frames_says_it_beside_them(tmp_path: Path) -> None:
+    told = {"fpsgen": "1", "prompt": AWKWARD}
+    (tmp_path / "video.json").write_text(json.dumps(told))
+    assert comment.read(tmp_path) == told
+    (tmp_path / "video.json").write_text("[]")
+    with pytest.raises(UsageError, match="does not say that fpsgen made it"):
+        comment.read(tmp_path)
+
+
 def test_what_is_no_video_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty.mp4").touch()
     (tmp_path / "text.mp4").write_text("no video at all")
     (tmp_path / "list.mp4").write_text("#EXTM3U\n#EXTINF:1\nfile:///etc/passwd\n")
     for name, says in (
-        ("none.mp4", "there is no such file"), (".", "it is a folder"), ("empty.mp4", "is empty"),
+        ("none.mp4", "there is no such file"), (".", "it is a folder without video.json"), ("empty.mp4", "is empty"),
         ("text.mp4", "is no video that"), ("list.mp4", "is no video that"), ("a\0b", "null"),
     ):  # fmt: skip
         with pytest.raises(UsageError, match=says):

@@ -42,6 +42,7 @@ ROOMS = [  # a line for each: two people may add one at once
     "pocket",
     "presets",
     "attached",
+    "replay",
     "request",
     "events",
     "texts",
