@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from fpsgen import __version__
-from fpsgen.cli import bench, calibrate, config, doctor, errors, generate, info, kernels, models, presets, train
+from fpsgen.cli import bench, calibrate, config, doctor, errors, generate, info, kernels, models, presets, sheet, train
 from fpsgen.cli.command import App, Group
 from fpsgen.cli.prompts import DashCommand
 
@@ -39,6 +39,7 @@ app = App(
 )
 app.command("generate", cls=DashCommand, epilog=generate.EXAMPLES, no_args_is_help=True)(generate.generate)
 app.command("info", epilog=info.EXAMPLES)(info.info)
+app.command("sheet", epilog=sheet.EXAMPLES)(sheet.sheet)
 app.command("calibrate", epilog=calibrate.EXAMPLES)(calibrate.calibrate)
 app.add_typer(bench.app, name="bench")
 app.add_typer(train.app, name="train")

@@ -30,6 +30,7 @@ ROOMS = [  # a line for each: two people may add one at once
     "video",
     "comment",
     "images",
+    "sheet",
     "kernels",
     "machine",
     "target",
@@ -64,7 +65,7 @@ ROOMS = [  # a line for each: two people may add one at once
 # Modules of fpsgen/cli that are commands, or groups of them; `root` alone knows them all.
 COMMANDS = {
     "bench", "bench_attention", "bench_quality", "calibrate", "config", "doctor", "generate", "info", "kernels",
-    "models", "presets", "train", "train_prepare",
+    "models", "presets", "sheet", "train", "train_prepare",
 }  # fmt: skip
 GROUPS = {"bench": ("bench_attention", "bench_quality"), "train": ("train_prepare",)}  # and their commands
 

@@ -22,7 +22,8 @@ PACKAGE = Path(fpsgen.__file__).parent
 # Arguments of other programs that look like ours: nvidia-smi's, curl's, ffmpeg's, ptxas'.
 THEIRS = {
     ("machine.py", "--format"), ("bench/perceptual.py", "-o"), ("ffmpeg.py", "-v"), ("video.py", "-y"),
-    ("kernels/cache.py", "-v"), ("comment.py", "-y"), ("formats.py", "-y"), ("train/clips.py", "-y"),
+    ("kernels/cache.py", "-v"), ("comment.py", "-y"), ("formats.py", "-y"), ("sheet.py", "-y"),
+    ("train/clips.py", "-y"),
 }  # fmt: skip
 
 
