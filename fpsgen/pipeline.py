@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from fpsgen import conditioning, experts, machine, readiness, residence, texts, unfinished
+from fpsgen import conditioning, experts, files, formats, machine, readiness, residence, texts, unfinished
 from fpsgen.errors import RenderError, UsageError, option
 from fpsgen.events import Branches, Denoised, Event, Frames, Notice, Run, Stage, Step, VideoFailed, Written
 from fpsgen.formats import PLAIN, Encoding
@@ -41,9 +41,9 @@ from fpsgen.weights.models import Model
 
 @dataclass(eq=False)
 class Rendering:
-    """One video on its way. texts: embeddings of its prompt and, with guidance, of its negative one; image: what its
-    model is given beside the noisy latents; kept: on the disk, if it is; state: None before the first step; about: what
-    its comment says; fault: what ended it, while others go on."""
+    """One video on its way. texts: embeddings of its prompt and, with guidance, of its negative one, on the CPU;
+    image: what its model is given beside the noisy latents; kept: on the disk, if it is; state: None before the first
+    step and after the last frame; about: what its comment says; fault: what ended it, while others go on."""
 
     plan: VideoPlan
     timings: Timings
@@ -89,7 +89,10 @@ def generate(
             told = f"{option('last_frame_to', encoding.last_frame_to)} is for one video, and there are {len(requests)}"
             raise UsageError(told, hint="leave it out, or make one video at a time")
         for request in requests:
-            check_path(request.output)
+            if not formats.is_folder(request.output):
+                files.check_place(request.output, "video.mp4")
+        for path in {(one.output.parent, one.output.suffix): one.output for one in requests}.values():
+            check_path(path)  # which tries ffmpeg
     clocks = [*timings, *(Timings() for _ in requests[len(timings) :])]
     yield Stage("load", "text encoder")
     with of_all(clocks, "load"):
@@ -155,6 +158,7 @@ class Decoder:
                 if isinstance(event, Written) and video.kept:
                     video.kept.remove()
                 yield event
+        video.state, video.texts = None, ()  # of thousands of videos too much
 
 
 def _denoise_all(
@@ -209,6 +213,7 @@ def _or_failed(events: Iterator[Event], video: Rendering, videos: Sequence[Rende
         if len(videos) == 1:
             raise
         video.fault = fault.with_traceback(None)  # whose frames hold the transformer
+        video.state = None
         yield VideoFailed(video.number + 1, fault)
 
 
@@ -226,7 +231,8 @@ def _denoise_turn(
     with video.timings.stage("denoise"):  # texts become the keys and values of each layer
         graphs = Graphs(transformer, target.device, why_not(target.device, target.graphs, plan.backends))
         together = video.kept.together(first) if video.kept else None
-        denoiser = Denoiser(transformer, own, video.texts, target.device, together, graphs, image=video.image)
+        embedded = [text.to(target.device) for text in video.texts]
+        denoiser = Denoiser(transformer, own, embedded, target.device, together, graphs, image=video.image)
         state = video.state = video.state or denoiser.begin(plan.noise(), plan.noise)
     if video.kept:
         yield from video.kept.warn(first, denoiser.together)

@@ -33,12 +33,12 @@ def encode(
     plans: Sequence[VideoPlan], videos: Sequence[Timings], known: KnownTexts | None
 ) -> Generator[Event, None, list[list[Tensor]]]:
     """For each video the embedding of its prompt and, with guidance, of its negative prompt, the generator's return
-    value; a text that several videos share is encoded once."""
+    value, on the CPU, because thousands would fill a GPU; a text that several videos share is encoded once."""
     model, target = plans[0].model, plans[0].target
     guided = [plan for plan in plans if plan.request.settings.branches > 1]
     prompts = list(dict.fromkeys(plan.request.prompt for plan in plans))
     negatives = list(dict.fromkeys(plan.request.settings.negative for plan in guided))
-    texts = yield from encode_prompts(prompts, negatives, model, target, videos, known=known)
+    texts = yield from encode_prompts(prompts, negatives, model, target, videos, Tensor.cpu, known)
     found = dict(zip((*prompts, *negatives), texts, strict=True))  # one text is embedded alike on either side
     return [
         [found[own] for own in (plan.request.prompt, plan.request.settings.negative)[: plan.request.settings.branches]]

@@ -90,6 +90,7 @@ def generate(
     chosen.check_device(device)
     same = many.spelled(model, preset, lora=lora, dtype=dtype, parts=parts, crf=encoding.crf, fps=encoding.fps)
     share = many.Share.of_process() if several else many.Share()
+    out.draws = share.world == 1
     result: Made | many.Tally
     if several:
         result = many.Tally(many.places(lines, many.folder(output), same, faults), share)

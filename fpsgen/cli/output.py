@@ -43,6 +43,8 @@ class Output:
     def __init__(self, json: bool = False, verbose: bool = False):
         self.json = json
         self.verbose = verbose
+        self.draws = True  # unless several processes would draw on one terminal
+        self._noted: set[str] = set()
         self.console = Console(stderr=True, highlight=False)
 
     def loading(self, doing: str | None = None) -> None:
@@ -54,8 +56,11 @@ class Output:
             _waiting[0].start(refresh=True)
 
     def note(self, text: str) -> None:
-        """One line the user should read. Shown with --json, too: it goes to stderr."""
-        self._say("note: ", "yellow", text)
+        """One line the user should read, once: many videos may give the same reason for it. Shown with --json, too: it
+        goes to stderr."""
+        if text not in self._noted:
+            self._noted.add(text)
+            self._say("note: ", "yellow", text)
 
     def detail(self, text: str) -> None:
         if self.verbose:
@@ -98,7 +103,7 @@ class Output:
 
     @property
     def shows_progress(self) -> bool:
-        return not self.json and self.console.is_terminal
+        return not self.json and self.draws and self.console.is_terminal
 
     @property
     def may_ask(self) -> bool:
