@@ -106,7 +106,7 @@ def _damaged(path: Path, fault: Exception) -> UsageError:
     return UsageError(told, hint=f"rm {shlex.quote(str(path))}, and the video begins anew")
 
 
-def differences(then: Mapping[str, Any], now: Mapping[str, Any], names: Mapping[str, str]) -> list[str]:
+def differences(then: Mapping[str, Any], now: Mapping[str, Any], names: Mapping[str, str] = _SETTINGS) -> list[str]:
     """What was otherwise in a run than it is now, in words. names: those that count."""
     here: Mapping[str, Any] = json.loads(json.dumps(now))
     found = []
@@ -147,7 +147,7 @@ class Unfinished:
         self._about: dict[str, Any] = {}  # what this run is made with, once its weights are known
         self._writes = True
         self._kept = read(self.path) if resume else None
-        if self._kept and (others := differences_of(self._kept, plan)):
+        if self._kept and (others := differences(self._kept.about, made_with(plan, ""))):
             told = f"{printable(self.path)} is of other settings: {'; '.join(others)}"
             hint = f"use those, choose another {option('output')}, or begin anew without {option('resume')}"
             raise UsageError(told, hint)
@@ -265,11 +265,6 @@ def made_with(plan: VideoPlan, weights: str) -> dict[str, Any]:
     readers = ["text_encoder", *(("image_encoder", "vae") if request.image or request.last_image else ())]
     sizes = {part: sum(file.stat().st_size for file in getattr(checkpoint, part)) for part in readers}
     return plan.about(weights) | {"readers": sizes}
-
-
-def differences_of(kept: Snapshot, plan: VideoPlan) -> list[str]:
-    """Which settings a state was kept with that a video has not, in words."""
-    return differences(kept.about, made_with(plan, ""), _SETTINGS)
 
 
 def check_room(plans: Sequence[VideoPlan]) -> None:

@@ -6,10 +6,12 @@ import contextlib
 import functools
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fpsgen.cli import chosen, many, options, preferences, signals
+from fpsgen.cli import resume as resuming
 from fpsgen.cli.lines import Faults, PromptLine, Several, asked
 from fpsgen.cli.made import Made, tell_sampling
 from fpsgen.cli.many import Place
@@ -63,6 +65,7 @@ def generate(
     preset: str | None = None,
     output: str | None = None,
     no_clobber: bool = False,
+    resume: bool = False,
     device: str | None = None,
     dtype: chosen.Dtype | None = None,
     graphs: bool = False,
@@ -112,7 +115,7 @@ def generate(
             told = f"--image {printable(image.name)}: the models that are chosen by default take none"
             raise UsageError(told, hint="name one that does, such as --model i2v-480p")
         for place in todo:
-            if place.path.is_file():
+            if place.path.is_file() and not resume:
                 out.note(f"{place.path} exists: the new video will replace it")
                 out.loading()
         target = chosen.find_target(share.device(device), dtype, graphs)
@@ -126,14 +129,27 @@ def generate(
     out.detail(f"model {found.name} from {found.folder}; {target.device}, {target.dtype_name}")
     for settings in dict.fromkeys(request.settings for request in requests):
         tell_sampling(settings, out)
+    if isinstance(result, Made):
+        given = resuming.GivenByUser(seed is not None, output is not None)
+        if resume:
+            request, complete = resuming.find(requests[0], found, target, given, out)
+            own = replace(todo[0].line, seed=request.seed)
+            requests = [replace(request, asked=many.asked_for(own, same))]
+            result.goes_to(request)
+            if complete is not None:
+                out.note(f"{request.output} is complete already")
+                out.result(str(request.output), {"output": as_text(str(request.output)), **complete}, copied=True)
+                return
+        else:
+            resuming.tell(requests[0], found, target, given, out)
     try:
         # Closed here, not whenever it is collected: a failure while drawing must not leave an encoder running.
         events = pipeline.generate(
             requests, found, target, [timings], known=functools.partial(Texts, found, target), decode_in_bf16=True,
-            encoding=encoding,
+            encoding=encoding, resume=resume,
         )  # fmt: skip
         with contextlib.closing(events), drawn(out, run="video") as watch:
-            for event in events:
+            for event in resuming.steps_finished(events, out):
                 watch(event)
                 result.watch(event, out)
         signals.check()

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 from fpsgen.cli.many import Place
 from fpsgen.cli.output import Output
 from fpsgen.cli.prompts import as_text
+from fpsgen.cli.resume import command
 from fpsgen.errors import RenderError, Stopped
 from fpsgen.events import Event, Written
-from fpsgen.printable import readable
+from fpsgen.printable import printable, readable
 from fpsgen.report.words import counted
 from fpsgen.tables import Cell, Column, Table
 from fpsgen.timing import Timings
@@ -18,7 +19,7 @@ from fpsgen.timing import Timings
 if TYPE_CHECKING:
     import torch
 
-    from fpsgen.request import VideoPlan
+    from fpsgen.request import Request, VideoPlan
     from fpsgen.settings import Settings
 
 
@@ -28,7 +29,12 @@ class Made:
     def __init__(self, place: Place, timings: Timings):
         self.todo, self._path, self._timings = [place], place.path, timings
         self._before = state(place.path)
+        self._seed, self._prompt = place.line.seed, place.line.prompt
         self._written: Written | None = None
+
+    def goes_to(self, request: Request) -> None:
+        """It is an unfinished video, which goes on, that is made."""
+        self._path, self._before, self._seed = request.output, state(request.output), request.seed
 
     def watch(self, event: Event, out: Output) -> None:
         if isinstance(event, Written):
@@ -36,12 +42,21 @@ class Made:
 
     def stopped(self) -> Stopped:
         """What a signal ends the command with."""
+        from fpsgen.unfinished import place
+
+        if state(self._path) == self._before and place(self._path).is_file():
+            told = "stopped; the steps that were finished are kept, and this command goes on after them:"
+            return Stopped(told, hint=command(self._seed, self._prompt))
         if state(self._path) == self._before:
             return Stopped("stopped; no video was written")
         return Stopped(f"stopped; the video was complete by then, in {self._path}")
 
     def fail(self, fault: RenderError, out: Output) -> None:
         """Raises the fault: there is no other video that could be told of."""
+        from fpsgen.unfinished import place
+
+        if (path := place(self._path)).is_file():
+            out.note(f"the steps that were finished are kept in {printable(path)}: --resume goes on after them")
         raise fault
 
     def tell(self, out: Output) -> None:

@@ -110,7 +110,7 @@ class Tally:
     def stopped(self) -> Stopped:
         """What a signal ends the command with."""
         told = f"stopped; {len(self._made)} of {counted(len(self.todo), 'video')} were made"
-        return Stopped(told, hint="run the same command again: it makes the others")
+        return Stopped(told, hint="run the same command again, with --resume: it goes on after the last finished step")
 
     def tell(self, out: Output) -> None:
         """Where the videos are, and how many were made, were there and failed; the exit code says whether one did."""
@@ -147,7 +147,7 @@ def one_place(line: PromptLine, output: str | None, no_clobber: bool, options: M
     line = line if line.seed is not None else replace(line, seed=secrets.randbelow(2**31))
     assert line.seed is not None
     if output is None:
-        path, of_frames = files.free(preferences.output_folder() / chosen.video_name(line.prompt, line.seed)), False
+        path, of_frames = files.free(preferences.output_folder() / chosen.video_name(line.prompt, line.seed), ".mp4.unfinished"), False
     else:
         path, of_frames = place(output)
     may_replace = output is not None and not no_clobber

@@ -1,0 +1,171 @@
+"""Long runs: which unfinished video goes on, how a signal ends one, and the command that goes on with it."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shlex
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fpsgen.cli import chosen, signals
+from fpsgen.cli.output import Output
+from fpsgen.errors import RenderError, Stopped, UsageError
+from fpsgen.events import Event, Stage, Step
+from fpsgen.printable import printable
+
+if TYPE_CHECKING:
+    from fpsgen.request import Request
+    from fpsgen.target import Target
+    from fpsgen.weights.models import Model
+
+
+_REPLACED = "; this run begins anew, and replaces it after its first step"
+
+
+@dataclass(frozen=True)
+class GivenByUser:
+    """Whether the user gave the seed and the file."""
+
+    seed: bool
+    output: bool
+
+
+def find(
+    request: Request, model: Model, target: Target, given: GivenByUser, out: Output
+) -> tuple[Request, dict[str, Any] | None]:
+    """The unfinished video that is gone on with: `request` with its seed and its file, or as it is where nothing of it
+    is kept. Where it is complete already, what its comment says, too. UsageError where only one of other settings is
+    there, or a damaged one."""
+    from fpsgen import comment, unfinished
+    from fpsgen.request import resolve
+
+    faults = []
+    for path in _kept(request, given):
+        try:
+            mine, others = _like(path, request, model, target, given)
+        except UsageError as fault:
+            faults.append(fault)
+            continue
+        if not others:
+            return mine, None
+        if given.output or mine.prompt == request.prompt:
+            told = f"{printable(path)} is of other settings: {'; '.join(others)}"
+            hint = "use those, or leave --resume out, and the video begins anew; the file stays until it is complete"
+            faults.insert(0, UsageError(told, hint))
+    if faults:
+        raise faults[0]
+    plan = resolve(request, model, target)
+    there = [request.output] if given.output else _files(request, given) if given.seed else []
+    for path in filter(Path.exists, there):
+        made, others = {}, list[str]()
+        try:
+            made = comment.read(path)
+            others = unfinished.differences(made, plan.about(""), unfinished.OF_COMMENTS)
+        except UsageError:  # as of a gif, which has no place to say how it was made
+            if not given.output:
+                continue
+        if not others:
+            return replace(request, output=path), made
+        if given.output:
+            told = f"{printable(path)} is complete, and of other settings: {'; '.join(others)}"
+            raise UsageError(told, "choose another -o, or leave --resume out, and the new video will replace it")
+    where = str(request.output) if given.output else f"this prompt in {request.output.parent.resolve()}"
+    out.note(f"nothing unfinished is kept of {printable(where)}: the video begins anew")
+    return request, None
+
+
+def tell(request: Request, model: Model, target: Target, given: GivenByUser, out: Output) -> None:
+    """A note where an unfinished run of the same video lies, or of another one that this run replaces."""
+    for path in _kept(request, given):
+        try:
+            others = _like(path, request, model, target, given)[1]
+        except UsageError:
+            others = ["damaged"]
+        told = f"{printable(path)} keeps an unfinished run"
+        if not others:
+            out.note(f"{told} of this video: --resume goes on with it" + (_REPLACED if given.output else ""))
+            return
+        if given.output:
+            out.note(f"{told} of other settings{_REPLACED}")
+
+
+def _kept(request: Request, given: GivenByUser) -> list[Path]:
+    """The files that may keep the video's state, the newest first."""
+    from fpsgen import unfinished
+
+    found = [unfinished.place(request.output)] if given.output else _files(request, given, unfinished.SUFFIX)
+    return sorted((path for path in found if path.is_file()), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+
+
+def _files(request: Request, given: GivenByUser, suffix: str = "") -> list[Path]:
+    """Files with the names that videos of this prompt get by themselves."""
+    stem, _, end = Path(chosen.video_name(request.prompt, request.seed)).stem.rpartition("-")
+    number = end if given.seed else r"\d+"
+    pattern = re.compile(rf"{re.escape(stem)}-{number}(-\d+)?\.mp4{re.escape(suffix)}")
+    return sorted(path for path in request.output.parent.iterdir() if pattern.fullmatch(path.name))
+
+
+def _like(path: Path, request: Request, model: Model, target: Target, given: GivenByUser) -> tuple[Request, list[str]]:
+    """The request with the file, and perhaps the seed, of a state that is kept; and what that was made with otherwise,
+    whose prompt the request has then. UsageError where the state is damaged."""
+    from fpsgen import unfinished
+    from fpsgen.request import resolve
+
+    kept = unfinished.read(path)
+    about = kept.about if kept else {}  # it may be gone meanwhile
+    seed = request.seed if given.seed else about.get("seed", request.seed)
+    mine = replace(request, seed=seed, output=path.with_name(path.name.removesuffix(unfinished.SUFFIX)))
+    others = unfinished.differences(about, unfinished.made_with(resolve(mine, model, target), ""))
+    return (replace(mine, prompt=str(about.get("prompt"))) if others else mine), others
+
+
+def steps_finished(events: Iterator[Event], out: Output) -> Iterator[Event]:
+    """The same events. While steps are computed, a first signal ends the work after the one in hand, which is kept; the
+    second one ends it at once."""
+    try:
+        for event in events:
+            if isinstance(event, Stage):
+                signals.hold(partial(_wait, out) if event.name == "denoise" else None)
+            yield event
+            if isinstance(event, (Stage, Step)):
+                signals.check()
+    finally:
+        signals.hold(None)
+
+
+def _wait(out: Output) -> None:
+    with contextlib.suppress(RuntimeError):  # something was being written in this very moment
+        out.note("the run stops after this step, which is kept; once more, and it stops at once")
+
+
+@contextlib.contextmanager
+def explained(request: Request, out: Output) -> Iterator[None]:
+    """Whatever ends the video inside, its user is told what is kept, and the command that goes on."""
+    from fpsgen.unfinished import place
+
+    path = place(request.output)
+    try:
+        yield
+    except KeyboardInterrupt:
+        if path.is_file():
+            told = "stopped; the steps that were finished are kept, and this command goes on after them:"
+            raise Stopped(told, hint=command(request.seed, request.prompt)) from None
+        raise
+    except RenderError:
+        if path.is_file():
+            out.note(f"the steps that were finished are kept in {printable(path)}: --resume goes on after them")
+        raise
+
+
+def command(seed: int, prompt: str) -> str:
+    """What goes on with a run that this process began."""
+    given = [prompt if word == "-" else word for word in sys.argv[1:]]
+    more = [] if any(re.match("--seed(=|$)", word) for word in given) else ["--seed", str(seed)]
+    more += [] if "--resume" in given else ["--resume"]
+    at = given.index("--") if "--" in given else len(given)
+    return shlex.join(["fpsgen", *given[:at], *more, *given[at:]])
