@@ -33,8 +33,9 @@ SUFFIX = ".unfinished"
 _FORMAT = 1
 _HASH = hashlib.sha256().digest_size
 _MOST_HEADER = 2**20  # bytes
-_MOST_TENSORS = 8  # latents; two predictions and what the last step went out from; two velocities; what guidance uses
-_BYTES_PER_PIXEL = 0.2  # of an mp4: the pocket model's have 0.08; it is there twice while its comment is added
+_MOST_TENSORS = 7  # latents; two predictions and what the last step went out from; two velocities; what guidance uses
+_SMALL = {".mp4", ".webm", ".gif"}
+_BYTES_PER_PIXEL = {True: 0.2, False: 3.0}  # of a small format or another; the pocket model's mp4 files have 0.08
 # What latents depend on, by the names of `VideoPlan.about`, and what sentences call it.
 _SETTINGS = {
     "model": "model", "loras": "LoRAs", "image": "image", "last_image": "last_image", "prompt": "prompt",
@@ -269,14 +270,17 @@ def made_with(plan: VideoPlan, weights: str) -> dict[str, Any]:
 
 def check_room(plans: Sequence[VideoPlan]) -> None:
     """UsageError where the disk has no room for the videos and what is kept of them."""
-    wanted: dict[Path, int] = {}
+    videos: dict[Path, list[float]] = {}
+    states: dict[Path, float] = {}
     for plan in plans:
         own, request = plan.request.settings, plan.request
         width, height = request.scale_to or (own.width, own.height)
+        folder, per_pixel = request.output.parent, _BYTES_PER_PIXEL[request.output.suffix.lower() in _SMALL]
+        videos.setdefault(folder, []).append(per_pixel * own.frames * width * height)
         latents = 4 * plan.model.config.out_channels * prod(own.latent_shape)
-        needs = 2 * _BYTES_PER_PIXEL * own.frames * width * height + 2 * _MOST_TENSORS * latents
-        wanted[request.output.parent] = wanted.get(request.output.parent, 0) + int(needs)
-    for folder, needs in wanted.items():
+        states[folder] = max(states.get(folder, 0), 2 * _MOST_TENSORS * latents)
+    for folder, sizes in videos.items():
+        needs = int(sum(sizes) + max(sizes) + states[folder])  # one is there twice while its comment is added
         with contextlib.suppress(OSError):
             free = shutil.disk_usage(folder).free
             if free < needs:

@@ -147,7 +147,10 @@ def one_place(line: PromptLine, output: str | None, no_clobber: bool, options: M
     line = line if line.seed is not None else replace(line, seed=secrets.randbelow(2**31))
     assert line.seed is not None
     if output is None:
-        path, of_frames = files.free(preferences.output_folder() / chosen.video_name(line.prompt, line.seed), ".mp4.unfinished"), False
+        path, of_frames = (
+            files.free(preferences.output_folder() / chosen.video_name(line.prompt, line.seed), ".mp4.unfinished"),
+            False,
+        )
     else:
         path, of_frames = place(output)
     may_replace = output is not None and not no_clobber

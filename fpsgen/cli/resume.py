@@ -41,17 +41,21 @@ def find(
     """The unfinished video that is gone on with: `request` with its seed and its file, or as it is where nothing of it
     is kept. Where it is complete already, what its comment says, too. UsageError where only one of other settings is
     there, or a damaged one."""
-    from fpsgen import comment, unfinished
+    from fpsgen import unfinished
     from fpsgen.request import resolve
 
-    faults = []
+    faults, plan = [], resolve(request, model, target)
     for path in _kept(request, given):
         try:
-            mine, others = _like(path, request, model, target, given)
+            mine, others, done = _like(path, request, model, target, given)
         except UsageError as fault:
             faults.append(fault)
             continue
         if not others:
+            made = _comment(mine.output) if done == mine.settings.steps else None
+            if made and not unfinished.differences(made, plan.about("") | {"seed": mine.seed}, unfinished.OF_COMMENTS):
+                path.unlink(missing_ok=True)  # it was killed when all was done but this
+                return mine, made
             return mine, None
         if given.output or mine.prompt == request.prompt:
             told = f"{printable(path)} is of other settings: {'; '.join(others)}"
@@ -59,19 +63,13 @@ def find(
             faults.insert(0, UsageError(told, hint))
     if faults:
         raise faults[0]
-    plan = resolve(request, model, target)
     there = [request.output] if given.output else _files(request, given) if given.seed else []
     for path in filter(Path.exists, there):
-        made, others = {}, list[str]()
-        try:
-            made = comment.read(path)
-            others = unfinished.differences(made, plan.about(""), unfinished.OF_COMMENTS)
-        except UsageError:  # as of a gif, which has no place to say how it was made
-            if not given.output:
-                continue
-        if not others:
-            return replace(request, output=path), made
-        if given.output:
+        made = _comment(path)
+        others = unfinished.differences(made, plan.about(""), unfinished.OF_COMMENTS) if made else []
+        if not others and (made or given.output):  # a gif, for one, has no place to say how it was made
+            return replace(request, output=path), made or {}
+        if others and given.output:
             told = f"{printable(path)} is complete, and of other settings: {'; '.join(others)}"
             raise UsageError(told, "choose another -o, or leave --resume out, and the new video will replace it")
     where = str(request.output) if given.output else f"this prompt in {request.output.parent.resolve()}"
@@ -94,6 +92,15 @@ def tell(request: Request, model: Model, target: Target, given: GivenByUser, out
             out.note(f"{told} of other settings{_REPLACED}")
 
 
+def _comment(path: Path) -> dict[str, Any] | None:
+    """How a video says that it was made, if it is there and does."""
+    from fpsgen import comment
+
+    with contextlib.suppress(UsageError):
+        return comment.read(path)
+    return None
+
+
 def _kept(request: Request, given: GivenByUser) -> list[Path]:
     """The files that may keep the video's state, the newest first."""
     from fpsgen import unfinished
@@ -110,9 +117,11 @@ def _files(request: Request, given: GivenByUser, suffix: str = "") -> list[Path]
     return sorted(path for path in request.output.parent.iterdir() if pattern.fullmatch(path.name))
 
 
-def _like(path: Path, request: Request, model: Model, target: Target, given: GivenByUser) -> tuple[Request, list[str]]:
+def _like(
+    path: Path, request: Request, model: Model, target: Target, given: GivenByUser
+) -> tuple[Request, list[str], int]:
     """The request with the file, and perhaps the seed, of a state that is kept; and what that was made with otherwise,
-    whose prompt the request has then. UsageError where the state is damaged."""
+    whose prompt the request has then; and how many steps are done. UsageError where the state is damaged."""
     from fpsgen import unfinished
     from fpsgen.request import resolve
 
@@ -121,7 +130,8 @@ def _like(path: Path, request: Request, model: Model, target: Target, given: Giv
     seed = request.seed if given.seed else about.get("seed", request.seed)
     mine = replace(request, seed=seed, output=path.with_name(path.name.removesuffix(unfinished.SUFFIX)))
     others = unfinished.differences(about, unfinished.made_with(resolve(mine, model, target), ""))
-    return (replace(mine, prompt=str(about.get("prompt"))) if others else mine), others
+    mine = replace(mine, prompt=str(about.get("prompt"))) if others else mine
+    return mine, others, kept.done if kept else 0
 
 
 def steps_finished(events: Iterator[Event], out: Output) -> Iterator[Event]:

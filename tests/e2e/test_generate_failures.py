@@ -72,7 +72,7 @@ def test_a_vae_that_is_damaged_makes_no_video(run: Runner, monkeypatch: pytest.M
     )
     assert result.exit_code == 1
     assert "VAE gave values that are not finite" in " ".join(result.stderr.split())
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["a.mp4.unfinished"]
 
 
 def test_outputs_that_are_no_plain_files(run: Runner, tmp_path: Path) -> None:
@@ -88,7 +88,9 @@ def test_outputs_that_are_no_plain_files(run: Runner, tmp_path: Path) -> None:
     assert "not a regular file" in " ".join(result.stderr.split())
 
 
-def test_interruption_leaves_nothing(run: Runner, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_interruption_leaves_the_steps_that_were_finished(
+    run: Runner, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     calls = []
 
     def interrupted(frames: torch.Tensor) -> np.ndarray:
@@ -102,8 +104,8 @@ def test_interruption_leaves_nothing(run: Runner, monkeypatch: pytest.MonkeyPatc
         "cat", "--model", run.folder, "--res", "96x64", "--frames", 9, "--steps", 1, "-o", tmp_path / "a.mp4"
     )
     assert result.exit_code == 130
-    assert "no video was written" in result.stderr
-    assert list(tmp_path.iterdir()) == []
+    assert "the steps that were finished are kept" in " ".join(result.stderr.split())
+    assert [path.name for path in tmp_path.iterdir()] == ["a.mp4.unfinished"]
 
 
 @pytest.mark.parametrize(
@@ -173,7 +175,7 @@ def test_models_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert "lacks text_encoder, vae, tokenizer" in " ".join(result.stderr.split())
 
 
-def test_a_failure_while_drawing_leaves_nothing(run: Runner, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_failure_while_drawing_leaves_no_video(run: Runner, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def fail(self: object, task: int, **fields: object) -> None:
         if fields.get("rate") == "frames":
             raise OSError("the terminal is gone")
@@ -183,7 +185,7 @@ def test_a_failure_while_drawing_leaves_nothing(run: Runner, monkeypatch: pytest
         "cat", "--model", run.folder, "--res", "32x32", "--frames", 5, "--steps", 1, "-o", tmp_path / "a.mp4"
     )
     assert result.exit_code == 1
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["a.mp4.unfinished"]
 
 
 def test_errors_in_json(run: Runner) -> None:
@@ -217,7 +219,7 @@ def test_a_finished_video_is_never_thrown_away(run: Runner, tmp_path: Path, monk
     monkeypatch.setattr(pipeline, "decode", in_the_way)
     result = invoke("cat", "--model", run.folder, "--res", "32x32", "--frames", 1, "--steps", 1, "-o", path)
     assert result.exit_code == 1
-    (kept,) = (p for p in tmp_path.iterdir() if p.is_file())
+    (kept,) = (p for p in tmp_path.iterdir() if p.is_file() and p.suffix == ".mp4")
     assert str(kept) in "".join(result.stderr.splitlines())
     assert len(read(kept)[1]) == 1
 

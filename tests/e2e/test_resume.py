@@ -1,0 +1,412 @@
+"""`fpsgen generate --resume`: a run that was stopped, at whatever moment, ends in the video of one that was not."""
+
+from __future__ import annotations
+
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fpsgen import experts as turns
+from fpsgen import unfinished
+from fpsgen.cli import signals
+from fpsgen.sampling import Denoiser
+from fpsgen.unfinished import Unfinished
+from fpsgen.video import VideoWriter
+from tests.tools.cli import invoke, told
+from tests.tools.disk import fill_disk
+from tests.tools.videos import metadata, read
+
+PROMPT = "a cat surfing"
+SMALL = ("--res", "96x64", "--frames", 5, "--steps", 4)
+
+
+class Killed(BaseException):
+    """Ends a run as nothing does that is explained."""
+
+
+def words(result: Any) -> str:
+    return " ".join(result.stderr.split())
+
+
+def generate(folder: Path, *args: object) -> Any:
+    return invoke(PROMPT, "--model", folder, *SMALL, *args)
+
+
+def stopped(folder: Path, step: int, *args: object) -> None:
+    """A run that ends once the state after a step is kept."""
+    real = Unfinished.keep
+
+    def keep(self: Unfinished, state: Any, *rest: Any) -> Any:
+        yield from real(self, state, *rest)
+        if state.step == step:
+            raise Killed
+
+    killed_in(Unfinished, "keep", keep, folder, *args)
+
+
+def killed_in(owner: type, name: str, instead: Callable[..., Any], folder: Path, *args: object) -> None:
+    """A run that a method ends, which stands in the place of another."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(owner, name, instead)
+        with pytest.raises(Killed):
+            generate(folder, *args)
+
+
+def killed(*_: object) -> None:
+    raise Killed
+
+
+def frames(path: Path) -> np.ndarray:
+    return read(path)[1]
+
+
+REUSING = """
+format = 1
+[[phase]]
+sigma = [1.0, 0.9]
+[[phase]]
+sigma = [0.9, 0.8]
+guidance = "reuse"
+[[phase]]
+sigma = [0.8, 0.0]
+compute = "reuse"
+"""
+
+
+@pytest.mark.parametrize(
+    ("step", "more"),
+    [
+        (1, ()),
+        (3, ()),
+        (4, ()),
+        (3, ("--solver", "dpm++")),
+        (2, ("--solver", "euler")),
+        (2, ("--solver", "turbowan")),
+        (1, ("--preset", "reusing.toml")),
+        (2, ("--preset", "reusing.toml")),
+        (3, ("--preset", "reusing.toml")),
+    ],
+)
+def test_the_video_is_that_of_a_run_that_was_not_stopped(
+    wan_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int, more: tuple[str, ...]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("reusing.toml").write_text(REUSING)
+    whole = generate(wan_folder, "--seed", 7, *more, "-o", "whole.mp4")
+    assert whole.exit_code == 0, whole.output
+    stopped(wan_folder, step, "--seed", 7, *more)
+    assert sorted(path.name for path in tmp_path.glob("a-cat*")) == ["a-cat-surfing-7.mp4.unfinished"]
+    computed: list[int] = []
+    real = Denoiser.velocity
+    monkeypatch.setattr(Denoiser, "velocity", lambda own, x, n, *rest: computed.append(n) or real(own, x, n, *rest))
+    result = generate(wan_folder, *more, "--resume", "--json")  # the seed is found
+    report = told(result, "generate")
+    assert computed == list(range(step, 4))
+    assert report["resumed"] == [step]
+    assert len(report["timings"]["steps"]) == 4
+    assert report["output"] == "a-cat-surfing-7.mp4"
+    assert (frames(tmp_path / "a-cat-surfing-7.mp4") == frames(tmp_path / "whole.mp4")).all()
+    assert not list(tmp_path.glob("*.unfinished"))
+    assert f"goes on after step {step} of 4" in words(result)
+
+
+def test_a_run_that_is_stopped_again_and_again(
+    wan_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    generate(wan_folder, "--seed", 7, "-o", "whole.mp4")
+    for step, resume in ((1, ()), (2, ("--resume",)), (4, ("--resume",))):
+        stopped(wan_folder, step, "--seed", 7, "-o", "a.mp4", *resume)
+    assert generate(wan_folder, "-o", "a.mp4", "--resume").exit_code == 0
+    assert metadata("a.mp4")["resumed"] == [1, 2, 4]
+    assert (frames(Path("a.mp4")) == frames(Path("whole.mp4"))).all()
+
+
+@pytest.mark.parametrize("step", [1, 2, 3, 4])
+def test_of_two_experts_only_what_has_steps_left_is_loaded(
+    experts: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = experts["diffusers"]
+    args = ("--res", "48x32", "--shift", 3, "--sigmas", "diffusers")
+    result = generate(folder, "--seed", 7, *args, "-o", "whole.mp4")
+    assert result.exit_code == 0, result.output
+    made = metadata("whole.mp4")["experts"]
+    stopped(folder, step, "--seed", 7, *args, "-o", "a.mp4")
+    loaded: list[str] = []
+    real = turns.load
+    monkeypatch.setattr(turns, "load", lambda turn, *rest: loaded.append(turn.part) or real(turn, *rest))
+    assert generate(folder, *args, "-o", "a.mp4", "--resume").exit_code == 0
+    high = ["transformer"] if step < made["high"] else []
+    assert loaded == high + (["transformer_2"] if step < 4 else [])
+    assert (frames(Path("a.mp4")) == frames(Path("whole.mp4"))).all()
+
+
+@pytest.fixture(scope="module")
+def kept(wan_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """What is kept after step 2 of 4."""
+    output = tmp_path_factory.mktemp("kept") / "a.mp4"
+    stopped(wan_folder, 2, "--seed", 7, "-o", output)
+    return unfinished.place(output).read_bytes()
+
+
+def test_other_settings_are_told_and_nothing_is_lost(
+    wan_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: bytes, loads: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = Path("a.mp4.unfinished")
+    path.write_bytes(kept)
+    Path("reusing.toml").write_text(REUSING)
+    for args, says in (
+        (("--seed", 8), "--seed 7, not 8"),
+        (("--guidance", 2, "--shift", 4), "--guidance 6.0, not 2.0; --shift 8.0, not 4.0"),
+        (("--negative", "red dog"), 'not "red dog"'),
+        (("--preset", "reusing.toml"), "--preset bf16, not reusing.toml"),
+        (("--dtype", "bf16"), "--dtype float32, not bfloat16"),
+    ):
+        result = generate(wan_folder, "-o", "a.mp4", "--resume", *args)
+        assert result.exit_code == 2, result.output
+        assert "a.mp4.unfinished is of other settings" in words(result)
+        assert says in words(result)
+    assert path.read_bytes() == kept
+    assert not Path("a.mp4").exists()
+    path.rename("a-cat-surfing-7.mp4.unfinished")
+    result = generate(wan_folder, "--resume", "--steps", 5)
+    assert result.exit_code == 2
+    assert "--steps 4, not 5" in words(result)
+
+
+def test_another_machine_is_a_note(wan_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(torch, "get_num_threads", lambda: 64)
+        stopped(wan_folder, 3, "--seed", 7, "-o", "a.mp4")
+    result = generate(wan_folder, "-o", "a.mp4", "--resume")
+    assert result.exit_code == 0
+    assert "the last bits may differ" in words(result)
+    assert "threads 64, not " in words(result)
+
+
+def test_complete_and_nothing_kept_are_said(wan_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = generate(wan_folder, "--seed", 7, "--resume")
+    assert result.exit_code == 0
+    assert "the video begins anew" in words(result)
+    made = Path("a-cat-surfing-7.mp4").stat()
+    for args in (("--seed", 7), ("-o", "a-cat-surfing-7.mp4", "--seed", 7)):
+        result = generate(wan_folder, "--resume", "--json", *args)
+        report = told(result, "generate")
+        assert "a-cat-surfing-7.mp4 is complete already" in words(result)
+        assert report["seed"] == 7
+    result = generate(wan_folder, "--resume", "-o", "a-cat-surfing-7.mp4", "--seed", 8)
+    assert result.exit_code == 2
+    assert "is complete, and of other settings: --seed 7, not 8" in words(result)
+    after = Path("a-cat-surfing-7.mp4").stat()
+    assert (after.st_ino, after.st_mtime_ns) == (made.st_ino, made.st_mtime_ns)
+
+
+def test_without_the_option_a_note_says_how_to_go_on(
+    wan_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    stopped(wan_folder, 2, "--seed", 7)
+    result = generate(wan_folder, "--seed", 7)
+    assert "a-cat-surfing-7.mp4.unfinished keeps an unfinished run of this video: --resume goes on" in words(result)
+    assert Path("a-cat-surfing-7.mp4.unfinished").exists()  # the other one has another name
+    assert Path("a-cat-surfing-7-2.mp4").exists()
+    stopped(wan_folder, 2, "--seed", 9, "-o", "a.mp4")
+    result = generate(wan_folder, "--seed", 8, "-o", "a.mp4")
+    assert "keeps an unfinished run of other settings; this run begins anew, and replaces it" in words(result)
+    assert not Path("a.mp4.unfinished").exists()
+
+
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "cut": lambda data: data[: len(data) // 2],
+    "empty": lambda data: b"",
+    "one bit": lambda data: data[:5000] + bytes([data[5000] ^ 1]) + data[5001:],
+    "another file": lambda data: b"[" * 100_000,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_state_is_told_with_what_to_do(
+    wan_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: bytes, loads: list[str], damage: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = Path("a.mp4.unfinished")
+    path.write_bytes(DAMAGES[damage](kept))
+    result = generate(wan_folder, "-o", "a.mp4", "--resume")
+    assert result.exit_code == 2, result.output
+    assert "a.mp4.unfinished cannot be gone on from: it is damaged" in words(result)
+    assert "rm a.mp4.unfinished" in words(result)
+    assert path.exists()
+
+
+def test_a_run_that_is_stopped_while_its_video_gets_its_comment_does_not_make_a_second_one(
+    wan_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    killed_in(VideoWriter, "_tag", killed, wan_folder, "--seed", 7)
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["a-cat-surfing-7.mp4", "a-cat-surfing-7.mp4.unfinished"]
+    assert generate(wan_folder, "--resume").exit_code == 0
+    assert [each.name for each in tmp_path.iterdir()] == ["a-cat-surfing-7.mp4"]
+    assert metadata("a-cat-surfing-7.mp4")["resumed"] == [4]
+
+
+def test_a_run_that_was_stopped_when_all_was_done_is_complete(
+    wan_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    killed_in(Unfinished, "remove", killed, wan_folder, "--seed", 7)
+    result = generate(wan_folder, "--resume")
+    assert "is complete already" in words(result)
+    assert [each.name for each in tmp_path.iterdir()] == ["a-cat-surfing-7.mp4"]
+
+
+def test_a_disk_that_is_full_is_told_before_anything_loads(
+    wan_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loads: list[str]
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=10_000))
+    result = generate(wan_folder, "-o", tmp_path / "a.mp4")
+    assert result.exit_code == 2
+    assert "has 10 kB left, and this run may need" in words(result)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_where_the_state_cannot_be_written_the_video_is_made_all_the_same(
+    wan_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill_disk(monkeypatch, unfinished.SUFFIX)
+    result = generate(wan_folder, "-o", tmp_path / "a.mp4")
+    assert result.exit_code == 0
+    assert words(result).count("a.mp4.unfinished cannot be written: No space left on device") == 1
+    assert [each.name for each in tmp_path.iterdir()] == ["a.mp4"]
+
+
+def test_values_that_are_not_finite_are_told_with_step_layer_and_phase_and_the_step_before_is_kept(
+    wan_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Denoiser.velocity
+
+    def broken(own: Denoiser, latents: torch.Tensor, step: int, *rest: Any) -> torch.Tensor:
+        if step == 2:
+            own.transformer.blocks[1].ffn[2].bias.data[0] = torch.nan
+        return real(own, latents, step, *rest)
+
+    monkeypatch.setattr(Denoiser, "velocity", broken)
+    result = generate(wan_folder, "-o", tmp_path / "a.mp4", "--seed", 7)
+    assert result.exit_code == 1
+    told = words(result)
+    assert "not finite at step 3 of 4, first in the FFN of layer 1 (noise level 0." in told
+    assert "phase 1 of 1 of preset bf16)" in told
+    assert "the steps that were finished are kept" in told
+    assert [each.name for each in tmp_path.iterdir()] == ["a.mp4.unfinished"]
+    state = unfinished.read(tmp_path / "a.mp4.unfinished")
+    assert state is not None
+    assert state.done == 2
+
+
+def test_the_first_signal_lets_the_step_end_and_says_how_to_go_on(
+    wan_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    real, before = Denoiser.velocity, signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(sys, "argv", ["fpsgen", "generate", "-", "--steps", "4"])
+
+    def interrupted(own: Denoiser, latents: torch.Tensor, step: int, *rest: Any) -> torch.Tensor:
+        if step == 1:
+            signal.raise_signal(signal.SIGTERM)
+        return real(own, latents, step, *rest)
+
+    monkeypatch.setattr(Denoiser, "velocity", interrupted)
+    signals.listen()
+    try:
+        result = generate(wan_folder)
+    finally:
+        signals._came.clear()
+        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    assert result.exit_code == 143
+    (path,) = tmp_path.iterdir()
+    state = unfinished.read(path)
+    assert state is not None
+    assert state.done == 2
+    assert "the run stops after this step, which is kept" in words(result)
+    assert f"fpsgen generate '{PROMPT}' --steps 4 --seed {state.about['seed']} --resume" in words(result)
+
+
+def fpsgen(folder: Path, *args: object, code: str = "") -> subprocess.Popen[bytes]:
+    """The program on the real pocket model, perhaps after some code."""
+    program = f"{code}\nfrom fpsgen.cli import main\nmain()"
+    given = ["generate", PROMPT, "--model", "pocket", "--res", "160x96", "--frames", "9", "--steps", "6", "--seed", "7"]
+    return subprocess.Popen(
+        [sys.executable, "-c", program, *given, *map(str, args)], cwd=folder, stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+
+
+def ended(process: subprocess.Popen[bytes]) -> int:
+    process.communicate()
+    return process.returncode
+
+
+def test_killed_while_a_state_is_written(tmp_path: Path) -> None:
+    """Half of the fourth state is on the disk then, and the third one is whole."""
+    code = """
+import os, signal
+from pathlib import Path
+real, count = Path.write_bytes, []
+def write(self, data):
+    if self.suffix == ".unfinished":
+        count.append(1)
+        if len(count) == 4:
+            real(self, data[:len(data) // 2])
+            os.kill(os.getpid(), signal.SIGKILL)
+    return real(self, data)
+Path.write_bytes = write
+"""
+    assert ended(fpsgen(tmp_path, "-o", "a.mp4", code=code)) == -signal.SIGKILL
+    state = unfinished.read(tmp_path / "a.mp4.unfinished")
+    assert state is not None
+    assert state.done == 3
+    assert ended(fpsgen(tmp_path, "-o", "a.mp4", "--resume")) == 0
+    assert ended(fpsgen(tmp_path, "-o", "whole.mp4")) == 0
+    assert metadata(tmp_path / "a.mp4")["resumed"] == [3]
+    assert (frames(tmp_path / "a.mp4") == frames(tmp_path / "whole.mp4")).all()
+
+
+@pytest.mark.slow
+def test_20_random_kills(tmp_path: Path) -> None:
+    """At any moment of a run, and again of the run that goes on; each video is that of a run that was not killed."""
+    begin = time.monotonic()
+    assert ended(fpsgen(tmp_path, "-o", "whole.mp4")) == 0
+    whole, seconds = frames(tmp_path / "whole.mp4"), time.monotonic() - begin
+    moments, resumed = random.Random(25), []
+    for number in range(20):
+        folder, kills = tmp_path / str(number), 1 + number % 2
+        folder.mkdir()
+        for _ in range(kills):
+            running = fpsgen(folder, "--resume")
+            time.sleep(moments.uniform(0.3, 1) * seconds)
+            running.kill()
+            running.communicate()
+        assert ended(fpsgen(folder, "--resume")) == 0
+        (video,) = (path for path in folder.iterdir() if not path.name.startswith("."))
+        assert video.name == "a-cat-surfing-7.mp4"
+        assert (frames(video) == whole).all()
+        resumed.append(metadata(video).get("resumed"))
+    print(f"a run takes {seconds:.1f} s; went on after: {resumed}")
+    assert any(resumed)
