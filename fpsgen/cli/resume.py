@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from fpsgen.cli import chosen, signals
 from fpsgen.cli.output import Output
-from fpsgen.errors import RenderError, Stopped, UsageError
+from fpsgen.errors import UsageError
 from fpsgen.events import Event, Stage, Step
 from fpsgen.printable import printable
 
@@ -153,26 +153,7 @@ def _wait(out: Output) -> None:
         out.note("the run stops after this step, which is kept; once more, and it stops at once")
 
 
-@contextlib.contextmanager
-def explained(request: Request, out: Output) -> Iterator[None]:
-    """Whatever ends the video inside, its user is told what is kept, and the command that goes on."""
-    from fpsgen.unfinished import place
-
-    path = place(request.output)
-    try:
-        yield
-    except KeyboardInterrupt:
-        if path.is_file():
-            told = "stopped; the steps that were finished are kept, and this command goes on after them:"
-            raise Stopped(told, hint=command(request.seed, request.prompt)) from None
-        raise
-    except RenderError:
-        if path.is_file():
-            out.note(f"the steps that were finished are kept in {printable(path)}: --resume goes on after them")
-        raise
-
-
-def command(seed: int, prompt: str) -> str:
+def command(seed: int | None, prompt: str) -> str:
     """What goes on with a run that this process began."""
     given = [prompt if word == "-" else word for word in sys.argv[1:]]
     more = [] if any(re.match("--seed(=|$)", word) for word in given) else ["--seed", str(seed)]

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import random
 import signal
-import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -87,10 +84,8 @@ compute = "reuse"
     ("step", "more"),
     [
         (1, ()),
-        (3, ()),
         (4, ()),
         (3, ("--solver", "dpm++")),
-        (2, ("--solver", "euler")),
         (2, ("--solver", "turbowan")),
         (1, ("--preset", "reusing.toml")),
         (2, ("--preset", "reusing.toml")),
@@ -132,7 +127,7 @@ def test_a_run_that_is_stopped_again_and_again(
     assert (frames(Path("a.mp4")) == frames(Path("whole.mp4"))).all()
 
 
-@pytest.mark.parametrize("step", [1, 2, 3, 4])
+@pytest.mark.parametrize("step", [1, 3])
 def test_of_two_experts_only_what_has_steps_left_is_loaded(
     experts: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
@@ -257,7 +252,7 @@ def test_a_run_that_is_stopped_while_its_video_gets_its_comment_does_not_make_a_
 ) -> None:
     monkeypatch.chdir(tmp_path)
 
-    killed_in(VideoWriter, "_tag", killed, wan_folder, "--seed", 7)
+    killed_in(VideoWriter, "_tell", killed, wan_folder, "--seed", 7)
     assert sorted(each.name for each in tmp_path.iterdir()) == ["a-cat-surfing-7.mp4", "a-cat-surfing-7.mp4.unfinished"]
     assert generate(wan_folder, "--resume").exit_code == 0
     assert [each.name for each in tmp_path.iterdir()] == ["a-cat-surfing-7.mp4"]
@@ -346,67 +341,3 @@ def test_the_first_signal_lets_the_step_end_and_says_how_to_go_on(
     assert state.done == 2
     assert "the run stops after this step, which is kept" in words(result)
     assert f"fpsgen generate '{PROMPT}' --steps 4 --seed {state.about['seed']} --resume" in words(result)
-
-
-def fpsgen(folder: Path, *args: object, code: str = "") -> subprocess.Popen[bytes]:
-    """The program on the real pocket model, perhaps after some code."""
-    program = f"{code}\nfrom fpsgen.cli import main\nmain()"
-    given = ["generate", PROMPT, "--model", "pocket", "--res", "160x96", "--frames", "9", "--steps", "6", "--seed", "7"]
-    return subprocess.Popen(
-        [sys.executable, "-c", program, *given, *map(str, args)], cwd=folder, stderr=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-    )  # fmt: skip
-
-
-def ended(process: subprocess.Popen[bytes]) -> int:
-    process.communicate()
-    return process.returncode
-
-
-def test_killed_while_a_state_is_written(tmp_path: Path) -> None:
-    """Half of the fourth state is on the disk then, and the third one is whole."""
-    code = """
-import os, signal
-from pathlib import Path
-real, count = Path.write_bytes, []
-def write(self, data):
-    if self.suffix == ".unfinished":
-        count.append(1)
-        if len(count) == 4:
-            real(self, data[:len(data) // 2])
-            os.kill(os.getpid(), signal.SIGKILL)
-    return real(self, data)
-Path.write_bytes = write
-"""
-    assert ended(fpsgen(tmp_path, "-o", "a.mp4", code=code)) == -signal.SIGKILL
-    state = unfinished.read(tmp_path / "a.mp4.unfinished")
-    assert state is not None
-    assert state.done == 3
-    assert ended(fpsgen(tmp_path, "-o", "a.mp4", "--resume")) == 0
-    assert ended(fpsgen(tmp_path, "-o", "whole.mp4")) == 0
-    assert metadata(tmp_path / "a.mp4")["resumed"] == [3]
-    assert (frames(tmp_path / "a.mp4") == frames(tmp_path / "whole.mp4")).all()
-
-
-@pytest.mark.slow
-def test_20_random_kills(tmp_path: Path) -> None:
-    """At any moment of a run, and again of the run that goes on; each video is that of a run that was not killed."""
-    begin = time.monotonic()
-    assert ended(fpsgen(tmp_path, "-o", "whole.mp4")) == 0
-    whole, seconds = frames(tmp_path / "whole.mp4"), time.monotonic() - begin
-    moments, resumed = random.Random(25), []
-    for number in range(20):
-        folder, kills = tmp_path / str(number), 1 + number % 2
-        folder.mkdir()
-        for _ in range(kills):
-            running = fpsgen(folder, "--resume")
-            time.sleep(moments.uniform(0.3, 1) * seconds)
-            running.kill()
-            running.communicate()
-        assert ended(fpsgen(folder, "--resume")) == 0
-        (video,) = (path for path in folder.iterdir() if not path.name.startswith("."))
-        assert video.name == "a-cat-surfing-7.mp4"
-        assert (frames(video) == whole).all()
-        resumed.append(metadata(video).get("resumed"))
-    print(f"a run takes {seconds:.1f} s; went on after: {resumed}")
-    assert any(resumed)
