@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from fpsgen.settings import Settings
 from fpsgen.values import from_dict
 from fpsgen.wan import sizes
 from fpsgen.weights.known import Given
-from fpsgen.weights.models import POCKET, Model
+from fpsgen.weights.models import POCKET
 
 _WHOLE = ("width", "height", "frames", "fps", "steps", "stride")
 _NUMBERS = ("guidance", "shift", "guidance_low", "boundary")
@@ -84,16 +84,14 @@ class Earlier:
         dtype, text = self.made.get("dtype"), self.made.get("text_dtype")
         return (dtype, text) if dtype in _DTYPES and text in _DTYPES else None
 
-    def of_model(self, model: Model) -> tuple[Settings, tuple[int, int] | None]:
-        """The settings for a model, which need not be the one of then, and the size that its video is scaled to: what
-        the model says itself is the model's."""
-        own = model.defaults
-        low = self.settings.guidance_low if model.checkpoint.transformer_2 else None
-        settings = replace(self.settings, boundary=own.boundary, stride=own.stride, guidance_low=low)
-        if model.pocket is None or settings.size == own.size:
-            return settings, self.scale_to
-        size = settings.width, settings.height
-        return replace(settings, width=own.width, height=own.height), self.scale_to or size
+    @property
+    def device(self) -> str | None:
+        return _text(self.made.get("device")) or None
+
+    @property
+    def crf(self) -> int | None:
+        crf = self.made.get("crf")
+        return crf if type(crf) is int else None
 
     @property
     def _name(self) -> str:

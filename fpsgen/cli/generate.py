@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from fpsgen.cli import chosen, many, options, preferences, signals
 from fpsgen.cli import resume as resuming
+from fpsgen.cli.again import Again
 from fpsgen.cli.lines import Faults, PromptLine, Several, asked
 from fpsgen.cli.made import Made, tell_sampling
 from fpsgen.cli.many import Place
@@ -36,6 +37,7 @@ fpsgen generate "a cat surfing"
 fpsgen generate "a cat surfing" --seed 7 -o cat.mp4
 fpsgen generate "a lighthouse" --model 14b --res 720p
 fpsgen generate "it jumps" --model 2.2-i2v --image a.png
+fpsgen generate --from cat.mp4 --steps 30
 fpsgen generate "a cat surfing" --seeds 0-7 -o cats/
 fpsgen generate --prompts shots.jsonl -o shots/
 echo "a dog in the city" | fpsgen generate - --json
@@ -59,10 +61,11 @@ def generate(
     guidance_low: float | None = None,
     shift: float | None = None,
     solver: SolverName | None = None,
-    sigmas: Sigmas = "original",
+    sigmas: Sigmas | None = None,
     negative: str | None = None,
     seed: int | None = None,
     preset: str | None = None,
+    from_: Path | None = None,
     output: str | None = None,
     no_clobber: bool = False,
     resume: bool = False,
@@ -86,19 +89,31 @@ def generate(
         solver=solver, sigmas=sigmas, negative=None if negative is None else as_text(negative),
         image=image and options.expand(image), last_image=last_image and options.expand(last_image),
     )  # fmt: skip
+    again = None
+    if from_ is not None:
+        video = options.expand(from_)
+        again = Again(video, usual, model, lora, preset, device, dtype, parts, encoding, output)
+        usual, model, lora, parts, device = again.usual, again.model, again.lora, again.parts, again.device
+        encoding = again.encoding
+        if prompt is None and several.prompts is None:
+            prompt = again.prompt
+        if several.seeds is not None and seed is None:
+            usual = replace(usual, seed=None)
     if several and encoding.last_frame_to:
         raise UsageError("--last-frame-to is for one video", hint="leave it out, or make one video at a time")
     lines, faults = asked(several, prompt, usual)
     encoding.check()
     chosen.check_device(device)
     same = many.spelled(model, preset, lora=lora, dtype=dtype, parts=parts, crf=encoding.crf, fps=encoding.fps)
+    same |= again.asked if again else {}
     share = many.Share.of_process() if several else many.Share()
     out.draws = share.world == 1
     result: Made | many.Tally
     if several:
         result = many.Tally(many.places(lines, many.folder(output), same, faults), share)
     else:
-        result = Made(many.one_place(lines[0], output, no_clobber, same), timings)
+        suffix = again.suffix if again else ".mp4"
+        result = Made(many.one_place(lines[0], output, no_clobber, same, suffix), timings)
     todo = result.todo
     if not todo:
         result.tell(out)
@@ -106,9 +121,11 @@ def generate(
     out.loading()
     with timings.stage("load"):  # importing torch and the libraries around it is part of the wait
         # What needs no torch, which takes seconds, is refused before it.
+        if again:
+            again.check_places(todo)
         looked = check_places(todo, preset, no_clobber, encoding, faults)
         encoding = chosen.with_last_frame(encoding, todo[0].path, no_clobber)
-        named = find_preset(preset)
+        named = (again and again.preset) or find_preset(preset)
         loras = chosen.find_loras(lora)
         found = chosen.find_model(model, parts)
         if found is None and (image := next((one.line.image or one.line.last_image for one in todo), None)):
@@ -119,12 +136,15 @@ def generate(
                 out.note(f"{place.path} exists: the new video will replace it")
                 out.loading()
         target = chosen.find_target(share.device(device), dtype, graphs)
+        target = again.target(target) if again else target
         from fpsgen import machine, pipeline
         from fpsgen.texts import Texts
 
         machine.settle()
         found = found or chosen.choose_model(largest(todo), target.device, out, timings, parts)
-        found = chosen.with_loras(found, loras, out, solver)
+        found = chosen.with_loras(found, loras, out, usual.solver)
+        if again:
+            again.tell(found, target, out)
         requests = requests_of(todo, looked, found, target, preset, named, encoding.fps, faults, out)
     out.detail(f"model {found.name} from {found.folder}; {target.device}, {target.dtype_name}")
     for settings in dict.fromkeys(request.settings for request in requests):
@@ -152,6 +172,8 @@ def generate(
             for event in resuming.steps_finished(events, out):
                 watch(event)
                 result.watch(event, out)
+                if again:
+                    again.watch(event, out)
         signals.check()
     except KeyboardInterrupt:
         raise result.stopped() from None

@@ -24,7 +24,8 @@ _MOST_ROWS = 20  # of LoRAs
 def info(video: Path, json: bool = False) -> None:
     """Show what a video was made with: prompt, model, settings, seed, versions and times.
 
-    Every video that fpsgen makes contains them, but for a gif; so does a .png, and a folder of frames.
+    Every video that fpsgen makes contains them, but for a gif; so does a .png, and a folder of frames. `fpsgen generate
+    --from VIDEO` makes it again.
     """
     out = Output(json)
     from fpsgen import comment  # ffmpeg reads it, whose package takes a moment

@@ -141,16 +141,16 @@ class Tally:
         return told | {"state": "failed", "output": None, "error": message, "hint": hint}
 
 
-def one_place(line: PromptLine, output: str | None, no_clobber: bool, options: Mapping[str, object]) -> Place:
+def one_place(
+    line: PromptLine, output: str | None, no_clobber: bool, options: Mapping[str, object], suffix: str
+) -> Place:
     """Where the only video of a command goes: without a name to one of its own, also beside the video of another prompt
-    or of other settings. Without a seed it gets one at random."""
+    or of other settings, with the suffix; none for a folder of frames. Without a seed it gets one at random."""
     line = line if line.seed is not None else replace(line, seed=secrets.randbelow(2**31))
     assert line.seed is not None
     if output is None:
-        path, of_frames = (
-            files.free(preferences.output_folder() / chosen.video_name(line.prompt, line.seed), ".mp4.unfinished"),
-            False,
-        )
+        name = Path(chosen.video_name(line.prompt, line.seed)).with_suffix(suffix)
+        path, of_frames = files.free(preferences.output_folder() / name, f"{suffix}.unfinished"), not suffix
     else:
         path, of_frames = place(output)
     may_replace = output is not None and not no_clobber

@@ -101,7 +101,7 @@ def _typer(name: str, entry: dict[str, Any]) -> Any:
     common: dict[str, Any] = {"help": entry["text"], "show_default": shown, "autocompletion": offers}
     if "argument" in entry:
         return typer.Argument(metavar=entry["argument"], **common)
-    long = name.replace("_", "-")
+    long = name.rstrip("_").replace("_", "-")  # from_ for from, which is a word of Python's
     long = f"--{long}/--no-{long}" if "off" in entry else f"--{long}"
     names = [entry["short"], long] if "short" in entry else [long]
     common |= {key: entry[key] for key in ("min", "max") if key in entry}

@@ -65,7 +65,7 @@ there is no such choice                     | cat --dtype fp16
 CUDA graphs need a CUDA GPU                 | cat --graphs --device cpu
 cannot tell the video format                | cat -o video
 cannot tell the video format                | cat -o video.avi
-is a folder                                 | cat -o folder.mp4
+the name of a video, not of a folder        | cat -o folder.mp4
 the folder nowhere does not exist           | cat -o nowhere/a.mp4
 is not a folder                             | cat -o notes.txt/a.mp4
 is not a regular file                       | cat -o pipe.mp4
