@@ -5,6 +5,7 @@ The unit is dense BF16 attention over the same tokens, by the fastest kernel for
 
 from __future__ import annotations
 
+from functools import lru_cache
 from math import prod
 
 from fpsgen.attention.plan import AttentionPlan, KeyTiles
@@ -52,6 +53,7 @@ def of_pairs(density: float, qk: str, tokens: int) -> float:
     return density * RATES[qk] + (_PROLOGUE_TOKENS / tokens if qk != "bf16" else 0.0)
 
 
+@lru_cache(4096)  # a video's layers and steps share few plans
 def of_plan(plan: AttentionPlan, tokens: int) -> float:
     """Cost of one layer at one step. tokens: how many the video has, or the one that it stands for.
 
