@@ -60,6 +60,17 @@ class Denoised:
 
 
 @dataclass(frozen=True)
+class Preview:
+    """What a video seems to become, after `done` of `total` steps; output: where it will be; pixels: uint8
+    [height, width, 3]."""
+
+    output: Path
+    done: int
+    total: int
+    pixels: np.ndarray
+
+
+@dataclass(frozen=True)
 class Frames:
     """`done` of `total` frames are decoded and with the encoder; pixels: the last, uint8 [n, height, width, 3]."""
 
@@ -126,7 +137,10 @@ class Done:
     work: float
 
 
-Event = Stage | Step | TrainingStep | Denoised | Frames | Written | VideoFailed | Notice | Branches | Run | Work | Done
+Event = (
+    Stage | Step | TrainingStep | Denoised | Preview | Frames | Written | VideoFailed | Notice | Branches | Run | Work
+    | Done
+)  # fmt: skip
 Watch = Callable[[Event], None]
 
 

@@ -51,16 +51,21 @@ _USE = "use .mp4, .webm, .gif, .mov (ProRes), .mkv (lossless) or .png (one frame
 @dataclass(frozen=True)
 class Encoding:
     """How videos are written. crf: the constant rate factor, None for the format's usual one. fps: the file's frame
-    rate, None for the model's. last_frame_to: a .png file for the last frame."""
+    rate, None for the model's. last_frame_to: a .png file for the last frame. preview: after how many steps a picture
+    shows how far a video is, again and again; None for no pictures."""
 
     crf: int | None = None
     fps: int | None = None
     last_frame_to: Path | None = None
+    preview: int | None = None
 
     def check(self) -> None:
         """UsageError where a number means nothing in any format."""
         if self.fps is not None and not 1 <= self.fps <= MOST_FPS:
             raise UsageError(f"{option('fps', self.fps)}: must be 1 to {MOST_FPS}", hint=f"try {option('fps', 16)}")
+        if self.preview is not None and self.preview < 1:
+            hint = f"try {option('preview', 5)}"
+            raise UsageError(f"{option('preview', self.preview)}: must be at least 1", hint)
 
     def check_fits(self, path: Path, frames: int | None = None, fps: int | None = None) -> None:
         """UsageError where a file of that name cannot be written so. frames: of the video; fps: where none is given."""

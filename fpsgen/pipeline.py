@@ -22,6 +22,7 @@ from fpsgen import conditioning, experts, files, formats, machine, readiness, re
 from fpsgen.errors import RenderError, UsageError, option
 from fpsgen.events import Branches, Denoised, Event, Frames, Notice, Run, Stage, Step, VideoFailed, Written
 from fpsgen.formats import PLAIN, Encoding
+from fpsgen.preview import Previews
 from fpsgen.printable import printable
 from fpsgen.request import Request, VideoPlan, resolve
 from fpsgen.sampling import Denoiser, State, not_finite, zero_nonfinite
@@ -51,6 +52,7 @@ class Rendering:
     image: Conditions | None
     number: int
     kept: Unfinished | None = None
+    previews: Previews | None = None
     state: State | None = None
     about: dict[str, Any] = field(default_factory=dict)
     fault: RenderError | None = None
@@ -113,10 +115,13 @@ def generate(
     seen = (yield from conditioning.look(shown, model, target, partial(of_all, clocks))) if shown else {}
     given = [seen[each] if each else None for each in map(conditioning.shown, plans)]
     videos = [Rendering(*of, number) for number, of in enumerate(zip(plans, clocks, embedded, given, strict=True))]
+    previews = Previews(encoding.preview) if encoding.preview else None
     for video, own in zip(videos, kept, strict=True):
-        video.kept = own
+        video.kept, video.previews = own, previews
     decoder = Decoder(videos, decode_in_bf16, encoding)
     yield from _denoise_all(videos, accept, decoder)
+    if previews:
+        previews.close()
     for video in videos:
         yield from decoder.decode(video)
 
@@ -236,7 +241,7 @@ def _denoise_turn(
         state = video.state = video.state or denoiser.begin(plan.noise(), plan.noise)
     if video.kept:
         yield from video.kept.warn(first, denoiser.together)
-    yield from denoise(plan, denoiser, video.timings, accept, state, end, video.kept)
+    yield from denoise(plan, denoiser, video.timings, accept, state, end, video.kept, video.previews)
     yield Notice(f"{graphs}", detail=not (graphs.failed or (target.graphs and graphs.refused)))
     video.about["graphs"] = graphs.as_dict(video.about.get("graphs"))
     if end == len(plan.steps):
@@ -251,6 +256,7 @@ def denoise(
     state: State,
     end: int | None = None,
     kept: Unfinished | None = None,
+    previews: Previews | None = None,
 ) -> Iterator[Event]:
     """All further steps of a trajectory, or those before step `end`; its state is brought up to date, and kept on the
     disk, if it is to be."""
@@ -276,6 +282,10 @@ def denoise(
         yield step
         if not step.finite and not accept(step):
             raise not_finite(plan.target.dtype, _where(plan, denoiser, before, moment.step))
+        if previews and step.finite:
+            with timings.stage("denoise"):
+                shown = list(previews.after(plan, moment.step, before, moment.velocity))
+            yield from shown
 
 
 def _where(plan: VideoPlan, denoiser: Denoiser, latents: Tensor, step: int) -> str:

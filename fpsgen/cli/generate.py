@@ -17,6 +17,7 @@ from fpsgen.cli.lines import Faults, PromptLine, Several, asked
 from fpsgen.cli.made import Made, tell_sampling
 from fpsgen.cli.many import Place
 from fpsgen.cli.output import Output
+from fpsgen.cli.pictures import shown
 from fpsgen.cli.progress import drawn
 from fpsgen.cli.prompts import as_text
 from fpsgen.errors import RenderError, UsageError
@@ -168,9 +169,10 @@ def generate(
             requests, found, target, [timings], known=functools.partial(Texts, found, target), decode_in_bf16=True,
             encoding=encoding, resume=resume,
         )  # fmt: skip
-        with contextlib.closing(events), drawn(out, run="video") as watch:
+        with contextlib.closing(events), drawn(out, run="video") as watch, shown(out) as show:
             for event in resuming.steps_finished(events, out):
                 watch(event)
+                show(event)
                 result.watch(event, out)
                 if again:
                     again.watch(event, out)

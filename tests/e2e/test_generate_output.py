@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fpsgen import video
 from tests.tools.cli import Runner, invoke, told
 from tests.tools.videos import metadata, read
 
@@ -41,12 +42,24 @@ def test_a_still_is_a_video_of_one_frame(run: Runner, tmp_path: Path) -> None:
         assert json.loads(image.info["comment"])["frames"] == 1
 
 
+def test_previews_change_no_bit_of_the_video(pocket: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[Path] = []
+    monkeypatch.setattr(video, "write_picture", lambda pixels, path, fault: shown.append(path))
+    for name, more in (("without.mkv", []), ("with.mkv", ["--preview", "1"])):
+        args = ["--model", "pocket", "--seed", "3", "--frames", "5", "--steps", "3", "-o", name, *more]
+        told(invoke("a cat surfing", *args, "--json"))
+    assert shown == [Path("with.preview.png")] * 2
+    assert np.array_equal(read("with.mkv")[1], read("without.mkv")[1])
+    assert sorted(path.name for path in pocket.iterdir()) == ["with.mkv", "without.mkv"]
+
+
 @pytest.mark.parametrize(
     ("args", "says", "fix"),
     [
         (["-o", "a.png"], "a.png has room for one frame, and the video has 5", "--frames 1"),
         (["-o", "a.gif", "--crf", "20"], "--crf 20: a.gif, GIF, has one quality", "leave --crf out"),
         (["--crf", "60", "-o", "a.mp4"], "--crf 60: must be 1 to 51 for .mp4", "leave it out for 10"),
+        (["--preview", "0"], "--preview 0: must be at least 1", "--preview 5"),
         (["--fps", "0"], "--fps 0: must be 1 to 120", "--fps 16"),
         (["-o", "full/"], "-o full is a folder with other files in it", "full/video.mp4"),
         (["-o", "full"], "-o full is a folder with other files in it", "full/video.mp4"),

@@ -52,6 +52,7 @@ ROOMS = [  # a line for each: two people may add one at once
     "residence",
     "experts",
     "readiness",
+    "preview",
     "unfinished",
     "pipeline",
     "doctor",
