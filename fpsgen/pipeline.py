@@ -16,7 +16,7 @@ from itertools import zip_longest
 from typing import Any
 
 import numpy as np
-from torch import Tensor
+from torch import OutOfMemoryError, Tensor
 
 from fpsgen import conditioning, experts, files, formats, machine, readiness, residence, texts, unfinished
 from fpsgen.errors import RenderError, UsageError, option
@@ -123,6 +123,8 @@ def generate(
     if previews:
         previews.close()
     for video in videos:
+        if decoder.waits(video) and video is not videos[-1]:
+            yield Run(video.plan.request.prompt, video.number + 1, len(videos))
         yield from decoder.decode(video)
 
 
@@ -144,9 +146,13 @@ class Decoder:
         wait for that."""
         return self._vae is not None or residence.vae_fits_beside(video.plan, 2 if self._in_bf16 else 1)
 
+    def waits(self, video: Rendering) -> bool:
+        """Whether a video that is denoised is still to be decoded."""
+        return video.number in self._left and video.fault is None
+
     def decode(self, video: Rendering) -> Iterator[Event]:
         """The frames of a video that has its final latents to its file; nothing, where it failed or is there."""
-        if video.number not in self._left or video.fault is not None:
+        if not self.waits(video):
             return
         self._left.discard(video.number)
         if self._vae is None:
@@ -214,12 +220,15 @@ def _or_failed(events: Iterator[Event], video: Rendering, videos: Sequence[Rende
     """The events of a video; of several, one that fails says so, and the others go on."""
     try:
         yield from events
-    except RenderError as fault:
+    except (RenderError, OutOfMemoryError) as fault:
         if len(videos) == 1:
             raise
+        if not isinstance(fault, RenderError):
+            hint = f"try a smaller {option('res')} or fewer {option('frames')}"
+            fault = RenderError("there is not enough memory for this video", hint)
         video.fault = fault.with_traceback(None)  # whose frames hold the transformer
         video.state = None
-        yield VideoFailed(video.number + 1, fault)
+        yield VideoFailed(video.number + 1, video.fault)
 
 
 def _denoise_turn(

@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from fpsgen import experts, pipeline, texts
 from fpsgen.sampling import Denoiser
-from tests.tools.cli import documented, invoke, told
+from tests.tools.cli import Runner, documented, invoke, told
 from tests.tools.videos import metadata, read
 
 SHORT = ("--model", "pocket", "--res", "160x96", "--frames", "5", "--steps", "2", "--device", "cpu")
@@ -108,6 +109,64 @@ def test_one_that_fails_stops_no_other_and_is_made_by_the_next_run(
         assert many(*where, code=1)["failed"] == 1
     told = many(*where)
     assert [told[key] for key in ("made", "skipped", "failed")] == [1, 2, 0]
+
+
+def test_stopped_in_the_second_video_and_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own, where = Denoiser.velocity, ("a cat surfing", "--seeds", "0-2", "-o", tmp_path)
+
+    def stopped(denoiser: Denoiser, latents: Any, *args: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 4:  # the second's second step
+            raise KeyboardInterrupt
+        return own(denoiser, latents, *args)
+
+    calls: list[int] = []
+    with monkeypatch.context() as patched:
+        patched.setattr(Denoiser, "velocity", stopped)
+        result = invoke(*where, *SHORT)
+    assert result.exit_code == 130
+    assert "1 of 3 videos were made" in result.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a-cat-surfing-0.mp4", "a-cat-surfing-1.mp4.unfinished"]
+    told = many(*where, "--resume")
+    assert [told[key] for key in ("made", "skipped", "failed")] == [2, 1, 0]
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_a_video_too_large_for_the_gpu_stops_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = Denoiser.velocity
+
+    def full(denoiser: Denoiser, latents: Any, *args: Any) -> Any:
+        if latents.shape[2] > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return own(denoiser, latents, *args)
+
+    monkeypatch.setattr(Denoiser, "velocity", full)
+    lines = [{"prompt": "a cat", "frames": 9}, {"prompt": "a dog"}]
+    told = many("--prompts", "-", "-o", tmp_path, input="\n".join(map(json.dumps, lines)), code=1)
+    assert [video["state"] for video in told["videos"]] == ["failed", "made"]
+    assert "not enough memory for this video" in told["videos"][0]["error"]
+    assert "--res" in told["videos"][0]["hint"]
+
+
+@pytest.mark.parametrize("beside", [True, False])
+def test_videos_of_several_sizes_are_what_each_is_alone(
+    beside: bool, run: Runner, tmp_path: Path, loads: Counter[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With windows, whose lists of tiles depend on the size; the VAE beside the transformer, or after it."""
+    monkeypatch.setattr("fpsgen.residence.vae_fits_beside", lambda *_: beside)
+    preset = tmp_path / "windows.toml"
+    preset.write_text(
+        'format = 1\ntile = [1, 2, 2]\n\n[[phase]]\nsigma = [1.0, 0.0]\nwindow = [1, 1, 1]\nqk = "int8"\n'
+    )
+    sizes = {"96x64": 5, "64x96": 9, "128x80": 5}
+    lines = [json.dumps({"prompt": "a cat", "res": size, "frames": frames}) for size, frames in sizes.items()]
+    args = ["--model", run.folder, "--steps", 2, "--preset", preset, "--json", "-o", tmp_path / "all"]
+    named = [line.replace("}", f', "name": "{number}"}}') for number, line in enumerate(lines)]
+    made = told(invoke("--prompts", "-", *args, input="\n".join(named)))
+    assert (made["made"], loads) == (3, ONCE)
+    for video, (size, frames) in zip(made["videos"], sizes.items(), strict=True):
+        alone = run.frames("a cat", res=size, frames=frames, seed=0, preset=preset)
+        assert (read(video["output"])[1] == alone).all()
 
 
 def test_what_the_model_cannot_make_is_refused_with_all_lines(tmp_path: Path, loads: Counter[str]) -> None:
