@@ -344,6 +344,6 @@ def decode(
         about["timings"] = timings.as_dict()
         if fault := writer.finish(about):
             yield Notice(f"the video is complete, but does not say how it was made: {fault}")
+    yield Written(writer.path, plan, about)
     if encoding.last_frame_to:
         write_picture(last, encoding.last_frame_to, f"{writer.path} is complete, but not its last frame")
-    yield Written(writer.path, plan, about)
