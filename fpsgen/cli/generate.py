@@ -151,7 +151,7 @@ def generate(
     for settings in dict.fromkeys(request.settings for request in requests):
         tell_sampling(settings, out)
     if isinstance(result, Made):
-        given = resuming.GivenByUser(seed is not None, output is not None)
+        given = resuming.GivenByUser(usual.seed is not None, output is not None)
         if resume:
             request, complete = resuming.find(requests[0], found, target, given, out)
             own = replace(todo[0].line, seed=request.seed)

@@ -3,7 +3,6 @@ sentence that refuses it; cases of `tests/e2e/test_wrong_inputs.py`."""
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 from pathlib import Path
@@ -15,6 +14,12 @@ from safetensors.torch import save_file
 
 from fpsgen.video import VideoWriter
 
+# What the comment of a video by the pocket model says.
+MADE = {
+    "model": "pocket v1", "loras": [], "width": 160, "height": 96, "frames": 5, "fps": 16, "steps": 2, "guidance": 4.0,
+    "shift": 3.0, "negative": "", "solver": "unipc", "grid": "original", "seed": 3, "scale_to": None,
+    "preset": {"name": "bf16", "tile": None, "phases": [{"sigma": [1.0, 0.0], "window": None}]},
+}  # fmt: skip
 PRESET = 'format = 1\n[[phase]]\nsigma = [1.0, 0.0]\nwindow = "dense"\n'
 
 # Each line: what is said | what is typed, as a shell would have it.
@@ -99,6 +104,52 @@ takes no last image                         | cat --model pocket --last-image im
 nope                                        | cat --model pocket --vae nope
 notes.txt                                   | cat --model pocket --text-encoder notes.txt
 image                                       | cat --model pocket --image-encoder notes.txt
+there is a prompt beside --prompts          | cat --prompts prompts.txt
+nope.txt                                    | --prompts nope.txt
+it is not a regular file                    | --prompts folder.mp4
+is not UTF-8 text                           | --prompts image.png
+has no prompt                               | --prompts empty.txt
+standard input                              | --prompts -
+there is no key 'sed'                       | --prompts wrong.jsonl
+would be called                             | --prompts twice.txt
+several videos need a folder                | --prompts prompts.txt -o new.mp4
+several videos need a folder                | cat --seeds 0-7 -o new.mp4
+--seeds and --seed contradict each other    | cat --seeds 0-7 --seed 3
+--seeds 7-0                                 | cat --seeds 7-0
+--seeds a                                   | cat --seeds a
+--seeds ''                                  | cat --seeds ''
+more than 10000 videos                       | cat --seeds 0-99999999999
+--last-frame-to is for one video            | cat --seeds 0-7 --last-frame-to last.png
+is the name of a video, not of a folder     | cat -o folder.mp4/
+has room for one frame                      | cat --frames 5 -o one.png
+--crf 52: must be 1 to 51                   | cat --crf 52 -o a.mp4
+--crf -1                                    | cat --crf -1
+--crf 10: a.gif                             | cat --crf 10 -o a.gif
+--crf 10: frames                            | cat --crf 10 -o frames/
+--fps 0: must be 1 to 120                   | cat --fps 0
+--fps 121                                   | cat --fps 121
+at most 50 frames a second                  | cat --fps 60 -o a.gif
+a last frame is a .png file                 | cat --last-frame-to last.jpg
+is where the video goes                     | cat --frames 1 -o one.png --last-frame-to one.png
+nowhere                                     | cat --last-frame-to nowhere/last.png
+exists, and --no-clobber keeps it           | cat --last-frame-to image.png --no-clobber
+there is no such file                       | --from nope.mp4
+mine.mp4 does not say that fpsgen made it   | --from mine.mp4
+foreign.mp4 does not say that fpsgen made   | --from foreign.mp4
+does not tell how fpsgen made it            | --from half.mp4
+it is a damaged video                       | --from cut.mp4
+notes.txt is no video that fpsgen makes     | --from notes.txt
+gif.gif is a gif, which has no place        | --from gif.gif
+it is a folder without video.json           | --from folder.mp4
+image.png does not say that fpsgen made it  | --from image.png
+--from needs a value                        | --from
+made.mp4 is the video that is made again    | --from made.mp4 -o made.mp4
+there is a prompt beside --prompts          | cat --from made.mp4 --prompts prompts.txt
+--lora style.safetensors, which lora.mp4    | --from lora.mp4
+the model /nowhere/wan, which gone.mp4 was  | --from gone.mp4
+--steps 0: must be 1 to 1000                | --from made.mp4 --steps 0
+makes videos of text alone                  | --from made.mp4 --image image.png
+the solver fastwan has 3 steps              | --from made.mp4 --solver fastwan --steps 9
 """
 
 
@@ -126,7 +177,19 @@ def furnish(folder: Path) -> None:
     (folder / "noise.safetensors").write_bytes(b"\x00\xff" * 400)
     save_file({"a": torch.zeros(2)}, folder / "weights.safetensors")
     save_file({"blocks.0.ffn.0.lora_A.weight": torch.zeros(1, 2)}, folder / "lora.safetensors")
-    for name, told in (("mine.mp4", None), ("foreign.mp4", {"title": "holiday"})):
-        with VideoWriter(folder / name, (48, 32), 16) as writer:
+    (folder / "prompts.txt").write_text("a cat\na dog\n")
+    (folder / "empty.txt").write_text("# nothing\n\n")
+    (folder / "twice.txt").write_text("a cat\nA cat!\n")
+    (folder / "wrong.jsonl").write_text('{"prompt": "a cat", "sed": 1}\n')
+    half = {"fpsgen": "0.1.0", "prompt": "a cat"}
+    made = half | MADE
+    lora = {"file": "style.safetensors", "path": "/nowhere/style.safetensors", "scale": 1.0, "sha256": "0"}
+    videos = {
+        "mine": None, "foreign": {"title": "holiday"}, "half": half, "made": made, "lora": made | {"loras": [lora]},
+        "gone": made | {"model": "/nowhere/wan", "model_path": "/nowhere/wan"},
+    }  # fmt: skip
+    for name, told in videos.items():
+        with VideoWriter(folder / f"{name}.mp4", (48, 32), 16) as writer:
             writer.write(np.zeros((2, 32, 48, 3), np.uint8))
-            writer.finish(json.loads(json.dumps(told)))
+            writer.finish(told)
+    (folder / "cut.mp4").write_bytes((folder / "made.mp4").read_bytes()[:24] + b"\xff" * 99)
