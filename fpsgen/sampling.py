@@ -22,6 +22,7 @@ from fpsgen.settings import Settings
 from fpsgen.solvers import FewStepSolver, Solver
 from fpsgen.wan.conditions import Conditions
 from fpsgen.wan.graphs import Graphs
+from fpsgen.wan.parallel import Parallel
 from fpsgen.wan.plan import StepPlan
 from fpsgen.wan.transformer import KeyValue, WanTransformer
 
@@ -96,7 +97,8 @@ class Denoiser:
     texts: [clips, length, text_dim], the prompts' embeddings and, with guidance, the negative prompt's. together:
     whether both guidance branches run in one batch; None: if they fit into free memory. graphs: of the transformer,
     for steps that are repeated. low: the low-noise expert, where both are in memory; else whoever holds the other one
-    goes on from its `State`. image: what a model from images is given beside the noisy latents.
+    goes on from its `State`. image: what a model from images is given beside the noisy latents. parallel: this
+    process's part, where several render one video; each of them has all latents.
     """
 
     @torch.inference_mode()
@@ -110,8 +112,12 @@ class Denoiser:
         graphs: Graphs | None = None,
         low: WanTransformer | None = None,
         image: Conditions | None = None,
+        parallel: Parallel | None = None,
     ):
         self.transformer, self.low, self.settings, self.device = transformer, low, settings, device
+        self._parallel = parallel
+        if parallel is not None:  # all processes have to do the same, however much memory each of them has
+            together = False
         self.together = both_fit(transformer, settings, device) if together is None else together
         if graphs and not graphs.refused:
             at_once = len(texts) if self.together else 1
@@ -125,6 +131,7 @@ class Denoiser:
         self._first = None if image is None else image.first
         self._experts = []
         for expert in filter(None, (transformer, low)):
+            expert.sequence = None if parallel is None else parallel.sequence
             contexts = [expert.embed_text(text) for text in given]
             if image is not None and image.states is not None:  # not where training's model stands for a transformer
                 of_image = expert.embed_image(image.states)
@@ -168,6 +175,9 @@ class Denoiser:
     def _both(self, latents: Tensor, step: int, plan: StepPlan) -> Sequence[Tensor]:
         """The conditional and the unconditional velocity."""
         expert = self._expert(step)
+        if self._parallel is not None and self._parallel.branch is not None:
+            own, seen = expert.contexts[self._parallel.branch], self._seen(latents)
+            return self._parallel.both(expert.velocity(seen, self._timestep(step, len(seen)), own, plan))
         branches = self.branches // len(expert.contexts)
         batch = self._seen(latents).repeat(branches, 1, 1, 1, 1)
         return [

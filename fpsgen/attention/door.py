@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fpsgen.attention import coarse, dense, differentiable, flex, hopper, reference
 from fpsgen.attention.plan import AttentionPlan
-from fpsgen.attention.qk import QKTransform, prepare
+from fpsgen.attention.qk import QKTransform, prepared, unchanging
 from fpsgen.kernels.cache import Built
 
 
@@ -81,24 +81,25 @@ def make_ready(device: torch.device, plans: Iterable[AttentionPlan], heads: int,
 
 
 def attend(
-    q: Tensor, k: Tensor, v: Tensor, qk_transform: QKTransform, plan: AttentionPlan, gate: Tensor | None = None
+    q: Tensor, k: Tensor, v: Tensor, qk_transform: QKTransform | None, plan: AttentionPlan, gate: Tensor | None = None
 ) -> Tensor:
     """Self-attention; q, k, v and the result are [batch, tokens, heads, head_dim], rows in tile order. gate: of the
-    same shape, what attention from tile to tile (`coarse`) is multiplied with before it is added; None adds nothing."""
+    same shape, what attention from tile to tile (`coarse`) is multiplied with before it is added; None adds nothing.
+    Without a transform q and k come after norm and RoPE, in v's dtype."""
     if q.shape[1] != plan.tiles.tokens:
         raise ValueError(f"{q.shape[1]} tokens do not fill the plan's grid {plan.tiles.grid}")
     if plan.heads and len(plan.heads) != q.shape[2]:
         raise ValueError(f"the plan is for {len(plan.heads)} heads, not for {q.shape[2]}")
-    given = (q, k, v, qk_transform.norm_q, qk_transform.norm_k)
+    given = (q, k, v) if qk_transform is None else (q, k, v, qk_transform.norm_q, qk_transform.norm_k)
     trains = torch.is_grad_enabled() and any(x.requires_grad for x in given)
     name = choose(q.device, plan, q.shape[3]).name
     with torch.autocast(q.device.type, enabled=False):  # training's: what is rounded to 8 bits is float32 before
         if fused := name == "hopper" and not trains:  # its prologue norms and rotates
-            out = hopper.attention(q, k, v, qk_transform, plan)
+            out = hopper.attention(q, k, v, qk_transform or unchanging(q.shape, q.device), plan)
             if gate is None:
                 return out
-        q = prepare(q, qk_transform.norm_q, qk_transform).to(v.dtype)
-        k = prepare(k, qk_transform.norm_k, qk_transform).to(v.dtype)
+        if qk_transform is not None:
+            q, k = prepared(q, k, v.dtype, qk_transform)
         if not fused:
             out = (differentiable if trains else _PREPARED[name]).attention(q, k, v, plan)
         return out if gate is None else out + gate * coarse.attention(q, k, v, plan.tiles)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 from math import ceil, prod
 from typing import Literal, get_args
 
@@ -153,3 +153,14 @@ class AttentionPlan:
         if not self.heads:
             return slice(None)
         return [head for head, own in enumerate(self.heads) if own == index]
+
+
+@lru_cache(maxsize=1024)
+def of_heads(plan: AttentionPlan, first: int, end: int) -> AttentionPlan:
+    """What a plan says of heads `first` to before `end` alone."""
+    own = plan.heads[first:end]
+    if not own:
+        return plan
+    used = sorted(set(own))
+    heads = tuple(used.index(index) for index in own) if len(used) > 1 else ()
+    return replace(plan, seen=tuple(plan.seen[index] for index in used), heads=heads)

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fpsgen.attention.tiles import kept
+
 
 @dataclass(frozen=True)
 class QKTransform:
@@ -23,9 +25,26 @@ class QKTransform:
     rope: Tensor
 
 
+@kept(4)
+def unchanging(shape: torch.Size, device: torch.device) -> QKTransform:
+    """A transform that leaves q and k as they are, bit for bit, for what norms and rotates whatever it is given: beside
+    its eps no norm counts, and its weight is the eps's root, a power of 2. shape: q's, [batch, tokens, heads,
+    head_dim]."""
+    _, tokens, heads, head_dim = shape
+    weight = torch.full((heads * head_dim,), 2.0**30, device=device)
+    rope = torch.tensor([1.0, 0.0], device=device).expand(tokens, head_dim // 2, 2).contiguous()
+    return QKTransform(weight, weight, 2.0**60, rope)
+
+
 def prepare(x: Tensor, weight: Tensor, qk_transform: QKTransform) -> Tensor:
     """RMS norm over all heads, then rotation of the interleaved pairs (0, 1), (2, 3), …; float32 out."""
     normed = F.rms_norm(x.flatten(2).float(), (weight.numel(),), weight.float(), qk_transform.eps)
     even, odd = normed.unflatten(2, (x.shape[2], -1, 2)).unbind(-1)
     cos, sin = qk_transform.rope[:, None].unbind(-1)  # [tokens, 1, head_dim / 2]
     return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2)
+
+
+def prepared(q: Tensor, k: Tensor, dtype: torch.dtype, qk_transform: QKTransform) -> tuple[Tensor, Tensor]:
+    """Both as `prepare` makes them, rounded to the dtype of attention."""
+    q, k = prepare(q, qk_transform.norm_q, qk_transform), prepare(k, qk_transform.norm_k, qk_transform)
+    return q.to(dtype), k.to(dtype)

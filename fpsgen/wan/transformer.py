@@ -29,6 +29,7 @@ from fpsgen.wan import elementwise
 from fpsgen.wan import plan as plans
 from fpsgen.wan.config import WanConfig
 from fpsgen.wan.linear import Linear, Rounded
+from fpsgen.wan.parallel import Attend, SequenceParallel
 from fpsgen.wan.plan import UNROUNDED, LinearPrecision, Linears, StepPlan
 
 _FINGERPRINTED = 256  # values of a parameter, or a few more
@@ -62,6 +63,7 @@ class WanTransformer(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.head = Head(config)
         self._samples: dict[str, Tensor] = {}  # of parameters that `hold` left without values
+        self.sequence: SequenceParallel | None = None  # with which other GPUs it shares the tokens of a pass
 
     def layers(self) -> Iterator[Block]:
         """The blocks in order, with their type."""
@@ -138,23 +140,25 @@ class WanTransformer(nn.Module):
     def compute(self, latents: Tensor, waves: Tensor, context: Sequence[KeyValue], plan: StepPlan) -> Tensor:
         """`forward` of timesteps as `sinusoid` has them, all tensors on one device. What the plan needs there is made
         the first time; after that nothing is copied from the host, and nothing waits, unless attention does."""
-        tiles = plan.tiles
+        tiles, sequence = plan.tiles, self.sequence
+        rows, own = (slice(None), attend) if sequence is None else (sequence.rows(tiles), sequence.attend)
         with torch.autocast(latents.device.type, enabled=False):  # which training uses
             time = self.time_embedding(waves)  # [batch, dim], or [batch, 2, dim]
             modulation = self.time_projection(time).unflatten(-1, (6, -1))
-        later = None if time.ndim == 2 else after_first_frame(tiles, latents.device)
-        x = self.patchify(latents, tiles)
-        rope = rope_in_tile_order(tiles, self.config.head_dim, latents.device)
+        later = None if time.ndim == 2 else after_first_frame(tiles, latents.device)[rows]
+        x = self.patchify(latents, tiles, rows)
+        rope = rope_in_tile_order(tiles, self.config.head_dim, latents.device)[rows]
         for block, key_value, (attention, linear) in zip(self.layers(), context, plan.layers, strict=True):
-            x = block(x, modulation, key_value, rope, attention, linear, later)
-        return self.unpatchify(self.head(x, time, later), tiles)
+            x = block(x, modulation, key_value, rope, attention, linear, later, own)
+        patches = self.head(x, time, later)
+        return self.unpatchify(patches if sequence is None else sequence.gathered(patches, tiles), tiles)
 
-    def patchify(self, latents: Tensor, tiles: TileGrid) -> Tensor:
-        """Latents to float32 tokens [batch, tokens, dim], in tile order."""
+    def patchify(self, latents: Tensor, tiles: TileGrid, rows: slice = slice(None)) -> Tensor:
+        """Latents to float32 tokens [batch, tokens, dim], in tile order; of these the `rows` that are given."""
         _, ph, pw = self.config.PATCH
         patches = latents.unfold(3, ph, ph).unfold(4, pw, pw)  # [batch, C, T, H, W, ph, pw]
         patches = patches.permute(0, 2, 3, 4, 1, 5, 6).flatten(4).flatten(1, 3)
-        patches = patches[:, orders(tiles, latents.device)[0]]
+        patches = patches[:, orders(tiles, latents.device)[0][rows]]
         weight = self.patch_embedding.weight.flatten(1)
         return F.linear(patches.to(self.dtype), weight, self.patch_embedding.bias).float()
 
@@ -209,6 +213,7 @@ class Block(nn.Module):
         plan: AttentionPlan,
         linear: Linears = UNROUNDED,
         later: Tensor | None = None,
+        attend: Attend = attend,
     ) -> Tensor:
         """x: float32 [batch, tokens, dim]; modulation, by time: float32 [batch, 6, dim], or [batch, 2, 6, dim] where
         the first latent frame has a time of its own; later: from `after_first_frame` then."""
@@ -217,7 +222,7 @@ class Block(nn.Module):
         ours = linear != UNROUNDED and later is None  # the kernels read one row of modulation for all tokens
         own = partial(of_tokens, later=later)  # of one or two vectors at a time: those of all tokens are large
         given = elementwise.norm(x, self.norm1, dtype, (own(shift), own(scale)), linear.attention, ours)
-        made = self.self_attn(given, rope, plan, linear.attention)
+        made = self.self_attn(given, rope, plan, linear.attention, attend)
         x, given = elementwise.add_and_norm(x, made, own(gate), self.norm3, dtype, ours=ours)
         made = self.cross_attn(given, key_value)
         shift, scale, gate = of_ffn
@@ -259,7 +264,7 @@ class SelfAttention(Attention):
         self.gate_compress = Linear(config.dim, config.dim) if config.gated else None
 
     def forward(
-        self, x: Tensor | Rounded, rope: Tensor, plan: AttentionPlan, precision: LinearPrecision = "16bit"
+        self, x: Tensor | Rounded, rope: Tensor, plan: AttentionPlan, precision: LinearPrecision, attend: Attend
     ) -> Tensor:
         transform = QKTransform(self.norm_q.weight, self.norm_k.weight, self.eps, rope)
         given = elementwise.rounded(x, precision)

@@ -1,0 +1,110 @@
+"""What processes that share one video compute, beside what this process computes alone.
+
+python -m tests.tools.parallel, in each process, with the variables of torchrun: the first prints JSON, the largest
+difference of each case.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fpsgen.attention.plan import AttentionPlan, KeyTiles
+from fpsgen.ranks import Ranks, joined
+from fpsgen.sampling import Denoiser
+from fpsgen.wan.parallel import layout, parallel
+from fpsgen.wan.plan import Guidance, Linears, StepPlan
+from fpsgen.wan.transformer import WanTransformer
+from tests.tools.calibration import CONFIG, CPU, TILES, VIDEO, text
+
+ROOT = Path(__file__).parents[2]
+HEADS, LAYERS = 4, 2
+DENSE, WINDOW, TOP = AttentionPlan(TILES), (1, 1, 3), KeyTiles(top=0.3)
+WITH_SUMMARY = KeyTiles(top=0.2, rest="summary")
+GUIDANCE: tuple[Guidance, ...] = ("full", "reuse", "off", "reuse")
+# Of each layer; heads of one process see other key tiles than those of another.
+PLANS = {
+    "dense": (DENSE, DENSE),
+    "windows": (AttentionPlan(TILES, (WINDOW,)), AttentionPlan(TILES, (None, WINDOW, (1, 1, 1)), (0, 1, 1, 2))),
+    "top": (AttentionPlan(TILES, (TOP,)), AttentionPlan(TILES, (WITH_SUMMARY, TOP, None), (2, 0, 1, 0))),
+    "8 bits": (AttentionPlan(TILES, (TOP, WINDOW), (0, 1, 0, 0), "int8"), AttentionPlan(TILES, qk="fp8", pv="fp8")),
+}
+
+
+def started(world: int, module: str = "tests.tools.parallel", *args: str) -> list[subprocess.Popen[str]]:
+    """So many processes, which find each other."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    own = {"WORLD_SIZE": f"{world}", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": f"{port}", "OMP_NUM_THREADS": "1"}
+    return [
+        subprocess.Popen(
+            [sys.executable, "-m", module, *args], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env={**os.environ, **own, "RANK": f"{rank}", "LOCAL_RANK": f"{rank}"},
+        )
+        for rank in range(world)
+    ]  # fmt: skip
+
+
+def transformer(**more: Any) -> WanTransformer:
+    """Random weights that attend to something."""
+    torch.manual_seed(0)
+    made = WanTransformer(replace(CONFIG, num_heads=HEADS, num_layers=LAYERS, **more)).eval()
+    for block in made.layers():
+        for norm in (block.self_attn.norm_q, block.self_attn.norm_k):
+            norm.weight.data.uniform_(0.5, 2.0)
+    return made.requires_grad_(False)
+
+
+def steps(plans: tuple[AttentionPlan, ...], **more: Any) -> list[StepPlan]:
+    return [StepPlan(plans, **more)] * VIDEO.steps
+
+
+def rendered(model: WanTransformer, plans: list[StepPlan], branches: int, group: Ranks) -> Tensor:
+    own = parallel(layout(group.world, HEADS, branches), "cpu") if group.world > 1 else None
+    settings = VIDEO if branches > 1 else VIDEO.override(guidance=1.0)
+    denoiser = Denoiser(model, settings, [text(1), text(2)][:branches], CPU, together=False, parallel=own)
+    return list(denoiser.run(denoiser.noise(7), plans))[-1].latents
+
+
+def cases(group: Ranks) -> Iterator[tuple[str, Tensor]]:
+    """By name, the final latents, or a velocity."""
+    model, gated = transformer(), transformer(gated=True)
+    for name, plans in PLANS.items():
+        for branches in (1, 2):
+            yield f"{name}, {branches}", rendered(model, steps(plans), branches, group)
+    yield "gates", rendered(gated, steps(PLANS["windows"]), 1, group)
+    linear = (Linears("fp8", "int8"), Linears("int8", "fp8"))
+    yield "8-bit linear layers", rendered(model, steps(PLANS["dense"], linear=linear), 1, group)
+    reusing = [replace(own, guidance=how) for own, how in zip(steps(PLANS["top"]), GUIDANCE, strict=True)]
+    yield "reused guidance", rendered(model, reusing, 2, group)
+    model.sequence = parallel(layout(group.world, HEADS, 1), "cpu").sequence if group.world > 1 else None
+    with torch.inference_mode():
+        latents = torch.randn(2, 16, 3, 8, 12, generator=torch.Generator().manual_seed(1))
+        context, times = model.embed_text(text(1)), torch.tensor([[0.0, 700.0], [0.0, 31.0]])
+        velocity = model(latents, times, context, StepPlan(PLANS["top"]))
+    yield "two clips, whose first frame has a time of its own", velocity
+
+
+def main() -> None:
+    with joined(CPU) as group:
+        alone, shared = dict(cases(Ranks())), dict(cases(group))
+        far = torch.tensor([float((shared[name] - own).abs().max()) for name, own in alone.items()])
+        torch.distributed.all_reduce(far, torch.distributed.ReduceOp.MAX)
+        if group.is_first:
+            print(json.dumps(dict(zip(alone, far.tolist(), strict=True))))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main()
