@@ -24,8 +24,10 @@ from fpsgen.events import Branches, Denoised, Event, Frames, Notice, Run, Stage,
 from fpsgen.formats import PLAIN, Encoding
 from fpsgen.preview import Previews
 from fpsgen.printable import printable
+from fpsgen.ranks import Ranks
 from fpsgen.request import Request, VideoPlan, resolve
 from fpsgen.sampling import Denoiser, State, not_finite, zero_nonfinite
+from fpsgen.several_gpus import ALONE, check_done, handed, laid_out, part_of
 from fpsgen.target import Target
 from fpsgen.timing import Timings, of_all, of_one
 from fpsgen.unfinished import Unfinished
@@ -44,7 +46,8 @@ from fpsgen.weights.models import Model
 class Rendering:
     """One video on its way. texts: embeddings of its prompt and, with guidance, of its negative one, on the CPU;
     image: what its model is given beside the noisy latents; kept: on the disk, if it is; state: None before the first
-    step and after the last frame; about: what its comment says; fault: what ended it, while others go on."""
+    step and after the last frame; about: what its comment says; fault: what ended it, while others go on; group: the processes
+    that render it."""
 
     plan: VideoPlan
     timings: Timings
@@ -56,6 +59,7 @@ class Rendering:
     state: State | None = None
     about: dict[str, Any] = field(default_factory=dict)
     fault: RenderError | None = None
+    group: Ranks = ALONE
 
 
 def generate(
@@ -68,6 +72,7 @@ def generate(
     decode_in_bf16: bool = False,
     resume: bool | None = None,
     encoding: Encoding = PLAIN,
+    group: Ranks = ALONE,
 ) -> Generator[Event, None, None]:
     """Make a video of each request, yielding events on the way; timings: filled in, one for each video. What all videos
     wait for, such as a load, counts in the time of each. A video is decoded as soon as it is denoised, where the VAE
@@ -78,8 +83,8 @@ def generate(
     on, and an event says so. accept: asked whether to go on after a step whose latents are not finite; they are 0 in
     the video then. known: opens embeddings of earlier runs. decode_in_bf16: on devices that are quick in it, where
     frames are as good (`vae.frames_of`). resume: whether videos that are not complete go on from the state that lies
-    beside them, which each step renews; None: nothing is kept there. encoding: how the files are
-    written.
+    beside them, which each step renews; None: nothing is kept there. encoding: how the files are written. group: the
+    processes that render each video together; the first one reads texts and images, and writes.
     """
     if not requests:
         return
@@ -102,6 +107,8 @@ def generate(
         kept = [None if resume is None else Unfinished(plan, resume) for plan in plans]
         if resume is not None:
             unfinished.check_room(plans)
+        for plan in plans:
+            laid_out(plan, group)
         machine.reset_peak(target.device)
         embeddings = known() if known else None
         shown = {each: each.frames() for each in map(conditioning.shown, plans) if each}
@@ -110,14 +117,21 @@ def generate(
             yield from own.notices()
             clock.steps.extend(own.seconds)
     embedded: Sequence[Sequence[Tensor]] = [()] * len(plans)
-    if any(own is None or own.done < len(plan.steps) for own, plan in zip(kept, plans, strict=True)):
+    left = any(own is None or own.done < len(plan.steps) for own, plan in zip(kept, plans, strict=True))
+    if left and group.is_first:
         embedded = yield from texts.encode(plans, clocks, embeddings)
-    seen = (yield from conditioning.look(shown, model, target, partial(of_all, clocks))) if shown else {}
+    seen: dict[conditioning.Shown, Conditions] = {}
+    if shown and group.is_first:
+        seen = yield from conditioning.look(shown, model, target, partial(of_all, clocks))
+    if group.world > 1:
+        check_done([own.done if own else 0 for own in kept], group)
+        embedded, seen = handed(group, plans, embedded, shown, seen)
     given = [seen[each] if each else None for each in map(conditioning.shown, plans)]
     videos = [Rendering(*of, number) for number, of in enumerate(zip(plans, clocks, embedded, given, strict=True))]
     previews = Previews(encoding.preview) if encoding.preview else None
     for video, own in zip(videos, kept, strict=True):
-        video.kept, video.previews = own, previews
+        video.kept, video.group = own, group
+        video.previews = previews if group.is_first else None
     decoder = Decoder(videos, decode_in_bf16, encoding)
     yield from _denoise_all(videos, accept, decoder)
     if previews:
@@ -136,7 +150,7 @@ class Decoder:
 
     def __init__(self, videos: Sequence[Rendering], decode_in_bf16: bool, encoding: Encoding):
         target, self._encoding = videos[0].plan.target, encoding
-        self._videos, self._left = videos, {video.number for video in videos}
+        self._videos, self._left = videos, {video.number for video in videos if video.group.is_first}
         self._in_bf16 = decode_in_bf16 and target.may_decode_in_bf16
         self._vae: VAE | None = None
         self._rounded: VAE | None = None
@@ -195,6 +209,7 @@ def _denoise_all(
                     weights = fingerprint(plans[0].model.checkpoint, transformer)
                     for video in videos:
                         video.about = video.about or (video.kept or video.plan).about(weights)
+                        video.about |= {"gpus": video.group.world} if video.group.world > 1 else {}
                 if after:
                     ahead = held.enter_context(experts.Ahead(after, plans, experts.way_ahead(after, plans)))
             if after:
@@ -243,14 +258,19 @@ def _denoise_turn(
     if warned and not first:
         yield Notice(warned)
     with video.timings.stage("denoise"):  # texts become the keys and values of each layer
-        graphs = Graphs(transformer, target.device, why_not(target.device, target.graphs, plan.backends))
+        refused = why_not(target.device, target.graphs, plan.backends, video.group.world)
+        graphs = Graphs(transformer, target.device, refused)
         together = video.kept.together(first) if video.kept else None
         embedded = [text.to(target.device) for text in video.texts]
-        denoiser = Denoiser(transformer, own, embedded, target.device, together, graphs, image=video.image)
+        part = part_of(plan, video.group)
+        denoiser = Denoiser(
+            transformer, own, embedded, target.device, together, graphs, image=video.image, parallel=part
+        )
         state = video.state = video.state or denoiser.begin(plan.noise(), plan.noise)
     if video.kept:
         yield from video.kept.warn(first, denoiser.together)
-    yield from denoise(plan, denoiser, video.timings, accept, state, end, video.kept, video.previews)
+    kept = video.kept if video.group.is_first else None
+    yield from denoise(plan, denoiser, video.timings, accept, state, end, kept, video.previews)
     yield Notice(f"{graphs}", detail=not (graphs.failed or (target.graphs and graphs.refused)))
     video.about["graphs"] = graphs.as_dict(video.about.get("graphs"))
     if end == len(plan.steps):
@@ -270,11 +290,13 @@ def denoise(
     """All further steps of a trajectory, or those before step `end`; its state is brought up to date, and kept on the
     disk, if it is to be."""
     yield Stage("denoise")
-    if denoiser.branches > 1:
+    if denoiser.parallel is not None:
+        yield Notice(f"{denoiser.parallel.layout}", detail=True)
+    elif denoiser.branches > 1:
         yield Branches(denoiser.together)
     if not state.step:
         yield from readiness.notices(plan)
-    yield from readiness.make_ready(plan, timings)
+    yield from readiness.make_ready(plan, timings, denoiser.parallel)
     moments = denoiser.go_on(state, plan.steps, end=end)
     while True:
         before = state.latents

@@ -7,23 +7,25 @@ One process needs none of it, and imports none of it.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor
 
-from fpsgen.errors import FpsgenError, Stopped
+from fpsgen.errors import FpsgenError, Stopped, UsageError
 
 if TYPE_CHECKING:
     from torch.distributed import Store
 
+_CPU = torch.device("cpu")
 _PATIENCE = timedelta(minutes=10)  # with a process that is there and says nothing; one that died is noticed at once
 _FAULT = "fault"  # where a process leaves what ended it, for the first to say
 _SAID = "said"  # where the first leaves that it has said why the run ends
@@ -32,10 +34,12 @@ _LOST = "a process of this run was ended, and so the others end, too"
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process, `rank` of `world`."""
+    """This process, `rank` of `world`. device: of what they exchange; store: where they leave words for each other."""
 
     rank: int = 0
     world: int = 1
+    device: torch.device = _CPU
+    store: Store | None = field(default=None, repr=False, compare=False)
 
     @property
     def is_first(self) -> bool:
@@ -50,6 +54,33 @@ class Ranks:
         """The largest of all processes."""
         return value if self.world == 1 else int(self._together(torch.tensor(value, device=device), "MAX"))
 
+    def told(self, key: str, value: Any) -> Any:
+        """What the first process has as `value`, plain JSON, for all; a key is used once."""
+        if self.store is None:
+            return value
+        if self.is_first:
+            self.store.set(f"told/{key}", json.dumps(value))
+        return json.loads(self.store.get(f"told/{key}"))
+
+    def handed(self, key: str, tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """The first process's tensors, for all, on their devices; what others pass is not looked at. key: as `told`."""
+        if self.world == 1:
+            return [*tensors]
+        from torch import distributed
+
+        forms = [None if each is None else ([*each.shape], str(each.dtype)[len("torch.") :]) for each in tensors]
+        found: list[Tensor | None] = []
+        for number, form in enumerate(self.told(key, forms)):
+            if form is None:
+                found.append(None)
+                continue
+            own = tensors[number] if self.is_first else torch.empty(form[0], dtype=getattr(torch, form[1]))
+            assert own is not None
+            own = own.to(self.device).contiguous()
+            distributed.broadcast(own, 0)
+            found.append(own)
+        return found
+
     def _together(self, values: Tensor, how: str) -> Tensor:
         if self.world > 1:
             from torch import distributed
@@ -59,9 +90,12 @@ class Ranks:
 
 
 def own_device(device: torch.device) -> torch.device:
-    """The device of this process, of those that are like `device`."""
+    """The device of this process, of those that are like `device`; UsageError where there are too few."""
     if device.type == "cpu" or "LOCAL_RANK" not in os.environ:
         return device
+    wanted, there = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
+    if wanted > there:
+        raise UsageError(f"{wanted} processes need a GPU each, and {there} can be seen here", hint="start fewer")
     return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
 
 
@@ -87,7 +121,7 @@ def joined(device: torch.device, again: str | None = None) -> Iterator[Ranks]:
     backend = "nccl" if device.type == "cuda" else "gloo"
     distributed.init_process_group(backend, store=group, rank=rank, world_size=world, timeout=_PATIENCE)
     try:
-        yield Ranks(rank, world)
+        yield Ranks(rank, world, device, store)
     except BaseException as error:  # the group is left as it is: to end it would wait for processes that are gone
         lost = _is_lost(error) or _is_lost(error.__context__)
         if lost:  # torchrun ends the others by a signal, which may have come; one has something to say first

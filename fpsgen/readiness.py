@@ -13,6 +13,7 @@ from fpsgen.presets import file
 from fpsgen.request import VideoPlan
 from fpsgen.timing import Timings
 from fpsgen.wan import elementwise
+from fpsgen.wan.parallel import Parallel
 from fpsgen.wan.plan import distinct
 
 
@@ -50,12 +51,16 @@ def _by(choice: Choice) -> str:
     return f"by {door.display_name(choice.name)}{refused}"
 
 
-def make_ready(plan: VideoPlan, timings: Timings) -> Iterator[Notice]:
+def make_ready(plan: VideoPlan, timings: Timings, parallel: Parallel | None = None) -> Iterator[Notice]:
     """Compile the kernels that the steps launch, and bring all key lists to the device, so that no step begins with a
-    wait; what was compiled, and where the cache cannot keep it."""
+    wait; what was compiled, and where the cache cannot keep it. parallel: this process's part of the heads."""
     config = plan.model.config
+    attention, heads = distinct(plan.steps), config.num_heads
+    if parallel is not None and (sequence := parallel.sequence) is not None:
+        attention = [sequence.of_own_heads(each, heads) for each in attention]
+        heads //= sequence.degree
     with timings.stage("compile"):
-        built = door.make_ready(plan.target.device, distinct(plan.steps), config.num_heads, config.head_dim)
+        built = door.make_ready(plan.target.device, attention, heads, config.head_dim)
         built += elementwise.make_ready(plan.target.device, plan.target.dtype, list(plan.kernels))
     if fresh := sorted({kernel.name for kernel in built if kernel.fresh and not kernel.note}):
         yield Notice(

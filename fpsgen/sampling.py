@@ -115,7 +115,7 @@ class Denoiser:
         parallel: Parallel | None = None,
     ):
         self.transformer, self.low, self.settings, self.device = transformer, low, settings, device
-        self._parallel = parallel
+        self.parallel = parallel
         if parallel is not None:  # all processes have to do the same, however much memory each of them has
             together = False
         self.together = both_fit(transformer, settings, device) if together is None else together
@@ -175,9 +175,9 @@ class Denoiser:
     def _both(self, latents: Tensor, step: int, plan: StepPlan) -> Sequence[Tensor]:
         """The conditional and the unconditional velocity."""
         expert = self._expert(step)
-        if self._parallel is not None and self._parallel.branch is not None:
-            own, seen = expert.contexts[self._parallel.branch], self._seen(latents)
-            return self._parallel.both(expert.velocity(seen, self._timestep(step, len(seen)), own, plan))
+        if self.parallel is not None and self.parallel.branch is not None:
+            own, seen = expert.contexts[self.parallel.branch], self._seen(latents)
+            return self.parallel.both(expert.velocity(seen, self._timestep(step, len(seen)), own, plan))
         branches = self.branches // len(expert.contexts)
         batch = self._seen(latents).repeat(branches, 1, 1, 1, 1)
         return [

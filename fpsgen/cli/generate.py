@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fpsgen.cli import chosen, many, options, preferences, signals
+from fpsgen.cli import chosen, many, options, preferences, several_gpus, signals
 from fpsgen.cli import resume as resuming
 from fpsgen.cli.again import Again
 from fpsgen.cli.lines import Faults, PromptLine, Several, asked
@@ -78,11 +78,13 @@ def generate(
     parts: Given = NOTHING,
     encoding: Encoding = PLAIN,
     several: Several = ONE,
+    gpus: int | None = None,
 ) -> None:
     """Make a video from a prompt, or many videos with one load.
 
     Your own defaults for model, preset and output folder can be set with `fpsgen config`.
     """
+    several_gpus.begin(gpus, device)
     timings = Timings.of_process()
     out = Output(json, verbose)
     usual = PromptLine(
@@ -107,7 +109,7 @@ def generate(
     chosen.check_device(device)
     same = many.spelled(model, preset, lora=lora, dtype=dtype, parts=parts, crf=encoding.crf, fps=encoding.fps)
     same |= again.asked if again else {}
-    share = many.Share.of_process() if several else many.Share()
+    share = many.Share.of_process() if several and gpus is None else many.Share()
     out.draws = share.world == 1
     result: Made | many.Tally
     if several:
@@ -138,7 +140,9 @@ def generate(
                 out.loading()
         target = chosen.find_target(share.device(device), dtype, graphs)
         target = again.target(target) if again else target
+        target = several_gpus.own_target(target, gpus)
         from fpsgen import machine, pipeline
+        from fpsgen.several_gpus import of_first
         from fpsgen.texts import Texts
 
         machine.settle()
@@ -164,18 +168,19 @@ def generate(
         else:
             resuming.tell(requests[0], found, target, given, out)
     try:
-        # Closed here, not whenever it is collected: a failure while drawing must not leave an encoder running.
-        events = pipeline.generate(
-            requests, found, target, [timings], known=functools.partial(Texts, found, target), decode_in_bf16=True,
-            encoding=encoding, resume=resume,
-        )  # fmt: skip
-        with contextlib.closing(events), drawn(out, run="video") as watch, shown(out) as show:
-            for event in resuming.steps_finished(events, out):
-                watch(event)
-                show(event)
-                result.watch(event, out)
-                if again:
-                    again.watch(event, out)
+        with several_gpus.together(target, gpus) as group:
+            # Closed here, not whenever it is collected: a failure while drawing must not leave an encoder running.
+            events = pipeline.generate(
+                of_first(requests, group), found, target, [timings], known=functools.partial(Texts, found, target),
+                decode_in_bf16=True, encoding=encoding, resume=resume, group=group,
+            )  # fmt: skip
+            with contextlib.closing(events), drawn(out, run="video") as watch, shown(out) as show:
+                for event in resuming.steps_finished(events, out):
+                    watch(event)
+                    show(event)
+                    result.watch(event, out)
+                    if again:
+                        again.watch(event, out)
         signals.check()
     except KeyboardInterrupt:
         raise result.stopped() from None

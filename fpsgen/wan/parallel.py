@@ -54,7 +54,7 @@ def layout(world: int, heads: int, branches: int) -> Layout:
     what = f"a model of {heads} heads {'with' if branches > 1 else 'without'} guidance"
     raise UsageError(
         f"{option('gpus', world)}: {what} cannot be shared out evenly over {world} GPUs",
-        hint=f"it can over {', '.join(some)} or {last}" if some else f"use {option('gpus', 1)}",
+        hint=f"use {', '.join(some)} or {last} of them" if some else f"use {option('gpus', 1)}",
     )
 
 

@@ -17,6 +17,7 @@ from tests.tools.parallel import started
 
 # float32; what is left is the order of sums in products of fewer rows. The issue's own number.
 TOLERANCE = 1e-5
+OF_8_BITS = 1e-3  # a last bit may round a number to the next one of 8 bits
 
 
 @pytest.mark.parametrize("world", [pytest.param(2, marks=pytest.mark.slow), 4])
@@ -25,7 +26,7 @@ def test_several_processes_have_the_latents_of_one(world: int) -> None:
     told, fault = first.communicate(timeout=120)
     assert first.returncode == 0, fault
     far = json.loads(told)
-    assert {name: how for name, how in far.items() if how > TOLERANCE} == {}
+    assert {name: how for name, how in far.items() if how > (OF_8_BITS if name.startswith("8") else TOLERANCE)} == {}
     assert len(far) >= 12
     assert [other.wait(60) for other in others] == [0] * len(others)
 
@@ -47,7 +48,7 @@ def test_other_numbers_are_refused_with_those_that_can_be() -> None:
     assert possible(40, 1) == [1, 2, 4, 5, 8, 10, 20, 40]
     with pytest.raises(UsageError, match="12 heads with guidance cannot be shared out evenly over 5") as refused:
         layout(5, 12, 2)
-    assert refused.value.hint == "it can over 1, 2, 3, 4, 6, 8, 12 or 24"
+    assert refused.value.hint == "use 1, 2, 3, 4, 6, 8, 12 or 24 of them"
     for heads, branches in ((12, 1), (12, 2), (40, 2)):
         for world in possible(heads, branches):
             own = layout(world, heads, branches)

@@ -1,0 +1,65 @@
+"""`--gpus`: one video on several GPUs, by as many processes of the same command."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sys
+import tempfile
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import typer
+
+from fpsgen.errors import UsageError, option
+from fpsgen.launch import follow, launch
+
+if TYPE_CHECKING:
+    from fpsgen.ranks import Ranks
+    from fpsgen.target import Target
+
+_AGAIN = f"with {option('resume')} it goes on from its last step"
+
+
+def begin(gpus: int | None, device: str | None) -> None:
+    """Before all else: start a process for each GPU, and exit as they do; or, in one of them, be silent unless it is
+    the first. UsageError where torchrun has started another number of processes, or the device is one GPU alone."""
+    if gpus is None or (gpus == 1 and "RANK" not in os.environ):
+        return
+    if device is not None and ":" in device and gpus > 1:
+        told = f"{option('device', device)} is one GPU, and {option('gpus', gpus)} asks for several"
+        raise UsageError(told, hint=f"use {option('device', device.partition(':')[0])}")
+    if "RANK" not in os.environ:
+        command = [sys.executable, "-m", "fpsgen", *sys.argv[1:]]
+        if "-" not in sys.argv[1:]:
+            raise typer.Exit(launch(command, gpus, again=_AGAIN))
+        with tempfile.NamedTemporaryFile() as given:  # each process reads the prompt
+            shutil.copyfileobj(sys.stdin.buffer, given)
+            given.flush()
+            raise typer.Exit(launch(command, gpus, given, again=_AGAIN))
+    if (world := int(os.environ["WORLD_SIZE"])) != gpus:
+        told = f"{option('gpus', gpus)}: torchrun has started {world} processes"
+        raise UsageError(told, hint=f"use {option('gpus', world)}, or leave it out to share out videos")
+    follow()
+    if os.environ["RANK"] != "0":
+        sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+        for name in ("SIGINT", "SIGHUP"):  # the first one finishes its step, and needs the others for it
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+
+
+def own_target(target: Target, gpus: int | None) -> Target:
+    """With this process's device in it."""
+    if gpus is None or gpus == 1:
+        return target
+    from fpsgen.ranks import own_device
+
+    return replace(target, device=own_device(target.device))
+
+
+def together(target: Target, gpus: int | None) -> AbstractContextManager[Ranks]:
+    """The processes that render one video, while they do; this one alone without `--gpus`."""
+    from fpsgen.ranks import Ranks, joined
+
+    return nullcontext(Ranks()) if gpus is None or gpus == 1 else joined(target.device, _AGAIN)
