@@ -46,8 +46,8 @@ from fpsgen.weights.models import Model
 class Rendering:
     """One video on its way. texts: embeddings of its prompt and, with guidance, of its negative one, on the CPU;
     image: what its model is given beside the noisy latents; kept: on the disk, if it is; state: None before the first
-    step and after the last frame; about: what its comment says; fault: what ended it, while others go on; group: the processes
-    that render it."""
+    step and after the last frame; about: what its comment says; fault: what ended it, while others go on; group: the
+    processes that render it."""
 
     plan: VideoPlan
     timings: Timings
