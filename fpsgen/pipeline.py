@@ -298,25 +298,26 @@ def denoise(
         yield from readiness.notices(plan)
     yield from readiness.make_ready(plan, timings, denoiser.parallel)
     moments = denoiser.go_on(state, plan.steps, end=end)
-    while True:
-        before = state.latents
-        with timings.stage("denoise"):
-            moment = next(moments, None)
-        if moment is None:
-            return
-        timings.steps.append(moment.seconds)
-        step = Step(moment.step + 1, len(plan.steps), moment.seconds, moment.finite)
-        if kept and step.finite:  # before anybody hears of the step, and may end the run
+    with kept.settled() if kept else contextlib.nullcontext():
+        while True:
+            before = state.latents
             with timings.stage("denoise"):
-                notices = list(kept.keep(state, denoiser.together, timings.steps))
-            yield from notices
-        yield step
-        if not step.finite and not accept(step):
-            raise not_finite(plan.target.dtype, _where(plan, denoiser, before, moment.step))
-        if previews and step.finite:
-            with timings.stage("denoise"):
-                shown = list(previews.after(plan, moment.step, before, moment.velocity))
-            yield from shown
+                moment = next(moments, None)
+            if moment is None:
+                break
+            timings.steps.append(moment.seconds)
+            step = Step(moment.step + 1, len(plan.steps), moment.seconds, moment.finite)
+            if kept and step.finite:  # before anybody hears of the step, and may end the run
+                yield from kept.keep(state, denoiser.together, timings)
+            yield step
+            if not step.finite and not accept(step):
+                raise not_finite(plan.target.dtype, _where(plan, denoiser, before, moment.step))
+            if previews and step.finite:
+                with timings.stage("denoise"):
+                    shown = list(previews.after(plan, moment.step, before, moment.velocity))
+                yield from shown
+    if kept:
+        yield from kept.notes()
 
 
 def _where(plan: VideoPlan, denoiser: Denoiser, latents: Tensor, step: int) -> str:

@@ -12,6 +12,7 @@ import json
 import shlex
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -28,6 +29,7 @@ from fpsgen.events import Notice
 from fpsgen.printable import printable, readable
 from fpsgen.request import VideoPlan
 from fpsgen.sampling import Carried, State
+from fpsgen.timing import Timings
 
 SUFFIX = ".unfinished"
 _FORMAT = 1
@@ -146,7 +148,9 @@ class Unfinished:
     def __init__(self, plan: VideoPlan, resume: bool = False):
         self._plan, self.path = plan, place(plan.request.output)
         self._about: dict[str, Any] = {}  # what this run is made with, once its weights are known
-        self._writes = True
+        self._writes, self._notes = True, list[Notice]()
+        self._pool = ThreadPoolExecutor(1, "unfinished")  # whose thread begins with the first write
+        self._writing: Future[None] | None = None
         self._kept = read(self.path) if resume else None
         if self._kept and (others := differences(self._kept.about, made_with(plan, ""))):
             told = f"{printable(self.path)} is of other settings: {'; '.join(others)}"
@@ -196,15 +200,16 @@ class Unfinished:
             told = "both guidance branches were computed in one batch before, for which memory is too small now"
             yield Notice(f"{told}: the last bits may differ from those of an uninterrupted run")
 
-    def keep(self, state: State, together: bool, seconds: Sequence[float]) -> Iterator[Notice]:
-        """Write the state after a step. seconds: of all steps that are done. Where that cannot be, a notice says so
-        once, and the video is made without."""
+    def keep(self, state: State, together: bool, timings: Timings) -> Iterator[Notice]:
+        """Write the state after a step, while the next one is computed: some file systems let whoever renames a file
+        wait for the disk. timings: of all steps that are done. Where it cannot be written, a notice says so once, and
+        the video is made without."""
         if not self._writes:
             return
         steps, tensors = self._plan.steps, {"latents": state.latents}
         told = {
             "format": _FORMAT, "about": self._about, "done": state.step, "together": together,
-            "seconds": [round(each, 4) for each in seconds],
+            "seconds": [round(each, 4) for each in timings.steps],
             "resumed": [*self._kept.resumed, self.done] if self._kept else [],
         }  # fmt: skip
         if state.step < len(steps):  # what no later step uses is not kept
@@ -219,14 +224,33 @@ class Unfinished:
                 elif carried.source is not None:
                     tensors["source"], told["source"] = carried.source[:2]
         whole = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-        body = safetensors.torch.save(whole, {"fpsgen": json.dumps(told)})
+        with timings.stage("denoise"):
+            self._settle()
+        yield from self.notes()
+        if self._writes:
+            self._writing = self._pool.submit(_write, self.path, whole, told)
+
+    @contextlib.contextmanager
+    def settled(self) -> Iterator[None]:
+        """Whatever ends the work inside, the latest state is on the disk then."""
         try:
-            with files.beside(self.path) as new:
-                new.write_bytes(body + hashlib.sha256(body).digest())
-                new.replace(self.path)
+            yield
+        finally:
+            self._settle()
+
+    def _settle(self) -> None:
+        try:
+            if self._writing is not None:
+                self._writing.result()
         except OSError as fault:
-            self._writes = False
-            yield Notice(f"{printable(self.path)} cannot be written: {reason(fault)}. The video is made without it")
+            told = f"{printable(self.path)} cannot be written: {reason(fault)}. The video is made without it"
+            self._notes, self._writes = [Notice(told)], False
+        self._writing = None
+
+    def notes(self) -> Iterator[Notice]:
+        """What there is to say of the states that were written."""
+        notes, self._notes = self._notes, []
+        yield from notes
 
     def state(self) -> State | None:
         """The state that is gone on from, on the video's device; None where there is none."""
@@ -257,6 +281,13 @@ class Unfinished:
         """The video is complete."""
         with contextlib.suppress(OSError):
             self.path.unlink(missing_ok=True)
+
+
+def _write(path: Path, tensors: dict[str, Tensor], told: dict[str, Any]) -> None:
+    body = safetensors.torch.save(tensors, {"fpsgen": json.dumps(told)})
+    with files.beside(path) as new:
+        new.write_bytes(body + hashlib.sha256(body).digest())
+        new.replace(path)
 
 
 def made_with(plan: VideoPlan, weights: str) -> dict[str, Any]:

@@ -46,7 +46,7 @@ def stopped(folder: Path, step: int, *args: object) -> None:
     def keep(self: Unfinished, state: Any, *rest: Any) -> Any:
         yield from real(self, state, *rest)
         if state.step == step:
-            raise Killed
+            raise Killed  # and what is being written arrives
 
     killed_in(Unfinished, "keep", keep, folder, *args)
 

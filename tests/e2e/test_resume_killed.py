@@ -17,7 +17,7 @@ from tests.tools.videos import metadata, read
 
 PROMPT = "a cat surfing"
 SMALL = ("--res", "96x64", "--frames", "5", "--steps", "4", "--seed", "7")
-POCKET = ("--model", "pocket", "--res", "160x96", "--frames", "9", "--steps", "6", "--seed", "7")
+POCKET = ("--model", "pocket", "--res", "160x96", "--frames", "9", "--steps", "20", "--seed", "7")
 # Of the third state half is on the disk, and the process is killed.
 CODE = """
 import os, signal
