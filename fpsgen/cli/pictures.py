@@ -17,7 +17,7 @@ from rich.segment import Segment
 from fpsgen import files
 from fpsgen.cli.output import Output
 from fpsgen.errors import RenderError
-from fpsgen.events import Event, Preview
+from fpsgen.events import Event, Preview, Written
 from fpsgen.printable import printable
 
 if TYPE_CHECKING:
@@ -71,6 +71,9 @@ def shown(out: Output) -> Iterator[Callable[[Event], None]]:
     places: dict[Path, Path | None] = {}
 
     def show(event: Event) -> None:
+        if isinstance(event, Written) and (place := places.get(event.plan.request.output)):
+            with contextlib.suppress(OSError):
+                place.unlink(missing_ok=True)
         if not isinstance(event, Preview):
             return
         if how:
@@ -79,7 +82,8 @@ def shown(out: Output) -> Iterator[Callable[[Event], None]]:
             return
         if event.output not in places:
             places[event.output] = files.free(event.output.with_name(f"{event.output.stem}.preview.png"))
-            out.note(f"a preview is in {printable(places[event.output])} while the video is made")
+            if len(places) == 1:
+                out.note(f"a preview is in {printable(places[event.output])} while the video is made")
         if place := places[event.output]:
             from fpsgen.video import write_picture
 

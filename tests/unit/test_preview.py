@@ -17,7 +17,7 @@ from rich.console import Console
 
 from fpsgen.cli import pictures
 from fpsgen.cli.output import Output
-from fpsgen.events import Notice, Preview
+from fpsgen.events import Notice, Preview, Written
 from fpsgen.preview import HEIGHT, Previews
 from fpsgen.wan import vae as wan_vae
 from fpsgen.weights import load, models
@@ -138,6 +138,16 @@ def test_elsewhere_a_file_beside_the_video_is_renewed_and_gone_in_the_end(tmp_pa
             assert np.asarray(Image.open(place)).max() == step
     assert [path.name for path in tmp_path.iterdir()] == ["v.preview.png"]
     assert (tmp_path / "v.preview.png").read_text() == "mine"
+
+
+def test_each_video_has_its_own_until_it_is_written(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    with pictures.shown(Output(json=True)) as show:
+        for name in ("a", "b"):
+            show(Preview(tmp_path / f"{name}.mp4", 1, 2, picture()))
+            assert [path.name for path in tmp_path.iterdir()] == [f"{name}.preview.png"]
+            show(Written(tmp_path, SimpleNamespace(request=SimpleNamespace(output=tmp_path / f"{name}.mp4")), {}))  # type: ignore[arg-type]
+            assert not list(tmp_path.iterdir())
+    assert capsys.readouterr().err.count("a preview is in") == 1
 
 
 def test_a_preview_that_cannot_be_written_costs_a_note(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
