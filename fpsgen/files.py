@@ -28,6 +28,14 @@ _A_DAY = 24 * 3600  # seconds
 _FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
 
 
+def expand(path: Path) -> Path:
+    """A path with the home folder it means."""
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise UsageError(f"{path}: there is no such user", hint="choose another place") from None
+
+
 def resolved(path: Path) -> Path:
     """Where a file lies, links followed; OSError where they lead in a circle."""
     try:

@@ -46,8 +46,6 @@ echo "a dog in the city" | fpsgen generate - --json
 
 ONE = Several()
 
-ENLARGED = 4  # the pocket's file, 640x384: its own 160x96 would be a stamp on a screen
-
 
 def generate(
     prompt: str | None = None,
@@ -128,7 +126,7 @@ def generate(
             again.check_places(todo)
         looked = check_places(todo, preset, no_clobber, encoding, faults)
         encoding = chosen.with_last_frame(encoding, todo[0].path, no_clobber)
-        named = (again and again.preset) or find_preset(preset)
+        named = (again and again.preset) or chosen.find_preset(preset)
         loras = chosen.find_loras(lora)
         found = chosen.find_model(model, parts)
         if found is None and (image := next((one.line.image or one.line.last_image for one in todo), None)):
@@ -217,15 +215,6 @@ def check_places(
     return looked
 
 
-def find_preset(preset: str | None) -> Preset | None:
-    """The preset that was named, or the user's own default; None where there is none, or a grade, which depends on the
-    model."""
-    from fpsgen.presets import shipped
-
-    with preferences.using("preset", preset) as wanted:
-        return None if wanted is None or wanted in shipped.GRADES else shipped.find(wanted)
-
-
 def largest(todo: Sequence[Place]) -> chosen.Size | None:
     """The largest of the sizes that are given, which the model is chosen by."""
     given = [size for place in todo if (size := place.line.size) is not None]
@@ -270,25 +259,16 @@ def request_of(
     out: Output,
 ) -> Request:
     """As `requests_of` has it, of one video."""
-    from fpsgen.presets import shipped
-    from fpsgen.request import Request, check_images
+    from fpsgen.request import Request
 
-    line, (image, last_image, size_of_image) = place.line, images
-    check_images(image, last_image, model)
-    size = chosen.size_with(size_of_image, line.res, line.size, model)
-    settings, scale_to = chosen.fit(
-        model, size, out, frames=line.frames, steps=line.steps, guidance=line.guidance, guidance_low=line.guidance_low,
-        shift=line.shift, negative=line.negative, solver=line.solver, sigmas=line.sigmas, fps=fps,
+    line, (image, last_image, _) = place.line, images
+    settings, scale_to = chosen.fit_request(
+        model, images, line.res, out, frames=line.frames, steps=line.steps, guidance=line.guidance,
+        guidance_low=line.guidance_low, shift=line.shift, negative=line.negative, solver=line.solver,
+        sigmas=line.sigmas, fps=fps,
     )  # fmt: skip
-    if model.pocket and size is None:
-        scale_to = settings.width * ENLARGED, settings.height * ENLARGED
-    if model.pocket and settings.frames > model.defaults.frames:
-        out.note(f"the pocket model was trained on clips of {model.defaults.frames} frames; longer ones may drift")
     with preferences.using("preset", preset) as wanted:
-        if named is None and wanted is not None:
-            named = shipped.of_grade(wanted, model.family, settings.width, settings.height)
-        if named is not None:
-            named.check_family(model.family)
+        named = chosen.fit_preset(wanted, named, model, settings)
     assert line.seed is not None
     return Request(
         line.prompt.strip(), settings, line.seed, place.path, named, scale_to, place.may_replace, image, last_image,

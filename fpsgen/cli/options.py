@@ -19,6 +19,7 @@ import typer
 from fpsgen import assets
 from fpsgen.cli import complete
 from fpsgen.errors import UsageError
+from fpsgen.files import expand as expand  # for commands, like the rest
 from fpsgen.settings import DEFAULTS
 from fpsgen.weights.known import MODELS
 
@@ -160,14 +161,6 @@ def among(option: str, given: list[str], known: Iterable[str], noun: str = "choi
         if value not in every:
             raise UsageError(f"{option} {value[:40]}: there is no such {noun}", hint=f"give some of {', '.join(every)}")
     return list(dict.fromkeys(given)) or every
-
-
-def expand(path: Path) -> Path:
-    """A path with the home folder it means."""
-    try:
-        return path.expanduser()
-    except RuntimeError:
-        raise UsageError(f"{path}: there is no such user", hint="choose another place") from None
 
 
 def place(given: str) -> tuple[Path, bool]:

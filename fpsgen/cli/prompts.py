@@ -11,22 +11,19 @@ import re
 import select
 import stat
 import sys
-import unicodedata
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from fpsgen import files
+from fpsgen.choices import MAX_PROMPT, check_prompts
 from fpsgen.cli.command import Command
 from fpsgen.cli.options import expand
 from fpsgen.errors import UsageError, reason
 from fpsgen.printable import printable, readable
 
-MAX_PROMPT = 5000  # characters
 MAX_PROMPTS = 1000
 PATIENCE = 60  # seconds without a word from a pipe
-# Letters, symbols and unassigned characters that Unicode wants drawn as nothing: fillers, a blank braille cell, others.
-_BLANK = re.compile("[\u115f\u1160\u2065\u2800\u3164\uffa0\ufff0-\ufff8\U000e0000-\U000e0fff]")
 
 
 class DashCommand(Command):
@@ -46,16 +43,6 @@ class DashCommand(Command):
                 return super().parse_args(ctx, [*args, "--", *sentences])
             except Exception:
                 raise fault from None
-
-
-def is_blank(text: str) -> bool:
-    """Whether nothing in a text can be seen: spaces, controls, marks without a letter, or HTML's names for these."""
-    from fpsgen.wan.tokenizer import clean
-
-    return all(
-        unicodedata.category(c) in ("Cc", "Cf", "Cs", "Mn", "Mc", "Me", "Zs", "Zl", "Zp")
-        for c in _BLANK.sub("", clean(text))
-    )
 
 
 def as_text(argument: str) -> str:
@@ -80,22 +67,6 @@ def read_prompt() -> str:
         return given.decode(locale.getencoding())
     except (AttributeError, ValueError, OSError):  # none there, closed, or not text
         raise UsageError("standard input holds no text", hint='echo "a cat surfing" | fpsgen generate -') from None
-
-
-def check_prompts(prompt: str, negative: str | None = None) -> None:
-    """Refuse a prompt in which nothing can be seen, bytes that are no text, and texts far beyond what the model reads
-    and the file's comment can hold."""
-    for name, text in (("prompt", prompt), ("negative prompt", negative or "")):
-        if any("\ud800" <= letter <= "\udfff" for letter in text):
-            raise UsageError(f"the {name} is not UTF-8 text", hint="type it again, or save its file as UTF-8")
-        if len(text) > MAX_PROMPT:
-            raise UsageError(
-                f"the {name} has {len(text)} characters; at most {MAX_PROMPT} are taken",
-                hint="shorten it: the model reads its first 512 tokens",
-            )
-    if is_blank(prompt):
-        told = "the prompt holds only characters that cannot be seen" if prompt.strip() else "the prompt is empty"
-        raise UsageError(told, hint='fpsgen generate "a cat surfing"')
 
 
 def read_prompts(path: Path) -> tuple[str, ...]:

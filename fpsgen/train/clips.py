@@ -27,7 +27,7 @@ class SkippedError(Exception):
 
 
 @dataclass(frozen=True)
-class Video:
+class SourceVideo:
     """source: the file's path in its folder; captions: one or more, or none for a video that cannot be used."""
 
     path: Path
@@ -35,7 +35,7 @@ class Video:
     captions: tuple[str, ...]
 
 
-def find(folder: Path) -> list[Video]:
+def find(folder: Path) -> list[SourceVideo]:
     """All videos in a folder and in those below it, by name. UsageError where there is none with a caption.
 
     Captions are those that captions.jsonl has for the file, else what is in the .txt file of the same name beside it.
@@ -48,7 +48,7 @@ def find(folder: Path) -> list[Video]:
         listed = _listed(folder / CAPTIONS)
         sources = [path.relative_to(folder).as_posix() for path in paths]
         videos = [
-            Video(path, source, listed.get(source) or _beside(path))
+            SourceVideo(path, source, listed.get(source) or _beside(path))
             for path, source in zip(paths, sources, strict=True)
         ]
     except OSError as fault:
@@ -99,7 +99,7 @@ def _one_line(text: str) -> str:
     return " ".join(text.encode("utf-8", "replace").decode().split())
 
 
-def frames(video: Video, settings: Settings, scratch: Path) -> np.ndarray:
+def frames(video: SourceVideo, settings: Settings, scratch: Path) -> np.ndarray:
     """The first frames of a video, uint8 [frames, height, width, 3], in the settings' size and frame rate: scaled to
     cover the size, and cropped around the centre.
 

@@ -21,7 +21,7 @@ from fpsgen.solvers import TRAIN_TIMESTEPS
 from fpsgen.target import Target
 from fpsgen.texts import encode_prompts
 from fpsgen.train import clips
-from fpsgen.train.clips import SkippedError, Video
+from fpsgen.train.clips import SkippedError, SourceVideo
 from fpsgen.train.data import SAMPLING, DataIndex, DataWriter, Origin, Sample, Taught, index_of, padded, trimmed
 from fpsgen.train.objective import Levels
 from fpsgen.wan import plan as plans
@@ -70,7 +70,7 @@ class Preparation:
                 writer.put([*zip(shard, samples, strict=True)], texts[own.negative])
         return writer.index
 
-    def from_videos(self, videos: Sequence[Video]) -> DataIndex:
+    def from_videos(self, videos: Sequence[SourceVideo]) -> DataIndex:
         """The first frames of each video that can be used; of the others the watch is told why not."""
         own, waiting = self.settings, list[tuple[Origin, Sample]]()
         writer = DataWriter(self.folder, index_of(self.model, own, fps=own.fps))

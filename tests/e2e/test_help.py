@@ -12,8 +12,8 @@ import typer
 from typer.testing import CliRunner
 
 from fpsgen import assets
+from fpsgen.choices import ENLARGED
 from fpsgen.cli import app
-from fpsgen.cli.generate import ENLARGED
 from fpsgen.cli.options import INSTEAD, OTHER_NAMES
 from fpsgen.settings import DEFAULTS
 from fpsgen.weights.known import MODELS

@@ -43,6 +43,7 @@ ROOMS = [  # a line for each: two people may add one at once
     "journal",
     "pocket",
     "presets",
+    "choices",
     "attached",
     "replay",
     "request",
@@ -62,6 +63,7 @@ ROOMS = [  # a line for each: two people may add one at once
     "bench",
     "train",
     "report",
+    "api",
     "cli",
     "__main__",
 ]

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from fpsgen.cli.prompts import check_prompts, is_blank, read_prompts
+from fpsgen.choices import check_prompts, is_blank
+from fpsgen.cli.prompts import read_prompts
 from fpsgen.errors import UsageError
 from tests.tools.cli import invoke
 

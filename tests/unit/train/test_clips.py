@@ -10,13 +10,13 @@ import pytest
 
 from fpsgen.errors import UsageError
 from fpsgen.train import clips
-from fpsgen.train.clips import SkippedError, Video
+from fpsgen.train.clips import SkippedError, SourceVideo
 from tests.tools.calibration import VIDEO  # 96x64, 9 frames, 8 a second
 from tests.tools.training_data import film
 
 
-def video(path: Path) -> Video:
-    return Video(path, path.name, ("a cat",))
+def video(path: Path) -> SourceVideo:
+    return SourceVideo(path, path.name, ("a cat",))
 
 
 def test_captions_beside_and_in_one_file(tmp_path: Path) -> None:
@@ -99,4 +99,4 @@ def test_videos_of_no_use_are_skipped(tmp_path: Path) -> None:
             clips.frames(video(path), VIDEO, tmp_path)
         assert "\n" not in str(why.value)
     with pytest.raises(SkippedError, match="caption"):
-        clips.frames(Video(whole, "whole.mp4", ()), VIDEO, tmp_path)
+        clips.frames(SourceVideo(whole, "whole.mp4", ()), VIDEO, tmp_path)
