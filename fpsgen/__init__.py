@@ -16,13 +16,15 @@ if "OMP_WAIT_POLICY" not in os.environ:
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from fpsgen.api import Video as Video
+    from fpsgen.api import generate as generate
     from fpsgen.attached import attach as attach
     from fpsgen.attached import detach as detach
     from fpsgen.errors import FpsgenError as FpsgenError
 
-_MODULES = {"attach": "attached", "detach": "attached", "FpsgenError": "errors"}
+_MODULES = {"generate": "api", "Video": "api", "attach": "attached", "detach": "attached", "FpsgenError": "errors"}
 
-__all__ = ["FpsgenError", "__version__", "attach", "detach"]
+__all__ = ["FpsgenError", "Video", "__version__", "attach", "detach", "generate"]
 
 
 def __getattr__(name: str) -> Any:

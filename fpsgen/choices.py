@@ -207,6 +207,20 @@ def fit(model: Model, size: Size | None, out: Voice, **given: Any) -> tuple[Sett
     return own.override(**given), size
 
 
+def check_spared(output: Path, what: str, *given: Path | None) -> None:
+    """UsageError where a video would replace a file that it is made of."""
+    if any(each and output.exists() and each.exists() and output.samefile(each) for each in given):
+        told = f"{output} is the {what}: the video would replace it"
+        raise UsageError(told, hint=f"choose another {option('output')}")
+
+
+def check_no_image(image: Path | None) -> None:
+    """UsageError where a video begins or ends with an image, and no model was named."""
+    if image is not None:
+        told = f"{option('image', image.name)}: the models that are chosen by default take none"
+        raise UsageError(told, hint=f"name one that does, such as {option('model', 'i2v-480p')}")
+
+
 def fit_request(
     model: Model, images: Images, res: str | None, out: Voice, **given: Any
 ) -> tuple[Settings, Size | None]:

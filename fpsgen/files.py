@@ -36,6 +36,12 @@ def expand(path: Path) -> Path:
         raise UsageError(f"{path}: there is no such user", hint="choose another place") from None
 
 
+def place(given: str) -> tuple[Path, bool]:
+    """Where something goes, and whether that is a folder: its name ends in /, or it is there."""
+    path = expand(Path(given))
+    return path, given.endswith(("/", os.sep)) or os.path.isdir(path)
+
+
 def resolved(path: Path) -> Path:
     """Where a file lies, links followed; OSError where they lead in a circle."""
     try:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fpsgen.choices import check_no_image, check_spared
 from fpsgen.cli import chosen, many, options, preferences, several_gpus, signals
 from fpsgen.cli import resume as resuming
 from fpsgen.cli.again import Again
@@ -22,7 +23,6 @@ from fpsgen.cli.progress import drawn
 from fpsgen.cli.prompts import as_text
 from fpsgen.errors import RenderError, UsageError
 from fpsgen.formats import PLAIN, Encoding
-from fpsgen.printable import printable
 from fpsgen.solvers import Sigmas, SolverName
 from fpsgen.timing import Timings
 from fpsgen.weights.known import NOTHING, Given
@@ -129,9 +129,8 @@ def generate(
         named = (again and again.preset) or chosen.find_preset(preset)
         loras = chosen.find_loras(lora)
         found = chosen.find_model(model, parts)
-        if found is None and (image := next((one.line.image or one.line.last_image for one in todo), None)):
-            told = f"--image {printable(image.name)}: the models that are chosen by default take none"
-            raise UsageError(told, hint="name one that does, such as --model i2v-480p")
+        if found is None:
+            check_no_image(next((one.line.image or one.line.last_image for one in todo), None))
         for place in todo:
             if place.path.is_file() and not resume:
                 out.note(f"{place.path} exists: the new video will replace it")
@@ -207,10 +206,8 @@ def check_places(
             encoding.check_fits(path, line.frames)
             if (line.image, line.last_image) not in looked:
                 looked[line.image, line.last_image] = chosen.find_images(line.image, line.last_image)
-            if any(each and path.exists() and path.samefile(each) for each in (line.image, line.last_image)):
-                raise UsageError(f"{path} is the image: the video would replace it", hint="choose another -o")
-        if given and path.exists() and given.exists() and path.samefile(given):
-            raise UsageError(f"{path} is the preset: the video would replace it", hint="choose another -o")
+            check_spared(path, "image", line.image, line.last_image)
+        check_spared(path, "preset", given)
     faults.tell()
     return looked
 

@@ -6,7 +6,6 @@ import contextlib
 import functools
 import inspect
 import json
-import os
 import tomllib
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -20,6 +19,7 @@ from fpsgen import assets
 from fpsgen.cli import complete
 from fpsgen.errors import UsageError
 from fpsgen.files import expand as expand  # for commands, like the rest
+from fpsgen.files import place as place
 from fpsgen.settings import DEFAULTS
 from fpsgen.weights.known import MODELS
 
@@ -161,9 +161,3 @@ def among(option: str, given: list[str], known: Iterable[str], noun: str = "choi
         if value not in every:
             raise UsageError(f"{option} {value[:40]}: there is no such {noun}", hint=f"give some of {', '.join(every)}")
     return list(dict.fromkeys(given)) or every
-
-
-def place(given: str) -> tuple[Path, bool]:
-    """Where something goes, and whether that is a folder: its name ends in /, or it is there."""
-    path = expand(Path(given))
-    return path, given.endswith(("/", os.sep)) or os.path.isdir(path)
