@@ -87,7 +87,8 @@ def test_several_prompts_load_once(wan_folder: Path, tmp_path: Path) -> None:
     [
         {"prompt": " "}, {"res": "96x65"}, {"res": "huge"}, {"frames": 6}, {"steps": 0}, {"seed": -1},
         {"guidance": 200.0}, {"solver": "fastwan", "steps": 9}, {"device": "gpu"}, {"device": "cuda"},
-        {"model": "nowhere"}, {"preset": "swift"}, {"preset": "14b-720p-fast"}, {"guidance_low": 3.0}, {"output": "a.avi"}, {"crf": 77},
+        {"model": "nowhere"}, {"preset": "swift"},
+        {"preset": "14b-720p-fast"}, {"guidance_low": 3.0}, {"output": "a.avi"}, {"crf": 77},
         {"output": "none/a.mp4"}, {"image": "none.png"}, {"lora": "none.safetensors"}, {"vae": "none.pth"},
         {"fps": 0}, {"output": "own.toml", "preset": "own.toml"}, {"graphs": True}, {"negative": "x" * 6000},
     ],
