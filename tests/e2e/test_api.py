@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import logging
 import re
@@ -13,10 +12,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import typer
 
 import fpsgen
 from fpsgen import api
-from fpsgen.cli import generate as command
+from fpsgen.cli import app
 from fpsgen.cli.output import in_flags
 from fpsgen.errors import UsageError
 from fpsgen.events import Event, Stage, Written
@@ -26,11 +26,6 @@ from tests.tools.videos import metadata, read
 
 SHORT: dict[str, Any] = {"res": "96x64", "frames": 5, "steps": 2, "seed": 1}
 PRESET = SMALL.replace('model = "pocket"\n', "").replace("[3, 3, 3]", "[1, 3, 3]")  # of no family
-NOT_IN_PYTHON = {  # options of the command line, and why
-    "from_": "the comment's values are arguments", "no_clobber": "asked by Path.exists", "resume": "one command's",
-    "json": "a Video has it", "verbose": "watch has it", "parts": "by its fields", "encoding": "by its fields",
-    "several": "by sequences", "prompt": "comes first",
-}  # fmt: skip
 
 
 def test_a_video_is_the_command_line_s(run: Runner, wan_folder: Path, tmp_path: Path) -> None:
@@ -143,9 +138,14 @@ def test_the_default_model_is_told_in_the_log(
     assert not list(pocket.iterdir())
 
 
-def test_every_option_of_the_command_line_is_one_here_or_is_known_not_to_be() -> None:
-    own = set(inspect.signature(command.generate).parameters) - {"last_frame_to"}
-    assert own - set(api.Options.__annotations__) == set(NOT_IN_PYTHON) & own
+def test_every_argument_is_an_option_of_the_command_line_and_on_the_page() -> None:
+    command: Any = typer.main.get_command(app)
+    page = (Path(__file__).parents[2] / "docs" / "python.md").read_text(encoding="utf-8")
+    only_here = {"keep_frames", "watch"}
+    assert set(api.Options.__annotations__) - only_here <= {
+        parameter.name for parameter in command.commands["generate"].params
+    }
+    assert all(f"`{name}" in page for name in api.Options.__annotations__)
 
 
 def test_importing_fpsgen_imports_no_torch() -> None:
