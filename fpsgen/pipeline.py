@@ -104,7 +104,7 @@ def generate(
     yield Stage("load", "text encoder")
     with of_all(clocks, "load"):
         plans = [resolve(request, model, target) for request in requests]
-        kept = [None if resume is None else Unfinished(plan, resume) for plan in plans]
+        kept = [None if resume is None else Unfinished(plan, resume, group.world) for plan in plans]
         if resume is not None:
             unfinished.check_room(plans)
         for plan in plans:

@@ -32,12 +32,15 @@ from fpsgen.sampling import Carried, State
 from fpsgen.timing import Timings
 
 SUFFIX = ".unfinished"
+_WRITER = ThreadPoolExecutor(1, "unfinished")  # of all videos; its thread begins with the first state
 _FORMAT = 1
 _HASH = hashlib.sha256().digest_size
 _MOST_HEADER = 2**20  # bytes
 _MOST_TENSORS = 7  # latents; two predictions and what the last step went out from; two velocities; what guidance uses
 _SMALL = {".mp4", ".webm", ".gif"}
 _BYTES_PER_PIXEL = {True: 0.2, False: 3.0}  # of a small format or another; the pocket model's mp4 files have 0.08
+# What reading a file raises that says something else than it should.
+_WRONG = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, SafetensorError)
 # What latents depend on, by the names of `VideoPlan.about`, and what sentences call it.
 _SETTINGS = {
     "model": "model", "loras": "LoRAs", "image": "image", "last_image": "last_image", "prompt": "prompt",
@@ -50,7 +53,7 @@ _FIELDS = {"image", "last_image", "negative", "seed", "frames", "steps", "guidan
 _FIELDS |= {"sigmas", "dtype", "preset"}  # of these, the ones that are options
 OF_COMMENTS = {key: words for key, words in _SETTINGS.items() if key != "readers"}  # a video's comment knows those
 # What only last bits depend on.
-_SURROUNDINGS = {"fpsgen": "fpsgen", "versions": "versions", "device": "device", "threads": "threads"}
+_SURROUNDINGS = {"fpsgen": "fpsgen", "versions": "versions", "device": "device", "threads": "threads", "gpus": "GPUs"}
 _PLACES = {"path", "measured"}  # inside of LoRAs, images and presets: what tells of files, and changes no latents
 
 
@@ -99,7 +102,7 @@ def read(path: Path) -> Snapshot | None:
         if not 1 <= kept.done == len(kept.seconds):
             raise ValueError("it is no state of a video")
         return kept
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as fault:
+    except (OSError, *_WRONG) as fault:
         raise _damaged(path, fault) from None
 
 
@@ -142,14 +145,14 @@ def _brief(value: Any) -> str:
 
 
 class Unfinished:
-    """The state of one video on the disk. resume: whether that of an earlier run is gone on from; UsageError where it
-    is damaged, or of other settings."""
+    """The state of one video on the disk. resume: whether that of an earlier run is gone on from; gpus: how many render
+    it together. UsageError where the state is damaged, or of other settings."""
 
-    def __init__(self, plan: VideoPlan, resume: bool = False):
+    def __init__(self, plan: VideoPlan, resume: bool = False, gpus: int = 1):
+        self._gpus = {"gpus": gpus}
         self._plan, self.path = plan, place(plan.request.output)
         self._about: dict[str, Any] = {}  # what this run is made with, once its weights are known
         self._writes, self._notes = True, list[Notice]()
-        self._pool = ThreadPoolExecutor(1, "unfinished")  # whose thread begins with the first write
         self._writing: Future[None] | None = None
         self._kept = read(self.path) if resume else None
         if self._kept and (others := differences(self._kept.about, made_with(plan, ""))):
@@ -174,7 +177,7 @@ class Unfinished:
         if self._kept is None:
             return
         yield Notice(f"the video goes on after step {self.done} of {len(self._plan.steps)}, which {self.path} keeps")
-        if others := differences(self._kept.about, made_with(self._plan, ""), _SURROUNDINGS):
+        if others := differences(self._kept.about, made_with(self._plan, "") | self._gpus, _SURROUNDINGS):
             yield Notice(f"the last bits may differ from those of an uninterrupted run: it was {'; '.join(others)}")
 
     def about(self, weights: str | None = None) -> dict[str, Any]:
@@ -184,7 +187,7 @@ class Unfinished:
         if self._kept and weights not in (None, then):
             told = f"{printable(self.path)} is of other weights: {printable(then)}, and the model has {weights} now"
             raise UsageError(told, hint=f"use that model, or begin anew without {option('resume')}")
-        self._about = made_with(self._plan, weights or then)
+        self._about = made_with(self._plan, weights or then) | self._gpus
         about = self._plan.about(weights or then)
         return about | ({"resumed": [*self._kept.resumed, self.done]} if self._kept else {})
 
@@ -228,7 +231,7 @@ class Unfinished:
             self._settle()
         yield from self.notes()
         if self._writes:
-            self._writing = self._pool.submit(_write, self.path, whole, told)
+            self._writing = _WRITER.submit(_write, self.path, whole, told)
 
     @contextlib.contextmanager
     def settled(self) -> Iterator[None]:

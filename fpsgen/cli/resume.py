@@ -127,7 +127,7 @@ def _like(
 
     kept = unfinished.read(path)
     about = kept.about if kept else {}  # it may be gone meanwhile
-    seed = request.seed if given.seed else about.get("seed", request.seed)
+    seed = request.seed if given.seed or not isinstance(about.get("seed"), int) else about["seed"]
     mine = replace(request, seed=seed, output=path.with_name(path.name.removesuffix(unfinished.SUFFIX)))
     others = unfinished.differences(about, unfinished.made_with(resolve(mine, model, target), ""))
     mine = replace(mine, prompt=str(about.get("prompt"))) if others else mine

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import math
 import signal
 import sys
 from collections.abc import Callable
@@ -16,13 +19,18 @@ import torch
 from fpsgen import experts as turns
 from fpsgen import unfinished
 from fpsgen.cli import signals
+from fpsgen.errors import UsageError
+from fpsgen.request import Request, resolve
 from fpsgen.sampling import Denoiser
+from fpsgen.target import Target
 from fpsgen.unfinished import Unfinished
 from fpsgen.video import VideoWriter
+from fpsgen.weights import models
 from tests.tools.cli import invoke, told
 from tests.tools.disk import fill_disk
 from tests.tools.videos import metadata, read
 
+CPU = torch.device("cpu")
 PROMPT = "a cat surfing"
 SMALL = ("--res", "96x64", "--frames", 5, "--steps", 4)
 
@@ -341,3 +349,48 @@ def test_the_first_signal_lets_the_step_end_and_says_how_to_go_on(
     assert state.done == 2
     assert "the run stops after this step, which is kept" in words(result)
     assert f"fpsgen generate '{PROMPT}' --steps 4 --seed {state.about['seed']} --resume" in words(result)
+
+
+def written(body: bytes) -> bytes:
+    return body + hashlib.sha256(body).digest()
+
+
+def test_no_state_ends_in_anything_but_a_sentence(wan_folder: Path, tmp_path: Path, kept: bytes) -> None:
+    """The hash is no secret: whatever a file says, with a hash that fits."""
+    path, body = tmp_path / "a.mp4.unfinished", kept[:-32]
+    length = int.from_bytes(body[:8], "little")
+    head, values = json.loads(body[8 : 8 + length]), body[8 + length :]
+    inside = json.loads(head["__metadata__"]["fpsgen"])
+    model = models.find(str(wan_folder))
+    own = model.defaults.override(width=96, height=64, frames=5, steps=4)
+    plan = resolve(Request(PROMPT, own, 7, tmp_path / "a.mp4"), model, Target(CPU, torch.float32, torch.bfloat16))
+
+    def refused(inner: object, tensors: dict[str, Any], raw: bytes | None = None) -> None:
+        told = {"__metadata__": {"fpsgen": json.dumps(inner) if raw is None else raw.decode()}} | tensors
+        text = json.dumps(told).encode()
+        path.write_bytes(written(len(text).to_bytes(8, "little") + text + values))
+        with pytest.raises(UsageError):
+            Unfinished(plan, True)
+
+    tensors = {name: own for name, own in head.items() if name != "__metadata__"}
+    path.write_bytes(kept)
+    state = Unfinished(plan, True).state()
+    assert state is not None
+    assert state.step == 2
+    for key in inside:
+        refused({name: value for name, value in inside.items() if name != key}, tensors)
+        for value in (None, -1, math.inf, "x", [[]], {"a": 1}, [None]):
+            if (key, value) not in (("together", -1),) and key not in ("together", "resumed", "seconds"):
+                refused(inside | {key: value}, tensors)
+    refused(inside | {"done": 3, "seconds": [0.1] * 3, "about": inside["about"] | {"steps": 3}}, tensors)
+    refused(inside | {"source": 99}, tensors)
+    refused(inside | {"levels": [0.5]}, tensors)
+    for name in tensors:
+        refused(inside, {other: own for other, own in tensors.items() if other != name})
+        for shape, dtype in (([1, 16, 2, 8, 12], "I32"), ([1, 16, 2, 12, 8], "F32"), ([-1], "F32"), ("x", "F99")):
+            refused(inside, tensors | {name: tensors[name] | {"shape": shape, "dtype": dtype}})
+    refused(None, tensors, raw=b"[" * 100_000)
+    for data in (b"", b"\0" * 8, (2**63).to_bytes(8, "little"), b"\xff" * 100, b"\x02" + b"\0" * 7 + b"{}"):
+        path.write_bytes(written(data))
+        with pytest.raises(UsageError):
+            Unfinished(plan, True)
