@@ -83,6 +83,7 @@ class Tally:
     def __init__(self, every: Sequence[Place], share: Share):
         self._own, self._share = every[share.rank :: share.world], share
         self.todo = [place for place in self._own if not place.is_there]
+        self._numbers = {place.path: number for number, place in enumerate(self.todo, 1)}
         self._made: dict[Path, Written] = {}
         self._faults: dict[Path, FpsgenError] = {}
 
@@ -94,8 +95,7 @@ class Tally:
             self._keep(self.todo[event.number - 1], event.fault, out)
 
     def _of(self, path: Path) -> str:
-        number = next(number for number, place in enumerate(self.todo, 1) if place.path == path)
-        return f"video {number} of {len(self.todo)}"
+        return f"video {self._numbers[path]} of {len(self.todo)}"
 
     def fail(self, fault: RenderError, out: Output) -> None:
         """Keep what ended a single video, as of several the pipeline does; raise what ended all of them."""
