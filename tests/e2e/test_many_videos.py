@@ -158,12 +158,12 @@ def test_videos_of_several_sizes_are_what_each_is_alone(
     preset.write_text(
         'format = 1\ntile = [1, 2, 2]\n\n[[phase]]\nsigma = [1.0, 0.0]\nwindow = [1, 1, 1]\nqk = "int8"\n'
     )
-    sizes = {"96x64": 5, "64x96": 9, "128x80": 5}
+    sizes = {"96x64": 5, "64x96": 9}
     lines = [json.dumps({"prompt": "a cat", "res": size, "frames": frames}) for size, frames in sizes.items()]
     args = ["--model", run.folder, "--steps", 2, "--preset", preset, "--json", "-o", tmp_path / "all"]
     named = [line.replace("}", f', "name": "{number}"}}') for number, line in enumerate(lines)]
     made = told(invoke("--prompts", "-", *args, input="\n".join(named)))
-    assert (made["made"], loads) == (3, ONCE)
+    assert (made["made"], loads) == (2, ONCE)
     for video, (size, frames) in zip(made["videos"], sizes.items(), strict=True):
         alone = run.frames("a cat", res=size, frames=frames, seed=0, preset=preset)
         assert (read(video["output"])[1] == alone).all()
@@ -213,7 +213,7 @@ def test_what_contradicts_is_refused(
 
 def test_processes_share_the_lines_and_another_number_of_them_goes_on(tmp_path: Path) -> None:
     """As torchrun starts them, and a single process afterwards, which finds everything; none imports torch in vain."""
-    command = [sys.executable, "-m", "fpsgen", "generate", "a cat surfing", "--seeds", "0-2", *SHORT, "--json"]
+    command = [sys.executable, "-m", "fpsgen", "generate", "a cat surfing", "--seeds", "0-1", *SHORT, "--json"]
     command += ["-o", str(tmp_path / "out")]
     world = {**os.environ, "WORLD_SIZE": "2"}
     started = [
@@ -222,14 +222,14 @@ def test_processes_share_the_lines_and_another_number_of_them_goes_on(tmp_path: 
     ]
     told = [json.loads(process.communicate()[0]) for process in started]
     assert [process.returncode for process in started] == [0, 0]
-    assert [[video["seed"] for video in each["videos"]] for each in told] == [[0, 2], [1]]
-    assert [(each["made"], each["rank"], each["world"]) for each in told] == [(2, 0, 2), (1, 1, 2)]
-    for seed in range(3):
+    assert [[video["seed"] for video in each["videos"]] for each in told] == [[0], [1]]
+    assert [(each["made"], each["rank"], each["world"]) for each in told] == [(1, 0, 2), (1, 1, 2)]
+    for seed in range(2):
         assert np.isfinite(read(tmp_path / "out" / f"a-cat-surfing-{seed}.mp4")[1]).all()
     again = "import sys; from fpsgen.cli import main; sys.argv[0] = 'fpsgen'\n"
     again += "try: main()\nfinally: print('torch' in sys.modules, file=sys.stderr)"
     found = subprocess.run([sys.executable, "-c", again, *command[3:]], capture_output=True, text=True, check=True)
-    assert json.loads(found.stdout)["skipped"] == 3
+    assert json.loads(found.stdout)["skipped"] == 2
     assert found.stderr.split()[-1] == "False"
 
 
