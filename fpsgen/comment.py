@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -22,19 +23,12 @@ def read(path: Path) -> dict[str, Any]:
     be read, or is not fpsgen's. Values are not checked: whoever uses one does."""
     name = printable(path)
     try:
-        made = json.loads(_in_folder(path) if _is_folder(path) else _in_file(path))
+        made = json.loads(_in_folder(path) if os.path.isdir(path) else _in_file(path))
     except (ValueError, RecursionError):
         made = None
     if not (isinstance(made, dict) and isinstance(made.get("fpsgen"), str)):
         raise UsageError(f"{name} does not say that fpsgen made it", HINT)
     return made
-
-
-def _is_folder(path: Path) -> bool:
-    try:
-        return path.is_dir()
-    except ValueError:  # a null character
-        return False
 
 
 def _in_folder(path: Path) -> bytes:

@@ -5,6 +5,7 @@ Imports no torch, so that whatever is wrong with a video is told at once.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, fields
@@ -50,7 +51,7 @@ class Earlier:
     def model(self) -> str:
         """The model as a user names it; ModelError where its folder or file is gone."""
         name, place = str(self.made.get("model", "")), _text(self.made.get("model_path"))
-        if place and not Path(place).exists():
+        if place and not os.path.exists(place):  # which minds no name that is too long
             told = f"the model {printable(name)}, which {self._name} was made with, is not in {printable(place)} now"
             raise ModelError(told, hint=f"name it with {option('model')}")
         return place or (POCKET if re.fullmatch(rf"{POCKET} v\d+", name) else name)
@@ -103,10 +104,11 @@ class Earlier:
         given = _text(told.get("path")) or _text(told.get("file")) or _text(told.get("name"))
         name = Path(given).name
         places = [Path(given), self.video.parent / name, Path(name)]
-        found = [place.absolute() for place in places if name and place.exists()]
+        found = [place.absolute() for place in places if name and os.path.exists(place)]
         if not found:
             told_of = f"{option(field, printable(name))}, which {self._name} was made with"
-            raise UsageError(f"{told_of}, is not at {printable(given)} now", f"name it with {option(field)}")
+            now = f"is not at {printable(given)} now" if given else "has no place in the comment"
+            raise UsageError(f"{told_of}, {now}", f"name it with {option(field)}")
         several = dict.fromkeys(found) if len(set(found)) > 1 else {}
         return next((place for place in several if files.sha256(place) == told.get("sha256")), found[0])
 

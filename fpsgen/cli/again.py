@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from fpsgen import replay
 from fpsgen.cli import chosen
-from fpsgen.cli.lines import PromptLine
+from fpsgen.cli.lines import PromptLine, Several
 from fpsgen.cli.many import Place
 from fpsgen.cli.output import Output
 from fpsgen.errors import UsageError
@@ -35,14 +35,17 @@ class Again:
     preset: Preset | None = None  # the one of then, where the user gave none
 
     def __init__(
-        self, video: Path, usual: PromptLine, model: str | None, lora: list[str] | None, preset: str | None,
-        device: str | None, dtype: str | None, parts: Given, encoding: Encoding, output: str | None,
+        self, video: Path, prompt: str | None, several: Several, usual: PromptLine, model: str | None,
+        lora: list[str] | None, preset: str | None, device: str | None, dtype: str | None, parts: Given,
+        encoding: Encoding, output: str | None,
     ):  # fmt: skip
         earlier = self._earlier = replay.read(video)
         options = {"model": model, "lora": lora, "device": device, "dtype": dtype, **asdict(usual)}
         self._given = {name for name, value in options.items() if value is not None}
-        self.prompt = earlier.prompt
+        self.prompt = earlier.prompt if prompt is None and several.prompts is None else prompt
         self.usual = usual.over(self._line(usual))
+        if several.seeds is not None and usual.seed is None:
+            self.usual = replace(self.usual, seed=None)
         self.model = earlier.model if model is None else model
         self.lora = earlier.loras if lora is None else lora
         own = asdict(earlier.parts if model is None else Given())

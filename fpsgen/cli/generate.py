@@ -93,13 +93,9 @@ def generate(
     again = None
     if from_ is not None:
         video = options.expand(from_)
-        again = Again(video, usual, model, lora, preset, device, dtype, parts, encoding, output)
-        usual, model, lora, parts, device = again.usual, again.model, again.lora, again.parts, again.device
-        encoding = again.encoding
-        if prompt is None and several.prompts is None:
-            prompt = again.prompt
-        if several.seeds is not None and seed is None:
-            usual = replace(usual, seed=None)
+        again = Again(video, prompt, several, usual, model, lora, preset, device, dtype, parts, encoding, output)
+        prompt, usual, encoding = again.prompt, again.usual, again.encoding
+        model, lora, parts, device = again.model, again.lora, again.parts, again.device
     if several and encoding.last_frame_to:
         raise UsageError("--last-frame-to is for one video", hint="leave it out, or make one video at a time")
     lines, faults = asked(several, prompt, usual)

@@ -16,7 +16,7 @@ import torch
 from rich.console import Console
 from safetensors.torch import save_file
 
-from fpsgen import comment, replay
+from fpsgen import comment, pipeline, replay
 from fpsgen.cli import lines, prompts
 from fpsgen.cli.info import table
 from fpsgen.cli.tables import Fitted
@@ -27,6 +27,7 @@ from fpsgen.target import Target
 from fpsgen.video import VideoWriter
 from fpsgen.weights import headers, kinds, models
 from tests.tools import quantised
+from tests.tools.cli import invoke
 from tests.tools.mutated import json_mutated, mutated
 from tests.tools.presets import SMALL
 
@@ -159,6 +160,16 @@ def test_a_damaged_file_is_read_or_refused_thousands_of_times(name: str, tmp_pat
     run(fuzzer(name, tmp_path), 40 * READERS[name][4], first=10_000)
 
 
+@pytest.fixture
+def begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a video would be begun, it is refused."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise UsageError("it would begin", hint="stop here")
+
+    monkeypatch.setattr(pipeline, "generate", refuse)
+
+
 def comments() -> list[dict[str, Any]]:
     """What comments of fpsgen's say, with and without LoRAs, parts and images."""
     model, target = models.find("pocket"), Target(torch.device("cpu"), torch.float32, torch.bfloat16)
@@ -209,6 +220,31 @@ def fuzz_comments(count: int, first: int = 0) -> None:
 
 def test_a_comment_of_odd_values_is_understood_or_refused() -> None:
     fuzz_comments(100)
+
+
+def fuzz_replays(folder: Path, count: int, first: int = 0) -> None:
+    whole = comments()
+    for made in whole:  # whose files are nowhere
+        made |= {"loras": [], "image": None, "parts": None}
+    (folder / "frames").mkdir()
+
+    def once(seed: int) -> None:
+        rng = random.Random(seed)
+        (folder / "frames" / "video.json").write_text(json.dumps(json_mutated(rng.choice(whole), rng)))
+        result = invoke("--from", folder / "frames", "-o", folder / "a.mp4")
+        assert (result.exit_code, result.stdout) == (2, ""), result.stderr
+        assert result.stderr.count("error: ") == result.stderr.count("hint:  ") == 1, result.stderr
+
+    run(once, count, first)
+
+
+def test_a_replay_of_odd_values_ends_in_a_sentence(tmp_path: Path, begun: None) -> None:
+    fuzz_replays(tmp_path, 15)
+
+
+@pytest.mark.slow
+def test_a_replay_of_odd_values_ends_in_a_sentence_a_thousand_times(tmp_path: Path, begun: None) -> None:
+    fuzz_replays(tmp_path, 1000, first=10_000)
 
 
 @pytest.mark.slow

@@ -154,3 +154,26 @@ def test_a_preset_and_a_bench_take_images(folders: dict[str, Path], photo: Path,
     refused = CliRunner().invoke(app, ["bench", "--random-weights", "i2v-14b"])
     assert refused.exit_code == 2
     assert "it begins with an image" in refused.output
+
+
+def test_a_video_from_images_comes_again_from_its_comment(
+    folders: dict[str, Path], photo: Path, tmp_path: Path
+) -> None:
+    """Also where an image has moved; another one in its place is told."""
+    output = tmp_path / "a.mp4"
+    Image.new("RGB", (32, 48), "blue").save(tmp_path / "last.png")
+    first = told(
+        invoke(*short(folders["2.2-i2v"], output), "--image", photo, "--last-image", tmp_path / "last.png", "--json")
+    )
+    (tmp_path / "elsewhere").mkdir()
+    output = output.rename(tmp_path / "elsewhere" / "a.mp4")
+    photo.rename(tmp_path / "elsewhere" / photo.name)
+    result = invoke("--from", output, "-o", tmp_path / "b.mp4", "--json")
+    again = told(result, "generate")
+    assert "unlike" not in result.stderr
+    assert again["image"]["path"] == str(tmp_path / "elsewhere" / photo.name)
+    assert {"timings", "output", "image"} >= {key for key in first if first[key] != again[key] and key != "asked"}
+    assert np.array_equal(read(output)[1], read(again["output"])[1])
+    Image.new("RGB", (32, 48), "red").save(tmp_path / "last.png")
+    result = invoke("--from", output, "--steps", 1, "-o", tmp_path / "c.mp4")
+    assert "unlike a.mp4: the content of last.png" in " ".join(result.stderr.split())

@@ -134,6 +134,7 @@ is where the video goes                     | cat --frames 1 -o one.png --last-f
 nowhere                                     | cat --last-frame-to nowhere/last.png
 exists, and --no-clobber keeps it           | cat --last-frame-to image.png --no-clobber
 there is no such file                       | --from nope.mp4
+ile name too long                           | --from $LONG
 mine.mp4 does not say that fpsgen made it   | --from mine.mp4
 foreign.mp4 does not say that fpsgen made   | --from foreign.mp4
 does not tell how fpsgen made it            | --from half.mp4
