@@ -3,19 +3,54 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import islice
 
 from torch import Tensor
 
 from fpsgen.conditioning import Shown
 from fpsgen.errors import FpsgenError
+from fpsgen.printable import readable
 from fpsgen.ranks import Ranks
 from fpsgen.request import Request, VideoPlan
 from fpsgen.wan import parallel
 from fpsgen.wan.conditions import Conditions
 
 ALONE = Ranks()
+# Bytes that a GPU is assumed to send in a second: two thirds of what NVLink 4 has in each direction, 450 GB/s.
+LINK = 300e9
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What GPUs that share a video exchange, and how much faster they are than one, by a model. sent: bytes that each
+    of them sends in a step that computes both guidance branches, or the only one; speedup: of such a step."""
+
+    layout: parallel.Layout
+    sent: int
+    speedup: float
+
+    def __str__(self) -> str:
+        each = f"each sends {readable(self.sent)} in a step"
+        told = f"{self.speedup:.2f} times as fast as 1 by a model, which assumes {readable(int(LINK))}/s (NVLink)"
+        return f"{self.layout}; {each}; {told}"
+
+
+def expected(plan: VideoPlan, gpus: int, seconds: float) -> Expected:
+    """Of a video on so many GPUs. seconds: that one GPU computes a step, both branches if there are two.
+
+    The model: a GPU computes its branches of the largest share of the tokens, and waits for all that it sends.
+    UsageError as `laid_out`.
+    """
+    config, branches, tokens = plan.model.config, plan.request.settings.branches, plan.tiles.tokens
+    own = laid_out(plan, Ranks(0, gpus))
+    largest, others = max(parallel.shares(plan.tiles, own.sequence)), own.sequence - 1
+    patch = 4 * config.PATCH[1] * config.PATCH[2] * config.out_channels
+    q_k_v_out = config.num_layers * (4 + config.gated) * config.dim * plan.target.dtype.itemsize
+    passes = branches // own.branches
+    sent = passes * largest * others * (q_k_v_out // own.sequence + patch) + (own.branches - 1) * tokens * patch
+    shared = seconds * largest / tokens / own.branches + sent / LINK
+    return Expected(own, sent, seconds / shared)
 
 
 def laid_out(plan: VideoPlan, group: Ranks) -> parallel.Layout:

@@ -27,10 +27,12 @@ def command(gpus: int, *args: object, torchrun: bool = False) -> list[str]:
 
 
 @contextlib.contextmanager
-def begun(output: Path, gpus: int = 2) -> Iterator[tuple[subprocess.Popen[str], dict[str, psutil.Process]]]:
+def begun(
+    output: Path, gpus: int = 2, steps: int = 500
+) -> Iterator[tuple[subprocess.Popen[str], dict[str, psutil.Process]]]:
     """A run of several processes that has made its first step, and these by their numbers; none is left after it."""
     run = subprocess.Popen(
-        command(gpus, "--steps", 500, "-o", output), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command(gpus, "--steps", steps, "-o", output), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     try:
         assert run.stderr is not None
@@ -99,6 +101,17 @@ def test_a_process_that_is_killed_ends_all_with_one_sentence(tmp_path: Path, ran
         assert ended(run) == ["error: a process of this run was ended, and so the others end, too"]
         assert psutil.wait_procs([*processes.values()], timeout=10)[1] == []
     assert not (tmp_path / "v.mp4").exists()
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_to_the_same_bits(tmp_path: Path) -> None:
+    with begun(tmp_path / "v.mkv", 3, 60) as (run, processes):
+        processes["2"].kill()
+        ended(run)
+    for name, resume in (("v.mkv", ["--resume"]), ("whole.mkv", [])):
+        subprocess.run(command(3, "--steps", 60, "-o", tmp_path / name, *resume), capture_output=True, check=True)
+    resumed, whole = (read(tmp_path / name)[1] for name in ("v.mkv", "whole.mkv"))
+    assert (resumed == whole).all()
 
 
 @pytest.mark.slow

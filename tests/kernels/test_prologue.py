@@ -11,6 +11,7 @@ from torch import Tensor
 from fpsgen.attention import hopper
 from fpsgen.attention.emulator import VARIANTS, emulate
 from fpsgen.attention.plan import KeyTiles
+from fpsgen.attention.qk import unchanging
 from fpsgen.attention.tiles import TileGrid
 from fpsgen.bench.attention.shapes import shape
 from fpsgen.kernels.sm90_prologue import MOST_HEADS, traffic
@@ -48,6 +49,16 @@ def test_images_and_scales(name: str, tiles: TileGrid, smooth_k: bool) -> None:
     found = host.prologue(*given, plan, name)
     assert_same_operands(found, host.images(*prepared(given), given[2], plan, name), plan, every_v=True)
     assert not any(found[key].size for key in found if key.startswith("summary"))
+
+
+@pytest.mark.parametrize("name", mostly(VARIANTS, "fp8-fp16"))
+def test_what_is_normed_and_rotated_already(name: str) -> None:
+    """As GPUs that share a video's tokens have it: a transform that changes nothing."""
+    given = inputs(RAGGED, batch=2)
+    q, k = (x.bfloat16().to(x.dtype) for x in prepared(given))
+    plan = plan_for(name, RAGGED)
+    found = host.prologue(q.bfloat16(), k.bfloat16(), given[2], unchanging(q.shape, q.device), plan, name)
+    assert_same_operands(found, host.images(q, k, given[2], plan, name), plan, every_v=True)
 
 
 @pytest.mark.parametrize("name", VARIANTS)

@@ -1,7 +1,7 @@
 """What processes that share one video compute, beside what this process computes alone.
 
-python -m tests.tools.parallel, in each process, with the variables of torchrun: the first prints JSON, the largest
-difference of each case.
+python -m tests.tools.parallel cpu, or cuda, in each process, with the variables of torchrun: the first prints JSON, the
+largest difference of each case.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ import torch
 from torch import Tensor
 
 from fpsgen.attention.plan import AttentionPlan, KeyTiles
-from fpsgen.ranks import Ranks, joined
+from fpsgen.ranks import Ranks, joined, own_device
 from fpsgen.sampling import Denoiser
 from fpsgen.wan.parallel import layout, parallel
 from fpsgen.wan.plan import Guidance, Linears, StepPlan
 from fpsgen.wan.transformer import WanTransformer
-from tests.tools.calibration import CONFIG, CPU, TILES, VIDEO, text
+from tests.tools.calibration import CONFIG, TILES, VIDEO, text
 
 ROOT = Path(__file__).parents[2]
 HEADS, LAYERS = 4, 2
@@ -41,29 +41,30 @@ PLANS = {
 }
 
 
-def started(world: int, module: str = "tests.tools.parallel", *args: str) -> list[subprocess.Popen[str]]:
+def started(world: int, device: str = "cpu") -> list[subprocess.Popen[str]]:
     """So many processes, which find each other."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     own = {"WORLD_SIZE": f"{world}", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": f"{port}", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "tests.tools.parallel", device]
     return [
         subprocess.Popen(
-            [sys.executable, "-m", module, *args], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             env={**os.environ, **own, "RANK": f"{rank}", "LOCAL_RANK": f"{rank}"},
         )
         for rank in range(world)
     ]  # fmt: skip
 
 
-def transformer(**more: Any) -> WanTransformer:
+def transformer(device: torch.device, **more: Any) -> WanTransformer:
     """Random weights that attend to something."""
     torch.manual_seed(0)
     made = WanTransformer(replace(CONFIG, num_heads=HEADS, num_layers=LAYERS, **more)).eval()
     for block in made.layers():
         for norm in (block.self_attn.norm_q, block.self_attn.norm_k):
             norm.weight.data.uniform_(0.5, 2.0)
-    return made.requires_grad_(False)
+    return made.requires_grad_(False).to(device)
 
 
 def steps(plans: tuple[AttentionPlan, ...], **more: Any) -> list[StepPlan]:
@@ -71,15 +72,19 @@ def steps(plans: tuple[AttentionPlan, ...], **more: Any) -> list[StepPlan]:
 
 
 def rendered(model: WanTransformer, plans: list[StepPlan], branches: int, group: Ranks) -> Tensor:
-    own = parallel(layout(group.world, HEADS, branches), "cpu") if group.world > 1 else None
+    device = group.device
+    own = parallel(layout(group.world, HEADS, branches), device.type) if group.world > 1 else None
     settings = VIDEO if branches > 1 else VIDEO.override(guidance=1.0)
-    denoiser = Denoiser(model, settings, [text(1), text(2)][:branches], CPU, together=False, parallel=own)
+    denoiser = Denoiser(
+        model, settings, [text(1).to(device), text(2).to(device)][:branches], device, together=False, parallel=own
+    )
     return list(denoiser.run(denoiser.noise(7), plans))[-1].latents
 
 
 def cases(group: Ranks) -> Iterator[tuple[str, Tensor]]:
     """By name, the final latents, or a velocity."""
-    model, gated = transformer(), transformer(gated=True)
+    device = group.device
+    model, gated = transformer(device), transformer(device, gated=True)
     for name, plans in PLANS.items():
         for branches in (1, 2):
             yield f"{name}, {branches}", rendered(model, steps(plans), branches, group)
@@ -88,18 +93,18 @@ def cases(group: Ranks) -> Iterator[tuple[str, Tensor]]:
     yield "8-bit linear layers", rendered(model, steps(PLANS["dense"], linear=linear), 1, group)
     reusing = [replace(own, guidance=how) for own, how in zip(steps(PLANS["top"]), GUIDANCE, strict=True)]
     yield "reused guidance", rendered(model, reusing, 2, group)
-    model.sequence = parallel(layout(group.world, HEADS, 1), "cpu").sequence if group.world > 1 else None
+    model.sequence = parallel(layout(group.world, HEADS, 1), device.type).sequence if group.world > 1 else None
     with torch.inference_mode():
-        latents = torch.randn(2, 16, 3, 8, 12, generator=torch.Generator().manual_seed(1))
-        context, times = model.embed_text(text(1)), torch.tensor([[0.0, 700.0], [0.0, 31.0]])
+        latents = torch.randn(2, 16, 3, 8, 12, generator=torch.Generator().manual_seed(1)).to(device)
+        context, times = model.embed_text(text(1).to(device)), torch.tensor([[0.0, 700.0], [0.0, 31.0]])
         velocity = model(latents, times, context, StepPlan(PLANS["top"]))
     yield "two clips, whose first frame has a time of its own", velocity
 
 
-def main() -> None:
-    with joined(CPU) as group:
-        alone, shared = dict(cases(Ranks())), dict(cases(group))
-        far = torch.tensor([float((shared[name] - own).abs().max()) for name, own in alone.items()])
+def main(device: torch.device) -> None:
+    with joined(device) as group:
+        alone, shared = dict(cases(Ranks(device=device))), dict(cases(group))
+        far = torch.tensor([float((shared[name] - own).abs().max()) for name, own in alone.items()]).to(device)
         torch.distributed.all_reduce(far, torch.distributed.ReduceOp.MAX)
         if group.is_first:
             print(json.dumps(dict(zip(alone, far.tolist(), strict=True))))
@@ -107,4 +112,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    main()
+    main(own_device(torch.device(sys.argv[1])))
