@@ -5,6 +5,7 @@ What a fixture needs is imported in it: tests of kernels and attention run witho
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 from pathlib import Path
@@ -29,6 +30,14 @@ def nothing_of_the_developers(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["FPSGEN_CACHE_DIR"] = str(tmp_path_factory.mktemp("cache"))
     for name in ("FPSGEN_MODEL", "FPSGEN_PRESET", "FPSGEN_OUTPUT_DIR"):
         os.environ.pop(name, None)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def what_is_there_is_settled() -> None:
+    """As after a command's imports (`machine.settle`): `machine.release`, which every video calls several times, need
+    not look through all tests and libraries, which takes a second each time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
