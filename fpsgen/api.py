@@ -112,30 +112,33 @@ def generate(prompt: str | list[str] | tuple[str, ...], **options: Unpack[Option
     with files.temporary_folder("video") as scratch:
         outputs = _for_each(prompts, options.get("output"), "output")
         paths = [None if own is None else files.place(str(own)) for own in outputs]
+        if twice := next((place for place in paths if place and paths.count(place) > 1), None):
+            raise UsageError(f"{option('output', twice[0])}: two videos cannot have one place", "give each its own")
         clocks = [Timings() for _ in prompts]
         with of_all(clocks, "load"):
             encoding = Encoding(options.get("crf"), options.get("fps"))
             seeds = _checked(prompts, encoding, options)
             requests, known, target = _requests(prompts, seeds, paths, scratch, encoding, watch, options)
-        kept = [path is None or options.get("keep_frames", False) for path in paths]
+        keeps = options.get("keep_frames", False) or None in paths
         own = functools.partial(Texts, known, target)
-        videos: list[Video] = []
+        videos: dict[int, Video] = {}
         pieces: list[np.ndarray] = []
         events = events_of(requests, known, target, clocks, known=own, decode_in_bf16=True, encoding=encoding)
         with contextlib.closing(events):
             for event in events:
                 watch(event)
-                number = len(videos)  # they are decoded in their order
                 if isinstance(event, VideoFailed):
                     raise event.fault
-                if isinstance(event, Frames) and kept[number]:
+                if isinstance(event, Frames) and keeps:
                     pieces.append(event.pixels)
                 if isinstance(event, Written):
-                    pixels, pieces = np.concatenate(pieces) if pieces else None, []
+                    number = [request.output for request in requests].index(event.plan.request.output)
                     path = None if paths[number] is None else event.path
+                    pixels = np.concatenate(pieces) if path is None or options.get("keep_frames") else None
+                    pieces.clear()
                     fps, times = requests[number].settings.fps, clocks[number].rounded()
-                    videos.append(Video(path, pixels, fps, seeds[number], times, event.about))
-    return videos[0] if isinstance(prompt, str) else videos
+                    videos[number] = Video(path, pixels, fps, seeds[number], times, event.about)
+    return videos[0] if isinstance(prompt, str) else [videos[number] for number in range(len(prompts))]
 
 
 def _for_each(prompts: Sequence[str], given: Any, field: str) -> list[Any]:

@@ -195,12 +195,12 @@ class AttachedProcessor:
         step = self.attached.step
         assert step is not None  # the transformer's hook ran
         plan = step.attention[self.layer]
-        if _is_theirs(plan):
-            return self.before(attn, hidden_states, *args, **kwargs)
         tiles, device = plan.tiles, hidden_states.device
         if hidden_states.shape[1] != tiles.tokens:
-            told = f"a layer sees {hidden_states.shape[1]} of {prod(tiles.grid)} tokens, and key tiles are all tokens'"
+            told = f"a layer sees {hidden_states.shape[1]} of {prod(tiles.grid)} tokens, and attention needs all"
             raise UsageError(told, hint="attach without diffusers' context parallelism")
+        if _is_theirs(plan):
+            return self.before(attn, hidden_states, *args, **kwargs)
         norms = attn.norm_q.weight, attn.norm_k.weight
         if any(weight.is_meta for weight in norms):
             told = "the pipeline loads each layer's parts alone (sequential offload), and attention needs its norms"

@@ -120,6 +120,8 @@ def test_what_only_python_can_say_wrongly(tmp_path: Path) -> None:
         fpsgen.generate(["a cat", "a dog"], seed=[1])
     with pytest.raises(UsageError, match=r"output=.* is one place, and there are 2 videos"):
         fpsgen.generate(["a cat", "a dog"], output=tmp_path / "a.mp4")
+    with pytest.raises(UsageError, match="two videos cannot have one place"):
+        fpsgen.generate(["a cat", "a dog"], output=[tmp_path / "a.mp4"] * 2)
 
 
 def test_the_default_model_is_told_in_the_log(

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from accelerate import cpu_offload
+from accelerate import cpu_offload, cpu_offload_with_hook
 from diffusers import WanPipeline
 from PIL import Image
 
-from fpsgen import attached, pipeline, solvers
+from fpsgen import assets, attached, pipeline, solvers
 from fpsgen.attached import attach, detach
 from fpsgen.attention.plan import KeyTiles
 from fpsgen.errors import UsageError
@@ -195,6 +195,31 @@ def test_fused_projections_and_offload_in_groups(wan_folder: Path) -> None:
     own.transformer.unfuse_qkv_projections()
     own.transformer.enable_group_offload(TARGET.device, offload_type="leaf_level")
     assert torch.equal(latents_of(own), expected)
+
+
+def test_whole_models_are_moved_and_parallel_contexts_refused(theirs: WanPipeline, wan_folder: Path) -> None:
+    """As `enable_model_cpu_offload` moves them. A process that has some of the tokens has too few, in dense layers
+    too."""
+    own = WanPipeline.from_pretrained(wan_folder)
+    attach(own, LATE)
+    expected = latents_of(own)
+    cpu_offload_with_hook(own.transformer, TARGET.device)
+    assert torch.equal(latents_of(own), expected)
+    attach(theirs, "bf16")
+    theirs.transformer.blocks[0].register_forward_pre_hook(lambda block, given: (given[0][:, :36], *given[1:]))
+    try:
+        with pytest.raises(UsageError, match="a layer sees 36 of 72 tokens"):
+            latents_of(theirs)
+    finally:
+        theirs.transformer.blocks[0]._forward_pre_hooks.clear()
+
+
+def test_the_pocket_has_presets_and_tiles_of_its_own() -> None:
+    own = WanPipeline.from_pretrained(assets.folder("pocket"))
+    attach(own, "fast")
+    preset, plans = own.transformer.blocks[0].attn1.processor.attached._planned((7, 12, 20), TARGET.device)
+    assert preset.name == "pocket-fast"
+    assert {plan.tiles.tile for plan in plans.values()} == {(2, 2, 2)}
 
 
 def test_noise_levels_of_whole_timesteps(theirs: WanPipeline) -> None:
