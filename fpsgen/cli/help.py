@@ -15,7 +15,16 @@ import typer
 WIDEST, NARROWEST = 100, 16  # columns: longer lines are hard to follow, and shorter ones hold no word
 _NAMES = 26  # columns for names at most; a longer one has its help below
 # Groups of options in this order; a command's own stand before them.
-_TITLES = "Checkpoints and checks", "Measuring", "Video", "Sampling", "Parts of the model", "Output", "Machine"
+_TITLES = (
+    "Checkpoints and checks",
+    "Measuring",
+    "Video",
+    "Many videos",
+    "Sampling",
+    "Parts of the model",
+    "Output",
+    "Machine",
+)
 _ORDER = {title: place for place, title in enumerate(_TITLES, 1)}
 
 
