@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from fpsgen import comment, files
+from fpsgen import comment, files, formats
 from fpsgen.errors import ModelError, UsageError, option
 from fpsgen.presets import Preset, file
 from fpsgen.printable import printable
@@ -25,10 +25,10 @@ from fpsgen.weights.models import POCKET
 
 _WHOLE = ("width", "height", "frames", "fps", "steps", "stride")
 _NUMBERS = ("guidance", "shift", "guidance_low", "boundary")
-_MOST_FPS = 240
 # What two comments may say differently, and the option that may change it.
 _PLAIN = {
     "model": ("model", "model"), "device": ("device", "device"), "threads": ("CPU threads", "device"),
+    "gpus": ("GPUs", ""),
     "dtype": ("dtype", "dtype"), "text_dtype": ("the texts' dtype", "dtype"), "fpsgen": ("fpsgen", ""),
     **{name: (name, "") for name in ("torch", "diffusers", "transformers")},
 }  # fmt: skip
@@ -144,7 +144,7 @@ def _check_kinds(settings: Settings) -> None:
         raise TypeError
     if any(type(getattr(settings, name)) not in (int, float, type(None)) for name in _NUMBERS):
         raise TypeError
-    if settings.fps > _MOST_FPS or settings.stride not in (sizes.STRIDE, 2 * sizes.STRIDE):
+    if settings.fps > formats.MOST_FPS or settings.stride not in (sizes.STRIDE, 2 * sizes.STRIDE):
         raise ValueError
 
 
@@ -166,6 +166,7 @@ def _differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[tu
         if (image := _table(now.get(field))) and image.get("sha256") != _table(then.get(field)).get("sha256"):
             yield field, f"the content of {printable(image.get('name'))}"
     before, after = ({**_table(each.get("versions")), **each} for each in (then, now))
+    before.setdefault("gpus", 1)
     for key, (words, field) in _PLAIN.items():
         if None not in (was := before.get(key), own := after.get(key)) and was != own:
             yield field, f"{words} {printable(own)} (then {printable(was)})"

@@ -123,10 +123,10 @@ class Again:
         self._tell(now, out)
 
     def watch(self, event: Event, out: Output) -> None:
-        """Tell of other weights, once, when a video is there."""
+        """Tell of other weights, and another number of GPUs, once, when a video is there."""
         if isinstance(event, Written) and not self._weights_told:
             self._weights_told = True
-            self._tell({"weights": event.about["weights"]}, out, {"lora"})
+            self._tell({"weights": event.about["weights"], "gpus": event.about.get("gpus", 1)}, out, {"lora"})
 
     def _tell(self, now: dict, out: Output, more: frozenset[str] | set[str] = frozenset()) -> None:
         changed = self._given | ({"model"} if more & self._given else set())

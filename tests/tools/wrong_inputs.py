@@ -104,6 +104,14 @@ takes no last image                         | cat --model pocket --last-image im
 nope                                        | cat --model pocket --vae nope
 notes.txt                                   | cat --model pocket --text-encoder notes.txt
 image                                       | cat --model pocket --image-encoder notes.txt
+--gpus 0                                    | cat --gpus 0
+--gpus 1000                                 | cat --gpus 1000
+this is not a whole number                  | cat --gpus all
+--device cuda:1 is one GPU, and --gpus 2    | cat --gpus 2 --device cuda:1
+--preview 0: must be at least 1             | cat --preview 0
+this is not a whole number                  | cat --preview often
+several videos need a folder                | cat --resume --seeds 0-3 -o x.mp4
+PROMPT is missing                           | --resume
 there is a prompt beside --prompts          | cat --prompts prompts.txt
 nope.txt                                    | --prompts nope.txt
 it is not a regular file                    | --prompts folder.mp4
