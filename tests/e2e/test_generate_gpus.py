@@ -104,6 +104,17 @@ def test_a_process_that_is_killed_ends_all_with_one_sentence(tmp_path: Path, ran
 
 
 @pytest.mark.slow
+def test_many_videos_of_standard_input(tmp_path: Path) -> None:
+    """With seeds that the first process draws."""
+    command = [sys.executable, "-m", "fpsgen", "generate", "--prompts", "-", *BASE[2:-2], "--gpus", "2"]
+    command += ["--frames", "5", "--steps", "2", "-o", f"{tmp_path}/"]
+    run = subprocess.run(command, input="a cat\na dog\n", capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    assert "2 made" in run.stderr
+    assert len(list(tmp_path.glob("*.mp4"))) == 2
+
+
+@pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     with begun(tmp_path / "v.mkv", 3, 60) as (run, processes):
         processes["2"].kill()

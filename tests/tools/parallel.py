@@ -14,14 +14,19 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from fpsgen.attention.plan import AttentionPlan, KeyTiles
+from fpsgen.conditioning import Shown
 from fpsgen.ranks import Ranks, joined, own_device
+from fpsgen.request import VideoPlan
 from fpsgen.sampling import Denoiser
+from fpsgen.several_gpus import handed
+from fpsgen.wan.conditions import Conditions
 from fpsgen.wan.parallel import layout, parallel
 from fpsgen.wan.plan import Guidance, Linears, StepPlan
 from fpsgen.wan.transformer import WanTransformer
@@ -101,13 +106,31 @@ def cases(group: Ranks) -> Iterator[tuple[str, Tensor]]:
     yield "two clips, whose first frame has a time of its own", velocity
 
 
+def handed_on(group: Ranks) -> Tensor:
+    """What the first process made of texts and images, as one tensor; the others bring nothing."""
+    plan = cast(VideoPlan, SimpleNamespace(request=SimpleNamespace(settings=VIDEO)))
+    given: tuple[list[list[Tensor]], dict[str, Conditions]] = [[]], {}
+    if group.is_first:
+        given = [[text(1), text(2)]], {"image": Conditions(torch.ones(1, 2).bfloat16(), None, torch.zeros(1, 3))}
+    texts, seen = handed(group, [plan], given[0], cast(list[Shown], ["image"]), cast(dict[Shown, Conditions], given[1]))
+    image = seen[cast(Shown, "image")]
+    assert image.states is None
+    assert image.channels is not None
+    assert image.channels.dtype == torch.bfloat16
+    return torch.cat([x.flatten().float() for x in (*texts[0], image.channels, image.first) if x is not None])
+
+
 def main(device: torch.device) -> None:
     with joined(device) as group:
-        alone, shared = dict(cases(Ranks(device=device))), dict(cases(group))
-        far = torch.tensor([float((shared[name] - own).abs().max()) for name, own in alone.items()]).to(device)
+        names, shared = zip(*cases(group), strict=True)
+        alone = group.handed("alone", [own for _, own in cases(Ranks(device=device))] if group.is_first else [])
+        names, shared = (*names, "handed on"), (*shared, handed_on(group))
+        alone += group.handed("texts alone", [shared[-1]])
+        pairs = [(own, other) for own, other in zip(alone, shared, strict=True) if own is not None]
+        far = torch.stack([(own - other).abs().max() for own, other in pairs])
         torch.distributed.all_reduce(far, torch.distributed.ReduceOp.MAX)
         if group.is_first:
-            print(json.dumps(dict(zip(alone, far.tolist(), strict=True))))
+            print(json.dumps(dict(zip(names, far.tolist(), strict=True))))
 
 
 if __name__ == "__main__":
