@@ -6,7 +6,6 @@ import contextlib
 import functools
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -149,17 +148,12 @@ def generate(
         tell_sampling(settings, out)
     if isinstance(result, Made):
         given = resuming.GivenByUser(usual.seed is not None, output is not None)
-        if resume:
-            request, complete = resuming.find(requests[0], found, target, given, out)
-            own = replace(todo[0].line, seed=request.seed)
-            requests = [replace(request, asked=many.asked_for(own, same))]
-            result.goes_to(request)
-            if complete is not None:
-                out.note(f"{request.output} is complete already")
-                out.result(str(request.output), {"output": as_text(str(request.output)), **complete}, copied=True)
-                return
-        else:
+        if not resume:
             resuming.tell(requests[0], found, target, given, out)
+        elif (request := result.take_up(requests[0], found, target, given, same, out)) is not None:
+            requests = [request]
+        else:
+            return
     try:
         with several_gpus.together(target, gpus) as group:
             # Closed here, not whenever it is collected: a failure while drawing must not leave an encoder running.

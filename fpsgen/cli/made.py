@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fpsgen.cli.many import Place
+from fpsgen.cli import resume
+from fpsgen.cli.many import Place, asked_for
 from fpsgen.cli.output import Output
 from fpsgen.cli.prompts import as_text
-from fpsgen.cli.resume import command
 from fpsgen.errors import RenderError, Stopped
 from fpsgen.events import Event, Written
 from fpsgen.printable import printable, readable
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 
     from fpsgen.request import Request, VideoPlan
     from fpsgen.settings import Settings
+    from fpsgen.target import Target
+    from fpsgen.weights.models import Model
 
 
 class Made:
@@ -32,9 +36,24 @@ class Made:
         self._seed, self._prompt = place.line.seed, place.line.prompt
         self._written: Written | None = None
 
-    def goes_to(self, request: Request) -> None:
-        """It is an unfinished video, which goes on, that is made."""
+    def take_up(
+        self,
+        request: Request,
+        model: Model,
+        target: Target,
+        given: resume.GivenByUser,
+        options: Mapping[str, object],
+        out: Output,
+    ) -> Request | None:
+        """The unfinished video that goes on in place of `request`; None where it is complete, which is told then.
+        options: as `many.asked_for` has them."""
+        request, complete = resume.find(request, model, target, given, out)
         self._path, self._before, self._seed = request.output, state(request.output), request.seed
+        if complete is not None:
+            out.note(f"{self._path} is complete already")
+            out.result(str(self._path), {"output": as_text(str(self._path)), **complete}, copied=True)
+            return None
+        return replace(request, asked=asked_for(replace(self.todo[0].line, seed=request.seed), options))
 
     def watch(self, event: Event, out: Output) -> None:
         if isinstance(event, Written):
@@ -46,7 +65,7 @@ class Made:
 
         if state(self._path) == self._before and place(self._path).is_file():
             told = "stopped; the steps that were finished are kept, and this command goes on after them:"
-            return Stopped(told, hint=command(self._seed, self._prompt))
+            return Stopped(told, hint=resume.command(self._seed, self._prompt))
         if state(self._path) == self._before:
             return Stopped("stopped; no video was written")
         return Stopped(f"stopped; the video was complete by then, in {self._path}")
