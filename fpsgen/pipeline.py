@@ -27,7 +27,7 @@ from fpsgen.printable import printable
 from fpsgen.ranks import Ranks
 from fpsgen.request import Request, VideoPlan, resolve
 from fpsgen.sampling import Denoiser, State, not_finite, zero_nonfinite
-from fpsgen.several_gpus import ALONE, check_done, handed, laid_out, part_of
+from fpsgen.several_gpus import ALONE, check_done, handed, laid_out, part_of, sent, told_of
 from fpsgen.target import Target
 from fpsgen.timing import Timings, of_all, of_one
 from fpsgen.unfinished import Unfinished
@@ -291,7 +291,8 @@ def denoise(
     disk, if it is to be."""
     yield Stage("denoise")
     if denoiser.parallel is not None:
-        yield Notice(f"{denoiser.parallel.layout}", detail=True)
+        own = denoiser.parallel.layout
+        yield Notice(told_of(own, sent(plan, own)), detail=True)
     elif denoiser.branches > 1:
         yield Branches(denoiser.together)
     if not state.step:

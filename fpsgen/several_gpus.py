@@ -31,9 +31,8 @@ class Expected:
     speedup: float
 
     def __str__(self) -> str:
-        each = f"each sends {readable(self.sent)} in a step"
         told = f"{self.speedup:.2f} times as fast as 1 by a model, which assumes {readable(int(LINK))}/s (NVLink)"
-        return f"{self.layout}; {each}; {told}"
+        return f"{told_of(self.layout, self.sent)}; {told}"
 
 
 def expected(plan: VideoPlan, gpus: int, seconds: float) -> Expected:
@@ -42,15 +41,25 @@ def expected(plan: VideoPlan, gpus: int, seconds: float) -> Expected:
     The model: a GPU computes its branches of the largest share of the tokens, and waits for all that it sends.
     UsageError as `laid_out`.
     """
-    config, branches, tokens = plan.model.config, plan.request.settings.branches, plan.tiles.tokens
     own = laid_out(plan, Ranks(0, gpus))
+    largest, bytes_sent = max(parallel.shares(plan.tiles, own.sequence)), sent(plan, own)
+    shared = seconds * largest / plan.tiles.tokens / own.branches + bytes_sent / LINK
+    return Expected(own, bytes_sent, seconds / shared)
+
+
+def sent(plan: VideoPlan, own: parallel.Layout) -> int:
+    """Bytes that the GPU with most tokens sends in a step that computes all guidance branches: q, k, v, the gate and
+    the result of each layer but for its own part, then its patches to each other GPU, and its branch's velocity."""
+    config, tokens = plan.model.config, plan.tiles.tokens
     largest, others = max(parallel.shares(plan.tiles, own.sequence)), own.sequence - 1
     patch = 4 * config.PATCH[1] * config.PATCH[2] * config.out_channels
-    q_k_v_out = config.num_layers * (4 + config.gated) * config.dim * plan.target.dtype.itemsize
-    passes = branches // own.branches
-    sent = passes * largest * others * (q_k_v_out // own.sequence + patch) + (own.branches - 1) * tokens * patch
-    shared = seconds * largest / tokens / own.branches + sent / LINK
-    return Expected(own, sent, seconds / shared)
+    in_layers = config.num_layers * (4 + config.gated) * config.dim * plan.target.dtype.itemsize
+    passes = plan.request.settings.branches // own.branches
+    return passes * largest * others * (in_layers // own.sequence + patch) + (own.branches - 1) * tokens * patch
+
+
+def told_of(own: parallel.Layout, bytes_sent: int) -> str:
+    return f"{own}; each sends {readable(bytes_sent)} in a step"
 
 
 def laid_out(plan: VideoPlan, group: Ranks) -> parallel.Layout:
