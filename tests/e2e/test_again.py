@@ -142,3 +142,24 @@ def test_what_differs_is_told_in_one_line(run: Runner, tmp_path: Path) -> None:
     assert "CPU threads" in said
     assert "(then 77)" in said
     assert "the weights" not in said
+
+
+def test_a_solver_for_few_steps_brings_its_own_settings(run: Runner, tmp_path: Path) -> None:
+    first = run(steps=7, shift=4, guidance=3)
+    few, _ = again("--from", first["output"], "--solver", "fastwan", "-o", tmp_path / "b.mp4")
+    assert (few["steps"], few["guidance"], few["shift"], few["width"]) == (3, 1.0, 8.0, first["width"])
+    once_more, _ = again("--from", few["output"], "-o", tmp_path / "c.mp4")
+    assert {key for key in few if few[key] != once_more[key]} <= {*OTHERS}
+    plain, _ = again("--from", few["output"], "--solver", "euler", "--steps", 2, "-o", tmp_path / "d.mp4")
+    assert (plain["solver"], plain["steps"], plain["guidance"]) == ("euler", 2, 6.0)
+
+
+def test_two_experts_have_their_guidance_again(experts: dict[str, Path], tmp_path: Path) -> None:
+    run = Runner(experts["original"], tmp_path)
+    first = run(steps=3, **{"guidance-low": 2})
+    second, _ = again("--from", first["output"], "-o", tmp_path / "b.mp4")
+    assert first["guidance_low"] == 2
+    assert {key for key in first if first[key] != second[key]} <= {*OTHERS}
+    assert np.array_equal(read(first["output"])[1], read(second["output"])[1])
+    third, _ = again("--from", first["output"], "--guidance", 3, "-o", tmp_path / "c.mp4")
+    assert (third["guidance"], third["guidance_low"]) == (3, None)
