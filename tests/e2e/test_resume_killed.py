@@ -15,7 +15,7 @@ from fpsgen import unfinished
 from tests.tools.cli import invoke
 from tests.tools.videos import metadata, read
 
-PROMPT = "a cat surfing"
+PROMPT, NAME = "a cat surfing", "a-cat-surfing-7.mp4"
 SMALL = ("--res", "96x64", "--frames", "5", "--steps", "4", "--seed", "7")
 POCKET = ("--model", "pocket", "--res", "160x96", "--frames", "9", "--steps", "20", "--seed", "7")
 # Of the third state half is on the disk, and the process is killed.
@@ -61,16 +61,19 @@ def test_20_random_kills(tmp_path: Path) -> None:
     whole, seconds = read(tmp_path / "whole.mp4")[1], time.monotonic() - begin
     moments, resumed = random.Random(25), []
     for number in range(20):
-        folder, kills = tmp_path / str(number), 1 + number % 2
+        folder, waits = tmp_path / str(number), number % 2
         folder.mkdir()
-        for _ in range(kills):
+        for _ in range(1 + number % 4 // 3):
             running = program(folder, *POCKET, "--resume")
-            time.sleep(moments.uniform(0.3, 1) * seconds)
+            if waits:  # for the steps, or what comes after them; else loading is hit as well
+                while running.poll() is None and not (folder / f"{NAME}.unfinished").exists():
+                    time.sleep(0.01)
+            time.sleep(moments.uniform(0, 0.5 if waits else 1) * seconds)
             running.kill()
             running.wait()
         assert program(folder, *POCKET, "--resume").wait() == 0
         (video,) = (path for path in folder.iterdir() if not path.name.startswith("."))
-        assert video.name == "a-cat-surfing-7.mp4"
+        assert video.name == NAME
         assert (read(video)[1] == whole).all()
         resumed.append(metadata(video).get("resumed"))
     print(f"a run takes {seconds:.1f} s; went on after: {resumed}")
