@@ -121,12 +121,13 @@ def generate(
     if left and group.is_first:
         embedded = yield from texts.encode(plans, clocks, embeddings)
     seen: dict[conditioning.Shown, Conditions] = {}
-    if shown and group.is_first:
+    if shown and left and group.is_first:
         seen = yield from conditioning.look(shown, model, target, partial(of_all, clocks))
     if group.world > 1:
         check_done([own.done if own else 0 for own in kept], group)
-        embedded, seen = handed(group, plans, embedded, shown, seen)
-    given = [seen[each] if each else None for each in map(conditioning.shown, plans)]
+        if left:
+            embedded, seen = handed(group, plans, embedded, shown, seen)
+    given = [seen.get(each) if each else None for each in map(conditioning.shown, plans)]
     videos = [Rendering(*of, number) for number, of in enumerate(zip(plans, clocks, embedded, given, strict=True))]
     previews = Previews(encoding.preview) if encoding.preview else None
     for video, own in zip(videos, kept, strict=True):
@@ -219,7 +220,7 @@ def _denoise_all(
                     continue
                 if len(videos) > 1:
                     machine.release()  # what the video before has left, which would seem to lack
-                    alone = span == (0, len(video.plan.steps))
+                    alone = span == (video.kept.done if video.kept else 0, len(video.plan.steps))
                     title = video.plan.request.prompt + ("" if alone else f", {turn.words}")
                     yield Run(title, video.number + 1, len(videos))
                 with of_one(clocks, video.number):

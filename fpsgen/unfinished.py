@@ -176,7 +176,8 @@ class Unfinished:
         """That the video goes on, and what its last bits may differ by."""
         if self._kept is None:
             return
-        yield Notice(f"the video goes on after step {self.done} of {len(self._plan.steps)}, which {self.path} keeps")
+        told = f"the video goes on after step {self.done} of {len(self._plan.steps)}"
+        yield Notice(f"{told}, which {printable(self.path)} keeps")
         if others := differences(self._kept.about, made_with(self._plan, "") | self._gpus, _SURROUNDINGS):
             yield Notice(f"the last bits may differ from those of an uninterrupted run: it was {'; '.join(others)}")
 

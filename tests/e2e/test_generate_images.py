@@ -16,6 +16,7 @@ from fpsgen.settings import WAN_NEGATIVE
 from fpsgen.weights import models
 from tests.tools.cli import calibrate, invoke, told
 from tests.tools.image_pipeline import make_image_pipeline
+from tests.tools.stopped import stopped
 from tests.tools.videos import read
 
 
@@ -177,3 +178,18 @@ def test_a_video_from_images_comes_again_from_its_comment(
     Image.new("RGB", (32, 48), "red").save(tmp_path / "last.png")
     result = invoke("--from", output, "--steps", 1, "-o", tmp_path / "c.mp4")
     assert "unlike a.mp4: the content of last.png" in " ".join(result.stderr.split())
+
+
+@pytest.mark.parametrize("step", [1, 2])
+def test_a_video_that_begins_with_an_image_goes_on(
+    folders: dict[str, Path], photo: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    """With its image; where all steps are done, nobody looks at that."""
+    whole, path, folder = photo.with_name("whole.mp4"), photo.with_name("a.mp4"), folders["i2v-14b"]
+    assert invoke(*short(folder, whole), "--image", photo).exit_code == 0
+    stopped(step, *short(folder, path), "--image", photo)
+    if step == 2:
+        monkeypatch.setattr("fpsgen.conditioning.look", lambda *_: pytest.fail("it was looked at"))
+    result = invoke(*short(folder, path), "--image", photo, "--resume")
+    assert result.exit_code == 0, result.output
+    assert (read(path)[1] == read(whole)[1]).all()

@@ -28,6 +28,7 @@ from fpsgen.video import VideoWriter
 from fpsgen.weights import models
 from tests.tools.cli import invoke, told
 from tests.tools.disk import fill_disk
+from tests.tools.stopped import killed, killed_in, stopped
 from tests.tools.videos import metadata, read
 
 CPU = torch.device("cpu")
@@ -35,40 +36,16 @@ PROMPT = "a cat surfing"
 SMALL = ("--res", "96x64", "--frames", 5, "--steps", 4)
 
 
-class Killed(BaseException):
-    """Ends a run as nothing does that is explained."""
-
-
 def words(result: Any) -> str:
     return " ".join(result.stderr.split())
 
 
+def of(folder: Path) -> tuple[object, ...]:
+    return (PROMPT, "--model", folder, *SMALL)
+
+
 def generate(folder: Path, *args: object) -> Any:
-    return invoke(PROMPT, "--model", folder, *SMALL, *args)
-
-
-def stopped(folder: Path, step: int, *args: object) -> None:
-    """A run that ends once the state after a step is kept."""
-    real = Unfinished.keep
-
-    def keep(self: Unfinished, state: Any, *rest: Any) -> Any:
-        yield from real(self, state, *rest)
-        if state.step == step:
-            raise Killed  # and what is being written arrives
-
-    killed_in(Unfinished, "keep", keep, folder, *args)
-
-
-def killed_in(owner: type, name: str, instead: Callable[..., Any], folder: Path, *args: object) -> None:
-    """A run that a method ends, which stands in the place of another."""
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(owner, name, instead)
-        with pytest.raises(Killed):
-            generate(folder, *args)
-
-
-def killed(*_: object) -> None:
-    raise Killed
+    return invoke(*of(folder), *args)
 
 
 def frames(path: Path) -> np.ndarray:
@@ -107,7 +84,7 @@ def test_the_video_is_that_of_a_run_that_was_not_stopped(
     Path("reusing.toml").write_text(REUSING)
     whole = generate(wan_folder, "--seed", 7, *more, "-o", "whole.mp4")
     assert whole.exit_code == 0, whole.output
-    stopped(wan_folder, step, "--seed", 7, *more)
+    stopped(step, *of(wan_folder), "--seed", 7, *more)
     assert sorted(path.name for path in tmp_path.glob("a-cat*")) == ["a-cat-surfing-7.mp4.unfinished"]
     computed: list[int] = []
     real = Denoiser.velocity
@@ -129,7 +106,7 @@ def test_a_run_that_is_stopped_again_and_again(
     monkeypatch.chdir(tmp_path)
     generate(wan_folder, "--seed", 7, "-o", "whole.mp4")
     for step, resume in ((1, ()), (2, ("--resume",)), (4, ("--resume",))):
-        stopped(wan_folder, step, "--seed", 7, "-o", "a.mp4", *resume)
+        stopped(step, *of(wan_folder), "--seed", 7, "-o", "a.mp4", *resume)
     assert generate(wan_folder, "-o", "a.mp4", "--resume").exit_code == 0
     assert metadata("a.mp4")["resumed"] == [1, 2, 4]
     assert (frames(Path("a.mp4")) == frames(Path("whole.mp4"))).all()
@@ -145,7 +122,7 @@ def test_of_two_experts_only_what_has_steps_left_is_loaded(
     result = generate(folder, "--seed", 7, *args, "-o", "whole.mp4")
     assert result.exit_code == 0, result.output
     made = metadata("whole.mp4")["experts"]
-    stopped(folder, step, "--seed", 7, *args, "-o", "a.mp4")
+    stopped(step, *of(folder), "--seed", 7, *args, "-o", "a.mp4")
     loaded: list[str] = []
     real = turns.load
     monkeypatch.setattr(turns, "load", lambda turn, *rest: loaded.append(turn.part) or real(turn, *rest))
@@ -159,7 +136,7 @@ def test_of_two_experts_only_what_has_steps_left_is_loaded(
 def kept(wan_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """What is kept after step 2 of 4."""
     output = tmp_path_factory.mktemp("kept") / "a.mp4"
-    stopped(wan_folder, 2, "--seed", 7, "-o", output)
+    stopped(2, *of(wan_folder), "--seed", 7, "-o", output)
     return unfinished.place(output).read_bytes()
 
 
@@ -193,7 +170,7 @@ def test_another_machine_is_a_note(wan_folder: Path, tmp_path: Path, monkeypatch
     monkeypatch.chdir(tmp_path)
     with monkeypatch.context() as patched:
         patched.setattr(torch, "get_num_threads", lambda: 64)
-        stopped(wan_folder, 3, "--seed", 7, "-o", "a.mp4")
+        stopped(3, *of(wan_folder), "--seed", 7, "-o", "a.mp4")
     result = generate(wan_folder, "-o", "a.mp4", "--resume")
     assert result.exit_code == 0
     assert "the last bits may differ" in words(result)
@@ -222,12 +199,12 @@ def test_without_the_option_a_note_says_how_to_go_on(
     wan_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    stopped(wan_folder, 2, "--seed", 7)
+    stopped(2, *of(wan_folder), "--seed", 7)
     result = generate(wan_folder, "--seed", 7)
     assert "a-cat-surfing-7.mp4.unfinished keeps an unfinished run of this video: --resume goes on" in words(result)
     assert Path("a-cat-surfing-7.mp4.unfinished").exists()  # the other one has another name
     assert Path("a-cat-surfing-7-2.mp4").exists()
-    stopped(wan_folder, 2, "--seed", 9, "-o", "a.mp4")
+    stopped(2, *of(wan_folder), "--seed", 9, "-o", "a.mp4")
     result = generate(wan_folder, "--seed", 8, "-o", "a.mp4")
     assert "keeps an unfinished run of other settings; this run begins anew, and replaces it" in words(result)
     assert not Path("a.mp4.unfinished").exists()
@@ -260,7 +237,7 @@ def test_a_run_that_is_stopped_while_its_video_gets_its_comment_does_not_make_a_
 ) -> None:
     monkeypatch.chdir(tmp_path)
 
-    killed_in(VideoWriter, "_tell", killed, wan_folder, "--seed", 7)
+    killed_in(VideoWriter, "_tell", killed, *of(wan_folder), "--seed", 7)
     assert sorted(each.name for each in tmp_path.iterdir()) == ["a-cat-surfing-7.mp4", "a-cat-surfing-7.mp4.unfinished"]
     assert generate(wan_folder, "--resume").exit_code == 0
     assert [each.name for each in tmp_path.iterdir()] == ["a-cat-surfing-7.mp4"]
@@ -272,7 +249,7 @@ def test_a_run_that_was_stopped_when_all_was_done_is_complete(
 ) -> None:
     monkeypatch.chdir(tmp_path)
 
-    killed_in(Unfinished, "remove", killed, wan_folder, "--seed", 7)
+    killed_in(Unfinished, "remove", killed, *of(wan_folder), "--seed", 7)
     result = generate(wan_folder, "--resume")
     assert "is complete already" in words(result)
     assert [each.name for each in tmp_path.iterdir()] == ["a-cat-surfing-7.mp4"]
