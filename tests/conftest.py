@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,8 @@ import fpsgen  # noqa: F401  # before torch, whose threads then wait as the prod
 
 # isort: split
 import pytest
+
+from tests.tools import once
 
 if TYPE_CHECKING:
     from diffusers import WanPipeline
@@ -30,6 +33,18 @@ def nothing_of_the_developers(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["FPSGEN_CACHE_DIR"] = str(tmp_path_factory.mktemp("cache"))
     for name in ("FPSGEN_MODEL", "FPSGEN_PRESET", "FPSGEN_OUTPUT_DIR"):
         os.environ.pop(name, None)
+    base = tmp_path_factory.getbasetemp()
+    made = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "made"
+    made.mkdir(exist_ok=True)
+    os.environ[once.FOLDER] = str(made)
+
+
+@pytest.fixture(scope="module")
+def compiled_once() -> Iterator[None]:
+    """For a module of tests that do not ask whether NVRTC and nvdisasm run: each text and cubin goes through them once
+    in a session."""
+    with once.compilations():
+        yield
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -27,6 +27,8 @@ from fpsgen.weights.known import MODELS
 from tests.kernels import host
 from tests.tools.cli import told
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
 PLANS = ["dense bf16", "dense fp8", "sparse bf16", "sparse fp8", "sparse int8"]
 
 

@@ -19,6 +19,8 @@ from fpsgen.kernels import cache, disassembly, nvrtc
 from fpsgen.kernels.listing import KERNELS
 from tests.tools.cli import documented, told
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
 OLD = "sm90_attention-" + "0123456789abcdef" * 2
 
 

@@ -35,6 +35,7 @@ from fpsgen.attention.sums import HOPPER
 from fpsgen.attention.tiles import TileGrid
 from fpsgen.kernels.cache import Kernel
 from fpsgen.wan import elementwise
+from tests.tools import once
 
 SOURCES = assets.folder("kernels_cuda")
 SLOTS = 128
@@ -50,23 +51,44 @@ ENTRIES = {
 
 @cache
 def build_folder() -> Path:
-    """A folder that goes when this process ends, but not when one that it forked does."""
+    """The test session's, or one that goes when this process ends, but not when one that it forked does."""
+    if shared := os.environ.get(once.FOLDER):
+        return Path(shared)
     folder, owner = Path(tempfile.mkdtemp(prefix="fpsgen-host-")), os.getpid()
     atexit.register(lambda: os.getpid() == owner and shutil.rmtree(folder, ignore_errors=True))
     return folder
 
 
+# With the first of these as some distributions' default, longjmp leaves no stack but its own.
+FLAGS = ("-U_FORTIFY_SOURCE", "-O2", "-std=c++17", "-fPIC", "-w")
+
+
+@cache
+def headers() -> Path:
+    """The standard headers of the machine, compiled: reading them takes g++ a second, most of a library's time."""
+    lines = [line for path in (SOURCES / "host").glob("*.h") for line in path.read_text().splitlines(keepends=True)]
+    text = "".join(sorted({line for line in lines if line.startswith("#include <")}))
+    path = build_folder() / f"{hashlib.sha256(text.encode()).hexdigest()}.h"
+    once.made(path, lambda beside: beside.write_text(text))
+    once.made(path.with_suffix(".h.gch"), lambda beside: g_plus_plus("-x", "c++-header", path, "-o", beside))
+    return path
+
+
+def g_plus_plus(*arguments: object, text: str = "") -> None:
+    subprocess.run(["g++", *FLAGS, *map(str, arguments)], input=text, text=True, check=True)
+
+
 def build(source: str, main: str, options: Mapping[str, int]) -> ctypes.CDLL:
     """A shared library of the kernel text `source`, with the lines `main` behind it; built once for each content."""
-    flags = ["-O2", "-std=c++17", "-shared", "-fPIC", "-w", f"-I{SOURCES / 'host'}", f"-I{SOURCES}"]
-    flags.append("-U_FORTIFY_SOURCE")  # with it, some distributions' default, longjmp leaves no stack but its own
-    flags += [f"-D{name}={value}" for name, value in options.items()]
+    flags = [f"-I{SOURCES / 'host'}", f"-I{SOURCES}", *(f"-D{name}={value}" for name, value in options.items())]
     text = f"{source}\n{main}\n"
-    headers = b"".join(path.read_bytes() for path in sorted([*(SOURCES / "host").iterdir(), *SOURCES.glob("*.cuh")]))
-    path = build_folder() / (hashlib.sha256(repr((text, flags)).encode() + headers).hexdigest() + ".so")
-    if not path.exists():
-        subprocess.run(["g++", *flags, "-x", "c++", "-", "-o", path], input=text, text=True, check=True)
-    return ctypes.CDLL(str(path))
+    included = b"".join(path.read_bytes() for path in sorted([*(SOURCES / "host").iterdir(), *SOURCES.glob("*.cuh")]))
+    name = hashlib.sha256(repr((text, FLAGS, flags)).encode() + included).hexdigest()
+    made = once.made(
+        build_folder() / f"{name}.so",
+        lambda beside: g_plus_plus("-shared", "-include", headers(), *flags, "-x", "c++", "-", "-o", beside, text=text),
+    )
+    return ctypes.CDLL(str(made))
 
 
 def entries(kernel: Kernel) -> tuple[str, ...]:

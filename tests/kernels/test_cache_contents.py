@@ -16,6 +16,8 @@ import pytest
 from fpsgen.errors import UsageError
 from fpsgen.kernels import cache, listing, sm90_attention, sm90_elementwise
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
 NAME = "sm90_attention-" + "0123456789abcdef" * 2
 
 

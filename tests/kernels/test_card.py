@@ -30,6 +30,8 @@ from fpsgen.kernels.sm90_attention import PARAMETERS, VARIANTS
 from tests.kernels import host
 from tests.kernels.cases import line, plan_for, random_qkv
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
 
 def listed(cubin: bytes) -> dict[str, Code]:
     with tempfile.TemporaryDirectory() as folder:

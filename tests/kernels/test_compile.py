@@ -19,6 +19,8 @@ from fpsgen.kernels import cache, nvrtc, sm90_attention, sm90_elementwise, sm90_
 from fpsgen.wan.plan import LinearPrecision
 from tests.kernels import host
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
 
 @pytest.fixture(autouse=True)
 def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

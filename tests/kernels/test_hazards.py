@@ -14,6 +14,8 @@ from fpsgen.kernels.listing import KERNELS
 from fpsgen.kernels.registers import is_wgmma, read, wgmma, written
 from tests.kernels.cases import mostly
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
 ATTENTION = [name for name in KERNELS if name.startswith("attention")]
 NOTHING = Instruction(0, None, "NOP", (), 1, None, None, ())
 

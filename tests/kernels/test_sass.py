@@ -12,6 +12,8 @@ from fpsgen.kernels import cache, listing, sass
 from tests.kernels.cases import mostly
 from tests.kernels.test_compile import disassembled
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:

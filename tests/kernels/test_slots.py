@@ -13,6 +13,8 @@ from fpsgen.errors import UsageError
 from fpsgen.kernels import nvrtc, speed
 from fpsgen.kernels.listing import KERNELS
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
 RECORD = json.loads(slots.PLACE.read_text(encoding="utf-8"))
 ROWS = {(one["kernel"], one["compiler"]): one for one in RECORD["rows"]}
 GROWTH = 1.01  # what may grow: a compiler's patch release moves a few instructions

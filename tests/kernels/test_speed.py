@@ -20,6 +20,8 @@ from fpsgen.kernels.registers import is_wgmma, wgmma
 from fpsgen.kernels.replay import replay
 from fpsgen.kernels.sm90_select import SelectKernel
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
 ATTENTION = {name: named.kernel for name, named in KERNELS.items() if name.startswith("attention")}
 
 
