@@ -15,7 +15,9 @@ import pytest
 import torch
 
 from fpsgen import experts, pipeline, texts
+from fpsgen.errors import RenderError
 from fpsgen.sampling import Denoiser
+from fpsgen.video import VideoWriter
 from tests.tools.cli import Runner, documented, invoke, told
 from tests.tools.videos import metadata, read
 
@@ -132,20 +134,28 @@ def test_stopped_in_the_second_video_and_gone_on_with(tmp_path: Path, monkeypatc
     assert len(list(tmp_path.iterdir())) == 3
 
 
-def test_a_video_too_large_for_the_gpu_stops_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    own = Denoiser.velocity
+def test_neither_a_full_gpu_nor_a_full_disk_stops_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    velocity, close = Denoiser.velocity, VideoWriter.close
 
     def full(denoiser: Denoiser, latents: Any, *args: Any) -> Any:
         if latents.shape[2] > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return own(denoiser, latents, *args)
+        return velocity(denoiser, latents, *args)
+
+    def closed(writer: VideoWriter) -> None:
+        if writer.path.stem == "full":
+            raise RenderError("the disk is full")
+        close(writer)
 
     monkeypatch.setattr(Denoiser, "velocity", full)
-    lines = [{"prompt": "a cat", "frames": 9}, {"prompt": "a dog"}]
+    monkeypatch.setattr(VideoWriter, "close", closed)
+    lines = [{"prompt": "a cat", "frames": 9}, {"prompt": "a frog", "name": "full"}, {"prompt": "a dog"}]
     told = many("--prompts", "-", "-o", tmp_path, input="\n".join(map(json.dumps, lines)), code=1)
-    assert [video["state"] for video in told["videos"]] == ["failed", "made"]
+    assert [video["state"] for video in told["videos"]] == ["failed", "failed", "made"]
     assert "not enough memory for this video" in told["videos"][0]["error"]
     assert "--res" in told["videos"][0]["hint"]
+    assert told["videos"][1]["error"] == "the disk is full"
+    assert [path.name for path in tmp_path.glob("*.mp4")] == ["a-dog-0.mp4"]
 
 
 @pytest.mark.parametrize("beside", [True, False])
@@ -181,7 +191,7 @@ def test_what_the_model_cannot_make_is_refused_with_all_lines(tmp_path: Path, lo
     file.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
     result = invoke("--prompts", file, *SHORT, "-o", tmp_path / "out")
     assert result.exit_code == 2
-    assert "line 2: --guidance-low" in result.stderr
+    assert "line 2: guidance_low=3" in result.stderr
     assert not loads
     assert list((tmp_path / "out").iterdir()) == []
 
