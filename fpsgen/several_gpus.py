@@ -9,7 +9,7 @@ from itertools import islice
 from torch import Tensor
 
 from fpsgen.conditioning import Shown
-from fpsgen.errors import FpsgenError
+from fpsgen.errors import FpsgenError, option
 from fpsgen.printable import readable
 from fpsgen.ranks import Ranks
 from fpsgen.request import Request, VideoPlan
@@ -78,7 +78,8 @@ def of_first(requests: Sequence[Request], group: Ranks) -> list[Request]:
     """The requests with the seeds that the first process has, which may have chosen them at random."""
     told = group.told("requests", [(one.prompt, one.seed) for one in requests])
     if [prompt for prompt, _ in told] != [one.prompt for one in requests]:
-        raise FpsgenError("the processes were not given the same prompts, or do not see the same folder")
+        told = "the processes were not given the same prompts, or do not see the same folder"
+        raise FpsgenError(told, hint="give each of them the same command, and a folder that all machines share")
     return [replace(one, seed=seed) for one, (_, seed) in zip(requests, told, strict=True)]
 
 
@@ -86,7 +87,8 @@ def check_done(done: list[int], group: Ranks) -> None:
     """FpsgenError where another process knows of other steps of the videos than the first one. done: how many steps of
     each were found on the disk."""
     if group.told("done", done) != done:
-        raise FpsgenError("the processes do not see the same unfinished videos: they need one folder")
+        told = "the processes do not see the same unfinished videos: they need one folder"
+        raise FpsgenError(told, hint=f"choose a folder that all machines share with {option('output')}")
 
 
 def handed(
