@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from functools import cache
 
 import pytest
 from rich.console import Console
@@ -89,12 +90,15 @@ def test_what_belongs_to_a_cell_stands_behind_it() -> None:
     assert table.markdown() == "|  | seconds |\n| --- | ---: |\n| total | 1.00 (0.90 to 1.10; few) |\n"
 
 
+@cache
+def listed(command: str, columns: int) -> list[str]:
+    return CliRunner().invoke(app, [command], env={"COLUMNS": str(columns)}).stdout.splitlines()
+
+
 @pytest.mark.parametrize("columns", [60, 80, 120])
 @pytest.mark.parametrize("command", ["presets", "kernels", "models"])
 def test_a_list_fits_its_terminal_and_folds_no_name(command: str, columns: int) -> None:
-    narrow, wide = (
-        CliRunner().invoke(app, [command], env={"COLUMNS": str(width)}).stdout.splitlines() for width in (columns, 999)
-    )
+    narrow, wide = listed(command, columns), listed(command, 999)
     names = [line.split("  ")[0] for line in wide if "  " in line]
     rows = [line for line in narrow if line.split("  ")[0] in names]
     assert [line.split("  ")[0] for line in rows] == names
