@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 import signal
 import sys
 from collections.abc import Callable
@@ -326,6 +327,18 @@ def test_the_first_signal_lets_the_step_end_and_says_how_to_go_on(
     assert state.done == 2
     assert "the run stops after this step, which is kept" in words(result)
     assert f"fpsgen generate '{PROMPT}' --steps 4 --seed {state.about['seed']} --resume" in words(result)
+
+
+def test_other_weights_are_told(wan_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: bytes) -> None:
+    monkeypatch.chdir(tmp_path)
+    own = re.search(rb'"weights\W+([0-9a-f]{16})', kept)
+    assert own is not None
+    data = written(kept[:-32].replace(own[1], b"0" * 16))
+    Path("a.mp4.unfinished").write_bytes(data)
+    result = generate(wan_folder, "-o", "a.mp4", "--resume")
+    assert result.exit_code == 2, result.output
+    assert f"is of other weights: {'0' * 16}, and the model has {own[1].decode()} now" in words(result)
+    assert Path("a.mp4.unfinished").read_bytes() == data
 
 
 def written(body: bytes) -> bytes:
