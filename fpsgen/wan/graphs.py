@@ -31,14 +31,23 @@ from fpsgen.wan.transformer import KeyValue, WanTransformer, sinusoid
 Capture = Callable[[Callable[[], Tensor]], tuple[Callable[[], None], Tensor]]
 
 
-def why_not(device: torch.device, wanted: bool, backends: Mapping[AttentionPlan, Choice], gpus: int = 1) -> str | None:
-    """Why no pass can be a graph; None if they can. wanted: whether the user wants graphs; gpus: share a pass."""
+def why_not(
+    device: torch.device,
+    wanted: bool,
+    backends: Mapping[AttentionPlan, Choice],
+    gpus: int = 1,
+    streamed: bool = False,
+) -> str | None:
+    """Why no pass can be a graph; None if they can. wanted: whether the user wants graphs; gpus: share a pass;
+    streamed: whether blocks are on the device only while they compute."""
     if not wanted:
         return "nobody asked for them"
     if device.type != "cuda":
         return "they are for CUDA GPUs"
     if gpus > 1:
         return "they are for one GPU"
+    if streamed:
+        return "the transformer's blocks are brought one by one, by a thread"
     for plan, choice in backends.items():
         if choice.name == "reference" or (choice.name == "flex" and not plan.has_windows_only):
             return f"{choice.name} waits for the GPU in attention ({plan})"

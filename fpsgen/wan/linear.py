@@ -9,7 +9,7 @@ of a file that is in 8 bits itself are not rounded anew, and where a product is 
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Callable, Set
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -107,6 +107,15 @@ class Linear(nn.Linear):
         if "16bit" not in precisions:
             self._of_file = None
         return torch.empty(weight.numbers.shape, dtype=dtype, device="meta")
+
+    def replace(self, other: Callable[[Tensor], Tensor]) -> None:
+        """Put others in the place of the numbers and scales that are kept beside the parameters."""
+
+        def moved(kept: Quantized) -> Quantized:
+            return Quantized(other(kept.numbers), other(kept.scale))
+
+        self._in_8_bits = {kind: moved(kept) for kind, kept in self._in_8_bits.items()}
+        self._of_file = self._of_file and moved(self._of_file)
 
     def quantized(self, kind: Format) -> Quantized:
         """The weight in 8 bits, one scale for each output. Kept, for it does not change, unless it is trained."""

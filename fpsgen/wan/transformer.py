@@ -11,7 +11,7 @@ is between them is in `fpsgen.wan.elementwise`.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import cast
 
@@ -62,12 +62,13 @@ class WanTransformer(nn.Module):
             self.img_emb = ImageEmbedding(config)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.head = Head(config)
-        self._samples: dict[str, Tensor] = {}  # of parameters that `hold` left without values
         self.sequence: SequenceParallel | None = None  # with which other GPUs it shares the tokens of a pass
+        self.streamed: Iterable[Block] | None = None  # the same blocks, which are here only while they compute
+        self._samples: dict[str, Tensor] = {}  # of parameters without values
 
     def layers(self) -> Iterator[Block]:
-        """The blocks in order, with their type."""
-        return cast("Iterator[Block]", iter(self.blocks))
+        """The blocks in order, with their type; each has its values until the next one is asked for."""
+        return iter(self.streamed) if self.streamed is not None else cast("Iterator[Block]", iter(self.blocks))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -79,9 +80,15 @@ class WanTransformer(nn.Module):
         bfloat16, so that it is the same in either format and at any dtype."""
         told = hashlib.sha256()
         for name, parameter in sorted(self.named_parameters()):
-            some = self._samples[name] if parameter.is_meta else _sample(parameter)
+            some = self._samples[name] if name in self._samples else _sample(parameter)
             told.update(name.encode() + some.view(torch.int16).numpy().tobytes())
         return told.hexdigest()[:16]
+
+    def remember(self, number: int) -> None:
+        """Keep of a block what `fingerprint` needs of it, because its values will not stay."""
+        for name, parameter in self.blocks[number].named_parameters(f"blocks.{number}"):
+            if not parameter.is_meta:
+                self._samples[name] = _sample(parameter)
 
     def hold(self, name: str, value: Tensor, steps: Sequence[StepPlan]) -> Tensor:
         """What is kept as a parameter, given its value: if `steps` are all that it will ever compute, the weight of a

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import mmap
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from math import prod
@@ -182,15 +182,17 @@ def _is_read(kind: str) -> bool:
     return True
 
 
-def values(file: Path, most: int | None = None) -> Iterator[tuple[str, Stored, np.ndarray]]:
-    """Every tensor of a file: its float32 values in a row, or the bytes of one whose type is among `FLOATS`. most: how
-    many values are wanted of each, or a few more; all by default."""
+def values(file: Path, names: Container[str], most: int | None = None) -> Iterator[tuple[str, Stored, np.ndarray]]:
+    """The tensors of these names: each one's float32 values in a row, or the bytes of one whose type is among `FLOATS`.
+    most: how many values are wanted of each, or a few more; all by default."""
     import gguf
     import numpy as np
 
     tensors = catalogue(file).tensors
     with open_regular(file) as content:
         for name, stored in tensors.items():
+            if name not in names:
+                continue
             kind = gguf.GGMLQuantizationType[stored.kind]
             block, size = gguf.GGML_QUANT_SIZES[kind]
             count = stored.size if most is None else min(stored.size, -(-most // block) * size)

@@ -23,6 +23,7 @@ from fpsgen.wan.autoencoder import WanVAE
 from fpsgen.wan.config import FETCH_AGAIN, OURS
 from fpsgen.wan.image_encoder import ImageEncoder, vision_transformer
 from fpsgen.wan.linear import Linear, expanded
+from fpsgen.wan.offload import Home, Streamed
 from fpsgen.wan.plan import StepPlan
 from fpsgen.wan.text_encoder import KnownTexts, TextEncoder
 from fpsgen.wan.tokenizer import TEXT_LENGTH, Tokenizer
@@ -37,6 +38,7 @@ from fpsgen.weights.read import Value, copied, first, plain, read
 Module = TypeVar("Module", bound=nn.Module)
 
 _IDENTIFIED = 64  # values of a parameter
+_BLOCKS = "blocks."  # how the names of their parameters begin
 
 
 def load_transformer(
@@ -47,11 +49,13 @@ def load_transformer(
     part: TransformerPart = "transformer",
     check: Callable[[], None] = lambda: None,
     trains: bool = False,
+    home: Home = "device",
 ) -> WanTransformer:
     """The transformer, its matrix products in `dtype`, with the checkpoint's LoRAs in its weights. steps: all that it
     will compute, if that is known, so that weights are rounded to 8 bits for it as they are read. part: which of two
     experts. check: called before each parameter is kept; may raise. trains: whether it will be trained; if not, linear
-    layers keep what is in 8 bits in their files. ModelError where files do not fit, as for the other parts."""
+    layers keep what is in 8 bits in their files. home: where its blocks are while they do not compute, with `steps` all
+    that it ever does. ModelError where files do not fit, as for the other parts."""
     model, dtypes = empty_transformer(checkpoint), by_name(dtype)
     merge = lora.merging(checkpoint.loras, shapes(model), device, checkpoint.experts[part])
 
@@ -69,7 +73,21 @@ def load_transformer(
             return model.hold_8_bits(name, own, dtypes(name), steps)
         return model.hold(name, merged.to(dtypes(name)), steps)
 
-    return _filled(model, checkpoint, part, keep)
+    if home == "device":
+        return _filled(model, checkpoint, part, keep)
+    _check_part(model, checkpoint, part)
+    ends = _state(checkpoint, part, keep, lambda name: not name.startswith(_BLOCKS))
+    model.load_state_dict(ends, strict=False, assign=True)
+    model.eval().requires_grad_(False)
+
+    def read(number: int) -> None:
+        own = f"{_BLOCKS}{number}."
+        state = _state(checkpoint, part, keep, lambda name: name.startswith(own))
+        block = {name.removeprefix(own): value for name, value in state.items()}
+        model.blocks[number].load_state_dict(block, assign=True)
+
+    model.streamed = Streamed(list(model.layers()), read, model.remember, device, home)
+    return model
 
 
 def load_vae(checkpoint: Checkpoint, device: torch.device) -> VAE:
@@ -109,24 +127,40 @@ def _filled(model: Module, checkpoint: Checkpoint, part: str, keep: Callable[[st
     """A module that was built on the meta device, with its parameters, which are what `keep` makes of each as it is
     read: a copy, off the memory map."""
     _check_part(model, checkpoint, part)
-    state: dict[str, Tensor] = {}
-    for name, value in parameters(checkpoint, part):
-        if name not in state:  # the text encoder's embedding may be there twice, see `renamed`
-            state[name] = keep(name, value)
-    model.load_state_dict(state, assign=True)
+    model.load_state_dict(_state(checkpoint, part, keep), assign=True)
     return model.eval().requires_grad_(False)
 
 
-def parameters(checkpoint: Checkpoint, part: str, most: int | None = None) -> Iterator[tuple[str, Value]]:
-    """Every parameter of a part by our module's name, as `read` gives them."""
+def _state(
+    checkpoint: Checkpoint,
+    part: str,
+    keep: Callable[[str, Value], Tensor],
+    wanted: Callable[[str], bool] = lambda name: True,
+) -> dict[str, Tensor]:
+    state: dict[str, Tensor] = {}
+    for name, value in parameters(checkpoint, part, wanted=wanted):
+        if name not in state:  # the text encoder's embedding may be there twice, see `renamed`
+            state[name] = keep(name, value)
+    return state
+
+
+def parameters(
+    checkpoint: Checkpoint, part: str, most: int | None = None, wanted: Callable[[str], bool] = lambda name: True
+) -> Iterator[tuple[str, Value]]:
+    """Every parameter of a part by our module's name, as `read` gives them. wanted: by name, where none lies in a file
+    with others as one tensor."""
     own = checkpoint.part(part)
-    for key, value in read(getattr(checkpoint, part), most if own.split is None else None):
+    if own.split is None:
+        found = read(getattr(checkpoint, part), most, lambda key: wanted(own.rename(key)))
+    else:
+        found = read(getattr(checkpoint, part))
+    for key, value in found:
         if own.split is None:
             yield own.rename(key), value
             continue
         values = value if isinstance(value, Tensor) else value.dequantize()
-        found = own.split(key, tuple(values.shape))
-        for (name, shape), piece in zip(found, values.chunk(len(found)) if found else (), strict=True):
+        split = own.split(key, tuple(values.shape))
+        for (name, shape), piece in zip(split, values.chunk(len(split)) if split else (), strict=True):
             yield name, piece.reshape(shape)
 
 
