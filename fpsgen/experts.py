@@ -22,6 +22,7 @@ from fpsgen.files import open_regular
 from fpsgen.printable import readable
 from fpsgen.request import VideoPlan
 from fpsgen.target import Target
+from fpsgen.wan.offload import Home
 from fpsgen.wan.plan import StepPlan
 from fpsgen.wan.transformer import WanTransformer
 from fpsgen.weights import needs
@@ -70,8 +71,8 @@ def turns(plans: Sequence[VideoPlan], done: Sequence[int]) -> list[Turn]:
 class Ahead:
     """A turn's transformer, which a thread makes ready until it is asked for. As a context: the thread ends with it."""
 
-    def __init__(self, turn: Turn, plans: Sequence[VideoPlan], way: Way):
-        self.turn, self.way = turn, way
+    def __init__(self, turn: Turn, plans: Sequence[VideoPlan], way: Way, home: Home = "device"):
+        self.turn, self.way, self._home = turn, way, home
         self._plans = plans
         self._stopped = threading.Event()
         self._pool = ThreadPoolExecutor(1, "expert")
@@ -107,12 +108,12 @@ class Ahead:
             del loaded  # and with the error what was loaded by then
             machine.release()
         self._stopped.set()  # what is not in memory yet is read once, by whoever needs it
-        return load(self.turn, self._plans)
+        return load(self.turn, self._plans, self._home)
 
     def _load(self) -> WanTransformer:
         device = self._plans[0].target.device
         with torch.cuda.stream(torch.cuda.Stream(device)) if device.type == "cuda" else torch.no_grad():
-            transformer = load(self.turn, self._plans, self._check)
+            transformer = load(self.turn, self._plans, check=self._check)
             machine.synchronise(device)
         return transformer
 
@@ -128,11 +129,14 @@ class Ahead:
             raise CancelledError
 
 
-def load(turn: Turn, plans: Sequence[VideoPlan], check: Callable[[], None] = lambda: None) -> WanTransformer:
-    """A turn's transformer, for what it computes. check: called before each of its parameters is read; may raise."""
+def load(
+    turn: Turn, plans: Sequence[VideoPlan], home: Home = "device", check: Callable[[], None] = lambda: None
+) -> WanTransformer:
+    """A turn's transformer, for what it computes. home: of its blocks; check: called before each of its parameters is
+    read; may raise."""
     target = plans[0].target
     checkpoint, steps = plans[0].model.checkpoint, turn.computed(plans)
-    return load_transformer(checkpoint, target.device, target.dtype, steps, turn.part, check)
+    return load_transformer(checkpoint, target.device, target.dtype, steps, turn.part, check, False, home)
 
 
 def load_all(model: Model, target: Target) -> tuple[WanTransformer, WanTransformer | None]:
@@ -154,8 +158,8 @@ def load_all(model: Model, target: Target) -> tuple[WanTransformer, WanTransform
     return high, low[0] if low else None
 
 
-def way_ahead(turn: Turn, plans: Sequence[VideoPlan]) -> Way:
-    """How a turn's transformer may be made ready while another one is in memory and computes.
+def way_ahead(turn: Turn, plans: Sequence[VideoPlan], home: Home = "device") -> Way:
+    """How a turn's transformer may be made ready while another one is in memory and computes. home: of their blocks.
 
     It is loaded where a GPU then still has room for all that the other one may want at once: by both guidance branches,
     and by CUDA graphs of them (`sampling.both_fit`), so that nothing is computed otherwise than without it. Graphs are
@@ -163,7 +167,7 @@ def way_ahead(turn: Turn, plans: Sequence[VideoPlan]) -> Way:
     """
     model, target = plans[0].model, plans[0].target
     own = [plan.request.settings for plan in plans]
-    if target.device.type == "cuda" and not target.graphs:
+    if target.device.type == "cuda" and not target.graphs and home == "device":
         tokens = max(prod(model.config.grid(settings.latent_shape)) for settings in own)
         at_work = 2 * tokens * model.config.bytes_per_token(target.dtype.itemsize) / 0.8
         weights = needs.weights(model.checkpoint, target)[turn.words]

@@ -28,6 +28,7 @@ from fpsgen.ranks import Ranks
 from fpsgen.request import Request, VideoPlan, resolve
 from fpsgen.sampling import Denoiser, State, not_finite, zero_nonfinite
 from fpsgen.several_gpus import ALONE, check_done, handed, laid_out, part_of, sent, told_of
+from fpsgen.settings import Offload
 from fpsgen.target import Target
 from fpsgen.timing import Timings, of_all, of_one
 from fpsgen.unfinished import Unfinished
@@ -73,6 +74,7 @@ def generate(
     resume: bool | None = None,
     encoding: Encoding = PLAIN,
     group: Ranks = ALONE,
+    offload: Offload = "auto",
 ) -> Generator[Event, None, None]:
     """Make a video of each request, yielding events on the way; timings: filled in, one for each video. What all videos
     wait for, such as a load, counts in the time of each. A video is decoded as soon as it is denoised, where the VAE
@@ -84,7 +86,8 @@ def generate(
     the video then. known: opens embeddings of earlier runs. decode_in_bf16: on devices that are quick in it, where
     frames are as good (`vae.frames_of`). resume: whether videos that are not complete go on from the state that lies
     beside them, which each step renews; None: nothing is kept there. encoding: how the files are written. group: the
-    processes that render each video together; the first one reads texts and images, and writes.
+    processes that render each video together; the first one reads texts and images, and writes. offload: where the
+    transformer's blocks are (`residence`).
     """
     if not requests:
         return
@@ -134,7 +137,7 @@ def generate(
         video.kept, video.group = own, group
         video.previews = previews if group.is_first else None
     decoder = Decoder(videos, decode_in_bf16, encoding)
-    yield from _denoise_all(videos, accept, decoder)
+    yield from _denoise_all(videos, accept, decoder, offload)
     if previews:
         previews.close()
     for video in videos:
@@ -177,8 +180,12 @@ class Decoder:
                 self._rounded = copy.deepcopy(self._vae).bfloat16() if self._in_bf16 else None
         notes: list[str] = []
         assert video.state is not None
+        machine.release()  # what others have left, which would seem to lack
+        if tile := residence.vae_tile(video.plan, machine.free_bytes(video.plan.target.device)):
+            yield Notice(residence.told_of_tiles(video.plan, tile))
         with of_one([each.timings for each in self._videos], video.number):
-            pieces = wan_vae.frames_of(self._vae, zero_nonfinite(video.state.latents), self._rounded, notes.append)
+            latents = zero_nonfinite(video.state.latents)
+            pieces = wan_vae.frames_of(self._vae, latents, self._rounded, notes.append, tile)
             events = decode(video.plan, pieces, video.timings, video.about, notes, self._encoding)
             for event in _or_failed(events, video, self._videos):
                 if isinstance(event, Written) and video.kept:
@@ -188,7 +195,7 @@ class Decoder:
 
 
 def _denoise_all(
-    videos: Sequence[Rendering], accept: Callable[[Step], bool], decoder: Decoder
+    videos: Sequence[Rendering], accept: Callable[[Step], bool], decoder: Decoder, offload: Offload
 ) -> Generator[Event, None, None]:
     """All steps of all videos. One transformer computes its steps of all of them, then makes room for the other one, if
     there are two."""
@@ -200,19 +207,23 @@ def _denoise_all(
             if state.step == len(video.plan.steps):
                 video.about = video.kept.about() | {"graphs": Graphs.none("an earlier run computed all steps")}
                 yield Denoised(state.latents)
+    lives = residence.of_transformer(plans, offload)
+    if turns:
+        yield Notice(f"{lives}", detail=not lives.costs_time)
     with contextlib.ExitStack() as held:
         ahead: experts.Ahead | None = None
         for turn, after in zip_longest(turns, turns[1:]):
             yield Stage("load", turn.words)
             with of_all(clocks, "load"):
-                transformer = ahead.take() if ahead else experts.load(turn, plans)
+                transformer = ahead.take() if ahead else experts.load(turn, plans, lives.home)
                 if turn is turns[0]:
                     weights = fingerprint(plans[0].model.checkpoint, transformer)
                     for video in videos:
                         video.about = video.about or (video.kept or video.plan).about(weights)
                         video.about |= {"gpus": video.group.world} if video.group.world > 1 else {}
                 if after:
-                    ahead = held.enter_context(experts.Ahead(after, plans, experts.way_ahead(after, plans)))
+                    way = experts.way_ahead(after, plans, lives.home)
+                    ahead = held.enter_context(experts.Ahead(after, plans, way, lives.home))
             if after:
                 yield Notice(f"{ahead}", detail=True)
             for video, span in zip(videos, turn.spans, strict=True):
@@ -259,7 +270,8 @@ def _denoise_turn(
     if warned and not first:
         yield Notice(warned)
     with video.timings.stage("denoise"):  # texts become the keys and values of each layer
-        refused = why_not(target.device, target.graphs, plan.backends, video.group.world)
+        streamed = transformer.streamed is not None
+        refused = why_not(target.device, target.graphs, plan.backends, video.group.world, streamed)
         graphs = Graphs(transformer, target.device, refused)
         together = video.kept.together(first) if video.kept else None
         embedded = [text.to(target.device) for text in video.texts]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from fpsgen.errors import UsageError, option
 from fpsgen.solvers import FEW_STEPS, FewStepSolver, Sigmas, Solver, SolverName, noise_levels, steps_from
@@ -13,6 +13,9 @@ from fpsgen.wan import sizes
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+# Where a transformer's blocks are while they do not compute: by what is free; on the device; elsewhere (`residence`).
+Offload = Literal["auto", "none", "blocks"]
 
 # Wan2.1 `wan/configs/shared_config.py`, `sample_neg_prompt` (Apache-2.0); the model was tuned with it.
 WAN_NEGATIVE = (

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import chain, islice
+from itertools import chain, islice, product
+from math import ceil
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import numpy as np
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from fpsgen.wan.residual_vae import ResidualVAE
 
 VAE: TypeAlias = "WanVAE | ResidualVAE"  # Wan2.1's; Wan2.2's of 48 channels
+OVERLAP = 8  # latents that neighbouring tiles have in common, at least
 ENOUGH = 45.0  # dB between frames of 8 bits: they differ by 1.4 of 255 levels, root mean square
 
 
@@ -79,18 +81,67 @@ def stream(vae: VAE, latents: Tensor) -> Iterator[Tensor]:
         yield vae.decode_piece(piece, memory).clamp(-1, 1)
 
 
+@torch.inference_mode()
+def stream_tiles(vae: VAE, latents: Tensor, tile: tuple[int, int]) -> Iterator[Tensor]:
+    """As `stream`, by tiles that overlap, on the CPU. tile: height and width of each, in latents.
+
+    Each tile is decoded through the whole clip, so that the VAE remembers one of them at a time; frames come when all
+    are done. Where tiles overlap, each one's share grows evenly from its edge. Frames differ slightly from whole ones:
+    the VAE's attention sees one tile, and its convolutions see zeros beyond the edge.
+    """
+    rows, columns = (_starts(whole, side) for whole, side in zip(latents.shape[3:], tile, strict=True))
+    clip, shares = torch.empty(0), list[list[Tensor]]()
+    for y, x in product(rows, columns):
+        first = 0
+        for piece in stream(vae, latents[..., y : y + tile[0], x : x + tile[1]]):
+            frames, height, width = piece.shape[2:]
+            scale = width // tile[1]
+            if not len(clip):
+                clip = torch.zeros(1, 3, 4 * latents.shape[2] - 3, *(scale * side for side in latents.shape[3:]))
+                shares = [_shares(starts, side, scale) for starts, side in zip((rows, columns), tile, strict=True)]
+            share = shares[0][rows.index(y)][:, None] * shares[1][columns.index(x)]
+            into = clip[:, :, first : first + frames, scale * y : scale * y + height, scale * x : scale * x + width]
+            into += piece.float().cpu() * share
+            first += frames
+    yield from clip.split([1] + [4] * (latents.shape[2] - 1), dim=2)
+
+
+def _starts(whole: int, side: int) -> list[int]:
+    """Where tiles of a side begin, which overlap by `OVERLAP` at least."""
+    if side >= whole:
+        return [0]
+    many = ceil((whole - OVERLAP) / max(side - OVERLAP, 1))
+    return [round(number * (whole - side) / (many - 1)) for number in range(many)]
+
+
+def _shares(starts: Sequence[int], side: int, scale: int) -> list[Tensor]:
+    """Of each tile along one axis the share of each of its pixels: all tiles' sum is one everywhere."""
+    size = scale * side
+    edge = torch.arange(size) + 0.5
+    own = torch.minimum(edge, edge.flip(0)).clamp(max=scale * OVERLAP)
+    sums = torch.zeros(scale * (starts[-1] + side))
+    for start in starts:
+        sums[scale * start :][:size] += own
+    return [own / sums[scale * start :][:size] for start in starts]
+
+
 def frames_of(
-    vae: VAE, latents: Tensor, rounded: VAE | None = None, note: Callable[[str], object] = str
+    vae: VAE,
+    latents: Tensor,
+    rounded: VAE | None = None,
+    note: Callable[[str], object] = str,
+    tile: tuple[int, int] | None = None,
 ) -> Iterator[np.ndarray]:
-    """The model's latents [1, channels, T, h, w] to uint8 frames [n, height, width, 3], piece by piece as `stream`.
+    """The model's latents [1, channels, T, h, w] to uint8 frames [n, height, width, 3], piece by piece as `stream`, or
+    as `stream_tiles` of a tile's size.
 
     rounded: the same VAE in bfloat16, which decodes all but the first two pieces, if its own are as good: the second is
-    the first that remembers frames before it; note: is told whether it does. RenderError where the VAE's values are not
-    finite.
+    the first that remembers frames before it; note: is told whether it does. With tiles it decodes nothing. RenderError
+    where the VAE's values are not finite.
     """
     latents = denormalise(vae, latents)
-    pieces = stream(vae, latents)
-    if rounded is not None:
+    pieces = stream(vae, latents) if tile is None else stream_tiles(vae, latents, tile)
+    if rounded is not None and tile is None:
         others = stream(rounded, latents)
         first, theirs = list(islice(pieces, 2)), islice(others, 2)
         found = min(

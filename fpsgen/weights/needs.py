@@ -11,7 +11,7 @@ import torch
 
 from fpsgen.settings import DEFAULTS
 from fpsgen.target import Target
-from fpsgen.wan import sizes
+from fpsgen.wan import offload, sizes
 from fpsgen.weights import load
 from fpsgen.weights.layout import EXPERTS, VAE_2_2, Checkpoint
 
@@ -24,6 +24,19 @@ VAE_2_2_BYTES_PER_PIXEL = 21_600
 
 def weights(checkpoint: Checkpoint, target: Target) -> dict[str, int]:
     """Bytes of each part's weights."""
+    return {checkpoint.words(part): sum(_sizes(checkpoint, target, part).values()) for part in checkpoint.parts}
+
+
+def streamed(checkpoint: Checkpoint, target: Target) -> int:
+    """Bytes of a transformer's weights that are on the device, where blocks are there only while they compute."""
+    every = _sizes(checkpoint, target, "transformer")
+    blocks = sum(size for name, size in every.items() if name.startswith("blocks."))
+    held = min(offload.HELD / checkpoint.config.num_layers, 1.0)
+    return sum(every.values()) - int((1 - held) * blocks)
+
+
+def _sizes(checkpoint: Checkpoint, target: Target, part: str) -> dict[str, int]:
+    """Bytes of a part's parameters, by their names."""
     dtypes = {
         "transformer": load.by_name(target.dtype),
         "transformer_2": load.by_name(target.dtype),
@@ -32,16 +45,19 @@ def weights(checkpoint: Checkpoint, target: Target) -> dict[str, int]:
         "text_encoder": lambda name: target.text_dtype,
     }
 
-    def size(part: str) -> int:
-        model = load.EMPTY[part](checkpoint)
-        there = bool(checkpoint.transformer)  # not `models.absent`
-        stay = load.in_8_bits(model, checkpoint, part) if there and not checkpoint.loras else set()
-        return sum(
-            value.numel() * (1 if name in stay else dtypes[part](name).itemsize)
-            for name, value in model.named_parameters()
-        )
+    model = load.EMPTY[part](checkpoint)
+    there = bool(checkpoint.transformer)  # not `models.absent`
+    stay = load.in_8_bits(model, checkpoint, part) if there and not checkpoint.loras else set()
+    return {
+        name: value.numel() * (1 if name in stay else dtypes[part](name).itemsize)
+        for name, value in model.named_parameters()
+    }
 
-    return {checkpoint.words(part): size(part) for part in checkpoint.parts}
+
+def decoding(checkpoint: Checkpoint, width: int, height: int) -> int:
+    """Bytes that the VAE takes beside its weights, of whole frames."""
+    of_48 = checkpoint.part("vae") is VAE_2_2
+    return width * height * (VAE_2_2_BYTES_PER_PIXEL if of_48 else VAE_BYTES_PER_PIXEL)
 
 
 def memory(checkpoint: Checkpoint, video: tuple[int, int, int], target: Target) -> dict[str, int]:
@@ -53,6 +69,5 @@ def memory(checkpoint: Checkpoint, video: tuple[int, int, int], target: Target) 
     needed = weights(checkpoint, target)
     for expert in EXPERTS.keys() & checkpoint.parts:
         needed[checkpoint.words(expert)] += tokens * checkpoint.config.bytes_per_token(target.dtype.itemsize)
-    of_48 = checkpoint.part("vae") is VAE_2_2
-    needed["VAE"] += width * height * (VAE_2_2_BYTES_PER_PIXEL if of_48 else VAE_BYTES_PER_PIXEL)
+    needed["VAE"] += decoding(checkpoint, width, height)
     return needed
