@@ -29,6 +29,13 @@ _NO_SHAKING, _NO_CUT = "镜头晃动，", "镜头切换，"  # noqa: RUF001
 
 
 @dataclass(frozen=True)
+class Memory:
+    """How a command places a model. offload: of the transformer's blocks."""
+
+    offload: Offload = "auto"
+
+
+@dataclass(frozen=True)
 class Settings:
     """All that a video depends on but its prompt, seed and preset.
 

@@ -89,6 +89,7 @@ def stream_tiles(vae: VAE, latents: Tensor, tile: tuple[int, int]) -> Iterator[T
     are done. Where tiles overlap, each one's share grows evenly from its edge. Frames differ slightly from whole ones:
     the VAE's attention sees one tile, and its convolutions see zeros beyond the edge.
     """
+    tile = min(tile[0], latents.shape[3]), min(tile[1], latents.shape[4])
     rows, columns = (_starts(whole, side) for whole, side in zip(latents.shape[3:], tile, strict=True))
     clip, shares = torch.empty(0), list[list[Tensor]]()
     for y, x in product(rows, columns):

@@ -1,0 +1,144 @@
+"""Where a model lives, by what is free: by numbers, and in whole videos."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fpsgen import machine, pipeline, residence
+from fpsgen.events import Event, Notice, Written
+from fpsgen.experts import turns, way_ahead
+from fpsgen.request import Request, VideoPlan, resolve
+from fpsgen.settings import Offload
+from fpsgen.target import Target
+from fpsgen.wan.plan import dense
+from fpsgen.weights import models
+from tests.tools.lora import write as write_lora
+from tests.tools.videos import read
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
+GB = 10**9
+
+
+def plan(name: str, device: torch.device, width: int = 1280, height: int = 720) -> VideoPlan:
+    model = models.absent(name)
+    own = model.defaults.override(width=width, height=height)
+    tiles = model.tiles(own.latent_shape)
+    steps = (dense(tiles, model.config.num_layers),) * own.steps
+    request = Request("a cat", own, 1, Path("a.mp4"))
+    return VideoPlan(request, model, Target(device, torch.bfloat16, torch.bfloat16), steps)
+
+
+def free(monkeypatch: pytest.MonkeyPatch, device: float, host: float = 64) -> None:
+    sizes = {"cuda": int(device * GB), "cpu": int(host * GB)}
+    monkeypatch.setattr(machine, "free_bytes", lambda own: sizes[own.type])
+
+
+@pytest.mark.parametrize(
+    ("name", "device", "host", "offload", "home"),
+    [
+        ("14b", 80, 64, "auto", "device"),
+        ("14b", 24, 64, "auto", "host memory"),  # 28.6 GB of weights
+        ("14b", 24, 16, "auto", "files"),
+        ("14b", 24, 64, "none", "device"),
+        ("14b", 80, 64, "blocks", "host memory"),
+        ("2.2-14b", 48, 64, "auto", "device"),  # one of two experts at a time
+        ("1.3b", 12, 64, "auto", "device"),
+    ],
+)
+def test_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, name: str, device: float, host: float, offload: Offload, home: str
+) -> None:
+    free(monkeypatch, device, host)
+    found = residence.of_transformer([plan(name, CUDA)], offload)
+    assert (found.home, found.costs_time) == (home, home != "device" and offload == "auto")
+    if home != "device":
+        assert found.needed - found.held > 25 * GB
+        assert f"come from {home} one by one" in str(found)
+
+
+@pytest.mark.parametrize(("host", "home"), [(64, "device"), (24, "files")])
+def test_a_cpu_has_no_other_memory(monkeypatch: pytest.MonkeyPatch, host: float, home: str) -> None:
+    free(monkeypatch, 0, host)
+    assert residence.of_transformer([plan("14b", CPU)]).home == home
+
+
+def test_the_largest_video_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    free(monkeypatch, 33)
+    small, large = plan("14b", CUDA, 480, 320), plan("14b", CUDA)
+    assert [residence.of_transformer(own).home for own in ([small], [small, large])] == ["device", "host memory"]
+
+
+def test_an_expert_is_not_loaded_beside_streamed_blocks(
+    monkeypatch: pytest.MonkeyPatch, experts: dict[str, Path]
+) -> None:
+    free(monkeypatch, 200, 200)
+    model = models.find(str(experts["original"]))
+    own = model.defaults.override(width=128, height=128, frames=5, steps=4)
+    request = Request("a cat", own, 1, Path("a.mp4"))
+    plans = [resolve(request, model, Target(CPU, torch.float32, torch.float32))]
+    on_gpu = [VideoPlan(plans[0].request, model, Target(CUDA, torch.bfloat16, torch.bfloat16), plans[0].steps)]
+    assert way_ahead(turns(plans, [0])[1], on_gpu) == "load"
+    assert way_ahead(turns(plans, [0])[1], on_gpu, "host memory") == "read"
+
+
+@pytest.mark.parametrize(
+    ("gigabytes", "tile"),
+    [(20, None), (12, (49, 84)), (3, (36, 46)), (0.1, (32, 31))],
+)
+def test_tiles_of_the_vae(monkeypatch: pytest.MonkeyPatch, gigabytes: float, tile: Any) -> None:
+    """At 720p, of 90 x 160 latents, whole frames need 18.7 GB."""
+    found = residence.vae_tile(plan("14b", CUDA), int(gigabytes * GB))
+    assert (found is None) == (tile is None)
+    if found:
+        share = found[0] * found[1] / (90 * 160)
+        assert share * 18.7 <= 0.81 * gigabytes or max(found) <= 33
+        assert min(found) >= 20
+
+
+def made(model: Any, tmp_path: Path, offload: Offload, **own: Any) -> tuple[Any, list[str]]:
+    settings = model.defaults.override(steps=2, **own)
+    request = Request("a cat surfing", settings, 1, tmp_path / f"{offload}.mp4")
+    target = Target(CPU, torch.float32, torch.float32)
+    events: list[Event] = list(pipeline.generate([request], model, target, offload=offload))
+    (written,) = [event for event in events if isinstance(event, Written)]
+    return (read(written.path)[1], written.about["weights"]), [one.text for one in events if isinstance(one, Notice)]
+
+
+def test_a_video_is_the_same_from_streamed_blocks(pocket_folder: Path, tmp_path: Path) -> None:
+    model = models.open_folder(pocket_folder, "pocket")
+    file = write_lora(tmp_path / "own.safetensors", model.config)
+    from fpsgen.weights import lora
+
+    model = model.with_loras([lora.find(str(file))])
+    (frames, weights), told = made(model, tmp_path, "none")
+    assert any("the transformer stays in memory" in one for one in told)
+    (same, as_well), told = made(model, tmp_path, "blocks")
+    assert any("come from files one by one" in one for one in told)
+    assert weights == as_well
+    assert (frames == same).all()
+
+
+def test_a_video_of_two_experts_is_the_same_from_streamed_blocks(experts: dict[str, Path], tmp_path: Path) -> None:
+    model = models.find(str(experts["diffusers"]))
+    small = {"width": 64, "height": 64, "frames": 5}
+    (frames, weights), _ = made(model, tmp_path, "none", **small)
+    (same, as_well), _ = made(model, tmp_path, "blocks", **small)
+    assert weights == as_well
+    assert (frames == same).all()
+
+
+def test_what_does_not_fit_is_streamed_and_tiled_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, pocket_folder: Path, tmp_path: Path
+) -> None:
+    model = models.open_folder(pocket_folder, "pocket")
+    own = {"width": 320, "height": 288, "frames": 1}
+    (whole, _), _ = made(model, tmp_path, "none", **own)
+    monkeypatch.setattr(machine, "free_bytes", lambda device: 10**5)
+    (tiled, _), told = made(model, tmp_path, "auto", **own)
+    assert any("come from files one by one" in one and "offload" in one for one in told)
+    assert any("the VAE decodes in tiles of" in one for one in told)
+    assert tiled.shape == whole.shape
