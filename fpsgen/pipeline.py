@@ -27,8 +27,8 @@ from fpsgen.printable import printable
 from fpsgen.ranks import Ranks
 from fpsgen.request import Request, VideoPlan, resolve
 from fpsgen.sampling import Denoiser, State, not_finite, zero_nonfinite
-from fpsgen.several_gpus import ALONE, check_done, handed, laid_out, part_of, sent, told_of
 from fpsgen.settings import Offload
+from fpsgen.several_gpus import ALONE, check_done, handed, laid_out, part_of, sent, told_of
 from fpsgen.target import Target
 from fpsgen.timing import Timings, of_all, of_one
 from fpsgen.unfinished import Unfinished
