@@ -29,7 +29,7 @@ _NO_SHAKING, _NO_CUT = "镜头晃动，", "镜头切换，"  # noqa: RUF001
 
 
 @dataclass(frozen=True)
-class Memory:
+class Placement:
     """How a command places a model. offload: of the transformer's blocks."""
 
     offload: Offload = "auto"

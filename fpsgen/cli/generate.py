@@ -22,7 +22,7 @@ from fpsgen.cli.progress import drawn
 from fpsgen.cli.prompts import as_text
 from fpsgen.errors import RenderError, UsageError
 from fpsgen.formats import PLAIN, Encoding
-from fpsgen.settings import Memory
+from fpsgen.settings import Placement
 from fpsgen.solvers import Sigmas, SolverName
 from fpsgen.timing import Timings
 from fpsgen.weights.known import NOTHING, Given
@@ -45,7 +45,7 @@ echo "a dog in the city" | fpsgen generate - --json
 """
 
 ONE = Several()
-AUTO = Memory()
+AUTO = Placement()
 
 
 def generate(
@@ -78,7 +78,7 @@ def generate(
     encoding: Encoding = PLAIN,
     several: Several = ONE,
     gpus: int | None = None,
-    memory: Memory = AUTO,
+    placement: Placement = AUTO,
 ) -> None:
     """Make a video from a prompt, or many videos with one load.
 
@@ -162,7 +162,7 @@ def generate(
             # Closed here, not whenever it is collected: a failure while drawing must not leave an encoder running.
             events = pipeline.generate(
                 of_first(requests, group), found, target, [timings], known=functools.partial(Texts, found, target),
-                decode_in_bf16=True, encoding=encoding, resume=resume, group=group, offload=memory.offload,
+                decode_in_bf16=True, encoding=encoding, resume=resume, group=group, offload=placement.offload,
             )  # fmt: skip
             with contextlib.closing(events), drawn(out, run="video") as watch, shown(out) as show:
                 for event in resuming.steps_finished(events, out):
