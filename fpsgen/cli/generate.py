@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 from fpsgen.choices import check_no_image, check_spared
 from fpsgen.cli import chosen, many, options, preferences, several_gpus, signals
 from fpsgen.cli import resume as resuming
-from fpsgen.cli.again import Again
 from fpsgen.cli.lines import Faults, PromptLine, Several, asked
 from fpsgen.cli.made import Made, tell_sampling
 from fpsgen.cli.many import Place
@@ -94,6 +93,8 @@ def generate(
     )  # fmt: skip
     again = None
     if from_ is not None:
+        from fpsgen.cli.again import Again  # which knows presets and models: a help needs neither
+
         video = options.expand(from_)
         again = Again(video, prompt, several, usual, model, lora, preset, device, dtype, parts, encoding, output)
         prompt, usual, encoding = again.prompt, again.usual, again.encoding
