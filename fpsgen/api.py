@@ -12,7 +12,7 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict, Unpack, overload
+from typing import Any, TypedDict, Unpack, get_args, overload
 
 import numpy as np
 
@@ -25,7 +25,7 @@ from fpsgen.pipeline import generate as events_of
 from fpsgen.presets import Preset
 from fpsgen.request import Request
 from fpsgen.seeds import check_seed
-from fpsgen.settings import check_settings
+from fpsgen.settings import Offload, check_settings
 from fpsgen.solvers import Sigmas, SolverName
 from fpsgen.target import Target
 from fpsgen.texts import Texts
@@ -65,6 +65,7 @@ class Options(TypedDict, total=False):
     device: str | None
     dtype: Dtype | None
     graphs: bool
+    offload: Offload
     text_encoder: AnyPath | None
     vae: AnyPath | None
     image_encoder: AnyPath | None
@@ -123,7 +124,10 @@ def generate(prompt: str | list[str] | tuple[str, ...], **options: Unpack[Option
         own = functools.partial(Texts, known, target)
         videos: dict[int, Video] = {}
         pieces: list[np.ndarray] = []
-        events = events_of(requests, known, target, clocks, known=own, decode_in_bf16=True, encoding=encoding)
+        events = events_of(
+            requests, known, target, clocks, known=own, decode_in_bf16=True, encoding=encoding,
+            offload=options.get("offload", "auto"),
+        )  # fmt: skip
         with contextlib.closing(events):
             for event in events:
                 watch(event)
@@ -168,6 +172,10 @@ def _checked(prompts: Sequence[str], encoding: Encoding, given: Options) -> list
     for seed in seeds:
         if seed is not None:
             check_seed(seed)
+    if (offload := given.get("offload", "auto")) not in get_args(Offload):
+        raise UsageError(
+            f"{option('offload', offload)}: there is no such choice", f"use {', '.join(get_args(Offload))}"
+        )
     encoding.check()
     choices.check_device(given.get("device"))
     return [secrets.randbelow(2**31) if seed is None else seed for seed in seeds]

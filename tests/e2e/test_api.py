@@ -68,7 +68,7 @@ def test_several_prompts_load_once(wan_folder: Path, tmp_path: Path) -> None:
     assert [event.what for event in events if isinstance(event, Stage) and event.name == "load"] == [
         "text encoder", "transformer", "VAE",
     ]  # fmt: skip
-    alone = fpsgen.generate(prompts[1], **options | {"seed": 2})
+    alone = fpsgen.generate(prompts[1], **options | {"seed": 2, "offload": "none"})
     assert np.array_equal(videos[1].frames, alone.frames)
     paths = [tmp_path / "a.mp4", str(tmp_path / "b.gif")]
     made = fpsgen.generate(prompts, output=paths, **options)
@@ -120,6 +120,8 @@ def test_what_only_python_can_say_wrongly(tmp_path: Path) -> None:
         fpsgen.generate(["a cat", "a dog"], seed=[1])
     with pytest.raises(UsageError, match=r"output=.* is one place, and there are 2 videos"):
         fpsgen.generate(["a cat", "a dog"], output=tmp_path / "a.mp4")
+    with pytest.raises(UsageError, match="offload=disk: there is no such choice"):
+        fpsgen.generate("a cat", offload="disk")
     with pytest.raises(UsageError, match="two videos cannot have one place"):
         fpsgen.generate(["a cat", "a dog"], output=[tmp_path / "a.mp4"] * 2)
 
