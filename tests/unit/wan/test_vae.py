@@ -115,8 +115,8 @@ def test_wan22s_vae_goes_piece_by_piece_as_diffusers_as_a_whole() -> None:
 
 @pytest.mark.parametrize(("shape", "tile"), [((2, 17, 23), (13, 14)), ((1, 8, 27), (9, 16))])
 def test_tiles_are_close_to_whole_frames(shape: tuple[int, int, int], tile: tuple[int, int]) -> None:
-    """Of the pocket's VAE, which is trained: 40 dB, two levels of 255, because its attention sees one tile. A size need
-    not divide, and a tile may be as large as the frame is along one axis."""
+    """Of the pocket's VAE, which is trained: 36 dB, four levels of 255, because its attention sees one tile, here of
+    half the sides that the product cuts. A size need not divide, and a tile may be longer than the frame."""
     vae = load_vae(recognise(assets.folder("pocket")), torch.device("cpu"))
     t, height, width = shape
     y, x = torch.meshgrid(torch.linspace(0, 1, 8 * height), torch.linspace(0, 1, 8 * width), indexing="ij")
@@ -125,7 +125,7 @@ def test_tiles_are_close_to_whole_frames(shape: tuple[int, int, int], tile: tupl
     whole = list(wan_vae.frames_of(vae, latents))
     tiled = list(wan_vae.frames_of(vae, latents, tile=tile))
     assert [len(piece) for piece in tiled] == [len(piece) for piece in whole] == [1] + [4] * (t - 1)
-    assert metrics.psnr(metrics.mean_square(np.concatenate(whole), np.concatenate(tiled))) > 40
+    assert metrics.psnr(metrics.mean_square(np.concatenate(whole), np.concatenate(tiled))) > 36
 
 
 @pytest.mark.parametrize(("whole", "side"), [(160, 84), (90, 32), (33, 32), (10, 9), (20, 20)])
@@ -142,7 +142,7 @@ def test_shares_of_tiles_are_one_in_sum(whole: int, side: int) -> None:
 def test_tiles_of_the_vae_of_48_channels(wan_folder: Path) -> None:
     """Its frames are 16 times the latents; random weights tell only that all is there and in its place."""
     torch.manual_seed(0)
-    vae = ResidualVAE(VAE_2_2).eval()
+    vae = ResidualVAE({**VAE_2_2, "base_dim": 4, "decoder_base_dim": 4}).eval()
     latents = torch.randn(1, VAE_2_2["z_dim"], 2, 12, 10, generator=torch.Generator().manual_seed(2))
     whole, tiled = (
         torch.cat([*wan_vae.stream(vae, latents)], 2),
