@@ -108,6 +108,7 @@ image                                       | cat --model pocket --image-encoder
 --gpus 1000                                 | cat --gpus 1000
 this is not a whole number                  | cat --gpus all
 --device cuda:1 is one GPU, and --gpus 2    | cat --gpus 2 --device cuda:1
+--offload maybe: there is no such choice    | cat --offload maybe
 --preview 0: must be at least 1             | cat --preview 0
 this is not a whole number                  | cat --preview often
 several videos need a folder                | cat --resume --seeds 0-3 -o x.mp4
