@@ -180,10 +180,12 @@ class Decoder:
                 self._rounded = copy.deepcopy(self._vae).bfloat16() if self._in_bf16 else None
         notes: list[str] = []
         assert video.state is not None
-        machine.release()  # what others have left, which would seem to lack
-        if tile := residence.vae_tile(video.plan, machine.free_bytes(video.plan.target.device)):
-            yield Notice(residence.told_of_tiles(video.plan, tile))
         with of_one([each.timings for each in self._videos], video.number):
+            with video.timings.stage("load"):
+                machine.release()  # what others have left, which would seem to lack
+                tile = residence.vae_tile(video.plan, machine.free_bytes(video.plan.target.device))
+            if tile:
+                yield Notice(residence.told_of_tiles(video.plan, tile))
             latents = zero_nonfinite(video.state.latents)
             pieces = wan_vae.frames_of(self._vae, latents, self._rounded, notes.append, tile)
             events = decode(video.plan, pieces, video.timings, video.about, notes, self._encoding)
@@ -207,7 +209,8 @@ def _denoise_all(
             if state.step == len(video.plan.steps):
                 video.about = video.kept.about() | {"graphs": Graphs.none("an earlier run computed all steps")}
                 yield Denoised(state.latents)
-    lives = residence.of_transformer(plans, offload)
+    with of_all(clocks, "load"):
+        lives = residence.of_transformer(plans, offload)
     if turns:
         yield Notice(f"{lives}", detail=not lives.costs_time)
     with contextlib.ExitStack() as held:

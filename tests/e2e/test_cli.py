@@ -203,7 +203,7 @@ def test_help_starts_as_fast_as_its_libraries() -> None:
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", pytest.param("SIGHUP", marks=pytest.mark.slow)])
-def test_a_terminated_run_leaves_nothing_and_exits_as_shells_have_it(
+def test_a_terminated_run_ends_its_step_and_exits_as_shells_have_it(
     wan_folder: Path, tmp_path: Path, name: str
 ) -> None:
     command = [
@@ -221,5 +221,7 @@ def test_a_terminated_run_leaves_nothing_and_exits_as_shells_have_it(
             break
     process.send_signal(number)
     assert process.wait(60) == 128 + number
-    assert "no video was written" in process.stderr.read()
-    assert list(tmp_path.iterdir()) == []
+    said = process.stderr.read()
+    assert "stops after this step" in said
+    assert said.rstrip().endswith("--resume")  # the command that goes on
+    assert [path.name for path in tmp_path.iterdir()] == ["a.mp4.unfinished"]
