@@ -163,9 +163,8 @@ def test_a_video_from_images_comes_again_from_its_comment(
     """Also where an image has moved; another one in its place is told."""
     output = tmp_path / "a.mp4"
     Image.new("RGB", (32, 48), "blue").save(tmp_path / "last.png")
-    first = told(
-        invoke(*short(folders["2.2-i2v"], output), "--image", photo, "--last-image", tmp_path / "last.png", "--json")
-    )
+    given = "--image", photo, "--last-image", tmp_path / "last.png", "--res", "64x96"
+    first = told(invoke(*short(folders["2.2-i2v"], output), *given, "--json"))
     (tmp_path / "elsewhere").mkdir()
     output = output.rename(tmp_path / "elsewhere" / "a.mp4")
     photo.rename(tmp_path / "elsewhere" / photo.name)
@@ -186,10 +185,11 @@ def test_a_video_that_begins_with_an_image_goes_on(
 ) -> None:
     """With its image; where all steps are done, nobody looks at that."""
     whole, path, folder = photo.with_name("whole.mp4"), photo.with_name("a.mp4"), folders["i2v-14b"]
-    assert invoke(*short(folder, whole), "--image", photo).exit_code == 0
-    stopped(step, *short(folder, path), "--image", photo)
+    given = "--image", photo, "--res", "64x96"
+    assert invoke(*short(folder, whole), *given).exit_code == 0
+    stopped(step, *short(folder, path), *given)
     if step == 2:
         monkeypatch.setattr("fpsgen.conditioning.look", lambda *_: pytest.fail("it was looked at"))
-    result = invoke(*short(folder, path), "--image", photo, "--resume")
+    result = invoke(*short(folder, path), *given, "--resume")
     assert result.exit_code == 0, result.output
     assert (read(path)[1] == read(whole)[1]).all()

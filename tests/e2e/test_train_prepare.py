@@ -9,7 +9,6 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from fpsgen import pipeline
 from fpsgen.train import data
 from fpsgen.train.data import Data
 from fpsgen.weights.models import open_folder
@@ -180,7 +179,7 @@ def test_stopped_by_its_user(pocket_folder: Path, monkeypatch: pytest.MonkeyPatc
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "encode_prompts", stop)
+        patch.setattr("fpsgen.train.prepare.encode_prompts", stop)
         result = prepare(pocket_folder, *FROM_MODEL)
     assert result.exit_code == 130
     assert "stopped" in result.stderr

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 
-from fpsgen.attached import attach
 from fpsgen.presets import Phase, Preset
 
 pytestmark = pytest.mark.gpu
@@ -28,6 +27,8 @@ class Pipe:
 
 
 def velocity(transformer: Any, timestep: float, preset: Preset | None) -> torch.Tensor:
+    from fpsgen.attached import attach  # collected where diffusers is not
+
     pipe = Pipe(transformer)
     if preset:
         attach(pipe, preset)

@@ -3,6 +3,8 @@ Neither diffusers nor ffmpeg is needed."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 import torch
 from torch import Tensor
@@ -13,13 +15,20 @@ from fpsgen.attention.tiles import TileGrid
 from fpsgen.wan.offload import Home
 from fpsgen.wan.plan import Linears, StepPlan
 from fpsgen.wan.transformer import WanTransformer
-from fpsgen.weights import models
-from fpsgen.weights.load import load_transformer
 
 pytestmark = pytest.mark.gpu
 
+if TYPE_CHECKING:
+    from fpsgen.weights.models import Model
+
 LATENTS = (3, 12, 20)
 PASSES = 5  # a block that is overwritten too early, or used too early, shows in some of them
+
+
+def pocket() -> Model:
+    from fpsgen.weights import models  # collected where safetensors is not
+
+    return models.find("pocket")
 
 
 @torch.inference_mode()
@@ -34,9 +43,11 @@ def velocities(transformer: WanTransformer, plan: StepPlan) -> list[Tensor]:
 @pytest.mark.parametrize("linear", [Linears(), Linears("fp8", "int8")], ids=str)
 def test_the_same_bits_as_resident_blocks(home: Home, linear: Linears) -> None:
     device = torch.device("cuda", torch.cuda.current_device())
-    model = models.find("pocket")
+    model = pocket()
     layers = model.config.num_layers
     plan = StepPlan((AttentionPlan(TileGrid.cut(model.config.grid(LATENTS))),) * layers, (linear,) * layers)
+    from fpsgen.weights.load import load_transformer
+
     resident, streamed = (
         load_transformer(model.checkpoint, device, torch.bfloat16, (plan,), home=own) for own in ("device", home)
     )
@@ -48,8 +59,10 @@ def test_the_same_bits_as_resident_blocks(home: Home, linear: Linears) -> None:
 @pytest.mark.parametrize("home", ["host memory", "files"])
 def test_less_memory_is_taken(home: Home) -> None:
     device = torch.device("cuda", torch.cuda.current_device())
-    model = models.find("pocket")
+    model = pocket()
     plan = StepPlan((AttentionPlan(TileGrid.cut(model.config.grid(LATENTS))),) * model.config.num_layers)
+    from fpsgen.weights.load import load_transformer
+
     taken = []
     for own in ("device", home):
         machine.release()

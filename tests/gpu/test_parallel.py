@@ -12,7 +12,6 @@ from fpsgen.attention.qk import prepared, unchanging
 from tests.gpu.hopper import another_card
 from tests.kernels import cases
 from tests.kernels.cases import RAGGED, error, moved, plan_for
-from tests.tools.parallel import started
 
 pytestmark = pytest.mark.gpu
 
@@ -25,6 +24,8 @@ OF_8_BITS = 1e-2  # such a last bit may round a number to the next one of 8 bits
 def test_several_gpus_have_the_latents_of_one(world: int) -> None:
     if (count := torch.cuda.device_count()) < world:
         pytest.skip(f"{count} GPUs")
+    from tests.tools.parallel import started  # collected where safetensors is not
+
     first, *others = started(world, "cuda")
     told, fault = first.communicate(timeout=300)
     assert first.returncode == 0, fault

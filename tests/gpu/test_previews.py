@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from fpsgen.preview import Previews
-from fpsgen.weights import models
-
 pytestmark = pytest.mark.gpu
 
 
 def picture(device: str, latents: torch.Tensor, linear: bool) -> np.ndarray:
+    from fpsgen.preview import Previews  # collected where safetensors is not
+    from fpsgen.weights import models
+
     previews, plan = Previews(1), SimpleNamespace(target=SimpleNamespace(device=torch.device(device)))
     made: Any = plan
     made.request = SimpleNamespace(settings=SimpleNamespace(stride=8))
