@@ -78,13 +78,13 @@ def vae_fits_beside(plan: VideoPlan, copies: int = 1) -> bool:
     """Whether the VAE, and what it needs to decode this video, fits into the memory that is free now, while the
     transformer is in it. copies: of its weights."""
     weights = needs.weights(plan.model.checkpoint, plan.target)[plan.model.checkpoint.words("vae")]
-    return copies * weights + _decoding(plan) < SHARE * machine.free_bytes(plan.target.device)
+    return copies * weights + decoding(plan) < SHARE * machine.free_bytes(plan.target.device)
 
 
 def vae_tile(plan: VideoPlan, free: int) -> tuple[int, int] | None:
     """Height and width, in latents, of the tiles in which a video's frames are decoded, so that they fit into what is
     free beside the VAE's weights; None where whole frames do, or where tiles are as small as they may be."""
-    share, (_, *whole) = free / _decoding(plan), plan.request.settings.latent_shape
+    share, (_, *whole) = free / decoding(plan), plan.request.settings.latent_shape
     tile, cuts = list(whole), [1, 1]
     while share < 1 and prod(tile) > SHARE * share * prod(whole):
         longer = 0 if tile[0] > tile[1] else 1
@@ -98,10 +98,10 @@ def vae_tile(plan: VideoPlan, free: int) -> tuple[int, int] | None:
 def told_of_tiles(plan: VideoPlan, tile: tuple[int, int]) -> str:
     """For the user, because it costs time, and frames differ slightly."""
     height, width = (side * plan.request.settings.stride for side in tile)
-    needed = readable(_decoding(plan))
+    needed = readable(decoding(plan))
     return f"the VAE decodes in tiles of {width}x{height}: whole frames would need {needed}; borders are blended"
 
 
-def _decoding(plan: VideoPlan) -> int:
+def decoding(plan: VideoPlan) -> int:
     """Bytes that the VAE takes for a video's frames, beside its weights."""
     return needs.decoding(plan.model.checkpoint, plan.request.settings.width, plan.request.settings.height)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from fpsgen.choices import check_no_image, check_spared
 from fpsgen.cli import chosen, many, options, preferences, several_gpus, signals
+from fpsgen.cli import dry_run as dry_run_
 from fpsgen.cli import resume as resuming
 from fpsgen.cli.lines import Faults, PromptLine, Several, asked
 from fpsgen.cli.made import Made, tell_sampling
@@ -68,6 +69,7 @@ def generate(
     output: str | None = None,
     no_clobber: bool = False,
     resume: bool = False,
+    dry_run: bool = False,
     device: str | None = None,
     dtype: chosen.Dtype | None = None,
     graphs: bool = False,
@@ -83,7 +85,7 @@ def generate(
 
     Your own defaults for model, preset and output folder can be set with `fpsgen config`.
     """
-    several_gpus.begin(gpus, device)
+    several_gpus.begin(None if dry_run else gpus, device)
     timings = Timings.of_process()
     out = Output(json, verbose)
     usual = PromptLine(
@@ -110,7 +112,7 @@ def generate(
     out.draws = share.world == 1
     result: Made | many.Tally
     if several:
-        result = many.Tally(many.places(lines, many.folder(output), same, faults), share)
+        result = many.Tally(many.places(lines, many.folder(output, not dry_run), same, faults), share)
     else:
         suffix = again.suffix if again else ".mp4"
         result = Made(many.one_place(lines[0], output, no_clobber, same, suffix), timings)
@@ -123,11 +125,11 @@ def generate(
         # What needs no torch, which takes seconds, is refused before it.
         if again:
             again.check_places(todo)
-        looked = check_places(todo, preset, no_clobber, encoding, faults)
+        looked = check_places(todo, preset, no_clobber, encoding, faults, unmade=dry_run and bool(several))
         encoding = chosen.with_last_frame(encoding, todo[0].path, no_clobber)
         named = (again and again.preset) or chosen.find_preset(preset)
         loras = chosen.find_loras(lora)
-        found = chosen.find_model(model, parts)
+        found = (dry_run_.find_model if dry_run else chosen.find_model)(model, parts)
         if found is None:
             check_no_image(next((one.line.image or one.line.last_image for one in todo), None))
         for place in todo:
@@ -136,17 +138,22 @@ def generate(
                 out.loading()
         target = chosen.find_target(share.device(device), dtype, graphs)
         target = again.target(target) if again else target
-        target = several_gpus.own_target(target, gpus)
+        target = several_gpus.own_target(target, None if dry_run else gpus)
         from fpsgen import machine, pipeline
         from fpsgen.several_gpus import of_first
         from fpsgen.texts import Texts
 
         machine.settle()
+        if found is None and dry_run:
+            found = dry_run_.choose_model(largest(todo), target.device, out, parts)
         found = found or chosen.choose_model(largest(todo), target.device, out, timings, parts)
         found = chosen.with_loras(found, loras, out, usual.solver)
         if again:
             again.tell(found, target, out)
         requests = requests_of(todo, looked, found, target, preset, named, encoding.fps, faults, out)
+    if dry_run:
+        dry_run_.tell(requests, found, target, placement.offload, gpus, out)
+        return
     out.detail(f"model {found.name} from {found.folder}; {target.device}, {target.dtype_name}")
     for settings in dict.fromkeys(request.settings for request in requests):
         tell_sampling(settings, out)
@@ -181,17 +188,23 @@ def generate(
 
 
 def check_places(
-    todo: Sequence[Place], preset: str | None, no_clobber: bool, encoding: Encoding, faults: Faults
+    todo: Sequence[Place],
+    preset: str | None,
+    no_clobber: bool,
+    encoding: Encoding,
+    faults: Faults,
+    unmade: bool = False,
 ) -> dict[tuple[Path | None, Path | None], chosen.Images]:
     """UsageError where a video cannot be written, would replace what it is made of, or begins with an image that cannot
-    be read. Returns the images of all videos, as they were found."""
+    be read. unmade: whether their folder may be absent. Returns the images of all videos, as they were found."""
     from fpsgen.video import check_path
 
     looked: dict[tuple[Path | None, Path | None], chosen.Images] = {}
     for place in {(one.path.parent, one.path.suffix): one for one in todo}.values():
         if no_clobber and place.path.exists() and not place.of_frames:
             raise UsageError(f"{place.path} exists, and --no-clobber keeps it", hint="choose another name with -o")
-        check_path(place.path, place.of_frames)
+        if not (unmade and not place.path.parent.exists()):
+            check_path(place.path, place.of_frames)
     with preferences.using("preset", preset) as wanted:
         given = None if wanted is None else Path(wanted).expanduser()
     for place in todo:

@@ -157,7 +157,7 @@ def one_place(
     return Place(line, path, asked_for(line, options), may_replace=may_replace, of_frames=of_frames)
 
 
-def folder(output: str | None) -> Path:
+def folder(output: str | None, make: bool = True) -> Path:
     """The folder of several videos, made where it is not there; UsageError where it cannot be."""
     if output is None:
         return preferences.output_folder()
@@ -166,6 +166,8 @@ def folder(output: str | None) -> Path:
         told, near = f"{option('output', found)}: several videos need a folder", f"{found.with_suffix('')}/"
         raise UsageError(told, hint=f"name one, such as {option('output', near)}")
     with files.refused(found, f"choose another folder with {option('output')}", "output"):
+        if not make:
+            return found
         found.mkdir(parents=True, exist_ok=True)
     return found
 

@@ -1,0 +1,79 @@
+"""`fpsgen generate --dry-run`: what a video would take, against arithmetic written out here; nothing is made."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from fpsgen import forecast
+from tests.tools.cli import invoke, told
+
+DRY = "a cat", "--dry-run", "--device", "cpu"
+# Wan2.1 14B at 1280x720 and 81 frames: 21 x 45 x 80 tokens of 5120 channels in 40 layers; an FFN of 13824.
+TOKENS = 21 * 45 * 80
+DENSE = 40 * 4 * 5120 * TOKENS**2
+LINEAR = 40 * 2 * TOKENS * (4 * 5120**2 + 2 * 5120**2 + 2 * 5120 * 13824)
+
+
+@pytest.fixture(autouse=True)
+def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_a_model_that_is_absent_in_dense_attention(empty: Path) -> None:
+    found = told(invoke(*DRY, "--model", "14b", "--res", "720p", "--steps", 10, "--json"))
+    assert (found["videos"], found["steps"], found["tokens"], found["density"]) == (1, 10, TOKENS, 1)
+    assert found["attention_flops"] == pytest.approx(10 * 2 * DENSE)  # two guidance branches
+    assert found["linear_flops"] == pytest.approx(10 * 2 * LINEAR)
+    assert "GB" in found["download"]
+    assert found["peak_memory_bytes"] == max(found["memory_bytes"].values())
+    assert found["denoise_seconds_modelled"] is None  # of a CPU no time is known
+    assert list(empty.iterdir()) == []
+
+
+def test_a_preset_saves_its_share_and_guidance_half(empty: Path) -> None:
+    given = "--model", "14b", "--res", "720p", "--steps", 10, "--json"
+    dense, sparse = (told(invoke(*DRY, *given, "--preset", name)) for name in ("bf16", "fast"))
+    assert sparse["attention_flops"] / dense["attention_flops"] == pytest.approx(sparse["density"], rel=1e-6)
+    alone = told(invoke(*DRY, *given, "--preset", "bf16", "--guidance", 1))
+    assert alone["linear_flops"] == pytest.approx(dense["linear_flops"] / 2)
+
+
+def test_several_videos_and_gpus_start_nothing_and_make_no_folder(empty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("a process was started"))
+    given = "--model", "14b", "--res", "480p", "--seeds", "0-2", "-o", "cats/", "--gpus", 8
+    found = told(invoke(*DRY, *given, "--json"))
+    assert (found["videos"], found["steps"]) == (3, 150)
+    assert 4 < found["gpus"]["speedup"] < 8
+    assert found["gpus"]["bytes_per_step"] > 1e9
+    table = invoke(*DRY, *given).stdout
+    for words in ("3 of 832x480, 81 frames", "PFLOP", "about", "by a model", "no time is known"):
+        assert words in table
+    assert list(empty.iterdir()) == []
+    refused = invoke(*DRY, *given[:-1], 7)
+    assert refused.exit_code == 2
+    assert "7" in refused.stderr
+
+
+def test_time_is_the_cost_model_s_where_that_knows_the_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forecast, "is_modelled", lambda _: True)
+    found = told(invoke(*DRY, "--model", "14b", "--res", "720p", "--steps", 10, "--json"))
+    # 470 TFLOPS in dense BF16 attention, 80 % of 989 in linear layers; cross-attention's keys are of the text.
+    assert found["denoise_seconds_modelled"] == pytest.approx(20 * (DENSE / 470e12 + LINEAR / (0.8 * 989e12)), rel=0.01)
+
+
+def test_what_is_wrong_stays_wrong(empty: Path) -> None:
+    for wrong in (("--frames", 6), ("--model", "15b"), ("--preset", "nothing"), ("-o", "a.txt"), ("--gpus", 0)):
+        result = invoke(*DRY, *wrong)
+        assert result.exit_code == 2, wrong
+    assert list(empty.iterdir()) == []
+
+
+def test_the_pocket(empty: Path) -> None:
+    table = invoke(*DRY, "--model", "pocket").stdout
+    for words in ("160x96, 25 frames", "420 tokens", "nothing", "the transformer stays in memory"):
+        assert words in table
+    assert list(empty.iterdir()) == []
