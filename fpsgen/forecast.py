@@ -24,7 +24,8 @@ class Forecast:
     of the blocks' linear layers, of all videos; density: the share of token pairs that self-attention computes, a mean
     over the videos. memory: bytes of each part at work, of which one is in memory at a time. step_seconds: of the
     largest video's step with all guidance branches; denoise_seconds: of all videos, on one device; both by the cost
-    model, None where it does not know the device. shared: what several GPUs come to, if there are several."""
+    model, None where it does not know the device. shared: what several of that card come to, if
+    there are several."""
 
     videos: int
     steps: int
@@ -49,8 +50,9 @@ def forecast(plans: Sequence[VideoPlan], offload: Offload = "auto", gpus: int = 
     largest = max(plans, key=lambda plan: plan.tiles.tokens)
     lives = residence.of_transformer(plans, offload)
     every = [attention_and_linear(plan) for plan in plans]
-    step = seconds_of_step(largest)
-    shared = several_gpus.expected(largest, gpus, step or 1.0) if gpus > 1 else None
+    modelled = is_modelled(largest.target)
+    # What GPUs exchange is weighed against the cost model's step, whatever this device is; a step is not made up.
+    shared = several_gpus.expected(largest, gpus, seconds_of_step(largest)) if gpus > 1 else None
     return Forecast(
         videos=len(plans),
         steps=sum(len(plan.steps) for plan in plans),
@@ -61,8 +63,8 @@ def forecast(plans: Sequence[VideoPlan], offload: Offload = "auto", gpus: int = 
         memory=memory(plans, lives),
         residence=lives,
         vae_tile=residence.vae_tile(largest, lives.free),
-        step_seconds=step,
-        denoise_seconds=None if step is None else fsum(seconds(plan) for plan in plans),
+        step_seconds=seconds_of_step(largest) if modelled else None,
+        denoise_seconds=fsum(seconds(plan) for plan in plans) if modelled else None,
         shared=shared,
     )
 
@@ -102,10 +104,8 @@ def is_modelled(target: Target) -> bool:
     return torch.cuda.get_device_capability(target.device) == MODELLED
 
 
-def seconds_of_step(plan: VideoPlan) -> float | None:
-    """Of a mean step that computes all guidance branches, by the cost model; None for another device."""
-    if not is_modelled(plan.target):
-        return None
+def seconds_of_step(plan: VideoPlan) -> float:
+    """Of a mean step that computes all guidance branches, on the card of the cost model."""
     passes = fsum(step.share(plan.request.settings.branches) for step in plan.steps)
     return seconds(plan) / passes if passes else 0.0
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from fpsgen.cli import chosen
+from fpsgen.cli import chosen, preferences
 from fpsgen.cli.output import Output, in_flags
 from fpsgen.errors import ModelError
 from fpsgen.printable import readable
@@ -24,11 +24,18 @@ if TYPE_CHECKING:
 
 
 def find_model(name: str | None, parts: Given) -> Model | None:
-    """As `chosen.find_model`; one that is known by name may be absent."""
+    """As `chosen.find_model`; one that `fpsgen models` lists may be absent."""
+    from fpsgen.weights import hub
+    from fpsgen.weights.known import MODELS
+
     try:
         return chosen.find_model(name, parts)
     except ModelError:
-        return chosen.find_model(name, parts, may_be_absent=True)  # raises it again, where it is another fault
+        with preferences.using("model", name) as wanted:
+            known = MODELS.get((wanted or "").lower())
+        if known is None or not (known.files or hub.nearest(str(wanted).lower()).state in ("not here", "incomplete")):
+            raise
+        return chosen.find_model(name, parts, may_be_absent=True)
 
 
 def choose_model(size: chosen.Size | None, device: torch.device, out: Output, parts: Given) -> Model:
@@ -86,7 +93,7 @@ def rows(found: Forecast, model: Model, target: Target, download: str) -> list[t
         ("VAE", f"decodes in tiles of {tile[1]}x{tile[0]} latents" if tile else "decodes whole frames"),
         ("denoise", "no time is known for this device" if seconds is None else f"{seconds:,.1f} s {model_words}"),
         ("other stages", "no time is known for text, VAE and file"),
-        *([("GPUs", f"{found.shared}")] if found.shared else []),
+        *([("GPUs", f"{found.shared}, and the cost model's H100s")] if found.shared else []),
         *([("denoise, shared", f"{shared:,.1f} s, by both models")] if shared is not None else []),
     ]
 

@@ -50,7 +50,7 @@ def test_several_videos_and_gpus_start_nothing_and_make_no_folder(empty: Path, m
     assert 4 < found["gpus"]["speedup"] < 8
     assert found["gpus"]["bytes_per_step"] > 1e9
     table = invoke(*DRY, *given).stdout
-    for words in ("3 of 832x480, 81 frames", "PFLOP", "about", "by a model", "no time is known"):
+    for words in ("3 of 832x480, 81 frames", "PFLOP", "about", "by a model", "H100s", "no time is known"):
         assert words in table
     assert list(empty.iterdir()) == []
     refused = invoke(*DRY, *given[:-1], 7)
@@ -66,7 +66,14 @@ def test_time_is_the_cost_model_s_where_that_knows_the_card(monkeypatch: pytest.
 
 
 def test_what_is_wrong_stays_wrong(empty: Path) -> None:
-    for wrong in (("--frames", 6), ("--model", "15b"), ("--preset", "nothing"), ("-o", "a.txt"), ("--gpus", 0)):
+    for wrong in (
+        ("--frames", 6),
+        ("--model", "15b"),
+        ("--model", "1.3b-vsa"),
+        ("--preset", "nothing"),
+        ("-o", "a.txt"),
+        ("--gpus", 0),
+    ):
         result = invoke(*DRY, *wrong)
         assert result.exit_code == 2, wrong
     assert list(empty.iterdir()) == []
