@@ -55,12 +55,11 @@ def tell(
     """A table, or an object, of what the videos would take."""
     from fpsgen.forecast import forecast
     from fpsgen.request import resolve
-    from fpsgen.weights import hub
 
     plans = [resolve(request, model, target) for request in requests]
     found = forecast(plans, offload, gpus or 1)
     absent = not model.checkpoint.transformer and not model.pocket
-    download = hub.to_fetch(hub.nearest(model.name)) if absent else ""
+    download = to_download(model.name) if absent else ""
     sizes = sorted({(own.request.settings.size, own.request.settings.frames) for own in plans})
     presets = sorted({own.preset.name for own in plans})
     shown = Table(heads=False, columns=[Column(""), Column("", prose=True)])
@@ -73,6 +72,17 @@ def tell(
         out.show(shown)
         return
     out.result("", as_dict(found, model, target, download) | {"sizes": sizes, "presets": presets})
+
+
+def to_download(name: str) -> str:
+    """What is to be fetched of a known model, and of the parts that a transformer in a file of its own lacks."""
+    from fpsgen.weights import hub, shared
+    from fpsgen.weights.known import MODELS, PIECES
+
+    known, cached = MODELS[name], hub.nearest(name)
+    told = [] if cached.state == "here" else [hub.to_fetch(cached)]
+    lacking = shared.lacking(known.kind) if known.files else []
+    return ", ".join([*told, *(f"{piece} about {PIECES[piece].gb:g} GB" for piece in lacking)])
 
 
 def rows(found: Forecast, model: Model, target: Target, download: str) -> list[tuple[str, str]]:

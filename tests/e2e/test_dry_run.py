@@ -84,3 +84,9 @@ def test_the_pocket(empty: Path) -> None:
     for words in ("160x96, 25 frames", "420 tokens", "nothing", "the transformer stays in memory"):
         assert words in table
     assert list(empty.iterdir()) == []
+
+
+def test_a_transformer_s_file_needs_the_parts_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fpsgen.weights.shared.lacking", lambda _: ["text-encoder", "vae"])
+    found = told(invoke(*DRY, "--model", "14b-fp8", "--json"))
+    assert found["download"] == "about 14 GB, text-encoder about 11.4 GB, vae about 0.5 GB"
