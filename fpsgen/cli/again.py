@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 
 from fpsgen import replay
 from fpsgen.cli import chosen
-from fpsgen.cli.lines import PromptLine, Several
+from fpsgen.cli.lines import PromptLine, Several, Wanted
 from fpsgen.cli.many import Place
 from fpsgen.cli.output import Output
 from fpsgen.errors import UsageError
 from fpsgen.events import Event, Written
-from fpsgen.formats import FORMATS, Encoding
+from fpsgen.formats import FORMATS
 from fpsgen.printable import printable
 from fpsgen.solvers import FEW_STEPS
 from fpsgen.weights.known import Given
@@ -35,27 +35,35 @@ class Again:
     preset: Preset | None = None  # the one of then, where the user gave none
 
     def __init__(
-        self, video: Path, prompt: str | None, several: Several, usual: PromptLine, model: str | None,
-        lora: list[str] | None, preset: str | None, device: str | None, dtype: str | None, parts: Given,
-        encoding: Encoding, output: str | None,
-    ):  # fmt: skip
+        self,
+        video: Path,
+        prompt: str | None,
+        several: Several,
+        usual: PromptLine,
+        wanted: Wanted,
+        output: str | None,
+    ):
         earlier = self._earlier = replay.read(video)
+        model, lora, device, dtype, encoding = wanted.model, wanted.lora, wanted.device, wanted.dtype, wanted.encoding
         options = {"model": model, "lora": lora, "device": device, "dtype": dtype, **asdict(usual)}
         self._given = {name for name, value in options.items() if value is not None}
         self.prompt = earlier.prompt if prompt is None and several.prompts is None else prompt
         self.usual = usual.over(self._line(usual))
         if several.seeds is not None and usual.seed is None:
             self.usual = replace(self.usual, seed=None)
-        self.model = earlier.model if model is None else model
-        self.lora = earlier.loras if lora is None else lora
         own = asdict(earlier.parts if model is None else Given())
-        self.parts = Given(**own | {name: path for name, path in asdict(parts).items() if path})
-        self.preset = earlier.preset if preset is None else None
-        self.device = self._device() if device is None else device
+        self.preset = earlier.preset if wanted.preset is None else None
         self.dtypes = earlier.dtypes if dtype is None else None
         alike = output is None or Path(output).suffix.lower() == video.suffix.lower()
         told = {"fps": earlier.settings.fps, "crf": earlier.crf if alike else None}
-        self.encoding = replace(encoding, **told | {k: v for k, v in asdict(encoding).items() if v is not None})
+        self.wanted = replace(
+            wanted,
+            model=earlier.model if model is None else model,
+            lora=earlier.loras if lora is None else lora,
+            parts=Given(**own | {name: path for name, path in asdict(wanted.parts).items() if path}),
+            device=self._device() if device is None else device,
+            encoding=replace(encoding, **told | {k: v for k, v in asdict(encoding).items() if v is not None}),
+        )
         self._weights_told = False
 
     def _line(self, usual: PromptLine) -> PromptLine:

@@ -11,6 +11,7 @@ from fpsgen.errors import ModelError
 from fpsgen.printable import readable
 from fpsgen.report.words import counted
 from fpsgen.tables import Cell, Column, Table
+from fpsgen.timing import Timings
 from fpsgen.weights.known import Given
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def find_model(name: str | None, parts: Given) -> Model | None:
         return chosen.find_model(name, parts, may_be_absent=True)
 
 
-def choose_model(size: chosen.Size | None, device: torch.device, out: Output, parts: Given) -> Model:
+def choose_model(size: chosen.Size | None, device: torch.device, out: Output, timings: Timings, parts: Given) -> Model:
     """As `chosen.choose_model`, but nothing is fetched."""
     from fpsgen import choices
     from fpsgen.weights import models

@@ -1,4 +1,4 @@
-"""Many videos in one command: the lines of a prompt file, and the seeds that each is made with."""
+"""What the command line asks for: options of all videos, the lines of a prompt file, the seeds of each."""
 
 from __future__ import annotations
 
@@ -10,20 +10,41 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, get_args
 
+from fpsgen.choices import Dtype
 from fpsgen.cli import prompts
 from fpsgen.cli.options import OTHER_NAMES, expand
 from fpsgen.errors import UsageError, option
+from fpsgen.formats import PLAIN, Encoding
 from fpsgen.printable import meant, printable, typed
 from fpsgen.seeds import check_seed
 from fpsgen.settings import check_settings
 from fpsgen.solvers import Sigmas, SolverName
 from fpsgen.wan import sizes
+from fpsgen.weights.known import NOTHING, Given
 
 MOST = 10_000  # videos of one command
 _TOLD = 3  # wrong lines whose faults are told; the others are counted
 _NUMBERS: dict[str, tuple[Any, str]] = dict.fromkeys(("seed", "frames", "steps"), (int, "a whole number"))
 _NUMBERS |= dict.fromkeys(("guidance", "guidance_low", "shift"), ((int, float), "a number"))  # the other keys are text
 _CHOICES = {"solver": get_args(SolverName), "sigmas": get_args(Sigmas)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """Options of `fpsgen generate` that hold for all of its videos, by their names."""
+
+    model: str | None = None
+    lora: list[str] | None = None
+    preset: str | None = None
+    device: str | None = None
+    dtype: Dtype | None = None
+    graphs: bool = False
+    parts: Given = NOTHING
+    encoding: Encoding = PLAIN
+    gpus: int | None = None
+    no_clobber: bool = False
+    resume: bool = False
+    dry_run: bool = False
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import typer
 
 from fpsgen import files
 from fpsgen.cli import chosen, errors, preferences
-from fpsgen.cli.lines import Faults, PromptLine
+from fpsgen.cli.lines import Faults, PromptLine, Wanted
 from fpsgen.cli.options import expand, place
 from fpsgen.cli.output import Output
 from fpsgen.cli.prompts import as_text
@@ -209,11 +209,14 @@ def asked_for(line: PromptLine, options: Mapping[str, object]) -> str:
     return hashlib.sha256(told.encode()).hexdigest()[:16]
 
 
-def spelled(model: str | None, preset: str | None, **others: object) -> dict[str, object]:
-    """Options of all videos as they hold: the user's own defaults where none was given, a preset's file as a path."""
-    with preferences.using("model", model) as told, preferences.using("preset", preset) as wanted:
-        is_file = wanted is not None and wanted.endswith(".toml")
-        return others | {"model": told, "preset": Path(wanted) if wanted and is_file else wanted}
+def spelled(wanted: Wanted) -> dict[str, object]:
+    """Options of all videos that change them, as they hold: the user's own defaults where none was given, a preset's
+    file as a path."""
+    own: dict[str, object] = {"lora": wanted.lora, "dtype": wanted.dtype, "parts": wanted.parts}
+    own |= {"crf": wanted.encoding.crf, "fps": wanted.encoding.fps}
+    with preferences.using("model", wanted.model) as model, preferences.using("preset", wanted.preset) as preset:
+        is_file = preset is not None and preset.endswith(".toml")
+        return own | {"model": model, "preset": Path(preset) if preset and is_file else preset}
 
 
 def _told(value: object) -> Any:
