@@ -85,7 +85,8 @@ def check_places(wanted: Wanted, todo: Sequence[Place], faults: Faults) -> Looke
     for place in {(one.path.parent, one.path.suffix): one for one in todo}.values():
         if wanted.no_clobber and place.path.exists() and not place.of_frames:
             raise UsageError(f"{place.path} exists, and --no-clobber keeps it", hint="choose another name with -o")
-        if not (unmade and not place.path.parent.exists()):
+        complete = wanted.resume and place.of_frames and is_of_frames(place.path)  # which `resume` says
+        if not complete and not (unmade and not place.path.parent.exists()):
             check_path(place.path, place.of_frames)
     with preferences.using("preset", wanted.preset) as name:
         given = None if name is None else Path(name).expanduser()
@@ -99,6 +100,16 @@ def check_places(wanted: Wanted, todo: Sequence[Place], faults: Faults) -> Looke
         check_spared(path, "preset", given)
     faults.tell()
     return looked
+
+
+def is_of_frames(path: Path) -> bool:
+    """Whether a folder holds the frames of a video of fpsgen's, and says how they were made."""
+    from fpsgen import comment
+
+    try:
+        return path.is_dir() and bool(comment.read(path))
+    except UsageError:
+        return False
 
 
 def largest(todo: Sequence[Place]) -> chosen.Size | None:

@@ -245,6 +245,19 @@ def test_a_run_that_is_stopped_while_its_video_gets_its_comment_does_not_make_a_
     assert metadata("a-cat-surfing-7.mp4")["resumed"] == [4]
 
 
+def test_a_complete_folder_of_frames_is_said_to_be_complete(wan_folder: Path, tmp_path: Path) -> None:
+    frames = f"{tmp_path}/frames/"
+    assert generate(wan_folder, "--seed", 7, "-o", frames).exit_code == 0
+    result = generate(wan_folder, "--seed", 7, "-o", frames, "--resume")
+    assert result.exit_code == 0, result.output
+    assert "is complete already" in words(result)
+    others = generate(wan_folder, "--seed", 8, "-o", frames, "--resume")
+    assert others.exit_code == 2
+    assert "of other settings" in words(others)
+    (tmp_path / "frames" / "video.json").unlink()
+    assert generate(wan_folder, "--seed", 7, "-o", frames, "--resume").exit_code == 2  # files of nobody knows whom
+
+
 def test_a_run_that_was_stopped_when_all_was_done_is_complete(
     wan_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
