@@ -110,7 +110,8 @@ def generate(
         result.tell(out)
         return
     out.loading()
-    with timings.stage("load"):  # importing torch and the libraries around it is part of the wait
+    made = many.folder_made(result.todo[0].path.parent) if several and not dry_run else contextlib.nullcontext()
+    with timings.stage("load"), made:  # importing torch and the libraries around it is part of the wait
         ready = make_ready(wanted, result.todo, faults, share, usual.solver, again, timings, out)
     if dry_run:
         dry_runs.tell(ready.requests, ready.model, ready.target, placement.offload, gpus, out)
@@ -144,8 +145,7 @@ def placed(
     each was asked for. Nothing slow is imported for it: where all is there, the command is over."""
     same = many.spelled(wanted) | (again.asked if again else {})
     if several:
-        folder = many.folder(output, make=not wanted.dry_run)
-        return many.Tally(many.places(lines, folder, same, faults), share), same
+        return many.Tally(many.places(lines, many.folder(output), same, faults), share), same
     suffix = again.suffix if again else ".mp4"
     return Made(many.one_place(lines[0], output, wanted.no_clobber, same, suffix), timings), same
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import re
 import secrets
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -157,19 +158,31 @@ def one_place(
     return Place(line, path, asked_for(line, options), may_replace=may_replace, of_frames=of_frames)
 
 
-def folder(output: str | None, make: bool = True) -> Path:
-    """The folder of several videos, made where it is not there; UsageError where it cannot be."""
+def folder(output: str | None) -> Path:
+    """The folder of several videos; UsageError where it is a file's name."""
     if output is None:
         return preferences.output_folder()
     found = expand(Path(output))
     if found.suffix.lower() in FORMATS and not found.is_dir():
         told, near = f"{option('output', found)}: several videos need a folder", f"{found.with_suffix('')}/"
         raise UsageError(told, hint=f"name one, such as {option('output', near)}")
-    with files.refused(found, f"choose another folder with {option('output')}", "output"):
-        if not make:
-            return found
-        found.mkdir(parents=True, exist_ok=True)
     return found
+
+
+@contextlib.contextmanager
+def folder_made(found: Path) -> Iterator[None]:
+    """A folder that is there while it is looked at what will be written into it; a command that is refused leaves none
+    behind that it made. UsageError where it cannot be made."""
+    there = found.exists()
+    with files.refused(found, f"choose another folder with {option('output')}", "output"):
+        found.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        if not there:
+            with contextlib.suppress(OSError):
+                found.rmdir()
+        raise
 
 
 def places(lines: Sequence[PromptLine], where: Path, options: Mapping[str, object], faults: Faults) -> list[Place]:

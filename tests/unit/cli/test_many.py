@@ -81,14 +81,22 @@ def test_two_lines_of_one_name_are_refused(tmp_path: Path, first: PromptLine, se
         places(tmp_path, first, second)
 
 
-def test_a_folder_is_made_and_a_video_is_none(tmp_path: Path) -> None:
-    assert many.folder(f"{tmp_path}/a/b/") == tmp_path / "a" / "b"
-    assert (tmp_path / "a" / "b").is_dir()
+def test_a_folder_is_made_and_gone_again_with_what_is_refused(tmp_path: Path) -> None:
+    found = many.folder(f"{tmp_path}/a/b/")
+    assert found == tmp_path / "a" / "b"
+    with pytest.raises(UsageError, match="no such"), many.folder_made(found):
+        raise UsageError("no such model")
+    assert not found.exists()
+    with many.folder_made(found):
+        assert found.is_dir()
+    with pytest.raises(UsageError), many.folder_made(found):
+        raise UsageError("no such model")
+    assert found.is_dir()  # it was there before
     with pytest.raises(UsageError, match="several videos need a folder"):
         many.folder(str(tmp_path / "a.mp4"))
-    (tmp_path / "file").touch()
-    with pytest.raises(UsageError, match="cannot be written"):
-        many.folder(str(tmp_path / "file" / "b"))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="cannot be written"), many.folder_made(tmp_path / "file" / "b"):
+        pass
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 7])
