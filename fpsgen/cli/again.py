@@ -8,8 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fpsgen import replay
-from fpsgen.cli import chosen
+from fpsgen import choices, replay
 from fpsgen.cli.lines import PromptLine, Several, Wanted
 from fpsgen.cli.many import Place
 from fpsgen.cli.output import Output
@@ -89,7 +88,7 @@ class Again:
         if name == "cpu" or (name and "LOCAL_RANK" in os.environ):
             return "cpu" if name == "cpu" else None
         try:
-            chosen.find_device(name)
+            choices.find_device(name)
             return name
         except UsageError:
             return None

@@ -12,18 +12,9 @@ from typing import TYPE_CHECKING
 import typer
 
 from fpsgen import files
+from fpsgen.choices import Dtype, find_images, find_loras, find_target, fit, size_with, with_loras
 from fpsgen.cli import bench_attention, bench_quality, options
-from fpsgen.cli.chosen import (
-    Dtype,
-    choose_model,
-    find_images,
-    find_loras,
-    find_model,
-    find_target,
-    fit,
-    size_with,
-    with_loras,
-)
+from fpsgen.cli.chosen import choose_model, find_model
 from fpsgen.cli.command import App
 from fpsgen.cli.output import Output
 from fpsgen.cli.progress import drawn

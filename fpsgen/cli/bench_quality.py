@@ -8,18 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fpsgen import assets, files
+from fpsgen.choices import Dtype, check_of_text, find_loras, find_target, settings_of, with_loras
 from fpsgen.cli import options
-from fpsgen.cli.chosen import (
-    Dtype,
-    check_of_text,
-    choose_model,
-    find_loras,
-    find_model,
-    find_target,
-    settings_of,
-    video_name,
-    with_loras,
-)
+from fpsgen.cli.chosen import choose_model, find_model, video_name
 from fpsgen.cli.output import Output
 from fpsgen.cli.progress import drawn
 from fpsgen.cli.prompts import read_prompts

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fpsgen import files
+from fpsgen import choices, files
 from fpsgen.cli import chosen, options
 from fpsgen.cli.output import Output, in_flags
 from fpsgen.cli.progress import drawn
@@ -67,7 +67,7 @@ def calibrate(
     checks: int | None = None,
     seed: int = 0,
     device: str | None = None,
-    dtype: chosen.Dtype | None = None,
+    dtype: choices.Dtype | None = None,
     dry_run: bool = False,
     fresh: bool = False,
     json: bool = False,
@@ -93,12 +93,12 @@ def calibrate(
         out.note(f"{printable(output)} is replaced: {replaced}")
     page = None if output is None or dry_run else report_place(output, report, no_report)
     out.loading()
-    loras = chosen.find_loras(lora)
+    loras = choices.find_loras(lora)
     named = chosen.find_model(model, parts, may_be_absent=dry_run)
-    target = chosen.find_target(device, dtype)  # which imports torch: so far, whatever cannot be is told at once
-    found = chosen.with_loras(named or chosen.choose_model(size, target.device, out, parts=parts), loras, out, solver)
-    chosen.check_of_text(found, "calibration")
-    settings = chosen.settings_of(
+    target = choices.find_target(device, dtype)  # which imports torch: so far, whatever cannot be is told at once
+    found = choices.with_loras(named or chosen.choose_model(size, target.device, out, parts=parts), loras, out, solver)
+    choices.check_of_text(found, "calibration")
+    settings = choices.settings_of(
         found,
         size,
         frames=frames,

@@ -12,24 +12,6 @@ from typing import TYPE_CHECKING
 import typer
 
 from fpsgen import choices, files
-from fpsgen.choices import (  # commands have these from here, with what is added below
-    Dtype,
-    Images,
-    Size,
-    check_device,
-    check_of_text,
-    check_trains,
-    find_device,
-    find_images,
-    find_loras,
-    find_target,
-    fit,
-    fit_preset,
-    fit_request,
-    settings_of,
-    size_with,
-    with_loras,
-)
 from fpsgen.cli import options, preferences
 from fpsgen.cli.output import Output
 from fpsgen.errors import UsageError
@@ -43,12 +25,6 @@ if TYPE_CHECKING:
 
     from fpsgen.presets import Preset
     from fpsgen.weights.models import Model
-
-__all__ = [
-    "Dtype", "Images", "Size", "check_device", "check_of_text", "check_trains", "choose_model", "find_device",
-    "find_images", "find_loras", "find_model", "find_preset", "find_target", "fit", "fit_preset", "fit_request",
-    "settings_of", "size_with", "video_name", "with_last_frame", "with_loras",
-]  # fmt: skip
 
 
 def find_model(name: str | None, parts: Given = NOTHING, may_be_absent: bool = False) -> Model | None:
@@ -64,7 +40,7 @@ def find_preset(name: str | None) -> Preset | None:
 
 
 def choose_model(
-    size: Size | None, device: torch.device, out: Output, timings: Timings | None = None, parts: Given = NOTHING
+    size: choices.Size | None, device: torch.device, out: Output, timings: Timings | None = None, parts: Given = NOTHING
 ) -> Model:
     """The default model; where its weights are absent and somebody can be asked, fetched first."""
     from fpsgen.weights import hub, models

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from fpsgen import choices
 from fpsgen.cli import chosen, preferences
 from fpsgen.cli.output import Output, in_flags
 from fpsgen.errors import ModelError
@@ -39,7 +40,7 @@ def find_model(name: str | None, parts: Given) -> Model | None:
         return chosen.find_model(name, parts, may_be_absent=True)
 
 
-def choose_model(size: chosen.Size | None, device: torch.device, out: Output, timings: Timings, parts: Given) -> Model:
+def choose_model(size: choices.Size | None, device: torch.device, out: Output, timings: Timings, parts: Given) -> Model:
     """As `chosen.choose_model`, but nothing is fetched."""
     from fpsgen import choices
     from fpsgen.weights import models

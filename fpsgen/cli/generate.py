@@ -9,8 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fpsgen.cli import chosen, many, options, several_gpus, signals
+from fpsgen import choices
 from fpsgen.cli import dry_run as dry_runs
+from fpsgen.cli import many, options, several_gpus, signals
 from fpsgen.cli import resume as resuming
 from fpsgen.cli.lines import Faults, PromptLine, Several, Wanted, asked
 from fpsgen.cli.made import Made, tell_sampling
@@ -67,7 +68,7 @@ def generate(
     resume: bool = False,
     dry_run: bool = False,
     device: str | None = None,
-    dtype: chosen.Dtype | None = None,
+    dtype: choices.Dtype | None = None,
     graphs: bool = False,
     json: bool = False,
     verbose: bool = False,
@@ -102,7 +103,7 @@ def generate(
         raise UsageError("--last-frame-to is for one video", hint="leave it out, or make one video at a time")
     lines, faults = asked(several, prompt, usual)
     wanted.encoding.check()
-    chosen.check_device(wanted.device)
+    choices.check_device(wanted.device)
     share = many.Share.of_process() if several and gpus is None else many.Share()
     out.draws = share.world == 1
     result, same = placed(lines, faults, wanted, output, share, again, timings, bool(several))

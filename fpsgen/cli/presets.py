@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from fpsgen.attention.plan import KeyTiles
+from fpsgen.choices import fit
 from fpsgen.cli import options
-from fpsgen.cli.chosen import fit
 from fpsgen.cli.command import App
 from fpsgen.cli.output import Output
 from fpsgen.printable import printable

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fpsgen import choices
 from fpsgen.choices import check_no_image, check_spared
 from fpsgen.cli import chosen, dry_run, preferences, several_gpus
 from fpsgen.cli.lines import Faults, Wanted
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from fpsgen.target import Target
     from fpsgen.weights.models import Model
 
-Looked = dict[tuple[Path | None, Path | None], chosen.Images]
+Looked = dict[tuple[Path | None, Path | None], choices.Images]
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def make_ready(
     looked = check_places(wanted, todo, faults)
     encoding = chosen.with_last_frame(wanted.encoding, todo[0].path, wanted.no_clobber)
     named = (again and again.preset) or chosen.find_preset(wanted.preset)
-    loras = chosen.find_loras(wanted.lora)
+    loras = choices.find_loras(wanted.lora)
     find = dry_run.find_model if wanted.dry_run else chosen.find_model
     if (model := find(wanted.model, wanted.parts)) is None:
         check_no_image(next((one.line.image or one.line.last_image for one in todo), None))
@@ -62,14 +63,14 @@ def make_ready(
         if place.path.is_file() and not wanted.resume:
             out.note(f"{place.path} exists: the new video will replace it")
             out.loading()
-    target = chosen.find_target(share.device(wanted.device), wanted.dtype, wanted.graphs)
+    target = choices.find_target(share.device(wanted.device), wanted.dtype, wanted.graphs)
     target = again.target(target) if again else target
     if not wanted.dry_run:
         target = several_gpus.own_target(target, wanted.gpus)
     if model is None:
         choose = dry_run.choose_model if wanted.dry_run else chosen.choose_model
         model = choose(largest(todo), target.device, out, timings, wanted.parts)
-    model = chosen.with_loras(model, loras, out, solver)
+    model = choices.with_loras(model, loras, out, solver)
     if again:
         again.tell(model, target, out)
     return Ready(model, target, requests_of(todo, looked, model, target, wanted, named, faults, out), encoding)
@@ -95,7 +96,7 @@ def check_places(wanted: Wanted, todo: Sequence[Place], faults: Faults) -> Looke
         with faults.of(line):
             wanted.encoding.check_fits(path, line.frames)
             if (line.image, line.last_image) not in looked:
-                looked[line.image, line.last_image] = chosen.find_images(line.image, line.last_image)
+                looked[line.image, line.last_image] = choices.find_images(line.image, line.last_image)
             check_spared(path, "image", line.image, line.last_image)
         check_spared(path, "preset", given)
     faults.tell()
@@ -112,7 +113,7 @@ def is_of_frames(path: Path) -> bool:
         return False
 
 
-def largest(todo: Sequence[Place]) -> chosen.Size | None:
+def largest(todo: Sequence[Place]) -> choices.Size | None:
     """The largest of the sizes that are given, which the model is chosen by."""
     given = [size for place in todo if (size := place.line.size) is not None]
     return max(given, key=math.prod, default=None)
@@ -146,19 +147,19 @@ def requests_of(
 
 
 def request_of(
-    place: Place, images: chosen.Images, model: Model, wanted: Wanted, named: Preset | None, out: Output
+    place: Place, images: choices.Images, model: Model, wanted: Wanted, named: Preset | None, out: Output
 ) -> Request:
     """As `requests_of` has it, of one video."""
     from fpsgen.request import Request
 
     line, (image, last_image, _) = place.line, images
-    settings, scale_to = chosen.fit_request(
+    settings, scale_to = choices.fit_request(
         model, images, line.res, out, frames=line.frames, steps=line.steps, guidance=line.guidance,
         guidance_low=line.guidance_low, shift=line.shift, negative=line.negative, solver=line.solver,
         sigmas=line.sigmas, fps=wanted.encoding.fps,
     )  # fmt: skip
     with preferences.using("preset", wanted.preset) as name:
-        named = chosen.fit_preset(name, named, model, settings)
+        named = choices.fit_preset(name, named, model, settings)
     assert line.seed is not None
     return Request(
         line.prompt.strip(), settings, line.seed, place.path, named, scale_to, place.may_replace, image, last_image,

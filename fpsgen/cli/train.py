@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from fpsgen import assets, files
-from fpsgen.cli import chosen, options, train_prepare
+from fpsgen import assets, choices, files
+from fpsgen.cli import options, train_prepare
 from fpsgen.cli.command import App, CommandGroup
 from fpsgen.cli.output import Output
 from fpsgen.cli.progress import drawn
@@ -69,7 +69,7 @@ def train(
     prompts: Path | None = None,
     no_report: bool = False,
     device: str | None = None,
-    dtype: chosen.Dtype | None = None,
+    dtype: choices.Dtype | None = None,
     json: bool = False,
     verbose: bool = False,
     parts: Given = NOTHING,
@@ -87,7 +87,7 @@ def train(
     if not first:
         sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     out = Output(json, verbose)
-    chosen.check_device(device)
+    choices.check_device(device)
     own = read_prompts(prompts) if prompts is not None else None
     folder = None if output is None else options.expand(output)
     wanted = settings_of(settings, folder if resume and not dry_run else None, given)
@@ -110,7 +110,7 @@ def train(
         told = f"there is no training data in {printable(data)}"
         raise UsageError(told, hint=f"make it: fpsgen train prepare {shlex.quote(model)} … -o {shlex.quote(str(data))}")
     check_room(subject, wanted, folder)
-    target = chosen.find_target(device, dtype)  # which imports torch: so far, whatever cannot be is told at once
+    target = choices.find_target(device, dtype)  # which imports torch: so far, whatever cannot be is told at once
     job = make_job(subject, named or preset, wanted, data, own, target, folder)
     from fpsgen.train import state
 
@@ -168,7 +168,7 @@ def check_output(folder: Path, resume: bool, data: Path) -> None:
 
 def check_subject(model: Model, preset: Preset | None, settings: TrainSettings, folder: Path) -> None:
     """UsageError where a model cannot be trained in that way. preset: None for a grade, which fits any model."""
-    chosen.check_trains(model)
+    choices.check_trains(model)
     in_folder = (model.folder / model.name).suffix != ".safetensors"  # else a file, in a folder of anything
     if in_folder and files.resolved(model.folder) in (real := files.resolved(folder), *real.parents):
         told = f"{setting('output', folder)} lies in the model's own folder"
@@ -274,7 +274,7 @@ def tell_estimate(out: Output, name: str, parts: Given, preset: str, settings: T
 
     named = None if preset in shipped.GRADES else shipped.find(preset)
     model = models.absent(name.lower()) if models.is_known(name) and not parts else models.find(name, parts)
-    chosen.check_trains(model)
+    choices.check_trains(model)
     if named is not None:
         named.check_family(model.family)
     own = model.defaults

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from fpsgen import choices
 from fpsgen.cli import chosen, options
 from fpsgen.cli.output import Output
 from fpsgen.cli.progress import drawn
@@ -40,7 +41,7 @@ def prepare(
     solver: SolverName | None = None,
     seed: int | None = None,
     device: str | None = None,
-    dtype: chosen.Dtype | None = None,
+    dtype: choices.Dtype | None = None,
     json: bool = False,
     verbose: bool = False,
     parts: Given = NOTHING,
@@ -82,19 +83,19 @@ def prepare(
     from fpsgen.train import clips
 
     found = clips.find(options.expand(videos)) if videos is not None else []
-    chosen.check_device(device)
+    choices.check_device(device)
     out.loading()
-    loras = chosen.find_loras(lora)
+    loras = choices.find_loras(lora)
     named = chosen.find_model(model, parts)
     assert named is not None
-    chosen.check_trains(named)
+    choices.check_trains(named)
     if from_model:
-        named = chosen.with_loras(named, loras, out, solver)
-    settings = chosen.settings_of(
+        named = choices.with_loras(named, loras, out, solver)
+    settings = choices.settings_of(
         named, size, frames=frames, steps=steps, guidance=guidance, shift=shift, solver=solver
     )
     settings.check()
-    target = chosen.find_target(device, dtype)
+    target = choices.find_target(device, dtype)
     from fpsgen.train.prepare import Preparation
 
     folder = options.expand(output)

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from fpsgen import pipeline
-from fpsgen.cli.chosen import find_target
+from fpsgen.choices import find_target
 from fpsgen.wan.transformer import WanTransformer
 from tests.tools.cli import Runner, invoke
 from tests.tools.videos import metadata, read

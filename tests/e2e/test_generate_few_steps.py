@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import save_file
 
-from fpsgen.cli.chosen import settings_of
+from fpsgen.choices import settings_of
 from fpsgen.settings import DEFAULTS
 from fpsgen.weights import lora
 from fpsgen.weights.few_steps import is_of_another_sampler

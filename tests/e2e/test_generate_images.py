@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from fpsgen.cli import app, chosen
+from fpsgen import choices
+from fpsgen.cli import app
 from fpsgen.settings import WAN_NEGATIVE
 from fpsgen.weights import models
 from tests.tools.cli import calibrate, invoke, told
@@ -70,11 +71,11 @@ def test_other_pixels_make_another_video(folders: dict[str, Path], photo: Path, 
 
 def test_the_size_is_the_image_s_unless_both_sides_are_given() -> None:
     model, portrait = models.absent("i2v-720p"), (3000, 4000)
-    assert chosen.size_with(None, None, None, model) is None
-    assert chosen.size_with(portrait, None, None, model) == (816, 1104)
-    assert chosen.size_with(portrait, "480p", (832, 480), model) == (544, 720)
-    assert chosen.size_with(portrait, "832x480", (832, 480), model) == (832, 480)
-    assert chosen.size_with(portrait, None, None, models.absent("5b")) == (800, 1088)
+    assert choices.size_with(None, None, None, model) is None
+    assert choices.size_with(portrait, None, None, model) == (816, 1104)
+    assert choices.size_with(portrait, "480p", (832, 480), model) == (544, 720)
+    assert choices.size_with(portrait, "832x480", (832, 480), model) == (832, 480)
+    assert choices.size_with(portrait, None, None, models.absent("5b")) == (800, 1088)
 
 
 def test_the_shift_of_image_to_video_depends_on_the_size() -> None:
@@ -83,9 +84,9 @@ def test_the_shift_of_image_to_video_depends_on_the_size() -> None:
         ("i2v-720p", (1280, 720), 5), ("i2v-720p", (480, 832), 3), ("i2v-480p", None, 3), ("i2v-480p", (1280, 720), 5),
         ("flf2v", (832, 480), 16), ("2.2-i2v", (832, 480), 5), ("14b", (832, 480), 5),
     ):  # fmt: skip
-        assert chosen.settings_of(models.absent(name), size).shift == shift
-    assert chosen.settings_of(models.absent("i2v-480p"), None, shift=7.0).shift == 7
-    assert chosen.settings_of(models.absent("i2v-480p"), None, solver="lightx2v").shift == 5
+        assert choices.settings_of(models.absent(name), size).shift == shift
+    assert choices.settings_of(models.absent("i2v-480p"), None, shift=7.0).shift == 7
+    assert choices.settings_of(models.absent("i2v-480p"), None, solver="lightx2v").shift == 5
 
 
 def test_what_a_model_lacks_or_does_not_take_is_told_before_it_loads(

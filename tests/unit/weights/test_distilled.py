@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from fpsgen.cli.chosen import settings_of
+from fpsgen.choices import settings_of
 from fpsgen.settings import DEFAULTS
 from fpsgen.weights import load, models
 from fpsgen.weights.convert import write_model
