@@ -42,7 +42,6 @@ def find_model(name: str | None, parts: Given) -> Model | None:
 
 def choose_model(size: choices.Size | None, device: torch.device, out: Output, timings: Timings, parts: Given) -> Model:
     """As `chosen.choose_model`, but nothing is fetched."""
-    from fpsgen import choices
     from fpsgen.weights import models
 
     try:
@@ -90,6 +89,8 @@ def to_download(name: str) -> str:
 def rows(found: Forecast, model: Model, target: Target, download: str) -> list[tuple[str, str]]:
     """Each line's name and text."""
     model_words = "by the cost model, of attention and linear layers"
+    if found.residence.home != "device":
+        model_words += "; copies of blocks are not in it"
     seconds = found.denoise_seconds
     tile = found.vae_tile
     shared = seconds / found.shared.speedup if found.shared and seconds is not None else None
