@@ -22,10 +22,9 @@ MODELLED = (9, 0)  # the compute capability of the cards that `presets.cost` has
 class Forecast:
     """Of one or several videos of a model. tokens: of the largest. attention_flops, linear_flops: of self-attention and
     of the blocks' linear layers, of all videos; density: the share of token pairs that self-attention computes, a mean
-    over the videos. memory: bytes of each part at work, of which one is in memory at a time. step_seconds: of the
-    largest video's step with all guidance branches; denoise_seconds: of all videos, on one device; both by the cost
-    model, None where it does not know the device. shared: what several of that card come to, if
-    there are several."""
+    over the videos. memory: bytes of each part at work, of which one is in memory at a time. denoise_seconds: of
+    all videos, on one device, by the cost model; None where it does not know the device. shared: what several of that
+    card come to, if there are several."""
 
     videos: int
     steps: int
@@ -36,7 +35,6 @@ class Forecast:
     memory: dict[str, int]
     residence: Residence
     vae_tile: tuple[int, int] | None
-    step_seconds: float | None
     denoise_seconds: float | None
     shared: several_gpus.Expected | None
 
@@ -63,7 +61,6 @@ def forecast(plans: Sequence[VideoPlan], offload: Offload = "auto", gpus: int = 
         memory=memory(plans, lives),
         residence=lives,
         vae_tile=residence.vae_tile(largest, lives.free),
-        step_seconds=seconds_of_step(largest) if modelled else None,
         denoise_seconds=fsum(seconds(plan) for plan in plans) if modelled else None,
         shared=shared,
     )
