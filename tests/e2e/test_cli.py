@@ -16,7 +16,7 @@ from typing import TextIO
 import pytest
 from typer.testing import CliRunner
 
-from fpsgen import __version__
+from fpsgen import __version__, timing
 from fpsgen.cli import app, main
 
 
@@ -44,6 +44,7 @@ def process(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., int]]:
     """The whole program in this process: its exit code, with these as stdout and stderr."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     hook = sys.unraisablehook
+    monkeypatch.setattr(timing, "_began", None)  # which `main` sets: later tests are no programs of their own
 
     def run(*args: object, stdout: TextIO, stderr: TextIO) -> int:
         monkeypatch.setattr(sys, "argv", ["fpsgen", *map(str, args)])
