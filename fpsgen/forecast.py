@@ -1,14 +1,14 @@
-"""What videos will take, worked out before anything is loaded: arithmetic, memory, and time where the cost model knows
-the device."""
+"""What videos will take, worked out before anything is loaded: arithmetic, memory, and time where a video was made here
+before, or the cost model knows the device."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import fsum
 
-from fpsgen import residence, several_gpus
-from fpsgen.presets import cost
+from fpsgen import pace, residence, several_gpus
 from fpsgen.request import VideoPlan
 from fpsgen.residence import Residence
 from fpsgen.settings import Offload
@@ -22,9 +22,10 @@ MODELLED = (9, 0)  # the compute capability of the cards that `presets.cost` has
 class Forecast:
     """Of one or several videos of a model. tokens: of the largest. attention_flops, linear_flops: of self-attention and
     of the blocks' linear layers, of all videos; density: the share of token pairs that self-attention computes, a mean
-    over the videos. memory: bytes of each part at work, of which one is in memory at a time. denoise_seconds: of
-    all videos, on one device, by the cost model; None where it does not know the device. shared: what several of that
-    card come to, if there are several."""
+    over the videos. memory: bytes of each part at work, of which one is in memory at a time. expected: seconds of
+    each stage of all videos, by the last one that was made here; modelled: seconds of denoising on one device, by the
+    cost model; None where nothing is known. shared: what several of the cost model's card come to, if there are
+    several."""
 
     videos: int
     steps: int
@@ -35,12 +36,17 @@ class Forecast:
     memory: dict[str, int]
     residence: Residence
     vae_tile: tuple[int, int] | None
-    denoise_seconds: float | None
+    expected: dict[str, float] | None
+    modelled: float | None
     shared: several_gpus.Expected | None
 
     @property
     def peak_memory(self) -> int:
         return max(self.memory.values())
+
+    @property
+    def fits(self) -> bool:
+        return self.peak_memory <= self.residence.free
 
 
 def forecast(plans: Sequence[VideoPlan], offload: Offload = "auto", gpus: int = 1) -> Forecast:
@@ -48,7 +54,6 @@ def forecast(plans: Sequence[VideoPlan], offload: Offload = "auto", gpus: int = 
     largest = max(plans, key=lambda plan: plan.tiles.tokens)
     lives = residence.of_transformer(plans, offload)
     every = [attention_and_linear(plan) for plan in plans]
-    modelled = is_modelled(largest.target)
     # What GPUs exchange is weighed against the cost model's step, whatever this device is; a step is not made up.
     shared = several_gpus.expected(largest, gpus, seconds_of_step(largest)) if gpus > 1 else None
     return Forecast(
@@ -61,7 +66,8 @@ def forecast(plans: Sequence[VideoPlan], offload: Offload = "auto", gpus: int = 
         memory=memory(plans, lives),
         residence=lives,
         vae_tile=residence.vae_tile(largest, lives.free),
-        denoise_seconds=fsum(seconds(plan) for plan in plans) if modelled else None,
+        expected=expected(plans),
+        modelled=fsum(map(pace.modelled, plans)) if is_modelled(largest.target) else None,
         shared=shared,
     )
 
@@ -92,6 +98,18 @@ def memory(plans: Sequence[VideoPlan], lives: Residence) -> dict[str, int]:
     return found | at_work | {vae: found[vae] + decoding}
 
 
+def expected(plans: Sequence[VideoPlan]) -> dict[str, float] | None:
+    """Seconds of each stage, by the paces of the last videos that were made here with the same presets."""
+    found: dict[str, float] = {}
+    for _, same in itertools.groupby(plans, lambda plan: plan.preset.name):
+        own = [*same]
+        if (known := pace.of_last(own[0])) is None:
+            return None
+        for stage, seconds in known.of(own).items():
+            found[stage] = max(found.get(stage, 0), seconds) if stage == "load" else found.get(stage, 0) + seconds
+    return found
+
+
 def is_modelled(target: Target) -> bool:
     """Whether the cost model has rates for a device."""
     if target.device.type != "cuda":
@@ -104,15 +122,4 @@ def is_modelled(target: Target) -> bool:
 def seconds_of_step(plan: VideoPlan) -> float:
     """Of a mean step that computes all guidance branches, on the card of the cost model."""
     passes = fsum(step.share(plan.request.settings.branches) for step in plan.steps)
-    return seconds(plan) / passes if passes else 0.0
-
-
-def seconds(plan: VideoPlan) -> float:
-    """Of all steps on the card of `presets.cost`: attention and linear layers, and nothing that lies between them."""
-    config, tokens, branches = plan.model.config, plan.tiles.tokens, plan.request.settings.branches
-    unit = 4.0 * config.dim * tokens**2 / (cost.TFLOPS["bf16"] * 1e12)  # dense attention of one layer in BF16
-    return unit * fsum(
-        step.share(branches) * branches * (cost.of_plan(own, tokens) + cost.of_linear(config, tokens, linear))
-        for step in plan.steps
-        for own, linear in step.layers
-    )
+    return pace.modelled(plan) / passes if passes else 0.0

@@ -51,9 +51,15 @@ def choose_model(size: choices.Size | None, device: torch.device, out: Output, t
 
 
 def tell(
-    requests: Sequence[Request], model: Model, target: Target, offload: Offload, gpus: int | None, out: Output
+    requests: Sequence[Request],
+    model: Model,
+    target: Target,
+    offload: Offload,
+    gpus: int | None,
+    there: int,
+    out: Output,
 ) -> None:
-    """A table, or an object, of what the videos would take."""
+    """A table, or an object, of what the videos would take. there: how many others were made before."""
     from fpsgen.forecast import forecast
     from fpsgen.request import resolve
 
@@ -67,12 +73,15 @@ def tell(
     for name, text in rows(found, model, target, download):
         shown.row(Cell(name, "dim"), text)
     videos = "; ".join(f"{size}, {frames} frames" for size, frames in sizes)
-    before = [("videos", f"{found.videos} of {videos}" if found.videos > 1 else videos), ("preset", ", ".join(presets))]
+    videos = f"{found.videos} of {videos}" if found.videos > 1 else videos
+    videos += f"; {there} more {'are' if there > 1 else 'is'} there already" if there else ""
+    before = [("videos", videos), ("preset", ", ".join(presets))]
     shown.rows[:0] = [[Cell(name, "dim"), Cell(text)] for name, text in before]
     if not out.json:
         out.show(shown)
         return
-    out.result("", as_dict(found, model, target, download) | {"sizes": sizes, "presets": presets})
+    beside = {"sizes": sizes, "presets": presets, "skipped": there}
+    out.result("", as_dict(found, model, target, download) | beside)
 
 
 def to_download(name: str) -> str:
@@ -88,12 +97,7 @@ def to_download(name: str) -> str:
 
 def rows(found: Forecast, model: Model, target: Target, download: str) -> list[tuple[str, str]]:
     """Each line's name and text."""
-    model_words = "by the cost model, of attention and linear layers"
-    if found.residence.home != "device":
-        model_words += "; copies of blocks are not in it"
-    seconds = found.denoise_seconds
-    tile = found.vae_tile
-    shared = seconds / found.shared.speedup if found.shared and seconds is not None else None
+    tile, more = found.vae_tile, "" if found.fits else "; more than is free"
     return [
         ("model", f"{model.full_name}, {target.dtype_name} on {target.device}"),
         ("download", download or "nothing"),
@@ -101,14 +105,32 @@ def rows(found: Forecast, model: Model, target: Target, download: str) -> list[t
         ("attention", flop(found.attention_flops)),
         ("linear layers", flop(found.linear_flops)),
         *((name, readable(size)) for name, size in found.memory.items()),
-        ("peak memory", f"{readable(found.peak_memory)}, one part at a time; an estimate"),
+        ("peak memory", f"{readable(found.peak_memory)}, one part at a time; an estimate{more}"),
         ("placement", in_flags(f"{found.residence}")),
         ("VAE", f"decodes in tiles of {tile[1]}x{tile[0]} latents" if tile else "decodes whole frames"),
-        ("denoise", "no time is known for this device" if seconds is None else f"{seconds:,.1f} s {model_words}"),
-        ("other stages", "no time is known for text, VAE and file"),
-        *([("GPUs", f"{found.shared}, and the cost model's H100s")] if found.shared else []),
-        *([("denoise, shared", f"{shared:,.1f} s, by both models")] if shared is not None else []),
+        *times(found),
     ]
+
+
+def times(found: Forecast) -> list[tuple[str, str]]:
+    """What is known of time: by the last such video, by the cost model, and of several GPUs."""
+    told, denoise, shared = [], found.modelled, found.shared
+    if found.modelled is not None:
+        words = "by the cost model, of attention and linear layers alone"
+        words += "; copies of blocks are not in it" if found.residence.home != "device" else ""
+        told = [("denoise", f"{found.modelled:,.1f} s {words}")]
+    if found.expected is not None:
+        denoise, total = found.expected["denoise"], sum(found.expected.values())
+        stages = ", ".join(f"{stage} {seconds:,.1f} s" for stage, seconds in found.expected.items())
+        told.append(("time", f"{total:,.1f} s, by the last video of this model and preset here: {stages}"))
+    else:
+        first = "no time" if found.modelled is None else "no time of other stages"
+        told.append(("time", f"{first} is known: no video of this model and preset was made on this device yet"))
+    if shared:
+        told.append(("GPUs", f"{shared}, and the cost model's H100s"))
+    if shared and denoise is not None:
+        told.append(("denoise, shared", f"{denoise / shared.speedup:,.1f} s, by that model"))
+    return told
 
 
 def flop(number: float) -> str:
@@ -138,6 +160,7 @@ def as_dict(found: Forecast, model: Model, target: Target, download: str) -> dic
         "peak_memory_bytes": found.peak_memory,
         "offload": {"blocks_in": own.home, "needed_bytes": own.needed, "held_bytes": own.held, "free_bytes": own.free},
         "vae_tile": found.vae_tile,
-        "denoise_seconds_modelled": found.denoise_seconds,
+        "seconds_expected": found.expected,
+        "denoise_seconds_modelled": found.modelled,
         "gpus": shared,
     }

@@ -115,7 +115,7 @@ def generate(
     with timings.stage("load"), made:  # importing torch and the libraries around it is part of the wait
         ready = make_ready(wanted, result.todo, faults, share, usual.solver, again, timings, out)
     if dry_run:
-        dry_runs.tell(ready.requests, ready.model, ready.target, placement.offload, gpus, out)
+        dry_runs.tell(ready.requests, ready.model, ready.target, placement.offload, gpus, result.there, out)
         return
     out.detail(f"model {ready.model.name} from {ready.model.folder}; {ready.target.device}, {ready.target.dtype_name}")
     for settings in dict.fromkeys(request.settings for request in ready.requests):

@@ -31,7 +31,7 @@ class Made:
     """The one video of a command, once it is made."""
 
     def __init__(self, place: Place, timings: Timings):
-        self.todo, self._path, self._timings = [place], place.path, timings
+        self.todo, self.there, self._path, self._timings = [place], 0, place.path, timings
         self._before = state(place.path)
         self._seed, self._prompt = place.line.seed, place.line.prompt
         self._written: Written | None = None
@@ -80,10 +80,13 @@ class Made:
 
     def tell(self, out: Output) -> None:
         """The table of seconds, and where the video is."""
+        from fpsgen import pace
         from fpsgen.presets import label
 
         assert self._written is not None
         plan, about, path = self._written.plan, self._written.about, self._written.path
+        if not about.keys() & {"resumed", "gpus"}:
+            pace.keep(plan, about["timings"])
         preset = label(plan.preset.name, plan.target.dtype_name), preset_remark(plan, about)
         out.table(timing_table(self._timings, plan.target.device, preset))
         out.detail("seconds per step: " + " ".join(f"{seconds:.2f}" for seconds in self._timings.steps))

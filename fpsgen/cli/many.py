@@ -67,8 +67,8 @@ class Share:
 @dataclass(frozen=True)
 class Place:
     """Where a line's video goes. asked: stands for all that the video was asked for; is_there: an earlier run has made
-    it; may_replace: as a `Request` has it; of_frames: whether a folder of
-    frames was asked for."""
+    it; may_replace: as a `Request` has it; of_frames: whether a folder of frames was asked for; makes_folder: whether the
+    folder that it goes into is made, where it is absent."""
 
     line: PromptLine
     path: Path
@@ -76,6 +76,7 @@ class Place:
     is_there: bool = False
     may_replace: bool = False
     of_frames: bool = False
+    makes_folder: bool = False
 
 
 class Tally:
@@ -84,6 +85,7 @@ class Tally:
     def __init__(self, every: Sequence[Place], share: Share):
         self._own, self._share = every[share.rank :: share.world], share
         self.todo = [place for place in self._own if not place.is_there]
+        self.there = len(self._own) - len(self.todo)
         self._numbers = {place.path: number for number, place in enumerate(self.todo, 1)}
         self._made: dict[Path, Written] = {}
         self._faults: dict[Path, FpsgenError] = {}
@@ -116,7 +118,7 @@ class Tally:
     def tell(self, out: Output) -> None:
         """Where the videos are, and how many were made, were there and failed; the exit code says whether one did."""
         counts = {
-            "made": len(self._made), "skipped": len(self._own) - len(self.todo), "failed": len(self._faults)
+            "made": len(self._made), "skipped": self.there, "failed": len(self._faults)
         }  # fmt: skip
         process = f"process {self._share.rank} of {self._share.world}: " if self._share.world > 1 else ""
         out.note(f"{process}{counts['made']} made, {counts['skipped']} there already, {counts['failed']} failed")
@@ -252,7 +254,7 @@ def _place(line: PromptLine, path: Path, asked: str, named: Mapping[str, PromptL
         if own != path and _same(own.name) in named:
             continue  # another line's
         if not os.path.lexists(own):
-            return Place(line, own, asked)
+            return Place(line, own, asked, makes_folder=True)
         if _is_there(own, asked):
             return Place(line, own, asked, is_there=True)
     raise AssertionError

@@ -82,12 +82,12 @@ def check_places(wanted: Wanted, todo: Sequence[Place], faults: Faults) -> Looke
     from fpsgen.video import check_path
 
     looked: Looked = {}
-    unmade = wanted.dry_run and len(todo) > 1  # their folder, which a dry run does not make
     for place in {(one.path.parent, one.path.suffix): one for one in todo}.values():
         if wanted.no_clobber and place.path.exists() and not place.of_frames:
             raise UsageError(f"{place.path} exists, and --no-clobber keeps it", hint="choose another name with -o")
         complete = wanted.resume and place.of_frames and is_of_frames(place.path)  # which `resume` says
-        if not complete and not (unmade and not place.path.parent.exists()):
+        unmade = wanted.dry_run and place.makes_folder and not place.path.parent.exists()
+        if not complete and not unmade:
             check_path(place.path, place.of_frames)
     with preferences.using("preset", wanted.preset) as name:
         given = None if name is None else Path(name).expanduser()

@@ -40,6 +40,11 @@ class Known:
         return " ".join(part for each in self.sources.values() for part in (each.repository, *each.files))
 
     @property
+    def in_8_bits(self) -> bool:
+        """Whether its transformer's linear layers are published in FP8."""
+        return any("fp8" in name for name in self.files)
+
+    @property
     def is_wan_ais(self) -> bool:
         """Whether it is published by Wan's own authors, in both formats."""
         return len(self.sources) > 1

@@ -106,7 +106,8 @@ class Checkpoint:
     transformers' own; where the format has none, they are what the tensors' shapes say. loras: merged with the
     transformer as it is loaded. transformer_2: of a model of two experts, the low-noise one; `transformer` is the
     high-noise one then. boundary: the noise level between the two, where the format says it. image_encoder,
-    image_config: of a model that reads what an image shows."""
+    image_config: of a model that reads what an image shows. linears_in_8_bits: that those of a model without its files
+    (`models.absent`) are published so."""
 
     format: Format
     config: WanConfig
@@ -121,6 +122,7 @@ class Checkpoint:
     boundary: float | None = None
     image_encoder: list[Path] = field(default_factory=list)
     image_config: dict[str, Any] = field(default_factory=dict)
+    linears_in_8_bits: bool = False
 
     @property
     def parts(self) -> list[str]:

@@ -270,8 +270,12 @@ def shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
 def in_8_bits(model: nn.Module, checkpoint: Checkpoint, part: str) -> set[str]:
     """The parameters of a part that stay in 8 bits in memory, as they are in their files. model: without values."""
     there = checkpoint.part(part).headers(headers(getattr(checkpoint, part)))
-    layers = {f"{name}.weight" for name, layer in model.named_modules() if isinstance(layer, Linear)}
-    return {name for name in layers & there.keys() if there[name].is_8_bits}
+    return {name for name in of_linears(model) & there.keys() if there[name].is_8_bits}
+
+
+def of_linears(model: nn.Module) -> set[str]:
+    """The names of all weights that can be in 8 bits."""
+    return {f"{name}.weight" for name, layer in model.named_modules() if isinstance(layer, Linear)}
 
 
 def dtypes(checkpoint: Checkpoint) -> dict[str, list[str]]:

@@ -151,7 +151,11 @@ def absent(key: str) -> Model:
     shapes, text = config.SHAPES[kind], configs.TEXT_CONFIG
     vae = configs.VAE_2_2_CONFIG if shapes.time_per_token else configs.VAE_CONFIG
     low: Any = (Path(),) if DEFAULTS[kind].boundary else ()
-    checkpoint = Checkpoint("original", shapes, nothing, nothing, vae, nothing, text, Path(), transformer_2=low)
+    sees: Any = (Path(),) if shapes.image_dim else ()
+    checkpoint = Checkpoint(
+        "original", shapes, nothing, nothing, vae, nothing, text, Path(), transformer_2=low, image_encoder=sees,
+        image_config=configs.check_image_config({}), linears_in_8_bits=known is not None and known.in_8_bits,
+    )  # fmt: skip
     called = (
         " ".join(part for each in known.sources.values() for part in (each.repository, *each.files)) if known else ""
     )

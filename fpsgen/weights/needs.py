@@ -8,6 +8,7 @@ from __future__ import annotations
 from math import prod
 
 import torch
+from torch import nn
 
 from fpsgen.settings import DEFAULTS
 from fpsgen.target import Target
@@ -46,12 +47,19 @@ def _sizes(checkpoint: Checkpoint, target: Target, part: str) -> dict[str, int]:
     }
 
     model = load.EMPTY[part](checkpoint)
-    there = bool(checkpoint.transformer)  # not `models.absent`
-    stay = load.in_8_bits(model, checkpoint, part) if there and not checkpoint.loras else set()
+    stay = set() if checkpoint.loras else _in_8_bits(model, checkpoint, part)
     return {
         name: value.numel() * (1 if name in stay else dtypes[part](name).itemsize)
         for name, value in model.named_parameters()
     }
+
+
+def _in_8_bits(model: nn.Module, checkpoint: Checkpoint, part: str) -> set[str]:
+    """The parameters of a part that stay in 8 bits: what the files say, or what is known of a model without files."""
+    if checkpoint.transformer:
+        return load.in_8_bits(model, checkpoint, part)
+    published = checkpoint.linears_in_8_bits and part in EXPERTS
+    return {name for name in load.of_linears(model) if name.startswith("blocks.")} if published else set()
 
 
 def decoding(checkpoint: Checkpoint, width: int, height: int) -> int:

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from fpsgen import forecast
+from fpsgen.timing import STAGES
 from tests.tools.cli import invoke, told
+from tests.tools.stopped import stopped
 
 DRY = "a cat", "--dry-run", "--device", "cpu"
 # Wan2.1 14B at 1280x720 and 81 frames: 21 x 45 x 80 tokens of 5120 channels in 40 layers; an FFN of 13824.
@@ -19,8 +21,11 @@ LINEAR = 40 * 2 * TOKENS * (4 * 5120**2 + 2 * 5120**2 + 2 * 5120 * 13824)
 
 @pytest.fixture(autouse=True)
 def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+    monkeypatch.setenv("FPSGEN_CACHE_DIR", str(tmp_path / "cache"))
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    return here
 
 
 def test_a_model_that_is_absent_in_dense_attention(empty: Path) -> None:
@@ -84,6 +89,54 @@ def test_the_pocket(empty: Path) -> None:
     for words in ("160x96, 25 frames", "420 tokens", "nothing", "the transformer stays in memory"):
         assert words in table
     assert list(empty.iterdir()) == []
+
+
+def test_time_is_that_of_the_last_video_here(empty: Path) -> None:
+    pocket = "--model", "pocket", "--preset", "bf16", "--frames", 5, "--device", "cpu", "--json"
+    assert told(invoke(*DRY, *pocket))["seconds_expected"] is None
+    made = told(invoke("a cat", *pocket, "--steps", 2, "-o", "a.mp4"))["timings"]
+    same = told(invoke(*DRY, *pocket, "--steps", 2))["seconds_expected"]
+    assert same.keys() == set(STAGES) - {"compile"}
+    for stage, seconds in same.items():
+        measured = sum(made["steps"]) if stage == "denoise" else made[stage]
+        assert seconds == pytest.approx(measured, abs=1e-3), stage  # JSON has milliseconds
+    more = told(invoke(*DRY, *pocket, "--steps", 4, "--seeds", "0-2", "-o", "cats/"))["seconds_expected"]
+    assert more["denoise"] == pytest.approx(6 * same["denoise"])
+    assert more["load"] == same["load"]
+    for other in (("--preset", "quality"), ("--dtype", "bf16")):  # whose speed nobody has seen
+        assert told(invoke(*DRY, *pocket, *other))["seconds_expected"] is None
+    (written,) = (empty.parent / "cache" / "pace").iterdir()
+    for damaged in ("", "[]", '{"load": 1}', written.read_text().replace("0.", "NaN, 0.", 1), "\0"):
+        written.write_text(damaged)
+        assert told(invoke(*DRY, *pocket))["seconds_expected"] is None
+
+
+def test_a_resumed_video_says_nothing_of_time(empty: Path) -> None:
+    given = "a cat", "--model", "pocket", "--frames", 5, "--steps", 2, "--seed", 1, "-o", "a.mp4"
+    stopped(1, *given)
+    assert invoke(*given, "--resume").exit_code == 0
+    assert not (empty.parent / "cache" / "pace").exists()
+
+
+def test_what_is_there_already_is_counted(empty: Path) -> None:
+    given = "--model", "pocket", "--frames", 5, "--steps", 1, "-o", "cats"
+    assert invoke("a cat", *given, "--seeds", "0-1", "--device", "cpu").exit_code == 0
+    found = told(invoke(*DRY, *given, "--seeds", "0-3", "--json"))
+    assert (found["videos"], found["skipped"]) == (2, 2)
+    assert "2 more are there already" in invoke(*DRY, *given, "--seeds", "0-3").stdout
+
+
+def test_a_folder_of_one_video_is_not_made(empty: Path) -> None:
+    given = "--model", "pocket", "--seeds", "3", "-o", "cats/"
+    assert invoke(*DRY, *given).exit_code == 0
+    assert invoke(*DRY, "--model", "pocket", "-o", "cats/a.mp4").exit_code == 2  # which the command does not make
+    assert list(empty.iterdir()) == []
+
+
+def test_a_model_that_does_not_fit_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fpsgen.machine.free_bytes", lambda _: 2**30)
+    assert "more than is free" in invoke(*DRY, "--model", "14b").stdout
+    assert "more than is free" not in invoke(*DRY, "--model", "pocket").stdout
 
 
 def test_a_transformer_s_file_needs_the_parts_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -57,6 +57,7 @@ ROOMS = [  # a line for each: two people may add one at once
     "preview",
     "unfinished",
     "several_gpus",
+    "pace",
     "forecast",
     "pipeline",
     "doctor",

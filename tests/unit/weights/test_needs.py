@@ -38,6 +38,23 @@ def test_5b_at_720p_by_hand() -> None:
     assert alone["VAE"] == pytest.approx(4 * 0.705e9, rel=0.01)
 
 
+@pytest.mark.parametrize(("fp8", "bf16"), [("14b-fp8", "14b"), ("2.2-i2v-fast-fp8", "2.2-i2v")])
+def test_fp8_of_a_model_that_is_absent_counts_a_byte_for_each_weight(fp8: str, bf16: str) -> None:
+    target = Target(torch.device("cpu"), torch.bfloat16, torch.bfloat16)
+    small, large = (needs.weights(models.absent(key).checkpoint, target) for key in (fp8, bf16))
+    part = models.absent(fp8).checkpoint.words("transformer")
+    assert 0.5 < small.pop(part) / large.pop(part) < 0.52  # biases, embeddings and the head are as they are
+    small.pop("low-noise expert", None)
+    assert all(large[name] == size for name, size in small.items())
+
+
+def test_an_absent_model_that_sees_images_has_their_encoder() -> None:
+    target = Target(torch.device("cpu"), torch.bfloat16, torch.bfloat16)
+    found = needs.weights(models.absent("i2v-720p").checkpoint, target)
+    assert found["image encoder"] == pytest.approx(4 * 632e6, rel=0.01)  # CLIP's ViT-H/14, in float32
+    assert "image encoder" not in needs.weights(models.absent("2.2-i2v").checkpoint, target)
+
+
 class Live(TorchDispatchMode):
     """Counts the bytes of the tensors that there are at once."""
 
