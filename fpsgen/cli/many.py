@@ -67,8 +67,8 @@ class Share:
 @dataclass(frozen=True)
 class Place:
     """Where a line's video goes. asked: stands for all that the video was asked for; is_there: an earlier run has made
-    it; may_replace: as a `Request` has it; of_frames: whether a folder of frames was asked for; makes_folder: whether the
-    folder that it goes into is made, where it is absent."""
+    it; may_replace: as a `Request` has it; of_frames: whether a folder of frames was asked for; makes_folder: whether
+    the folder that it goes into is made, where it is absent."""
 
     line: PromptLine
     path: Path
