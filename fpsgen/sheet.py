@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
 HEIGHT = 180  # pixels of a frame
 _MOST_FRAMES = 3000  # of a video that are looked at: two minutes
 _GAP, _LETTERS, _PAPER, _INK = 8, 16, "#181818", "#e8e8e8"
-_HINT = "name videos, or folders of PNG frames"
+_HINT = "name videos, or folders of videos or of PNG frames"
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,24 @@ class Strip:
     pictures: Sequence[Image]
 
 
+def rows(path: Path) -> list[Path]:
+    """The videos of a folder that has no frames, in the order of the numbers in their names; else the path alone."""
+    with contextlib.suppress(OSError):  # told by `read`
+        if path.is_dir() and not _frames(path):
+            videos = (one for one in path.iterdir() if one.suffix.lower() in formats.FORMATS.keys() - {".png"})
+            return sorted(videos, key=_in_order) or [path]
+    return [path]
+
+
+def _in_order(path: Path) -> list[tuple[str, int]]:
+    """Sorts cat-2 before cat-10."""
+    return [(text, int(number or 0)) for text, number in re.findall(r"([^0-9]*)([0-9]{0,30})", path.name)]
+
+
+def _frames(folder: Path) -> list[Path]:
+    return sorted(one for one in folder.glob("*.png") if one.stem.isdigit())
+
+
 def read(path: Path, columns: int) -> Strip:
     """Up to `columns` frames of a video, evenly spaced from the first to the last. UsageError where it cannot be read,
     is a folder without frames, or is damaged."""
@@ -40,9 +60,8 @@ def read(path: Path, columns: int) -> Strip:
         if not path.exists():
             raise UsageError(f"{name}: there is no such file", _HINT)
         if path.is_dir():
-            paths = sorted(one for one in path.glob("*.png") if one.stem.isdigit())
-            if not paths:
-                raise UsageError(f"{name} is a folder without frames", _HINT)
+            if not (paths := _frames(path)):
+                raise UsageError(f"{name} is a folder without videos or frames", _HINT)
             pictures = [_thumbnail(one) for one in spread(paths, columns)]
             count = len(paths)
         elif path.suffix.lower() == ".png":

@@ -11,7 +11,7 @@ from fpsgen.errors import UsageError
 from fpsgen.printable import printable
 
 EXAMPLES = """
-fpsgen sheet cat-*.mp4
+fpsgen sheet cats/
 fpsgen sheet cat-*.mp4 --columns 8 -o cats.png
 """
 
@@ -26,12 +26,12 @@ def sheet(videos: list[Path], output: Path | None = None, columns: int = 5, json
     if place.suffix.lower() != ".png":
         raise UsageError(f"-o {printable(place)}: a sheet is a .png file", hint="try -o sheet.png")
     there = files.check_place(place, "sheet.png")
-    found = [expand(video) for video in videos]
-    if there and any(video.exists() and place.samefile(video) for video in found):
-        raise UsageError(f"-o {printable(place)} is one of the videos", hint="choose another -o")
     out.loading("reading videos")
     from fpsgen import sheet  # which waits for Pillow
 
+    found = [row for video in videos for row in sheet.rows(expand(video))]
+    if there and any(video.exists() and place.samefile(video) for video in found):
+        raise UsageError(f"-o {printable(place)} is one of the videos", hint="choose another -o")
     strips = [sheet.read(video, columns) for video in found]
     if there:
         out.note(f"{printable(place)} exists: the sheet replaces it")

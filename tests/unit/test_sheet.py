@@ -63,12 +63,21 @@ def test_the_sheet_has_a_row_for_each_video(tmp_path: Path, monkeypatch: pytest.
     assert page[8:30].max() > 200  # letters
 
 
+def test_a_folder_stands_for_the_videos_in_it(tmp_path: Path) -> None:
+    for name in ("cat-10.mp4", "cat-2.mp4", "cat.webm", "sheet.png", "cat-3.mp4.unfinished", "notes.txt"):
+        (tmp_path / name).touch()
+    assert [one.name for one in sheet.rows(tmp_path)] == ["cat-2.mp4", "cat-10.mp4", "cat.webm"]
+    assert sheet.rows(tmp_path / "cat-2.mp4") == [tmp_path / "cat-2.mp4"]
+    (tmp_path / "0001.png").touch()  # a folder of frames
+    assert sheet.rows(tmp_path) == [tmp_path]
+
+
 @pytest.mark.parametrize(
     ("args", "says"),
     [
         (["absent.mp4"], "absent.mp4: there is no such file"),
         (["text.mp4"], "text.mp4: ffmpeg cannot decode it"),
-        (["empty"], "empty is a folder without frames"),
+        (["empty"], "empty is a folder without videos or frames"),
         (["v.mkv", "-o", "sheet.jpg"], "a sheet is a .png file"),
         (["v.mkv", "-o", "none/sheet.png"], "does not exist"),
         (["a.png", "-o", "a.png"], "is one of the videos"),
