@@ -124,6 +124,8 @@ def replace(block: nn.Module, other: Callable[[Tensor], Tensor]) -> None:
 
 
 def _without_values(tensor: Tensor) -> Tensor:
+    if tensor.is_cuda:  # the next block is read on another stream, into memory that this gives back while it computes
+        tensor.record_stream(torch.cuda.current_stream(tensor.device))
     return torch.empty_like(tensor, device="meta")
 
 

@@ -57,6 +57,24 @@ def test_the_same_bits_as_resident_blocks(home: Home, linear: Linears) -> None:
 
 
 @pytest.mark.parametrize("home", ["host memory", "files"])
+def test_a_block_stays_until_the_gpu_has_computed_with_it(home: Home) -> None:
+    """However far the computation is behind: its memory is for nothing else meanwhile."""
+    device = torch.device("cuda", torch.cuda.current_device())
+    model = pocket()
+    plan = StepPlan((AttentionPlan(TileGrid.cut(model.config.grid(LATENTS))),) * model.config.num_layers)
+    from fpsgen.weights.load import load_transformer
+
+    def seen(own: Home) -> list[Tensor]:
+        found = []
+        for block in load_transformer(model.checkpoint, device, torch.bfloat16, (plan,), home=own).layers():
+            torch.cuda._sleep(200_000_000)  # clock cycles, a tenth of a second: the next block is there before
+            found += [parameter.double().sum() for parameter in block.parameters()]
+        return found
+
+    assert torch.equal(torch.stack(seen(home)), torch.stack(seen("device")))
+
+
+@pytest.mark.parametrize("home", ["host memory", "files"])
 def test_less_memory_is_taken(home: Home) -> None:
     device = torch.device("cuda", torch.cuda.current_device())
     model = pocket()

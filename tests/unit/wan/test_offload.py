@@ -185,3 +185,18 @@ def test_memory_that_the_system_does_not_pin_is_an_error_with_a_way_out(monkeypa
     monkeypatch.setattr(torch.cuda, "cudart", Refusing)
     with pytest.raises(offload.UsageError, match="does not pin"):
         offload._pin(object(), [torch.zeros(4096, dtype=torch.uint8)])
+
+
+def test_memory_that_a_gpu_still_reads_is_given_to_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A block that was read on one stream computes on another, and is let go before it has computed."""
+    told: list[object] = []
+
+    class OnGPU(torch.Tensor):
+        is_cuda = True  # type: ignore[assignment]
+
+        def record_stream(self, stream: object) -> None:
+            told.append(stream)
+
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: "computes")
+    assert offload._without_values(torch.zeros(2).as_subclass(OnGPU)).is_meta
+    assert told == ["computes"]
