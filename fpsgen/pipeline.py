@@ -247,11 +247,12 @@ def _denoise_all(
 
 
 def _or_failed(events: Iterator[Event], video: Rendering, videos: Sequence[Rendering]) -> Iterator[Event]:
-    """The events of a video; of several, one that fails says so, and the others go on."""
+    """The events of a video; of several, one that fails says so, and the others go on. A full GPU of several ends all:
+    the other processes still wait for this video, and would take what is sent of the next one for its values."""
     try:
         yield from events
     except (RenderError, OutOfMemoryError) as fault:
-        if len(videos) == 1:
+        if len(videos) == 1 or (video.group.world > 1 and isinstance(fault, OutOfMemoryError)):
             raise
         if not isinstance(fault, RenderError):
             hint = f"try a smaller {option('res')} or fewer {option('frames')}"

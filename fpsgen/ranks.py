@@ -63,7 +63,8 @@ class Ranks:
         return json.loads(self.store.get(f"told/{key}"))
 
     def handed(self, key: str, tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
-        """The first process's tensors, for all, on their devices; what others pass is not looked at. key: as `told`."""
+        """The first process's tensors, for all, on the CPU, because texts of thousands of videos would fill a GPU; what
+        others pass is not looked at. key: as `told`."""
         if self.world == 1:
             return [*tensors]
         from torch import distributed
@@ -78,7 +79,7 @@ class Ranks:
             assert own is not None
             own = own.to(self.device).contiguous()
             distributed.broadcast(own, 0)
-            found.append(own)
+            found.append(own.cpu())
         return found
 
     def _together(self, values: Tensor, how: str) -> Tensor:

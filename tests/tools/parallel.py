@@ -117,7 +117,7 @@ def handed_on(group: Ranks) -> Tensor:
     assert image.states is None
     assert image.channels is not None
     assert image.channels.dtype == torch.bfloat16
-    return torch.cat([x.flatten().float() for x in (*texts[0], image.channels, image.first) if x is not None])
+    return torch.cat([x.cpu().flatten().float() for x in (*texts[0], image.channels, image.first) if x is not None])
 
 
 def main(device: torch.device) -> None:
@@ -127,7 +127,7 @@ def main(device: torch.device) -> None:
         names, shared = (*names, "handed on"), (*shared, handed_on(group))
         alone += group.handed("texts alone", [shared[-1]])
         pairs = [(own, other) for own, other in zip(alone, shared, strict=True) if own is not None]
-        far = torch.stack([(own - other).abs().max() for own, other in pairs])
+        far = torch.stack([(own - other.cpu()).abs().max() for own, other in pairs]).to(device)
         torch.distributed.all_reduce(far, torch.distributed.ReduceOp.MAX)
         if group.is_first:
             print(json.dumps(dict(zip(names, far.tolist(), strict=True))))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import weakref
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from torch import Tensor
 from fpsgen import experts, machine, pipeline, residence, texts
 from fpsgen.errors import RenderError, UsageError
 from fpsgen.events import Event, Notice, Run, VideoFailed, Written, finish
+from fpsgen.ranks import Ranks
 from fpsgen.request import Request
 from fpsgen.sampling import Denoiser
 from fpsgen.target import Target
@@ -131,6 +134,19 @@ def test_of_several_videos_one_that_fails_does_not_end_the_others(
     assert [event.path.stem for event in events if isinstance(event, Written)] == ["1", "3"]
     with pytest.raises(RenderError, match="not finite"):
         list(pipeline.generate(requests[1:2], model, TARGET))
+
+
+@pytest.mark.parametrize(("world", "ends"), [(1, False), (2, True)])
+def test_a_full_gpu_of_several_that_share_a_video_ends_all(world: int, ends: bool) -> None:
+    """Whoever goes on with the next video would send that to processes that wait for this one."""
+
+    def full() -> Iterator[Event]:
+        raise torch.OutOfMemoryError
+        yield
+
+    video = cast(pipeline.Rendering, SimpleNamespace(number=0, group=Ranks(1, world), state=None, fault=None))
+    with pytest.raises(torch.OutOfMemoryError) if ends else contextlib.nullcontext():
+        assert [type(event) for event in pipeline._or_failed(full(), video, [video, video])] == [VideoFailed]
 
 
 def test_graphs_are_gone_before_the_next_video_and_before_decoding(
