@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import math
 import re
 import signal
 import sys
@@ -18,18 +15,14 @@ import pytest
 import torch
 
 from fpsgen import experts as turns
-from fpsgen import unfinished
+from fpsgen import sampling, unfinished
 from fpsgen.cli import signals
-from fpsgen.errors import UsageError
-from fpsgen.request import Request, resolve
 from fpsgen.sampling import Denoiser
-from fpsgen.target import Target
 from fpsgen.unfinished import Unfinished
 from fpsgen.video import VideoWriter
-from fpsgen.weights import models
 from tests.tools.cli import invoke, told
 from tests.tools.disk import fill_disk
-from tests.tools.stopped import killed, killed_in, stopped
+from tests.tools.stopped import killed, killed_in, stopped, with_hash
 from tests.tools.videos import metadata, read
 
 CPU = torch.device("cpu")
@@ -178,6 +171,26 @@ def test_another_machine_is_a_note(wan_folder: Path, tmp_path: Path, monkeypatch
     assert "threads 64, not " in words(result)
 
 
+@pytest.mark.parametrize("before", [False, True])
+def test_branches_are_computed_as_before_where_memory_lets_them(
+    wan_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: bool
+) -> None:
+    """One batch of both has other last bits than one after the other."""
+    monkeypatch.chdir(tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(sampling, "both_fit", lambda *_: before)
+        stopped(2, *of(wan_folder), "--seed", 7, "-o", "a.mp4")
+    together = []
+    real = Unfinished.keep
+    monkeypatch.setattr(
+        Unfinished, "keep", lambda own, state, how, *rest: together.append(how) or real(own, state, how, *rest)
+    )
+    monkeypatch.setattr(sampling, "both_fit", lambda *_: not before)
+    result = generate(wan_folder, "-o", "a.mp4", "--resume")
+    assert together == [False, False]
+    assert ("in one batch before, for which memory is too small now" in words(result)) is before
+
+
 def test_complete_and_nothing_kept_are_said(wan_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     result = generate(wan_folder, "--seed", 7, "--resume")
@@ -300,14 +313,17 @@ def test_values_that_are_not_finite_are_told_with_step_layer_and_phase_and_the_s
         return real(own, latents, step, *rest)
 
     monkeypatch.setattr(Denoiser, "velocity", broken)
-    result = generate(wan_folder, "-o", tmp_path / "a.mp4", "--seed", 7)
+    (tmp_path / "reusing.toml").write_text(REUSING)
+    args = ("-o", tmp_path / "out" / "a.mp4", "--seed", 7, "--preset", tmp_path / "reusing.toml")
+    (tmp_path / "out").mkdir()
+    result = generate(wan_folder, *args)
     assert result.exit_code == 1
     told = words(result)
     assert "not finite at step 3 of 4, first in the FFN of layer 1 (noise level 0." in told
-    assert "phase 1 of 1 of preset bf16)" in told
+    assert "phase 2 of 3 of preset reusing.toml)" in told
     assert "the steps that were finished are kept" in told
-    assert [each.name for each in tmp_path.iterdir()] == ["a.mp4.unfinished"]
-    state = unfinished.read(tmp_path / "a.mp4.unfinished")
+    assert [each.name for each in (tmp_path / "out").iterdir()] == ["a.mp4.unfinished"]
+    state = unfinished.read(tmp_path / "out" / "a.mp4.unfinished")
     assert state is not None
     assert state.done == 2
 
@@ -346,54 +362,9 @@ def test_other_weights_are_told(wan_folder: Path, tmp_path: Path, monkeypatch: p
     monkeypatch.chdir(tmp_path)
     own = re.search(rb'"weights\W+([0-9a-f]{16})', kept)
     assert own is not None
-    data = written(kept[:-32].replace(own[1], b"0" * 16))
+    data = with_hash(kept[:-32].replace(own[1], b"0" * 16))
     Path("a.mp4.unfinished").write_bytes(data)
     result = generate(wan_folder, "-o", "a.mp4", "--resume")
     assert result.exit_code == 2, result.output
     assert f"is of other weights: {'0' * 16}, and the model has {own[1].decode()} now" in words(result)
     assert Path("a.mp4.unfinished").read_bytes() == data
-
-
-def written(body: bytes) -> bytes:
-    return body + hashlib.sha256(body).digest()
-
-
-def test_no_state_ends_in_anything_but_a_sentence(wan_folder: Path, tmp_path: Path, kept: bytes) -> None:
-    """The hash is no secret: whatever a file says, with a hash that fits."""
-    path, body = tmp_path / "a.mp4.unfinished", kept[:-32]
-    length = int.from_bytes(body[:8], "little")
-    head, values = json.loads(body[8 : 8 + length]), body[8 + length :]
-    inside = json.loads(head["__metadata__"]["fpsgen"])
-    model = models.find(str(wan_folder))
-    own = model.defaults.override(width=96, height=64, frames=5, steps=4)
-    plan = resolve(Request(PROMPT, own, 7, tmp_path / "a.mp4"), model, Target(CPU, torch.float32, torch.bfloat16))
-
-    def refused(inner: object, tensors: dict[str, Any], raw: bytes | None = None) -> None:
-        told = {"__metadata__": {"fpsgen": json.dumps(inner) if raw is None else raw.decode()}} | tensors
-        text = json.dumps(told).encode()
-        path.write_bytes(written(len(text).to_bytes(8, "little") + text + values))
-        with pytest.raises(UsageError):
-            Unfinished(plan, True)
-
-    tensors = {name: own for name, own in head.items() if name != "__metadata__"}
-    path.write_bytes(kept)
-    state = Unfinished(plan, True).state()
-    assert state is not None
-    assert state.step == 2
-    for key in inside:
-        refused({name: value for name, value in inside.items() if name != key}, tensors)
-        for value in (None, -1, math.inf, "x", [[]], {"a": 1}, [None]):
-            if (key, value) not in (("together", -1),) and key not in ("together", "resumed", "seconds"):
-                refused(inside | {key: value}, tensors)
-    refused(inside | {"done": 3, "seconds": [0.1] * 3, "about": inside["about"] | {"steps": 3}}, tensors)
-    refused(inside | {"source": 99}, tensors)
-    refused(inside | {"levels": [0.5]}, tensors)
-    for name in tensors:
-        refused(inside, {other: own for other, own in tensors.items() if other != name})
-        for shape, dtype in (([1, 16, 2, 8, 12], "I32"), ([1, 16, 2, 12, 8], "F32"), ([-1], "F32"), ("x", "F99")):
-            refused(inside, tensors | {name: tensors[name] | {"shape": shape, "dtype": dtype}})
-    refused(None, tensors, raw=b"[" * 100_000)
-    for data in (b"", b"\0" * 8, (2**63).to_bytes(8, "little"), b"\xff" * 100, b"\x02" + b"\0" * 7 + b"{}"):
-        path.write_bytes(written(data))
-        with pytest.raises(UsageError):
-            Unfinished(plan, True)

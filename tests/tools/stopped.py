@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from typing import Any
 
@@ -37,3 +38,8 @@ def killed_in(owner: type, name: str, instead: Callable[..., Any], *args: object
 
 def killed(*_: object) -> None:
     raise Killed
+
+
+def with_hash(body: bytes) -> bytes:
+    """What a file of a state contains, whose body this is."""
+    return body + hashlib.sha256(body).digest()

@@ -15,7 +15,7 @@ from fpsgen.request import Request, VideoPlan, resolve
 from fpsgen.settings import Offload
 from fpsgen.target import Target
 from fpsgen.wan.plan import dense
-from fpsgen.weights import models
+from fpsgen.weights import load, models
 from tests.tools.lora import write as write_lora
 from tests.tools.videos import read
 
@@ -70,6 +70,26 @@ def test_the_largest_video_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     free(monkeypatch, 33)
     small, large = plan("14b", CUDA, 480, 320), plan("14b", CUDA)
     assert [residence.of_transformer(own).home for own in ([small], [small, large])] == ["device", "host memory"]
+
+
+def test_what_streamed_blocks_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two blocks of thirty, and what is no block."""
+    free(monkeypatch, 1)
+    own = plan("1.3b", CUDA)
+    transformer, dtype = load.empty_transformer(own.model.checkpoint), load.by_name(torch.bfloat16)
+    numbers = {name: value.numel() * dtype(name).itemsize for name, value in transformer.named_parameters()}
+    held = sum(size for name, size in numbers.items() if not name.startswith("blocks.") or name[7:9] in ("0.", "1."))
+    at_work = own.tiles.tokens * (16 * 1536 + 2 * (4 * 1536 + 2 * 8960)) / 0.8
+    assert residence.of_transformer([own]).held == pytest.approx(held + at_work, abs=2)
+
+
+@pytest.mark.parametrize(("gigabytes", "copies", "fits"), [(23.6, 1, False), (24.2, 1, True), (24.2, 2, False)])
+def test_the_vae_beside_the_transformer(
+    monkeypatch: pytest.MonkeyPatch, gigabytes: float, copies: int, fits: bool
+) -> None:
+    """At 720p it needs 18.7 GB beside its weights of 0.5 GB, and 0.8 of what is free may be taken."""
+    free(monkeypatch, gigabytes)
+    assert residence.vae_fits_beside(plan("14b", CUDA), copies) is fits
 
 
 def test_an_expert_is_not_loaded_beside_streamed_blocks(

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from fpsgen.cli import many
-from fpsgen.cli.lines import Faults, PromptLine
+from fpsgen.cli.lines import Faults, PromptLine, Wanted
 from fpsgen.errors import UsageError
-from fpsgen.weights.known import NOTHING
+from fpsgen.formats import Encoding
+from fpsgen.weights.known import NOTHING, Given
 
 SAME = {"model": "pocket", "parts": NOTHING}
 
@@ -127,3 +129,20 @@ def test_each_process_of_a_machine_has_a_gpu_of_its_own(monkeypatch: pytest.Monk
     assert many.Share().device(None) is None
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert many.Share(3, 4).device(None) is None
+
+
+CHANGES: tuple[dict[str, Any], ...] = (
+    {"model": "14b"}, {"lora": ["a.safetensors"]}, {"preset": "fast"}, {"dtype": "bf16"},
+    {"parts": Given(vae=Path("v"))}, {"encoding": Encoding(crf=20)}, {"encoding": Encoding(fps=24)},
+)  # fmt: skip
+ALIKE: tuple[dict[str, Any], ...] = (
+    {"device": "cpu"}, {"graphs": True}, {"gpus": 2}, {"resume": True}, {"no_clobber": True},
+    {"encoding": Encoding(preview=1)},
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "another"), [(each, True) for each in CHANGES] + [(each, False) for each in ALIKE])
+def test_what_makes_another_video(change: dict[str, Any], another: bool) -> None:
+    line = PromptLine("a cat", seed=1)
+    asked = [many.asked_for(line, many.spelled(wanted)) for wanted in (Wanted(), Wanted(**change))]
+    assert (asked[0] != asked[1]) is another
