@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fpsgen import replay
 from fpsgen.weights.models import open_folder
 from tests.tools.cli import Runner, invoke, told
 from tests.tools.lora import write
@@ -96,11 +97,12 @@ def test_a_lora_is_found_where_it_went_and_its_content_is_compared(run: Runner, 
     first = run(lora=f"{file}:0.5")
     video = first["output"]
     moved = Path(shutil.move(file, tmp_path / "style.safetensors"))
+    write(file, open_folder(run.folder, "small").config, seed=9)  # another one has its name now
     second, said = again("--from", video, "-o", tmp_path / "b.mp4")
     assert second["weights"] == first["weights"]
     assert (second["loras"][0]["scale"], second["loras"][0]["path"]) == (0.5, str(moved))
     assert "unlike" not in said
-    write(moved, open_folder(run.folder, "small").config, seed=9)
+    file.replace(moved)
     third, said = again("--from", video, "-o", tmp_path / "c.mp4")
     assert "the content of style.safetensors" in said
     assert f"the weights ({third['weights']}, then {first['weights']})" in said
@@ -121,6 +123,11 @@ def test_a_model_that_is_gone_costs_one_sentence(run: Runner, wan_folder: Path, 
     assert gone["hint"] == "name it with --model"
     found, said = again("--from", video, "--model", tmp_path / "elsewhere", "-o", tmp_path / "b.mp4")
     assert (found["weights"], "unlike" in said) == (metadata(video)["weights"], False)
+
+
+def test_a_comment_that_knows_no_gpus_is_of_one() -> None:
+    assert replay.differences({}, {"gpus": 2}) == ["GPUs 2 (then 1)"]
+    assert replay.differences({"gpus": 2}, {"gpus": 2}) == replay.differences({}, {"gpus": 1}) == []
 
 
 def test_what_differs_is_told_in_one_line(run: Runner, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from fpsgen import api
 from fpsgen.cli import app
 from fpsgen.cli.output import in_flags
 from fpsgen.errors import UsageError
-from fpsgen.events import Event, Stage, Written
+from fpsgen.events import Event, Notice, Stage, Written
 from tests.tools.cli import Runner, invoke, told
 from tests.tools.presets import SMALL
 from tests.tools.videos import metadata, read
@@ -68,7 +68,9 @@ def test_several_prompts_load_once(wan_folder: Path, tmp_path: Path) -> None:
     assert [event.what for event in events if isinstance(event, Stage) and event.name == "load"] == [
         "text encoder", "transformer", "VAE",
     ]  # fmt: skip
-    alone = fpsgen.generate(prompts[1], **options | {"seed": 2, "offload": "none"})
+    events.clear()
+    alone = fpsgen.generate(prompts[1], watch=events.append, **options | {"seed": 2, "offload": "blocks"})
+    assert any(isinstance(event, Notice) and "come from files one by one" in event.text for event in events)
     assert np.array_equal(videos[1].frames, alone.frames)
     paths = [tmp_path / "a.mp4", str(tmp_path / "b.gif")]
     made = fpsgen.generate(prompts, output=paths, **options)

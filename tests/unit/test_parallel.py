@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import torch
@@ -12,9 +14,10 @@ import torch
 from fpsgen.attention.plan import AttentionPlan, KeyTiles, of_heads
 from fpsgen.attention.qk import prepare, unchanging
 from fpsgen.attention.tiles import TileGrid
-from fpsgen.errors import UsageError
+from fpsgen.errors import FpsgenError, UsageError
+from fpsgen.ranks import Ranks
 from fpsgen.request import Request, resolve
-from fpsgen.several_gpus import LINK, expected
+from fpsgen.several_gpus import LINK, check_done, expected
 from fpsgen.target import Target
 from fpsgen.wan.parallel import Layout, layout, possible, shares
 from fpsgen.weights.models import absent
@@ -47,6 +50,13 @@ def test_several_processes_have_the_latents_of_one(world: int) -> None:
 )  # fmt: skip
 def test_halves_for_guidance_where_they_can_be(world: int, heads: int, branches: int, expected: Layout) -> None:
     assert layout(world, heads, branches) == expected
+
+
+def test_processes_that_see_other_unfinished_videos_are_refused() -> None:
+    group = cast(Ranks, SimpleNamespace(told=lambda key, value: [3, 0]))
+    check_done([3, 0], group)
+    with pytest.raises(FpsgenError, match="do not see the same unfinished videos"):
+        check_done([0, 0], group)
 
 
 def test_other_numbers_are_refused_with_those_that_can_be() -> None:
