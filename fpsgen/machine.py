@@ -35,14 +35,14 @@ _DATASHEET_HZ = 1.83e9  # of an H100 or H200 SXM
 
 
 def free_bytes(device: torch.device) -> int:
-    """Bytes that can still be allocated."""
+    """Bytes that can still be allocated; of a CPU's, this process's part where others render beside it."""
     if device.type == "cuda":
         import torch
 
         return torch.cuda.mem_get_info(device)[0]
     import psutil
 
-    return psutil.virtual_memory().available
+    return psutil.virtual_memory().available // max(1, int(os.environ.get("LOCAL_WORLD_SIZE") or 1))
 
 
 def release() -> None:

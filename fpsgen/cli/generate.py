@@ -169,7 +169,7 @@ def render(
         machine.settle()
     model, target = ready.model, ready.target
     try:
-        with several_gpus.together(target, wanted.gpus) as group:
+        with several_gpus.together(ready.requests, model, target, wanted.gpus) as group:
             # Closed here, not whenever it is collected: a failure while drawing must not leave an encoder running.
             events = pipeline.generate(
                 of_first(ready.requests, group), model, target, [timings],

@@ -7,6 +7,7 @@ import shutil
 import signal
 import sys
 import tempfile
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -14,11 +15,13 @@ from typing import TYPE_CHECKING
 import typer
 
 from fpsgen.errors import UsageError, option
-from fpsgen.launch import follow, launch
+from fpsgen.launch import follow, launch, ready
 
 if TYPE_CHECKING:
     from fpsgen.ranks import Ranks
+    from fpsgen.request import Request
     from fpsgen.target import Target
+    from fpsgen.weights.models import Model
 
 _AGAIN = f"with {option('resume')} it goes on from its last step"
 
@@ -58,8 +61,18 @@ def own_target(target: Target, gpus: int | None) -> Target:
     return replace(target, device=own_device(target.device))
 
 
-def together(target: Target, gpus: int | None) -> AbstractContextManager[Ranks]:
-    """The processes that render one video, while they do; this one alone without `--gpus`."""
+def together(
+    requests: Sequence[Request], model: Model, target: Target, gpus: int | None
+) -> AbstractContextManager[Ranks]:
+    """The processes that render one video, while they do; this one alone without `--gpus`. UsageError where so many
+    cannot share a video."""
     from fpsgen.ranks import Ranks, joined
+    from fpsgen.request import resolve
+    from fpsgen.several_gpus import laid_out
 
-    return nullcontext(Ranks()) if gpus is None or gpus == 1 else joined(target.device, _AGAIN)
+    if gpus is None or gpus == 1:
+        return nullcontext(Ranks())
+    for request in requests:
+        laid_out(resolve(request, model, target), Ranks(0, gpus))
+    ready()
+    return joined(target.device, _AGAIN)

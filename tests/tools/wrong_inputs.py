@@ -106,6 +106,7 @@ notes.txt                                   | cat --model pocket --text-encoder 
 image                                       | cat --model pocket --image-encoder notes.txt
 --gpus 0                                    | cat --gpus 0
 --gpus 1000                                 | cat --gpus 1000
+--gpus 65: a model of 3 heads               | cat --model pocket --gpus 65
 this is not a whole number                  | cat --gpus all
 --device cuda:1 is one GPU, and --gpus 2    | cat --gpus 2 --device cuda:1
 --offload maybe: there is no such choice    | cat --offload maybe

@@ -180,3 +180,11 @@ def test_memory_that_tensors_give_back_serves_the_next_ones() -> None:
 
     assert faults() < 32  # the pages of one tensor, were they of 2 MiB
     assert faults(MALLOC_MMAP_THRESHOLD_="1000000") >= 19 * 32  # settings of the user's own win
+
+
+def test_processes_beside_each_other_share_the_host_s_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("psutil.virtual_memory", lambda: types.SimpleNamespace(available=1000))
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    assert machine.free_bytes(torch.device("cpu")) == 1000
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")  # as torchrun and `--gpus` set it
+    assert machine.free_bytes(torch.device("cpu")) == 250
