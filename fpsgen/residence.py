@@ -1,8 +1,8 @@
 """The memory policy: which parts of a model are in a device's memory together, by what is free and what each needs.
 
 One after the other come the text encoder, the transformer and the VAE, and each is freed before the next one loads.
-What remains to be decided: whether the transformer's blocks stay on the device, whether the VAE fits beside it, and
-whether the VAE decodes a video's frames whole.
+What remains to be decided: whether the blocks of the text encoder and of the transformer stay on the device, whether
+the VAE fits beside it, and whether the VAE decodes a video's frames whole.
 """
 
 from __future__ import annotations
@@ -18,10 +18,12 @@ from fpsgen.errors import option
 from fpsgen.printable import readable
 from fpsgen.request import VideoPlan
 from fpsgen.settings import Offload
+from fpsgen.target import Target
 from fpsgen.wan.offload import Home
 from fpsgen.wan.vae import OVERLAP
 from fpsgen.weights import needs
 from fpsgen.weights.layout import EXPERTS
+from fpsgen.weights.models import Model
 
 # Of free memory, as much as an estimate may take: allocators leave gaps.
 SHARE = 0.8
@@ -72,6 +74,13 @@ def of_transformer(plans: Sequence[VideoPlan], offload: Offload = "auto") -> Res
             home = "host memory"
     held = weights if home == "device" else needs.streamed(checkpoint, target)
     return Residence(home, weights + at_work, held + at_work, free, target.device, offload != "auto")
+
+
+def of_text_encoder(model: Model, target: Target) -> Home:
+    """Where the text encoder's blocks are, of which each text needs each once: on the device if all of them fit into
+    what is free, else in the files."""
+    weights = needs.weights(model.checkpoint, target)[model.checkpoint.words("text_encoder")]
+    return "device" if weights < SHARE * machine.free_bytes(target.device) else "files"
 
 
 def vae_fits_beside(plan: VideoPlan, copies: int = 1) -> bool:

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fpsgen import __version__, assets, machine
+from fpsgen import __version__, assets, machine, residence
 from fpsgen.errors import RenderError, UsageError
 from fpsgen.events import Event, Notice, Stage
 from fpsgen.journal import Journal, identity
@@ -59,7 +59,8 @@ def encode_prompts(
     afterwards. keep: what is kept of each embedding, where thousands would fill the memory. known: those of earlier
     runs."""
     with of_all(videos, "load"):
-        encoder = load_text_encoder(model.checkpoint, target.device, target.text_dtype, known)
+        home = residence.of_text_encoder(model, target)
+        encoder = load_text_encoder(model.checkpoint, target.device, target.text_dtype, known, home)
     yield Stage("text")
     names = [f"prompt {number}" if len(prompts) > 1 else "prompt" for number in range(1, len(prompts) + 1)]
     texts = []
@@ -80,6 +81,8 @@ def encode_prompts(
         if encoded.cut:
             yield Notice(f"the {which} is longer than {encoder.tokenizer.length} tokens; its end was left out")
         texts.append(keep(encoded.text))
+    if encoder.is_loaded and home != "device":
+        yield Notice(f"the text encoder's blocks came from {home} one by one: it does not fit into what is free")
     if not encoder.is_loaded:
         yield Notice("all texts are known from earlier runs: no text encoder was loaded", detail=True)
     with of_all(videos, "load"):

@@ -7,7 +7,7 @@ bit-identical to transformers' `UMT5EncoderModel`.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -39,9 +39,10 @@ class _Stack(nn.Module):
         super().__init__()
         self.block = nn.ModuleList(_Block(config) for _ in range(config["num_layers"]))
         self.final_layer_norm = _RMSNorm(config["d_model"], config["layer_norm_epsilon"])
+        self.streamed: Iterable[nn.Module] | None = None  # the same blocks, which are here only while they compute
 
     def forward(self, x: Tensor) -> Tensor:
-        for block in self.block:
+        for block in self.block if self.streamed is None else self.streamed:
             x = block(x)
         return self.final_layer_norm(x)
 

@@ -38,7 +38,6 @@ from fpsgen.weights.read import Value, copied, first, plain, read
 Module = TypeVar("Module", bound=nn.Module)
 
 _IDENTIFIED = 64  # values of a parameter
-_BLOCKS = "blocks."  # how the names of their parameters begin
 
 
 def load_transformer(
@@ -75,17 +74,7 @@ def load_transformer(
 
     if home == "device":
         return _filled(model, checkpoint, part, keep)
-    _check_part(model, checkpoint, part)
-    ends = _state(checkpoint, part, keep, lambda name: not name.startswith(_BLOCKS))
-    model.load_state_dict(ends, strict=False, assign=True)
-    model.eval().requires_grad_(False)
-
-    def read(number: int) -> None:
-        own = f"{_BLOCKS}{number}."
-        state = _state(checkpoint, part, keep, lambda name: name.startswith(own))
-        block = {name.removeprefix(own): value for name, value in state.items()}
-        model.blocks[number].load_state_dict(block, assign=True)
-
+    read = _read_by_blocks(model, checkpoint, part, keep, "blocks", model.blocks)
     model.streamed = Streamed(list(model.layers()), read, model.remember, device, home)
     return model
 
@@ -104,10 +93,14 @@ def load_image_encoder(checkpoint: Checkpoint, device: torch.device) -> ImageEnc
 
 
 def load_text_encoder(
-    checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, known: KnownTexts | None = None
+    checkpoint: Checkpoint,
+    device: torch.device,
+    dtype: torch.dtype,
+    known: KnownTexts | None = None,
+    home: Home = "device",
 ) -> TextEncoder:
     """Tokenizer and UMT5 encoder, that in `dtype`, whose weights are loaded when they are first needed. Linear layers
-    keep what is in 8 bits in their files."""
+    keep what is in 8 bits in their files. home: where its blocks are while they do not compute."""
 
     def encoder() -> UMT5Encoder:
         model = empty_text_encoder(checkpoint)
@@ -118,7 +111,12 @@ def load_text_encoder(
                 return layer.hold_8_bits(copied(value, device), dtype, {"16bit"})
             return plain(value, device, dtype)
 
-        return _filled(model, checkpoint, "text_encoder", keep)
+        if home == "device":
+            return _filled(model, checkpoint, "text_encoder", keep)
+        stack = model.encoder
+        read = _read_by_blocks(model, checkpoint, "text_encoder", keep, "encoder.block", stack.block)
+        stack.streamed = Streamed(list(stack.block), read, lambda number: None, device, home)
+        return model
 
     return TextEncoder(load_tokenizer(checkpoint), encoder, device, known)
 
@@ -129,6 +127,28 @@ def _filled(model: Module, checkpoint: Checkpoint, part: str, keep: Callable[[st
     _check_part(model, checkpoint, part)
     model.load_state_dict(_state(checkpoint, part, keep), assign=True)
     return model.eval().requires_grad_(False)
+
+
+def _read_by_blocks(
+    model: nn.Module,
+    checkpoint: Checkpoint,
+    part: str,
+    keep: Callable[[str, Value], Tensor],
+    name: str,
+    blocks: nn.ModuleList,
+) -> Callable[[int], None]:
+    """As `_filled`, of all that is in none of the blocks called `name`; returns what fills the one of a number."""
+    _check_part(model, checkpoint, part)
+    ends = _state(checkpoint, part, keep, lambda own: not own.startswith(f"{name}."))
+    model.load_state_dict(ends, strict=False, assign=True)
+    model.eval().requires_grad_(False)
+
+    def read(number: int) -> None:
+        prefix = f"{name}.{number}."
+        state = _state(checkpoint, part, keep, lambda own: own.startswith(prefix))
+        blocks[number].load_state_dict({own.removeprefix(prefix): value for own, value in state.items()}, assign=True)
+
+    return read
 
 
 def _state(

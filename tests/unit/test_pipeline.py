@@ -53,6 +53,7 @@ def test_texts_are_in_the_order_of_their_prompts_and_named_so(
             return SimpleNamespace(text=torch.full((1, 2, 3), float(ord(prompt))), unknown=(), cut=True)
 
     monkeypatch.setattr(texts, "load_text_encoder", Encoder)
+    monkeypatch.setattr(residence, "of_text_encoder", lambda *_: "device")
     model: Any = SimpleNamespace(checkpoint=None, pocket=None)
     events: list[Event] = []
     found: list[Tensor] = finish(encode_prompts(prompts, negatives, model, TARGET), events.append)

@@ -72,6 +72,14 @@ def test_the_largest_video_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [residence.of_transformer(own).home for own in ([small], [small, large])] == ["device", "host memory"]
 
 
+@pytest.mark.parametrize(("gigabytes", "home"), [(15, "device"), (14, "files")])
+def test_a_text_encoder_that_does_not_fit(monkeypatch: pytest.MonkeyPatch, gigabytes: float, home: str) -> None:
+    """UMT5-XXL's 5.68 billion parameters take 11.4 GB in bf16."""
+    free(monkeypatch, gigabytes)
+    own = plan("14b", CUDA)
+    assert residence.of_text_encoder(own.model, own.target) == home
+
+
 def test_what_streamed_blocks_take(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two blocks of thirty, and what is no block."""
     free(monkeypatch, 1)
@@ -157,8 +165,9 @@ def test_what_does_not_fit_is_streamed_and_tiled_and_says_so(
     model = models.open_folder(pocket_folder, "pocket")
     own = {"width": 320, "height": 288, "frames": 1}
     (whole, _), _ = made(model, tmp_path, "none", **own)
-    monkeypatch.setattr(machine, "free_bytes", lambda device: 10**5)
+    monkeypatch.setattr(machine, "free_bytes", lambda device: 10**4)
     (tiled, _), told = made(model, tmp_path, "auto", **own)
+    assert any("the text encoder's blocks came from files one by one" in one for one in told)
     assert any("come from files one by one" in one and "offload" in one for one in told)
     assert any("the VAE decodes in tiles of" in one for one in told)
     assert tiled.shape == whole.shape

@@ -56,8 +56,13 @@ def llama(state: State) -> State:
 
 
 def embedded(folder: Path, dtype: torch.dtype = torch.float32) -> Tensor:
-    model = models.find(str(folder / DIT))
-    return load_text_encoder(model.checkpoint, CPU, dtype).encode(PROMPT).text
+    """The same whether its blocks stay, or come from the files one by one."""
+    checkpoint = models.find(str(folder / DIT)).checkpoint
+    whole, by_blocks = (load_text_encoder(checkpoint, CPU, dtype, home=home) for home in ("device", "files"))
+    text = whole.encode(PROMPT).text
+    assert torch.equal(by_blocks.encode(PROMPT).text, text)
+    assert any(parameter.is_meta for parameter in by_blocks.module.encoder.block[0].parameters())
+    return text
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
