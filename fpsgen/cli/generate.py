@@ -104,7 +104,11 @@ def generate(
     lines, faults = asked(several, prompt, usual)
     wanted.encoding.check()
     choices.check_device(wanted.device)
-    share = many.Share.of_process() if several and gpus is None else many.Share()
+    share = many.Share.of_process() if gpus is None else many.Share()
+    if share.world > 1 and not several:
+        told = f"torchrun has started {share.world} processes, and there is one video"
+        hint = f"use --gpus {share.world} to make it together, --seeds to make several, or unset RANK and WORLD_SIZE"
+        raise UsageError(told, hint=hint)
     out.draws = share.world == 1
     result, same = placed(lines, faults, wanted, output, share, again, timings, bool(several))
     if not result.todo:
@@ -127,6 +131,8 @@ def generate(
         elif (request := result.take_up(ready.requests[0], ready.model, ready.target, given, same, out)) is not None:
             ready = replace(ready, requests=[request])
         else:
+            if (picture := ready.encoding.last_frame_to) and not picture.exists():
+                out.note(f"{picture} is not written: a last frame is kept while its video is made")
             return
     render(ready, wanted, placement.offload, result, again, timings, out)
     result.tell(out)

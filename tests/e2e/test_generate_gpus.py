@@ -66,6 +66,14 @@ def test_torchrun_with_another_number_is_refused(monkeypatch: pytest.MonkeyPatch
     assert "--gpus 2: torchrun has started 4 processes" in refused.output
 
 
+def test_one_video_is_not_made_by_each_of_torchrun_s_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    refused = invoke("a cat", "--model", "pocket")
+    assert refused.exit_code == 2
+    assert "torchrun has started 4 processes, and there is one video" in refused.output
+
+
 @pytest.mark.slow  # each process loads torch
 @pytest.mark.parametrize("torchrun", [False, True])
 def test_two_processes_make_the_video_of_one(tmp_path: Path, torchrun: bool) -> None:

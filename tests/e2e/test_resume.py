@@ -202,6 +202,9 @@ def test_complete_and_nothing_kept_are_said(wan_folder: Path, tmp_path: Path, mo
         report = told(result, "generate")
         assert "a-cat-surfing-7.mp4 is complete already" in words(result)
         assert report["seed"] == 7
+    assert "last.png is not written" in words(
+        generate(wan_folder, "--resume", "--seed", 7, "--last-frame-to", "last.png")
+    )
     result = generate(wan_folder, "--resume", "-o", "a-cat-surfing-7.mp4", "--seed", 8)
     assert result.exit_code == 2
     assert "is complete, and of other settings: --seed 7, not 8" in words(result)
