@@ -210,7 +210,7 @@ def _denoise_all(
                 video.about = video.kept.about() | {"graphs": Graphs.none("an earlier run computed all steps")}
                 yield Denoised(state.latents)
     with of_all(clocks, "load"):
-        lives = residence.of_transformer(plans, offload)
+        lives = residence.of_transformer(plans, offload, videos[0].group.world)
     if turns:
         yield Notice(f"{lives}", detail=not lives.costs_time)
     with contextlib.ExitStack() as held:

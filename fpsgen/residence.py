@@ -20,6 +20,7 @@ from fpsgen.request import VideoPlan
 from fpsgen.settings import Offload
 from fpsgen.target import Target
 from fpsgen.wan.offload import Home
+from fpsgen.wan.parallel import layout, shares
 from fpsgen.wan.vae import OVERLAP
 from fpsgen.weights import needs
 from fpsgen.weights.layout import EXPERTS
@@ -57,13 +58,17 @@ class Residence:
         return f"{told}; all of it would need {readable(self.needed)} ({option('offload', 'none')} loads it whole)"
 
 
-def of_transformer(plans: Sequence[VideoPlan], offload: Offload = "auto") -> Residence:
+def of_transformer(plans: Sequence[VideoPlan], offload: Offload = "auto", gpus: int = 1) -> Residence:
     """Where the blocks of a transformer, or of the larger of two experts, are: on the device if all of it and one
-    guidance branch of the largest video fit into what is free; else in host memory, where that is another one and has
-    room; else in the files. The plans are of one model, of which nothing is loaded."""
+    guidance branch of the largest video, of which it computes its share, fit into what is free; else in host memory,
+    where that is another one and has room; else in the files. The plans are of one model, of which nothing is loaded.
+    gpus: how many render each video together; UsageError where they cannot."""
     model, target = plans[0].model, plans[0].target
     checkpoint, free = model.checkpoint, machine.free_bytes(target.device)
-    tokens = max(prod(model.config.grid(plan.request.settings.latent_shape)) for plan in plans)
+    tokens = max(
+        max(shares(plan.tiles, layout(gpus, model.config.num_heads, plan.request.settings.branches).sequence))
+        for plan in plans
+    )
     at_work = int(tokens * model.config.bytes_per_token(target.dtype.itemsize) / SHARE)
     whole = needs.weights(checkpoint, target)
     weights = max(whole[checkpoint.words(part)] for part in EXPERTS.keys() & checkpoint.parts)

@@ -72,6 +72,17 @@ def test_the_largest_video_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [residence.of_transformer(own).home for own in ([small], [small, large])] == ["device", "host memory"]
 
 
+def test_gpus_that_share_the_tokens_take_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At 720p a branch of 14B takes 16.8 GB beside the weights; four GPUs share it by two, eight by four."""
+    free(monkeypatch, 39)
+    own = plan("14b", CUDA)
+    found = {gpus: residence.of_transformer([own], gpus=gpus) for gpus in (1, 2, 4, 8)}
+    assert {gpus: one.home for gpus, one in found.items()} == {
+        1: "host memory", 2: "host memory", 4: "device", 8: "device",
+    }  # fmt: skip
+    assert found[1].needed - found[4].needed == pytest.approx(8.42 * GB, rel=0.01)
+
+
 @pytest.mark.parametrize(("gigabytes", "home"), [(15, "device"), (14, "files")])
 def test_a_text_encoder_that_does_not_fit(monkeypatch: pytest.MonkeyPatch, gigabytes: float, home: str) -> None:
     """UMT5-XXL's 5.68 billion parameters take 11.4 GB in bf16."""
