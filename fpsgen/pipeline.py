@@ -162,7 +162,9 @@ class Decoder:
     def has_room(self, video: Rendering) -> bool:
         """Whether a video that is denoised may be decoded while the transformer is still in memory, because others
         wait for that."""
-        return self._vae is not None or residence.vae_fits_beside(video.plan, 2 if self._in_bf16 else 1)
+        machine.release()  # what its steps have left, which would seem to lack
+        copies = 0 if self._vae is not None else 2 if self._in_bf16 else 1
+        return residence.vae_fits_beside(video.plan, copies)
 
     def waits(self, video: Rendering) -> bool:
         """Whether a video that is denoised is still to be decoded."""

@@ -90,7 +90,7 @@ def of_text_encoder(model: Model, target: Target) -> Home:
 
 def vae_fits_beside(plan: VideoPlan, copies: int = 1) -> bool:
     """Whether the VAE, and what it needs to decode this video, fits into the memory that is free now, while the
-    transformer is in it. copies: of its weights."""
+    transformer is in it. copies: of its weights, which are to be loaded."""
     weights = needs.weights(plan.model.checkpoint, plan.target)[plan.model.checkpoint.words("vae")]
     return copies * weights + decoding(plan) < SHARE * machine.free_bytes(plan.target.device)
 

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from fpsgen import experts, machine, pipeline, residence, texts
 from fpsgen.errors import RenderError, UsageError
-from fpsgen.events import Event, Notice, Run, VideoFailed, Written, finish
+from fpsgen.events import Denoised, Event, Notice, Run, VideoFailed, Written, finish
 from fpsgen.ranks import Ranks
-from fpsgen.request import Request
+from fpsgen.request import Request, VideoPlan
 from fpsgen.sampling import Denoiser
 from fpsgen.target import Target
 from fpsgen.texts import encode_prompts
@@ -117,6 +117,31 @@ def test_one_component_is_in_memory_at_a_time_unless_the_vae_fits_beside_the_tra
     assert order == ([Run, Written] * 2 if fits else [Run, Run, Run, Written, Written])  # whose frames come now
 
 
+def test_a_larger_video_is_decoded_whole_after_all_where_the_vae_is_there_already(
+    pocket_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, released = [], []
+    real = machine.release
+    monkeypatch.setattr(machine, "release", lambda: released.append(len(asked)) or real())
+
+    def fits(plan: VideoPlan, copies: int) -> bool:
+        assert released[-1] == len(asked)  # what steps have left counts as free
+        asked.append((plan.request.settings.frames, copies))
+        return plan.request.settings.frames == 1
+
+    monkeypatch.setattr(residence, "vae_fits_beside", fits)
+    model = models.open_folder(pocket_folder, "pocket")
+    requests = [
+        Request("a cat", model.defaults.override(steps=1, frames=frames), 1, tmp_path / f"{frames}.mp4")
+        for frames in (1, 9, 5)
+    ]
+    events = list(pipeline.generate(requests, model, TARGET))
+    assert asked == [(1, 1), (9, 0)]
+    assert [event.path.stem for event in events if isinstance(event, Written)] == ["1", "9", "5"]
+    kinds = [type(event) for event in events if isinstance(event, (Denoised, Written))]
+    assert kinds == [Denoised, Written, Denoised, Denoised, Written, Written]
+
+
 def test_of_several_videos_one_that_fails_does_not_end_the_others(
     pocket_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -175,7 +200,7 @@ def test_graphs_are_gone_before_the_next_video_and_before_decoding(
     told = [event.about for event in pipeline.generate(requests, model, TARGET) if isinstance(event, Written)]
     assert [about["graphs"]["captured"] for about in told] == [1, 1]
     assert len(made) == 2
-    assert len(released) == 6  # text encoder, before each video, transformer, before each decoding
+    assert len(released) == 7  # text encoder, before each video, between them, transformer, before each decoding
 
 
 def frames_of(video: bytes) -> bytes:
