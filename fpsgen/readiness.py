@@ -55,12 +55,15 @@ def make_ready(plan: VideoPlan, timings: Timings, parallel: Parallel | None = No
     """Compile the kernels that the steps launch, and bring all key lists to the device, so that no step begins with a
     wait; what was compiled, and where the cache cannot keep it. parallel: this process's part of the heads."""
     config = plan.model.config
-    attention, heads = distinct(plan.steps), config.num_heads
-    if parallel is not None and (sequence := parallel.sequence) is not None:
-        attention = [sequence.of_own_heads(each, heads) for each in attention]
-        heads //= sequence.degree
+    ways = [None] if parallel is None else dict.fromkeys((parallel.sequence, parallel.single))
     with timings.stage("compile"):
-        built = door.make_ready(plan.target.device, attention, heads, config.head_dim)
+        built = []
+        for sequence in ways:
+            attention, heads = distinct(plan.steps), config.num_heads
+            if sequence is not None:
+                attention = [sequence.of_own_heads(each, heads) for each in attention]
+                heads //= sequence.degree
+            built += door.make_ready(plan.target.device, attention, heads, config.head_dim)
         built += elementwise.make_ready(plan.target.device, plan.target.dtype, list(plan.kernels))
     if fresh := sorted({kernel.name for kernel in built if kernel.fresh and not kernel.note}):
         yield Notice(

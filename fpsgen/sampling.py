@@ -22,7 +22,7 @@ from fpsgen.settings import Settings
 from fpsgen.solvers import FewStepSolver, Solver
 from fpsgen.wan.conditions import Conditions
 from fpsgen.wan.graphs import Graphs
-from fpsgen.wan.parallel import Parallel
+from fpsgen.wan.parallel import Parallel, SequenceParallel
 from fpsgen.wan.plan import StepPlan
 from fpsgen.wan.transformer import KeyValue, WanTransformer
 
@@ -131,7 +131,6 @@ class Denoiser:
         self._first = None if image is None else image.first
         self._experts = []
         for expert in filter(None, (transformer, low)):
-            expert.sequence = None if parallel is None else parallel.sequence
             contexts = [expert.embed_text(text) for text in given]
             if image is not None and image.states is not None:  # not where training's model stands for a transformer
                 of_image = expert.embed_image(image.states)
@@ -175,6 +174,7 @@ class Denoiser:
     def _both(self, latents: Tensor, step: int, plan: StepPlan) -> Sequence[Tensor]:
         """The conditional and the unconditional velocity."""
         expert = self._expert(step)
+        self._share(step, None if self.parallel is None else self.parallel.sequence)
         if self.parallel is not None and self.parallel.branch is not None:
             own, seen = expert.contexts[self.parallel.branch], self._seen(latents)
             return self.parallel.both(expert.velocity(seen, self._timestep(step, len(seen)), own, plan))
@@ -188,10 +188,15 @@ class Denoiser:
 
     def _conditional(self, latents: Tensor, step: int, plan: StepPlan) -> Tensor:
         expert, clips = self._expert(step), len(latents)
+        self._share(step, None if self.parallel is None else self.parallel.single)
         context = expert.contexts[0]
         if self.together:
             context = [tuple(each[:clips] for each in layer) for layer in context]
         return expert.velocity(self._seen(latents), self._timestep(step, clips), context, plan)
+
+    def _share(self, step: int, sequence: SequenceParallel | None) -> None:
+        """With whom the next pass of a step shares its tokens."""
+        self.transformer_at(step).sequence = sequence
 
     def _timestep(self, step: int, clips: int) -> Tensor:
         """Of each clip; and that of its first latent frame before it, if that is given."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
+from math import prod
 
 from torch import Tensor
 
@@ -66,7 +67,7 @@ def laid_out(plan: VideoPlan, group: Ranks) -> parallel.Layout:
     """How the processes share a video. UsageError where they cannot."""
     own = parallel.layout(group.world, plan.model.config.num_heads, plan.request.settings.branches)
     parallel.shares(plan.tiles, own.sequence)
-    return own
+    return own if own.single <= prod(plan.tiles.counts) else replace(own, single=own.sequence)
 
 
 def part_of(plan: VideoPlan, group: Ranks) -> parallel.Parallel | None:

@@ -33,23 +33,29 @@ Attend = Callable[..., Tensor]  # self-attention, with the parameters of `door.a
 @dataclass(frozen=True)
 class Layout:
     """How GPUs share one video. branches: 2 where each half of them computes one guidance branch, else 1; sequence: how
-    many GPUs share the tokens of a branch."""
+    many GPUs share the tokens of a branch; single: of the only pass of a step that computes one branch alone."""
 
     branches: int
     sequence: int
+    single: int
 
     def __str__(self) -> str:
-        tokens = f"{self.sequence} GPUs share the tokens" if self.sequence > 1 else "1 GPU computes all tokens"
-        return f"{tokens} of each of 2 guidance branches" if self.branches > 1 else f"{tokens} of each pass"
+        told = f"{self._words(self.sequence)} of each {'of 2 guidance branches' if self.branches > 1 else 'pass'}"
+        return told if self.single == self.sequence else f"{told}, {self._words(self.single)} of a step with one"
+
+    def _words(self, count: int) -> str:
+        return f"{count} GPUs share the tokens" if count > 1 else "1 GPU computes all tokens"
 
 
 def layout(world: int, heads: int, branches: int) -> Layout:
     """How `world` GPUs share a video of so many guidance branches, by a model of so many heads: halves for guidance
-    where they can be, since they exchange next to nothing. UsageError where heads cannot be shared out evenly."""
+    where they can be, since they exchange next to nothing; a step that computes one branch alone is shared by all, if
+    their number divides the heads, else each half computes it. UsageError where heads cannot be shared out evenly."""
+    even = world > 0 and heads % world == 0
     if branches > 1 and world % 2 == 0 and heads % (world // 2) == 0:
-        return Layout(2, world // 2)
-    if world > 0 and heads % world == 0:
-        return Layout(1, world)
+        return Layout(2, world // 2, world if even else world // 2)
+    if even:
+        return Layout(1, world, world)
     *some, last = map(str, possible(heads, branches))
     what = f"a model of {heads} heads {'with' if branches > 1 else 'without'} guidance"
     raise UsageError(
@@ -151,10 +157,12 @@ class SequenceParallel:
 
 
 class Parallel:
-    """This process's part of a layout. sequence: with whom it shares tokens, None where with nobody; branch: which
-    guidance branch it computes, 0 the conditional one; None where all compute both."""
+    """This process's part of a layout. sequence: with whom it shares the tokens of a branch, None where with nobody;
+    single: those of a step with one branch; branch: which one it computes where there are two, 0 the conditional one;
+    None where all compute both."""
 
     def __init__(self, own: Layout, device_type: str):
+        from torch import distributed
         from torch.distributed.device_mesh import init_device_mesh
 
         mesh = init_device_mesh(device_type, (own.branches, own.sequence), mesh_dim_names=("branch", "sequence"))
@@ -163,6 +171,11 @@ class Parallel:
         if own.sequence > 1:
             group = mesh.get_group("sequence")
             self.sequence = SequenceParallel(group, mesh.get_local_rank("sequence"), own.sequence)
+        self.single = self.sequence
+        if own.single > own.sequence:
+            everyone = distributed.group.WORLD
+            assert everyone is not None
+            self.single = SequenceParallel(everyone, distributed.get_rank(), own.single)
         self.branch = mesh.get_local_rank("branch") if own.branches > 1 else None
         self._pair = mesh.get_group("branch")
 

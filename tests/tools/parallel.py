@@ -97,7 +97,12 @@ def cases(group: Ranks) -> Iterator[tuple[str, Tensor]]:
     linear = (Linears("fp8", "int8"), Linears("int8", "fp8"))
     yield "8-bit linear layers", rendered(model, steps(PLANS["dense"], linear=linear), 1, group)
     reusing = [replace(own, guidance=how) for own, how in zip(steps(PLANS["top"]), GUIDANCE, strict=True)]
+    rows = list[int]()
+    hook = model.blocks[0].register_forward_pre_hook(lambda _, given: rows.append(given[0].shape[1]))
     yield "reused guidance", rendered(model, reusing, 2, group)
+    hook.remove()
+    # Of a step with one branch, by all processes together: no token is computed twice.
+    yield "tokens of one branch", group.sums(torch.tensor([rows[-1] / TILES.tokens], device=device))
     model.sequence = parallel(layout(group.world, HEADS, 1), device.type).sequence if group.world > 1 else None
     with torch.inference_mode():
         latents = torch.randn(2, 16, 3, 8, 12, generator=torch.Generator().manual_seed(1)).to(device)

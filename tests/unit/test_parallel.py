@@ -43,9 +43,10 @@ def test_several_processes_have_the_latents_of_one(world: int) -> None:
 @pytest.mark.parametrize(
     ("world", "heads", "branches", "expected"),
     [
-        (1, 12, 2, Layout(1, 1)), (2, 12, 1, Layout(1, 2)), (2, 12, 2, Layout(2, 1)), (3, 12, 2, Layout(1, 3)),
-        (4, 12, 2, Layout(2, 2)), (8, 12, 2, Layout(2, 4)), (8, 40, 1, Layout(1, 8)), (8, 40, 2, Layout(2, 4)),
-        (16, 40, 2, Layout(2, 8)), (80, 40, 2, Layout(2, 40)),
+        (1, 12, 2, Layout(1, 1, 1)), (2, 12, 1, Layout(1, 2, 2)), (2, 12, 2, Layout(2, 1, 2)),
+        (3, 12, 2, Layout(1, 3, 3)), (4, 12, 2, Layout(2, 2, 4)), (8, 12, 2, Layout(2, 4, 4)),
+        (8, 40, 1, Layout(1, 8, 8)), (8, 40, 2, Layout(2, 4, 8)), (16, 40, 2, Layout(2, 8, 8)),
+        (80, 40, 2, Layout(2, 40, 40)),
     ],
 )  # fmt: skip
 def test_halves_for_guidance_where_they_can_be(world: int, heads: int, branches: int, expected: Layout) -> None:
