@@ -90,6 +90,8 @@ def memory(plans: Sequence[VideoPlan], lives: Residence) -> dict[str, int]:
     model, target = plans[0].model, plans[0].target
     found = needs.weights(model.checkpoint, target)
     at_work = {model.checkpoint.words(part): lives.held for part in model.checkpoint.experts}
+    if residence.of_text_encoder(model, target) != "device":
+        at_work[model.checkpoint.words("text_encoder")] = needs.streamed(model.checkpoint, target, "text_encoder")
     vae, decoding = model.checkpoint.words("vae"), 0
     for plan in plans:
         own, whole = residence.decoding(plan), plan.request.settings.latent_shape[1:]

@@ -28,12 +28,15 @@ def weights(checkpoint: Checkpoint, target: Target) -> dict[str, int]:
     return {checkpoint.words(part): sum(_sizes(checkpoint, target, part).values()) for part in checkpoint.parts}
 
 
-def streamed(checkpoint: Checkpoint, target: Target) -> int:
-    """Bytes of a transformer's weights that are on the device, where blocks are there only while they compute."""
-    every = _sizes(checkpoint, target, "transformer")
-    blocks = sum(size for name, size in every.items() if name.startswith("blocks."))
-    held = min(offload.HELD / checkpoint.config.num_layers, 1.0)
-    return sum(every.values()) - int((1 - held) * blocks)
+def streamed(checkpoint: Checkpoint, target: Target, part: str = "transformer") -> int:
+    """Bytes of a part's weights that are on the device, where its blocks are there only while they compute: of a
+    transformer, or of the text encoder."""
+    every, layers = _sizes(checkpoint, target, part), checkpoint.config.num_layers
+    name = "blocks."
+    if part == "text_encoder":
+        name, layers = "encoder.block.", checkpoint.text_config["num_layers"]
+    blocks = sum(size for own, size in every.items() if own.startswith(name))
+    return sum(every.values()) - int((1 - min(offload.HELD / layers, 1.0)) * blocks)
 
 
 def _sizes(checkpoint: Checkpoint, target: Target, part: str) -> dict[str, int]:

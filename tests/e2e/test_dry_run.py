@@ -139,6 +139,14 @@ def test_a_model_that_does_not_fit_is_told(monkeypatch: pytest.MonkeyPatch) -> N
     assert "more than is free" not in invoke(*DRY, "--model", "pocket").stdout
 
 
+def test_a_text_encoder_that_comes_block_by_block_needs_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = told(invoke(*DRY, "--model", "14b", "--json"))["memory_bytes"]["text encoder"]
+    monkeypatch.setattr("fpsgen.machine.free_bytes", lambda _: 8e9)
+    by_blocks = told(invoke(*DRY, "--model", "14b", "--json"))["memory_bytes"]["text encoder"]
+    # 24 blocks, of which few are there at once; 256,384 words of 4096 channels in bf16 stay
+    assert 256_384 * 4096 * 2 < by_blocks < 256_384 * 4096 * 2 + 0.2 * whole
+
+
 def test_a_transformer_s_file_needs_the_parts_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fpsgen.weights.shared.lacking", lambda _: ["text-encoder", "vae"])
     found = told(invoke(*DRY, "--model", "14b-fp8", "--json"))
