@@ -29,6 +29,25 @@ _NO_SHAKING, _NO_CUT = "镜头晃动，", "镜头切换，"  # noqa: RUF001
 
 
 @dataclass(frozen=True)
+class Sampling:
+    """What a user says of a video's length and steps; None leaves it to the model. Fields as `Settings` has them."""
+
+    frames: int | None = None
+    steps: int | None = None
+    guidance: float | None = None
+    guidance_low: float | None = None
+    shift: float | None = None
+    solver: SolverName | None = None
+
+    def check(self, sigmas: Sigmas = "original") -> None:
+        """UsageError as `check_settings`."""
+        check_settings(self.frames, self.steps, self.guidance, self.shift, self.solver, sigmas, self.guidance_low)
+
+
+AS_USUAL = Sampling()
+
+
+@dataclass(frozen=True)
 class Placement:
     """How a command places a model. offload: of the transformer's blocks."""
 

@@ -27,8 +27,8 @@ from fpsgen.report.contenders import CLEAR, SMALL, too_close
 from fpsgen.report.words import counted
 from fpsgen.report.words import duration as duration_told
 from fpsgen.seeds import check_seed
-from fpsgen.settings import check_settings
-from fpsgen.solvers import Sigmas, SolverName
+from fpsgen.settings import AS_USUAL, Sampling
+from fpsgen.solvers import Sigmas
 from fpsgen.wan import sizes
 from fpsgen.weights.known import NOTHING, Given
 
@@ -65,12 +65,7 @@ def bench(
     last_image: Path | None = None,
     random_weights: str | None = None,
     res: str | None = None,
-    frames: int | None = None,
-    steps: int | None = None,
-    guidance: float | None = None,
-    guidance_low: float | None = None,
-    shift: float | None = None,
-    solver: SolverName | None = None,
+    sampling: Sampling = AS_USUAL,
     sigmas: Sigmas = "original",
     seed: int = 0,
     pairs: int = 2,
@@ -99,7 +94,7 @@ def bench(
     check_prompts(text, None)
     check_seed(seed)
     size = sizes.parse_resolution(res) if res is not None else None
-    check_settings(frames, steps, guidance, shift, solver, sigmas, guidance_low=guidance_low)
+    sampling.check(sigmas)
     names = options.several("--compare", compare) or ["bf16"]
     options.check_report(report, no_report)
     if random_weights is not None:
@@ -122,23 +117,12 @@ def bench(
     image, last_image, size_of_image = find_images(image, last_image)
     named = find_model(model, parts) if random_weights is None else models.absent(random_weights.lower())
     target = find_target(device, dtype)
-    chosen = with_loras(named or choose_model(size, target.device, out, parts=parts), loras, out, solver)
+    chosen = with_loras(named or choose_model(size, target.device, out, parts=parts), loras, out, sampling.solver)
     from fpsgen.request import Request, check_images
 
     check_images(image, last_image, chosen)
     size = size_with(size_of_image, res, size, chosen)
-    settings, scale_to = fit(
-        chosen,
-        size,
-        out,
-        frames=frames,
-        steps=steps,
-        guidance=guidance,
-        guidance_low=guidance_low,
-        shift=shift,
-        solver=solver,
-        sigmas=sigmas,
-    )
+    settings, scale_to = fit(chosen, size, out, sigmas=sigmas, **vars(sampling))
     default = f"bench-{files.safe_name(chosen.name)}-{files.safe_name(preset)}.json"
     places = places or result_places(default, report, no_report, out)
     from fpsgen.bench import lineup, synthetic

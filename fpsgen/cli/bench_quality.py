@@ -20,8 +20,7 @@ from fpsgen.printable import printable
 from fpsgen.report.quality import tables
 from fpsgen.report.words import asked, counted
 from fpsgen.seeds import check_seed
-from fpsgen.settings import check_settings
-from fpsgen.solvers import SolverName
+from fpsgen.settings import AS_USUAL, Sampling
 from fpsgen.wan import sizes
 from fpsgen.weights.known import NOTHING, Given
 
@@ -45,12 +44,7 @@ def quality(
     model: str | None = None,
     lora: list[str] | None = None,
     res: str | None = None,
-    frames: int | None = None,
-    steps: int | None = None,
-    guidance: float | None = None,
-    guidance_low: float | None = None,
-    shift: float | None = None,
-    solver: SolverName | None = None,
+    sampling: Sampling = AS_USUAL,
     seed: int = FIRST_SEED,
     output: Path | None = None,
     report: Path | None = None,
@@ -74,7 +68,7 @@ def quality(
     """
     out = Output(json, verbose)
     size = sizes.parse_resolution(res) if res is not None else None
-    check_settings(frames, steps, guidance, shift, solver, guidance_low=guidance_low)
+    sampling.check()
     check_seed(seed)
     names = options.several("--compare", compare) or ["bf16"]
     own = read_prompts(prompts) if prompts is not None else None
@@ -90,18 +84,9 @@ def quality(
     loras = find_loras(lora)
     named = find_model(model, parts)
     target = find_target(device, dtype)
-    chosen = with_loras(named or choose_model(size, target.device, out, parts=parts), loras, out, solver)
+    chosen = with_loras(named or choose_model(size, target.device, out, parts=parts), loras, out, sampling.solver)
     check_of_text(chosen, "bench quality")
-    settings = settings_of(
-        chosen,
-        size,
-        frames=frames,
-        steps=steps,
-        guidance=guidance,
-        guidance_low=guidance_low,
-        shift=shift,
-        solver=solver,
-    )
+    settings = settings_of(chosen, size, **vars(sampling))
     from fpsgen.bench import lineup
     from fpsgen.bench.quality import QualityJob, run
     from fpsgen.request import Request

@@ -20,8 +20,8 @@ from fpsgen.errors import option as setting
 from fpsgen.printable import printable, readable
 from fpsgen.report.words import counted
 from fpsgen.seeds import check_seed
-from fpsgen.settings import check_settings
-from fpsgen.solvers import FEW_STEPS, SolverName
+from fpsgen.settings import AS_USUAL, Sampling
+from fpsgen.solvers import FEW_STEPS
 from fpsgen.tables import Column, Table
 from fpsgen.wan import sizes
 from fpsgen.weights.known import NOTHING, Given
@@ -56,12 +56,7 @@ def calibrate(
     report: Path | None = None,
     no_report: bool = False,
     res: str | None = None,
-    frames: int | None = None,
-    steps: int | None = None,
-    guidance: float | None = None,
-    guidance_low: float | None = None,
-    shift: float | None = None,
-    solver: SolverName | None = None,
+    sampling: Sampling = AS_USUAL,
     prompts: Path | None = None,
     clips: int | None = None,
     checks: int | None = None,
@@ -83,7 +78,7 @@ def calibrate(
     """
     out = Output(json, verbose)
     size = sizes.parse_resolution(res) if res is not None else None
-    check_settings(frames, steps, guidance, shift, solver, guidance_low=guidance_low)
+    sampling.check()
     check_seed(seed)
     budget = budget_of(min_psnr, max_error, target_cost)
     which = choices_of(choose)
@@ -96,18 +91,10 @@ def calibrate(
     loras = choices.find_loras(lora)
     named = chosen.find_model(model, parts, may_be_absent=dry_run)
     target = choices.find_target(device, dtype)  # which imports torch: so far, whatever cannot be is told at once
-    found = choices.with_loras(named or chosen.choose_model(size, target.device, out, parts=parts), loras, out, solver)
+    found = named or chosen.choose_model(size, target.device, out, parts=parts)
+    found = choices.with_loras(found, loras, out, sampling.solver)
     choices.check_of_text(found, "calibration")
-    settings = choices.settings_of(
-        found,
-        size,
-        frames=frames,
-        steps=steps,
-        guidance=guidance,
-        guidance_low=guidance_low,
-        shift=shift,
-        solver=solver,
-    )
+    settings = choices.settings_of(found, size, **vars(sampling))
     settings.check()
     if output is None:
         output = files.free(Path(f"{files.safe_name(found.name)}-calibrated.toml"), ".html")

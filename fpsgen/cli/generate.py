@@ -22,8 +22,8 @@ from fpsgen.cli.prompts import as_text
 from fpsgen.cli.ready import Ready, make_ready
 from fpsgen.errors import RenderError, UsageError
 from fpsgen.formats import PLAIN, Encoding
-from fpsgen.settings import Offload, Placement
-from fpsgen.solvers import Sigmas, SolverName
+from fpsgen.settings import AS_USUAL, Offload, Placement, Sampling
+from fpsgen.solvers import Sigmas
 from fpsgen.timing import Timings
 from fpsgen.weights.known import NOTHING, Given
 
@@ -48,16 +48,11 @@ AUTO = Placement()
 def generate(
     prompt: str | None = None,
     res: str | None = None,
-    frames: int | None = None,
+    sampling: Sampling = AS_USUAL,
     model: str | None = None,
     lora: list[str] | None = None,
     image: Path | None = None,
     last_image: Path | None = None,
-    steps: int | None = None,
-    guidance: float | None = None,
-    guidance_low: float | None = None,
-    shift: float | None = None,
-    solver: SolverName | None = None,
     sigmas: Sigmas | None = None,
     negative: str | None = None,
     seed: int | None = None,
@@ -85,8 +80,7 @@ def generate(
     several_gpus.begin(None if dry_run else gpus, device)
     timings, out = Timings.of_process(), Output(json, verbose)
     usual = PromptLine(
-        seed=seed, res=res, frames=frames, steps=steps, guidance=guidance, guidance_low=guidance_low, shift=shift,
-        solver=solver, sigmas=sigmas, negative=None if negative is None else as_text(negative),
+        seed=seed, res=res, sigmas=sigmas, **vars(sampling), negative=None if negative is None else as_text(negative),
         image=image and options.expand(image), last_image=last_image and options.expand(last_image),
     )  # fmt: skip
     wanted = Wanted(

@@ -78,12 +78,14 @@ def grouped(command: Callable[..., Any]) -> Callable[..., Any]:
             given[name] = kind(**{own.name: given.pop(own.name) for own in fields(kind) if own.name in given})
         return command(*args, **given)
 
-    parameters = [one for name, one in signature.parameters.items() if name not in groups]
-    for kind in groups.values():
-        hints = get_type_hints(kind)
+    parameters = []
+    for name, one in signature.parameters.items():
+        if name not in groups:
+            parameters.append(one)
+            continue
+        hints = get_type_hints(kind := groups[name])
         for own in fields(kind):
-            by_name = inspect.Parameter.KEYWORD_ONLY
-            parameters.append(inspect.Parameter(own.name, by_name, default=own.default, annotation=hints[own.name]))
+            parameters.append(inspect.Parameter(own.name, one.kind, default=own.default, annotation=hints[own.name]))
     gathered.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     return gathered
 
