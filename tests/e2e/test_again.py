@@ -29,7 +29,8 @@ def again(*args: object, code: int = 0) -> tuple[dict[str, Any], str]:
 @pytest.mark.parametrize(
     "options",
     [
-        "--preset fast --res 320x192 --solver dpm++ --sigmas diffusers --steps 3 --guidance 3 --negative night",
+        "--preset fast --res 320x192 --solver dpm++ --sigmas diffusers --steps 3 --guidance 3 --negative night "
+        "--crf 30 --dtype fp32",
         pytest.param("-o a.webm --dtype bf16 --guidance 1 --fps 8 --crf 30", marks=pytest.mark.slow),
         pytest.param("--res 160x96", marks=pytest.mark.slow),
         pytest.param("--preset quality --frames 25 --shift 5 --solver euler", marks=pytest.mark.slow),

@@ -41,6 +41,18 @@ def test_how_much_room_a_run_may_need(wan_folder: Path, tmp_path: Path, monkeypa
             unfinished.check_room(plans)
 
 
+def test_what_a_run_that_goes_on_is_compared_by(wan_folder: Path, tmp_path: Path) -> None:
+    """Other files that texts are read by are other settings; another device only costs last bits."""
+    now = unfinished.made_with(plan(wan_folder, tmp_path / "a.mp4"), "")
+    size = sum(file.stat().st_size for file in (wan_folder / "text_encoder").glob("*.safetensors"))
+    others = unfinished.differences(now | {"readers": {"text_encoder": 1}}, now)
+    assert others == [f'weights "text_encoder 1", not "text_encoder {size}"']
+    elsewhere = now | {"device": "cuda:0", "threads": None, "fpsgen": "0.0.1"}
+    assert unfinished.differences(elsewhere, now) == []
+    named = " ".join(unfinished.differences(elsewhere, now, unfinished._SURROUNDINGS))
+    assert all(words in named for words in ("device cuda:0, not cpu", "threads none", "fpsgen 0.0.1"))
+
+
 def test_no_state_ends_in_anything_but_a_sentence(wan_folder: Path, tmp_path: Path) -> None:
     """The hash is no secret: whatever a file says, with a hash that fits."""
     path = tmp_path / "a.mp4.unfinished"

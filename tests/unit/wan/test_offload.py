@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -185,6 +186,18 @@ def test_memory_that_the_system_does_not_pin_is_an_error_with_a_way_out(monkeypa
     monkeypatch.setattr(torch.cuda, "cudart", Refusing)
     with pytest.raises(offload.UsageError, match="does not pin"):
         offload._pin(object(), [torch.zeros(4096, dtype=torch.uint8)])
+
+
+def test_the_next_block_comes_while_one_computes() -> None:
+    came = [threading.Event() for _ in range(3)]
+    blocks = [torch.nn.Linear(2, 2) for _ in came]
+    streamed = offload.Streamed(blocks, lambda number: came[number].set(), lambda number: None, CPU, "files")
+    for _ in range(2):
+        for event in came:
+            event.clear()
+        for number, _ in enumerate(streamed):
+            assert came[min(number + 1, 2)].wait(10)
+            assert not any(event.is_set() for event in came[number + 2 :])
 
 
 def test_memory_that_a_gpu_still_reads_is_given_to_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
