@@ -129,7 +129,8 @@ def understood(video: Path, made: Mapping[str, Any]) -> Earlier:
         if size:
             sizes.check_scaled_size(*sizes.parse_resolution(f"{size[0]}x{size[1]}"))
         prompt = made["prompt"]
-        if not (isinstance(prompt, str) and isinstance(made["model"], str) and isinstance(made["loras"], list)):
+        kinds = {"prompt": str, "model": str, "loras": list, "seed": int}
+        if any(type(made[name]) is not kind for name, kind in kinds.items()):
             raise TypeError
         preset = file.from_dict(made["preset"])
         return Earlier(video, made, prompt, settings, made["seed"], preset, size or None)

@@ -165,7 +165,9 @@ def read(path: Path, usual: PromptLine) -> tuple[list[PromptLine], Faults]:
     """
     standard = str(path) == "-"
     name, folder = ("standard input", Path()) if standard else (printable(path), expand(path).parent)
-    found = prompts.numbered_lines(None if standard else path, 4 * prompts.MAX_PROMPT * MOST)
+    found = prompts.numbered_lines(None if standard else path, MOST)
+    if len(found) > MOST:
+        raise _too_many()
     if not found:
         raise UsageError(f"{name} has no prompt", hint="write one prompt on each line")
     lines, faults = [], Faults(name)

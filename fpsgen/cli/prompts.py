@@ -5,6 +5,8 @@ from __future__ import annotations
 import codecs
 import contextlib
 import errno
+import io
+import itertools
 import locale
 import os
 import re
@@ -72,15 +74,15 @@ def read_prompt() -> str:
 def read_prompts(path: Path) -> tuple[str, ...]:
     """The lines of a file that are neither empty nor comments; UsageError where one is no prompt or is there twice."""
     name = printable(path)
-    found = numbered_lines(path, 4 * MAX_PROMPT * MAX_PROMPTS)
+    found = numbered_lines(path, MAX_PROMPTS)
+    if len(found) > MAX_PROMPTS:
+        raise UsageError(f"{name} has more than {MAX_PROMPTS} prompts", hint=f"keep at most {MAX_PROMPTS} of them")
     for number, line in found.items():
         try:
             check_prompts(line)
         except UsageError as fault:
             hint = fault.marked_hint if len(line) > MAX_PROMPT else "write a prompt there, or remove the line"
             raise UsageError(f"{name}, line {number}: {fault}", hint) from None
-    if len(found) > MAX_PROMPTS:
-        raise UsageError(f"{name} has more than {MAX_PROMPTS} prompts", hint=f"keep at most {MAX_PROMPTS} of them")
     line, count = Counter(found.values()).most_common(1)[0] if found else ("", 1)
     if count > 1:
         raise UsageError(f"{name} has a prompt twice: '{printable(line, 80)}'", hint="leave one of them out")
@@ -89,21 +91,21 @@ def read_prompts(path: Path) -> tuple[str, ...]:
 
 def numbered_lines(path: Path | None, most: int) -> dict[int, str]:
     """The lines of a file, or of standard input for None, that are neither empty nor comments, by their numbers. most:
-    bytes that are read. UsageError where they cannot be read."""
-    name = "standard input" if path is None else printable(path)
+    how many are wanted; where there are more, one more is returned. UsageError where they cannot be read."""
+    name, size = "standard input" if path is None else printable(path), 4 * MAX_PROMPT * most
     try:
-        data = sys.stdin.buffer.read(most + 1) if path is None else _read(expand(path), most + 1)
-        if len(data) > most:
-            raise ValueError(f"it has more than {readable(most)}")
+        data = sys.stdin.buffer.read(size + 1) if path is None else _read(expand(path), size + 1)
+        if len(data) > size:
+            raise ValueError(f"it has more than {readable(size)}")
         # Line separators of Unicode may stand inside a prompt, and editors do not count them.
-        lines = re.split("\r\n|\n|\r", data.decode("utf-8-sig"))
+        lines = io.StringIO(data.decode("utf-8-sig"), newline=None)
     except UnicodeDecodeError:
         raise UsageError(f"{name} is not UTF-8 text", hint="save it as UTF-8, one prompt a line") from None
     except (AttributeError, OSError, ValueError) as fault:
         told = f"cannot read the prompts in {name}: {reason(fault)}"
         raise UsageError(told, hint="give a text file, one prompt on each line") from None
-    found = {number: line.strip() for number, line in enumerate(lines, 1) if line.strip()}
-    return {number: line for number, line in found.items() if not line.startswith("#")}
+    stripped = ((number, line.strip()) for number, line in enumerate(lines, 1))
+    return dict(itertools.islice((one for one in stripped if one[1] and not one[1].startswith("#")), most + 1))
 
 
 def _read(path: Path, most: int) -> bytes:

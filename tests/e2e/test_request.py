@@ -72,6 +72,14 @@ def test_a_comment_whose_preset_is_none_is_refused(damage: dict[str, Any]) -> No
         request_of(told)
 
 
+@pytest.mark.parametrize("seed", [1.5, True, "1", None, 2**64])
+def test_a_comment_whose_seed_is_none_is_refused(seed: object) -> None:
+    pocket = models.find("pocket")
+    about = resolve(Request("", pocket.defaults, 0, OUTPUT), pocket, TARGET).about("")
+    with pytest.raises(UsageError, match=r"does not tell how fpsgen made it|must be 0 to"):
+        request_of(about | {"seed": seed})
+
+
 def test_a_preset_is_resolved_once_for_a_video(run: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
     real = Preset.plans

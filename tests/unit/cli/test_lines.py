@@ -123,3 +123,12 @@ def test_each_line_is_made_with_each_seed_but_for_its_own() -> None:
     assert each_with(lines, (4,))[0].name == "x"
     with pytest.raises(UsageError, match=f"more than {MOST}"):
         each_with([PromptLine("a")] * 6, range(MOST // 5))
+
+
+def test_a_file_of_too_many_lines_is_not_read_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Millions of lines, which another tool wrote, are refused at once; lines that ask for nothing do not count."""
+    monkeypatch.setattr("fpsgen.cli.lines.MOST", 3)
+    assert [line.number for line in lines_of(written(tmp_path, "a\r\n\n# b\rc\nd\n\n"))] == [1, 4, 5]
+    monkeypatch.setattr(PromptLine, "check", lambda _: pytest.fail("the lines were looked at"))
+    with pytest.raises(UsageError, match="more than 3 videos"):
+        lines_of(written(tmp_path, "a\n" * 4))
