@@ -10,7 +10,7 @@ import functools
 import logging
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict, Unpack, get_args, overload
 
@@ -82,11 +82,11 @@ class Video:
     """
 
     path: Path | None
-    frames: np.ndarray | None
+    frames: np.ndarray | None = field(repr=False)
     fps: int
     seed: int
-    timings: RunTimes
-    about: dict[str, Any]
+    timings: RunTimes = field(repr=False)
+    about: dict[str, Any] = field(repr=False)
 
 
 @overload
@@ -96,14 +96,14 @@ def generate(prompt: list[str] | tuple[str, ...], **options: Unpack[Options]) ->
 def generate(prompt: str | list[str] | tuple[str, ...], **options: Unpack[Options]) -> Video | list[Video]:
     """Make a video of a prompt, or one of each prompt, with one load of the model.
 
-    options: see `Options`. Where no watch is given, what the user should know goes to the logger "fpsgen".
+    options: see `fpsgen.api.Options`. Where no watch is given, what the user should know goes to the logger "fpsgen".
 
     UsageError, before any weight loads, where something cannot be; RenderError where a video is none. Of several
     videos, those that are complete by then keep their files.
     """
     if unknown := sorted(options.keys() - Options.__annotations__.keys()):
         raise TypeError(f"generate() got an unexpected keyword argument {unknown[0]!r}")
-    prompts = [prompt] if isinstance(prompt, str) else [*prompt]
+    prompts = [*prompt] if isinstance(prompt, (list, tuple)) else [prompt]
     for each in prompts:
         if not isinstance(each, str):
             raise TypeError(f"a prompt is a str, not {type(each).__name__}")
@@ -153,7 +153,8 @@ def _for_each(prompts: Sequence[str], given: Any, field: str) -> list[Any]:
             raise UsageError(told, hint="give a list, one place for each prompt")
         return [given] * len(prompts)
     if len(found := [*given]) != len(prompts):
-        told = f"{option(field)} has {len(found)} values, and there are {len(prompts)} prompts"
+        values = "1 value" if len(found) == 1 else f"{len(found)} values"
+        told = f"{option(field)} has {values}, and there are {len(prompts)} prompts"
         raise UsageError(told, hint="give one for each prompt")
     return found
 

@@ -6,7 +6,7 @@ Work that makes a video is an iterator of events (`pipeline.generate`); calibrat
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -56,7 +56,7 @@ class TrainingStep:
 class Denoised:
     """The final latents, [1, 16, T, h, w]."""
 
-    latents: Tensor
+    latents: Tensor = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Preview:
     output: Path
     done: int
     total: int
-    pixels: np.ndarray
+    pixels: np.ndarray = field(repr=False)  # whoever prints events wants no pages of numbers
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Frames:
 
     done: int
     total: int
-    pixels: np.ndarray
+    pixels: np.ndarray = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -85,8 +85,8 @@ class Written:
     included."""
 
     path: Path
-    plan: VideoPlan
-    about: dict
+    plan: VideoPlan = field(repr=False)
+    about: dict = field(repr=False)
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,8 @@ def rows(made: dict[str, Any]) -> Iterator[tuple[str, str]]:
     scaled = "x".join(str(side) for side in _list(made.get("scale_to")))
     size = said["width"] and f"{said['width']}x{said['height']}"
     yield "size", joined(size, scaled and f"scaled to {scaled}")
-    yield "frames", joined(said["frames"], said["fps"] and f"{said['fps']} a second")
+    crf = said["crf"] and f"crf {said['crf']}"
+    yield "frames", joined(said["frames"], said["fps"] and f"{said['fps']} a second", crf)
     yield "seed", said["seed"]
     by = said["solver"] and f"{said['solver']} on the {said['grid']} sigmas"
     low = said["guidance_low"] and f"{said['guidance_low']} of the low-noise expert"
@@ -74,7 +75,8 @@ def rows(made: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "guidance", joined(said["guidance"], low)
     threads = made.get("threads")
     cores = counted(threads, "thread") if isinstance(threads, int) else ""
-    yield "device", joined(said["device"], cores, said["dtype"])
+    gpus = said["gpus"] and f"{said['gpus']} processes together"
+    yield "device", joined(said["device"], cores, gpus, said["dtype"])
     versions = [f"{name} {version}" for name, version in said.inside("versions").pairs()]
     yield "versions", joined(f"fpsgen {said['fpsgen']}", *versions)
     yield "seconds", joined(*(f"{name} {seconds:.2f}" for name, seconds in stages(made)))

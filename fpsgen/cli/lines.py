@@ -23,7 +23,7 @@ from fpsgen.wan import sizes
 from fpsgen.weights.known import NOTHING, Given
 
 MOST = 10_000  # videos of one command
-_TOLD = 3  # wrong lines whose faults are told; the others are counted
+_TOLD, _NUMBERED = 3, 20  # wrong lines whose faults are told, and whose numbers are; the others are counted
 _NUMBERS: dict[str, tuple[Any, str]] = dict.fromkeys(("seed", "frames", "steps"), (int, "a whole number"))
 _NUMBERS |= dict.fromkeys(("guidance", "guidance_low", "shift"), ((int, float), "a number"))  # the other keys are text
 _CHOICES = {"solver": get_args(SolverName), "sigmas": get_args(Sigmas)}
@@ -124,13 +124,16 @@ class Faults:
         """UsageError where something was wrong."""
         if not self._found:
             return
-        told = [f"line {number}: {fault!s}" for number, fault in sorted(self._found.items())]
-        hint = self._found[min(self._found)].hint
-        if len(told) == 1:
+        numbers = sorted(self._found)
+        told = [f"line {number}: {self._found[number]!s}" for number in numbers[:_TOLD]]
+        hint = self._found[numbers[0]].hint
+        if len(numbers) == 1:
             raise UsageError(f"{self._file}, {told[0]}", hint)
-        more = [f"and {len(told) - _TOLD} more"] if len(told) > _TOLD else []
-        sentence = "; ".join([*told[:_TOLD], *more])
-        raise UsageError(f"{len(told)} lines of {self._file} are wrong: {sentence}", hint)
+        if others := numbers[_TOLD:]:
+            more = f" and {len(others) - _NUMBERED} more" if len(others) > _NUMBERED else ""
+            told += [f"and {'lines' if others[1:] else 'line'} {', '.join(map(str, others[:_NUMBERED]))}{more}"]
+        sentence = f"{len(numbers)} lines of {self._file} are wrong: {'; '.join(told)}"
+        raise UsageError(sentence, hint and f"line {numbers[0]}: {hint}")
 
 
 def asked(given: Several, prompt: str | None, usual: PromptLine) -> tuple[list[PromptLine], Faults]:

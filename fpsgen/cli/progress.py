@@ -16,6 +16,7 @@ from fpsgen.errors import Stopped
 from fpsgen.events import Branches, Done, Event, Frames, Notice, Run, Stage, Step, TrainingStep, Work
 
 _AT_ONCE = 0.005  # seconds for one step's work, which no model is quick enough for: it was found, not made
+_LONG = 60  # seconds of a run's steps, of which a log says how far they are, also where it has a line for each run
 
 
 @contextmanager
@@ -77,7 +78,7 @@ class Drawer:
                 self._out.milestone(name)
             case Step(done, total, seconds):
                 self._bar.update(self._task, completed=done, total=total, rate=f"{seconds:.2f} s/step")
-                if not self._run:  # else the log has a line for each run
+                if not self._run or total * seconds >= _LONG:  # else the log has a line for each run
                     self._tell(done / total, f"step {done} of {total}, {seconds:.2f} s each", (total - done) * seconds)
             case TrainingStep(done, total, seconds, loss, tokens, skipped):
                 rate = f"loss {loss:.3g}, {tokens / seconds:,.0f} tokens/s"

@@ -36,8 +36,8 @@ def test_a_table_says_all_that_a_person_wants(made: dict[str, Any]) -> None:
     result = info(made["output"])
     assert result.exit_code == 0
     for words in (
-        "a cat\\n“surfing” [bold]", made["weights"], "1.3b-480p-fast", "96x64", "5, 16 a second", "unipc", "shift ",
-        "cpu, ", "fpsgen ", "denoise ", "memory ",
+        "a cat\\n“surfing” [bold]", made["weights"], "1.3b-480p-fast", "96x64", "5, 16 a second, crf 18", "unipc",
+        "shift ", "cpu, ", "fpsgen ", "denoise ", "memory ",
     ):  # fmt: skip
         assert words in result.stdout, words
 

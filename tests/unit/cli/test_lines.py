@@ -86,8 +86,12 @@ def test_a_wrong_line_is_refused_with_its_number(tmp_path: Path, line: str, told
 
 def test_all_wrong_lines_are_counted_and_the_first_are_told(tmp_path: Path) -> None:
     text = "a cat\n" + '{"prompt": "a", "steps": 0}\n' * 5
-    with pytest.raises(UsageError, match=r"^5 lines of .* are wrong: line 2: .*; line 3: .*; line 4: .*; and 2 more$"):
+    said = r"^5 lines of .* are wrong: line 2: .*; line 3: .*; line 4: .*; and lines 5, 6$"
+    with pytest.raises(UsageError, match=said) as fault:
         lines_of(written(tmp_path, text))
+    assert str(fault.value.hint).startswith("line 2: ")
+    with pytest.raises(UsageError, match=r"and lines 5, 6, .* 28 and 62 more$"):
+        lines_of(written(tmp_path, text * 17))
 
 
 @pytest.mark.parametrize("data", [b"", b"\n# nothing\n", b"\xff\xfea\n", b"\x00" * 10])

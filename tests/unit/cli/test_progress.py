@@ -48,6 +48,11 @@ def test_of_several_runs_a_log_has_their_titles_alone(capsys: pytest.CaptureFixt
     assert log(capsys, Run("a cat", 1, 1)) == []
 
 
+def test_of_several_long_runs_a_log_says_how_far_each_is(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = log(capsys, Run("a cat", 1, 2), Stage("denoise"), *(Step(done, 20, 30.0) for done in (1, 2, 3, 4)))
+    assert [numbers(line)[0] for line in lines[-2:]] == [2, 4]
+
+
 def test_work_that_was_found_tells_nothing_of_the_time_left(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
