@@ -8,9 +8,11 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import os
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, TypedDict, Unpack, get_args, overload
 
@@ -37,6 +39,12 @@ from fpsgen.weights.models import Model
 
 AnyPath = str | Path
 _log = logging.getLogger("fpsgen")
+# What options are, where nothing else would refuse what is of another kind.
+_KINDS: dict[str, tuple[Any, str]] = dict.fromkeys(("seed", "frames", "steps", "crf", "fps"), (Integral, "an int"))
+_KINDS |= dict.fromkeys(("guidance", "guidance_low", "shift"), (Real, "a float"))
+_KINDS |= dict.fromkeys(("res", "lora", "negative", "device"), (str, "a str"))
+_KINDS |= dict.fromkeys(("model", "image", "last_image"), ((str, os.PathLike), "a str or a Path"))
+_KINDS |= dict.fromkeys(("text_encoder", "vae", "image_encoder"), ((str, os.PathLike), "a str or a Path"))
 
 
 class Options(TypedDict, total=False):
@@ -98,11 +106,12 @@ def generate(prompt: str | list[str] | tuple[str, ...], **options: Unpack[Option
 
     options: see `fpsgen.api.Options`. Where no watch is given, what the user should know goes to the logger "fpsgen".
 
-    UsageError, before any weight loads, where something cannot be; RenderError where a video is none. Of several
-    videos, those that are complete by then keep their files.
+    UsageError, before any weight loads, where something cannot be, and TypeError where a value is of another type;
+    RenderError where a video is none. Of several videos, those that are complete by then keep their files.
     """
     if unknown := sorted(options.keys() - Options.__annotations__.keys()):
         raise TypeError(f"generate() got an unexpected keyword argument {unknown[0]!r}")
+    options = _of_kinds(options)
     prompts = [*prompt] if isinstance(prompt, (list, tuple)) else [prompt]
     for each in prompts:
         if not isinstance(each, str):
@@ -145,6 +154,29 @@ def generate(prompt: str | list[str] | tuple[str, ...], **options: Unpack[Option
     return videos[0] if isinstance(prompt, str) else [videos[number] for number in range(len(prompts))]
 
 
+def _of_kinds(given: Options) -> Options:
+    """The options, with Python's own numbers in place of numpy's; TypeError where one is of another kind."""
+    own: Any = dict(given)
+    for name, kind in _KINDS.items():
+        value = own.get(name)
+        if name in ("seed", "lora") and isinstance(value, Iterable) and not isinstance(value, str):
+            own[name] = [_of_kind(name, each, *kind) for each in value]
+        else:
+            own[name] = _of_kind(name, value, *kind)
+    return own
+
+
+def _of_kind(name: str, value: Any, kind: Any, words: str) -> Any:
+    """A value as Python has it; TypeError where it is of another kind. None is that of an option that was left out."""
+    if value is None:
+        return None
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise TypeError(f"{name} is {words}, not {type(value).__name__}")
+    if kind is Integral:
+        return int(value)
+    return float(value) if kind is Real and not isinstance(value, int) else value
+
+
 def _for_each(prompts: Sequence[str], given: Any, field: str) -> list[Any]:
     """An option's value for each prompt, of one for all or of a sequence."""
     if given is None or isinstance(given, (str, Path, int)):
@@ -173,10 +205,11 @@ def _checked(prompts: Sequence[str], encoding: Encoding, given: Options) -> list
     for seed in seeds:
         if seed is not None:
             check_seed(seed)
-    if (offload := given.get("offload", "auto")) not in get_args(Offload):
-        raise UsageError(
-            f"{option('offload', offload)}: there is no such choice", f"use {', '.join(get_args(Offload))}"
-        )
+    offload, dtype = given.get("offload", "auto"), given.get("dtype")
+    chosen = (("offload", offload, get_args(Offload)), ("dtype", dtype or "bf16", get_args(Dtype)))
+    for name, choice, every in chosen:
+        if choice not in every:
+            raise UsageError(f"{option(name, choice)}: there is no such choice", f"use {', '.join(every)}")
     encoding.check()
     choices.check_device(given.get("device"))
     return [secrets.randbelow(2**31) if seed is None else seed for seed in seeds]

@@ -125,10 +125,41 @@ def test_what_only_python_can_say_wrongly(tmp_path: Path) -> None:
         fpsgen.generate(["a cat", "a dog"], seed=[1])
     with pytest.raises(UsageError, match=r"output=.* is one place, and there are 2 videos"):
         fpsgen.generate(["a cat", "a dog"], output=tmp_path / "a.mp4")
-    with pytest.raises(UsageError, match="offload=disk: there is no such choice"):
-        fpsgen.generate("a cat", offload="disk")
+    for wrong in ({"offload": "disk"}, {"dtype": "fp16"}):
+        with pytest.raises(UsageError, match=r"(offload=disk|dtype=fp16): there is no such choice"):
+            fpsgen.generate("a cat", **wrong)
     with pytest.raises(UsageError, match="two videos cannot have one place"):
         fpsgen.generate(["a cat", "a dog"], output=[tmp_path / "a.mp4"] * 2)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"seed": 1.5}, {"seed": True}, {"seed": "1"}, {"seed": [np.float32(1)]}, {"frames": 5.0}, {"frames": "5"},
+        {"steps": True}, {"crf": 1.5}, {"fps": 12.5}, {"guidance": "4"}, {"shift": np.zeros(2)}, {"res": (96, 64)},
+        {"negative": ["ugly"]}, {"lora": [3]}, {"lora": 3}, {"image": np.zeros((4, 4, 3))}, {"vae": 5}, {"model": 14},
+        {"device": 0},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_value_of_another_type_is_named(wrong: dict[str, Any]) -> None:
+    with pytest.raises(TypeError, match=f"^{next(iter(wrong))} is a"):
+        fpsgen.generate("a cat", **wrong)
+
+
+def test_prompts_are_texts() -> None:
+    for wrong in (None, 5, ["a cat", None]):
+        with pytest.raises(TypeError, match=r"a prompt is a str, not (int|NoneType)"):
+            fpsgen.generate(wrong)
+
+
+def test_numbers_may_be_numpy_s(wan_folder: Path) -> None:
+    """A comment is JSON, which knows Python's own."""
+    numbers: dict[str, Any] = {"seed": np.int64(7), "frames": np.int32(5), "steps": np.int16(1)}
+    numbers["guidance"] = np.float32(4.5)
+    video = fpsgen.generate("a cat", model=wan_folder, res="96x64", **numbers)
+    said = json.loads(json.dumps(video.about))
+    assert [said[name] for name in numbers] == [7, 5, 1, 4.5]
 
 
 def test_the_default_model_is_told_in_the_log(
