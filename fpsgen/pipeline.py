@@ -188,7 +188,7 @@ class Decoder:
                 tile = residence.vae_tile(video.plan, machine.free_bytes(video.plan.target.device))
             if tile:
                 yield Notice(residence.told_of_tiles(video.plan, tile))
-            latents = zero_nonfinite(video.state.latents)
+            latents = zero_nonfinite(video.state.latents.to(video.plan.target.device))
             pieces = wan_vae.frames_of(self._vae, latents, self._rounded, notes.append, tile)
             events = decode(video.plan, pieces, video.timings, video.about, notes, self._encoding)
             for event in _or_failed(events, video, self._videos):
@@ -208,6 +208,7 @@ def _denoise_all(
     for video in videos:
         if video.kept and (state := video.kept.state()):
             video.state = state
+            state.set_aside(len(video.plan.steps))
             if state.step == len(video.plan.steps):
                 video.about = video.kept.about() | {"graphs": Graphs.none("an earlier run computed all steps")}
                 yield Denoised(state.latents)
@@ -241,6 +242,8 @@ def _denoise_all(
                     yield Run(title, video.number + 1, len(videos))
                 with of_one(clocks, video.number):
                     yield from _or_failed(_denoise_turn(video, span, transformer, accept), video, videos)
+                if len(videos) > 1 and video.state:
+                    video.state.set_aside(len(video.plan.steps))
                 if after is None and video is not videos[-1] and not video.fault and decoder.has_room(video):
                     yield from decoder.decode(video)
             with of_all([clock for clock in clocks if not clock.total], "load"):
@@ -286,6 +289,7 @@ def _denoise_turn(
             transformer, own, embedded, target.device, together, graphs, image=video.image, parallel=part
         )
         state = video.state = video.state or denoiser.begin(plan.noise(), plan.noise)
+        state.to(target.device)
     if video.kept:
         yield from video.kept.warn(first, denoiser.together)
     kept = video.kept if video.group.is_first else None

@@ -90,6 +90,25 @@ class State:
     carried: Carried
     step: int = 0
 
+    def to(self, device: torch.device) -> None:
+        """To a device, with all that later steps use."""
+        self.latents = self.latents.to(device)
+        if left := self.solver.left:
+            self.solver.go_on(self.step, [each.to(device) for each in left])
+        own = self.carried
+        own.velocities = [(level, each.to(device)) for level, each in own.velocities]
+        own.difference = None if own.difference is None else own.difference.to(device)
+        if own.source is not None:
+            own.source = own.source[0].to(device), *own.source[1:]
+
+    def set_aside(self, steps: int) -> None:
+        """To host memory, for other videos need the device's. steps: of the trajectory; after all of them nothing but
+        the latents is kept."""
+        if self.step == steps:
+            self.solver.go_on(0, [])
+            self.carried = Carried()
+        self.to(torch.device("cpu"))
+
 
 class Denoiser:
     """A transformer with all that a trajectory needs, except its noise and the plans of its steps.

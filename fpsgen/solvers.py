@@ -161,9 +161,8 @@ class Solver:
         """Stand where `done` steps have left this; ValueError where they leave another number of tensors."""
         if len(left) != (0 if self._solver == "euler" or not done else min(done, 2) + 1):
             raise ValueError(f"{len(left)} tensors are not what {done} steps of {self._solver} leave")
+        self._ends, self._begin = [*left[:-1]], left[-1] if left else None
         self._done = done
-        if left:
-            *self._ends, self._begin = left
 
     def _order(self, step: int) -> int:
         return 1 if step in (0, self._steps - 1) else 2

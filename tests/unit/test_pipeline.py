@@ -18,7 +18,7 @@ from fpsgen.errors import RenderError, UsageError
 from fpsgen.events import Denoised, Event, Notice, Run, VideoFailed, Written, finish
 from fpsgen.ranks import Ranks
 from fpsgen.request import Request, VideoPlan
-from fpsgen.sampling import Denoiser
+from fpsgen.sampling import Denoiser, State
 from fpsgen.target import Target
 from fpsgen.texts import encode_prompts
 from fpsgen.timing import Timings
@@ -129,6 +129,8 @@ def test_a_larger_video_is_decoded_whole_after_all_where_the_vae_is_there_alread
         asked.append((plan.request.settings.frames, copies))
         return plan.request.settings.frames == 1
 
+    aside, put = [], State.set_aside
+    monkeypatch.setattr(State, "set_aside", lambda own, steps: aside.append(own.step) or put(own, steps))
     monkeypatch.setattr(residence, "vae_fits_beside", fits)
     model = models.open_folder(pocket_folder, "pocket")
     requests = [
@@ -137,6 +139,7 @@ def test_a_larger_video_is_decoded_whole_after_all_where_the_vae_is_there_alread
     ]
     events = list(pipeline.generate(requests, model, TARGET))
     assert asked == [(1, 1), (9, 0)]
+    assert aside == [1, 1, 1]
     assert [event.path.stem for event in events if isinstance(event, Written)] == ["1", "9", "5"]
     kinds = [type(event) for event in events if isinstance(event, (Denoised, Written))]
     assert kinds == [Denoised, Written, Denoised, Denoised, Written, Written]

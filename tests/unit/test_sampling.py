@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,7 +14,7 @@ from torch import Tensor
 from fpsgen import machine, sampling
 from fpsgen.attention.plan import AttentionPlan
 from fpsgen.sampling import Denoiser
-from fpsgen.solvers import noise
+from fpsgen.solvers import SolverName, noise
 from fpsgen.wan.plan import StepPlan
 from tests.tools.calibration import CONFIG, CPU, TILES, VIDEO, small_transformer, text
 
@@ -158,6 +160,28 @@ def test_a_stopped_run_goes_on_from_its_velocities(monkeypatch: pytest.MonkeyPat
     for ours, own in zip(again, whole, strict=True):
         assert ours.latents.equal(own.latents)
         assert ours.velocity.equal(own.velocity)
+
+
+@pytest.mark.parametrize("solver", ["unipc", "dpm++", "euler", "turbowan"])
+def test_a_state_goes_elsewhere_whole_and_a_last_one_keeps_its_latents_alone(solver: SolverName) -> None:
+    settings = VIDEO.override(steps=4, solver=solver)
+    denoiser = Denoiser(small_transformer(), settings, [text(1), text(2)][: settings.branches], CPU, together=False)
+    plans = [REUSING[0], REUSING[2], REUSING[0], REUSING[0]]
+    begun = partial(denoiser.begin, denoiser.noise(7), partial(denoiser.noise, 7))
+    *_, whole = denoiser.go_on(begun(), plans)
+    state = begun()
+    for end in (1, 3, 4):
+        list(denoiser.go_on(state, plans, end=end))
+        state.set_aside(4)
+        elsewhere = copy.deepcopy(state)
+        elsewhere.to(torch.device("meta"))
+        moved = [elsewhere.latents, *elsewhere.solver.left, *(each for _, each in elsewhere.carried.velocities)]
+        moved += [
+            own for own in (elsewhere.carried.difference, *(elsewhere.carried.source or ())[:1]) if own is not None
+        ]
+        assert all(each.is_meta for each in moved)
+        assert (len(moved) == 1) is (end == 4)
+    assert state.latents.equal(whole.latents)
 
 
 def test_what_the_hook_computed_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
