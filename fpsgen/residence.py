@@ -74,18 +74,22 @@ def of_transformer(plans: Sequence[VideoPlan], offload: Offload = "auto", gpus: 
     weights = max(whole[checkpoint.words(part)] for part in EXPERTS.keys() & checkpoint.parts)
     home: Home = "device"
     if offload == "blocks" or (offload == "auto" and weights + at_work > free):
-        home = "files"
-        if target.device.type != "cpu" and weights < SHARE * machine.free_bytes(torch.device("cpu")):
-            home = "host memory"
+        home = _elsewhere(weights, target.device)
     held = weights if home == "device" else needs.streamed(checkpoint, target)
     return Residence(home, weights + at_work, held + at_work, free, target.device, offload != "auto")
 
 
 def of_text_encoder(model: Model, target: Target) -> Home:
-    """Where the text encoder's blocks are, of which each text needs each once: on the device if all of them fit into
-    what is free, else in the files."""
+    """The same of the text encoder, of which each text needs each block once."""
     weights = needs.weights(model.checkpoint, target)[model.checkpoint.words("text_encoder")]
-    return "device" if weights < SHARE * machine.free_bytes(target.device) else "files"
+    fits = weights < SHARE * machine.free_bytes(target.device)
+    return "device" if fits else _elsewhere(weights, target.device)
+
+
+def _elsewhere(weights: int, device: torch.device) -> Home:
+    """Where blocks are for which a device has no room."""
+    is_other = device.type != "cpu" and weights < SHARE * machine.free_bytes(torch.device("cpu"))
+    return "host memory" if is_other else "files"
 
 
 def vae_fits_beside(plan: VideoPlan, copies: int = 1) -> bool:

@@ -85,7 +85,7 @@ class Streamed(Generic[Block]):
                     if self.home == "files":
                         replace(block, _without_values)
 
-    @torch.no_grad()
+    @torch.inference_mode()  # in which whoever computes may have made the buffers
     def _bring(self, number: int) -> None:
         """Give a block its values, as soon as nothing computes with the one that was there before."""
         if self._stream is None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fpsgen.target import Target
 from fpsgen.wan.linear import Linear
+from fpsgen.wan.offload import Home
 from fpsgen.wan.transformer import WanTransformer
 from fpsgen.weights import keys, load, models, needs
 from fpsgen.weights.load import load_text_encoder, load_transformer, load_vae
@@ -55,13 +56,17 @@ def llama(state: State) -> State:
     return found
 
 
+HOMES: tuple[Home, ...] = ("device", "host memory", "files")
+
+
 def embedded(folder: Path, dtype: torch.dtype = torch.float32) -> Tensor:
-    """The same whether its blocks stay, or come from the files one by one."""
+    """The same whether its blocks stay, or come one by one."""
     checkpoint = models.find(str(folder / DIT)).checkpoint
-    whole, by_blocks = (load_text_encoder(checkpoint, CPU, dtype, home=home) for home in ("device", "files"))
+    whole, *by_blocks = (load_text_encoder(checkpoint, CPU, dtype, home=home) for home in HOMES)
     text = whole.encode(PROMPT).text
-    assert torch.equal(by_blocks.encode(PROMPT).text, text)
-    assert any(parameter.is_meta for parameter in by_blocks.module.encoder.block[0].parameters())
+    for own in by_blocks:
+        assert torch.equal(own.encode(PROMPT).text, text)
+        assert own.module.encoder.streamed is not None
     return text
 
 
