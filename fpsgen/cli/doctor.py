@@ -89,8 +89,13 @@ def gpus(found: Gpus) -> Iterator[Row]:
 
 def fits(found: Fits) -> Iterator[Row]:
     for one in found.models:
-        state = "fits" if one.fits else f"needs {readable(one.needs_bytes - found.free_bytes)} more"
-        yield f"{one.model} at {one.size}", f"{state}: the {one.part} takes {readable(one.needs_bytes)} of memory"
+        state = f"fits: the {one.part} takes {readable(one.needs_bytes)} of memory"
+        if not one.fits:
+            state = f"runs block by block, slower: the whole {one.part} would take {readable(one.needs_bytes)}"
+        if one.least_bytes > found.free_bytes:
+            more = readable(one.least_bytes - found.free_bytes)
+            state = f"needs {more} more, even block by block: it takes {readable(one.least_bytes)}"
+        yield f"{one.model} at {one.size}", state
     where = f"{readable(found.free_bytes)} free on {found.device}"
     yield "estimated", f"for videos of the usual length in {found.dtype}, with {where}; one part is in memory at a time"
 

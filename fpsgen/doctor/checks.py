@@ -174,7 +174,8 @@ def why_no_gpu(driver: str | None) -> str:
 
 @dataclass(frozen=True)
 class ModelFit:
-    """What each part of a model needs at a size, the part that needs most, and whether so much is free."""
+    """What each part of a model needs at a size, the part that needs most, and whether so much is free. least_bytes: of
+    the largest part where blocks come one by one."""
 
     model: str
     size: str
@@ -182,6 +183,7 @@ class ModelFit:
     needs_bytes: int
     parts: dict[str, int]
     fits: bool
+    least_bytes: int
 
 
 @dataclass(frozen=True)
@@ -197,6 +199,7 @@ class Fits:
 def fits() -> Fits:
     import torch
 
+    from fpsgen import residence
     from fpsgen.weights import models, needs
 
     device, found = machine.best_device(), []
@@ -205,9 +208,10 @@ def fits() -> Fits:
     for name, size in _FITS:
         model = models.absent(name)
         video = *sizes.of_model(*sizes.NAMED[size], model.defaults.stride), model.defaults.frames
-        parts = needs.memory(model.checkpoint, video, target)
+        parts, in_blocks = needs.memory(model.checkpoint, video, target)
         part, most = max(parts.items(), key=lambda each: each[1])
-        found.append(ModelFit(name, size, part, most, parts, most <= free))
+        least = int(in_blocks / residence.SHARE)
+        found.append(ModelFit(name, size, part, most, parts, most <= free, min(least, most)))
     return Fits(str(device), free, target.dtype_name, found)
 
 

@@ -31,12 +31,17 @@ def weights(checkpoint: Checkpoint, target: Target) -> dict[str, int]:
 def streamed(checkpoint: Checkpoint, target: Target, part: str = "transformer") -> int:
     """Bytes of a part's weights that are on the device, where its blocks are there only while they compute: of a
     transformer, or of the text encoder."""
-    every, layers = _sizes(checkpoint, target, part), checkpoint.config.num_layers
-    name = "blocks."
+    every = _sizes(checkpoint, target, part)
+    return sum(every.values()) - _elsewhere(every, checkpoint, part)
+
+
+def _elsewhere(every: dict[str, int], checkpoint: Checkpoint, part: str) -> int:
+    """Bytes of the blocks of a part that are not on the device then. every: of all its parameters."""
+    name, layers = "blocks.", checkpoint.config.num_layers
     if part == "text_encoder":
         name, layers = "encoder.block.", checkpoint.text_config["num_layers"]
     blocks = sum(size for own, size in every.items() if own.startswith(name))
-    return sum(every.values()) - int((1 - min(offload.HELD / layers, 1.0)) * blocks)
+    return int((1 - min(offload.HELD / layers, 1.0)) * blocks)
 
 
 def _sizes(checkpoint: Checkpoint, target: Target, part: str) -> dict[str, int]:
@@ -71,14 +76,20 @@ def decoding(checkpoint: Checkpoint, width: int, height: int) -> int:
     return width * height * (VAE_2_2_BYTES_PER_PIXEL if of_48 else VAE_BYTES_PER_PIXEL)
 
 
-def memory(checkpoint: Checkpoint, video: tuple[int, int, int], target: Target) -> dict[str, int]:
+def memory(checkpoint: Checkpoint, video: tuple[int, int, int], target: Target) -> tuple[dict[str, int], int]:
     """Bytes that each part takes at work: weights, and the activations of one guidance branch, of which the text
-    encoder has next to nothing. video: width, height, frames."""
+    encoder has next to nothing; and of the largest, where blocks come one by one: a VAE that does not fit decodes in
+    tiles. video: width, height, frames."""
     width, height, frames = video
     stride = DEFAULTS[checkpoint.kind].stride
     tokens = prod(checkpoint.config.grid(sizes.latent_shape(frames, height, width, stride)))
-    needed = weights(checkpoint, target)
-    for expert in EXPERTS.keys() & checkpoint.parts:
-        needed[checkpoint.words(expert)] += tokens * checkpoint.config.bytes_per_token(target.dtype.itemsize)
+    needed, in_blocks = dict[str, int](), list[int]()
+    for part in checkpoint.parts:
+        every, name = _sizes(checkpoint, target, part), checkpoint.words(part)
+        needed[name] = sum(every.values())
+        if part in EXPERTS:
+            needed[name] += tokens * checkpoint.config.bytes_per_token(target.dtype.itemsize)
+        if part in EXPERTS or part == "text_encoder":
+            in_blocks.append(needed[name] - _elsewhere(every, checkpoint, part))
     needed["VAE"] += decoding(checkpoint, width, height)
-    return needed
+    return needed, max(in_blocks)

@@ -20,19 +20,21 @@ def test_14b_at_720p_by_hand() -> None:
     model = models.absent("14b")
     target = Target(torch.device("cpu"), torch.bfloat16, torch.bfloat16)
     alone = needs.weights(model.checkpoint, target)
-    found = needs.memory(model.checkpoint, (1280, 720, 81), target)
+    found, in_blocks = needs.memory(model.checkpoint, (1280, 720, 81), target)
     tokens = 21 * 45 * 80
     assert alone["transformer"] == pytest.approx(2 * 14.3e9, rel=0.02)  # and little in float32
     assert found["transformer"] - alone["transformer"] == tokens * (16 * 5120 + 2 * (4 * 5120 + 2 * 13824))
     assert found["text encoder"] == alone["text encoder"] == pytest.approx(2 * 5.68e9, rel=0.01)
     assert found["VAE"] - alone["VAE"] == 1280 * 720 * needs.VAE_BYTES_PER_PIXEL
+    streamed = needs.streamed(model.checkpoint, target)
+    assert in_blocks == found["transformer"] - alone["transformer"] + streamed
 
 
 def test_5b_at_720p_by_hand() -> None:
     model = models.absent("5b")
     target = Target(torch.device("cpu"), torch.bfloat16, torch.bfloat16)
     alone = needs.weights(model.checkpoint, target)
-    found = needs.memory(model.checkpoint, (1280, 704, 121), target)
+    found, _ = needs.memory(model.checkpoint, (1280, 704, 121), target)
     assert alone["transformer"] == pytest.approx(2 * 5.0e9, rel=0.02)
     assert found["transformer"] - alone["transformer"] == 31 * 22 * 40 * (16 * 3072 + 2 * (4 * 3072 + 2 * 14336))
     assert alone["VAE"] == pytest.approx(4 * 0.705e9, rel=0.01)
