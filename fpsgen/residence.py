@@ -34,7 +34,8 @@ _SHORTEST = 32  # latents: a side of the VAE's tiles that is cut no more
 @dataclass(frozen=True)
 class Residence:
     """Where a transformer's blocks are while they do not compute, and why. needed: what the transformer takes where
-    they stay on the device, with one guidance branch at work; held: what it takes as they are; free: what there is."""
+    they stay on the device, with one guidance branch at work; held: what it takes as they are, with both branches at
+    once where these fit, as `sampling.both_fit` finds; free: what there is."""
 
     home: Home
     needed: int
@@ -51,7 +52,7 @@ class Residence:
     def __str__(self) -> str:
         sizes = f"of {readable(self.free)} free on {self.device}"
         if self.home == "device":
-            return f"the transformer stays in memory: {readable(self.needed)} at work {sizes}"
+            return f"the transformer stays in memory: {readable(self.held)} at work {sizes}"
         told = f"the transformer's blocks come from {self.home} one by one: {readable(self.held)} at work {sizes}"
         if self.asked:
             return told
@@ -75,8 +76,10 @@ def of_transformer(plans: Sequence[VideoPlan], offload: Offload = "auto", gpus: 
     home: Home = "device"
     if offload == "blocks" or (offload == "auto" and weights + at_work > free):
         home = _elsewhere(weights, target.device)
-    held = weights if home == "device" else needs.streamed(checkpoint, target)
-    return Residence(home, weights + at_work, held + at_work, free, target.device, offload != "auto")
+    held = at_work + (weights if home == "device" else needs.streamed(checkpoint, target))
+    if gpus == 1 and held + at_work <= free and any(plan.request.settings.branches > 1 for plan in plans):
+        held += at_work
+    return Residence(home, weights + at_work, held, free, target.device, offload != "auto")
 
 
 def of_text_encoder(model: Model, target: Target) -> Home:
