@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fpsgen.errors import reason
+from fpsgen.errors import option, reason
 from fpsgen.events import Event, Notice, Preview
 from fpsgen.request import VideoPlan
 from fpsgen.wan import vae as wan_vae
@@ -25,13 +25,14 @@ _ENOUGH = 256  # pixels of the shorter side that the VAE decodes
 
 
 class Previews:
-    """Pictures of videos of one model. Whatever goes wrong with one is told once, and there are no more.
+    """Pictures of videos of one model. Whatever goes wrong with one is told once, and there are no more; told once is,
+    too, that a video has too few steps for one.
 
     every: after how many steps.
     """
 
     def __init__(self, every: int):
-        self._every, self._ready, self._failed = every, False, False
+        self._every, self._ready, self._failed, self._told = every, False, False, False
         self._map: Tensor | None = None
         self._vae: VAE | None = None
 
@@ -39,6 +40,9 @@ class Previews:
         """The picture after a step, counted from 0, if it is due; after the last one the video itself comes. latents:
         before the step; velocity: the guided one."""
         done, total = step + 1, len(plan.steps)
+        if self._every >= total and not (step or self._told):
+            self._told = True
+            yield Notice(f"there is no preview: {option('preview', self._every)}, and the video has {total} steps")
         if self._failed or done % self._every or done == total:
             return
         try:

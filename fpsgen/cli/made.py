@@ -88,7 +88,8 @@ class Made:
         if not about.keys() & {"resumed", "gpus"}:
             pace.keep(plan, about["timings"])
         preset = label(plan.preset.name, plan.target.dtype_name), preset_remark(plan, about)
-        out.table(timing_table(self._timings, plan.target.device, preset))
+        earlier = about.get("resumed", [0])[-1]
+        out.table(timing_table(self._timings, plan.target.device, preset, earlier))
         out.detail("seconds per step: " + " ".join(f"{seconds:.2f}" for seconds in self._timings.steps))
         if path != self._path:
             out.note(f"{self._path} was taken by another file when the video was complete; the video is now in {path}")
@@ -125,7 +126,8 @@ def preset_remark(plan: VideoPlan, about: dict) -> str:
     return ", ".join(remarks)
 
 
-def timing_table(timings: Timings, device: torch.device, preset: tuple[str, str]) -> Table:
+def timing_table(timings: Timings, device: torch.device, preset: tuple[str, str], earlier: int) -> Table:
+    """earlier: how many of the steps an earlier run made, whose seconds are in no other number."""
     table = Table(heads=False, columns=[Column(""), Column("", right=True), Column("", prose=True)])
     table.row("preset", preset[0], Cell(preset[1], "dim"))
     count = len(timings.steps)
@@ -133,6 +135,7 @@ def timing_table(timings: Timings, device: torch.device, preset: tuple[str, str]
     if count:
         each = " each" if count > 1 else ""
         remarks["denoise"] = f"{counted(count, 'step')}, {sum(timings.steps) / count:.2f} s{each}"
+        remarks["denoise"] += f"; {earlier} of them in an earlier run" if earlier else ""
     for name, seconds in timings.seconds.items():
         if round(seconds, 2) or name != "compile":  # most runs have nothing to compile
             table.row(name, f"{seconds:.2f} s", Cell(remarks.get(name, ""), "dim"))

@@ -101,7 +101,9 @@ def test_a_run_that_is_stopped_again_and_again(
     generate(wan_folder, "--seed", 7, "-o", "whole.mp4")
     for step, resume in ((1, ()), (2, ("--resume",)), (4, ("--resume",))):
         stopped(step, *of(wan_folder), "--seed", 7, "-o", "a.mp4", *resume)
-    assert generate(wan_folder, "-o", "a.mp4", "--resume").exit_code == 0
+    result = generate(wan_folder, "-o", "a.mp4", "--resume")
+    assert result.exit_code == 0
+    assert re.search(r"denoise .* 4 steps, .* s each; 4 of them in an earlier run", result.output)
     assert metadata("a.mp4")["resumed"] == [1, 2, 4]
     assert (frames(Path("a.mp4")) == frames(Path("whole.mp4"))).all()
 

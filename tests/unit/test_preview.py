@@ -17,6 +17,7 @@ from rich.console import Console
 
 from fpsgen.cli import pictures
 from fpsgen.cli.output import Output
+from fpsgen.errors import plain
 from fpsgen.events import Notice, Preview, Written
 from fpsgen.preview import HEIGHT, Previews
 from fpsgen.wan import vae as wan_vae
@@ -72,6 +73,12 @@ def test_previews_are_due_after_every_n_steps_but_the_last(wan_folder: Path) -> 
     latents, previews, made = torch.zeros(1, 16, 1, 6, 8), Previews(2), plan(wan_folder)
     shown = [list(previews.after(made, step, latents, latents)) for step in range(4)]
     assert [len(events) for events in shown] == [0, 1, 0, 0]
+
+
+def test_a_video_of_too_few_steps_for_a_preview_is_told_of_once(wan_folder: Path) -> None:
+    latents, previews, made = torch.zeros(1, 16, 1, 6, 8), Previews(4), plan(wan_folder)
+    events = [event for step in (0, 1, 2, 3, 0, 1) for event in previews.after(made, step, latents, latents)]
+    assert [plain(event.text) for event in events] == ["there is no preview: preview=4, and the video has 4 steps"]
 
 
 def test_a_preview_that_fails_is_told_once(wan_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
