@@ -164,7 +164,7 @@ class VideoWriter:
         """Put a copy of the file that tells in its place, unless another run has put its video there."""
         real = self.path.resolve()
         own = real.stat()
-        with files.beside(real) as tagged:
+        with files.beside(self.path) as tagged:  # by whose suffix ffmpeg knows the format, wherever a link leads
             least = tag(real, tagged, told)
             _check_video(tagged, least)
             if os.path.samestat(own, real.stat()):
@@ -189,7 +189,7 @@ def _tag(video: Path, tagged: Path, told: str) -> int:
     """A copy with a comment, and the least bytes that it must have. As a file, metadata have no limit of length, and no
     locale."""
     comment = re.sub(r"([=;#\\])", r"\\\1", told)
-    movflags = ["-movflags", "use_metadata_tags+faststart"] if video.suffix.lower() in (".mp4", ".mov") else []
+    movflags = ["-movflags", "use_metadata_tags+faststart"] if tagged.suffix.lower() in (".mp4", ".mov") else []
     copy = ["-map", "0", "-map_metadata", "1", "-c", "copy", *movflags, str(tagged)]
     about = f";FFMETADATA1\ncomment={comment}\n".encode()
     ffmpeg.run(["-y", "-i", str(video), "-f", "ffmetadata", "-i", "pipe:0", *copy], about)

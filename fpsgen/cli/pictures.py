@@ -92,6 +92,8 @@ def shown(out: Output) -> Iterator[Callable[[Event], None]]:
             except RenderError as fault:
                 out.note(f"{fault}")
                 places[event.output] = None
+                with contextlib.suppress(OSError):  # of an earlier step
+                    place.unlink(missing_ok=True)
 
     try:
         yield show

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from fpsgen.cli import pictures
 from fpsgen.cli.output import Output
-from fpsgen.errors import plain
+from fpsgen.errors import RenderError, plain
 from fpsgen.events import Notice, Preview, Written
 from fpsgen.preview import HEIGHT, Previews
 from fpsgen.wan import vae as wan_vae
@@ -162,3 +162,15 @@ def test_a_preview_that_cannot_be_written_costs_a_note(tmp_path: Path, capsys: p
         for step in (1, 2):
             show(Preview(tmp_path / "gone" / "v.mp4", step, 3, picture()))
     assert capsys.readouterr().err.count("the preview cannot be written") == 1
+
+
+def test_a_preview_of_an_earlier_step_goes_where_a_later_one_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where the disk fills up meanwhile."""
+    full = RenderError("the preview cannot be written: No space left on device")
+    with pictures.shown(Output(json=True)) as show:
+        show(Preview(tmp_path / "v.mp4", 1, 3, picture()))
+        monkeypatch.setattr("fpsgen.video.write_picture", lambda *_: (_ for _ in ()).throw(full))
+        show(Preview(tmp_path / "v.mp4", 2, 3, picture()))
+    assert not list(tmp_path.iterdir())
