@@ -110,26 +110,42 @@ def generate(
         return
     out.loading()
     made = many.folder_made(result.todo[0].path.parent) if several and not dry_run else contextlib.nullcontext()
-    with timings.stage("load"), made:  # importing torch and the libraries around it is part of the wait
-        ready = make_ready(wanted, result.todo, faults, share, usual.solver, again, timings, out)
-    if dry_run:
-        dry_runs.tell(ready.requests, ready.model, ready.target, placement.offload, gpus, result.there, out)
-        return
+    with made:
+        with timings.stage("load"):  # importing torch and the libraries around it is part of the wait
+            ready = make_ready(wanted, result.todo, faults, share, usual.solver, again, timings, out)
+        if dry_run:
+            dry_runs.tell(ready.requests, ready.model, ready.target, placement.offload, gpus, result.there, out)
+            return
+        given = resuming.GivenByUser(usual.seed is not None, output is not None)
+        if (going := going_on(ready, result, given, same, resume, out)) is None:
+            return
+        render(going, wanted, placement.offload, result, again, timings, out)
+    result.tell(out)
+
+
+def going_on(
+    ready: Ready,
+    result: Made | many.Tally,
+    given: resuming.GivenByUser,
+    same: dict[str, object],
+    resume: bool,
+    out: Output,
+) -> Ready | None:
+    """What is made of the model; of a single video the one that is unfinished, where the user wants that. None where it
+    is complete, which is told then."""
     out.detail(f"model {ready.model.name} from {ready.model.folder}; {ready.target.device}, {ready.target.dtype_name}")
     for settings in dict.fromkeys(request.settings for request in ready.requests):
         tell_sampling(settings, out)
-    if isinstance(result, Made):
-        given = resuming.GivenByUser(usual.seed is not None, output is not None)
-        if not resume:
-            resuming.tell(ready.requests[0], ready.model, ready.target, given, out)
-        elif (request := result.take_up(ready.requests[0], ready.model, ready.target, given, same, out)) is not None:
-            ready = replace(ready, requests=[request])
-        else:
-            if (picture := ready.encoding.last_frame_to) and not picture.exists():
-                out.note(f"{picture} is not written: a last frame is kept while its video is made")
-            return
-    render(ready, wanted, placement.offload, result, again, timings, out)
-    result.tell(out)
+    if not isinstance(result, Made):
+        return ready
+    if not resume:
+        resuming.tell(ready.requests[0], ready.model, ready.target, given, out)
+        return ready
+    if (request := result.take_up(ready.requests[0], ready.model, ready.target, given, same, out)) is not None:
+        return replace(ready, requests=[request])
+    if (picture := ready.encoding.last_frame_to) and not picture.exists():
+        out.note(f"{picture} is not written: a last frame is kept while its video is made")
+    return None
 
 
 def placed(
@@ -146,7 +162,7 @@ def placed(
     each was asked for. Nothing slow is imported for it: where all is there, the command is over."""
     same = many.spelled(wanted) | (again.asked if again else {})
     if several:
-        return many.Tally(many.places(lines, many.folder(output), same, faults), share), same
+        return many.Tally(many.places(lines, many.folder(output), same, faults, wanted.resume), share), same
     suffix = again.suffix if again else ".mp4"
     return Made(many.one_place(lines[0], output, wanted.no_clobber, same, suffix), timings), same
 

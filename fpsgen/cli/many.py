@@ -187,10 +187,13 @@ def folder_made(found: Path) -> Iterator[None]:
         raise
 
 
-def places(lines: Sequence[PromptLine], where: Path, options: Mapping[str, object], faults: Faults) -> list[Place]:
+def places(
+    lines: Sequence[PromptLine], where: Path, options: Mapping[str, object], faults: Faults, resume: bool = False
+) -> list[Place]:
     """Where each line's video goes: to a file that is named by prompt and seed, or by the line; to one with a number,
-    where a video that was asked for otherwise has the name. options: what the command line says of all videos.
-    UsageError where two lines would have one name."""
+    where a video that was asked for otherwise has the name. options: what the command line says of all videos. resume:
+    whether one that was stopped before it said how it was made is taken up again. UsageError where two lines would have
+    one name."""
     named: dict[str, PromptLine] = {}
     for line in lines:
         key = _same(file_name(line))
@@ -200,7 +203,7 @@ def places(lines: Sequence[PromptLine], where: Path, options: Mapping[str, objec
                 told = f"its video would be called {printable(file_name(line))}, {beside}"
                 raise UsageError(told, hint='give one of them another seed, or {"prompt": …, "name": "other"}')
     faults.tell()
-    return [_place(line, where / file_name(line), asked_for(line, options), named) for line in lines]
+    return [_place(line, where / file_name(line), asked_for(line, options), named, resume) for line in lines]
 
 
 def _same(name: str) -> str:
@@ -249,23 +252,24 @@ def _content(path: Path) -> str:
     return str(path)
 
 
-def _place(line: PromptLine, path: Path, asked: str, named: Mapping[str, PromptLine]) -> Place:
+def _place(line: PromptLine, path: Path, asked: str, named: Mapping[str, PromptLine], resume: bool) -> Place:
     for own in files.numbered(path):
         if own != path and _same(own.name) in named:
             continue  # another line's
         if not os.path.lexists(own):
             return Place(line, own, asked, makes_folder=True)
-        if _is_there(own, asked):
-            return Place(line, own, asked, is_there=True)
+        if (told := _told_by(own)) in (asked, None):
+            ends = resume and told is None and own.with_name(f"{own.name}.unfinished").is_file()
+            return Place(line, own, asked, is_there=not ends)
     raise AssertionError
 
 
-def _is_there(path: Path, asked: str) -> bool:
-    """Whether what has a name is the video. A video appears under its name when it is complete; what does not say what
-    it was asked for, as a gif, counts by its name."""
+def _told_by(path: Path) -> str | None:
+    """What the video that has a name was asked for. A video appears under its name when it is complete; None where it
+    does not say, as a gif: it counts by its name."""
     try:
         with files.open_regular(path) as file:
             found = _ASKED.search(file.read(_HEAD))
     except OSError:
-        return True
-    return found is None or found[1].decode() == asked
+        return None
+    return found[1].decode() if found else None

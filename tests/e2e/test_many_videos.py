@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -251,3 +252,39 @@ def test_a_hundred_prompts_share_one_load_and_a_second_run_is_instant(tmp_path: 
     assert loads == ONCE
     command = [sys.executable, "-m", "fpsgen", "generate", "--prompts", str(file), *SHORT, "-o", str(tmp_path / "out")]
     subprocess.run(command, check=True, timeout=3)  # half a second on an idle machine
+
+
+def test_a_video_that_was_stopped_before_it_told_how_it_was_made_does_so_with_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And its state does not stay for ever. Its frames are there already, so nothing is computed again."""
+    told = iter((KeyboardInterrupt, None))
+    own = VideoWriter._tell
+
+    def stopped(*given: Any) -> str | None:
+        if fault := next(told, None):
+            raise fault
+        return own(*given)
+
+    with monkeypatch.context() as once:
+        once.setattr(VideoWriter, "_tell", stopped)
+        assert invoke("a cat", "--seeds", "0-1", *SHORT, "-o", tmp_path).exit_code == 130
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a-cat-0.mp4", "a-cat-0.mp4.unfinished"]
+    before = read(tmp_path / "a-cat-0.mp4")[1]
+    with monkeypatch.context() as never:
+        never.setattr(experts, "load", lambda *_: pytest.fail("steps were computed again"))
+        assert many("a cat", "--seeds", "0", "-o", tmp_path)["skipped"] == 1
+        assert many("a cat", "--seeds", "0", "-o", tmp_path, "--resume")["made"] == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["a-cat-0.mp4"]
+    assert metadata(tmp_path / "a-cat-0.mp4")["seed"] == 0
+    assert np.array_equal(read(tmp_path / "a-cat-0.mp4")[1], before)
+    assert many("a cat", "--seeds", "0-1", "-o", tmp_path, "--resume")["skipped"] == 1
+
+
+def test_a_folder_that_was_made_for_nothing_goes_also_where_the_disk_is_too_small(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=8192))
+    result = invoke("a cat", "--seeds", "0-1", *SHORT, "-o", f"{tmp_path}/new/")
+    assert (result.exit_code, "may need" in result.stderr) == (2, True), result.stderr
+    assert not list(tmp_path.iterdir())
