@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import random
 import subprocess
 from pathlib import Path
@@ -116,3 +117,16 @@ def test_a_damaged_video_is_refused(tmp_path: Path, suffix: str) -> None:
         path.write_bytes(data)
         with contextlib.suppress(UsageError):
             assert comment.read(path) == told
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".png"])
+def test_a_link_stays_one_wherever_it_leads(tmp_path: Path, suffix: str) -> None:
+    """As into a store that calls its files by their content."""
+    (tmp_path / "store").mkdir()
+    (tmp_path / f"v{suffix}").symlink_to("store/5f2b")
+    with VideoWriter(tmp_path / f"v{suffix}", (48, 32), 16) as writer:
+        writer.write(np.zeros((1, 32, 48, 3), np.uint8))
+        assert writer.finish({"fpsgen": "0.1.0"}) is None
+    assert comment.read(tmp_path / f"v{suffix}") == {"fpsgen": "0.1.0"}
+    assert os.readlink(tmp_path / f"v{suffix}") == "store/5f2b"
+    assert [path.name for path in (tmp_path / "store").iterdir()] == ["5f2b"]

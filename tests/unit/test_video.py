@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fpsgen import comment, ffmpeg
+from fpsgen import ffmpeg
 from fpsgen.errors import RenderError, Stopped, UsageError
 from fpsgen.video import VideoWriter, check_path
 from tests.tools.videos import fake_ffmpeg, metadata, read, said, yuv
@@ -379,19 +379,6 @@ def test_what_cannot_be_run_as_ffmpeg_is_named(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(UsageError, match=f"{re.escape(str(tmp_path))}, which is no program") as refused:
         check_path(tmp_path / "v.mp4")
     assert "unset it" in (refused.value.hint or "")
-
-
-@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".png"])
-def test_a_link_stays_one_wherever_it_leads(tmp_path: Path, suffix: str) -> None:
-    """As into a store that calls its files by their content."""
-    (tmp_path / "store").mkdir()
-    (tmp_path / f"v{suffix}").symlink_to("store/5f2b")
-    with VideoWriter(tmp_path / f"v{suffix}", (48, 32), 16) as writer:
-        writer.write(np.zeros((1, 32, 48, 3), np.uint8))
-        assert writer.finish({"fpsgen": "0.1.0"}) is None
-    assert comment.read(tmp_path / f"v{suffix}") == {"fpsgen": "0.1.0"}
-    assert os.readlink(tmp_path / f"v{suffix}") == "store/5f2b"
-    assert [path.name for path in (tmp_path / "store").iterdir()] == ["5f2b"]
 
 
 @pytest.mark.skipif(sys.version_info >= (3, 13), reason="there, such a link is replaced")
