@@ -290,6 +290,7 @@ def _denoise_turn(
         )
         state = video.state = video.state or denoiser.begin(plan.noise(), plan.noise)
         state.to(target.device)
+    video.about["one_batch"] = denoiser.together if denoiser.branches > 1 else None
     if video.kept:
         yield from video.kept.warn(first, denoiser.together)
     kept = video.kept if video.group.is_first else None

@@ -28,7 +28,7 @@ _NUMBERS = ("guidance", "shift", "guidance_low", "boundary")
 # What two comments may say differently, and the option that may change it.
 _PLAIN = {
     "model": ("model", "model"), "device": ("device", "device"), "threads": ("CPU threads", "device"),
-    "gpus": ("GPUs", ""),
+    "gpus": ("GPUs", ""), "one_batch": ("both guidance branches in one batch:", ""),
     "dtype": ("dtype", "dtype"), "text_dtype": ("the texts' dtype", "dtype"), "fpsgen": ("fpsgen", ""),
     **{name: (name, "") for name in ("torch", "diffusers", "transformers")},
 }  # fmt: skip

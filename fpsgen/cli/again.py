@@ -130,10 +130,11 @@ class Again:
         self._tell(now, out)
 
     def watch(self, event: Event, out: Output) -> None:
-        """Tell of other weights, and another number of GPUs, once, when a video is there."""
+        """Tell of other weights, and of what else is known when a video is there, once."""
         if isinstance(event, Written) and not self._weights_told:
             self._weights_told = True
-            self._tell({"weights": event.about["weights"], "gpus": event.about.get("gpus", 1)}, out, {"lora"})
+            found = {key: event.about[key] for key in ("weights", "gpus", "one_batch") if key in event.about}
+            self._tell({"gpus": 1} | found, out, {"lora"})
 
     def _tell(self, now: dict, out: Output, more: frozenset[str] | set[str] = frozenset()) -> None:
         changed = self._given | ({"model"} if more & self._given else set())

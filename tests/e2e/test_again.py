@@ -137,6 +137,7 @@ def test_what_differs_is_told_in_one_line(run: Runner, tmp_path: Path) -> None:
     frames.mkdir()
     then = {key: value for key, value in first.items() if key != "output"}
     then |= {"fpsgen": "0.0.1", "threads": 77, "weights": "f" * 16, "device": "cuda:7"}
+    then["one_batch"] = not first["one_batch"]
     then["versions"] = {**first["versions"], "torch": "1.13"}
     (frames / "video.json").write_text(json.dumps(then))
     _, said = again("--from", frames, "-o", tmp_path / "b.mp4")
@@ -144,7 +145,8 @@ def test_what_differs_is_told_in_one_line(run: Runner, tmp_path: Path) -> None:
     assert f"unlike frames: device cpu (then cuda:7), CPU threads {threads} (then 77), fpsgen {fpsgen} (then 0" in said
     assert "(then 1.13)" in said
     assert said.count("unlike") == 2
-    assert f"unlike frames: the weights ({first['weights']}, then {'f' * 16})" in said
+    told = f"unlike frames: the weights ({first['weights']}, then {'f' * 16}), both guidance branches in one batch: "
+    assert f"{told}{first['one_batch']} (then {not first['one_batch']})" in said
     (frames / "video.json").write_text(json.dumps(then | {"device": "cpu"}))
     _, said = again("--from", frames, "--model", run.folder, "-o", tmp_path / "b.mp4")
     assert "CPU threads" in said
