@@ -52,7 +52,7 @@ class Forecast:
 def forecast(plans: Sequence[VideoPlan], offload: Offload = "auto", gpus: int = 1) -> Forecast:
     """Of videos of one model; its weights may be absent. UsageError where so many GPUs cannot share a video."""
     largest = max(plans, key=lambda plan: plan.tiles.tokens)
-    lives = residence.of_transformer(plans, offload)
+    lives = residence.of_transformer(plans, offload, gpus)
     every = [attention_and_linear(plan) for plan in plans]
     # What GPUs exchange is weighed against the cost model's step, whatever this device is; a step is not made up.
     shared = several_gpus.expected(largest, gpus, seconds_of_step(largest)) if gpus > 1 else None

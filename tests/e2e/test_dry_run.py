@@ -54,6 +54,10 @@ def test_several_videos_and_gpus_start_nothing_and_make_no_folder(empty: Path, m
     assert (found["videos"], found["steps"]) == (3, 150)
     assert 4 < found["gpus"]["speedup"] < 8
     assert found["gpus"]["bytes_per_step"] > 1e9
+    alone = told(invoke(*DRY, *given[:-2], "--json"))
+    assert (
+        found["offload"]["needed_bytes"] < alone["offload"]["needed_bytes"]
+    )  # of four, each has a quarter of the tokens
     table = invoke(*DRY, *given).stdout
     for words in ("3 of 832x480, 81 frames", "PFLOP", "about", "by a model", "H100s", "no time is known"):
         assert words in table
