@@ -24,18 +24,30 @@ _MOST_ROWS = 20  # of LoRAs
 def info(video: Path, json: bool = False) -> None:
     """Show what a video was made with: prompt, model, settings, seed, versions and times.
 
-    Every video that fpsgen makes contains them, but for a gif; so does a .png, and a folder of frames. `fpsgen generate
-    --from VIDEO` makes it again.
+    Every video that fpsgen makes contains them, but for a gif; so does a .png, a folder of frames, and the .unfinished
+    file of a video that is not complete. `fpsgen generate --from VIDEO` makes a complete one again.
     """
     out = Output(json)
-    from fpsgen import comment  # ffmpeg reads it, whose package takes a moment
-
     video = expand(video)
-    made = comment.read(video)
+    made = (_unfinished(video) if video.suffix == ".unfinished" else None) or _complete(video)
     if not json:
         out.show(table(made))
         return
     out.result("", {**made, "file": str(video)})
+
+
+def _complete(video: Path) -> dict[str, Any]:
+    from fpsgen import comment  # ffmpeg reads it, whose package takes a moment
+
+    return comment.read(video)
+
+
+def _unfinished(video: Path) -> dict[str, Any] | None:
+    """What the state of a video says, None where there is none."""
+    from fpsgen import unfinished  # which waits for torch
+
+    kept = unfinished.read(video)
+    return {**kept.about, "steps_done": kept.done} if kept else None
 
 
 def table(made: dict[str, Any]) -> Table:
@@ -71,7 +83,8 @@ def rows(made: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "seed", said["seed"]
     by = said["solver"] and f"{said['solver']} on the {said['grid']} sigmas"
     low = said["guidance_low"] and f"{said['guidance_low']} of the low-noise expert"
-    yield "steps", joined(said["steps"], by, f"shift {said['shift']}" if by else "")
+    done = said["steps_done"] and f"{said['steps_done']} of them done"
+    yield "steps", joined(said["steps"], done, by, f"shift {said['shift']}" if by else "")
     yield "guidance", joined(said["guidance"], low)
     threads = made.get("threads")
     cores = counted(threads, "thread") if isinstance(threads, int) else ""

@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from fpsgen import experts as turns
 from fpsgen import sampling, unfinished
-from fpsgen.cli import signals
+from fpsgen.cli import app, signals
 from fpsgen.sampling import Denoiser
 from fpsgen.unfinished import Unfinished
 from fpsgen.video import VideoWriter
@@ -80,6 +81,8 @@ def test_the_video_is_that_of_a_run_that_was_not_stopped(
     assert whole.exit_code == 0, whole.output
     stopped(step, *of(wan_folder), "--seed", 7, *more)
     assert sorted(path.name for path in tmp_path.glob("a-cat*")) == ["a-cat-surfing-7.mp4.unfinished"]
+    known = told(CliRunner().invoke(app, ["info", "a-cat-surfing-7.mp4.unfinished", "--json"]))
+    assert (known["steps_done"], known["steps"], known["seed"], known["prompt"]) == (step, 4, 7, "a cat surfing")
     computed: list[int] = []
     real = Denoiser.velocity
     monkeypatch.setattr(Denoiser, "velocity", lambda own, x, n, *rest: computed.append(n) or real(own, x, n, *rest))
