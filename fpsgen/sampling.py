@@ -247,12 +247,14 @@ class Denoiser:
         latents: before it."""
         if plan.compute == "reuse":
             return "in the velocities of earlier steps, which it continues"
-        transformer, expert, found = self.transformer_at(step), self._expert(step), list[str]()
+        transformer, expert = self.transformer_at(step), self._expert(step)
+        seen, wrong = list[str](), list[int]()
 
         def watch(words: str, _: nn.Module, given: Sequence[object], made: object = None) -> None:
             value = given[0] if made is None else made
-            if not found and isinstance(value, Tensor) and not value.isfinite().all():
-                found.append(words)
+            if isinstance(value, Tensor) and not value.isfinite().all():
+                wrong.append(len(seen))
+            seen.append(words)
 
         with contextlib.ExitStack() as hooks:
             for number, block in enumerate(transformer.layers()):
@@ -267,7 +269,10 @@ class Denoiser:
             batch = self._seen(latents).repeat(self.branches // len(expert.contexts), 1, 1, 1, 1)
             for context in expert.contexts:
                 transformer(batch, self._timestep(step, len(batch)), context, plan)
-        return found[0] if found else "in no layer when it is computed again"
+        first = min(wrong, default=len(seen))
+        if self.parallel is not None:  # others may have met it earlier, in their tokens
+            first = self.parallel.least(first)
+        return seen[first] if first < len(seen) else "in no layer when it is computed again"
 
     def _difference(self, carried: Carried) -> Tensor:
         if carried.difference is None:

@@ -177,7 +177,15 @@ class Parallel:
             assert everyone is not None
             self.single = SequenceParallel(everyone, distributed.get_rank(), own.single)
         self.branch = mesh.get_local_rank("branch") if own.branches > 1 else None
-        self._pair = mesh.get_group("branch")
+        self._pair, self._device_type = mesh.get_group("branch"), device_type
+
+    def least(self, number: int) -> int:
+        """The least of all processes' numbers."""
+        from torch import distributed
+
+        found = torch.tensor(number, device=self._device_type)
+        distributed.all_reduce(found, distributed.ReduceOp.MIN)
+        return int(found)
 
     def both(self, velocity: Tensor) -> list[Tensor]:
         """The conditional and the unconditional velocity, of which this process has computed one."""

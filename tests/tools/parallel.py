@@ -86,6 +86,18 @@ def rendered(model: WanTransformer, plans: list[StepPlan], branches: int, group:
     return list(denoiser.run(denoiser.noise(7), plans))[-1].latents
 
 
+def where_not_finite(model: WanTransformer, group: Ranks) -> Tensor:
+    """The words for a token that is not finite, which only the last process has before attention."""
+    device = group.device
+    own = parallel(layout(group.world, HEADS, 1), device.type) if group.world > 1 else None
+    denoiser = Denoiser(model, VIDEO.override(guidance=1.0), [text(1).to(device)], device, parallel=own)
+    latents, plan = denoiser.noise(7), StepPlan(PLANS["dense"])
+    latents[0, 0, -1, -1, -1] = torch.nan
+    denoiser.velocity(latents, 0, plan)
+    words = denoiser.where_not_finite(latents, 0, plan)
+    return torch.tensor([*words.encode()], dtype=torch.float32, device=device)
+
+
 def cases(group: Ranks) -> Iterator[tuple[str, Tensor]]:
     """By name, the final latents, or a velocity."""
     device = group.device
@@ -103,6 +115,7 @@ def cases(group: Ranks) -> Iterator[tuple[str, Tensor]]:
     hook.remove()
     # Of a step with one branch, by all processes together: no token is computed twice.
     yield "tokens of one branch", group.sums(torch.tensor([rows[-1] / TILES.tokens], device=device))
+    yield "where values are not finite", where_not_finite(model, group)
     model.sequence = parallel(layout(group.world, HEADS, 1), device.type).sequence if group.world > 1 else None
     with torch.inference_mode():
         latents = torch.randn(2, 16, 3, 8, 12, generator=torch.Generator().manual_seed(1)).to(device)
