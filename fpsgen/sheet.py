@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 HEIGHT = 180  # pixels of a frame
+_WIDEST = 8 * HEIGHT  # of a frame: what is flatter is less high
+_NARROWEST = 200  # of a sheet: a label is read
 _MOST_FRAMES = 3000  # of a video that are looked at: two minutes
 _GAP, _LETTERS, _PAPER, _INK = 8, 16, "#181818", "#e8e8e8"
 _HINT = "name videos, or folders of videos or of PNG frames"
@@ -37,7 +39,7 @@ class Strip:
 def rows(path: Path) -> list[Path]:
     """The videos of a folder that has no frames, in the order of the numbers in their names; else the path alone."""
     with contextlib.suppress(OSError):  # told by `read`
-        if path.is_dir() and not _frames(path):
+        if path.is_dir() and not frames_in(path):
             videos = (one for one in path.iterdir() if one.suffix.lower() in formats.FORMATS.keys() - {".png"})
             return sorted(videos, key=_in_order) or [path]
     return [path]
@@ -48,7 +50,8 @@ def _in_order(path: Path) -> list[tuple[str, int]]:
     return [(text, int(number or 0)) for text, number in re.findall(r"([^0-9]*)([0-9]{0,30})", path.name)]
 
 
-def _frames(folder: Path) -> list[Path]:
+def frames_in(folder: Path) -> list[Path]:
+    """The frames of a video that is a folder; none where it is another one, or a file."""
     return sorted(one for one in folder.glob("*.png") if one.stem.isdigit())
 
 
@@ -60,12 +63,14 @@ def read(path: Path, columns: int) -> Strip:
         if not path.exists():
             raise UsageError(f"{name}: there is no such file", _HINT)
         if path.is_dir():
-            if not (paths := _frames(path)):
+            if not (paths := frames_in(path)):
                 raise UsageError(f"{name} is a folder without videos or frames", _HINT)
             pictures = [_thumbnail(one) for one in spread(paths, columns)]
             count = len(paths)
         elif path.suffix.lower() == ".png":
             pictures, count = [_thumbnail(path)], 1
+        elif not path.is_file():  # a pipe may keep ffmpeg waiting
+            raise UsageError(f"{name} is not a regular file", _HINT)
         else:
             pictures, count = _decoded(path, columns)
     except OSError as fault:
@@ -87,7 +92,8 @@ def spread(items: Sequence[Path], count: int) -> Iterator[Path]:
 def _decoded(path: Path, columns: int) -> tuple[list[Image], int]:
     # Whatever a file contains, it names no other place; and what is damaged is not concealed.
     given = ["-nostdin", "-xerror", "-protocol_whitelist", "file", "-i", f"file:{path.absolute()}"]
-    scaled = f"scale=iw*sar:ih,scale=-2:{HEIGHT}:flags={formats.QUALITY},setsar=1"
+    width, height = f"max(1,min({HEIGHT}*dar,{_WIDEST}))", f"max(1,min({HEIGHT},{_WIDEST}/dar))"
+    scaled = f"scale=w='{width}':h='{height}':flags={formats.QUALITY},setsar=1"
     made = ["-map", "0:v:0", "-vf", scaled, "-frames:v", str(_MOST_FRAMES), "-fps_mode", "passthrough"]
     with files.temporary_folder("sheet") as folder:
         try:
@@ -105,7 +111,8 @@ def _thumbnail(path: Path) -> Image:
     from PIL.Image import Resampling
 
     picture = images.read(path)
-    size = max(1, round(picture.width * HEIGHT / picture.height)), HEIGHT
+    scale = min(HEIGHT / picture.height, _WIDEST / picture.width)
+    size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
     return picture if picture.size == size else picture.resize(size, Resampling.LANCZOS)
 
 
@@ -128,6 +135,7 @@ def draw(strips: Sequence[Strip]) -> Image:
 
     line = _LETTERS + _GAP
     width = max(sum(one.width + _GAP for one in strip.pictures) for strip in strips) + _GAP
+    width = max(width, _NARROWEST)
     height = len(strips) * (line + HEIGHT + _GAP) + _GAP
     if width * height > images.MOST_PIXELS:
         told = f"the sheet would have {width}x{height} pixels, more than {images.MOST_PIXELS // 10**6} million"

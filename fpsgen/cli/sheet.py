@@ -32,6 +32,8 @@ def sheet(videos: list[Path], output: Path | None = None, columns: int = 5, json
     found = [row for video in videos for row in sheet.rows(expand(video))]
     if there and any(video.exists() and place.samefile(video) for video in found):
         raise UsageError(f"-o {printable(place)} is one of the videos", hint="choose another -o")
+    if there and any(place.samefile(frame) for video in found for frame in sheet.frames_in(video)):
+        raise UsageError(f"-o {printable(place)} is a frame of one of the videos", hint="choose another -o")
     strips = [sheet.read(video, columns) for video in found]
     if there:
         out.note(f"{printable(place)} exists: the sheet replaces it")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +73,23 @@ def test_a_folder_stands_for_the_videos_in_it(tmp_path: Path) -> None:
     assert sheet.rows(tmp_path) == [tmp_path]
 
 
+@pytest.mark.parametrize(("size", "shown"), [((1, 1000), (1, 180)), ((3000, 2), (1440, 1)), ((2, 1080), (1, 180))])
+def test_pictures_of_any_proportions_have_a_place(
+    tmp_path: Path, size: tuple[int, int], shown: tuple[int, int]
+) -> None:
+    tmp_path: Path, size: tuple[int, int], shown: tuple[int, int]
+) -> None:
+    """And a label that can be read, which was made shorter for ever where nothing of it fits."""
+    path = tmp_path / ("a.png" if size[0] == 1 else "a.mkv")
+    if path.suffix == ".png":
+        Image.new("RGB", size).save(path)
+    else:
+        make(path, 7, size, count=2)
+    strip = sheet.read(path, 2)
+    assert {one.size for one in strip.pictures} == {shown}
+    assert sheet.draw([strip]).width >= 200
+
+
 @pytest.mark.parametrize(
     ("args", "says"),
     [
@@ -80,7 +98,9 @@ def test_a_folder_stands_for_the_videos_in_it(tmp_path: Path) -> None:
         (["empty"], "empty is a folder without videos or frames"),
         (["v.mkv", "-o", "sheet.jpg"], "a sheet is a .png file"),
         (["v.mkv", "-o", "none/sheet.png"], "does not exist"),
+        (["pipe.mp4"], "pipe.mp4 is not a regular file"),
         (["a.png", "-o", "a.png"], "is one of the videos"),
+        (["frames", "-o", "frames/0003.png"], "is a frame of one of the videos"),
         (["v.mkv", "--columns", "0"], "--columns"),
         ([], "VIDEO"),
         (["v.mkv"] * 800, "more than 89 million"),
@@ -95,6 +115,8 @@ def test_what_cannot_be_is_one_sentence(
     make(Path("v.mkv"))
     Path("text.mp4").write_text("no video")
     Path("empty").mkdir()
+    make(Path("frames"), count=3)
+    os.mkfifo("pipe.mp4")
     if len(args) > 100:  # not all of them are decoded
         strip = sheet.read(Path("v.mkv"), 5)
         monkeypatch.setattr(sheet, "read", lambda *_: strip)
