@@ -207,11 +207,12 @@ def fit(model: Model, size: Size | None, out: Voice, **given: Any) -> tuple[Sett
     return own.override(**given), size
 
 
-def check_spared(output: Path, what: str, *given: Path | None) -> None:
-    """UsageError where a video would replace a file that it is made of."""
+def check_spared(output: Path, what: str, *given: Path | None, field: str = "output") -> None:
+    """UsageError where a video, or its last frame, would replace a file that it is made of. field: the setting that
+    names the output."""
     if any(each and output.exists() and each.exists() and output.samefile(each) for each in given):
-        told = f"{output} is the {what}: the video would replace it"
-        raise UsageError(told, hint=f"choose another {option('output')}")
+        told = f"{output} is the {what}: the {'video' if field == 'output' else 'last frame'} would replace it"
+        raise UsageError(told, hint=f"choose another {option(field)}")
 
 
 def check_no_image(image: Path | None) -> None:

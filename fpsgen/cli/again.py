@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from fpsgen import choices, replay
 from fpsgen.cli.lines import PromptLine, Several, Wanted
 from fpsgen.cli.many import Place
+from fpsgen.cli.options import expand
 from fpsgen.cli.output import Output
 from fpsgen.errors import UsageError
 from fpsgen.events import Event, Written
@@ -114,11 +115,15 @@ class Again:
         return replace(target, dtype=dtype, text_dtype=text_dtype)
 
     def check_places(self, todo: Sequence[Place]) -> None:
-        """UsageError where the new video would replace the earlier one."""
-        video = self._earlier.video
+        """UsageError where the new video, or its last frame, would replace the earlier one or a frame of it."""
+        video, told = self._earlier.video, f"{printable(self._earlier.video)} is the video that is made again"
         if any(place.path.exists() and place.path.samefile(video) for place in todo):
-            told = f"{printable(video)} is the video that is made again: the new one would replace it"
-            raise UsageError(told, hint="choose another -o, or leave it out for a free name")
+            raise UsageError(
+                f"{told}: the new one would replace it", "choose another -o, or leave it out for a free name"
+            )
+        picture = self.wanted.encoding.last_frame_to and expand(self.wanted.encoding.last_frame_to)
+        if picture and picture.exists() and any(place.samefile(video) for place in (picture, picture.parent)):
+            raise UsageError(f"{told}: --last-frame-to would replace a frame of it", "choose another name for that")
 
     def tell(self, model: Model, target: Target, out: Output) -> None:
         """What differs from then, but for the weights, which are not loaded yet."""

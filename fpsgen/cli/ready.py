@@ -54,6 +54,10 @@ def make_ready(
         again.check_places(todo)
     looked = check_places(wanted, todo, faults)
     encoding = chosen.with_last_frame(wanted.encoding, todo[0].path, wanted.no_clobber)
+    if encoding.last_frame_to:
+        check_spared(
+            encoding.last_frame_to, "image", todo[0].line.image, todo[0].line.last_image, field="last_frame_to"
+        )
     named = (again and again.preset) or chosen.find_preset(wanted.preset)
     loras = choices.find_loras(wanted.lora)
     find = dry_run.find_model if wanted.dry_run else chosen.find_model

@@ -143,6 +143,7 @@ a last frame is a .png file                 | cat --last-frame-to last.jpg
 is where the video goes                     | cat --frames 1 -o one.png --last-frame-to one.png
 nowhere                                     | cat --last-frame-to nowhere/last.png
 exists, and --no-clobber keeps it           | cat --last-frame-to image.png --no-clobber
+is the image: the last frame would replace  | cat --model pocket --image image.png --last-frame-to image.png
 there is no such file                       | --from nope.mp4
 ile name too long                           | --from $LONG
 mine.mp4 does not say that fpsgen made it   | --from mine.mp4
@@ -155,6 +156,7 @@ it is a folder without video.json           | --from folder.mp4
 image.png does not say that fpsgen made it  | --from image.png
 --from needs a value                        | --from
 made.mp4 is the video that is made again    | --from made.mp4 -o made.mp4
+--last-frame-to would replace a frame of it | --from earlier --last-frame-to earlier/0001.png
 there is a prompt beside --prompts          | cat --from made.mp4 --prompts prompts.txt
 --lora style.safetensors, which lora.mp4    | --from lora.mp4
 the model /nowhere/wan, which gone.mp4 was  | --from gone.mp4
@@ -199,8 +201,9 @@ def furnish(folder: Path) -> None:
         "mine": None, "foreign": {"title": "holiday"}, "half": half, "made": made, "lora": made | {"loras": [lora]},
         "gone": made | {"model": "/nowhere/wan", "model_path": "/nowhere/wan"},
     }  # fmt: skip
-    for name, told in videos.items():
-        with VideoWriter(folder / f"{name}.mp4", (48, 32), 16) as writer:
+    places = {folder / f"{name}.mp4": told for name, told in videos.items()} | {folder / "earlier": made}
+    for place, told in places.items():
+        with VideoWriter(place, (48, 32), 16) as writer:
             writer.write(np.zeros((2, 32, 48, 3), np.uint8))
             writer.finish(told)
     (folder / "cut.mp4").write_bytes((folder / "made.mp4").read_bytes()[:24] + b"\xff" * 99)

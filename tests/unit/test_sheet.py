@@ -77,8 +77,6 @@ def test_a_folder_stands_for_the_videos_in_it(tmp_path: Path) -> None:
 def test_pictures_of_any_proportions_have_a_place(
     tmp_path: Path, size: tuple[int, int], shown: tuple[int, int]
 ) -> None:
-    tmp_path: Path, size: tuple[int, int], shown: tuple[int, int]
-) -> None:
     """And a label that can be read, which was made shorter for ever where nothing of it fits."""
     path = tmp_path / ("a.png" if size[0] == 1 else "a.mkv")
     if path.suffix == ".png":
