@@ -203,7 +203,9 @@ def fit(model: Model, size: Size | None, out: Voice, **given: Any) -> tuple[Sett
         return settings_of(model, size, **given), None
     assert size is not None
     sizes.check_scaled_size(*size)
-    out.note(f"the pocket model renders {own.size}; its pixels are scaled to {size[0]}x{size[1]}")
+    usual = size == (own.width * ENLARGED, own.height * ENLARGED)  # as without a size, of which no note tells
+    tell = out.detail if usual else out.note
+    tell(f"the pocket model renders {own.size}; its pixels are scaled to {size[0]}x{size[1]}")
     return own.override(**given), size
 
 

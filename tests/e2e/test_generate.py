@@ -177,6 +177,9 @@ def test_the_pockets_file_is_four_times_its_size_unless_a_size_is_asked_for(pock
     enlarged = invoke("a cat", "--model", "pocket", "--json", "-o", "large.mp4")
     assert read("large.mp4")[0]["size"] == (384, 256)
     assert json.loads(enlarged.stdout)["scale_to"] == [384, 256]
+    again = invoke("--from", "large.mp4", "--json", "-o", "again.mp4")
+    assert json.loads(again.stdout)["scale_to"] == [384, 256]
+    assert "scaled" not in again.stderr  # it was not asked for
     bare = invoke("a cat", "--model", "pocket", "--res", "96x64", "--json", "-o", "bare.mp4")
     assert read("bare.mp4")[0]["size"] == (96, 64)
     assert json.loads(bare.stdout)["scale_to"] is None
