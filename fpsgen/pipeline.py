@@ -68,7 +68,7 @@ def generate(
     model: Model,
     target: Target,
     timings: Sequence[Timings] = (),
-    accept: Callable[[Step], bool] = lambda step: False,
+    accept: bool = False,
     known: Callable[[], KnownTexts] | None = None,
     decode_in_bf16: bool = False,
     resume: bool | None = None,
@@ -82,8 +82,8 @@ def generate(
 
     Raises UsageError before anything loads when settings or a preset do not fit a video, or when one of several outputs
     cannot be written, and RenderError when a result would not be a video of its prompt; of several videos the others go
-    on, and an event says so. accept: asked whether to go on after a step whose latents are not finite; they are 0 in
-    the video then. known: opens embeddings of earlier runs. decode_in_bf16: on devices that are quick in it, where
+    on, and an event says so. accept: go on after a step whose latents are not finite; these are 0 in the video
+    then. known: opens embeddings of earlier runs. decode_in_bf16: on devices that are quick in it, where
     frames are as good (`vae.frames_of`). resume: whether videos that are not complete go on from the state that lies
     beside them, which each step renews; None: nothing is kept there. encoding: how the files are written. group: the
     processes that render each video together; the first one reads texts and images, and writes. offload: where the
@@ -199,7 +199,7 @@ class Decoder:
 
 
 def _denoise_all(
-    videos: Sequence[Rendering], accept: Callable[[Step], bool], decoder: Decoder, offload: Offload
+    videos: Sequence[Rendering], accept: bool, decoder: Decoder, offload: Offload
 ) -> Generator[Event, None, None]:
     """All steps of all videos. One transformer computes its steps of all of them, then makes room for the other one, if
     there are two."""
@@ -268,7 +268,7 @@ def _or_failed(events: Iterator[Event], video: Rendering, videos: Sequence[Rende
 
 
 def _denoise_turn(
-    video: Rendering, span: tuple[int, int], transformer: WanTransformer, accept: Callable[[Step], bool]
+    video: Rendering, span: tuple[int, int], transformer: WanTransformer, accept: bool
 ) -> Iterator[Event]:
     """The steps of a video that one transformer computes: from `span`'s first to before its last."""
     plan, (first, end) = video.plan, span
@@ -305,7 +305,7 @@ def denoise(
     plan: VideoPlan,
     denoiser: Denoiser,
     timings: Timings,
-    accept: Callable[[Step], bool],
+    accept: bool,
     state: State,
     end: int | None = None,
     kept: Unfinished | None = None,
@@ -335,7 +335,7 @@ def denoise(
             if kept and step.finite:  # before anybody hears of the step, and may end the run
                 yield from kept.keep(state, denoiser.together, timings)
             yield step
-            if not step.finite and not accept(step):
+            if not step.finite and not accept:
                 raise not_finite(plan.target.dtype, _where(plan, denoiser, before, moment.step))
             if previews and step.finite:
                 with timings.stage("denoise"):

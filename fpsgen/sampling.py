@@ -393,6 +393,6 @@ def zero_nonfinite(values: Tensor) -> Tensor:
 
 
 def not_finite(dtype: torch.dtype, where: str = "", who: str = "the model") -> RenderError:
-    """The error of a watcher that accepts no NaN or infinite values. where: in the run; who: computed them."""
+    """The error of whoever accepts no NaN or infinite values. where: in the run; who: computed them."""
     hint = None if dtype == torch.float32 else f"try {option('dtype', 'fp32')}"
     return RenderError(f"{who} gave values that are not finite{where}", hint)

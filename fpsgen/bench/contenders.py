@@ -77,4 +77,4 @@ class VideoContender:
         """The video, as `pipeline.generate` makes it."""
         request, model, target = replace(self.plan.request, output=output), self.plan.model, self.plan.target
         with self.running():
-            yield from pipeline.generate([request], model, target, [timings], accept=lambda step: True)
+            yield from pipeline.generate([request], model, target, [timings], accept=True)

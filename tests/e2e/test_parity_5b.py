@@ -59,7 +59,7 @@ def latents_of(folder: Path, image: np.ndarray | None = None) -> torch.Tensor:
         given = Conditions(first=wan_vae.encode(load_vae(model.checkpoint, CPU), image[None]))
     denoiser = Denoiser(load_transformer(model.checkpoint, CPU, torch.float32), SETTINGS, texts, CPU, image=given)
     state = denoiser.begin(denoiser.noise(SEED))
-    list(pipeline.denoise(plan, denoiser, Timings(), lambda step: False, state))
+    list(pipeline.denoise(plan, denoiser, Timings(), False, state))
     return state.latents
 
 
