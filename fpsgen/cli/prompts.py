@@ -94,6 +94,8 @@ def numbered_lines(path: Path | None, most: int) -> dict[int, str]:
     how many are wanted; where there are more, one more is returned. UsageError where they cannot be read."""
     name, size = "standard input" if path is None else printable(path), 4 * MAX_PROMPT * most
     try:
+        if path is None and sys.stdin is None:
+            raise ValueError("it is closed")
         data = sys.stdin.buffer.read(size + 1) if path is None else _read(expand(path), size + 1)
         if len(data) > size:
             raise ValueError(f"it has more than {readable(size)}")
@@ -101,7 +103,7 @@ def numbered_lines(path: Path | None, most: int) -> dict[int, str]:
         lines = io.StringIO(data.decode("utf-8-sig"), newline=None)
     except UnicodeDecodeError:
         raise UsageError(f"{name} is not UTF-8 text", hint="save it as UTF-8, one prompt a line") from None
-    except (AttributeError, OSError, ValueError) as fault:
+    except (OSError, ValueError) as fault:
         told = f"cannot read the prompts in {name}: {reason(fault)}"
         raise UsageError(told, hint="give a text file, one prompt on each line") from None
     stripped = ((number, line.strip()) for number, line in enumerate(lines, 1))

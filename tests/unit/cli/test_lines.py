@@ -136,3 +136,9 @@ def test_a_file_of_too_many_lines_is_not_read_to_its_end(tmp_path: Path, monkeyp
     monkeypatch.setattr(PromptLine, "check", lambda _: pytest.fail("the lines were looked at"))
     with pytest.raises(UsageError, match="more than 3 videos"):
         lines_of(written(tmp_path, "a\n" * 4))
+
+
+def test_a_standard_input_that_is_closed_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", None)
+    with pytest.raises(UsageError, match="cannot read the prompts in standard input: it is closed"):
+        lines_of(Path("-"))
