@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fpsgen import choices
+from fpsgen import choices, files
 from fpsgen.choices import check_no_image, check_spared
 from fpsgen.cli import chosen, dry_run, preferences, several_gpus
 from fpsgen.cli.lines import Faults, Wanted
@@ -98,6 +100,8 @@ def check_places(wanted: Wanted, todo: Sequence[Place], faults: Faults) -> Looke
     for place in todo:
         line, path = place.line, place.path
         with faults.of(line):
+            with files.refused(path, "choose another name with -o", "output"), contextlib.suppress(FileNotFoundError):
+                os.lstat(f"{path}.unfinished")  # what is kept of it meanwhile, whose name is longer
             wanted.encoding.check_fits(path, line.frames)
             if (line.image, line.last_image) not in looked:
                 looked[line.image, line.last_image] = choices.find_images(line.image, line.last_image)

@@ -76,6 +76,7 @@ is not a folder                             | cat -o notes.txt/a.mp4
 is not a regular file                       | cat -o pipe.mp4
 no such user                                | cat -o ~nobody-of-that-name/a.mp4
 name too long                               | cat -o $LONG.mp4
+name too long                               | cat -o $FULL.mp4
 mine.mp4 exists, and --no-clobber keeps it  | cat -o mine.mp4 --no-clobber
 is the image: the video would replace it    | cat --model pocket --image gif.gif -o gif.gif
 is the preset: the video would replace it   | cat --model pocket --preset preset.mp4 -o preset.mp4
@@ -173,7 +174,7 @@ def cases() -> list[tuple[str, list[str]]]:
 
 
 def _word(word: str) -> str:
-    word = word.replace("$LONG", "a" * 6000)
+    word = word.replace("$LONG", "a" * 6000).replace("$FULL", "a" * 250)  # the latter's state would have no name
     return word[1:].encode().decode("unicode_escape") if word.startswith("$\\") else word
 
 
