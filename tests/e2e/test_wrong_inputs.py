@@ -15,6 +15,7 @@ from tests.tools.cli import invoke
 from tests.tools.wrong_inputs import cases, furnish
 
 CASES = cases()
+IN_PROCESS = [case for case in CASES if case[1][-2:] != ["--gpus", "65"]]  # which a process refuses that it starts
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +34,7 @@ def check(code: int, stdout: str, stderr: str, says: str) -> None:
     assert "Traceback" not in flat
 
 
-@pytest.mark.parametrize(("says", "words"), CASES, ids=range(len(CASES)))
+@pytest.mark.parametrize(("says", "words"), IN_PROCESS, ids=range(len(IN_PROCESS)))
 def test_a_wrong_input_costs_one_sentence(
     says: str, words: list[str], place: Path, monkeypatch: pytest.MonkeyPatch, loads: list[str]
 ) -> None:
