@@ -141,8 +141,10 @@ def generate(
     if previews:
         previews.close()
     for video in videos:
-        if decoder.waits(video) and video is not videos[-1]:
-            yield Run(video.plan.request.prompt, video.number + 1, len(videos))
+        if decoder.waits(video):
+            machine.release()  # what others have left, which would seem to lack
+            if video is not videos[-1]:
+                yield Run(video.plan.request.prompt, video.number + 1, len(videos))
         yield from decoder.decode(video)
 
 
@@ -183,9 +185,7 @@ class Decoder:
         notes: list[str] = []
         assert video.state is not None
         with of_one([each.timings for each in self._videos], video.number):
-            with video.timings.stage("load"):
-                machine.release()  # what others have left, which would seem to lack
-                tile = residence.vae_tile(video.plan, machine.free_bytes(video.plan.target.device))
+            tile = residence.vae_tile(video.plan, machine.free_bytes(video.plan.target.device))
             if tile:
                 yield Notice(residence.told_of_tiles(video.plan, tile))
             latents = zero_nonfinite(video.state.latents.to(video.plan.target.device))

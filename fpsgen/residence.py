@@ -84,7 +84,7 @@ def of_transformer(plans: Sequence[VideoPlan], offload: Offload = "auto", gpus: 
 
 def of_text_encoder(model: Model, target: Target) -> Home:
     """The same of the text encoder, of which each text needs each block once."""
-    weights = needs.weights(model.checkpoint, target)[model.checkpoint.words("text_encoder")]
+    weights = needs.of_part(model.checkpoint, target, "text_encoder")
     fits = weights < SHARE * machine.free_bytes(target.device)
     return "device" if fits else _elsewhere(weights, target.device)
 
@@ -98,8 +98,8 @@ def _elsewhere(weights: int, device: torch.device) -> Home:
 def vae_fits_beside(plan: VideoPlan, copies: int = 1) -> bool:
     """Whether the VAE, and what it needs to decode this video, fits into the memory that is free now, while the
     transformer is in it. copies: of its weights, which are to be loaded."""
-    weights = needs.weights(plan.model.checkpoint, plan.target)[plan.model.checkpoint.words("vae")]
-    return copies * weights + decoding(plan) < SHARE * machine.free_bytes(plan.target.device)
+    weights = copies and copies * needs.of_part(plan.model.checkpoint, plan.target, "vae")
+    return weights + decoding(plan) < SHARE * machine.free_bytes(plan.target.device)
 
 
 def vae_tile(plan: VideoPlan, free: int) -> tuple[int, int] | None:

@@ -25,7 +25,12 @@ VAE_2_2_BYTES_PER_PIXEL = 21_600
 
 def weights(checkpoint: Checkpoint, target: Target) -> dict[str, int]:
     """Bytes of each part's weights."""
-    return {checkpoint.words(part): sum(_sizes(checkpoint, target, part).values()) for part in checkpoint.parts}
+    return {checkpoint.words(part): of_part(checkpoint, target, part) for part in checkpoint.parts}
+
+
+def of_part(checkpoint: Checkpoint, target: Target, part: str) -> int:
+    """The same of one part, which takes less time to count."""
+    return sum(_sizes(checkpoint, target, part).values())
 
 
 def streamed(checkpoint: Checkpoint, target: Target, part: str = "transformer") -> int:

@@ -203,7 +203,7 @@ def test_graphs_are_gone_before_the_next_video_and_before_decoding(
     told = [event.about for event in pipeline.generate(requests, model, TARGET) if isinstance(event, Written)]
     assert [about["graphs"]["captured"] for about in told] == [1, 1]
     assert len(made) == 2
-    assert len(released) == 7  # text encoder, before each video, between them, transformer, before each decoding
+    assert len(released) == 6  # text encoder, before each video, transformer, before each decoding
 
 
 def frames_of(video: bytes) -> bytes:
