@@ -40,24 +40,26 @@ class Pace:
         return {stage: seconds * units[stage] for stage, seconds in asdict(self).items()}
 
 
-def modelled(plan: VideoPlan) -> float:
-    """Seconds of all steps on the card of `presets.cost`: attention and linear layers, and nothing that lies between
-    them."""
+def modelled(plan: VideoPlan, first: int = 0) -> float:
+    """Seconds of all steps, or of those from `first` on, on the card of `presets.cost`: attention and linear layers,
+    and nothing that lies between them."""
     config, tokens, branches = plan.model.config, plan.tiles.tokens, plan.request.settings.branches
     unit = 4.0 * config.dim * tokens**2 / (cost.TFLOPS["bf16"] * 1e12)  # dense attention of one layer in BF16
     return unit * fsum(
         step.share(branches) * branches * (cost.of_plan(own, tokens) + cost.of_linear(config, tokens, linear))
-        for step in plan.steps
+        for step in plan.steps[first:]
         for own, linear in step.layers
     )
 
 
 def keep(plan: VideoPlan, timings: Mapping[str, Any]) -> None:
-    """The pace of a video that was made alone, from its first step to its last. timings: as its comment has them. A
-    disk that refuses the file is no matter."""
-    pixels = _pixels(plan)
+    """The pace of a video that was made alone, from its first step to its last; the first one, which finds caches and
+    memory cold, does not count. timings: as its comment has them. A disk that refuses the file is no matter."""
+    pixels, computed = _pixels(plan), modelled(plan, first=1)
+    if not computed:
+        return
     own = Pace(
-        timings["load"], timings["text"], fsum(timings["steps"]) / modelled(plan), timings["decode"] / pixels,
+        timings["load"], timings["text"], fsum(timings["steps"][1:]) / computed, timings["decode"] / pixels,
         timings["encode"] / pixels,
     )  # fmt: skip
     with contextlib.suppress(OSError):

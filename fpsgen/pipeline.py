@@ -108,8 +108,7 @@ def generate(
     with of_all(clocks, "load"):
         plans = [resolve(request, model, target) for request in requests]
         kept = [None if resume is None else Unfinished(plan, resume, group.world) for plan in plans]
-        if resume is not None:
-            unfinished.check_room(plans)
+        unfinished.check_room(plans)
         for plan in plans:
             laid_out(plan, group)
         machine.reset_peak(target.device)

@@ -32,7 +32,7 @@ class Expected:
     speedup: float
 
     def __str__(self) -> str:
-        told = f"{self.speedup:.2f} times as fast as 1 by a model, which assumes {readable(int(LINK))}/s (NVLink)"
+        told = f"{self.speedup:.3g} times as fast as one by a model, which assumes NVLink at {int(LINK / 1e9)} GB/s"
         return f"{told_of(self.layout, self.sent)}; {told}"
 
 

@@ -190,7 +190,10 @@ class Unfinished:
             raise UsageError(told, hint=f"use that model, or begin anew without {option('resume')}")
         self._about = made_with(self._plan, weights or then) | self._gpus
         about = self._plan.about(weights or then)
-        return about | ({"resumed": [*self._kept.resumed, self.done]} if self._kept else {})
+        if self._kept is None:
+            return about
+        one_batch = self._kept.together if self._plan.request.settings.branches > 1 else None
+        return about | {"resumed": [*self._kept.resumed, self.done], "one_batch": one_batch}
 
     def together(self, first: int) -> bool | None:
         """What `Denoiser` is to be told, for the steps from `first` on: a batch of two guidance branches has other last

@@ -127,7 +127,7 @@ def times(found: Forecast) -> list[tuple[str, str]]:
         first = "no time" if found.modelled is None else "no time of other stages"
         told.append(("time", f"{first} is known: no video of this model and preset was made on this device yet"))
     if shared:
-        told.append(("GPUs", f"{shared}, and the cost model's H100s"))
+        told.append(("GPUs", f"{shared} between H100s"))
     if shared and denoise is not None:
         told.append(("denoise, shared", f"{denoise / shared.speedup:,.1f} s, by that model"))
     return told

@@ -6,7 +6,7 @@ import contextlib
 import re
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -66,9 +66,11 @@ def find(
     there = [request.output] if given.output else _files(request, given) if given.seed else []
     for path in filter(Path.exists, there):
         made = _comment(path)
-        others = unfinished.differences(made, plan.about(""), unfinished.OF_COMMENTS) if made else []
+        mine = replace(request, seed=_seed(made or {}, request, given), output=path)
+        now = plan.about("") | {"seed": mine.seed}
+        others = unfinished.differences(made, now, unfinished.OF_COMMENTS) if made else []
         if not others and (made or given.output):  # a gif, for one, has no place to say how it was made
-            return replace(request, output=path), made or {}
+            return mine, made or {}
         if others and given.output:
             told = f"{printable(path)} is complete, and of other settings: {'; '.join(others)}"
             raise UsageError(told, "choose another -o, or leave --resume out, and the new video will replace it")
@@ -127,11 +129,18 @@ def _like(
 
     kept = unfinished.read(path)
     about = kept.about if kept else {}  # it may be gone meanwhile
-    seed = request.seed if given.seed or not isinstance(about.get("seed"), int) else about["seed"]
-    mine = replace(request, seed=seed, output=path.with_name(path.name.removesuffix(unfinished.SUFFIX)))
+    mine = replace(
+        request, seed=_seed(about, request, given), output=path.with_name(path.name.removesuffix(unfinished.SUFFIX))
+    )
     others = unfinished.differences(about, unfinished.made_with(resolve(mine, model, target), ""))
     mine = replace(mine, prompt=str(about.get("prompt"))) if others else mine
     return mine, others, kept.done if kept else 0
+
+
+def _seed(about: Mapping[str, Any], request: Request, given: GivenByUser) -> int:
+    """Of a video that was begun, unless the user gave another one."""
+    seed = about.get("seed")
+    return seed if isinstance(seed, int) and not given.seed else request.seed
 
 
 def steps_finished(events: Iterator[Event], out: Output) -> Iterator[Event]:

@@ -36,9 +36,9 @@ def begin(gpus: int | None, device: str | None) -> None:
         raise UsageError(told, hint=f"use {option('device', device.partition(':')[0])}")
     if "RANK" not in os.environ:
         command = [sys.executable, "-m", "fpsgen", *sys.argv[1:]]
-        if "-" not in sys.argv[1:]:
+        if not {"-", "--prompts=-"} & {*sys.argv[1:]}:
             raise typer.Exit(launch(command, gpus, again=_AGAIN))
-        with tempfile.NamedTemporaryFile() as given:  # each process reads the prompt
+        with tempfile.NamedTemporaryFile() as given:  # each process reads what was given
             shutil.copyfileobj(sys.stdin.buffer, given)
             given.flush()
             raise typer.Exit(launch(command, gpus, given, again=_AGAIN))

@@ -202,7 +202,7 @@ def test_complete_and_nothing_kept_are_said(wan_folder: Path, tmp_path: Path, mo
     assert result.exit_code == 0
     assert "the video begins anew" in words(result)
     made = Path("a-cat-surfing-7.mp4").stat()
-    for args in (("--seed", 7), ("-o", "a-cat-surfing-7.mp4", "--seed", 7)):
+    for args in (("--seed", 7), ("-o", "a-cat-surfing-7.mp4", "--seed", 7), ("-o", "a-cat-surfing-7.mp4")):
         result = generate(wan_folder, "--resume", "--json", *args)
         report = told(result, "generate")
         assert "a-cat-surfing-7.mp4 is complete already" in words(result)

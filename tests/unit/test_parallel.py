@@ -124,4 +124,4 @@ def test_what_is_sent_and_what_it_costs() -> None:
     assert found.speedup == pytest.approx(40 / (40 * rows / plan.tiles.tokens / 2 + found.sent / LINK))
     assert 7 < found.speedup < 8
     assert (alone.sent, alone.speedup) == (0, 1)
-    assert "by a model, which assumes 300.0 GB/s (NVLink)" in str(found)
+    assert "as fast as one by a model, which assumes NVLink at 300 GB/s" in str(found)
