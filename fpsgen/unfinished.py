@@ -66,7 +66,7 @@ def place(output: Path) -> Path:
 class Snapshot:
     """What such a file says. about: what the video is made with; done: how many steps are behind it; seconds: of each
     of them; together: whether the last one computed both guidance branches in one batch; resumed: after which steps
-    earlier runs went on; levels, source: as `Carried` has them beside its tensors; tensors: by name."""
+    earlier runs went on; levels: of the velocities that `Carried` has; tensors: by name."""
 
     about: Mapping[str, Any]
     done: int
@@ -74,7 +74,6 @@ class Snapshot:
     together: bool
     resumed: tuple[int, ...]
     levels: tuple[float, ...]
-    source: int | None
     tensors: Mapping[str, Tensor]
 
 
@@ -97,7 +96,7 @@ def read(path: Path) -> Snapshot | None:
         kept = Snapshot(
             dict(told["about"]), int(told["done"]), tuple(map(float, told["seconds"])), bool(told["together"]),
             tuple(map(int, told["resumed"])), tuple(map(float, told.get("levels", ()))),
-            int(told["source"]) if "source" in told else None, safetensors.torch.load(body),
+            safetensors.torch.load(body),
         )  # fmt: skip
         if not 1 <= kept.done == len(kept.seconds):
             raise ValueError("it is no state of a video")
@@ -225,11 +224,8 @@ class Unfinished:
             if any(step.compute == "reuse" for step in later):
                 tensors |= {f"velocity.{number}": each for number, (_, each) in enumerate(carried.velocities)}
                 told["levels"] = [level for level, _ in carried.velocities]
-            if any(step.guidance == "reuse" for step in later):
-                if carried.difference is not None:
-                    tensors["difference"] = carried.difference
-                elif carried.source is not None:
-                    tensors["source"], told["source"] = carried.source[:2]
+            if carried.difference is not None and any(step.guidance == "reuse" for step in later):
+                tensors["difference"] = carried.difference
         whole = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
         with timings.stage("denoise"):
             self._settle()
@@ -278,9 +274,7 @@ class Unfinished:
                 left = sum(name.startswith("left.") for name in here)
                 solver.go_on(kept.done, [here[f"left.{number}"] for number in range(left)])
             velocities = [(level, here[f"velocity.{number}"]) for number, level in enumerate(kept.levels)]
-            source = None if kept.source is None else (here["source"], kept.source, plan.steps[kept.source])
-            carried = Carried(velocities, here.get("difference"), source)
-            return State(here["latents"], solver, carried, kept.done)
+            return State(here["latents"], solver, Carried(velocities, here.get("difference")), kept.done)
         except (ValueError, KeyError, IndexError) as fault:
             raise _damaged(self.path, fault) from None
 

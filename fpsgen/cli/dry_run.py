@@ -98,6 +98,7 @@ def to_download(name: str) -> str:
 def rows(found: Forecast, model: Model, target: Target, download: str) -> list[tuple[str, str]]:
     """Each line's name and text."""
     tile, more = found.vae_tile, "" if found.fits else "; more than is free"
+    parts = "one part at a time" + (", or the VAE beside the transformer where both fit" if found.videos > 1 else "")
     return [
         ("model", f"{model.full_name}, {target.dtype_name} on {target.device}"),
         ("download", download or "nothing"),
@@ -105,7 +106,7 @@ def rows(found: Forecast, model: Model, target: Target, download: str) -> list[t
         ("attention", flop(found.attention_flops)),
         ("linear layers", flop(found.linear_flops)),
         *((name, readable(size)) for name, size in found.memory.items()),
-        ("peak memory", f"{readable(found.peak_memory)}, one part at a time; an estimate{more}"),
+        ("peak memory", f"{readable(found.peak_memory)}, {parts}; an estimate{more}"),
         ("placement", in_flags(f"{found.residence}")),
         ("VAE", f"decodes in tiles of {tile[1]}x{tile[0]} latents" if tile else "decodes whole frames"),
         *times(found),

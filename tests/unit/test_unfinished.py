@@ -83,7 +83,6 @@ def test_no_state_ends_in_anything_but_a_sentence(wan_folder: Path, tmp_path: Pa
             if (key, value) not in (("together", -1),) and key not in ("together", "resumed", "seconds"):
                 refused(inside | {key: value}, tensors)
     refused(inside | {"done": 3, "seconds": [0.1] * 3, "about": inside["about"] | {"steps": 3}}, tensors)
-    refused(inside | {"source": 99}, tensors)
     refused(inside | {"levels": [0.5]}, tensors)
     for name in tensors:
         refused(inside, {other: each for other, each in tensors.items() if other != name})
