@@ -42,7 +42,8 @@ def free_bytes(device: torch.device) -> int:
         return torch.cuda.mem_get_info(device)[0]
     import psutil
 
-    return psutil.virtual_memory().available // max(1, int(os.environ.get("LOCAL_WORLD_SIZE") or 1))
+    beside = os.environ.get("LOCAL_WORLD_SIZE", "")
+    return psutil.virtual_memory().available // (max(1, int(beside)) if beside.isdecimal() else 1)
 
 
 def release() -> None:

@@ -36,6 +36,7 @@ _WRITER = ThreadPoolExecutor(1, "unfinished")  # of all videos; its thread begin
 _FORMAT = 1
 _HASH = hashlib.sha256().digest_size
 _MOST_HEADER = 2**20  # bytes
+_MOST_BYTES = 2**31  # of a state; a video of 81 frames of 1280x720 has 135 MB at most
 _MOST_TENSORS = 7  # latents; two predictions and what the last step went out from; two velocities; what guidance uses
 _SMALL = {".mp4", ".webm", ".gif"}
 _BYTES_PER_PIXEL = {True: 0.2, False: 3.0}  # of a small format or another; the pocket model's mp4 files have 0.08
@@ -83,7 +84,7 @@ def read(path: Path) -> Snapshot | None:
         if path.is_symlink() or not path.exists():
             return None
         with files.open_regular(path) as file:
-            data = file.read()
+            data = file.read(_MOST_BYTES)
         body = data[:-_HASH]
         if data[-_HASH:] != hashlib.sha256(body).digest():
             raise ValueError("it is damaged")
@@ -136,7 +137,7 @@ def _brief(value: Any) -> str:
     """A value of a setting in a sentence."""
     if isinstance(value, dict):
         value = value["name"] if "name" in value else [f"{key} {own}" for key, own in value.items()]
-    if value is None or value == []:
+    if value is None or value in ([], ""):
         return "none"
     if isinstance(value, list):
         return ", ".join(_brief(each.get("file", each) if isinstance(each, dict) else each) for each in value[:3])
@@ -202,7 +203,9 @@ class Unfinished:
 
     def warn(self, first: int, together: bool) -> Iterator[Notice]:
         """That the steps before were computed otherwise. together: whether those from `first` on are, in one batch."""
-        if self._kept and self._kept.together and first == self.done != self._plan.high_steps and not together:
+        alone = self._gpus["gpus"] == 1  # where others help, the note of what is around it says so
+        otherwise = self._kept is not None and self._kept.together and not together
+        if alone and otherwise and first == self.done != self._plan.high_steps:
             told = "both guidance branches were computed in one batch before, for which memory is too small now"
             yield Notice(f"{told}: the last bits may differ from those of an uninterrupted run")
 

@@ -228,7 +228,7 @@ def _checked(key: str, value: Any, folder: Path) -> Any:
 
 def _check_name(name: str) -> None:
     """UsageError for what is not the name of a file in the output folder."""
-    if name.startswith(".") or len(name.encode("utf-8", "replace")) > 200 or {*name} & {*'/\\:*?"<>|'}:
+    if name.startswith((".", " ")) or len(name.encode("utf-8", "replace")) > 200 or {*name} & {*'/\\:*?"<>|'}:
         told = f"name is {printable(name, 80)!r}, which is not the name of a file"
         raise UsageError(told, hint='write it without folders, such as "name": "surfing-cat"')
 

@@ -108,7 +108,8 @@ def _kept(request: Request, given: GivenByUser) -> list[Path]:
     from fpsgen import unfinished
 
     found = [unfinished.place(request.output)] if given.output else _files(request, given, unfinished.SUFFIX)
-    return sorted((path for path in found if path.is_file()), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    found = [path for path in found if path.is_file() and not path.is_symlink()]
+    return sorted(found, key=lambda path: path.stat().st_mtime_ns, reverse=True)
 
 
 def _files(request: Request, given: GivenByUser, suffix: str = "") -> list[Path]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from fpsgen.cli.many import Share
 from fpsgen.errors import UsageError, option
 from fpsgen.launch import follow, launch, ready
 
@@ -42,9 +43,12 @@ def begin(gpus: int | None, device: str | None) -> None:
             shutil.copyfileobj(sys.stdin.buffer, given)
             given.flush()
             raise typer.Exit(launch(command, gpus, given, again=_AGAIN))
-    if (world := int(os.environ["WORLD_SIZE"])) != gpus:
+    if (world := Share.of_process().world) != gpus:
         told = f"{option('gpus', gpus)}: torchrun has started {world} processes"
         raise UsageError(told, hint=f"use {option('gpus', world)}, or leave it out to share out videos")
+    if not (os.environ.get("MASTER_ADDR") and os.environ.get("MASTER_PORT", "").isdecimal()):
+        told = "the environment has RANK, but not where the processes meet: MASTER_ADDR and MASTER_PORT"
+        raise UsageError(told, hint="start it by torchrun, or unset RANK and WORLD_SIZE")
     follow()
     if os.environ["RANK"] != "0":
         sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115

@@ -150,3 +150,21 @@ def test_ctrl_c_stops_all(tmp_path: Path) -> None:
         assert run.returncode == 130, told
         assert psutil.wait_procs([*processes.values()], timeout=10)[1] == []
         assert "stopped" in told
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({}, "torchrun has started 1 processes"), ({"WORLD_SIZE": "x"}, "which is no process of a run"),
+        ({"WORLD_SIZE": "2"}, "MASTER_ADDR and MASTER_PORT"), ({"WORLD_SIZE": "1", "RANK": "5"}, "which is no process"),
+        ({"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "x"}, "MASTER_ADDR and MASTER_PORT"),
+    ],
+)  # fmt: skip
+def test_an_environment_that_torchrun_does_not_make_is_told(
+    more: dict[str, str], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"RANK": "0", **more}.items():
+        monkeypatch.setenv(name, value)
+    refused = invoke("a cat", "--model", "pocket", "--gpus", 2)
+    assert refused.exit_code == 2
+    assert words in refused.output

@@ -186,5 +186,7 @@ def test_processes_beside_each_other_share_the_host_s_memory(monkeypatch: pytest
     monkeypatch.setattr("psutil.virtual_memory", lambda: types.SimpleNamespace(available=1000))
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     assert machine.free_bytes(torch.device("cpu")) == 1000
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "x")
+    assert machine.free_bytes(torch.device("cpu")) == 1000
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")  # as torchrun and `--gpus` set it
     assert machine.free_bytes(torch.device("cpu")) == 250
