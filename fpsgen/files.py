@@ -23,6 +23,7 @@ from typing import Any
 from fpsgen.errors import UsageError, option, reason
 from fpsgen.printable import printable
 
+UNFINISHED = ".unfinished"  # after the name of a video, that of the file which keeps its state (`unfinished`)
 _FOLDER = ".fpsgen-folder-"
 _A_DAY = 24 * 3600  # seconds
 _FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))

@@ -31,7 +31,6 @@ from fpsgen.request import VideoPlan
 from fpsgen.sampling import Carried, State
 from fpsgen.timing import Timings
 
-SUFFIX = ".unfinished"
 _WRITER = ThreadPoolExecutor(1, "unfinished")  # of all videos; its thread begins with the first state
 _FORMAT = 1
 _HASH = hashlib.sha256().digest_size
@@ -60,7 +59,7 @@ _PLACES = {"path", "measured"}  # inside of LoRAs, images and presets: what tell
 
 def place(output: Path) -> Path:
     """The file that keeps the state of a video."""
-    return output.with_name(output.name + SUFFIX)
+    return output.with_name(output.name + files.UNFINISHED)
 
 
 @dataclass(frozen=True)

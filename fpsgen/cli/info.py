@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from fpsgen import files
 from fpsgen.cli.options import expand
 from fpsgen.cli.output import Output
 from fpsgen.printable import printable, readable
@@ -29,7 +30,7 @@ def info(video: Path, json: bool = False) -> None:
     """
     out = Output(json)
     video = expand(video)
-    made = (_unfinished(video) if video.suffix == ".unfinished" else None) or _complete(video)
+    made = (_unfinished(video) if video.suffix == files.UNFINISHED else None) or _complete(video)
     if not json:
         out.show(table(made))
         return

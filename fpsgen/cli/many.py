@@ -153,7 +153,7 @@ def one_place(
     assert line.seed is not None
     if output is None:
         name = Path(chosen.video_name(line.prompt, line.seed)).with_suffix(suffix)
-        path, of_frames = files.free(preferences.output_folder() / name, f"{suffix}.unfinished"), not suffix
+        path, of_frames = files.free(preferences.output_folder() / name, f"{suffix}{files.UNFINISHED}"), not suffix
     else:
         path, of_frames = place(output)
     may_replace = output is not None and not no_clobber
@@ -259,7 +259,7 @@ def _place(line: PromptLine, path: Path, asked: str, named: Mapping[str, PromptL
         if not os.path.lexists(own):
             return Place(line, own, asked, makes_folder=True)
         if (told := _told_by(own)) in (asked, None):
-            ends = resume and told is None and own.with_name(f"{own.name}.unfinished").is_file()
+            ends = resume and told is None and own.with_name(f"{own.name}{files.UNFINISHED}").is_file()
             return Place(line, own, asked, is_there=not ends)
     raise AssertionError
 

@@ -101,7 +101,7 @@ def check_places(wanted: Wanted, todo: Sequence[Place], faults: Faults) -> Looke
         line, path = place.line, place.path
         with faults.of(line):
             with files.refused(path, "choose another name with -o", "output"), contextlib.suppress(FileNotFoundError):
-                os.lstat(f"{path}.unfinished")  # what is kept of it meanwhile, whose name is longer
+                os.lstat(f"{path}{files.UNFINISHED}")  # what is kept of it meanwhile, whose name is longer
             wanted.encoding.check_fits(path, line.frames)
             if (line.image, line.last_image) not in looked:
                 looked[line.image, line.last_image] = choices.find_images(line.image, line.last_image)

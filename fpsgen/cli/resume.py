@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fpsgen import files
 from fpsgen.cli import chosen, signals
 from fpsgen.cli.output import Output
 from fpsgen.errors import UsageError
@@ -107,7 +108,7 @@ def _kept(request: Request, given: GivenByUser) -> list[Path]:
     """The files that may keep the video's state, the newest first."""
     from fpsgen import unfinished
 
-    found = [unfinished.place(request.output)] if given.output else _files(request, given, unfinished.SUFFIX)
+    found = [unfinished.place(request.output)] if given.output else _files(request, given, files.UNFINISHED)
     found = [path for path in found if path.is_file() and not path.is_symlink()]
     return sorted(found, key=lambda path: path.stat().st_mtime_ns, reverse=True)
 
@@ -131,7 +132,7 @@ def _like(
     kept = unfinished.read(path)
     about = kept.about if kept else {}  # it may be gone meanwhile
     mine = replace(
-        request, seed=_seed(about, request, given), output=path.with_name(path.name.removesuffix(unfinished.SUFFIX))
+        request, seed=_seed(about, request, given), output=path.with_name(path.name.removesuffix(files.UNFINISHED))
     )
     others = unfinished.differences(about, unfinished.made_with(resolve(mine, model, target), ""))
     mine = replace(mine, prompt=str(about.get("prompt"))) if others else mine

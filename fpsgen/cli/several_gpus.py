@@ -76,7 +76,7 @@ def together(
 
     if gpus is None or gpus == 1:
         return nullcontext(Ranks())
-    for request in requests:
+    for request in {one.settings: one for one in requests}.values():  # of which thousands may be alike
         laid_out(resolve(request, model, target), Ranks(0, gpus))
     ready()
     return joined(target.device, _AGAIN)

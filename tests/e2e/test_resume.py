@@ -16,7 +16,7 @@ import torch
 from typer.testing import CliRunner
 
 from fpsgen import experts as turns
-from fpsgen import sampling, unfinished
+from fpsgen import files, sampling, unfinished
 from fpsgen.cli import app, signals
 from fpsgen.sampling import Denoiser
 from fpsgen.unfinished import Unfinished
@@ -303,7 +303,7 @@ def test_a_disk_that_is_full_is_told_before_anything_loads(
 def test_where_the_state_cannot_be_written_the_video_is_made_all_the_same(
     wan_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fill_disk(monkeypatch, unfinished.SUFFIX)
+    fill_disk(monkeypatch, files.UNFINISHED)
     result = generate(wan_folder, "-o", tmp_path / "a.mp4")
     assert result.exit_code == 0
     assert words(result).count("a.mp4.unfinished cannot be written: No space left on device") == 1
